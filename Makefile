@@ -1,0 +1,72 @@
+# Everyday commands. `make` alone lists them.
+#
+# Variables that can be given on the command line:
+#   PYTHON=python3.12        the interpreter that the environment is made with (3.11 or newer)
+#   TORCH=torch==2.13.0      the torch requirement handed to pip
+#   PIP_ARGS=...             further arguments for pip, such as an index that serves torch without CUDA
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+PIP_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+RUN_STAMP := $(VENV)/.installed-run
+DEV_STAMP := $(VENV)/.installed-dev
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help install install-demo demo test check-format lint types layers unit format gallery evidence clean
+
+help:  ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(DEV_STAMP)  ## make .venv with the package (editable) and the tools of development
+
+install-demo: $(RUN_STAMP)  ## make .venv with the package (editable) only
+
+demo: install-demo  ## a reference clip, your picture doing the same, and a contact sheet of both
+	$(BIN)/sememe demo
+
+test: install check-format lint types layers unit  ## everything CI checks: format, lint, types, layers, tests
+
+check-format: install  ## is every file formatted?
+	$(BIN)/ruff format --check
+
+lint: install  ## ruff's rules
+	$(BIN)/ruff check
+
+types: install  ## mypy over src and tests
+	$(BIN)/mypy
+
+layers: install  ## which package may import which
+	$(BIN)/lint-imports
+
+unit: install  ## pytest over the whole suite
+	$(BIN)/python -m pytest
+
+format: install  ## format and repair what ruff can
+	$(BIN)/ruff check --fix-only --quiet
+	$(BIN)/ruff format
+
+gallery: install-demo  ## draw the gallery of all conditions of the procedural world
+	$(BIN)/sememe world gallery
+
+evidence: install-demo  ## measure the built-in Video-As-Prompt model again (long)
+	$(BIN)/sememe evaluate video-as-prompt --model tiny --json
+
+clean:  ## remove caches and builds; .venv stays
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# A development install holds all that a plain one does, so it satisfies both stamps.
+$(DEV_STAMP): pyproject.toml | $(BIN)/python
+	$(PIP) install --quiet $(PIP_ARGS) "$(TORCH)" --editable ".[dev]"
+	@touch $(RUN_STAMP) $(DEV_STAMP)
+
+$(RUN_STAMP): pyproject.toml | $(BIN)/python
+	$(PIP) install --quiet $(PIP_ARGS) "$(TORCH)" --editable "."
+	@touch $(RUN_STAMP)

@@ -1,0 +1,118 @@
+"""Which clips are shown together: references, and targets of the same condition in other scenes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sememe.errors import InputError, RecipeError
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """Indices of items. Target number k belongs to reference number k // targets_per_reference.
+
+    `references` has shape (num_references,), `targets` (num_references * targets_per_reference,); int64.
+    """
+
+    references: np.ndarray
+    targets: np.ndarray
+
+    @property
+    def targets_per_reference(self) -> int:
+        """How many targets share a reference."""
+        return len(self.targets) // len(self.references)
+
+
+class PairSampler:
+    """Draws pairs from items of which each shows one condition in one scene.
+
+    Conditions are drawn uniformly, however many items they have, and without repetition as long as there are
+    enough. With probability `same_scene_share` the targets of a reference take the scenes of another one's targets
+    in the same batch: same pictures, different conditions, so that the reference alone tells what is to happen.
+
+    Raises `InputError` for a condition with fewer than two scenes, `RecipeError` for a share that cannot take effect.
+    """
+
+    def __init__(
+        self, conditions_per_item: Sequence[str], scenes_per_item: Sequence[str], *, same_scene_share: float = 0.5
+    ) -> None:
+        if len(conditions_per_item) != len(scenes_per_item) or not len(conditions_per_item):
+            raise InputError(
+                "pairing needs a condition and a scene for each item, "
+                f"got {len(conditions_per_item)} conditions and {len(scenes_per_item)} scenes"
+            )
+        if not 0.0 <= same_scene_share <= 1.0:
+            raise RecipeError(f"same_scene_share must be between 0 and 1, got {same_scene_share}")
+        items: dict[str, dict[str, list[int]]] = {}
+        for index, (condition, scene) in enumerate(zip(conditions_per_item, scenes_per_item, strict=True)):
+            items.setdefault(condition, {}).setdefault(scene, []).append(index)
+        self.conditions = tuple(sorted(items))
+        for condition in self.conditions:
+            if len(items[condition]) < 2:
+                raise InputError(
+                    f"condition {condition!r} has one scene only, and a pair needs two; add one or leave it out"
+                )
+        self._items = [items[condition] for condition in self.conditions]
+        self._scenes = [tuple(each) for each in self._items]
+        self._share = same_scene_share
+        if same_scene_share and not _is_any_shared(self._scenes):
+            raise RecipeError("same_scene_share has no effect: no scene was seen under two conditions; set it to 0")
+
+    def draw(self, generator: np.random.Generator, num_references: int, targets_per_reference: int = 1) -> PairBatch:
+        """Draw one batch. The same generator state gives the same batch."""
+        if num_references < 1 or targets_per_reference < 1:
+            raise InputError(
+                f"a batch needs at least one reference and target, got {num_references} and {targets_per_reference}"
+            )
+        references: list[int] = []
+        targets: list[int] = []
+        scenes_drawn: list[tuple[str, ...]] = []
+        conditions = self._draw_conditions(generator, num_references)
+        for number, condition in enumerate(conditions):
+            wanted: tuple[str, ...] = ()
+            others = [each for each in range(number) if conditions[each] != condition]
+            if others and generator.random() < self._share:
+                wanted = scenes_drawn[others[int(generator.integers(len(others)))]]
+            own = self._draw_scene(generator, condition, avoid=wanted)
+            scenes = self._choose_scenes(generator, condition, own, wanted, targets_per_reference)
+            references.append(self._draw_item(generator, condition, own))
+            targets += [self._draw_item(generator, condition, scene) for scene in scenes]
+            scenes_drawn.append(scenes)
+        return PairBatch(references=np.array(references, np.int64), targets=np.array(targets, np.int64))
+
+    def _draw_conditions(self, generator: np.random.Generator, count: int) -> list[int]:
+        drawn: list[int] = []
+        while len(drawn) < count:
+            drawn += [int(each) for each in generator.permutation(len(self.conditions))[: count - len(drawn)]]
+        return drawn
+
+    def _draw_scene(self, generator: np.random.Generator, condition: int, avoid: Sequence[str]) -> str:
+        scenes = self._scenes[condition]
+        # Scenes are many and the avoided few, so a few tries nearly always do; then the reference's scene goes first.
+        for _ in range(8):
+            scene = scenes[int(generator.integers(len(scenes)))]
+            if scene not in avoid:
+                break
+        return scene
+
+    def _choose_scenes(
+        self, generator: np.random.Generator, condition: int, own: str, wanted: Sequence[str], count: int
+    ) -> tuple[str, ...]:
+        available = self._items[condition]
+        chosen = [scene for scene in wanted if scene in available and scene != own][:count]
+        scenes = self._scenes[condition]
+        while len(chosen) < count:
+            scene = scenes[int(generator.integers(len(scenes)))]
+            is_spare = len(chosen) < len(scenes) - 1 and scene in chosen
+            if scene != own and not is_spare:
+                chosen.append(scene)
+        return tuple(chosen)
+
+    def _draw_item(self, generator: np.random.Generator, condition: int, scene: str) -> int:
+        items = self._items[condition][scene]
+        return items[int(generator.integers(len(items)))] if len(items) > 1 else items[0]
+
+
+def _is_any_shared(scenes: Sequence[Sequence[str]]) -> bool:
+    return sum(map(len, scenes)) > len(set().union(*scenes))

@@ -1,0 +1,1 @@
+"""The mathematics of generation: objectives, guidance, and the one denoising loop."""

@@ -1,0 +1,96 @@
+"""Writing a file so that it is whole or not there at all."""
+
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from sememe.errors import OutputError
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yield a path to write to; what was written there becomes `path` at once when the block ends well.
+
+    The temporary file is a hidden one in the same folder with the same suffix. It is flushed to the disk and then
+    renamed over `path`, so that a reader sees the old file or the new one and never half of one. If the block ends by
+    any exception, Ctrl-C included, the temporary file is removed and an older `path` stays as it was.
+
+    Raises:
+        OutputError: the folder does not exist or cannot be written, `path` is a folder, or the disk is full. An
+            `OSError` raised inside the block comes out as an `OutputError` too.
+    """
+    path = Path(path)
+    check_writable(path)
+    part = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.part{path.suffix}")
+    try:
+        part.touch(exist_ok=False)
+        yield part
+        _flush(part)
+        part.replace(path)
+        _flush(path.parent)
+    except OutputError:
+        raise
+    except OSError as error:
+        raise OutputError(describe_write_error(path, error)) from error
+    finally:
+        with suppress(OSError):
+            part.unlink()
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Write `data` to `path` atomically. Raises `OutputError` as `atomic_path` does."""
+    with atomic_path(path) as part:
+        part.write_bytes(data)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write `text` to `path` as UTF-8, atomically. Raises `OutputError` as `atomic_path` does."""
+    write_bytes(path, text.encode())
+
+
+def check_writable(path: str | Path) -> None:
+    """Raise `OutputError` if `path` cannot become a file, before any work is spent on what should go there."""
+    path = Path(path)
+    try:
+        _check_place(path)
+    except OutputError:
+        raise
+    except OSError as error:
+        raise OutputError(describe_write_error(path, error)) from error
+
+
+def _check_place(path: Path) -> None:
+    if path.is_dir():
+        raise OutputError(f"expected the name of a file to write, got the folder {path}; add a file name")
+    folder = path.parent
+    if not folder.exists():
+        raise OutputError(f"cannot write {path}: the folder {folder} does not exist; create it first")
+    if not folder.is_dir():
+        raise OutputError(f"cannot write {path}: {folder} is a file, not a folder; choose another place")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"cannot write {path}: no permission to write in {folder}; choose another folder")
+
+
+def describe_write_error(path: str | Path, error: OSError) -> str:
+    """One line about why `path` could not be written."""
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return f"cannot write {path}: the disk is full; free some space or choose another folder"
+    if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
+        return f"cannot write {path}: no permission; choose another folder"
+    if error.errno == errno.ENAMETOOLONG:
+        return f"cannot write {path}: the name is too long; choose a shorter one"
+    return f"cannot write {path}: {error.strerror or error}"
+
+
+def _flush(path: Path) -> None:
+    """Have the system put a file, or the entries of a folder, on the disk."""
+    if path.is_dir() and os.name == "nt":
+        return  # Windows cannot open folders
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

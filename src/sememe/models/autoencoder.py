@@ -1,0 +1,139 @@
+"""Videos to latents and back: the one place where latents are normalised.
+
+Whatever leaves `encode_video` has about zero mean and unit variance per channel, and everything behind it works with
+such latents only.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.utils.torch_utils import get_module_execution_device
+from jaxtyping import Float
+from torch import nn
+
+from sememe.errors import InputError, ModelError
+
+Video = Float[torch.Tensor, "batch 3 frame height width"]
+Latents = Float[torch.Tensor, "batch channel latent_frame latent_height latent_width"]
+
+
+@dataclass(frozen=True)
+class LatentGrid:
+    """What a causal video autoencoder makes of a video's shape.
+
+    Attributes:
+        temporal_ratio: frames per latent frame; the first frame has a latent frame of its own.
+        spatial_ratio: pixels per latent pixel, in height and in width.
+        num_channels: channels of a latent.
+        patch_size: latent pixels per token of the transformer behind it, in height and in width.
+    """
+
+    temporal_ratio: int
+    spatial_ratio: int
+    num_channels: int
+    patch_size: int = 1
+
+    @property
+    def size_multiple(self) -> int:
+        """Height and width in pixels must be multiples of this."""
+        return self.spatial_ratio * self.patch_size
+
+    def count_latent_frames(self, num_frames: int) -> int:
+        return (num_frames - 1) // self.temporal_ratio + 1
+
+    def count_frames(self, num_latent_frames: int) -> int:
+        return (num_latent_frames - 1) * self.temporal_ratio + 1
+
+    def nearest_num_frames(self, num_frames: int) -> int:
+        """The nearest number of frames that the autoencoder can make, at least 1; the larger of two equally near."""
+        steps = (max(num_frames, 1) - 1 + self.temporal_ratio // 2) // self.temporal_ratio
+        return self.count_frames(steps + 1)
+
+    def nearest_size(self, pixels: int) -> int:
+        """The nearest height or width that fits, at least one multiple."""
+        return max(1, (pixels + self.size_multiple // 2) // self.size_multiple) * self.size_multiple
+
+    def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """(channel, frame, height, width) of the latents of a video.
+
+        Raises:
+            InputError: where no latents have that shape; names the nearest that have.
+        """
+        if self.nearest_num_frames(num_frames) != num_frames:
+            raise InputError(
+                f"num_frames must be 1 more than a multiple of {self.temporal_ratio} for this model, got {num_frames}; "
+                f"the nearest is {self.nearest_num_frames(num_frames)}"
+            )
+        for name, pixels in (("height", height), ("width", width)):
+            if self.nearest_size(pixels) != pixels:
+                raise InputError(
+                    f"{name} must be a multiple of {self.size_multiple} for this model, got {pixels}; "
+                    f"the nearest is {self.nearest_size(pixels)}"
+                )
+        frames = self.count_latent_frames(num_frames)
+        return self.num_channels, frames, height // self.spatial_ratio, width // self.spatial_ratio
+
+
+def latent_grid(vae: nn.Module, patch_size: int = 1) -> LatentGrid:
+    """The grid of a diffusers video autoencoder (Wan, Cosmos or CogVideoX).
+
+    Raises:
+        ModelError: for any other class.
+    """
+    config: Any = vae.config
+    name = type(vae).__name__
+    if name == "AutoencoderKLWan":
+        return LatentGrid(config.scale_factor_temporal, config.scale_factor_spatial, config.z_dim, patch_size)
+    if name == "AutoencoderKLCosmos":
+        ratios = (config.temporal_compression_ratio, config.spatial_compression_ratio)
+        return LatentGrid(*ratios, config.latent_channels, patch_size)
+    if name == "AutoencoderKLCogVideoX":
+        spatial = 2 ** (len(config.block_out_channels) - 1)
+        return LatentGrid(int(config.temporal_compression_ratio), spatial, config.latent_channels, patch_size)
+    raise ModelError(
+        f"expected AutoencoderKLWan, AutoencoderKLCosmos or AutoencoderKLCogVideoX as the autoencoder, got {name}"
+    )
+
+
+def encode_video(vae: nn.Module, video: Video) -> Latents:
+    """Encodes to normalised latents; deterministic (the mode of the posterior).
+
+    Args:
+        vae: a diffusers video autoencoder.
+        video: values in [-1, 1]; the number of frames is 1 more than a multiple of the temporal ratio.
+
+    Returns:
+        Latents in the autoencoder's precision.
+    """
+    autoencoder: Any = vae
+    latents = autoencoder.encode(video.to(get_module_execution_device(vae), autoencoder.dtype)).latent_dist.mode()
+    mean, std = _statistics(vae, latents)
+    return (latents - mean) / std
+
+
+def decode_latents(vae: nn.Module, latents: Latents) -> Video:
+    """Decodes normalised latents to a video in [-1, 1], in the autoencoder's precision."""
+    autoencoder: Any = vae
+    latents = latents.to(get_module_execution_device(vae), autoencoder.dtype)
+    mean, std = _statistics(vae, latents)
+    return autoencoder.decode(latents * std + mean).sample.clamp(-1.0, 1.0)
+
+
+def _statistics(vae: nn.Module, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and deviation of raw latents, each broadcastable over (batch, channel, frame, height, width)."""
+    config: Any = vae.config
+    means, deviations = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
+    if means is None or deviations is None:
+        scale = getattr(config, "scaling_factor", None) or 1.0
+        return latents.new_zeros(()), latents.new_full((), 1.0 / scale)
+    return tuple(_per_channel(values, latents) for values in (means, deviations))  # type: ignore[return-value]
+
+
+def _per_channel(values: list[float], latents: torch.Tensor) -> torch.Tensor:
+    table = latents.new_tensor(values).view(1, latents.shape[1], -1, 1, 1)
+    if table.shape[2] == 1:
+        return table
+    # Cosmos has figures per latent frame as well; what is longer than its table goes on as the table ends.
+    frames = torch.arange(latents.shape[2], device=latents.device).clamp(max=table.shape[2] - 1)
+    return table[:, :, frames]

@@ -1,0 +1,117 @@
+"""Folders of tensors (config.json and safetensors, in shards where large), read strictly."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from sememe.errors import ModelError, OutputError
+
+CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
+INDEX_NAME = WEIGHTS_NAME + ".index.json"
+_SHARD_PATTERN = "diffusion_pytorch_model{suffix}.safetensors"
+
+
+def write_tensors(
+    folder: Path, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], max_shard_size: int | str = "5GB"
+) -> None:
+    """Writes tensors and their config, with an index beside them where more than one file is needed.
+
+    Raises:
+        OutputError: where the folder cannot be written.
+    """
+    split = split_torch_state_dict_into_shards(
+        dict(tensors), filename_pattern=_SHARD_PATTERN, max_shard_size=max_shard_size
+    )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for stale in [*folder.glob("*.safetensors"), folder / INDEX_NAME, folder / CONFIG_NAME]:
+            stale.unlink(missing_ok=True)
+        for name, keys in split.filename_to_tensors.items():
+            save_file({key: tensors[key].detach().contiguous() for key in keys}, folder / name, {"format": "pt"})
+        if split.is_sharded:
+            index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+            (folder / INDEX_NAME).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+        # The config comes last: a folder without one was not finished.
+        (folder / CONFIG_NAME).write_text(json.dumps(dict(config), indent=2, sort_keys=True) + "\n")
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"the model folder {folder} cannot be written: {error}") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+        ModelError: where the file is absent or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelError(f"a model folder with {path.name} was expected, but {path} cannot be read") from error
+    except ValueError as error:
+        raise ModelError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{path} must hold a JSON object, got {type(content).__name__}")
+    return content
+
+
+def iterate_tensors(folder: Path, expected: Mapping[str, torch.Size]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Reads tensors one by one, after their names and shapes were compared with `expected`.
+
+    Raises:
+        ModelError: where a tensor is missing, extra or of another shape, or a file is absent or damaged.
+    """
+    files = _list_files(folder)
+    try:
+        shapes: dict[str, torch.Size] = {}
+        for path in files:
+            with safe_open(path, "pt") as file:
+                shapes |= {key: torch.Size(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+        check_tensors(folder, expected, shapes)
+        for path in files:
+            with safe_open(path, "pt") as file:
+                for key in file.keys():  # noqa: SIM118
+                    yield key, file.get_tensor(key)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"the weights in {folder} cannot be read ({error}); copy the folder again") from error
+
+
+def check_tensors(folder: Path | str, expected: Mapping[str, torch.Size], found: Mapping[str, torch.Size]) -> None:
+    """Compares tensors by name and shape.
+
+    Raises:
+        ModelError: which names what is missing, extra or of another shape.
+    """
+    missing = sorted(expected.keys() - found.keys())
+    extra = sorted(found.keys() - expected.keys())
+    reshaped = [
+        f"{key} {tuple(found[key])} instead of {tuple(expected[key])}"
+        for key in sorted(expected.keys() & found.keys())
+        if found[key] != expected[key]
+    ]
+    problems = [
+        f"{len(names)} {kind}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+        for kind, names in (("missing", missing), ("not expected", extra), ("of another shape", reshaped))
+        if names
+    ]
+    if problems:
+        raise ModelError(f"the tensors in {folder} do not fit its config; {'; '.join(problems)}")
+
+
+def _list_files(folder: Path) -> list[Path]:
+    if not (folder / INDEX_NAME).exists():
+        if not (folder / WEIGHTS_NAME).is_file():
+            raise ModelError(f"a model folder with {WEIGHTS_NAME} or {INDEX_NAME} was expected, {folder} has neither")
+        return [folder / WEIGHTS_NAME]
+    weight_map = read_json(folder / INDEX_NAME).get("weight_map")
+    names = set(weight_map.values()) if isinstance(weight_map, dict) else set()
+    # An index must not lead out of its folder.
+    if not names or not all(isinstance(name, str) and name == Path(name).name for name in names):
+        raise ModelError(f"{folder / INDEX_NAME} must map tensors to files beside it")
+    return [folder / name for name in sorted(names)]

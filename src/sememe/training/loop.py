@@ -1,0 +1,434 @@
+"""The training loop: one for every stage of every system."""
+
+import dataclasses
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from sememe.errors import ModelError, OutputError, RecipeError
+from sememe.files import describe_write_error
+from sememe.training.average import WeightAverage, copy_tensors
+from sememe.training.batches import BatchSource
+from sememe.training.checkpoint import Checkpoint, find_latest, list_checkpoints, load_checkpoint, save_checkpoint
+from sememe.training.config import TrainingConfig
+from sememe.training.distribution import Distribution, open_distribution
+from sememe.training.export import export_stage
+from sememe.training.interruption import StopRequest, listen_for_stop
+from sememe.training.optimizer import NamedOptimizer, tracked_tensors, trained_parameters
+from sememe.training.progress import (
+    CheckpointSaved,
+    EventHandler,
+    IntervalMeter,
+    RunLog,
+    TrainingEvent,
+    TrainingProgress,
+)
+from sememe.training.schedule import schedule_factor
+from sememe.training.seeds import derive_seed, step_generator
+from sememe.training.stage import Stage, StepLoss
+
+logger = logging.getLogger(__name__)
+
+Resume = Literal["auto", "never"]
+Ending = Literal["finished", "budget", "paused", "signal"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSummary:
+    """How a call of `train` ended.
+
+    `ending`: all steps done ("finished"), the whole run's time spent ("budget"), this call's time spent ("paused"),
+    or SIGINT or SIGTERM received ("signal", named in `signal_name`). After the first two the run is complete and
+    `model` is the exported folder; after the others the same call goes on from `checkpoint`.
+    `loss` is the smoothed loss, None if nothing was logged; `seconds` counts the whole run.
+    """
+
+    step: int
+    num_steps: int
+    num_samples: int
+    seconds: float
+    loss: float | None
+    ending: Ending
+    signal_name: str | None
+    checkpoint: Path | None
+    model: Path | None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.ending in ("finished", "budget")
+
+
+def train(
+    stage: Stage,
+    config: TrainingConfig,
+    output_dir: Path | str,
+    resume: Resume = "auto",
+    init_from: Path | str | None = None,
+    on_event: EventHandler | None = None,
+) -> TrainingSummary:
+    """Train a stage, or go on with the training of one, in `output_dir`.
+
+    The folder gets `checkpoints/`, `log.jsonl` and, when the run is complete, `model/` (averaged weights where
+    `config.ema_decay` is not 0). With `resume` "auto" the newest undamaged checkpoint there is gone on from; on a CPU
+    the result is bit for bit that of an uninterrupted run, unless the learning rate follows the clock (`time_decay`).
+    `init_from` is a checkpoint, or a run's folder, whose weights (averaged ones where there are) a new run begins with.
+    Under torchrun, each process makes its own batches and gradients are averaged.
+
+    Raises `RecipeError` for settings that do not fit, and, naming the step, when loss or gradients are not finite;
+    `ModelError` for checkpoints of another model; `OutputError` if something cannot be written.
+    """
+    with (
+        open_distribution(config.device) as distribution,
+        _torch_settings(config, distribution.device),
+        listen_for_stop() as request,
+    ):
+        run = _Run(stage, config, Path(output_dir), distribution, on_event)
+        run.restore(resume, None if init_from is None else Path(init_from))
+        return run.work(request)
+
+
+class _Run:
+    def __init__(
+        self,
+        stage: Stage,
+        config: TrainingConfig,
+        folder: Path,
+        distribution: Distribution,
+        on_event: EventHandler | None,
+    ) -> None:
+        self._stage, self._config, self._folder = stage, config, folder
+        self._distribution, self._on_event = distribution, on_event
+        self._device = distribution.device
+        self._modules = stage.modules()
+        for module in self._modules.values():
+            module.to(self._device)
+        self._parameters = trained_parameters(self._modules)
+        self._optimizer = NamedOptimizer(self._modules, config)
+        self._average: WeightAverage | None = None
+        self._meter = IntervalMeter()
+        self._step = self._num_samples = 0
+        self._seconds_before, self._started = 0.0, time.monotonic()
+        self._loss: float | None = None
+        self._saved: Path | None = None
+        self._saved_step, self._saved_at = -1, self._started
+        self._first_bad_step = torch.full((), torch.inf, device=self._device)
+
+    # Beginning
+
+    def restore(self, resume: Resume, init_from: Path | None) -> None:
+        """Take up the newest checkpoint, or begin with given weights, or as the stage is."""
+        latest = self._find_own(resume)
+        loaded = None if latest is None else load_checkpoint(latest)
+        if loaded is not None and latest is not None:
+            self._take_up(loaded, latest)
+        elif init_from is not None:
+            self._begin_with(init_from)
+        tensors = tracked_tensors(self._modules)
+        self._distribution.share_weights(tensors)
+        if self._config.ema_decay:
+            self._average = WeightAverage(self._parameters, self._config.ema_decay)
+            if loaded is not None and loaded.average is not None:
+                self._average.load(loaded.average)
+        _compile(self._modules, self._config)
+
+    def _find_own(self, resume: Resume) -> Path | None:
+        folder = self._folder / "checkpoints"
+        present = list_checkpoints(folder)
+        if resume == "never" and present:
+            raise RecipeError(f"{folder} holds checkpoints already; let the run resume, or choose another folder")
+        latest = find_latest(folder)
+        if present and latest is None:
+            raise ModelError(f"no checkpoint in {folder} is undamaged; remove them to begin anew")
+        return latest
+
+    def _take_up(self, loaded: Checkpoint, path: Path) -> None:
+        before: Mapping[str, Any] = loaded.state.get("config", {})
+        if loaded.state.get("stage") != self._stage.name:
+            raise ModelError(
+                f"{path} is of stage {loaded.state.get('stage')}, not {self._stage.name}; choose another folder"
+            )
+        if before.get("optimizer") != self._config.optimizer:
+            raise RecipeError(
+                f"{path} was written with optimizer {before.get('optimizer')}, not {self._config.optimizer}; "
+                "keep it, or begin a new run with init_from"
+            )
+        for name in ("seed", "accumulation_steps"):
+            if before.get(name) != getattr(self._config, name):
+                logger.warning(
+                    "%s was %s and is now %s: batches differ", name, before.get(name), getattr(self._config, name)
+                )
+        copy_tensors(loaded.weights, tracked_tensors(self._modules), str(path))
+        self._optimizer.load(loaded.optimizer)
+        self._step, self._num_samples = loaded.step, int(loaded.state["num_samples"])
+        self._seconds_before = float(loaded.state["seconds"])
+        self._loss = loaded.state["loss"]
+        self._saved, self._saved_step = path, loaded.step
+
+    def _begin_with(self, source: Path) -> None:
+        path = source if (source / "manifest.json").exists() else find_latest(source / "checkpoints")
+        if path is None:
+            raise ModelError(f"init_from must be a checkpoint or the folder of a run that has one, got {source}")
+        loaded = load_checkpoint(path)
+        weights = {**loaded.weights, **(loaded.average or {})}
+        copy_tensors(weights, tracked_tensors(self._modules), str(path))
+
+    # The loop
+
+    def work(self, request: StopRequest) -> TrainingSummary:
+        """Train until the end of the run, of its time, or of this call."""
+        config, is_main = self._config, self._distribution.is_main
+        self._started = self._saved_at = time.monotonic()
+        self._log = self._open_log() if is_main else None
+        batches = BatchSource(
+            self._stage,
+            seed=config.seed,
+            rank=self._distribution.rank,
+            device=self._device,
+            start=self._step * config.accumulation_steps,
+            stop=config.num_steps * config.accumulation_steps,
+            num_ahead=config.prefetch_batches,
+        )
+        self._meter.restart()
+        try:
+            ending = self._loop(batches, request)
+            self._raise_if_bad()
+            if is_main and self._saved_step != self._step:
+                self._save()
+        finally:
+            batches.close()
+            if self._log is not None:
+                self._log.close()
+        return self._summarise(ending, request)
+
+    def _open_log(self) -> RunLog:
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            return RunLog(self._folder, self._step, use_tensorboard=self._config.tensorboard)
+        except OSError as error:
+            raise OutputError(describe_write_error(self._folder, error)) from error
+
+    def _loop(self, batches: BatchSource, request: StopRequest) -> Ending:
+        while True:
+            seconds, call_seconds, is_stopped = self._agree(request)
+            ending = self._find_ending(seconds, call_seconds)
+            if ending is None and is_stopped:
+                ending = "signal"
+            if ending is not None:
+                return ending
+            learning_rate = self._config.learning_rate * schedule_factor(self._config, self._step, seconds)
+            grad_norm = self._take_step(batches, learning_rate)
+            if self._step % self._config.log_every == 0 or self._step in (1, self._config.num_steps):
+                self._report(learning_rate, grad_norm)
+            if self._distribution.is_main and self._is_save_due():
+                self._save()
+
+    def _agree(self, request: StopRequest) -> tuple[float, float, bool]:
+        now = time.monotonic() - self._started
+        if self._distribution.num_ranks == 1:
+            return self._seconds_before + now, now, request.is_made
+        # All ranks must decide alike: the longest time, and a stop if any of them was asked to.
+        in_call, stopped = self._distribution.reduce([now, float(request.is_made)], dist.ReduceOp.MAX)
+        return self._seconds_before + in_call, in_call, bool(stopped)
+
+    def _find_ending(self, seconds: float, call_seconds: float) -> Ending | None:
+        config = self._config
+        if self._step >= config.num_steps:
+            return "finished"
+        if config.max_minutes is not None and seconds >= 60.0 * config.max_minutes:
+            return "budget"
+        if config.stop_after_minutes is not None and call_seconds >= 60.0 * config.stop_after_minutes:
+            return "paused"
+        return None
+
+    def _take_step(self, batches: BatchSource, learning_rate: float) -> Tensor:
+        for part in range(self._config.accumulation_steps):
+            result = self._compute_loss(batches.take(), self._step * self._config.accumulation_steps + part)
+            (result.loss / self._config.accumulation_steps).backward()
+            num_samples = result.batch_size * self._distribution.num_ranks
+            self._num_samples += num_samples
+            self._meter.add({**result.metrics, "loss": result.loss}, num_samples)
+            self._watch(result.loss)
+        grad_norm = self._clip_gradients()
+        self._watch(grad_norm)
+        if self._device.type == "cpu":
+            self._raise_if_bad()
+        self._optimizer.set_learning_rate(learning_rate)
+        self._optimizer.step()
+        self._optimizer.clear_gradients()
+        if self._average is not None:
+            self._average.update(self._step)
+        self._step += 1
+        return grad_norm
+
+    def _compute_loss(self, batch: object, index: int) -> StepLoss:
+        seed, rank = self._config.seed, self._distribution.rank
+        # For modules that draw from torch's global generator (dropout): resuming must not change what they draw.
+        torch.manual_seed(derive_seed(seed, index, rank, "modules"))
+        generator = step_generator(seed, index, rank, "loss", self._device)
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._config.precision == "bf16"):
+            return self._stage.loss(batch, generator)
+
+    def _clip_gradients(self) -> Tensor:
+        parameters = list(self._parameters.values())
+        self._distribution.average_gradients(parameters)
+        without = [name for name, parameter in self._parameters.items() if parameter.grad is None]
+        if without and self._step == 0:
+            logger.warning("%d of %d parameters got no gradient, such as %s", len(without), len(parameters), without[0])
+        grad_norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if self._config.gradient_clip:
+            clip_grads_with_norm_(parameters, self._config.gradient_clip, grad_norm)
+        return grad_norm
+
+    @torch.no_grad()
+    def _watch(self, value: Tensor) -> None:
+        # Kept on the device; read when the device is waited for anyhow.
+        bad = torch.where(torch.isfinite(value), torch.inf, float(self._step)).to(self._first_bad_step.dtype)
+        torch.minimum(self._first_bad_step, bad, out=self._first_bad_step)
+
+    def _raise_if_bad(self) -> None:
+        first = self._first_bad_step.item()
+        if first != float("inf"):
+            raise RecipeError(
+                f"loss or gradients are not finite at step {int(first)}; lower training.learning_rate, lengthen "
+                "training.schedule.warmup_steps or use training.precision=fp32, and go on from the last checkpoint"
+            )
+
+    # Reporting and saving
+
+    def _seconds(self) -> float:
+        return self._seconds_before + time.monotonic() - self._started
+
+    def _report(self, learning_rate: float, grad_norm: Tensor) -> None:
+        self._raise_if_bad()
+        means = self._meter.means()
+        names = sorted(means.values)
+        sums = self._distribution.reduce([means.values[name] for name in names])
+        values = {name: value / self._distribution.num_ranks for name, value in zip(names, sums, strict=True)}
+        self._meter.restart()
+        loss = values.pop("loss")
+        self._loss = loss if self._loss is None else 0.9 * self._loss + 0.1 * loss
+        if self._log is None:
+            return
+        progress = TrainingProgress(
+            step=self._step,
+            num_steps=self._config.num_steps,
+            loss=self._loss,
+            learning_rate=learning_rate,
+            grad_norm=float(grad_norm),
+            samples_per_second=means.num_samples / max(means.seconds, 1e-9),
+            seconds=self._seconds(),
+            seconds_left=self._estimate_left(means.seconds * self._config.accumulation_steps / means.num_batches),
+            metrics=values,
+        )
+        self._log.write({**values, **_describe_line(progress, loss)})
+        self._send(progress)
+
+    def _estimate_left(self, seconds_per_step: float) -> float:
+        left = (self._config.num_steps - self._step) * seconds_per_step
+        if self._config.max_minutes is not None:
+            left = min(left, 60.0 * self._config.max_minutes - self._seconds())
+        return max(left, 0.0)
+
+    def _is_save_due(self) -> bool:
+        minutes = (time.monotonic() - self._saved_at) / 60.0
+        limit = self._config.save_minutes
+        return self._step % self._config.save_every == 0 or (limit is not None and minutes >= limit)
+
+    def _save(self) -> None:
+        self._raise_if_bad()
+        checkpoint = Checkpoint(
+            step=self._step,
+            weights=tracked_tensors(self._modules),
+            average=None if self._average is None else self._average.tensors(),
+            optimizer=self._optimizer.tensors(),
+            state={
+                "stage": self._stage.name,
+                "seconds": self._seconds(),
+                "num_samples": self._num_samples,
+                "loss": self._loss,
+                "config": dataclasses.asdict(self._config),
+                "torch": torch.__version__,
+            },
+        )
+        self._saved = save_checkpoint(checkpoint, self._folder / "checkpoints", self._config.keep_checkpoints)
+        self._saved_step, self._saved_at = self._step, time.monotonic()
+        self._send(CheckpointSaved(step=self._step, path=self._saved))
+
+    def _send(self, event: TrainingEvent) -> None:
+        if self._on_event is not None:
+            self._on_event(event)
+
+    def _summarise(self, ending: Ending, request: StopRequest) -> TrainingSummary:
+        model = self._folder / "model" if ending in ("finished", "budget") else None
+        if model is not None and self._distribution.is_main:
+            self._export(model)
+        return TrainingSummary(
+            step=self._step,
+            num_steps=self._config.num_steps,
+            num_samples=self._num_samples,
+            seconds=self._seconds(),
+            loss=self._loss,
+            ending=ending,
+            signal_name=request.signal_name,
+            checkpoint=self._saved,
+            model=model,
+        )
+
+    def _export(self, folder: Path) -> None:
+        if self._average is None:
+            export_stage(self._stage, folder, "raw")
+            return
+        with self._average.applied():
+            export_stage(self._stage, folder, "ema")
+
+
+def _describe_line(progress: TrainingProgress, loss: float) -> dict[str, Any]:
+    return {
+        "step": progress.step,
+        "loss": loss,
+        "learning_rate": progress.learning_rate,
+        "grad_norm": progress.grad_norm,
+        "samples_per_second": round(progress.samples_per_second, 3),
+        "seconds": round(progress.seconds, 3),
+        "seconds_left": None if progress.seconds_left is None else round(progress.seconds_left, 1),
+    }
+
+
+def _compile(modules: Mapping[str, nn.Module], config: TrainingConfig) -> None:
+    if config.compile == "none":
+        return
+    able = [module for module in modules.values() if getattr(module, "_repeated_blocks", None)]
+    if not able:
+        raise RecipeError(
+            "compile=blocks has no effect: no module of the stage names repeated blocks; use compile=none"
+        )
+    for module in able:
+        module.compile_repeated_blocks()  # type: ignore[operator]
+
+
+@contextmanager
+def _torch_settings(config: TrainingConfig, device: torch.device) -> Iterator[None]:
+    """Hold torch's process-wide settings for the run, and put them and its generator back afterwards."""
+    num_threads, random_state = torch.get_num_threads(), torch.get_rng_state()
+    matmul_precision = torch.get_float32_matmul_precision()
+    if config.num_threads:
+        torch.set_num_threads(config.num_threads)
+    if config.precision == "bf16" and device.type == "cuda":
+        # TensorFloat-32 for what autocast leaves in float32.
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
+        torch.set_rng_state(random_state)
+        torch.set_float32_matmul_precision(matmul_precision)

@@ -1,0 +1,160 @@
+"""Optimisers, built from settings, with a state of named tensors."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+
+from sememe.errors import ModelError, RecipeError
+from sememe.training.config import TrainingConfig
+
+
+@dataclass(frozen=True)
+class ParameterSplit:
+    """Names of the trained parameters by how they are optimised."""
+
+    decayed: tuple[str, ...]
+    plain: tuple[str, ...]
+    """One-dimensional parameters and embeddings: no weight decay."""
+    hidden: tuple[str, ...]
+    """Matrices that Muon trains; empty for AdamW."""
+
+
+def trained_parameters(modules: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
+    """The parameters with `requires_grad` as "module.parameter". Raises `RecipeError` where there is none."""
+    parameters = {
+        f"{prefix}.{name}": parameter
+        for prefix, module in modules.items()
+        for name, parameter in module.named_parameters()
+        if parameter.requires_grad
+    }
+    if not parameters:
+        raise RecipeError("the stage has no parameter to train; set requires_grad on what is to be trained")
+    return parameters
+
+
+def tracked_tensors(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """What a checkpoint keeps of the modules: trained parameters, and buffers that belong to their state."""
+    tensors: dict[str, Tensor] = dict(trained_parameters(modules))
+    for prefix, module in modules.items():
+        parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+        for name, value in module.state_dict().items():
+            if name not in parameters and isinstance(value, Tensor):
+                tensors[f"{prefix}.{name}"] = value
+    return tensors
+
+
+def split_parameters(modules: Mapping[str, nn.Module], config: TrainingConfig) -> ParameterSplit:
+    """Decide for each trained parameter how it is optimised."""
+    embeddings = {
+        f"{prefix}.{path}.weight" if path else f"{prefix}.weight"
+        for prefix, module in modules.items()
+        for path, child in module.named_modules()
+        if isinstance(child, nn.Embedding | nn.EmbeddingBag)
+    }
+    decayed, plain, hidden = [], [], []
+    for name, parameter in trained_parameters(modules).items():
+        if name in embeddings or parameter.ndim < 2:
+            plain.append(name)
+        elif config.optimizer == "muon" and _is_hidden_matrix(name, parameter, config):
+            hidden.append(name)
+        else:
+            decayed.append(name)
+    return ParameterSplit(decayed=tuple(decayed), plain=tuple(plain), hidden=tuple(hidden))
+
+
+def _is_hidden_matrix(name: str, parameter: Tensor, config: TrainingConfig) -> bool:
+    return parameter.ndim == 2 and not any(part in name for part in config.muon_exclude)
+
+
+class NamedOptimizer:
+    """One or two torch optimisers over named parameters, stepped together, with one learning rate.
+
+    Its state is a flat mapping of "parameter/quantity" to tensors, so that it can be kept in safetensors.
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module], config: TrainingConfig) -> None:
+        self._parameters = trained_parameters(modules)
+        self._names = {id(parameter): name for name, parameter in self._parameters.items()}
+        split = split_parameters(modules, config)
+        if config.optimizer == "muon" and not split.hidden:
+            raise RecipeError("optimizer muon needs hidden matrices, but the stage has none; use optimizer adamw")
+        self._optimizers: list[Optimizer] = []
+        if split.decayed or split.plain:
+            self._optimizers.append(self._build_adamw(split, config))
+        if split.hidden:
+            self._optimizers.append(self._build_muon(split, config))
+
+    def _build_adamw(self, split: ParameterSplit, config: TrainingConfig) -> AdamW:
+        groups = [
+            {"params": [self._parameters[name] for name in names], "weight_decay": decay}
+            for names, decay in ((split.decayed, config.weight_decay), (split.plain, 0.0))
+            if names
+        ]
+        parameters = self._parameters.values()
+        can_fuse = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
+        return AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.epsilon, fused=can_fuse or None)
+
+    def _build_muon(self, split: ParameterSplit, config: TrainingConfig) -> Optimizer:
+        if not hasattr(torch.optim, "Muon"):
+            raise RecipeError(f"optimizer muon needs torch 2.9 or newer, got {torch.__version__}; use optimizer adamw")
+        return torch.optim.Muon(
+            [self._parameters[name] for name in split.hidden],
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            momentum=config.muon_momentum,
+            # The update then has AdamW's size, and one learning rate and weight decay serve both.
+            adjust_lr_fn="match_rms_adamw",
+        )
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """Set the learning rate of all parameters."""
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate
+
+    def step(self) -> None:
+        """Update the parameters from their gradients."""
+        for optimizer in self._optimizers:
+            optimizer.step()
+
+    def clear_gradients(self) -> None:
+        """Forget the gradients."""
+        for parameter in self._parameters.values():
+            parameter.grad = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The state as "parameter/quantity" to tensor (not copies); empty before the first step."""
+        return {
+            f"{self._names[id(parameter)]}/{quantity}": value
+            for optimizer in self._optimizers
+            for parameter, state in optimizer.state.items()
+            for quantity, value in state.items()
+            if isinstance(value, Tensor)
+        }
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restore what `tensors` gave. Raises `ModelError` where it belongs to other parameters."""
+        by_name: dict[str, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            name, _, quantity = key.rpartition("/")
+            if name not in self._parameters:
+                raise ModelError(f"the optimiser's state holds {key}, which is not trained here; use another folder")
+            by_name.setdefault(name, {})[quantity] = _laid_out_like(tensor, self._parameters[name])
+        for optimizer in self._optimizers:
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            states = {
+                index: by_name[self._names[id(parameter)]]
+                for index, parameter in enumerate(parameters)
+                if self._names[id(parameter)] in by_name
+            }
+            optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _laid_out_like(tensor: Tensor, parameter: Tensor) -> Tensor:
+    # Files hold contiguous tensors; a fused kernel expects moments with the strides of their parameter (channels last).
+    if tensor.shape != parameter.shape:
+        return tensor
+    return torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)

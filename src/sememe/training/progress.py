@@ -1,0 +1,154 @@
+"""What a run reports: events for a caller, a JSON-lines log, TensorBoard on request."""
+
+import importlib.util
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sememe.errors import MissingExtraError, OutputError
+from sememe.files import describe_write_error, write_text
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingProgress:
+    """Where a run stands; sent whenever a line is logged.
+
+    `loss` is smoothed over the lines so far. `seconds` counts the whole run; `seconds_left` None is not yet known.
+    """
+
+    step: int
+    num_steps: int
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    samples_per_second: float
+    seconds: float
+    seconds_left: float | None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointSaved:
+    """A checkpoint is complete on the disk."""
+
+    step: int
+    path: Path
+
+
+TrainingEvent = TrainingProgress | CheckpointSaved
+EventHandler = Callable[[TrainingEvent], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class IntervalMeans:
+    """Means over the batches since the last line."""
+
+    num_batches: int
+    num_samples: int
+    seconds: float
+    values: Mapping[str, float]
+
+
+class IntervalMeter:
+    """Sums the figures of batches as tensors, so that the device is not waited for before a line is logged."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin a new interval."""
+        self._sums: dict[str, Tensor | float] = {}
+        self._counts: dict[str, int] = {}
+        self._num_batches = self._num_samples = 0
+        self._since = time.monotonic()
+
+    def add(self, values: Mapping[str, Tensor | float], num_samples: int) -> None:
+        """Take in the figures of one batch."""
+        for name, value in values.items():
+            number = value.detach() if isinstance(value, Tensor) else value
+            self._sums[name] = self._sums[name] + number if name in self._sums else number
+            self._counts[name] = self._counts.get(name, 0) + 1
+        self._num_batches += 1
+        self._num_samples += num_samples
+
+    def means(self) -> IntervalMeans:
+        """The means of the interval; waits for the device once, for all of them."""
+        names = list(self._sums)
+        tensors = [name for name in names if isinstance(self._sums[name], Tensor)]
+        read = torch.stack([torch.as_tensor(self._sums[name]).float() for name in tensors]).tolist() if tensors else []
+        sums = {
+            **{name: float(self._sums[name]) for name in names if name not in tensors},
+            **dict(zip(tensors, read, strict=True)),
+        }
+        return IntervalMeans(
+            num_batches=self._num_batches,
+            num_samples=self._num_samples,
+            seconds=time.monotonic() - self._since,
+            values={name: sums[name] / self._counts[name] for name in names},
+        )
+
+
+class RunLog:
+    """The log of a run: `log.jsonl`, one JSON object a line, and TensorBoard's files beside it on request."""
+
+    def __init__(self, folder: Path, step: int, *, use_tensorboard: bool = False) -> None:
+        self._path = folder / "log.jsonl"
+        self._board = _open_tensorboard(folder / "tensorboard", step) if use_tensorboard else None
+        self._drop_lines_after(step)
+        self._file = self._path.open("a", buffering=1)
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append one line; numbers that are not finite become null."""
+        clean = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in record.items()
+        }
+        try:
+            self._file.write(json.dumps(clean) + "\n")
+        except OSError as error:
+            raise OutputError(describe_write_error(self._path, error)) from error
+        if self._board is not None and "step" in record:
+            for key, value in record.items():
+                if key != "step" and isinstance(value, int | float):
+                    self._board.add_scalar(key, value, record["step"])
+
+    def close(self) -> None:
+        """Close the files."""
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+    def _drop_lines_after(self, step: int) -> None:
+        # Steps after the checkpoint that a killed run goes on from are done again; their lines would be there twice.
+        if not self._path.exists():
+            return
+        kept = [line for line in self._path.read_text().splitlines() if _is_until(line, step)]
+        write_text(self._path, "".join(f"{line}\n" for line in kept))
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's log, in order; empty where there is none."""
+    path = folder / "log.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _is_until(line: str, step: int) -> bool:
+    try:
+        return int(json.loads(line)["step"]) <= step
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def _open_tensorboard(folder: Path, step: int) -> Any:
+    if importlib.util.find_spec("tensorboard") is None:
+        raise MissingExtraError("tensorboard", "train")
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder), purge_step=step)

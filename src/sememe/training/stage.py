@@ -1,0 +1,70 @@
+"""What the training loop needs to know about the thing that it trains."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+Weights = Literal["raw", "ema"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepLoss:
+    """The loss of one batch.
+
+    `loss` is a scalar tensor that can be differentiated: the mean over the batch. `metrics` are logged as they are
+    (scalars; tensors are not read before a line is logged, so they may stay on the device). `per_sample` has shape
+    (batch,) and no gradient; where it is given, its length is the number of samples, else `num_samples` is.
+    """
+
+    loss: Tensor
+    metrics: Mapping[str, Tensor | float] = field(default_factory=dict)
+    per_sample: Tensor | None = None
+    num_samples: int = 1
+
+    @property
+    def batch_size(self) -> int:
+        """How many samples the loss is the mean of."""
+        return self.num_samples if self.per_sample is None else int(self.per_sample.shape[0])
+
+
+@runtime_checkable
+class Stage(Protocol):
+    """One thing to train: an autoencoder, a backbone, an expert.
+
+    The stage places its modules in training or evaluation mode and freezes what is frozen (`requires_grad`) before the
+    loop begins; the loop moves the modules of `modules()` to the device. Anything else that a stage holds
+    (a frozen encoder, a latent cache) it moves itself, to the device that `batch` is given.
+    """
+
+    @property
+    def name(self) -> str:
+        """Short name, recorded in checkpoints: a run resumes only from checkpoints of a stage of the same name."""
+        ...
+
+    def modules(self) -> Mapping[str, nn.Module]:
+        """The modules that hold what is trained; parameters with `requires_grad` are optimised and checkpointed."""
+        ...
+
+    def batch(self, step: int, generator: torch.Generator, device: torch.device) -> Any:
+        """Make batch number `step` (from 0; with gradient accumulation, micro-batches are counted) on `device`.
+
+        Must depend on nothing but `step` and `generator` (on the CPU, seeded from the run's seed, the step and the
+        rank): a resumed run then repeats nothing and skips nothing. Runs without gradients, and in a thread of its own
+        where batches are prefetched.
+        """
+        ...
+
+    def loss(self, batch: Any, generator: torch.Generator) -> StepLoss:
+        """The loss of a batch; all its randomness comes from `generator`, which is on the training device."""
+        ...
+
+    def export(self, folder: Path, weights: Weights) -> None:
+        """Write the loadable model folder from the modules as they are now.
+
+        The caller has put the weights into the modules; `weights` says which they are, to be recorded.
+        """
+        ...

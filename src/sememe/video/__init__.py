@@ -1,0 +1,29 @@
+"""Clips: read, write, resample, resize and lay out. The only package that knows PyAV."""
+
+from sememe.video.clip import Clip, Frames, Image
+from sememe.video.limits import VideoLimits
+from sememe.video.picture import read_image, write_image
+from sememe.video.reader import read_clip
+from sememe.video.resizing import Fit, resample_clip, resize_clip, resize_image
+from sememe.video.sampling import Sampling, pick_frames
+from sememe.video.sheet import SheetRow, contact_sheet
+from sememe.video.writer import write_clip
+
+__all__ = [
+    "Clip",
+    "Fit",
+    "Frames",
+    "Image",
+    "Sampling",
+    "SheetRow",
+    "VideoLimits",
+    "contact_sheet",
+    "pick_frames",
+    "read_clip",
+    "read_image",
+    "resample_clip",
+    "resize_clip",
+    "resize_image",
+    "write_clip",
+    "write_image",
+]

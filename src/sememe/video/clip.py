@@ -1,0 +1,96 @@
+"""The record that everything speaks: frames and how fast they go."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import UInt8
+
+from sememe.errors import VideoError
+
+Image = UInt8[np.ndarray, "height width 3"]
+Frames = UInt8[np.ndarray, "num_frames height width 3"]
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """RGB frames at a constant rate.
+
+    Attributes:
+        frames: uint8 array (frame, height, width, 3), sRGB, 0 to 255, square pixels, at least one frame.
+        fps: frames a second, above 0.
+
+    Two clips are equal if their frames and rates are.
+
+    Raises:
+        VideoError: `frames` or `fps` is not as said above.
+    """
+
+    frames: np.ndarray  # checked below in every run, so that wrong arrays get a message for people
+    fps: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "frames", _checked_frames(self.frames))
+        object.__setattr__(self, "fps", _checked_fps(self.fps))
+
+    @classmethod
+    def from_image(cls, image: np.ndarray, fps: float = 8.0) -> "Clip":
+        """A clip of one frame from a uint8 array (height, width, 3)."""
+        array = np.asarray(image)
+        if array.ndim != 3:
+            raise VideoError(f"expected a picture of shape (height, width, 3), got an array of shape {array.shape}")
+        return cls(array[None], fps)
+
+    @property
+    def num_frames(self) -> int:
+        return self.frames.shape[0]
+
+    @property
+    def height(self) -> int:
+        """Pixels from top to bottom."""
+        return self.frames.shape[1]
+
+    @property
+    def width(self) -> int:
+        """Pixels from left to right."""
+        return self.frames.shape[2]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return self.height, self.width
+
+    @property
+    def duration(self) -> float:
+        """Seconds, the time that the last frame is shown included."""
+        return self.num_frames / self.fps
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Clip):
+            return NotImplemented
+        return self.fps == other.fps and np.array_equal(self.frames, other.frames)
+
+    __hash__ = None  # type: ignore[assignment]  # equality is by content, and the content is a mutable array
+
+    def __repr__(self) -> str:
+        return f"Clip({self.num_frames} frames of {self.height}x{self.width} at {self.fps:g} fps)"
+
+
+def _checked_frames(frames: object) -> np.ndarray:
+    if not isinstance(frames, np.ndarray):
+        raise VideoError(f"expected frames as a numpy array, got {type(frames).__name__}; convert with numpy.asarray")
+    if frames.dtype != np.uint8:
+        raise VideoError(f"expected frames of dtype uint8 (0 to 255), got {frames.dtype}; scale and convert first")
+    if frames.ndim != 4 or frames.shape[3] != 3:
+        raise VideoError(f"expected frames of shape (frame, height, width, 3), got {frames.shape}")
+    if 0 in frames.shape:
+        raise VideoError(f"expected at least one frame of at least one pixel, got shape {frames.shape}")
+    return np.ascontiguousarray(frames)
+
+
+def _checked_fps(fps: object) -> float:
+    if isinstance(fps, bool) or not isinstance(fps, (int, float, np.integer, np.floating)):
+        raise VideoError(f"expected fps as a number, got {type(fps).__name__}")
+    if not math.isfinite(fps) or fps <= 0:
+        raise VideoError(f"expected fps above 0, got {fps}")
+    return float(fps)

@@ -1,0 +1,103 @@
+"""Reading and writing single pictures."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+
+from sememe.errors import OutputError, VideoError
+from sememe.files import atomic_path
+from sememe.video.clip import Image
+from sememe.video.limits import VideoLimits
+from sememe.video.source import checked_path
+from sememe.video.transparency import over_white
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
+
+_EXPECTED = "expected a picture (png, jpeg, webp, bmp, gif, tiff or avif)"
+_PICTURE_SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+
+
+def read_image(path: str | Path, *, limits: VideoLimits | None = None) -> Image:
+    """Read a picture as a uint8 array (height, width, 3), RGB, upright as its EXIF data say.
+
+    What is transparent becomes white. Palettes, grey, 16 bits a channel and CMYK are converted; of an animation the
+    first frame is taken.
+
+    Raises:
+        VideoError: the file is missing, is no picture, is damaged, or is not within the limits
+            (`VideoLimits.max_image_pixels` and `min_image_side`, checked before pixels are decoded).
+    """
+    limits = limits or VideoLimits()
+    path = checked_path(path, _EXPECTED)
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns about sizes that our own limit allows, and about damaged metadata, which is not used.
+            warnings.simplefilter("ignore")
+            with PIL.Image.open(path, formats=FORMATS) as image:
+                _check_image_size(path, image.height, image.width, limits)
+                return _to_rgb(path, PIL.ImageOps.exif_transpose(image))
+    except VideoError:
+        raise
+    except PIL.Image.DecompressionBombError as error:
+        raise VideoError(
+            f"expected a picture of at most {limits.max_image_pixels / 1e6:.4g} megapixels, but {path} is larger; "
+            f"scale it down"
+        ) from error
+    except PIL.UnidentifiedImageError as error:
+        raise VideoError(f"{_EXPECTED}, but {path} is none, or is damaged") from error
+    # Pillow's decoders raise all of these on damaged files.
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        EOFError,
+        IndexError,
+        TypeError,
+        ZeroDivisionError,
+        OverflowError,
+    ) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise VideoError(f"{path} cannot be decoded ({reason}); the file is damaged or incomplete") from error
+
+
+def write_image(image: np.ndarray, path: str | Path) -> None:
+    """Write a uint8 array (height, width, 3) as PNG, JPEG or WebP (by the suffix), atomically.
+
+    Raises:
+        VideoError: the array is no picture.
+        OutputError: the suffix is unknown, or the file cannot be written.
+    """
+    path = Path(path)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise VideoError(f"expected a uint8 picture of shape (height, width, 3), got {image.dtype} {image.shape}")
+    if path.suffix.lower() not in _PICTURE_SUFFIXES:
+        raise OutputError(f"expected a file name ending in {', '.join(_PICTURE_SUFFIXES)}, got {path.name}")
+    with atomic_path(path) as part:
+        PIL.Image.fromarray(image).save(part, format=_PICTURE_SUFFIXES[path.suffix.lower()], quality=95)
+
+
+def _check_image_size(path: Path, height: int, width: int, limits: VideoLimits) -> None:
+    if height * width > limits.max_image_pixels:
+        raise VideoError(
+            f"expected a picture of at most {limits.max_image_pixels / 1e6:.4g} megapixels, but {path} is "
+            f"{width}x{height} (width x height); scale it down"
+        )
+    if min(height, width) < limits.min_image_side:
+        raise VideoError(
+            f"expected a picture of at least {limits.min_image_side} pixels a side, but {path} is {width}x{height} "
+            f"(width x height); choose a larger one"
+        )
+
+
+def _to_rgb(path: Path, image: PIL.Image.Image) -> np.ndarray:
+    if image.mode.startswith("I"):  # 16 bits of grey, which Pillow keeps in one of several wide modes
+        grey = (np.clip(np.asarray(image).astype(np.int64), 0, 65535) + 128) // 257
+        return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
+    if image.mode == "F":
+        raise VideoError(f"expected 8 or 16 bits a channel, but {path} holds floating-point values; convert it first")
+    if image.has_transparency_data:
+        return over_white(np.asarray(image.convert("RGBA")))
+    return np.array(image.convert("RGB"))

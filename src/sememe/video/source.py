@@ -1,0 +1,255 @@
+"""A video file that was opened and surveyed, and from which no frame has been decoded yet.
+
+What a file says of itself is checked here against the limits: container, codec, size, and then the packets themselves,
+which are counted without being decoded. FFmpeg decodes a first frame on opening where the container does not tell
+enough (VP9 in WebM, say); the limits are handed to it for that as well.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.video.stream import VideoStream
+
+from sememe.errors import VideoError
+from sememe.video.limits import VideoLimits
+from sememe.video.sampling import Times, mean_rate
+
+FORMATS = ("mov", "mp4", "m4a", "3gp", "3g2", "mj2", "matroska", "webm", "avi", "gif")
+CODECS = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "h263", "mjpeg", "prores", "ffv1", "png", "gif")
+
+_DECODERS = (*CODECS, "libdav1d", "libvpx", "libvpx-vp9")
+_EXPECTED = "expected a video (mp4, mov, webm, mkv, avi or gif)"
+_ALIGNMENT = 64  # decoders round sides up to whole blocks before they compare with max_pixels
+
+
+@dataclass(frozen=True, eq=False)
+class Survey:
+    """What the packets of a video stream tell without being decoded. Arrays are in the order of presentation.
+
+    Attributes:
+        times: seconds at which each frame is shown, ascending.
+        groups: for each frame, the number of the group of packets (a keyframe and what depends on it) that it is stored
+            in.
+        group_starts: for each group, the seconds at which its keyframe is shown.
+        fps: frames a second, the mean.
+        tick: seconds, the unit of the file's time stamps.
+        timed: whether `times` come from the file; otherwise they are counted up from 0 at the nominal rate.
+    """
+
+    times: Times
+    groups: np.ndarray
+    group_starts: np.ndarray
+    fps: float
+    tick: float
+    timed: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """An open container, its video stream and what is known of it.
+
+    `height` and `width` are those of the stored frame; `pixel_aspect` is the width of a stored pixel over its height.
+    """
+
+    path: Path
+    container: InputContainer
+    stream: VideoStream
+    height: int
+    width: int
+    pixel_aspect: float
+    survey: Survey
+
+
+@contextmanager
+def open_source(path: str | Path, limits: VideoLimits) -> Iterator[Source]:
+    """Open, check and survey a video file. FFmpeg's errors come out of the block as `VideoError`.
+
+    Raises:
+        VideoError: there is no such file, or it is no video, is damaged, or is not within the limits.
+    """
+    path = checked_path(path, _EXPECTED)
+    try:
+        with _open(path, limits) as container:
+            stream = _video_stream(path, container)
+            height, width = _checked_size(path, stream, limits)
+            survey = _survey(path, container, stream, limits, height * width)
+        # Opened again rather than rewound: seeking to the start has exceptions in every container.
+        with _open(path, limits) as container:
+            stream = _video_stream(path, container)
+            stream.codec_context.options = _decoder_options(limits)
+            stream.thread_type = "AUTO"
+            yield Source(path, container, stream, height, width, _pixel_aspect(stream), survey)
+    except av.error.FFmpegError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise VideoError(f"{path} cannot be decoded ({reason}); the file is damaged or incomplete") from error
+
+
+def checked_path(path: str | Path, expected: str) -> Path:
+    """The path, absolute, of a file that exists and is not empty."""
+    path = Path(path)
+    try:
+        found = path.stat()
+    except (OSError, ValueError) as error:
+        raise VideoError(f"{expected}, but there is no file {path}") from error
+    if path.is_dir():
+        raise VideoError(f"{expected}, but {path} is a folder")
+    if not path.is_file():
+        raise VideoError(f"{expected}, but {path} is no regular file")
+    if not os.access(path, os.R_OK):
+        raise VideoError(f"{expected}, but there is no permission to read {path}")
+    if found.st_size == 0:
+        raise VideoError(f"{expected}, but {path} is empty")
+    return path
+
+
+def _open(path: Path, limits: VideoLimits) -> InputContainer:
+    decoding = _decoder_options(limits)
+    try:
+        return av.open(
+            str(path.absolute()),  # absolute, so that no name can be taken for a protocol
+            options=decoding,
+            container_options={"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "file"},
+            metadata_errors="replace",
+        )
+    except av.error.FFmpegError as error:
+        raise VideoError(f"{_EXPECTED}, but {path} is none, or is damaged or incomplete") from error
+
+
+def _decoder_options(limits: VideoLimits) -> dict[str, str]:
+    side = int(limits.max_pixels**0.5) + _ALIGNMENT
+    return {"max_pixels": str(max(side * side, limits.max_pixels)), "codec_whitelist": ",".join(_DECODERS)}
+
+
+def _video_stream(path: Path, container: InputContainer) -> VideoStream:
+    streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+    if not streams:
+        raise VideoError(f"{_EXPECTED}, but {path} holds no video stream")
+    stream = streams[0]
+    codec = stream.codec_context.codec.canonical_name if stream.codec_context is not None else "unknown"
+    if codec not in CODECS:
+        raise VideoError(f"the codec {codec} of {path} is not read; convert it to one of {', '.join(CODECS)}")
+    return stream
+
+
+def _checked_size(path: Path, stream: VideoStream, limits: VideoLimits) -> tuple[int, int]:
+    height, width = stream.codec_context.height, stream.codec_context.width
+    if height < 1 or width < 1:
+        # FFmpeg forgets the size of a stream whose first frame it was not allowed to decode.
+        raise VideoError(
+            f"expected frames of at most {limits.max_pixels / 1e6:.3g} megapixels, but those of {path} are larger, or "
+            f"the file is damaged; scale it down or raise max_pixels in VideoLimits"
+        )
+    check_frame_size(path, height, width, limits)
+    return height, width
+
+
+def check_frame_size(path: Path, height: int, width: int, limits: VideoLimits) -> None:
+    """Raise `VideoError` if a frame of this size is over the limit."""
+    if height * width > limits.max_pixels:
+        raise VideoError(
+            f"expected frames of at most {limits.max_pixels / 1e6:.3g} megapixels, but those of {path} are "
+            f"{width}x{height} (width x height); scale it down or raise max_pixels in VideoLimits"
+        )
+
+
+def _pixel_aspect(stream: VideoStream) -> float:
+    aspect = stream.sample_aspect_ratio or Fraction(1)
+    return float(aspect) if Fraction(1, 20) <= aspect <= 20 else 1.0  # beyond that it is a damaged header
+
+
+def _survey(path: Path, container: InputContainer, stream: VideoStream, limits: VideoLimits, pixels: int) -> Survey:
+    promised = _promised_packets(container, stream)
+    tick = stream.time_base or Fraction(1, 1000)
+    rate = float(stream.average_rate or stream.guessed_rate or 0) or None
+    stamps: list[int | None] = []
+    groups: list[int] = []
+    starts: list[int | None] = []
+    num_packets, end = 0, 0.0
+    for packet in container.demux():
+        if packet.size == 0:
+            continue
+        if packet.pts is not None and packet.time_base is not None:
+            end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+        if packet.stream.index != stream.index:
+            continue
+        num_packets += 1
+        if packet.is_keyframe or not starts:
+            starts.append(packet.pts)
+        if packet.is_corrupt:
+            raise VideoError(f"{path} breaks off after {num_packets} frames; the file is damaged or incomplete")
+        if not packet.is_discard:  # of what an edit list cuts away, only the decoder hears
+            stamps.append(packet.pts)
+            groups.append(len(starts) - 1)
+        if num_packets > limits.max_frames:
+            raise VideoError(
+                f"expected at most {limits.max_frames} frames, but {path} holds more; cut it or raise max_frames in "
+                f"VideoLimits"
+            )
+    _check_complete(path, container, num_packets, promised, end)
+    if not stamps:
+        raise VideoError(f"expected at least one frame, but {path} holds none")
+    survey = _ordered(stamps, groups, starts, tick, rate)
+    _check_extent(path, survey, limits, pixels)
+    return survey
+
+
+def _ordered(
+    stamps: list[int | None], groups: list[int], starts: list[int | None], tick: Fraction, rate: float | None
+) -> Survey:
+    """Bring what was found in the order of storage into the order of presentation."""
+    known = [stamp for stamp in [*stamps, *starts] if stamp is not None]
+    if len(known) < len(stamps) + len(starts):
+        fps = rate or 25.0
+        counted: Times = np.arange(len(stamps)) / fps
+        return Survey(counted, np.zeros(len(stamps), np.int64), np.zeros(1), fps, float(tick), timed=False)
+    array = np.array(stamps, dtype=np.int64)
+    order = np.argsort(array, kind="stable")
+    times: Times = (array[order] * float(tick)).astype(np.float64)
+    mean = mean_rate(times)
+    # The nominal rate is exact where it is right; a mean over rounded times is not.
+    fps = rate if rate and (mean is None or abs(mean - rate) < 0.02 * rate) else (mean or 25.0)
+    group_starts: Times = (np.array(starts, dtype=np.int64) * float(tick)).astype(np.float64)
+    return Survey(times, np.array(groups)[order], group_starts, fps, float(tick), timed=True)
+
+
+def _promised_packets(container: InputContainer, stream: VideoStream) -> int:
+    """Frames that the file's own table promises; 0 if it has none."""
+    if "mov" in container.format.name:
+        return len(stream.index_entries)  # unlike the header's count, what is left after an edit list
+    return stream.frames
+
+
+def _check_complete(path: Path, container: InputContainer, num_packets: int, promised: int, end: float) -> None:
+    """Headers of whole files may be off by a little; a file that was cut short lacks a good part."""
+    if promised and num_packets < min(promised - 1, 0.95 * promised):
+        raise VideoError(
+            f"{path} breaks off: its header promises {promised} frames, {num_packets} are there; the file is incomplete"
+        )
+    duration = (container.duration or 0) / av.time_base  # some writers count it from 0, others from the first frame
+    if "matroska" in container.format.name and end < 0.9 * duration - 0.5:
+        raise VideoError(
+            f"{path} breaks off: its header promises {duration:.1f} s, {end:.1f} s are there; the file is incomplete"
+        )
+
+
+def _check_extent(path: Path, survey: Survey, limits: VideoLimits, pixels: int) -> None:
+    duration = survey.times[-1] - survey.times[0] + 1 / survey.fps
+    if duration > limits.max_duration:
+        raise VideoError(
+            f"expected at most {limits.max_duration:g} s of video, but {path} lasts {duration:.1f} s; "
+            f"cut it or raise max_duration in VideoLimits"
+        )
+    total = len(survey.times) * pixels
+    if total > limits.max_total_pixels:
+        raise VideoError(
+            f"expected at most {limits.max_total_pixels / 1e9:.3g} gigapixels over all frames, but {path} unfolds to "
+            f"{total / 1e9:.3g} ({3 * total / 1e9:.3g} GB of RGB); cut it, scale it down or raise max_total_pixels in "
+            f"VideoLimits"
+        )

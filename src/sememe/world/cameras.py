@@ -1,0 +1,214 @@
+"""Conditions of the family "camera": how the picture is taken, whatever is in it."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from sememe.world.take import Floats, Picture, Take
+
+
+def zoom(take: Take, factor: float, start: float = 0.0, end: float = 0.9) -> None:
+    """The lens goes to `factor` times its focal length."""
+    take.camera.focal *= factor ** take.ramp(start, end)
+
+
+def turn(take: Take, pan: float, tilt: float) -> None:
+    """The camera turns; everything shifts alike."""
+    take.camera.pan -= pan * take.ramp(0, 0.95)
+    take.camera.tilt -= tilt * take.ramp(0, 0.95)
+
+
+def roll(take: Take, quarter_turns: float, end: float = 0.95) -> None:
+    """The camera turns about its line of sight."""
+    take.camera.roll -= np.float32(np.pi / 2 * quarter_turns) * take.ramp(0, end)
+
+
+def dutch(take: Take) -> None:
+    """The horizon snaps askew and the lens moves closer."""
+    take.camera.roll += 0.5 * take.ramp(0.1, 0.3)
+    take.camera.focal *= 1.35 ** take.ramp(0.1, 0.3)
+
+
+def orbit(take: Take, side: float) -> None:
+    """The camera circles the subject: the subject stays, what is behind slides."""
+    move = np.float32(1.5 * side) * take.ramp(0, 0.95)
+    take.camera.x += move
+    take.camera.pan += move
+
+
+def dolly_zoom(take: Take, way: float) -> None:
+    """The camera moves while the lens counteracts: the subject keeps its size, the background does not."""
+    take.camera.z += np.where(way > 0, 0.55, -2.2) * take.ramp(0, 0.95)
+    take.camera.focal *= 1 - take.camera.z
+
+
+def dolly_in(take: Take) -> None:
+    """The camera moves towards the subject past the foreground."""
+    take.camera.z += 0.52 * take.ramp(0, 0.95)
+
+
+def crane_up(take: Take) -> None:
+    """The camera rises and looks down, near things sink faster."""
+    take.camera.y -= 1.2 * take.ramp(0, 0.95)
+    take.camera.tilt -= 0.5 * take.ramp(0, 0.95)
+
+
+def handheld(take: Take) -> None:
+    """A slow, irregular wander as of a held camera."""
+    take.camera.pan += 0.28 * take.wave(1.6) + 0.12 * take.wave(3.1)
+    take.camera.tilt += 0.24 * take.wave(2.3)
+    take.camera.roll += 0.16 * take.wave(1.3)
+
+
+def earthquake(take: Take) -> None:
+    """Hard fast shaking, mostly up and down."""
+    take.camera.tilt += 0.3 * take.wave(3.8, 0.1)
+    take.camera.pan += 0.12 * take.wave(4.6, 0.1)
+
+
+def rock(take: Take) -> None:
+    """The horizon rocks like a ship's."""
+    take.camera.roll += 0.5 * take.wave(2)
+
+
+def bob(take: Take) -> None:
+    """The view goes up and down in slow waves."""
+    take.camera.tilt += 0.5 * take.wave(2)
+
+
+def glance(take: Take) -> None:
+    """The view swings to one side, to the other, and back."""
+    take.camera.pan += 0.75 * take.wave(1)
+
+
+def circle_view(take: Take) -> None:
+    """The view circles without turning."""
+    angle = 2 * np.pi * 1.5 * take.progress
+    take.camera.pan += (0.45 * np.sin(angle)).astype(np.float32)
+    take.camera.tilt += (0.45 * (1 - np.cos(angle))).astype(np.float32) * 0.8
+
+
+def spiral(take: Take, factor: float) -> None:
+    """The camera turns all the way about while the lens moves in or out."""
+    take.camera.roll += np.float32(1.5 * np.pi) * take.ramp(0, 0.95)
+    take.camera.focal *= factor ** take.ramp(0, 0.95)
+
+
+def zoom_pulse(take: Take) -> None:
+    """The lens goes in and out, twice."""
+    take.camera.focal *= (1.75 ** (np.abs(np.sin(2 * np.pi * take.progress)))).astype(np.float32)
+
+
+def zoom_steps(take: Take) -> None:
+    """The lens jumps closer in three cuts."""
+    steps = np.floor(np.clip(take.progress, 0, 0.99) * 4)
+    take.camera.focal *= (1.4**steps).astype(np.float32)
+
+
+def whip(take: Take) -> None:
+    """The view is torn to the side and back, with motion blur."""
+    speed = np.abs(np.sin(2 * np.pi * take.progress)) ** 2
+    take.camera.pan -= 1.3 * (take.ramp(0.05, 0.45) - take.ramp(0.55, 0.95))
+
+    def blur(_: Take, picture: Picture) -> Floats:
+        frames = [_box(frame, int(1 + 2 * round(amount * frame.shape[1] / 12)), 1) for frame, amount in zip(picture.frames, speed, strict=True)]
+        return np.stack(frames)
+
+    take.picture_effects.append(blur)
+
+
+def fisheye(take: Take, amount: float) -> None:
+    """The picture bulges (`amount` above 0) or is drawn to its middle (below 0)."""
+    strength = amount * take.ramp(0, 0.8)
+
+    def lens(current: Take, x: Floats, y: Floats) -> tuple[Floats, Floats]:
+        radius = np.sqrt(x * x + y * y) + np.float32(1e-6)
+        power = np.exp2(strength)[:, None, None]
+        factor = (radius / 1.2) ** (power - 1)
+        return x * factor, y * factor
+
+    take.lenses.append(lens)
+
+
+def turn_page(take: Take, axis: str) -> None:
+    """The whole picture flips over like a card, about the upright ("x") or the level axis ("y")."""
+    angle = np.float32(np.pi) * take.ramp(0.05, 0.9)
+    narrow = np.cos(angle)
+    narrow = np.where(np.abs(narrow) < 0.06, np.copysign(0.06, narrow), narrow).astype(np.float32)[:, None, None]
+
+    def lens(current: Take, x: Floats, y: Floats) -> tuple[Floats, Floats]:
+        return (x / narrow, y) if axis == "x" else (x, y / narrow)
+
+    def card(current: Take, picture: Picture) -> Floats:
+        x, y = current.grid()
+        edge = np.abs(narrow) * (current.stage.aspect if axis == "x" else 1.0)
+        inside = (np.abs(x if axis == "x" else y) <= edge).astype(np.float32)
+        return picture.frames * inside[..., None]
+
+    take.lenses.append(lens)
+    take.picture_effects.append(card)
+
+
+def iris_out(take: Take) -> None:
+    """A black ring closes about the middle."""
+    _shutter(take, lambda x, y, amount: np.sqrt(x * x + y * y) - (1.6 - 1.35 * amount))
+
+
+def blink(take: Take) -> None:
+    """Black lids close, open and close again."""
+    lids = (np.sin(2 * np.pi * take.progress) ** 2).astype(np.float32)
+    _shutter(take, lambda x, y, amount: np.abs(y) - (1.05 - 1.0 * amount), lids)
+
+
+def letterbox(take: Take) -> None:
+    """Black bars close from above and below to a narrow slit of picture."""
+    _shutter(take, lambda x, y, amount: np.abs(y) - (1.05 - 0.68 * amount))
+
+
+def _shutter(take: Take, distance: object, amount: Floats | None = None) -> None:
+    closing = take.ramp(0, 0.85) if amount is None else amount
+
+    def close(current: Take, picture: Picture) -> Floats:
+        x, y = current.grid()
+        outside = distance(x, y, closing[:, None, None])  # type: ignore[operator]
+        keep = np.clip(0.5 - outside * current.stage.density, 0, 1)
+        return np.asarray(picture.frames * keep[..., None], np.float32)
+
+    take.picture_effects.append(close)
+
+
+def focus_pull(take: Take) -> None:
+    """The background melts into blur while the subject stays sharp."""
+    amount = take.ramp(0, 0.6)
+
+    def blur(_: Take, picture: Picture) -> Floats:
+        frames = [_blend_blur(frame, mask, weight) for frame, mask, weight in zip(picture.frames, picture.mask, amount, strict=True)]
+        return np.stack(frames)
+
+    take.picture_effects.append(blur)
+
+
+def defocus(take: Take) -> None:
+    """Everything goes out of focus."""
+    amount = take.ramp(0, 0.7)
+
+    def blur(_: Take, picture: Picture) -> Floats:
+        return np.stack([_blend_blur(frame, None, weight) for frame, weight in zip(picture.frames, amount, strict=True)])
+
+    take.picture_effects.append(blur)
+
+
+def _blend_blur(frame: Floats, mask: Floats | None, amount: np.float32) -> Floats:
+    if amount <= 0:
+        return frame
+    width = frame.shape[1] / 64
+    blurred = cv2.GaussianBlur(frame, (0, 0), max(0.1, float(amount) * 5.0 * width))
+    if mask is None:
+        return np.asarray(blurred, np.float32)
+    keep = mask[..., None]
+    return np.asarray(frame * keep + blurred * (1 - keep), np.float32)
+
+
+def _box(frame: Floats, width: int, height: int) -> Floats:
+    return np.asarray(cv2.blur(frame, (width, height), borderType=cv2.BORDER_REFLECT_101), np.float32)

@@ -1,0 +1,108 @@
+"""The public names, and what importing them may do."""
+
+import importlib
+import json
+import pkgutil
+import subprocess
+import sys
+from types import ModuleType
+
+import pytest
+
+import sememe
+
+HEAVY = ["accelerate", "av", "cv2", "diffusers", "peft", "scipy", "torch", "transformers"]
+
+
+def module_names() -> list[str]:
+    # ComfyUI's nodes import what only a running ComfyUI has.
+    found = pkgutil.walk_packages(sememe.__path__, "sememe.", onerror=lambda name: None)
+    return [name for _, name, _ in found if not name.startswith("sememe.comfyui")]
+
+
+def run(code: str) -> str:
+    """What a fresh interpreter prints."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_names_are_sorted_and_importable() -> None:
+    assert sememe.__all__ == sorted(sememe.__all__)
+    for name in sememe.__all__:
+        value = getattr(sememe, name)
+        assert not isinstance(value, ModuleType)
+        assert name in dir(sememe)
+        if name != "__version__":
+            assert value.__module__.startswith("sememe.")
+
+
+def test_names_in_all_are_those_with_a_home() -> None:
+    assert set(sememe.__all__) == {*sememe._HOMES, "__version__"}
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = sememe.nothing
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    from importlib.metadata import version
+
+    assert sememe.__version__ == version("sememe")
+
+
+@pytest.mark.parametrize("name", module_names())
+def test_every_module_imports(name: str) -> None:
+    importlib.import_module(name)
+
+
+def test_packages_export_what_they_say() -> None:
+    for name in module_names():
+        module = importlib.import_module(name)
+        exported = getattr(module, "__all__", [])
+        assert list(exported) == sorted(exported), name
+        assert all(hasattr(module, item) for item in exported), name
+
+
+LIGHT = ["sememe", "sememe.errors", "sememe.files", "sememe.cli.app"]
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_what_the_command_line_needs_is_light(name: str) -> None:
+    code = f"import {name}, json, sys; print(json.dumps(sorted({{m.split('.')[0] for m in sys.modules}})))"
+    loaded = json.loads(run(code))
+    assert not set(HEAVY) & set(loaded)
+
+
+def test_import_is_fast() -> None:
+    code = "import time; begin = time.perf_counter(); import sememe; print(time.perf_counter() - begin)"
+    assert min(float(run(code)) for _ in range(3)) < 0.5
+
+
+def test_imports_leave_the_process_alone() -> None:
+    """Importing the lower layers sets no environment variable, starts no thread and opens no file for writing."""
+    code = """
+import os, sys, threading
+opened = []
+def audit(event, arguments):
+    if event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+"):
+        if "__pycache__" not in str(arguments[0]):
+            opened.append(arguments[0])
+import av, cv2, numpy, PIL.Image, jaxtyping  # what others do on import is not ours to answer for
+before, threads = dict(os.environ), threading.active_count()
+sys.addaudithook(audit)
+import sememe.errors, sememe.files, sememe.video
+assert dict(os.environ) == before, set(os.environ) ^ set(before)
+assert threading.active_count() == threads
+assert not opened, opened
+"""
+    run(code)
+
+
+def test_the_module_runs_as_a_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "sememe", "--help"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "generate" in done.stdout

@@ -1,0 +1,12 @@
+"""What every test shares: shape checks on the package's public functions, and a modest number of threads."""
+
+import os
+
+# Before numpy and torch load: tests run beside other work, and results must not depend on the number of cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from jaxtyping import install_import_hook
+
+# From here on every function of sememe checks the shapes and types in its annotations.
+install_import_hook("sememe", "shape_checks.check")

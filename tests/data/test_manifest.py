@@ -1,0 +1,158 @@
+import csv
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from sememe.data.manifest import (
+    BenchmarkSample,
+    VideoSample,
+    add_hashes,
+    find_changed,
+    list_references,
+    read_benchmark,
+    read_manifest,
+    read_vap_data,
+    write_benchmark,
+    write_manifest,
+    write_vap_data,
+)
+from sememe.errors import InputError, OutputError
+
+SAMPLES = (
+    VideoSample(path="videos/a1.mp4", caption='a "red" ball, rolling', condition="melt", references=("videos/a2.mp4",)),
+    VideoSample(path="videos/a2.mp4", caption="two\nlines", condition="melt", split="test", score=40.0),
+    VideoSample(path="videos/b1.mp4", caption="a tree\u2028alone", condition="spin", score=5.0),
+)
+HEADER = "video_paths,ref_video_paths,tar_video_caption,kind,split,reference_alignment_score"
+
+
+def write_csv(folder: Path, *rows: str, header: str = HEADER) -> None:
+    (folder / "vap_data.csv").write_text("\n".join((header, *rows)) + "\n")
+
+
+def test_samples_survive_the_csv(tmp_path: Path) -> None:
+    write_vap_data(SAMPLES, tmp_path)
+    assert read_vap_data(tmp_path) == (replace(SAMPLES[0], score=100.0), *SAMPLES[1:])
+
+
+def test_rows_are_kept_by_score_split_and_validity(tmp_path: Path) -> None:
+    write_vap_data(SAMPLES, tmp_path)
+    assert [sample.path[-6:] for sample in read_vap_data(tmp_path, min_score=5.0)] == ["a1.mp4", "a2.mp4"]
+    assert [sample.path[-6:] for sample in read_vap_data(tmp_path, split="train")] == ["a1.mp4", "b1.mp4"]
+    with pytest.raises(InputError, match="none of split train with a score above 100"):
+        read_vap_data(tmp_path, min_score=100.0, split="train")
+    rows = [f"v{valid}.mp4,[],c,melt,train,50,{valid}" for valid in ("1", "0", "True", "False", "", "-1")]
+    write_csv(tmp_path, *rows, header=HEADER + ",_valid")
+    assert [sample.path for sample in read_vap_data(tmp_path)] == ["v1.mp4", "vTrue.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ('v.mp4,"[""a.mp4""",c,melt,train,5', "line 3: ref_video_paths must be a JSON list of strings"),
+        ('v.mp4,"{""a"": 1}",c,melt,train,5', "line 3: ref_video_paths must be a JSON list"),
+        ("v.mp4,[1],c,melt,train,5", "line 3: ref_video_paths must be a JSON list"),
+        ("v.mp4,[],c,melt,train,high", "line 3: reference_alignment_score must be a number, got 'high'"),
+        ("v.mp4,[],c,melt,train,inf", "line 3: reference_alignment_score must be a number"),
+        ("v.mp4,[],c, ,train,5", "line 3: kind must name a condition"),
+        ("../v.mp4,[],c,melt,train,5", "line 3: a path must stay inside the dataset"),
+        ('v.mp4,"[""/etc/passwd""]",c,melt,train,5', "line 3: a path must stay inside the dataset"),
+        ("v.mp4,[],c,melt,train", "line 3: expected 6 cells"),
+        ("v.mp4,[],c,melt,train,5,6", "line 3: expected 6 cells"),
+        ('v.mp4,[],"c,melt,train,5', "not a valid csv row"),
+    ],
+)
+def test_a_bad_row_is_named(tmp_path: Path, row: str, message: str) -> None:
+    write_csv(tmp_path, "good.mp4,[],c,melt,train,5", row)
+    with pytest.raises(InputError, match=message):
+        read_vap_data(tmp_path)
+
+
+def test_missing_columns_and_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"there is no .*vap_data\.csv"):
+        read_vap_data(tmp_path)
+    write_csv(tmp_path, header="video_paths,tar_video_caption,kind,reference_alignment_score")
+    with pytest.raises(InputError, match=r"it lacks ref_video_paths, split$"):
+        read_vap_data(tmp_path)
+    (tmp_path / "vap_data.csv").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="not UTF-8"):
+        read_vap_data(tmp_path)
+    with pytest.raises(OutputError):
+        write_vap_data(SAMPLES, tmp_path / "nowhere")
+
+
+def test_cells_longer_than_the_default_limit_are_read_and_the_limit_is_left_alone(tmp_path: Path) -> None:
+    limit = csv.field_size_limit()
+    references = tuple(f"videos/{number:06d}.mp4" for number in range(10_000))
+    write_vap_data([replace(SAMPLES[0], references=references)], tmp_path)
+    assert read_vap_data(tmp_path)[0].references == references
+    assert csv.field_size_limit() == limit
+
+
+def test_a_benchmark_survives_its_csv(tmp_path: Path) -> None:
+    rows = (BenchmarkSample(path="a.mp4", caption="x, y", reference="b.mp4", reference_caption=""),)
+    write_benchmark(rows, tmp_path)
+    assert read_benchmark(tmp_path) == rows
+    (tmp_path / "benchmark.csv").write_text("video_paths\n")
+    with pytest.raises(InputError, match="lacks ref_video_path, tar_video_caption, ref_video_caption"):
+        read_benchmark(tmp_path)
+
+
+def test_a_manifest_keeps_everything_and_hashes_tell_what_changed(tmp_path: Path) -> None:
+    for sample in SAMPLES:
+        file = tmp_path / sample.path
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(sample.path)
+    samples = add_hashes([replace(sample, scene="7", full_caption="all") for sample in SAMPLES], tmp_path)
+    write_manifest(samples, tmp_path / "manifest.jsonl")
+    assert read_manifest(tmp_path / "manifest.jsonl") == samples
+    assert find_changed(samples, tmp_path) == ()
+    (tmp_path / SAMPLES[0].path).write_text("other")
+    (tmp_path / SAMPLES[2].path).unlink()
+    assert find_changed(samples, tmp_path) == (SAMPLES[0].path, SAMPLES[2].path)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "line 2: expected a JSON object"),
+        ('{"path": "a.mp4", "caption": ""}', "missing: condition, unknown: none"),
+        ('{"path": "a.mp4", "caption": "", "condition": "c", "kind": "c"}', "unknown: kind"),
+        ('{"path": "a.mp4", "caption": 3, "condition": "c"}', "the rest texts"),
+        ('{"path": "../a.mp4", "caption": "", "condition": "c"}', "a path must stay inside"),
+    ],
+)
+def test_a_bad_manifest_line_is_named(tmp_path: Path, line: str, message: str) -> None:
+    write_manifest([], tmp_path / "m.jsonl")
+    with (tmp_path / "m.jsonl").open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(InputError, match=message):
+        read_manifest(tmp_path / "m.jsonl")
+    (tmp_path / "m.jsonl").write_text(line)
+    with pytest.raises(InputError, match=r"must begin with|line 1"):
+        read_manifest(tmp_path / "m.jsonl")
+
+
+def test_references_are_listed_ones_else_fellows_and_never_the_sample_itself() -> None:
+    def sample(name: str, condition: str, *references: str) -> VideoSample:
+        return VideoSample(path=name, caption="", condition=condition, references=references)
+
+    samples = [
+        sample("a", "melt", "c", "a", "gone"),
+        sample("b", "melt"),
+        sample("c", "melt", "gone"),
+        sample("d", "spin", "a"),
+        sample("e", "spin"),
+    ]
+    assert list_references(samples) == ((2,), (0, 2), (0, 1), (4,), (3,))
+    with pytest.raises(InputError, match="'jump' has f alone"):
+        list_references([*samples, sample("f", "jump")])
+
+
+def test_reading_lists_imports_no_torch() -> None:
+    modules = "sememe.data.manifest, sememe.data.pairing, sememe.data.captions, sememe.data.dataset"
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,105 @@
+"""The denoising loop: it reaches the clean end, runs what the table says and no more, and refuses wrong schedulers."""
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+
+from sememe.diffusion.denoise import denoise
+from sememe.diffusion.guidance import Variant, video_as_prompt_guidance
+from sememe.errors import InputError
+
+CLEAN = torch.tensor([[0.5, -1.0, 2.0]])
+
+
+class Oracle:
+    """Knows the clean latents, so that its velocity is exact; counts what it is asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Variant, ...]] = []
+
+    def __call__(self, latents: torch.Tensor, timestep: torch.Tensor, variants: tuple[Variant, ...]) -> torch.Tensor:
+        self.asked.append(variants)
+        velocity = (latents - CLEAN) / (timestep / 1000)
+        return torch.stack([velocity] * len(variants))
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        FlowMatchEulerDiscreteScheduler(shift=3.0),
+        UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
+    ],
+)
+@pytest.mark.parametrize("num_steps", [1, 4])
+def test_an_exact_velocity_leads_to_the_clean_latents(scheduler, num_steps: int) -> None:  # type: ignore[no-untyped-def]
+    predict = Oracle()
+    noise = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+    result = denoise(predict, scheduler, noise, video_as_prompt_guidance(5.0, 3.0), num_steps)
+    torch.testing.assert_close(result, CLEAN.expand(2, -1), atol=0.05, rtol=0.01)
+    assert len(predict.asked) == 3 * num_steps
+
+
+@pytest.mark.parametrize(
+    ("scales", "batching", "num_calls"),
+    [
+        ((1.0, 1.0), "sequential", 1),
+        ((1.0, 1.0), "batched", 1),
+        ((1.0, 0.0), "sequential", 1),
+        ((5.0, 3.0), "sequential", 3),
+        ((5.0, 3.0), "batched", 2),
+    ],
+)
+def test_a_step_runs_what_the_table_says(scales: tuple[float, float], batching: str, num_calls: int) -> None:
+    predict = Oracle()
+    denoise(
+        predict,
+        FlowMatchEulerDiscreteScheduler(),
+        torch.randn(1, 3),
+        video_as_prompt_guidance(*scales),
+        2,
+        batching=batching,  # type: ignore[arg-type]
+    )
+    assert len(predict.asked) == 2 * num_calls
+
+
+def test_the_callback_sees_every_step_and_may_replace_the_latents() -> None:
+    seen = []
+
+    def replace(step: int, timestep: torch.Tensor, latents: torch.Tensor) -> torch.Tensor | None:
+        seen.append((step, float(timestep)))
+        return torch.full_like(latents, 7.0) if step == 2 else None
+
+    result = denoise(
+        Oracle(),
+        FlowMatchEulerDiscreteScheduler(),
+        torch.randn(1, 3),
+        video_as_prompt_guidance(1.0, 1.0),
+        3,
+        on_step_end=replace,
+    )
+    assert [step for step, _ in seen] == [0, 1, 2]
+    assert seen[0][1] == 1000.0
+    assert torch.equal(result, torch.full((1, 3), 7.0))
+
+
+def test_a_generator_reaches_schedulers_that_draw() -> None:
+    def run(seed: int) -> torch.Tensor:
+        return denoise(
+            Oracle(),
+            FlowMatchEulerDiscreteScheduler(stochastic_sampling=True),
+            torch.ones(1, 3),
+            video_as_prompt_guidance(1.0, 1.0),
+            1,
+            generator=torch.Generator().manual_seed(seed),
+            on_step_end=None,
+        )
+
+    assert torch.equal(run(1), run(1))
+
+
+def test_what_cannot_work_is_refused() -> None:
+    guidance = video_as_prompt_guidance(1.0, 1.0)
+    with pytest.raises(InputError, match="flow matching"):
+        denoise(Oracle(), DDIMScheduler(), torch.ones(1, 3), guidance, 2)
+    with pytest.raises(InputError, match="at least 1, got 0"):
+        denoise(Oracle(), FlowMatchEulerDiscreteScheduler(), torch.ones(1, 3), guidance, 0)

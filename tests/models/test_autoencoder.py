@@ -1,0 +1,96 @@
+"""Latents: normalised in one place, the same way for every autoencoder, and only for shapes that exist."""
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, AutoencoderKLCogVideoX
+
+from models.factories import make_cosmos_vae, make_wan_vae
+from sememe.errors import InputError, ModelError
+from sememe.models.autoencoder import LatentGrid, decode_latents, encode_video, latent_grid
+from sememe.models.condition import encode_first_frame, first_frame_condition, mark_first_frame
+
+
+def make_video(num_frames: int = 5, seed: int = 0) -> torch.Tensor:
+    return torch.rand(2, 3, num_frames, 32, 16, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+@torch.no_grad()
+def test_wan_latents_are_normalised_per_channel() -> None:
+    vae = make_wan_vae()
+    raw = vae.encode(make_video()).latent_dist.mode()
+    latents = encode_video(vae, make_video())
+    assert latents.shape == (2, *latent_grid(vae).latent_shape(5, 32, 16))
+    for channel, (mean, std) in enumerate(zip(vae.config.latents_mean, vae.config.latents_std, strict=True)):
+        torch.testing.assert_close(latents[:, channel], (raw[:, channel] - mean) / std)
+    video = decode_latents(vae, latents)
+    assert video.shape == make_video().shape
+    torch.testing.assert_close(video, vae.decode(raw).sample.clamp(-1, 1), atol=1e-5, rtol=1e-4)
+    assert torch.equal(latents, encode_video(vae, make_video()))
+
+
+@pytest.mark.parametrize("num_latent_frames", [1, 2, 8])
+@torch.no_grad()
+def test_cosmos_latents_use_its_table(num_latent_frames: int) -> None:
+    vae = make_cosmos_vae(num_latent_frames=num_latent_frames)
+    raw = vae.encode(make_video(9)).latent_dist.mode()
+    latents = encode_video(vae, make_video(9))
+    assert latents.shape == (2, *latent_grid(vae).latent_shape(9, 32, 16))
+    mean = torch.tensor(vae.config.latents_mean).view(4, -1)
+    std = torch.tensor(vae.config.latents_std).view(4, -1)
+    for frame in range(3):
+        entry = min(frame, num_latent_frames - 1)
+        expected = (raw[:, :, frame] - mean[:, entry].view(1, 4, 1, 1)) / std[:, entry].view(1, 4, 1, 1)
+        torch.testing.assert_close(latents[:, :, frame], expected)
+    torch.testing.assert_close(decode_latents(vae, latents), vae.decode(raw).sample.clamp(-1, 1), atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_cogvideox_latents_use_the_scaling_factor() -> None:
+    torch.manual_seed(0)
+    vae = AutoencoderKLCogVideoX(
+        down_block_types=("CogVideoXDownBlock3D",) * 4,
+        up_block_types=("CogVideoXUpBlock3D",) * 4,
+        block_out_channels=(8, 8, 8, 8),
+        latent_channels=4,
+        layers_per_block=1,
+        norm_num_groups=2,
+        scaling_factor=0.7,
+    ).eval()
+    assert latent_grid(vae) == LatentGrid(4, 8, 4)
+    raw = vae.encode(make_video()).latent_dist.mode()
+    torch.testing.assert_close(encode_video(vae, make_video()), raw * 0.7)
+
+
+def test_shapes_that_do_not_exist_are_refused_with_the_nearest() -> None:
+    grid = LatentGrid(temporal_ratio=4, spatial_ratio=8, num_channels=16, patch_size=2)
+    assert grid.latent_shape(17, 64, 96) == (16, 5, 8, 12)
+    assert [grid.nearest_num_frames(count) for count in (-3, 0, 1, 2, 3, 15, 16, 17, 18, 19)] == [
+        1, 1, 1, 1, 5, 17, 17, 17, 17, 21
+    ]  # fmt: skip
+    assert [grid.nearest_size(pixels) for pixels in (0, 7, 16, 23, 24, 65)] == [16, 16, 16, 16, 32, 64]
+    assert all(grid.count_frames(grid.count_latent_frames(n)) == n for n in (1, 5, 81))
+    with pytest.raises(InputError, match=r"num_frames .* got 16; the nearest is 17"):
+        grid.latent_shape(16, 64, 64)
+    with pytest.raises(InputError, match=r"height must be a multiple of 16 .* got 65; the nearest is 64"):
+        grid.latent_shape(17, 65, 64)
+    with pytest.raises(InputError, match=r"width .* got 0; the nearest is 16"):
+        grid.latent_shape(17, 64, 0)
+
+
+def test_other_autoencoders_are_refused() -> None:
+    with pytest.raises(ModelError, match="got AutoencoderKL"):
+        latent_grid(AutoencoderKL(block_out_channels=(32,)))
+
+
+@pytest.mark.parametrize("make_vae", [make_wan_vae, make_cosmos_vae])
+@torch.no_grad()
+def test_the_condition_holds_the_first_frame_and_says_so(make_vae) -> None:  # type: ignore[no-untyped-def]
+    vae, images = make_vae(), make_video(1)[:, :, 0]
+    condition = first_frame_condition(vae, images, 9)
+    assert condition.shape == (2, 4 + 4, 3, 4, 2)
+    mask = condition[:, :4]
+    assert mask[:, :, 0].eq(1).all()
+    assert mask[:, :, 1:].eq(0).all()
+    # Causal: the first latent frame is that of the picture alone.
+    torch.testing.assert_close(condition[:, 4:, :1], encode_video(vae, images.unsqueeze(2)), atol=1e-5, rtol=1e-4)
+    assert torch.equal(mark_first_frame(encode_first_frame(vae, images, 9), 4), condition)

@@ -1,0 +1,95 @@
+"""Whole pipelines of tiny random models, made in milliseconds."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    PreTrainedTokenizerFast,
+    UMT5Config,
+    UMT5EncoderModel,
+)
+
+from models.factories import TEXT_DIM, make_cosmos_vae, make_transformer, make_wan_vae
+from sememe.pipelines.video_as_prompt import VideoAsPromptPipeline
+from sememe.video import Clip
+
+DEFAULTS = {
+    "height": 32,
+    "width": 48,
+    "num_frames": 5,
+    "fps": 8.0,
+    "num_inference_steps": 2,
+    "guidance_scale": 1.0,
+    "reference_guidance_scale": 1.0,
+}
+WORDS = ("<pad>", "</s>", "<unk>", "a", "red", "ball", "cat", "melts", "blurry")
+
+
+def make_tokenizer(max_length: int = 8) -> PreTrainedTokenizerFast:
+    """Words to numbers, with an end mark, as T5 has it."""
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="<unk>"))  # noqa: S106
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",  # noqa: S106
+        eos_token="</s>",  # noqa: S106
+        unk_token="<unk>",  # noqa: S106
+        model_max_length=max_length,
+    )
+
+
+def make_text_encoder(seed: int = 0) -> UMT5EncoderModel:
+    torch.manual_seed(seed)
+    config = UMT5Config(
+        vocab_size=len(WORDS), d_model=TEXT_DIM, d_kv=8, d_ff=16, num_layers=1, num_heads=2, pad_token_id=0
+    )
+    return UMT5EncoderModel(config).eval()
+
+
+def make_pipeline(
+    attention_mode: str = "cached", vae: str = "wan", *, clip: bool = False, **defaults: Any
+) -> VideoAsPromptPipeline:
+    """A pipeline of 32x48 pixels and 5 frames, with or without CLIP."""
+    settings: dict[str, Any] = {}
+    parts: dict[str, Any] = {"tokenizer": make_tokenizer(), "text_encoder": make_text_encoder()}
+    if clip:
+        settings = {"image_dim": 20, "added_kv_proj_dim": 48}
+        torch.manual_seed(7)
+        vision = CLIPVisionConfig(
+            hidden_size=20,
+            intermediate_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=16,
+            patch_size=8,
+        )
+        parts["tokenizer"] = make_tokenizer(512)
+        parts["image_encoder"] = CLIPVisionModel(vision).eval()
+        parts["image_processor"] = CLIPImageProcessorPil(
+            size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}
+        )
+    pipeline = VideoAsPromptPipeline(
+        **parts,
+        vae=make_cosmos_vae() if vae == "cosmos" else make_wan_vae(),
+        transformer=make_transformer(attention_mode=attention_mode, **settings),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        generation_defaults=DEFAULTS | defaults,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def make_clip(seed: int = 0, num_frames: int = 9, height: int = 40, width: int = 50, fps: float = 12.0) -> Clip:
+    random = np.random.default_rng(seed)
+    return Clip(random.integers(0, 256, (num_frames, height, width, 3), dtype=np.uint8), fps)
+
+
+def make_picture(seed: int = 50, height: int = 64, width: int = 64) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)

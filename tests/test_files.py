@@ -1,0 +1,64 @@
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from sememe import files
+from sememe.errors import OutputError
+
+
+def test_content_appears_at_once(tmp_path: Path) -> None:
+    target = tmp_path / "result.json"
+    target.write_text("old")
+    with files.atomic_path(target) as part:
+        part.write_text("new")
+        assert target.read_text() == "old"
+        assert part.parent == tmp_path
+        assert part.suffix == ".json"
+    assert target.read_text() == "new"
+    assert os.listdir(tmp_path) == ["result.json"]
+
+
+def fail_halfway(target: Path, failure: BaseException | type[BaseException]) -> None:
+    with files.atomic_path(target) as part:
+        part.write_text("half")
+        raise failure
+
+
+@pytest.mark.parametrize("exception", [KeyboardInterrupt, SystemExit, RuntimeError])
+def test_nothing_is_left_of_a_failure(tmp_path: Path, exception: type[BaseException]) -> None:
+    target = tmp_path / "result.json"
+    target.write_text("old")
+    with pytest.raises(exception):
+        fail_halfway(target, exception)
+    assert target.read_text() == "old"
+    assert os.listdir(tmp_path) == ["result.json"]
+
+
+def test_a_full_disk_is_said_plainly(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="disk is full") as caught:
+        fail_halfway(tmp_path / "a.bin", OSError(errno.ENOSPC, "No space left on device"))
+    assert "\n" not in str(caught.value)
+    assert os.listdir(tmp_path) == []
+
+
+def test_missing_folder_folder_as_file_and_file_as_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="does not exist"):
+        files.write_text(tmp_path / "nowhere" / "a.txt", "")
+    with pytest.raises(OutputError, match="got the folder"):
+        files.write_text(tmp_path, "")
+    with pytest.raises(OutputError, match="not a folder"):
+        files.write_text(tmp_path / "file" / "a.txt", "")
+
+
+def test_a_folder_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)  # whoever runs the tests as root may write everywhere
+    with pytest.raises(OutputError, match="no permission"):
+        files.write_text(tmp_path / "a.txt", "")
+
+
+def test_too_long_a_name(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="too long"):
+        files.write_text(tmp_path / ("a" * 300), "")

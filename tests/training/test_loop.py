@@ -1,0 +1,228 @@
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sememe.errors import MissingExtraError, ModelError, RecipeError
+from sememe.training.checkpoint import find_latest, list_checkpoints, load_checkpoint
+from sememe.training.config import ScheduleConfig, TrainingConfig
+from sememe.training.export import export_checkpoint
+from sememe.training.loop import train
+from sememe.training.progress import CheckpointSaved, TrainingEvent, TrainingProgress, read_log
+from training.small_stage import SmallStage
+
+
+def make_config(**changes: Any) -> TrainingConfig:
+    settings: dict[str, Any] = {
+        "num_steps": 8,
+        "learning_rate": 1e-2,
+        "schedule": ScheduleConfig(warmup_steps=2),
+        "precision": "fp32",
+        "device": "cpu",
+        "log_every": 1,
+        "save_every": 100,
+        "seed": 3,
+    }
+    return TrainingConfig(**(settings | changes))
+
+
+def assert_same_run(first: Path, second: Path) -> None:
+    one, two = (load_checkpoint(find_latest(folder / "checkpoints") or folder) for folder in (first, second))
+    assert one.step == two.step
+    for a, b in ((one.weights, two.weights), (one.average, two.average), (one.optimizer, two.optimizer)):
+        assert a is not None
+        assert b is not None
+        assert a.keys() == b.keys()
+        for name in a:
+            assert torch.equal(a[name], b[name]), name
+    losses = [
+        [(line["step"], line["loss"], line["grad_norm"]) for line in read_log(folder)] for folder in (first, second)
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_training_lowers_the_loss_and_exports_the_average(tmp_path: Path) -> None:
+    events: list[TrainingEvent] = []
+    summary = train(SmallStage(), make_config(num_steps=60), tmp_path, on_event=events.append)
+    log = read_log(tmp_path)
+    assert summary.is_complete
+    assert summary.ending == "finished"
+    assert (summary.step, summary.num_samples) == (60, 300)
+    assert [line["step"] for line in log] == list(range(1, 61))
+    assert sum(line["loss"] for line in log[-10:]) < sum(line["loss"] for line in log[:10])
+    assert log[0]["one"] == 1.0
+    progress = [event for event in events if isinstance(event, TrainingProgress)]
+    assert progress[-1].seconds_left == 0.0
+    assert progress[-1].loss == summary.loss
+    assert [event.step for event in events if isinstance(event, CheckpointSaved)] == [60]
+    assert summary.model is not None
+    exported = load_file(summary.model / "small.safetensors")
+    checkpoint = load_checkpoint(tmp_path / "checkpoints" / "step_000060")
+    assert checkpoint.average is not None
+    assert torch.equal(exported["head.weight"], checkpoint.average["network.head.weight"])
+    assert not torch.equal(exported["head.weight"], checkpoint.weights["network.head.weight"])
+    assert json.loads((summary.model / "config.json").read_text()) == {"weights": "ema"}
+
+
+def test_weights_after_the_export_are_the_trained_ones(tmp_path: Path) -> None:
+    stage = SmallStage()
+    train(stage, make_config(), tmp_path)
+    kept = load_checkpoint(tmp_path / "checkpoints" / "step_000008").weights
+    assert torch.equal(stage.network.head.weight, kept["network.head.weight"])
+
+
+@pytest.mark.parametrize("changes", [{}, {"optimizer": "muon"}, {"accumulation_steps": 2, "precision": "bf16"}])
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_by_bit(tmp_path: Path, changes: dict[str, Any]) -> None:
+    train(SmallStage(), make_config(**changes), tmp_path / "straight")
+    stopping = SmallStage(stop_at=3 * changes.get("accumulation_steps", 1) + changes.get("accumulation_steps", 1) - 1)
+    summary = train(stopping, make_config(**changes), tmp_path / "parts")
+    assert (summary.ending, summary.signal_name, summary.step) == ("signal", "SIGTERM", 4)
+    assert summary.model is None
+    train(SmallStage(), make_config(**changes), tmp_path / "parts")
+    assert_same_run(tmp_path / "straight", tmp_path / "parts")
+
+
+def test_a_run_killed_while_saving_goes_on_from_the_last_complete_checkpoint(tmp_path: Path) -> None:
+    train(SmallStage(), make_config(save_every=2), tmp_path / "straight")
+    parts = tmp_path / "parts"
+    train(SmallStage(stop_at=5), make_config(save_every=2), parts)
+    checkpoints = parts / "checkpoints"
+    assert [path.name for path in list_checkpoints(checkpoints)] == ["step_000004", "step_000006"]
+    # A kill in the middle of a save leaves a temporary folder; a failing disk may leave a cut file.
+    shutil.copytree(checkpoints / "step_000006", checkpoints / ".writing-step_000008-1")
+    (checkpoints / ".writing-step_000008-1" / "manifest.json").unlink()
+    weights = checkpoints / "step_000006" / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4])
+    with (parts / "log.jsonl").open("a") as log:
+        log.write('{"step": 7, "lo')
+    stage = SmallStage()
+    train(stage, make_config(save_every=2), parts)
+    assert stage.batches == [4, 5, 6, 7]
+    assert_same_run(tmp_path / "straight", parts)
+    assert not list(checkpoints.glob(".writing*"))
+
+
+def test_batches_made_ahead_change_nothing(tmp_path: Path) -> None:
+    train(SmallStage(), make_config(), tmp_path / "plain")
+    train(SmallStage(), make_config(prefetch_batches=3), tmp_path / "ahead")
+    assert_same_run(tmp_path / "plain", tmp_path / "ahead")
+
+
+def test_the_seed_matters(tmp_path: Path) -> None:
+    train(SmallStage(), make_config(), tmp_path / "one")
+    train(SmallStage(), make_config(seed=4), tmp_path / "two")
+    assert read_log(tmp_path / "one")[0]["loss"] != read_log(tmp_path / "two")[0]["loss"]
+
+
+def test_the_callers_random_state_and_threads_are_left_alone(tmp_path: Path) -> None:
+    stage = SmallStage()
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    num_threads = torch.get_num_threads()
+    train(stage, make_config(num_threads=num_threads + 1), tmp_path)
+    assert torch.equal(torch.rand(3), expected)
+    assert torch.get_num_threads() == num_threads
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path: Path) -> None:
+    stage = SmallStage(break_at=5)
+    with pytest.raises(RecipeError, match="not finite at step 5;"):
+        train(stage, make_config(save_every=2), tmp_path)
+    assert all(torch.isfinite(value).all() for value in stage.network.parameters())
+    assert [path.name for path in list_checkpoints(tmp_path / "checkpoints")] == ["step_000002", "step_000004"]
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_spent_budget_completes_the_run_with_a_complete_decay(tmp_path: Path) -> None:
+    config = make_config(
+        num_steps=10**6, max_minutes=0.6 / 60, time_decay=True, schedule=ScheduleConfig(shape="cosine")
+    )
+    summary = train(SmallStage(), config, tmp_path)
+    log = read_log(tmp_path)
+    assert summary.ending == "budget"
+    assert summary.model is not None
+    assert summary.seconds < 5
+    assert log[-1]["learning_rate"] < 0.01 * log[0]["learning_rate"]
+    again = train(SmallStage(), config, tmp_path)
+    assert (again.ending, again.step) == ("budget", summary.step)
+
+
+def test_a_limit_of_minutes_stops_one_call_only(tmp_path: Path) -> None:
+    limited = make_config(num_steps=10**6, stop_after_minutes=0.2 / 60, log_every=10**6)
+    first = train(SmallStage(), limited, tmp_path)
+    second = train(SmallStage(), limited, tmp_path)
+    assert first.ending == second.ending == "paused"
+    assert 0 < first.step < second.step
+    assert second.seconds > 0.35
+
+
+def test_a_run_can_begin_with_the_weights_of_another(tmp_path: Path) -> None:
+    train(SmallStage(), make_config(), tmp_path / "first")
+    stage = SmallStage()
+    start: dict[str, torch.Tensor] = {}
+
+    def note(event: TrainingEvent) -> None:
+        start.setdefault("weight", stage.network.head.weight.detach().clone())
+
+    config = make_config(learning_rate=1e-12, num_steps=1, ema_decay=0.0, weight_decay=0.0)
+    summary = train(stage, config, tmp_path / "second", init_from=tmp_path / "first", on_event=note)
+    average = load_checkpoint(tmp_path / "first" / "checkpoints" / "step_000008").average
+    assert average is not None
+    torch.testing.assert_close(start["weight"], average["network.head.weight"], atol=1e-6, rtol=0)
+    assert summary.model is not None
+    assert json.loads((summary.model / "config.json").read_text()) == {"weights": "raw"}
+
+
+def test_the_model_of_a_checkpoint_can_be_written_while_the_run_goes_on(tmp_path: Path) -> None:
+    train(SmallStage(stop_at=2), make_config(), tmp_path)
+    path = find_latest(tmp_path / "checkpoints")
+    assert path is not None
+    checkpoint = load_checkpoint(path)
+    assert checkpoint.average is not None
+    for weights, expected in (("ema", checkpoint.average), ("raw", checkpoint.weights)):
+        export_checkpoint(SmallStage(), path, tmp_path / "look", weights)  # type: ignore[arg-type]
+        assert torch.equal(
+            load_file(tmp_path / "look" / "small.safetensors")["head.weight"], expected["network.head.weight"]
+        )
+
+
+def test_folders_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    train(SmallStage(), make_config(num_steps=2), tmp_path)
+    with pytest.raises(RecipeError, match="holds checkpoints already"):
+        train(SmallStage(), make_config(), tmp_path, resume="never")
+    with pytest.raises(RecipeError, match="optimizer adamw, not muon"):
+        train(SmallStage(), make_config(optimizer="muon"), tmp_path)
+    other = SmallStage()
+    other.network.head = torch.nn.Linear(16, 3, bias=False)
+    with pytest.raises(ModelError, match=r"has also network\.head\.bias"):
+        train(other, make_config(), tmp_path)
+    other.name = "other"
+    with pytest.raises(ModelError, match="is of stage small, not other"):
+        train(other, make_config(), tmp_path)
+    with pytest.raises(ModelError, match="init_from must be a checkpoint"):
+        train(SmallStage(), make_config(), tmp_path / "new", init_from=tmp_path / "nowhere")
+    (tmp_path / "checkpoints" / "step_000002" / "state.json").unlink()
+    with pytest.raises(ModelError, match=r"no checkpoint in .* is undamaged"):
+        train(SmallStage(), make_config(), tmp_path)
+
+
+def test_settings_that_cannot_take_effect_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RecipeError, match="compile=blocks has no effect"):
+        train(SmallStage(), make_config(compile="blocks"), tmp_path)
+    with pytest.raises(RecipeError, match="device must be auto, cpu, cuda"):
+        train(SmallStage(), make_config(device="abacus"), tmp_path)
+    if not torch.cuda.is_available():
+        with pytest.raises(RecipeError, match="sees no CUDA device"):
+            train(SmallStage(), make_config(device="cuda"), tmp_path)
+    frozen = SmallStage()
+    frozen.network.requires_grad_(requires_grad=False)
+    with pytest.raises(RecipeError, match="no parameter to train"):
+        train(frozen, make_config(), tmp_path)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match="tensorboard"):
+        train(SmallStage(), make_config(tensorboard=True), tmp_path)

@@ -1,0 +1,49 @@
+"""Run by the test of data-parallel training: one rank of two, or both ranks' batches in a single process."""
+
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from sememe.training.config import TrainingConfig
+from sememe.training.loop import train
+from sememe.training.seeds import step_generator
+from sememe.training.stage import StepLoss, Weights
+
+SEED = 11
+
+
+class RegressionStage:
+    """A small regression whose batch is one rank's, or those of `num_ranks` ranks together."""
+
+    name = "regression"
+
+    def __init__(self, num_ranks: int) -> None:
+        torch.manual_seed(int(sys.argv[3]))
+        self.network = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+        self.num_ranks = num_ranks
+
+    def modules(self) -> dict[str, nn.Module]:
+        return {"network": self.network}
+
+    def batch(self, step: int, generator: torch.Generator, device: torch.device) -> Tensor:
+        generators = [generator]
+        if self.num_ranks > 1:
+            generators = [step_generator(SEED, step, rank, "batch") for rank in range(self.num_ranks)]
+        return torch.cat([torch.randn(6, 4, generator=each) for each in generators]).to(device)
+
+    def loss(self, batch: Tensor, generator: torch.Generator) -> StepLoss:
+        error = self.network(batch) - batch[:, :2].sin()
+        return StepLoss(loss=error.square().mean(), num_samples=len(batch))
+
+    def export(self, folder: Path, weights: Weights) -> None:
+        save_file(self.network.state_dict(), folder / "network.safetensors")
+
+
+if __name__ == "__main__":
+    config = TrainingConfig(
+        num_steps=6, precision="fp32", device="cpu", seed=SEED, log_every=1, num_threads=1, learning_rate=1e-2
+    )
+    train(RegressionStage(int(sys.argv[2])), config, Path(sys.argv[1]))
