@@ -1,5 +1,6 @@
 """Generation with tiny random models: what follows what, how often things run, and what is refused."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,12 +9,14 @@ import pytest
 import torch
 from accelerate import cpu_offload
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler, WanTransformer3DModel
+from peft import LoraConfig, get_peft_model_state_dict
 
 from pipelines.factories import make_clip, make_picture, make_pipeline
 from sememe.errors import InputError
 from sememe.models.autoencoder import decode_latents
 from sememe.models.condition import first_frame_condition
 from sememe.models.pixels import clips_to_video
+from sememe.models.reference import ReferenceCache
 from sememe.models.text import encode_prompts
 from sememe.pipelines.video_as_prompt import VideoAsPromptOutput, VideoAsPromptPipeline
 from sememe.video import Clip, resize_image
@@ -352,3 +355,34 @@ def test_encoded_references_must_fit_the_call() -> None:
         run(pipe, image=two, references=[[make_clip()], [make_clip(), make_clip(1)]])
     with pytest.raises(InputError, match="nearest is 5"):
         pipe.encode_reference(make_clip(), num_frames=4)
+
+
+def test_a_two_way_model_can_be_run_from_an_approximate_cache() -> None:
+    pipe = make_pipeline("joint")
+    exact = run(pipe, output_type="latent").frames
+    encoded = pipe.encode_reference(make_clip(), approximate=True)
+    assert isinstance(encoded.payload, ReferenceCache)
+    approximate = run(pipe, references=encoded, output_type="latent").frames
+    assert 1e-6 < (approximate - exact).abs().max() < 0.5 * exact.abs().max()
+
+
+def test_lora_weights_of_the_backbone_load(tmp_path: Path) -> None:
+    pipe = make_pipeline()
+    plain = run(pipe, output_type="latent").frames
+    pipe.transformer.add_adapter(
+        LoraConfig(r=2, lora_alpha=2, target_modules=r"blocks\.\d+\.(attn1\.to_q|ffn\.net\.2)")
+    )
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in pipe.transformer.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+    expected = run(pipe, output_type="latent").frames
+    assert not torch.allclose(expected, plain, atol=1e-3)
+    pipe.save_lora_weights(tmp_path, get_peft_model_state_dict(pipe.transformer))
+
+    other = make_pipeline()
+    other.load_lora_weights(tmp_path)
+    torch.testing.assert_close(run(other, output_type="latent").frames, expected)
+    other.unload_lora_weights()
+    torch.testing.assert_close(run(other, output_type="latent").frames, plain)

@@ -7,7 +7,7 @@ followed by zeros, same shape), which all clips that begin with it share.
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -166,8 +166,7 @@ class LatentCache:
     """A cache read into memory.
 
     `items` describes the clips; `clean` has shape (num_items, C, T, H, W), `condition` (num_first_frames, C, T, H, W),
-    both in the precision of the files. `conditions` and `scenes` list the names that occur, in alphabetical order;
-    `condition_codes` and `scene_codes` (num_items,) are indices into them.
+    both in the precision of the files. `conditions`, `scenes`, `captions` and `full_captions` hold one entry an item.
     """
 
     def __init__(
@@ -184,8 +183,10 @@ class LatentCache:
         missing = {item.first_frame for item in items} - places.keys()
         if missing:
             raise InputError(f"the cache is not finished: it lacks first frame {min(missing)!r}; go on with writing it")
-        self.conditions, self.condition_codes = _encode([item.condition for item in items])
-        self.scenes, self.scene_codes = _encode([item.scene for item in items])
+        self.conditions = tuple(item.condition for item in items)
+        self.scenes = tuple(item.scene for item in items)
+        self.captions = tuple(item.caption for item in items)
+        self.full_captions = tuple(item.full_caption for item in items)
         self._first_frame_of = torch.tensor([places[item.first_frame] for item in items], device=clean.device)
 
     @classmethod
@@ -216,14 +217,39 @@ class LatentCache:
         """Condition latents that items begin with, shape (len(indices), C, T, H, W)."""
         return self.condition.index_select(0, self._first_frame_of.index_select(0, self._place(indices)))
 
+    def only(self, conditions: Collection[str]) -> "LatentSubset":
+        """The items that show one of these conditions. Raises `InputError` if there is none."""
+        return LatentSubset(self, [place for place, name in enumerate(self.conditions) if name in conditions])
+
     def _place(self, indices: np.ndarray | Tensor) -> Tensor:
         return torch.as_tensor(indices, dtype=torch.int64, device=self.clean.device)
 
 
-def _encode(names: Sequence[str]) -> tuple[tuple[str, ...], np.ndarray]:
-    listed = tuple(sorted(set(names)))
-    codes = {name: code for code, name in enumerate(listed)}
-    return listed, np.array([codes[name] for name in names], np.int64)
+class LatentSubset:
+    """Some items of a cache, numbered from 0, whose tensors are not copied; else like the cache."""
+
+    def __init__(self, cache: LatentCache, places: Sequence[int]) -> None:
+        if not len(places):
+            raise InputError("no item of the latent cache is of the conditions that are asked for; precompute others")
+        self._cache = cache
+        self._places = torch.tensor(places)
+        self.origin = cache.origin
+        self.items = tuple(cache.items[place] for place in places)
+        self.conditions = tuple(item.condition for item in self.items)
+        self.scenes = tuple(item.scene for item in self.items)
+        self.captions = tuple(item.caption for item in self.items)
+        self.full_captions = tuple(item.full_caption for item in self.items)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def select_clean(self, indices: np.ndarray | Tensor) -> Tensor:
+        """Clean latents of items, shape (len(indices), C, T, H, W)."""
+        return self._cache.select_clean(self._places[torch.as_tensor(indices)])
+
+    def select_condition(self, indices: np.ndarray | Tensor) -> Tensor:
+        """Condition latents that items begin with, shape (len(indices), C, T, H, W)."""
+        return self._cache.select_condition(self._places[torch.as_tensor(indices)])
 
 
 def _check_origin(folder: Path, present: CacheOrigin, expected: CacheOrigin) -> None:

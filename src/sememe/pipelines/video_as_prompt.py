@@ -11,6 +11,7 @@ from typing import Any, Literal, cast, get_args
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.loaders import WanLoraLoaderMixin
 from diffusers.utils.torch_utils import get_module_execution_device, randn_tensor
 
 from sememe.diffusion.denoise import check_scheduler, denoise
@@ -66,7 +67,7 @@ class _Conditions:
     reference: ReferenceCache | ReferenceTokens | None
 
 
-class VideoAsPromptPipeline(DiffusionPipeline):
+class VideoAsPromptPipeline(DiffusionPipeline, WanLoraLoaderMixin):
     """Generates a clip that starts with a picture and in which happens what happens in the reference clips.
 
     Args:
@@ -161,6 +162,8 @@ class VideoAsPromptPipeline(DiffusionPipeline):
         num_frames: int | None = None,
         reference_sampling: str = "even",
         max_sequence_length: int | None = None,
+        *,
+        approximate: bool = False,
     ) -> EncodedReference:
         """Encodes references once; pass the result as `references` for many pictures and seeds.
 
@@ -172,6 +175,8 @@ class VideoAsPromptPipeline(DiffusionPipeline):
             num_frames: frames taken of each reference.
             reference_sampling: how they are taken: over the whole clip, at the model's rate, or the first ones.
             max_sequence_length: tokens per caption.
+            approximate: for a model trained two-way: let the reference see only itself, so that it is encoded once for
+                all steps; faster, and not quite what the model would do.
 
         Raises:
             InputError: where an argument is not what was expected.
@@ -181,7 +186,9 @@ class VideoAsPromptPipeline(DiffusionPipeline):
         )
         _check_choice("reference_sampling", reference_sampling, Sampling)
         self.grid.latent_shape(settings.num_frames, settings.height, settings.width)
-        payload = self._encode_clips([check_references(clips, prompts)], settings, reference_sampling)
+        payload = self._encode_clips(
+            [check_references(clips, prompts)], settings, reference_sampling, approximate=approximate
+        )
         return EncodedReference(payload, settings.height, settings.width)
 
     @torch.no_grad()
@@ -371,7 +378,12 @@ class VideoAsPromptPipeline(DiffusionPipeline):
         return join_references(payloads)
 
     def _encode_clips(
-        self, entries: Sequence[ReferenceClips], settings: GenerationDefaults, sampling: str
+        self,
+        entries: Sequence[ReferenceClips],
+        settings: GenerationDefaults,
+        sampling: str,
+        *,
+        approximate: bool = False,
     ) -> ReferenceCache | ReferenceTokens:
         """Encodes a batch of references in one pass of the expert; each entry has the same number of clips."""
         latents, texts, images = [], [], []
@@ -393,8 +405,8 @@ class VideoAsPromptPipeline(DiffusionPipeline):
             images.append(self._encode_pictures([clip.frames[0] for clip in clips]))
         embeds = tuple(image for image in images if image is not None) or None
         with _precision(self._execution_device, settings, self.transformer.dtype):
-            if self.transformer.config.attention_mode == "cached":
-                return self.transformer.encode_reference(tuple(latents), tuple(texts), embeds)
+            if approximate or self.transformer.config.attention_mode == "cached":
+                return self.transformer.encode_reference(tuple(latents), tuple(texts), embeds, approximate=approximate)
             return self.transformer.embed_reference(ReferenceInputs(tuple(latents), tuple(texts), embeds))
 
     def _make_frames(self, latents: torch.Tensor, fps: float, output_type: str) -> tuple[list[Clip], Any]:

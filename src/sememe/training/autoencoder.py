@@ -1,12 +1,11 @@
-"""Trains the causal video autoencoder on short windows of clips."""
+"""Trains the causal video autoencoder: as a rule its decoder alone, behind an encoder that never changes."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -15,9 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
 
+from sememe.training.settings import AutoencoderSettings
 from sememe.training.stage import StepLoss, Weights
 
+__all__ = ["AutoencoderSettings", "AutoencoderStage", "ClipSource", "balance_bands", "fold_bands"]
 
+
+@runtime_checkable
 class ClipSource(Protocol):
     """Clips by number, for stages that train on pixels."""
 
@@ -30,59 +33,35 @@ class ClipSource(Protocol):
         ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class AutoencoderSettings:
-    """What the autoencoder's training weighs.
-
-    Windows of `window` frames start anywhere in a clip; every `full_every`-th batch takes `window_full` frames from the
-    start instead, with fewer clips, so that long clips are met too. `latent_noise` is the standard deviation of the
-    noise put on latents before decoding, in standard deviations of the batch's latents: it keeps the latent space
-    smooth for the diffusion that comes after. `gradient_weight` weighs the error of spatial differences, and
-    `motion_weight` that of temporal ones, against the error of pixels (all mean absolute).
-    """
-
-    batch_size: int = 8
-    window: int = 9
-    window_full: int = 17
-    full_every: int = 4
-    latent_noise: float = 0.1
-    latent_penalty: float = 1e-4
-    gradient_weight: float = 0.5
-    motion_weight: float = 0.5
-
-
 class AutoencoderStage:
     """The autoencoder as a stage of training; see `training.stage.Stage`."""
 
     name = "autoencoder"
 
     def __init__(self, autoencoder: nn.Module, clips: ClipSource, settings: AutoencoderSettings) -> None:
-        self.autoencoder = autoencoder.train().to(memory_format=torch.channels_last_3d)
+        self.autoencoder: Any = autoencoder.train()
         self.clips = clips
         self.settings = settings
+        if settings.trains == "decoder":
+            self.autoencoder.requires_grad_(False)
+            self.autoencoder.decoder.requires_grad_(True)
 
     def modules(self) -> Mapping[str, nn.Module]:
         return {"vae": self.autoencoder}
 
     def batch(self, step: int, generator: torch.Generator, device: torch.device) -> Tensor:
         """(batch, 3, window, height, width) in [-1, 1]."""
-        settings = self.settings
-        is_full = step % settings.full_every == settings.full_every - 1
-        window = settings.window_full if is_full else settings.window
-        count = max(1, settings.batch_size * settings.window // window)
         rng = np.random.Generator(np.random.PCG64(int(torch.randint(1 << 62, (1,), generator=generator))))
         picked = []
-        for index in rng.integers(len(self.clips), size=count):
+        for index in rng.integers(len(self.clips), size=self.settings.batch_size):
             frames = self.clips.frames(int(index))
-            start = int(rng.integers(len(frames) - window + 1))
-            frames = frames[start : start + window]
-            picked.append(frames[:, :, ::-1] if rng.random() < 0.5 else frames)
-        video = torch.from_numpy(np.ascontiguousarray(np.stack(picked).transpose(0, 4, 1, 2, 3)))
-        return video.to(device).float().div_(127.5).sub_(1)
+            start = int(rng.integers(len(frames) - self.settings.window + 1))
+            picked.append(frames[start : start + self.settings.window])
+        return to_video(np.stack(picked)).to(device)
 
     def loss(self, batch: Any, generator: torch.Generator) -> StepLoss:
         settings = self.settings
-        latents = self.autoencoder.encode(batch).latent_dist.mode()
+        latents = self._encode(batch)
         spread = latents.detach().float().std()
         noise = torch.randn(latents.shape, generator=generator, device=latents.device)
         decoded = self.autoencoder.decode(latents + settings.latent_noise * spread * noise).sample.float()
@@ -91,42 +70,64 @@ class AutoencoderStage:
         down = functional.l1_loss(decoded.diff(dim=-2), batch.diff(dim=-2))
         motion = functional.l1_loss(decoded.diff(dim=2), batch.diff(dim=2))
         loss = pixel + settings.gradient_weight * (across + down) + settings.motion_weight * motion
-        loss = loss + settings.latent_penalty * latents.float().square().mean()
         with torch.no_grad():
-            psnr = -10 * torch.log10(functional.mse_loss(decoded, batch) / 4)
+            psnr = -10 * torch.log10(functional.mse_loss(decoded.clamp(-1, 1), batch) / 4)
         return StepLoss(loss=loss, metrics={"psnr": psnr, "latent_std": spread}, num_samples=len(batch))
 
+    def _encode(self, video: Tensor) -> Tensor:
+        if self.settings.trains == "all":
+            return self.autoencoder.encode(video).latent_dist.mode()
+        # In full precision, as those who encode videos later do it: the decoder must meet the same latents.
+        with torch.no_grad(), torch.autocast(video.device.type, enabled=False):
+            return self.autoencoder.encode(video).latent_dist.mode()
+
     def export(self, folder: Path, weights: Weights) -> None:
-        fold_bands(self.autoencoder).save_pretrained(folder)
+        """Write `vae/`."""
+        fold_bands(self.autoencoder).save_pretrained(folder / "vae")
+
+
+def to_video(frames: NDArray[np.uint8]) -> Tensor:
+    """Frames (..., frame, height, width, 3) as float32 in [-1, 1], (..., 3, frame, height, width)."""
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(frames, -1, -4))).float().div_(127.5).sub_(1)
 
 
 class _Scale(nn.Module):
-    """Multiplies a parameter by a fixed tensor."""
+    """Multiplies a parameter by a fixed tensor of powers of two, so that nothing is rounded on the way."""
 
     scale: Tensor
 
     def __init__(self, scale: Tensor) -> None:
         super().__init__()
-        self.register_buffer("scale", scale, persistent=False)
+        # Part of the state: a run that resumes must have the very scales that its weights were divided by.
+        self.register_buffer("scale", scale)
 
     def forward(self, weight: Tensor) -> Tensor:
         return weight * self.scale
 
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        return weight / self.scale
+
 
 @torch.no_grad()
 def balance_bands(autoencoder: Any, video: Tensor) -> None:
-    """Makes every wavelet band of an `AutoencoderKLCosmos` equally large to the optimiser.
+    """Makes every wavelet band of an `AutoencoderKLCosmos` about equally large to the optimiser.
 
     The class folds pictures into wavelet bands whose sizes differ a hundredfold; without this the optimiser's steps
-    drown the fine bands in noise (11 dB instead of 17 after 80 steps). The first and the last convolution are given
-    scales measured on `video` (batch, 3, frame, height, width); `export` folds them back into plain weights.
+    drown the fine bands in noise (11 dB instead of 17 after 80 steps from random weights). The decoder's last
+    convolution, and the encoder's first where it is trained, get scales measured on `video` (batch, 3, frame, height,
+    width); what the network computes stays the same, bit for bit. `fold_bands` makes plain weights of them again.
+
+    A second call does nothing.
     """
-    bands = autoencoder.encoder.patch_embed(video)
-    spread = bands.std(dim=(0, 2, 3, 4)).clamp_min(1e-3)
     first, last = autoencoder.encoder.conv_in.conv_s, autoencoder.decoder.conv_out.conv_t
-    parametrize.register_parametrization(first, "weight", _Scale(1 / spread.view(1, -1, 1, 1, 1)), unsafe=True)
-    parametrize.register_parametrization(last, "weight", _Scale(spread.view(-1, 1, 1, 1, 1)), unsafe=True)
-    parametrize.register_parametrization(last, "bias", _Scale(spread), unsafe=True)
+    if parametrize.is_parametrized(last):
+        return
+    spread = autoencoder.encoder.patch_embed(video).std(dim=(0, 2, 3, 4)).clamp_min(2e-3)
+    spread = spread.log2().round().exp2()
+    parametrize.register_parametrization(last, "weight", _Scale(spread.view(-1, 1, 1, 1, 1).clone()))
+    parametrize.register_parametrization(last, "bias", _Scale(spread))
+    if first.weight.requires_grad:
+        parametrize.register_parametrization(first, "weight", _Scale(1 / spread.view(1, -1, 1, 1, 1)))
 
 
 def fold_bands(autoencoder: Any) -> Any:

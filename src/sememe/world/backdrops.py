@@ -42,7 +42,9 @@ def draw_far(canvas: Canvas, backdrop: Backdrop) -> None:
         case "mountains":
             for x in np.arange(-2.2, 2.3, 0.75):
                 peak, half = base - float(rng.uniform(0.55, 1.0)), float(rng.uniform(0.5, 0.75))
-                canvas.polygon([(x - half, base), (x, peak), (x + half, base)], shade(color, float(rng.uniform(-0.25, 0.05))))
+                canvas.polygon(
+                    [(x - half, base), (x, peak), (x + half, base)], shade(color, float(rng.uniform(-0.25, 0.05)))
+                )
                 canvas.polygon([(x - half * 0.22, peak + 0.18), (x, peak), (x + half * 0.22, peak + 0.18)], WHITE)
         case "city" | "street":
             for x in np.arange(-2.2, 2.2, 0.36):
@@ -52,10 +54,13 @@ def draw_far(canvas: Canvas, backdrop: Backdrop) -> None:
                     canvas.rectangle(x + 0.06, y, x + 0.13, y + 0.08, backdrop.accent)
                     canvas.rectangle(x + 0.19, y, x + 0.26, y + 0.08, backdrop.accent)
         case "forest":
-            for x in np.arange(-2.2, 2.3, 0.38):
-                x, top = float(x + rng.uniform(-0.1, 0.1)), base - float(rng.uniform(0.55, 0.95))
+            for place in np.arange(-2.2, 2.3, 0.38):
+                x, top = float(place + rng.uniform(-0.1, 0.1)), base - float(rng.uniform(0.55, 0.95))
                 canvas.rectangle(x - 0.05, base - 0.2, x + 0.05, base, (0.35, 0.24, 0.16))
-                canvas.polygon([(x - 0.26, base - 0.12), (x, top), (x + 0.26, base - 0.12)], shade(color, float(rng.uniform(-0.3, 0.05))))
+                canvas.polygon(
+                    [(x - 0.26, base - 0.12), (x, top), (x + 0.26, base - 0.12)],
+                    shade(color, float(rng.uniform(-0.3, 0.05))),
+                )
         case "beach":
             canvas.rectangle(-3, base - 0.3, 3, base, (0.2, 0.5, 0.75))
             for y in (base - 0.22, base - 0.1):
@@ -102,7 +107,10 @@ def draw_foreground(canvas: Canvas, backdrop: Backdrop) -> None:
         case "grass":
             for x in np.arange(-2.6, 2.6, 0.13):
                 lean = float(rng.uniform(-0.1, 0.1))
-                canvas.polygon([(x - 0.07, 1.5), (x + lean, 0.78 + float(rng.uniform(0, 0.16))), (x + 0.07, 1.5)], shade(backdrop.ground, -0.45))
+                canvas.polygon(
+                    [(x - 0.07, 1.5), (x + lean, 0.78 + float(rng.uniform(0, 0.16))), (x + 0.07, 1.5)],
+                    shade(backdrop.ground, -0.45),
+                )
         case "stones":
             for x in (-1.15, -0.75, 0.8, 1.2):
                 canvas.ellipse(x + float(rng.uniform(-0.1, 0.1)), 1.0, 0.26, 0.2, shade(backdrop.far, -0.4))
@@ -123,14 +131,8 @@ def _draw_pattern(canvas: Canvas, backdrop: Backdrop) -> None:
         case "stripes":
             for x in np.arange(-3.6, 3.6, 0.5):
                 canvas.polygon([(x, -2.5), (x + 0.22, -2.5), (x + 1.22, 2.5), (x + 1.0, 2.5)], high)
-        case "tiles":
-            for row, y in enumerate(np.arange(-2.4, 2.4, 0.4)):
-                for x in np.arange(-3.2, 3.2, 0.8) + 0.4 * (row % 2):
-                    canvas.rectangle(float(x), float(y), float(x) + 0.4, float(y) + 0.4, high)
-        case "dots":
-            for row, y in enumerate(np.arange(-2.4, 2.4, 0.4)):
-                for x in np.arange(-3.2, 3.2, 0.5) + 0.25 * (row % 2):
-                    canvas.ellipse(float(x), float(y), 0.13, 0.13, high)
+        case "tiles" | "dots":
+            _draw_grid(canvas, backdrop.kind, high)
         case "rings":
             for index, radius in enumerate(np.arange(3.2, 0.1, -0.32)):
                 canvas.ellipse(0, 0, float(radius), float(radius), high if index % 2 else low)
@@ -140,7 +142,21 @@ def _draw_pattern(canvas: Canvas, backdrop: Backdrop) -> None:
                 canvas.line(np.stack([xs, y + 0.1 * np.sin(xs * 5)], axis=1), 0.16, high)
         case _:
             canvas.gradient(low, high)
-            rng = np.random.Generator(np.random.PCG64(backdrop.variant))
-            for _ in range(9):
-                x, y, radius = float(rng.uniform(-1.6, 1.6)), float(rng.uniform(-1.4, 1.4)), float(rng.uniform(0.15, 0.4))
-                canvas.ellipse(x, y, radius, radius, shade(backdrop.accent, 0.2))
+            _draw_bubbles(canvas, backdrop)
+
+
+def _draw_grid(canvas: Canvas, kind: str, color: Color) -> None:
+    for row, y in enumerate(np.arange(-2.4, 2.4, 0.4)):
+        if kind == "tiles":
+            for x in np.arange(-3.2, 3.2, 0.8) + 0.4 * (row % 2):
+                canvas.rectangle(float(x), float(y), float(x) + 0.4, float(y) + 0.4, color)
+        else:
+            for x in np.arange(-3.2, 3.2, 0.5) + 0.25 * (row % 2):
+                canvas.ellipse(float(x), float(y), 0.13, 0.13, color)
+
+
+def _draw_bubbles(canvas: Canvas, backdrop: Backdrop) -> None:
+    rng = np.random.Generator(np.random.PCG64(backdrop.variant))
+    for _ in range(9):
+        x, y, radius = float(rng.uniform(-1.6, 1.6)), float(rng.uniform(-1.4, 1.4)), float(rng.uniform(0.15, 0.4))
+        canvas.ellipse(x, y, radius, radius, shade(backdrop.accent, 0.2))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import cv2
 import numpy as np
 
@@ -112,7 +114,10 @@ def whip(take: Take) -> None:
     take.camera.pan -= 1.3 * (take.ramp(0.05, 0.45) - take.ramp(0.55, 0.95))
 
     def blur(_: Take, picture: Picture) -> Floats:
-        frames = [_box(frame, int(1 + 2 * round(amount * frame.shape[1] / 12)), 1) for frame, amount in zip(picture.frames, speed, strict=True)]
+        frames = [
+            _box(frame, int(1 + 2 * round(amount * frame.shape[1] / 12)), 1)
+            for frame, amount in zip(picture.frames, speed, strict=True)
+        ]
         return np.stack(frames)
 
     take.picture_effects.append(blur)
@@ -166,12 +171,12 @@ def letterbox(take: Take) -> None:
     _shutter(take, lambda x, y, amount: np.abs(y) - (1.05 - 0.68 * amount))
 
 
-def _shutter(take: Take, distance: object, amount: Floats | None = None) -> None:
+def _shutter(take: Take, distance: Callable[[Floats, Floats, Floats], Floats], amount: Floats | None = None) -> None:
     closing = take.ramp(0, 0.85) if amount is None else amount
 
     def close(current: Take, picture: Picture) -> Floats:
         x, y = current.grid()
-        outside = distance(x, y, closing[:, None, None])  # type: ignore[operator]
+        outside = distance(x, y, closing[:, None, None])
         keep = np.clip(0.5 - outside * current.stage.density, 0, 1)
         return np.asarray(picture.frames * keep[..., None], np.float32)
 
@@ -183,7 +188,10 @@ def focus_pull(take: Take) -> None:
     amount = take.ramp(0, 0.6)
 
     def blur(_: Take, picture: Picture) -> Floats:
-        frames = [_blend_blur(frame, mask, weight) for frame, mask, weight in zip(picture.frames, picture.mask, amount, strict=True)]
+        frames = [
+            _blend_blur(frame, mask, weight)
+            for frame, mask, weight in zip(picture.frames, picture.mask, amount, strict=True)
+        ]
         return np.stack(frames)
 
     take.picture_effects.append(blur)
@@ -194,7 +202,9 @@ def defocus(take: Take) -> None:
     amount = take.ramp(0, 0.7)
 
     def blur(_: Take, picture: Picture) -> Floats:
-        return np.stack([_blend_blur(frame, None, weight) for frame, weight in zip(picture.frames, amount, strict=True)])
+        return np.stack(
+            [_blend_blur(frame, None, weight) for frame, weight in zip(picture.frames, amount, strict=True)]
+        )
 
     take.picture_effects.append(blur)
 

@@ -1,7 +1,7 @@
 """The list of conditions: name, family, split, what it does, and the words for it.
 
-A condition of the split "unseen" never differs from a seen one by a number, a colour or a direction alone: mirror
-twins stand in the same split. "novel" conditions are pairs of seen ones from two families, joined by "+".
+A condition of the split "unseen" never differs from a seen one by a number, a colour or a direction alone: what one
+function does with other arguments stands in the same split. "novel" conditions are pairs of seen ones from two families, joined by "+".
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+from sememe.errors import InputError
 from sememe.world import cameras, concepts, elements, motions, prints, styles
 from sememe.world.take import Take
 
@@ -79,17 +80,29 @@ CATALOGUE: tuple[Condition, ...] = (
         ("shatter", concepts.shatter, "it shatters and the pieces drop"),
         ("explode", concepts.explode, "it explodes in all directions"),
         ("turn_to_gold", concepts.turn_to_gold, "it turns to gold"),
-        ("turn_to_stone", partial(concepts.turn_to, dark=(0.18, 0.18, 0.2), light=(0.72, 0.72, 0.7)), "it turns to grey stone"),
+        (
+            "turn_to_stone",
+            partial(concepts.turn_to, dark=(0.18, 0.18, 0.2), light=(0.72, 0.72, 0.7)),
+            "it turns to grey stone",
+        ),
         ("turn_to_ice", partial(concepts.turn_to, dark=(0.25, 0.55, 0.85), light=(0.9, 1.0, 1.0)), "it freezes to ice"),
-        ("turn_to_ruby", partial(concepts.turn_to, dark=(0.35, 0.0, 0.08), light=(1.0, 0.35, 0.45)), "it turns to ruby"),
-        ("turn_to_shadow", partial(concepts.turn_to, dark=(0.0, 0.0, 0.0), light=(0.06, 0.05, 0.08)), "it turns to a black shadow"),
+        (
+            "turn_to_ruby",
+            partial(concepts.turn_to, dark=(0.35, 0.0, 0.08), light=(1.0, 0.35, 0.45)),
+            "it turns to ruby",
+        ),
+        (
+            "turn_to_shadow",
+            partial(concepts.turn_to, dark=(0.0, 0.0, 0.0), light=(0.06, 0.05, 0.08)),
+            "it turns to a black shadow",
+        ),
         ("vanish", concepts.vanish, "it fades until it is invisible"),
         ("dissolve_to_smoke", partial(concepts.dissolve, way=-1.0), "it dissolves into smoke from its feet up"),
         ("crumble_to_sand", partial(concepts.dissolve, way=1.0), "it crumbles to sand from its head down"),
         ("rainbow", concepts.rainbow, "bands of all colours run over it"),
         ("blocks", concepts.blocks, "it turns into coarse blocks"),
         ("spikes", concepts.spikes, "it grows spikes"),
-        ("lose_head", concepts.cubes, "its upper half slides off"),
+        ("lose_head", concepts.lose_head, "its upper half slides off"),
         ("rain", elements.rain, "it begins to rain"),
         ("snow", elements.snow, "thick snow falls"),
         ("confetti", elements.confetti, "confetti falls"),
@@ -125,6 +138,7 @@ CATALOGUE: tuple[Condition, ...] = (
         ("sepia", partial(styles.tone, stops=SEPIA), "the picture turns sepia"),
         ("game_console", partial(styles.tone, stops=CONSOLE), "the picture turns to the greens of an old game console"),
         ("candy", partial(styles.tone, stops=CANDY), "the picture turns pink and mint"),
+        ("thermal", partial(styles.tone, stops=THERMAL), "the picture turns into a heat camera's"),
         ("invert", styles.invert, "the picture turns into its negative"),
         ("night", styles.night, "night falls"),
         ("sunset", styles.sunset, "a sunset bathes everything in orange"),
@@ -158,7 +172,6 @@ CATALOGUE: tuple[Condition, ...] = (
     *_family(
         "style",
         "unseen",
-        ("thermal", partial(styles.tone, stops=THERMAL), "the picture turns into a heat camera's"),
         ("old_film", styles.old_film, "the picture becomes an old film"),
         ("strobe", styles.strobe, "the light flashes"),
         ("comic", prints.comic, "the picture becomes a comic"),
@@ -268,12 +281,12 @@ def conditions(family: str | None = None, split: str | None = None) -> list[str]
             None for seen and unseen.
 
     Raises:
-        ValueError: for a family or split that does not exist.
+        InputError: for a family or split that does not exist.
     """
     if family is not None and family not in FAMILIES:
-        raise ValueError(f"expected a family of {', '.join(FAMILIES)}, got {family!r}")
+        raise InputError(f"expected a family of {', '.join(FAMILIES)}, got {family!r}")
     if split is not None and split not in SPLITS:
-        raise ValueError(f"expected a split of {', '.join(SPLITS)}, got {split!r}")
+        raise InputError(f"expected a split of {', '.join(SPLITS)}, got {split!r}")
     if split == "novel":
         return sorted(f"{first}+{second}" for first, second in NOVEL_PAIRS if family in (None, _BY_NAME[first].family))
     return sorted(
@@ -287,15 +300,22 @@ def condition(name: str) -> Condition:
     """The record of one condition.
 
     Raises:
-        ValueError: if there is none of that name; the message offers near ones.
+        InputError: if there is none of that name; the message offers near ones.
     """
     if name not in _BY_NAME:
         near = difflib.get_close_matches(name, _BY_NAME, n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else "see sememe.world.conditions()"
-        raise ValueError(f"unknown condition {name!r}; {hint}")
+        raise InputError(f"unknown condition {name!r}; {hint}")
     return _BY_NAME[name]
 
 
 def parts_of(name: str | None) -> tuple[Condition, ...]:
-    """The conditions that a name such as "melt+zoom_in" joins; empty for None."""
-    return () if name is None else tuple(condition(part) for part in name.split("+"))
+    """The conditions that a name such as "melt+zoom_in" joins; empty for None.
+
+    Raises:
+        InputError: if one is unknown, or comes twice.
+    """
+    names = [] if name is None else name.split("+")
+    if len(set(names)) < len(names):
+        raise InputError(f"expected different conditions in {name!r}; name each once")
+    return tuple(condition(part) for part in names)

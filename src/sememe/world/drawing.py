@@ -6,6 +6,7 @@ final density and averaged down once, so edges are smooth at any size.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import cv2
@@ -16,6 +17,9 @@ from sememe.world.scene import Color
 
 FloatImage = NDArray[np.float32]
 Points = NDArray[np.float64]
+
+_TURN = np.linspace(0, 2 * np.pi, 33)[:-1]
+_CIRCLE = np.stack([np.cos(_TURN), np.sin(_TURN)], axis=1)
 
 
 class Canvas:
@@ -37,13 +41,13 @@ class Canvas:
 
     def fill(self, color: Color) -> None:
         """Cover everything with one colour."""
-        self.pixels[:] = _bytes(color)
+        self._words()[:] = np.array(_bytes(color), np.uint8).view(np.uint32)
 
     def gradient(self, top: Color, bottom: Color) -> None:
         """Cover everything with a vertical blend from `top` to `bottom`."""
         rows = np.linspace(0.0, 1.0, len(self.pixels), dtype=np.float32)[:, None]
         blend = (1 - rows) * np.asarray(_bytes(top), np.float32) + rows * np.asarray(_bytes(bottom), np.float32)
-        self.pixels[:] = blend[:, None].astype(np.uint8)
+        self._words()[:] = blend.astype(np.uint8).view(np.uint32)
 
     def polygon(self, points: Points | Sequence[tuple[float, float]], color: Color) -> None:
         """Fill a polygon given by its corners (n, 2)."""
@@ -51,8 +55,7 @@ class Canvas:
 
     def ellipse(self, x: float, y: float, radius_x: float, radius_y: float, color: Color) -> None:
         """Fill an ellipse."""
-        turn = np.linspace(0, 2 * np.pi, 33)[:-1]
-        self.polygon(np.stack([x + radius_x * np.cos(turn), y + radius_y * np.sin(turn)], axis=1), color)
+        self.polygon(_CIRCLE * (radius_x, radius_y) + (x, y), color)
 
     def rectangle(self, left: float, top: float, right: float, bottom: float, color: Color) -> None:
         """Fill an upright rectangle."""
@@ -63,11 +66,27 @@ class Canvas:
         thickness = max(1, round(width * self._scale))
         cv2.polylines(self.pixels, [self._to_pixels(points)], False, _bytes(color), thickness, cv2.LINE_8, shift=4)
 
+    def copy(self) -> Canvas:
+        """The same canvas with pixels of its own."""
+        result = copy.copy(self)
+        result.pixels = self.pixels.copy()
+        return result
+
+    def take_inside(self, points: Points | Sequence[tuple[float, float]], other: Canvas) -> None:
+        """Take over what `other`, a canvas of the same extent, shows inside a polygon."""
+        inside = np.zeros(self.pixels.shape[:2], np.uint8)
+        cv2.fillPoly(inside, [self._to_pixels(points)], 255, shift=4)
+        np.copyto(self._words(), other._words(), where=inside > 0)
+
     def finish(self) -> FloatImage:
         """The layer, averaged down: (height, width, 4) float32 in 0..1, colour premultiplied by alpha."""
         small = cv2.resize(self.pixels, (self.width, self.height), interpolation=cv2.INTER_AREA)
         result: FloatImage = np.multiply(small, np.float32(1 / 255), dtype=np.float32)
         return result
+
+    def _words(self) -> NDArray[np.uint32]:
+        """The pixels as one number each, (height, width): several times faster to copy than four bytes."""
+        return self.pixels.view(np.uint32)[..., 0]
 
     def _to_pixels(self, points: Points | Sequence[tuple[float, float]]) -> NDArray[np.int32]:
         scaled = np.asarray(points, np.float64) * self._scale + self._origin

@@ -2,47 +2,79 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
+import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from sememe.world.drawing import outline
 from sememe.world.scene import Color
 from sememe.world.take import Floats, Take, smooth_noise
 
 
-def falling(take: Take, count: int, speed: float, drift: float, radius: tuple[float, float], colors: tuple[Color, ...]) -> None:
-    """Drops, flakes or scraps fall through the whole picture (upwards if `speed` is below 0)."""
+def falling(
+    take: Take, count: int, speed: float, drift: float, radius: tuple[float, float], colors: tuple[Color, ...]
+) -> None:
+    """Drops, flakes or scraps fall through the whole picture (upwards if `speed` is below 0).
+
+    Args:
+        take: which is bent.
+        count: drops at the end of the swell.
+        speed: falls over the take.
+        drift: how far they sway sideways, in scene units.
+        radius: across and down, in scene units.
+        colors: drawn at random for each.
+    """
     rng = np.random.Generator(np.random.PCG64(count + 17))
     start_x, start_y, hue = rng.uniform(-1, 1, count), rng.uniform(0, 1, count), rng.integers(0, len(colors), count)
-    amount = take.ramp(0, 0.3)
+    num_drops = np.rint(count * take.ramp(0, 0.3)).astype(int)
+    inks = np.array([[*colors[index], 1] for index in hue], np.float32)
 
     def overlay(current: Take) -> Floats:
         stage = current.stage
-        x, y = current.grid()
-        out = np.zeros((current.num_frames, stage.height, stage.width, 4), np.float32)
-        for index, time in enumerate(current.progress):
-            for drop in range(int(round(count * amount[index]))):
-                centre_y = ((start_y[drop] + speed * time) % 1.0) * 2.4 - 1.2
-                centre_x = start_x[drop] * stage.aspect * 1.1 + drift * np.sin(6 * time + 9 * start_y[drop])
-                _stamp(out[index], stage.density, stage.aspect, centre_x, centre_y, radius, colors[hue[drop]])
-        return out
+        time = current.progress[:, None]
+        centre_x = start_x * stage.aspect * 1.1 + drift * np.sin(6 * time + 9 * start_y)
+        centre_y = ((start_y + speed * time) % 1.0) * 2.4 - 1.2
+        columns, rows = (centre_x + stage.aspect) * stage.density, (centre_y + 1) * stage.density
+        return _stamp_ellipses((stage.height, stage.width), columns, rows, num_drops, radius, stage.density, inks)
 
     take.before.append(overlay)
 
 
-def _stamp(frame: Floats, density: float, aspect: float, x: float, y: float, radius: tuple[float, float], color: Color) -> None:
-    """Lays a soft-edged ellipse on a premultiplied frame."""
-    column, row = (x + aspect) * density, (y + 1) * density
+def _stamp_ellipses(
+    size: tuple[int, int],
+    columns: Floats,
+    rows: Floats,
+    num_drops: NDArray[np.int_],
+    radius: tuple[float, float],
+    density: float,
+    inks: Floats,
+) -> Floats:
+    """A premultiplied layer of soft-edged ellipses, the first `num_drops` of each frame, laid one over the other.
+
+    `columns` and `rows` (num_frames, count) are the centres in pixels; `inks` (count, 4) their colours.
+    """
+    height, width = size
     reach_x, reach_y = radius[0] * density, radius[1] * density
-    left, right = int(max(0, column - reach_x - 1)), int(min(frame.shape[1], column + reach_x + 2))
-    top, bottom = int(max(0, row - reach_y - 1)), int(min(frame.shape[0], row + reach_y + 2))
-    if left >= right or top >= bottom:
-        return
-    dx = (np.arange(left, right) + 0.5 - column) / reach_x
-    dy = ((np.arange(top, bottom) + 0.5 - row) / reach_y)[:, None]
-    cover = np.clip((1 - np.sqrt(dx * dx + dy * dy)) * min(reach_x, reach_y) + 0.5, 0, 1).astype(np.float32)[..., None]
-    patch = frame[top:bottom, left:right]
-    patch *= 1 - cover
-    patch += cover * np.float32([*color, 1])
+    patch_width, patch_height = int(2 * reach_x) + 4, int(2 * reach_y) + 4
+    # The margin holds the patches that stick out; those wholly outside are moved there.
+    out = np.zeros((len(columns), height + 2 * patch_height, width + 2 * patch_width, 4), np.float32)
+    left = np.clip(np.floor(columns - reach_x - 1), -patch_width, width).astype(int)
+    top = np.clip(np.floor(rows - reach_y - 1), -patch_height, height).astype(int)
+    dx = (left[..., None] + np.arange(patch_width) + 0.5 - columns[..., None]) / reach_x
+    dy = (top[..., None] + np.arange(patch_height) + 0.5 - rows[..., None]) / reach_y
+    distance = np.sqrt((dx * dx)[:, :, None, :] + (dy * dy)[:, :, :, None])
+    cover = np.clip((1 - distance) * min(reach_x, reach_y) + 0.5, 0, 1).astype(np.float32)[..., None]
+    keep, paint = 1 - cover, cover * inks[:, None, None]
+    left, top = left + patch_width, top + patch_height
+    for frame, layer in enumerate(out):
+        for drop in range(num_drops[frame]):
+            row, column = top[frame, drop], left[frame, drop]
+            patch = layer[row : row + patch_height, column : column + patch_width]
+            patch *= keep[frame, drop]
+            patch += paint[frame, drop]
+    return out[:, patch_height:-patch_height, patch_width:-patch_width]
 
 
 def rain(take: Take) -> None:
@@ -56,7 +88,7 @@ def rain(take: Take) -> None:
         streak = ((phase < 0.3) & (run < 0.6)).astype(np.float32) * amount[:, None, None]
         dim = 0.35 * amount[:, None, None] * np.ones_like(streak)
         alpha = np.maximum(streak * 0.8, dim)
-        color = np.float32([0.8, 0.88, 1.0]) * (streak * 0.8)[..., None]
+        color = np.array([0.8, 0.88, 1.0], np.float32) * (streak * 0.8)[..., None]
         return np.concatenate([color, alpha[..., None]], axis=-1)
 
     take.before.append(overlay)
@@ -73,7 +105,10 @@ def lava(take: Take) -> None:
     def overlay(current: Take) -> Floats:
         x, y = current.grid()
         level = 1.15 - 1.5 * current.ramp(0, 0.9)[:, None, None]
-        surface = level + 0.14 * np.sin(5 * x[None] + 5 * current.progress[:, None, None]) * current.ramp(0, 0.2)[:, None, None]
+        surface = (
+            level
+            + 0.14 * np.sin(5 * x[None] + 5 * current.progress[:, None, None]) * current.ramp(0, 0.2)[:, None, None]
+        )
         below = y[None] - surface
         cover = np.clip(below * current.stage.density, 0, 1)
         heat = np.clip(1 - below / 0.7, 0, 1)
@@ -90,7 +125,7 @@ def _rising(take: Take, color: Color, opacity: float, top: float, ripple: float,
         surface = level + ripple * np.sin(7 * x[None] + 2 * np.pi * speed * current.progress[:, None, None])
         cover = (np.clip((y[None] - surface) * current.stage.density, 0, 1) * opacity).astype(np.float32)
         foam = np.exp(-(((y[None] - surface) / 0.05) ** 2)).astype(np.float32) * np.minimum(cover * 4, 1)
-        rgb = np.float32(color) * (cover * (1 - foam))[..., None] + foam[..., None]
+        rgb = np.array(color, np.float32) * (cover * (1 - foam))[..., None] + foam[..., None]
         return np.concatenate([rgb, np.maximum(cover, foam)[..., None]], axis=-1)
 
     take.before.append(overlay)
@@ -121,8 +156,11 @@ def fog(take: Take) -> None:
         x, _ = current.grid()
         noise = smooth_noise(stage.height, stage.width, 5, 9)
         front = (2.9 * current.ramp(0, 1.0)[:, None, None] - 1.35) * stage.aspect
-        cover = np.clip((front - x[None]) * 1.6 + (noise - 0.5) * 0.9, 0, 0.92) * np.minimum(current.ramp(0, 0.1), 1)[:, None, None]
-        return np.repeat(cover[..., None], 4, axis=-1).astype(np.float32) * np.float32([0.93, 0.95, 0.97, 1])
+        cover = (
+            np.clip((front - x[None]) * 1.6 + (noise - 0.5) * 0.9, 0, 0.92)
+            * np.minimum(current.ramp(0, 0.1), 1)[:, None, None]
+        )
+        return np.repeat(cover[..., None], 4, axis=-1).astype(np.float32) * np.array([0.93, 0.95, 0.97, 1], np.float32)
 
     take.before.append(overlay)
 
@@ -137,15 +175,18 @@ def lightning(take: Take) -> None:
         x, y = current.grid()
         out = np.zeros((current.num_frames, stage.height, stage.width, 4), np.float32)
         distance = np.full((stage.height, stage.width), 9.0, np.float32)
-        for (x0, y0), (x1, y1) in zip(path[:-1], path[1:], strict=True):
-            along = np.clip(((x - x0) * (x1 - x0) + (y - y0) * (y1 - y0)) / ((x1 - x0) ** 2 + (y1 - y0) ** 2), 0, 1)
+        for (x0, y0), (x1, y1) in pairwise(path):
+            length = (x1 - x0) ** 2 + (y1 - y0) ** 2
+            along = np.clip(((x - x0) * (x1 - x0) + (y - y0) * (y1 - y0)) / length, 0, 1)
             distance = np.minimum(distance, np.hypot(x - x0 - along * (x1 - x0), y - y0 - along * (y1 - y0)))
         bolt = np.clip(1.6 - distance / 0.06, 0, 1)
         for index, time in enumerate(current.progress):
             striking = 0.3 < time < 0.48 or 0.68 < time < 0.86
             out[index, ..., 3] = amount[index] * (0.35 if striking else 1)
             if striking:
-                out[index] = out[index] * (1 - bolt[..., None]) + bolt[..., None] * np.float32([1, 1, 0.75, 1])
+                out[index] = out[index] * (1 - bolt[..., None]) + bolt[..., None] * np.array(
+                    [1, 1, 0.75, 1], np.float32
+                )
         return out
 
     take.before.append(overlay)
@@ -195,7 +236,7 @@ def glow(take: Take) -> None:
         x, y = current.subject_grid()
         pulse = (0.75 + 0.25 * np.cos(4 * np.pi * current.progress)) * amount
         cover = np.clip(2.1 - np.hypot(x, y), 0, 1)[None] * pulse[:, None, None]
-        return (cover[..., None] * np.float32([1.0, 0.95, 0.45, 1.0])).astype(np.float32)
+        return (cover[..., None] * np.array([1.0, 0.95, 0.45, 1.0], np.float32)).astype(np.float32)
 
     take.behind.append(overlay)
 
@@ -209,7 +250,8 @@ def rays(take: Take) -> None:
         angle = np.arctan2(y, x)[None] + 2.2 * current.progress[:, None, None]
         beams = (np.sin(8 * angle) > 0).astype(np.float32)
         cover = amount[:, None, None] * np.ones_like(beams)
-        color = np.where(beams[..., None] > 0, np.float32([1.0, 0.85, 0.2]), np.float32([0.95, 0.4, 0.15]))
+        light, deep = np.array([[1.0, 0.85, 0.2], [0.95, 0.4, 0.15]], np.float32)
+        color = np.where(beams[..., None] > 0, light, deep)
         return np.concatenate([color * cover[..., None], cover[..., None]], axis=-1).astype(np.float32)
 
     take.behind.append(overlay)
@@ -238,7 +280,7 @@ def cage(take: Take) -> None:
         bottom = (-1.1 + 2.2 * current.ramp(0, 0.6))[:, None, None]
         bars = (((x + 3) / 0.4) % 1 < 0.34)[None] & (y[None] < bottom)
         out = np.zeros((*bars.shape, 4), np.float32)
-        out[bars] = np.float32([0.08, 0.08, 0.1, 1])
+        out[bars] = np.array([0.08, 0.08, 0.1, 1], np.float32)
         return out
 
     take.before.append(overlay)
@@ -259,7 +301,7 @@ def bubble(take: Take) -> None:
         rim = np.exp(-(((radius - 1.35) / 0.14) ** 2)) + 0.22 * (radius < 1.35)
         shine = np.exp(-(((x[None] + 0.55) ** 2 + (y + 0.6) ** 2) / 0.05))
         cover = np.clip(rim + shine, 0, 0.95) * opened[:, None, None]
-        return (cover[..., None] * np.float32([0.7, 0.95, 1.0, 1.0])).astype(np.float32)
+        return (cover[..., None] * np.array([0.7, 0.95, 1.0, 1.0], np.float32)).astype(np.float32)
 
     take.before.append(overlay)
 
@@ -286,17 +328,15 @@ def heart(take: Take) -> None:
     size = take.ramp(0, 0.6) * (1.05 + 0.12 * np.sin(6 * np.pi * take.progress)).astype(np.float32)
 
     def overlay(current: Take) -> Floats:
-        import cv2
-
         stage = current.stage
         out = np.zeros((current.num_frames, stage.height, stage.width, 4), np.float32)
         for index, scale in enumerate(size):
             shape = corners * scale * stage.subject_size * 1.15 + [stage.subject_x, stage.subject_y]
-            pixels = np.rint(((shape + [stage.aspect, 1]) * stage.density - 0.5) * 16).astype(np.int32)
+            pixels = np.rint(((shape + np.array([stage.aspect, 1])) * stage.density - 0.5) * 16).astype(np.int32)
             canvas = np.zeros((stage.height, stage.width), np.uint8)
             if scale > 0:
                 cv2.fillPoly(canvas, [pixels], 255, lineType=cv2.LINE_AA, shift=4)
-            out[index] = (canvas.astype(np.float32) / 255)[..., None] * np.float32([0.9, 0.1, 0.22, 1])
+            out[index] = (canvas.astype(np.float32) / 255)[..., None] * np.array([0.9, 0.1, 0.22, 1], np.float32)
         return out
 
     take.before.append(overlay)

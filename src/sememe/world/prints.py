@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import cv2
 import numpy as np
 
@@ -9,8 +12,8 @@ from sememe.world.styles import luminance, restyle
 from sememe.world.take import Floats, Picture, Take
 
 
-def _each(frames: Floats, change: object) -> Floats:
-    return np.stack([change(frame) for frame in frames])  # type: ignore[operator]
+def _each(frames: Floats, change: Callable[[Floats], Any]) -> Floats:
+    return np.stack([change(frame) for frame in frames])
 
 
 def _edges(frames: Floats) -> Floats:
@@ -19,7 +22,7 @@ def _edges(frames: Floats) -> Floats:
     across = np.abs(np.diff(grey, axis=2, append=grey[:, :, -1:]))
     down = np.abs(np.diff(grey, axis=1, append=grey[:, -1:]))
     scale = max(1.0, frames.shape[1] / 64)
-    edges = np.clip((across + down) * 4.5, 0, 1)
+    edges: Floats = np.clip((across + down) * 4.5, 0, 1)
     if scale > 1:
         edges = _each(edges, lambda edge: cv2.dilate(edge, np.ones((2, 2), np.uint8)))
     return edges
@@ -46,7 +49,7 @@ def blueprint(take: Take) -> None:
 
     def look(_: Take, picture: Picture) -> Floats:
         edges = _edges(picture.frames)[..., None]
-        return np.float32([0.08, 0.22, 0.62]) * (1 - edges) + edges
+        return np.array([0.08, 0.22, 0.62], np.float32) * (1 - edges) + edges
 
     restyle(take, look)
 
@@ -84,7 +87,9 @@ def pixelate(take: Take) -> None:
         for index, level in enumerate(levels):
             if level > 0.15:
                 cells = 16 if level < 0.6 else 8
-                coarse = cv2.resize(picture.frames[index], (cells * width // height, cells), interpolation=cv2.INTER_AREA)
+                coarse = cv2.resize(
+                    picture.frames[index], (cells * width // height, cells), interpolation=cv2.INTER_AREA
+                )
                 out[index] = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_NEAREST)
         return out
 
@@ -98,7 +103,7 @@ def halftone(take: Take) -> None:
         x, y = current.grid()
         screen = 0.5 + 0.25 * (np.cos(2 * np.pi * (x + y) * 3.2) + np.cos(2 * np.pi * (x - y) * 3.2))
         ink = np.clip((screen[None] - luminance(picture.frames)[..., 0]) * 5 + 0.5, 0, 1)[..., None]
-        return np.float32([0.97, 0.93, 0.8]) * (1 - ink) + np.float32([0.1, 0.08, 0.2]) * ink
+        return np.array([0.97, 0.93, 0.8], np.float32) * (1 - ink) + np.array([0.1, 0.08, 0.2], np.float32) * ink
 
     restyle(take, look)
 
@@ -110,7 +115,7 @@ def hatch(take: Take) -> None:
         x, y = current.grid()
         screen = 0.5 + 0.5 * np.sin(2 * np.pi * (x + 0.6 * y) * 4.2)
         ink = np.clip((screen[None] * 1.1 - luminance(picture.frames)[..., 0]) * 4 + 0.4, 0, 1)[..., None]
-        return 1 - ink * np.float32([0.9, 0.75, 0.3])
+        return 1 - ink * np.array([0.9, 0.75, 0.3], np.float32)
 
     restyle(take, look)
 
@@ -170,7 +175,7 @@ def split_colors(take: Take) -> None:
         for index, level in enumerate(amount):
             shift = float(level * 0.15 * size[0])
             for channel, side in ((0, -1), (2, 1)):
-                move = np.float32([[1, 0, side * shift], [0, 1, 0]])
+                move = np.array([[1, 0, side * shift], [0, 1, 0]], np.float32)
                 plane = np.ascontiguousarray(out[index, :, :, channel])
                 out[index, :, :, channel] = cv2.warpAffine(plane, move, size, borderMode=cv2.BORDER_REPLICATE)
         return out
@@ -184,7 +189,7 @@ def scanlines(take: Take) -> None:
     def look(current: Take, picture: Picture) -> Floats:
         _, y = current.grid()
         lines = 0.5 + 0.5 * np.sin(2 * np.pi * (3.6 * y[None] - 2.0 * current.progress[:, None, None]))
-        return luminance(picture.frames) * (0.35 + 0.75 * lines[..., None]) * np.float32([0.35, 1.0, 0.45])
+        return luminance(picture.frames) * (0.35 + 0.75 * lines[..., None]) * np.array([0.35, 1.0, 0.45], np.float32)
 
     restyle(take, look, end=0.4)
 
@@ -199,7 +204,8 @@ def underwater(take: Take) -> None:
         return x + swell * np.sin(4.5 * y + phase), y + swell * np.cos(4.0 * x + phase)
 
     take.lenses.append(lens)
-    restyle(take, lambda _, picture: luminance(picture.frames) * np.float32([0.3, 0.85, 0.95]) + np.float32([0, 0.06, 0.12]), full=0.8)
+    light, depth = np.array([[0.3, 0.85, 0.95], [0, 0.06, 0.12]], np.float32)
+    restyle(take, lambda _, picture: luminance(picture.frames) * light + depth, full=0.8)
 
 
 def kaleidoscope(take: Take) -> None:
@@ -220,7 +226,12 @@ def tile(take: Take, count: int) -> None:
 
     def look(_: Take, picture: Picture) -> Floats:
         height, width = picture.frames.shape[1:3]
-        small = np.stack([cv2.resize(frame, (width // count, height // count), interpolation=cv2.INTER_AREA) for frame in picture.frames])
+        small = np.stack(
+            [
+                cv2.resize(frame, (width // count, height // count), interpolation=cv2.INTER_AREA)
+                for frame in picture.frames
+            ]
+        )
         grid = np.tile(small, (1, count, count, 1))
         if grid.shape[1:3] != (height, width):
             grid = np.stack([cv2.resize(frame, (width, height)) for frame in grid])
@@ -259,7 +270,7 @@ def wipe(take: Take) -> None:
         place = (front * current.stage.aspect)[:, None, None]
         behind = np.clip((place - x[None]) * current.stage.density / 2, 0, 1)[..., None]
         line = np.exp(-(((x[None] - place) / 0.08) ** 2))[..., None]
-        changed = (1 - luminance(picture.frames)) * np.float32([0.45, 0.75, 1.0])
+        changed = (1 - luminance(picture.frames)) * np.array([0.45, 0.75, 1.0], np.float32)
         return (picture.frames * (1 - behind) + changed * behind + line).clip(0, 1).astype(np.float32)
 
     take.picture_effects.append(effect)

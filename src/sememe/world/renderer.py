@@ -9,12 +9,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from sememe.errors import InputError
 from sememe.video.clip import Clip
 from sememe.world.captions import full_caption, neutral_caption
 from sememe.world.catalogue import parts_of
+from sememe.world.geometry import covered_rectangles, drop_repeats, layer_matrices, pose_matrices, to_pixels
 from sememe.world.scene import Scene
 from sememe.world.stage import Layer, Stage, build_stage, ground_closeness
-from sememe.world.take import Floats, Picture, Shard, Take
+from sememe.world.take import Floats, Picture, Shard, Take, Warp
 
 MIN_SIDE = 16
 MAX_SIDE = 1024
@@ -66,13 +68,15 @@ def render(
         fps: frames per second that the clip says of itself.
 
     Raises:
-        ValueError: for an unknown condition, a size or number of frames out of range.
+        InputError: for an unknown condition, a size or number of frames out of range.
     """
     height, width = (size, size) if isinstance(size, int) else size
     if not (MIN_SIDE <= height <= MAX_SIDE and MIN_SIDE <= width <= MAX_SIDE):
-        raise ValueError(f"expected sides of {MIN_SIDE} to {MAX_SIDE} pixels, got {height}x{width}; choose another size")
+        raise InputError(
+            f"expected sides of {MIN_SIDE} to {MAX_SIDE} pixels, got {height}x{width}; choose another size"
+        )
     if num_frames < 1:
-        raise ValueError(f"expected num_frames of 1 or more, got {num_frames}")
+        raise InputError(f"expected num_frames of 1 or more, got {num_frames}")
     parts = parts_of(condition)
     opening = _opening(scene, height, width)
     take = Take.neutral(build_stage(scene, height, width), num_frames)
@@ -83,7 +87,11 @@ def render(
         for rendered, first in ((shot.frames, opening.frames), (shot.depth, opening.depth), (shot.mask, opening.mask)):
             rendered[0] = first[0]
     else:
-        shot = _Shot(*(np.repeat(part, num_frames, axis=0) for part in (opening.frames, opening.depth, opening.mask)))
+        shot = _Shot(
+            np.repeat(opening.frames, num_frames, axis=0),
+            np.repeat(opening.depth, num_frames, axis=0),
+            np.repeat(opening.mask, num_frames, axis=0),
+        )
     return RenderedClip(
         clip=Clip(shot.frames, float(fps)),
         depth=shot.depth,
@@ -112,18 +120,7 @@ def _film(take: Take) -> _Shot:
 def _compose(take: Take) -> Picture:
     stage = take.stage
     shape = (take.num_frames, stage.height, stage.width)
-    frames = np.empty((*shape, 3), np.float32)
-    depth = np.empty(shape, np.float32)
-    for index, layer in enumerate(stage.backdrop):
-        matrices = _layer_matrices(take, layer)
-        border = cv2.BORDER_REFLECT_101 if index == 0 else cv2.BORDER_REPLICATE
-        pixels = _warp(layer.pixels, matrices, stage, border)
-        distance = _layer_distance(take, layer, matrices)
-        if index == 0:
-            frames[:], depth[:] = pixels[..., :3], distance
-        else:
-            _lay_over(frames, pixels)
-            np.copyto(depth, np.broadcast_to(distance, shape), where=pixels[..., 3] > 0.5)
+    frames, depth = _film_backdrop(take)
     for overlay in take.behind:
         _lay_over(frames, overlay(take))
     subject = _subject_pixels(take)
@@ -131,9 +128,9 @@ def _compose(take: Take) -> Picture:
         subject = effect(take, subject)
     _lay_over(frames, subject)
     mask = np.ascontiguousarray(subject[..., 3])
-    np.copyto(depth, (1 - take.camera.z)[:, None, None] * np.ones(shape, np.float32), where=mask > 0.5)
+    np.copyto(depth, (1 - take.camera.z)[:, None, None], where=mask > 0.5)
     if stage.foreground is not None:
-        matrices = _layer_matrices(take, stage.foreground)
+        matrices = drop_repeats(layer_matrices(take, stage.foreground))
         pixels = _warp(stage.foreground.pixels, matrices, stage, cv2.BORDER_CONSTANT)
         _lay_over(frames, pixels)
         mask *= 1 - pixels[..., 3]
@@ -144,56 +141,31 @@ def _compose(take: Take) -> Picture:
     return Picture(frames, depth, mask)
 
 
+def _film_backdrop(take: Take) -> tuple[Floats, Floats]:
+    """Colours and distances of what is behind the subject; one frame for all where the camera stands still."""
+    stage = take.stage
+    matrices = [layer_matrices(take, layer) for layer in stage.backdrop]
+    at_rest = all(len(drop_repeats(each)) == 1 for each in matrices) and bool((take.camera.z == take.camera.z[0]).all())
+    count = 1 if at_rest else take.num_frames
+    shape = (count, stage.height, stage.width)
+    frames = np.empty((*shape, 3), np.float32)
+    depth = np.empty(shape, np.float32)
+    for index, (layer, path) in enumerate(zip(stage.backdrop, matrices, strict=True)):
+        border = cv2.BORDER_REFLECT_101 if index == 0 else cv2.BORDER_REPLICATE
+        pixels = _warp(layer.pixels, path[:count], stage, border)
+        distance = _layer_distance(take, layer, path[:count])[:count]
+        if index == 0:
+            frames[:], depth[:] = pixels[..., :3], distance
+        else:
+            _lay_over(frames, pixels)
+            np.copyto(depth, np.broadcast_to(distance, shape), where=pixels[..., 3] > 0.5)
+    repeats = take.num_frames // count
+    return np.repeat(frames, repeats, axis=0), np.repeat(depth, repeats, axis=0)
+
+
 def _lay_over(frames: Floats, pixels: Floats) -> None:
     frames *= 1 - pixels[..., 3:]
     frames += pixels[..., :3]
-
-
-def _camera_matrices(take: Take, distance: float, shear: float = 0.0, shear_origin: float = 0.0) -> Floats:
-    """Scene coordinates of a layer at `distance` to picture coordinates, (num_frames, 2, 3)."""
-    camera = take.camera
-    near = np.maximum(distance - camera.z, 0.15)
-    scale = camera.focal * distance / near
-    shift_x = -camera.focal * (camera.x / near) + camera.pan
-    shift_y = -camera.focal * (camera.y / near) + camera.tilt
-    slope = -camera.focal * camera.x * shear
-    flat = np.zeros((take.num_frames, 2, 3), np.float32)
-    flat[:, 0, 0] = scale
-    flat[:, 0, 1] = slope
-    flat[:, 0, 2] = shift_x - slope * shear_origin
-    flat[:, 1, 1] = scale
-    flat[:, 1, 2] = shift_y
-    cos, sin = np.cos(camera.roll), np.sin(camera.roll)
-    turn = np.stack([np.stack([cos, -sin], axis=-1), np.stack([sin, cos], axis=-1)], axis=-2)
-    return np.asarray(turn @ flat, np.float32)
-
-
-def _layer_matrices(take: Take, layer: Layer) -> Floats:
-    if layer.horizon is None:
-        camera = _camera_matrices(take, layer.distance)
-    else:
-        slope = float(ground_closeness(layer.horizon, np.float32(1.0))) - 1 / layer.distance
-        camera = _camera_matrices(take, layer.distance, slope / (1 - layer.horizon), layer.horizon)
-    return _to_pixels(camera, layer, take.stage)
-
-
-def _to_pixels(matrices: Floats, layer: Layer, stage: Stage) -> Floats:
-    """From scene-to-picture matrices to layer-pixel-to-picture-pixel matrices."""
-    layer_density = layer.pixels.shape[0] / (2 * layer.reach_y)
-    into = np.array(
-        [
-            [1 / layer_density, 0, 0.5 / layer_density - layer.reach_x],
-            [0, 1 / layer_density, 0.5 / layer_density - layer.reach_y],
-            [0, 0, 1],
-        ],
-        np.float32,
-    )
-    result = matrices @ into
-    result[:, 0, 2] += stage.aspect
-    result[:, 1, 2] += 1
-    result *= stage.density
-    result[:, :, 2] -= 0.5
-    return np.asarray(result, np.float32)
 
 
 def _warp(pixels: Floats, matrices: Floats, stage: Stage, border: int) -> Floats:
@@ -218,44 +190,16 @@ def _layer_distance(take: Take, layer: Layer, matrices: Floats) -> Floats:
     return np.maximum(1 / plane - take.camera.z[:, None, None], 0.15)
 
 
-def _pose_matrices(take: Take, offset: tuple[Floats, Floats, Floats] | None = None, centre: tuple[float, float] = (0, 0)) -> Floats:
-    """The subject's own coordinates (half heights) to picture coordinates, (num_frames, 2, 3)."""
-    stage, pose = take.stage, take.pose
-    count = take.num_frames
-    local = np.zeros((count, 3, 3), np.float32)
-    local[:, 0, 0], local[:, 1, 1], local[:, 2, 2] = pose.scale_x, pose.scale_y, 1
-    local[:, 0, 1] = -pose.shear * pose.scale_y
-    local[:, 0, 2] = pose.shear * pose.scale_y * pose.pivot
-    local[:, 1, 2] = pose.pivot * (1 - pose.scale_y)
-    if offset is not None:
-        local = local @ _turn_about(offset[2], centre[0], centre[1], offset[0], offset[1])
-    turned = _turn_about(pose.rotation, 0.0, pose.pivot, np.zeros(count, np.float32), np.zeros(count, np.float32)) @ local
-    turned[:, :2] *= stage.subject_size
-    turned[:, 0, 2] += stage.subject_x + pose.x
-    turned[:, 1, 2] += stage.subject_y + pose.y
-    camera = _camera_matrices(take, stage.subject.distance)
-    return np.asarray(camera @ turned, np.float32)
-
-
-def _turn_about(angle: Floats, x: float, y: float, offset_x: Floats, offset_y: Floats) -> Floats:
-    cos, sin = np.cos(angle), np.sin(angle)
-    result = np.zeros((len(angle), 3, 3), np.float32)
-    result[:, 0, 0], result[:, 0, 1], result[:, 1, 0], result[:, 1, 1], result[:, 2, 2] = cos, -sin, sin, cos, 1
-    result[:, 0, 2] = x - cos * x + sin * y + offset_x
-    result[:, 1, 2] = y - sin * x - cos * y + offset_y
-    return result
-
-
 def _subject_pixels(take: Take) -> Floats:
     layer, stage = take.stage.subject, take.stage
     if take.shards is not None:
         return _shard_pixels(take, take.shards(take))
-    matrices = _to_pixels(_pose_matrices(take), layer, stage)
+    matrices = to_pixels(pose_matrices(take), layer, stage)
     if not take.subject_warps:
         return _warp(layer.pixels, matrices, stage, cv2.BORDER_CONSTANT)
     columns = np.arange(stage.width, dtype=np.float32)
     rows = np.arange(stage.height, dtype=np.float32)[:, None]
-    full = np.concatenate([matrices, np.broadcast_to(np.float32([0, 0, 1]), (take.num_frames, 1, 3))], axis=1)
+    full = np.concatenate([matrices, np.broadcast_to(np.array([0, 0, 1], np.float32), (take.num_frames, 1, 3))], axis=1)
     back = np.linalg.inv(full + np.eye(3, dtype=np.float32) * 1e-6).astype(np.float32)[:, :, :, None, None]
     x = back[:, 0, 0] * columns + back[:, 0, 1] * rows + back[:, 0, 2]
     y = back[:, 1, 0] * columns + back[:, 1, 1] * rows + back[:, 1, 2]
@@ -271,10 +215,18 @@ def _shard_pixels(take: Take, shards: list[Shard]) -> Floats:
     layer, stage = take.stage.subject, take.stage
     out = np.zeros((take.num_frames, stage.height, stage.width, 4), np.float32)
     for shard in shards:
-        matrices = _pose_matrices(take, (shard.offset_x, shard.offset_y, shard.rotation), (shard.x, shard.y))
-        piece = _warp(layer.pixels * shard.mask[..., None], _to_pixels(matrices, layer, stage), stage, cv2.BORDER_CONSTANT)
-        out *= 1 - piece[..., 3:]
-        out += piece
+        poses = pose_matrices(take, (shard.offset_x, shard.offset_y, shard.rotation), (shard.x, shard.y))
+        matrices = to_pixels(poses, layer, stage)
+        source = layer.pixels * shard.mask[..., None]
+        # Most pieces are small: only the rectangle that holds one is laid over the others.
+        for frame, matrix, (left, top, right, bottom) in zip(
+            out, matrices, covered_rectangles(shard.mask, matrices, stage), strict=True
+        ):
+            if left < right and top < bottom:
+                piece = cv2.warpAffine(source, matrix, (stage.width, stage.height))[top:bottom, left:right]
+                patch = frame[top:bottom, left:right]
+                patch *= 1 - piece[..., 3:]
+                patch += piece
     return out
 
 
@@ -288,11 +240,11 @@ def _sample(frames: Floats, x: Floats, y: Floats, border: int) -> Floats:
     return out
 
 
-def _through_lens(take: Take, picture: Picture, lens: object) -> Picture:
+def _through_lens(take: Take, picture: Picture, lens: Warp) -> Picture:
     stage = take.stage
     x, y = take.grid()
     shape = (take.num_frames, stage.height, stage.width)
-    x, y = lens(take, np.broadcast_to(x, shape), np.broadcast_to(y, shape))  # type: ignore[operator]
+    x, y = lens(take, np.broadcast_to(x, shape), np.broadcast_to(y, shape))
     x, y = (x + stage.aspect) * stage.density - 0.5, (y + 1) * stage.density - 0.5
     border = cv2.BORDER_REFLECT_101
     return Picture(*(_sample(part, x, y, border) for part in (picture.frames, picture.depth, picture.mask)))

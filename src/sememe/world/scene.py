@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sememe.errors import InputError
+
 BODIES = ("ball", "box", "star", "egg", "drop", "heart", "flower", "bean", "gem", "gear", "bell", "cloud")
 CREATURES = ("cat", "bear", "robot", "bird", "rabbit", "alien")
 OBJECTS = ("house", "car", "rocket", "tree", "mushroom", "cup", "cactus", "snowman", "lamp", "cake")
@@ -109,10 +111,10 @@ def random_scene(seed: int) -> Scene:
         seed: a whole number from 0 on; the same number gives the same scene on every machine.
 
     Raises:
-        ValueError: if `seed` is negative.
+        InputError: if `seed` is negative.
     """
     if seed < 0:
-        raise ValueError(f"expected a seed of 0 or more, got {seed}; give a whole number such as 7")
+        raise InputError(f"expected a seed of 0 or more, got {seed}; give a whole number such as 7")
     rng = np.random.Generator(np.random.PCG64(seed))
     backdrop = _random_backdrop(rng)
     return Scene(seed=seed, subject=_random_subject(rng, backdrop), backdrop=backdrop)
@@ -121,7 +123,9 @@ def random_scene(seed: int) -> Scene:
 def _random_subject(rng: np.random.Generator, backdrop: Backdrop) -> Subject:
     kinds = BODIES + CREATURES + CREATURES + OBJECTS
     kind = str(rng.choice(kinds))
-    names = sorted(COLORS, key=lambda name: -_distance(COLORS[name], backdrop.far) - _distance(COLORS[name], backdrop.sky))
+    names = sorted(
+        COLORS, key=lambda name: -_distance(COLORS[name], backdrop.far) - _distance(COLORS[name], backdrop.sky)
+    )
     color_name = str(rng.choice(names[:8]))
     accent_name = str(rng.choice([name for name in COLORS if _distance(COLORS[name], COLORS[color_name]) > 0.45]))
     return Subject(
@@ -151,7 +155,9 @@ def _random_backdrop(rng: np.random.Generator) -> Backdrop:
         kind=str(rng.choice(BACKDROPS)),
         sky=_jitter(rng, COLORS[str(rng.choice(skies))]),
         far=_jitter(rng, COLORS[str(rng.choice(names))]),
-        ground=_jitter(rng, COLORS[str(rng.choice(("green", "lime", "cream", "brown", "slate", "teal", "orange", "white")))]),
+        ground=_jitter(
+            rng, COLORS[str(rng.choice(("green", "lime", "cream", "brown", "slate", "teal", "orange", "white")))]
+        ),
         accent=_jitter(rng, COLORS[str(rng.choice(names))]),
         horizon=float(rng.uniform(0.1, 0.4)),
         foreground=str(rng.choice(FOREGROUNDS)),

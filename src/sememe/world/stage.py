@@ -95,5 +95,7 @@ def build_stage(scene: Scene, height: int, width: int) -> Stage:
 def ground_closeness(horizon: float, y: NDArray[np.float32]) -> NDArray[np.float32]:
     """One over the distance of the ground plane at the height `y` of its layer, per scene unit."""
     slope = (1 / GROUND_NEAR - 1 / FAR_DISTANCE) / (1 - horizon)
-    result: NDArray[np.float32] = np.maximum(1 / FAR_DISTANCE + slope * (y - horizon), 1 / FAR_DISTANCE).astype(np.float32)
+    result: NDArray[np.float32] = np.maximum(1 / FAR_DISTANCE + slope * (y - horizon), 1 / FAR_DISTANCE).astype(
+        np.float32
+    )
     return result

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 
 from sememe.world.drawing import Canvas, outline, shade
@@ -26,23 +25,12 @@ def _surface(canvas: Canvas, subject: Subject, corners: np.ndarray) -> None:
     canvas.polygon(corners, subject.color)
     if subject.texture == "plain":
         return
-    ink = canvas.pixels.copy()
-    canvas_ink = _Overlay(canvas, ink)
-    _texture(canvas_ink, subject)
-    inside = np.zeros(canvas.pixels.shape[:2], np.uint8)
-    cv2.fillPoly(inside, [canvas._to_pixels(corners)], 255, shift=4)
-    np.copyto(canvas.pixels, ink, where=inside[..., None] > 0)
+    inked = canvas.copy()
+    _draw_texture(inked, subject)
+    canvas.take_inside(corners, inked)
 
 
-class _Overlay(Canvas):
-    """Draws with another canvas' coordinates on a copy of its pixels."""
-
-    def __init__(self, canvas: Canvas, pixels: np.ndarray) -> None:
-        self.__dict__.update(canvas.__dict__)
-        self.pixels = pixels
-
-
-def _texture(canvas: Canvas, subject: Subject) -> None:
+def _draw_texture(canvas: Canvas, subject: Subject) -> None:
     accent = subject.accent
     match subject.texture:
         case "stripes":
@@ -61,11 +49,16 @@ def _texture(canvas: Canvas, subject: Subject) -> None:
                     canvas.rectangle(x, y, x + 0.4, y + 0.4, accent)
         case "shaded":
             canvas.polygon([(0.3, -1.2), (1.2, -1.2), (1.2, 1.2), (-0.3, 1.2)], shade(subject.color, -0.28))
-        case _:  # patches
-            rng = np.random.Generator(np.random.PCG64(subject.wobble))
-            for _ in range(4):
-                x, y = rng.uniform(-0.8, 0.8, 2)
-                canvas.ellipse(float(x), float(y), float(rng.uniform(0.2, 0.4)), float(rng.uniform(0.18, 0.34)), accent)
+        case _:
+            _draw_patches(canvas, subject)
+
+
+def _draw_patches(canvas: Canvas, subject: Subject) -> None:
+    rng = np.random.Generator(np.random.PCG64(subject.wobble))
+    for _ in range(4):
+        x, y = rng.uniform(-0.8, 0.8, 2)
+        radius_x, radius_y = float(rng.uniform(0.2, 0.4)), float(rng.uniform(0.18, 0.34))
+        canvas.ellipse(float(x), float(y), radius_x, radius_y, subject.accent)
 
 
 def _draw_body(canvas: Canvas, subject: Subject) -> None:
@@ -102,7 +95,10 @@ def _draw_top(canvas: Canvas, subject: Subject) -> None:
             canvas.polygon([(0, -0.82), (0.42, -1.08), (0.42, -0.62)], accent)
             canvas.ellipse(0, -0.82, 0.12, 0.12, DARK)
         case "crown":
-            canvas.polygon([(-0.45, -0.62), (-0.5, -1.2), (-0.2, -0.92), (0, -1.25), (0.2, -0.92), (0.5, -1.2), (0.45, -0.62)], accent)
+            canvas.polygon(
+                [(-0.45, -0.62), (-0.5, -1.2), (-0.2, -0.92), (0, -1.25), (0.2, -0.92), (0.5, -1.2), (0.45, -0.62)],
+                accent,
+            )
         case _:
             pass
 

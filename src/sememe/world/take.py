@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from sememe.world.stage import Stage
 
-Floats = NDArray[np.float32]
+Floats = NDArray[np.floating[Any]]  # float32 between the parts of a take; effects may compute with more
 
 
 @dataclass(slots=True)
@@ -152,4 +153,4 @@ def smooth_noise(height: int, width: int, cells: int, seed: int) -> Floats:
     """A fixed field of smooth noise in 0..1, (height, width), the same for every scene."""
     rng = np.random.Generator(np.random.PCG64(seed))
     coarse = rng.random((cells, max(cells, round(cells * width / height))), dtype=np.float32)
-    return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC).clip(0, 1)  # type: ignore[return-value]
+    return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC).clip(0, 1)

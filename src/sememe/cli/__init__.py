@@ -1,0 +1,1 @@
+"""The command line: translation only. Commands import what they run when they run it."""

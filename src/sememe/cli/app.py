@@ -1,0 +1,122 @@
+"""The `sememe` command: its verbs, and what becomes of errors.
+
+Exit codes: 0; 1 a fault of ours, or a check that did not pass; 2 a mistake of the user, told on one line; 130 Ctrl-C.
+"""
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Annotated
+
+import typer
+
+import sememe
+from sememe.cli import demo, generate, models, parity
+from sememe.cli.quiet import silence_libraries
+from sememe.errors import SememeError
+
+USER_ERROR = 2
+INTERRUPTED = 130
+
+# Verbs in modules of their own that a build may lack; each has a `register(app)`.
+_OPTIONAL_VERBS = ("train", "precompute", "evaluate", "world")
+
+
+@dataclass
+class Session:
+    """What holds for one run of the command."""
+
+    debug: bool = False
+
+
+def make_app(session: Session) -> typer.Typer:
+    """The command with all its verbs; `session` learns of the options that hold for each of them."""
+    app = typer.Typer(
+        name="sememe",
+        help="Steer video generation by meaning: show a clip, and your picture does the same.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+    )
+
+    @app.callback()
+    def configure(
+        debug: Annotated[
+            bool,
+            typer.Option("--debug", help="Show tracebacks and what libraries say (SEMEME_DEBUG=1 does the same)."),
+        ] = False,
+        version: Annotated[
+            bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+        ] = False,
+    ) -> None:
+        session.debug = session.debug or debug
+        if not session.debug:
+            silence_libraries()
+
+    for verb in (demo, generate, models, parity):
+        verb.register(app)
+    for name in _OPTIONAL_VERBS:
+        if find_spec(f"sememe.cli.{name}") is not None:
+            import_module(f"sememe.cli.{name}").register(app)
+    return app
+
+
+def _show_version(value: bool) -> bool:
+    if value:
+        typer.echo(f"sememe {sememe.__version__}")
+        raise typer.Exit
+    return value
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command with these arguments (those of the process if None) and exits."""
+    sys.exit(run(argv))
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns the exit code; errors are told on standard error."""
+    session = Session(debug=os.environ.get("SEMEME_DEBUG", "") not in {"", "0"})
+    try:
+        code = typer.main.get_command(make_app(session)).main(
+            args=None if argv is None else list(argv), prog_name="sememe", standalone_mode=False
+        )
+    except BrokenPipeError:
+        # Whoever read our output has gone; do not fail again when Python flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    except (SememeError, typer.TyperException) as error:
+        return _tell_user_error(error, session)
+    except Exception as error:  # the last line of defence: one line instead of a traceback
+        return _tell_fault(error, session)
+    if code == INTERRUPTED:
+        typer.echo("interrupted: nothing was written", err=True)
+    return code if isinstance(code, int) else 0
+
+
+def _tell_user_error(error: SememeError | typer.TyperException, session: Session) -> int:
+    if session.debug:
+        traceback.print_exception(error)
+    if type(error).__name__ == "NoArgsIsHelpError":  # the help text has been shown
+        return USER_ERROR
+    message = error.format_message() if isinstance(error, typer.TyperException) else str(error)
+    typer.echo(f"error: {_one_line(message)}", err=True)
+    return USER_ERROR
+
+
+def _tell_fault(error: Exception, session: Session) -> int:
+    if session.debug:
+        traceback.print_exception(error)
+    what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    typer.echo(f"error: unexpected {_one_line(what)[:500]} (run `sememe --debug ...` for the traceback)", err=True)
+    return 1
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

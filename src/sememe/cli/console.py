@@ -1,0 +1,91 @@
+"""What a command shows while it runs: a bar with the time left on a terminal, plain lines otherwise; always stderr."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from sememe.workflows.events import Progress
+
+_LINES_PER_STAGE = 10
+
+
+@contextmanager
+def show_progress() -> Iterator[Callable[["Progress"], None]]:
+    """Yields a handler for `Progress`, to be passed to a verb."""
+    if sys.stderr.isatty():
+        with _bar() as handler:
+            yield handler
+    else:
+        yield PlainLines()
+
+
+def echo_json(document: Mapping[str, Any] | list[Any], *, indent: int | None = 2) -> None:
+    """Writes a document to standard output; with `indent` None on one line."""
+    typer.echo(json.dumps(document, indent=indent, ensure_ascii=False))
+
+
+class PlainLines:
+    """A line when a stage begins, and at most ten more of its steps."""
+
+    def __init__(self) -> None:
+        self._stage = ""
+        self._tenth = 0
+
+    def __call__(self, progress: "Progress") -> None:
+        tenth = _LINES_PER_STAGE * progress.step // progress.num_steps if progress.num_steps else 0
+        if progress.stage == self._stage and tenth <= self._tenth and progress.step:
+            return
+        self._stage, self._tenth = progress.stage, tenth
+        typer.echo(_line(progress), err=True)
+
+
+def _line(progress: "Progress") -> str:
+    if not progress.step:
+        return progress.stage
+    left = "" if progress.seconds_left is None else f", {_duration(progress.seconds_left)} left"
+    return f"{progress.stage}: step {progress.step} of {progress.num_steps}{left}"
+
+
+def _duration(seconds: float) -> str:
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    return (
+        f"{whole // 60} min {whole % 60:02d} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    )
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[["Progress"], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn
+    from rich.progress import Progress as Bars
+
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[left]}"),
+    )
+    # transient: what stays on the screen is the result, not the way there.
+    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task("starting", total=None, left="")
+        stage = ""
+
+        def handle(progress: "Progress") -> None:
+            nonlocal task, stage
+            if progress.stage != stage:
+                # A new task, because a total that is known cannot be taken back.
+                bars.remove_task(task)
+                task = bars.add_task(progress.stage, total=progress.num_steps or None, left="")
+                stage = progress.stage
+            left = "" if progress.seconds_left is None else f"{_duration(progress.seconds_left)} left"
+            bars.update(task, completed=progress.step, left=left)
+
+        yield handle

@@ -1,0 +1,39 @@
+"""`sememe demo`: see it work."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sememe.cli.console import echo_json, show_progress
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the verb."""
+    app.command("demo")(demo)
+
+
+def demo(
+    output_dir: Annotated[Path, typer.Option(help="Folder for the files; made if it is not there.")] = Path("demo"),
+    model: Annotated[str, typer.Option(help="Built-in name (see `sememe models`) or folder.")] = "tiny",
+    seed: Annotated[int, typer.Option(help="0 or more.")] = 0,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; a GPU if there is one.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print where everything is as JSON.")] = False,
+) -> None:
+    """Render two references and a picture, generate, and lay all out on a contact sheet."""
+    from sememe.workflows.demo import DemoRequest, run_demo
+
+    with show_progress() as on_progress:
+        result = run_demo(DemoRequest(output_dir=output_dir, model=model, seed=seed, device=device), on_progress)
+    if as_json:
+        pairs = [
+            {"condition": pair.condition, "reference": str(pair.reference), "result": str(pair.result)}
+            for pair in result.pairs
+        ]
+        echo_json({"image": str(result.image), "pairs": pairs, "sheet": str(result.sheet)})
+        return
+    typer.echo(f"picture    {result.image}")
+    for pair in result.pairs:
+        typer.echo(f"reference  {pair.reference}  ({pair.condition})")
+        typer.echo(f"result     {pair.result}")
+    typer.echo(f"sheet      {result.sheet}")

@@ -1,0 +1,135 @@
+"""`sememe generate ...`: from files to a video file."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sememe.cli.console import echo_json, show_progress
+
+_INPUTS, _RESULT, _GUIDANCE, _COMPUTING = "Inputs", "Result", "Guidance", "Computing"
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the verb."""
+    group = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
+    group.command("video-as-prompt")(generate_video_as_prompt)
+    # With a callback typer keeps the name of a group's only command.
+    group.callback()(_group)
+    app.add_typer(group, name="generate", help="Generate a video.")
+
+
+def _group() -> None:
+    """Generate a video."""
+
+
+def generate_video_as_prompt(
+    image: Annotated[
+        Path, typer.Option(help="Picture that the result starts from (png, jpeg, webp ...).", rich_help_panel=_INPUTS)
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Video to write (mp4, mov, mkv, webm or gif); a JSON of the same name tells how it was made.",
+            rich_help_panel=_RESULT,
+        ),
+    ],
+    reference: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Video in which happens what shall happen to the picture; may be repeated.", rich_help_panel=_INPUTS
+        ),
+    ] = None,
+    prompt: Annotated[str, typer.Option(help="What the result shows.", rich_help_panel=_INPUTS)] = "",
+    negative_prompt: Annotated[
+        str | None, typer.Option(help="What text guidance leads away from.", rich_help_panel=_INPUTS)
+    ] = None,
+    reference_prompt: Annotated[
+        list[str] | None,
+        typer.Option(help="Caption of the references: one for all, or one each.", rich_help_panel=_INPUTS),
+    ] = None,
+    reference_sampling: Annotated[
+        str,
+        typer.Option(help="Frames of a reference: even, fps or first.", metavar="WAY", rich_help_panel=_INPUTS),
+    ] = "even",
+    model: Annotated[
+        str, typer.Option(help="Built-in name (see `sememe models`), folder, or owner/name on the hub.")
+    ] = "tiny",
+    seed: Annotated[int | None, typer.Option(help="0 or more; the same seed gives the same file again.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
+    num_frames: Annotated[int | None, typer.Option(help="Frames of the result.", rich_help_panel=_RESULT)] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels.", rich_help_panel=_RESULT)] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels.", rich_help_panel=_RESULT)] = None,
+    fps: Annotated[float | None, typer.Option(help="Frames a second of the result.", rich_help_panel=_RESULT)] = None,
+    sheet: Annotated[
+        Path | None,
+        typer.Option(help="Contact sheet to write: references above, result below.", rich_help_panel=_RESULT),
+    ] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="Strength of the text; 1 is off.", rich_help_panel=_GUIDANCE)
+    ] = None,
+    reference_guidance_scale: Annotated[
+        float | None,
+        typer.Option(help="Strength of the reference; 1 is off, 0 leaves it out.", rich_help_panel=_GUIDANCE),
+    ] = None,
+    influence: Annotated[
+        bool,
+        typer.Option(
+            "--influence",
+            help="Measure how far the result is from the one without reference (generates twice).",
+            rich_help_panel=_GUIDANCE,
+        ),
+    ] = False,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, ...; a GPU if there is one.", rich_help_panel=_COMPUTING)
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="Precision of the weights: float32, bfloat16 or float16.", rich_help_panel=_COMPUTING),
+    ] = None,
+    batching: Annotated[
+        str | None,
+        typer.Option(help="Variants of guidance: sequential or batched.", metavar="WAY", rich_help_panel=_COMPUTING),
+    ] = None,
+    autocast: Annotated[
+        str | None,
+        typer.Option(help="off, or bfloat16: faster on some machines, approximate.", rich_help_panel=_COMPUTING),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the whole record as JSON.")] = False,
+) -> None:
+    """Do to a picture what happens in a reference video."""
+    from sememe.workflows.generate import VideoAsPromptRequest
+    from sememe.workflows.generate import generate_video_as_prompt as generate
+
+    request = VideoAsPromptRequest(
+        references=tuple(reference or ()),
+        image=image,
+        output=output,
+        prompt=prompt,
+        negative_prompt=negative_prompt,
+        reference_prompts=tuple(reference_prompt or ()),
+        model=model,
+        seed=seed,
+        num_inference_steps=steps,
+        num_frames=num_frames,
+        height=height,
+        width=width,
+        fps=fps,
+        guidance_scale=guidance_scale,
+        reference_guidance_scale=reference_guidance_scale,
+        reference_sampling=reference_sampling,
+        batching=batching,
+        autocast=autocast,
+        device=device,
+        dtype=dtype,
+        sheet=sheet,
+        influence=influence,
+    )
+    with show_progress() as on_progress:
+        result = generate(request, on_progress)
+    if as_json:
+        echo_json(result.document)
+    else:
+        typer.echo(str(result.output))

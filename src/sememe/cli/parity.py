@@ -1,0 +1,25 @@
+"""`sememe check-parity`: is a model what the official implementation is?"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sememe.cli.console import echo_json
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the verb."""
+    app.command("check-parity")(check_parity)
+
+
+def check_parity(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of parity vectors.")],
+) -> None:
+    """Compare a model with what the official implementation computed; exits with 1 where they differ."""
+    from sememe.workflows.parity import check_parity as check
+
+    result = check(folder)
+    echo_json(result.to_document(), indent=None)
+    if not result.ok:
+        raise typer.Exit(1)

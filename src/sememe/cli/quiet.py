@@ -1,0 +1,19 @@
+"""Keeping libraries from talking over the command's own output."""
+
+import os
+import warnings
+
+_SETTINGS = {
+    "DIFFUSERS_VERBOSITY": "error",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+def silence_libraries() -> None:
+    """Asks libraries that are not loaded yet for errors only, without progress bars; what is set already stays."""
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    warnings.simplefilter("ignore")

@@ -1,0 +1,1 @@
+"""Measuring what was generated: the oracle, metrics, intervals and tables."""

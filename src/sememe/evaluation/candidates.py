@@ -1,0 +1,41 @@
+"""Renders of a scene under all conditions, made once per scene."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+from sememe.evaluation.oracle import Oracle
+from sememe.video import Clip
+from sememe.world import random_scene, render
+
+
+class SceneOracles:
+    """Oracles of scenes at one size and length.
+
+    Args:
+        names: the conditions that count as candidates.
+        num_frames: of the clips.
+        height: pixels.
+        width: pixels.
+        fps: frames per second that renders say of themselves.
+        keep: scenes whose oracle is kept for the next row, about 8 MB each.
+    """
+
+    def __init__(
+        self, names: Sequence[str], num_frames: int, height: int, width: int, fps: float, *, keep: int = 32
+    ) -> None:
+        self.names = tuple(names)
+        self.num_frames, self.height, self.width, self.fps = num_frames, height, width, fps
+        self._oracle = lru_cache(maxsize=keep)(self._build)
+
+    def oracle(self, scene: int) -> Oracle:
+        """The oracle of the scene with this seed."""
+        return self._oracle(scene)
+
+    def film(self, scene: int, condition: str | None) -> Clip:
+        """One render."""
+        size = (self.height, self.width)
+        shot = render(random_scene(scene), condition, num_frames=self.num_frames, size=size, fps=self.fps)
+        return shot.clip
+
+    def _build(self, scene: int) -> Oracle:
+        return Oracle({name: self.film(scene, name) for name in self.names})

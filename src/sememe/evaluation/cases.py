@@ -1,0 +1,89 @@
+"""Which scenes and conditions an evaluation films: a pure function of its settings."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sememe.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One trial: the target's scene and condition, the scene of the reference, and the seed of the noise."""
+
+    scene: int
+    condition: str
+    reference_scene: int
+    noise_seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class SeedRanges:
+    """Where seeds of scenes come from; targets and references never share a scene, nor does training with either.
+
+    Attributes:
+        first_scene: the first seed for targets.
+        first_reference: the first seed for references.
+        size: how many seeds each range holds.
+    """
+
+    first_scene: int
+    first_reference: int
+    size: int = 1_000_000
+
+    def __post_init__(self) -> None:
+        gap = abs(self.first_reference - self.first_scene)
+        if min(self.first_scene, self.first_reference) < 0 or gap < self.size:
+            raise InputError(f"expected ranges of {self.size} seeds of 0 or more that do not overlap, got {self}")
+
+
+def deal_cases(
+    names: Sequence[str],
+    num_cases: int,
+    ranges: SeedRanges,
+    *,
+    per_scene: int = 8,
+    seed: int = 0,
+    same_noise: bool = True,
+) -> tuple[Case, ...]:
+    """Deal conditions to scenes: evenly, no condition twice in a scene, every reference from a scene of its own.
+
+    Args:
+        names: the conditions.
+        num_cases: how many trials.
+        ranges: of seeds.
+        per_scene: conditions that share a scene (and so its renders), at most.
+        seed: of the dealing.
+        same_noise: one noise seed for all cases of a scene, so that they differ in the reference alone; otherwise one
+            for each case.
+
+    Returns:
+        cases in the order of their scenes.
+
+    Raises:
+        InputError: if there are no conditions or a number is below 1.
+    """
+    if not names or num_cases < 1 or per_scene < 1 or seed < 0:
+        raise InputError(
+            f"expected conditions, num_cases and per_scene of 1 or more and a seed of 0 or more, got {len(names)} "
+            f"conditions, {num_cases}, {per_scene} and {seed}"
+        )
+    per_scene = min(per_scene, len(names))
+    num_scenes = -(-num_cases // per_scene)
+    if max(num_cases, num_scenes) > ranges.size:
+        raise InputError(f"expected at most {ranges.size} cases, got {num_cases}")
+    rng = np.random.Generator(np.random.PCG64(seed))
+    scenes = ranges.first_scene + rng.choice(ranges.size, num_scenes, replace=False)
+    references = ranges.first_reference + rng.choice(ranges.size, num_cases, replace=False)
+    uses = np.zeros(len(names))
+    cases: list[Case] = []
+    for scene in scenes:
+        noise_seed = int(rng.integers(1 << 31))
+        # The least used conditions come first, in random order among equals.
+        dealt = np.lexsort([rng.random(len(names)), uses])[: min(per_scene, num_cases - len(cases))]
+        uses[dealt] += 1
+        for index in rng.permutation(dealt):
+            noise = noise_seed if same_noise else int(rng.integers(1 << 31))
+            cases.append(Case(int(scene), names[int(index)], int(references[len(cases)]), noise))
+    return tuple(cases)

@@ -1,0 +1,97 @@
+"""Settings of the stages. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from sememe.data.captions import CaptionPolicy
+from sememe.errors import RecipeError
+
+
+def _check(is_valid: object, message: str) -> None:
+    if not is_valid:
+        raise RecipeError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderSettings:
+    """What the autoencoder's training does.
+
+    `trains` "decoder" leaves the encoder as it is, so that latents never change and those that were cached stay valid;
+    "all" trains everything. Windows of `window` frames start anywhere in a clip. `latent_noise` is the standard
+    deviation of the noise on latents before decoding, in standard deviations of the batch's latents; a little of it
+    makes the decoder forgive what a diffusion model gets slightly wrong. `gradient_weight` weighs the error of spatial
+    differences, and `motion_weight` that of temporal ones, against the error of pixels (all mean absolute).
+    """
+
+    trains: Literal["decoder", "all"] = "decoder"
+    batch_size: int = 16
+    window: int = 17
+    latent_noise: float = 0.03
+    gradient_weight: float = 0.5
+    motion_weight: float = 0.25
+
+    def __post_init__(self) -> None:
+        _check(self.batch_size >= 1, f"batch_size must be 1 or more, got {self.batch_size}")
+        _check(self.window >= 2, f"window must be 2 frames or more, got {self.window}")
+        for name in ("latent_noise", "gradient_weight", "motion_weight"):
+            _check(getattr(self, name) >= 0, f"{name} must be 0 or more, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneSettings:
+    """How the backbone is trained.
+
+    Noise levels are drawn from a logit-normal distribution with `sigma_mean` and `sigma_std`; `sigma_shift` moves them
+    towards the noisy end, where it is decided what happens. Captions follow `captions`.
+    """
+
+    batch_size: int = 64
+    sigma_mean: float = 0.0
+    sigma_std: float = 1.0
+    sigma_shift: float = 3.0
+    num_mask_channels: int = 8
+    captions: CaptionPolicy = field(
+        default_factory=lambda: CaptionPolicy(drop_target_caption=0.4, drop_reference_caption=0.0, full_share=0.75)
+    )
+
+    def __post_init__(self) -> None:
+        _check(self.batch_size >= 1, f"batch_size must be 1 or more, got {self.batch_size}")
+        _check_noise(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertSettings:
+    """How the expert is trained.
+
+    In the one-way mode a reference is encoded once and serves `targets_per_reference` targets, which makes a pair
+    nearly twice as cheap. `full_share` of `captions` is 0: a caption that names the condition would make the
+    reference superfluous (the official recipe names it in nearly every caption; set it to 1 to reproduce that).
+    """
+
+    num_references: int = 16
+    targets_per_reference: int = 4
+    same_scene_share: float = 0.5
+    sigma_mean: float = 0.0
+    sigma_std: float = 1.0
+    sigma_shift: float = 5.0
+    num_mask_channels: int = 8
+    captions: CaptionPolicy = field(
+        default_factory=lambda: CaptionPolicy(
+            drop_target_caption=0.7, drop_reference_caption=0.7, drop_reference=0.0, full_share=0.0
+        )
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("num_references", "targets_per_reference"):
+            _check(getattr(self, name) >= 1, f"{name} must be 1 or more, got {getattr(self, name)}")
+        _check(
+            0 <= self.same_scene_share <= 1, f"same_scene_share must be between 0 and 1, got {self.same_scene_share}"
+        )
+        _check_noise(self)
+
+
+def _check_noise(settings: BackboneSettings | ExpertSettings) -> None:
+    for name in ("sigma_std", "sigma_shift", "num_mask_channels"):
+        _check(getattr(settings, name) > 0, f"{name} must be above 0, got {getattr(settings, name)}")

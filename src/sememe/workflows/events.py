@@ -1,0 +1,73 @@
+"""What a running verb tells whoever started it."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands.
+
+    Attributes:
+        stage: what is being done, a few words for people.
+        step: steps done of this stage; 0 where it has none.
+        num_steps: steps of this stage; 0 where it has none.
+        seconds_left: of this stage, once that can be told.
+    """
+
+    stage: str
+    step: int = 0
+    num_steps: int = 0
+    seconds_left: float | None = None
+
+
+ProgressHandler = Callable[[Progress], None]
+
+
+def ignore_progress(_: Progress) -> None:
+    """For whoever does not want to know."""
+
+
+class StepCounter:
+    """Reports the steps of one stage, with the time left.
+
+    The first step is left out of the estimate where there are others: it often pays for things that happen once.
+    """
+
+    def __init__(self, stage: str, num_steps: int, handler: ProgressHandler) -> None:
+        self._stage, self._num_steps, self._handler = stage, num_steps, handler
+        self._begin = self._first = time.monotonic()
+        self._step = 0
+        handler(Progress(stage, 0, num_steps))
+
+    def advance(self) -> None:
+        """One more step is done."""
+        now = time.monotonic()
+        self._step += 1
+        if self._step == 1:
+            self._first = now
+            mean = now - self._begin
+        else:
+            mean = (now - self._first) / (self._step - 1)
+        left = max(0, self._num_steps - self._step)
+        self._handler(Progress(self._stage, self._step, self._num_steps, mean * left))
+
+
+class Stopwatch:
+    """Seconds between laps, by name; laps of one name add up."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._begin = self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """Ends a lap and begins the next."""
+        now = time.perf_counter()
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
+        self._last = now
+
+    @property
+    def total(self) -> float:
+        """Seconds since the watch was started."""
+        return time.perf_counter() - self._begin

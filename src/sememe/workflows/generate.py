@@ -1,0 +1,317 @@
+"""Generation from files to files."""
+
+import math
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast, get_args
+
+import numpy as np
+
+from sememe.errors import InputError
+from sememe.video import Clip, Sampling, SheetRow, VideoLimits, contact_sheet, write_clip, write_image
+from sememe.workflows import sidecar
+from sememe.workflows.events import Progress, ProgressHandler, StepCounter, Stopwatch, ignore_progress
+from sememe.workflows.inputs import ImageFile, ReferenceFile, read_picture, read_reference, survey_reference
+from sememe.workflows.loading import LoadedModel, check_model_request, load_model
+from sememe.workflows.outputs import OutputFiles
+from sememe.zoo import hash_file
+
+if TYPE_CHECKING:
+    from sememe.pipelines.video_as_prompt import VideoAsPromptOutput
+
+MAX_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoAsPromptRequest:
+    """One generation. None stands for the model's own setting.
+
+    Attributes:
+        references: video files of at least 2 frames; may be empty where `reference_guidance_scale` is 0.
+        image: picture file, the first frame.
+        output: video file to write (mp4, mov, mkv, webm or gif); an older one is replaced.
+        prompt: what the result shows.
+        negative_prompt: what text guidance leads away from.
+        reference_prompts: captions of the references: none, one for all, or one each.
+        model: a built-in name, a folder, or a repository on the Hugging Face hub.
+        seed: 0 to 2^63 - 1; None for one by chance, which the result tells.
+        num_inference_steps: of the scheduler.
+        num_frames: of the result, and taken of each reference.
+        height: pixels.
+        width: pixels.
+        fps: frames a second of the result.
+        guidance_scale: of the text; 1 is off.
+        reference_guidance_scale: of the reference; 1 is off, 0 leaves it out.
+        reference_sampling: how frames are taken of a reference: `even`, `fps` or `first`.
+        batching: `sequential` or `batched`.
+        autocast: `off` or `bfloat16`.
+        device: where to compute; None for a GPU where there is one, the CPU otherwise.
+        dtype: precision of the weights: `float32`, `bfloat16` or `float16`.
+        sheet: picture file for a contact sheet: a row for each reference, and the result below.
+        influence: whether to measure how far the result is from the same generation without the reference, which takes
+            a second generation.
+    """
+
+    references: tuple[Path, ...]
+    image: Path
+    output: Path
+    prompt: str = ""
+    negative_prompt: str | None = None
+    reference_prompts: tuple[str, ...] = ()
+    model: str = "tiny"
+    seed: int | None = None
+    num_inference_steps: int | None = None
+    num_frames: int | None = None
+    height: int | None = None
+    width: int | None = None
+    fps: float | None = None
+    guidance_scale: float | None = None
+    reference_guidance_scale: float | None = None
+    reference_sampling: str = "even"
+    batching: str | None = None
+    autocast: str | None = None
+    device: str | None = None
+    dtype: str | None = None
+    sheet: Path | None = None
+    influence: bool = False
+
+
+@dataclass(frozen=True)
+class VideoAsPromptResult:
+    """What a generation wrote.
+
+    Attributes:
+        output: the video.
+        sidecar: the JSON beside it.
+        sheet: the contact sheet, where one was asked for.
+        seed: that was used.
+        document: the content of the sidecar.
+    """
+
+    output: Path
+    sidecar: Path
+    sheet: Path | None
+    seed: int
+    document: dict[str, Any]
+
+
+def generate_video_as_prompt(
+    request: VideoAsPromptRequest, on_progress: ProgressHandler = ignore_progress, loaded: LoadedModel | None = None
+) -> VideoAsPromptResult:
+    """Does to a picture what happens in reference clips, from files to files (arXiv 2510.20888).
+
+    The video, its sidecar and the contact sheet appear together when all is done, or not at all. On one machine the
+    same request with the same seed writes the same bytes of video.
+
+    Args:
+        request: what to do.
+        on_progress: is told the stages and steps.
+        loaded: a model in memory, in place of the request's `model`, `device` and `dtype`.
+
+    Raises:
+        InputError: an argument, a file or the model is not what was expected.
+        OutputError: the result cannot be written.
+    """
+    watch = Stopwatch()
+    files = OutputFiles.beside(request.output, request.sheet)
+    _check_request(request, files)
+    if loaded is None:
+        check_model_request(request.model, request.dtype)
+    on_progress(Progress("reading the inputs"))
+    references = tuple(survey_reference(path) for path in request.references)
+    image = read_picture(request.image)
+    watch.lap("read")
+    if loaded is None:
+        on_progress(Progress(f"loading {request.model}"))
+    model = loaded or load_model(request.model, request.device, request.dtype)
+    watch.lap("load")
+    clips = _read_references(request, references, model)
+    watch.lap("read")
+
+    seed = secrets.randbelow(2**31) if request.seed is None else request.seed
+    output = _run(request, model, image, clips, seed, "generating", on_progress)
+    _note_laps(watch, output)
+    document = _describe(request, model, image, references, output, seed)
+    if request.influence:
+        document["influence"] = _measure_influence(request, model, image, output, seed, on_progress)
+        watch.lap("influence")
+    on_progress(Progress("writing"))
+    _write(document, output.clips[0], clips, files, watch, model.device)
+    return VideoAsPromptResult(files.video, files.sidecar, files.sheet, seed, document)
+
+
+def _check_request(request: VideoAsPromptRequest, files: OutputFiles) -> None:
+    """What can be said of a request before anything is read."""
+    if request.seed is not None and not 0 <= request.seed <= MAX_SEED:
+        raise InputError(f"expected a seed of 0 to {MAX_SEED}, got {request.seed}")
+    for name in ("num_inference_steps", "num_frames", "height", "width"):
+        value = getattr(request, name)
+        if value is not None and value < 1:
+            raise InputError(f"expected {name} of at least 1, got {value}")
+    for name in ("guidance_scale", "reference_guidance_scale"):
+        value = getattr(request, name)
+        if value is not None and not 0 <= value < math.inf:
+            raise InputError(f"expected {name} of at least 0 (1 is off), got {value}")
+    if request.reference_sampling not in get_args(Sampling):
+        choices = ", ".join(get_args(Sampling))
+        raise InputError(f"expected reference_sampling to be one of {choices}, got {request.reference_sampling!r}")
+    if request.influence and request.reference_guidance_scale == 0:
+        raise InputError("influence has no meaning with reference_guidance_scale 0: the reference is left out anyway")
+    if not request.references and request.reference_guidance_scale != 0:
+        raise InputError("expected at least one reference video, got none; give one, or reference_guidance_scale 0")
+    if len(request.reference_prompts) not in {0, 1, len(request.references)}:
+        raise InputError(
+            f"expected one reference prompt per reference, or one for all, got {len(request.reference_prompts)} for "
+            f"{len(request.references)}"
+        )
+    files.check([*request.references, request.image])
+
+
+def _read_references(
+    request: VideoAsPromptRequest, references: tuple[ReferenceFile, ...], model: LoadedModel
+) -> list[Clip]:
+    """The references as the model reads them; also refuses what the model cannot make."""
+    made = model.pipeline.defaults.override(
+        num_frames=request.num_frames, height=request.height, width=request.width, fps=request.fps
+    )
+    model.pipeline.grid.latent_shape(made.num_frames, made.height, made.width)
+    num_bytes, limit = 3 * made.num_frames * made.height * made.width, VideoLimits().max_kept_bytes
+    if num_bytes > limit:
+        raise InputError(
+            f"{made.num_frames} frames of {made.width}x{made.height} take {num_bytes / 1e9:.1f} GB, the limit is "
+            f"{limit / 1e9:.1f} GB; ask for fewer frames or smaller ones"
+        )
+    sampling = cast(Sampling, request.reference_sampling)
+    return [
+        read_reference(reference, made.num_frames, made.height, made.width, sampling, made.fps)
+        for reference in references
+    ]
+
+
+def _run(
+    request: VideoAsPromptRequest,
+    model: LoadedModel,
+    image: ImageFile,
+    clips: list[Clip],
+    seed: int,
+    stage: str,
+    on_progress: ProgressHandler,
+) -> "VideoAsPromptOutput":
+    """One generation; without clips, by the backbone alone."""
+    import torch
+
+    steps = request.num_inference_steps or model.pipeline.defaults.num_inference_steps
+    counter = StepCounter(stage, steps, on_progress)
+
+    def on_step_end(*_: Any) -> dict[str, Any]:
+        counter.advance()
+        return {}
+
+    return model.pipeline(
+        image=image.pixels,
+        references=clips,
+        prompt=request.prompt,
+        negative_prompt=request.negative_prompt,
+        reference_prompts=list(_spread_prompts(request)) if clips else None,
+        height=request.height,
+        width=request.width,
+        num_frames=request.num_frames,
+        num_inference_steps=request.num_inference_steps,
+        guidance_scale=request.guidance_scale,
+        reference_guidance_scale=request.reference_guidance_scale if clips else 0.0,
+        # On the CPU, whatever computes: a seed means the same on every device.
+        generator=torch.Generator("cpu").manual_seed(seed),
+        reference_sampling=request.reference_sampling,
+        callback_on_step_end=on_step_end,
+        fps=request.fps,
+        batching=request.batching,
+        autocast=request.autocast,
+    )
+
+
+def _spread_prompts(request: VideoAsPromptRequest) -> tuple[str, ...]:
+    """A caption for each reference."""
+    given = request.reference_prompts or ("",)
+    return given * len(request.references) if len(given) == 1 else given
+
+
+def _note_laps(watch: Stopwatch, output: "VideoAsPromptOutput") -> None:
+    """The pipeline's own laps in place of the one around it."""
+    watch.lap("generate")
+    del watch.seconds["generate"]
+    watch.seconds |= output.timings
+
+
+def _describe(
+    request: VideoAsPromptRequest,
+    model: LoadedModel,
+    image: ImageFile,
+    references: tuple[ReferenceFile, ...],
+    output: "VideoAsPromptOutput",
+    seed: int,
+) -> dict[str, Any]:
+    clip = output.clips[0]
+    return {
+        "system": "video-as-prompt",
+        "created": sidecar.now(),
+        "versions": sidecar.describe_software(),
+        "machine": sidecar.describe_machine(model.device),
+        "model": sidecar.describe_model_used(model),
+        "seed": seed,
+        "generator_device": "cpu",
+        "prompt": request.prompt,
+        "settings": output.settings,
+        "exactness": sidecar.describe_exactness(output.settings),
+        "inputs": sidecar.describe_inputs(image, references, _spread_prompts(request) if references else ()),
+        "output": {
+            "path": str(request.output),
+            "num_frames": clip.num_frames,
+            "height": clip.height,
+            "width": clip.width,
+            "fps": clip.fps,
+        },
+        "influence": None,
+    }
+
+
+def _measure_influence(
+    request: VideoAsPromptRequest,
+    model: LoadedModel,
+    image: ImageFile,
+    output: "VideoAsPromptOutput",
+    seed: int,
+    on_progress: ProgressHandler,
+) -> dict[str, Any]:
+    """How far the result is from the same one without reference: the RMS over all frames, pixels and colours."""
+    without = _run(request, model, image, [], seed, "generating without reference", on_progress)
+    difference = output.clips[0].frames.astype(np.float64) - without.clips[0].frames
+    return {
+        "rms": float(np.sqrt(np.mean(difference**2))),
+        "unit": "levels of 255",
+        "compared_with": "the same seed, picture and prompts with reference_guidance_scale 0",
+    }
+
+
+def _write(
+    document: dict[str, Any], result: Clip, references: list[Clip], files: OutputFiles, watch: Stopwatch, device: str
+) -> None:
+    """Writes all files or none; completes the document on the way."""
+    comment = None if files.video.suffix.lower() == ".gif" else sidecar.make_comment(document)
+    with files.replace_together() as parts:
+        write_clip(result, parts.video, metadata=comment)
+        if parts.sheet is not None:
+            write_image(contact_sheet(_sheet_rows(document, references, result)), parts.sheet)
+        watch.lap("write")
+        document["output"]["sha256"] = hash_file(parts.video)
+        document["timings"] = {name: round(seconds, 4) for name, seconds in watch.seconds.items()}
+        document["timings"]["total"] = round(watch.total, 4)
+        document["peak_memory"] = sidecar.peak_memory(device)
+        sidecar.write_sidecar(document, parts.sidecar)
+
+
+def _sheet_rows(document: dict[str, Any], references: list[Clip], result: Clip) -> list[SheetRow]:
+    names = [Path(reference["path"]).name for reference in document["inputs"]["references"]]
+    rows = [SheetRow(f"reference: {name}", clip) for name, clip in zip(names, references, strict=True)]
+    image = Path(document["inputs"]["image"]["path"]).name
+    return [*rows, SheetRow(f"result: {image}, seed {document['seed']}", result)]

@@ -1,0 +1,119 @@
+"""The record of how a file was made: what the JSON beside it holds, and the little that goes into the file itself."""
+
+import json
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import sememe
+from sememe.files import write_text
+from sememe.workflows.inputs import ImageFile, ReferenceFile
+from sememe.workflows.loading import LoadedModel
+
+_PACKAGES = ("torch", "diffusers", "transformers", "av", "numpy")
+
+
+def describe_software() -> dict[str, str]:
+    """Versions of what computed."""
+    found = {"sememe": sememe.__version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # vendored or built in some way of its own
+            found[package] = "unknown"
+    return found
+
+
+def describe_machine(device: str) -> dict[str, Any]:
+    """What computed: the same seed gives the same bytes where all of this is the same."""
+    import torch
+
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine()
+    return {"device": device, "device_name": name, "system": platform.system(), "num_threads": torch.get_num_threads()}
+
+
+def describe_model_used(model: LoadedModel) -> dict[str, Any]:
+    """Name, hashes and precision of a model."""
+    return {
+        "name": model.name,
+        "sha256": model.fingerprint.sha256,
+        "revision": model.fingerprint.revision,
+        "files": dict(model.fingerprint.files),
+        "dtype": model.dtype,
+        "attention_mode": model.pipeline.transformer.config.attention_mode,
+    }
+
+
+def describe_inputs(image: ImageFile, references: Sequence[ReferenceFile], prompts: Sequence[str]) -> dict[str, Any]:
+    """Paths, hashes and shapes of what was read; `prompts` are the references' captions."""
+    height, width = image.pixels.shape[:2]
+    return {
+        "image": {"path": str(image.path), "sha256": image.sha256, "height": height, "width": width},
+        "references": [
+            {
+                "path": str(reference.path),
+                "sha256": reference.sha256,
+                "num_frames": reference.num_frames,
+                "height": reference.height,
+                "width": reference.width,
+                "fps": reference.fps,
+                "prompt": prompt,
+            }
+            for reference, prompt in zip(references, prompts, strict=True)
+        ],
+    }
+
+
+def describe_exactness(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Whether anything was switched on that trades faithfulness to the model for speed, and what."""
+    shortcuts = [f"autocast {settings['autocast']}"] if settings.get("autocast", "off") != "off" else []
+    return {"label": "approximate" if shortcuts else "exact", "shortcuts": shortcuts}
+
+
+def peak_memory(device: str) -> dict[str, int | None]:
+    """Bytes, the most that this process has held since it began, and that it has held on its GPU."""
+    import torch
+
+    on_device = torch.cuda.max_memory_allocated(device) if device.startswith("cuda") else None
+    try:
+        import resource
+    except ImportError:  # Windows
+        return {"process_bytes": None, "device_bytes": on_device}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"process_bytes": peak if sys.platform == "darwin" else 1024 * peak, "device_bytes": on_device}
+
+
+def make_comment(document: Mapping[str, Any]) -> dict[str, str]:
+    """What the video file itself says. Nothing of it differs between two runs of one seed: no times, no paths."""
+    settings, inputs = document["settings"], document["inputs"]
+    return {
+        "sememe": document["versions"]["sememe"],
+        "system": document["system"],
+        "model": Path(document["model"]["name"]).name,
+        "model_sha256": document["model"]["sha256"],
+        "seed": str(document["seed"]),
+        "prompt": document["prompt"],
+        "image_sha256": inputs["image"]["sha256"],
+        "reference_sha256": ",".join(reference["sha256"] for reference in inputs["references"]),
+        "num_inference_steps": str(settings["num_inference_steps"]),
+        "guidance_scale": f"{settings['guidance_scale']:g}",
+        "reference_guidance_scale": f"{settings['reference_guidance_scale']:g}",
+    }
+
+
+def now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def write_sidecar(document: Mapping[str, Any], path: Path) -> None:
+    """Writes the record as JSON.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    write_text(path, json.dumps(document, indent=2, ensure_ascii=False) + "\n")

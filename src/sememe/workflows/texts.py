@@ -1,0 +1,38 @@
+"""Loading the parts that read text, each from a folder of its own."""
+
+from pathlib import Path
+from typing import Any
+
+from sememe.errors import ModelError
+from sememe.models.component_files import load_strictly
+from sememe.models.tensor_files import read_json
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a folder, of files alone.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ModelError(f"the tokenizer in {folder} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+
+
+def load_text_encoder(folder: Path) -> Any:
+    """The text encoder of a folder, in float32 and evaluation mode.
+
+    Raises:
+        ModelError: it is not whole, or of a class that is not known.
+    """
+    import torch
+    from transformers import T5EncoderModel, UMT5EncoderModel
+
+    classes = {"UMT5EncoderModel": UMT5EncoderModel, "T5EncoderModel": T5EncoderModel}
+    names = read_json(folder / "config.json").get("architectures") or ["none"]
+    if names[0] not in classes:
+        raise ModelError(f"expected one of {', '.join(classes)} in {folder}, got {names[0]}")
+    return load_strictly(classes[names[0]], folder, dtype=torch.float32)

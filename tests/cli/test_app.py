@@ -1,0 +1,135 @@
+"""The command as a whole: help, speed, exit codes and what becomes of errors."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+
+import sememe
+from cli.runs import refused, run_apart, run_here
+from sememe.cli.app import main
+from sememe.errors import ModelError, OutputError
+from sememe.workflows import models as verb
+
+COMMANDS = [[], ["demo"], ["generate"], ["generate", "video-as-prompt"], ["models"], ["check-parity"]]
+HEAVY = {"accelerate", "av", "cv2", "diffusers", "peft", "torch", "transformers"}
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help_names_what_there_is(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    outcome = run_here(capsys, *command, "--help")
+    assert outcome.code == 0
+    assert "Usage: sememe" in outcome.out
+    assert outcome.err == ""
+
+
+def test_help_is_fast_and_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, json; from sememe.cli.app import run\n"
+        "for command in json.loads(sys.argv[1]): assert run([*command, '--help']) == 0\n"
+        "print(json.dumps(sorted({name.split('.')[0] for name in sys.modules})), file=sys.stderr)\n"
+    )
+    seconds = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", code, json.dumps(COMMANDS)], capture_output=True, check=True)
+        seconds.append(time.perf_counter() - begin)
+    assert not HEAVY & set(json.loads(done.stderr.splitlines()[-1]))
+    assert min(seconds) < 0.5 + 0.1 * len(COMMANDS)
+
+
+def test_every_flag_has_a_help_text(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    text = run_here(capsys, "generate", "video-as-prompt", "--help").out
+    flags = "reference image prompt negative-prompt reference-prompt output model seed steps num-frames height width"
+    flags += " guidance-scale reference-guidance-scale reference-sampling device dtype sheet influence json"
+    for flag in flags.split():
+        assert re.search(rf"--{flag}\s.*\w{{3}}", text), flag
+
+
+def test_without_a_command_the_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    outcome = run_here(capsys)
+    assert outcome.code == 2
+    assert "generate" in outcome.out + outcome.err
+    assert "error" not in outcome.err
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_here(capsys, "--version").out == f"sememe {sememe.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["generatte"], "Did you mean 'generate'"),
+        (["generate", "video-as-prompt", "--image", "a.png"], "Missing option '--output'"),
+        (["generate", "video-as-prompt", "--seed", "x"], "valid integer"),
+        (["models", "--colour"], "--colour"),
+    ],
+)
+def test_usage_errors_take_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert message in refused(run_here(capsys, *arguments))
+
+
+def fail_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> list[object]:
+        raise error
+
+    monkeypatch.setattr(verb, "list_built_in_models", fail)
+
+
+def test_mistakes_and_lost_outputs_exit_with_2(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for error in (ModelError("expected a,\n got b"), OutputError("the disk is full")):
+        fail_with(error, monkeypatch)
+        assert refused(run_here(capsys, "models")) == f"error: {' '.join(str(error).split())}"
+
+
+def test_ctrl_c_exits_with_130(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_with(KeyboardInterrupt(), monkeypatch)
+    outcome = run_here(capsys, "models")
+    assert outcome.code == 130
+    assert "Traceback" not in outcome.err
+
+
+def test_faults_of_ours_take_one_line_and_exit_with_1(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_with(RuntimeError("first\nsecond"), monkeypatch)
+    outcome = run_here(capsys, "models")
+    assert outcome.code == 1
+    assert outcome.err.startswith("error: unexpected RuntimeError: first second (")
+    assert len(outcome.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("way", ["flag", "variable"])
+def test_a_traceback_on_request(way: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_with(RuntimeError("first"), monkeypatch)
+    if way == "variable":
+        monkeypatch.setenv("SEMEME_DEBUG", "1")
+    outcome = run_here(capsys, *(["--debug"] if way == "flag" else []), "models")
+    assert outcome.code == 1
+    assert "Traceback" in outcome.err
+    assert "fail_with" in outcome.err or "in fail" in outcome.err
+
+
+def test_main_exits_with_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_with(ModelError("x"), monkeypatch)
+    with pytest.raises(SystemExit) as caught:
+        main(["models"])
+    assert caught.value.code == 2
+
+
+def test_a_reader_who_leaves_is_no_error() -> None:
+    code = f"{sys.executable} -m sememe generate video-as-prompt --help | head -1"
+    done = subprocess.run(["/bin/sh", "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert "Traceback" not in done.stderr
+
+
+def test_it_runs_as_a_module() -> None:
+    outcome = run_apart("--version")
+    assert (outcome.code, outcome.out) == (0, f"sememe {sememe.__version__}\n")

@@ -1,0 +1,58 @@
+import json
+import sys
+
+import pytest
+
+from sememe.cli import console
+from sememe.workflows.events import Progress
+
+
+def told(capsys: pytest.CaptureFixture[str], *events: Progress) -> list[str]:
+    capsys.readouterr()
+    with console.show_progress() as handle:
+        for event in events:
+            handle(event)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    return captured.err.splitlines()
+
+
+def test_plain_lines_come_by_stage_and_by_tenth(capsys: pytest.CaptureFixture[str]) -> None:
+    steps = [Progress("generating", step, 40, 75.0) for step in range(1, 41)]
+    lines = told(capsys, Progress("loading tiny"), Progress("generating", 0, 40), *steps, Progress("writing"))
+    assert lines[:2] == ["loading tiny", "generating"]
+    assert lines[2] == "generating: step 4 of 40, 1 min 15 s left"
+    assert lines[-2:] == ["generating: step 40 of 40, 1 min 15 s left", "writing"]
+    assert len(lines) == 13
+
+
+def test_a_repeated_stage_is_shown_again(capsys: pytest.CaptureFixture[str]) -> None:
+    run = [Progress("generating", 0, 1), Progress("generating", 1, 1, 0.0), Progress("writing")]
+    assert told(capsys, *run, *run) == 2 * ["generating", "generating: step 1 of 1, 0 s left", "writing"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.2, "0 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (7260.0, "2 h 01 min")]
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert console._duration(seconds) == text
+
+
+def test_a_terminal_gets_a_bar_with_the_time_left(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "120")
+    shown = "\n".join(told(capsys, Progress("loading"), Progress("generating [1]", 3, 8, 5.0)))
+    assert "3/8" not in "\n".join(told(capsys, Progress("generating", 3, 8, 5.0), Progress("writing")))
+    assert "generating [1]" in shown
+    assert "3/8" in shown
+    assert "5 s left" in shown
+
+
+def test_json_keeps_letters(capsys: pytest.CaptureFixture[str]) -> None:
+    console.echo_json({"prompt": "ein Bär"}, indent=None)
+    out = capsys.readouterr().out
+    assert out == '{"prompt": "ein Bär"}\n'
+    assert json.loads(out) == {"prompt": "ein Bär"}

@@ -1,0 +1,146 @@
+"""The main job on files as other programs make them, through the command, with a tiny random model."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from cli.runs import run_apart, run_here
+from sememe.video import read_clip, read_image
+from video_files import Recipe, encode
+
+
+def textured(num_frames: int, height: int, width: int, seed: int = 0) -> np.ndarray:
+    """Frames in which a gradient and a bright square move."""
+    rows, columns = np.mgrid[:height, :width]
+    frames = np.zeros((num_frames, height, width, 3), np.uint8)
+    for number in range(num_frames):
+        frames[number, ..., 0] = (rows + 5 * number + 30 * seed) % 256
+        frames[number, ..., 1] = columns % 256
+        frames[number, 10:40, 3 * number : 3 * number + 30] = 255
+    return frames
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("files")
+    sound = Recipe("mpeg4", rate=Fraction(30000, 1001), audio=True)
+    encode(folder / "phone.mp4", textured(41, 90, 160), sound)
+    encode(
+        folder / "camera.mp4",
+        textured(25, 120, 96, seed=3),
+        Recipe("libx265", rate=25, options={"preset": "ultrafast", "x265-params": "log-level=none"}, audio=True),
+    )
+    picture = PIL.Image.fromarray(textured(1, 100, 150)[0]).convert("RGBA")
+    picture.putalpha(PIL.Image.linear_gradient("L").resize(picture.size))
+    picture.save(folder / "alpha.png")
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise
+    PIL.Image.fromarray(textured(1, 80, 120, seed=2)[0]).save(folder / "turned.jpg", exif=exif)
+    return folder
+
+
+def arguments(files: Path, model: Path, output: Path, **changes: object) -> list[object]:
+    given: dict[str, object] = {"reference": files / "phone.mp4", "image": files / "alpha.png"}
+    given |= {"output": output, "model": model, "seed": 7, "device": "cpu"} | changes
+    flags = [part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", value)]
+    return ["generate", "video-as-prompt", *flags]
+
+
+@pytest.mark.parametrize("reference", ["phone.mp4", "camera.mp4"])
+@pytest.mark.parametrize("image", ["alpha.png", "turned.jpg"])
+def test_any_reference_and_any_picture(
+    reference: str, image: str, files: Path, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, sheet = tmp_path / "out.mp4", tmp_path / "sheet.png"
+    inputs = {"reference": files / reference, "image": files / image}
+    outcome = run_here(capsys, *arguments(files, model_folder, output, **inputs, sheet=sheet))
+    assert (outcome.code, outcome.out) == (0, f"{output}\n"), outcome.err
+    assert "generating: step 2 of 2" in outcome.err
+    clip = read_clip(output)
+    assert (clip.num_frames, clip.size, clip.fps) == (5, (32, 48), 8.0)
+    assert clip.frames.std() > 1
+    assert read_image(sheet).shape[0] > 2 * 32
+    document = json.loads(output.with_suffix(".json").read_text())
+    assert document["inputs"]["references"][0]["sha256"] == hashlib.sha256((files / reference).read_bytes()).hexdigest()
+    upright = read_image(files / image).shape[:2]
+    assert (document["inputs"]["image"]["height"], document["inputs"]["image"]["width"]) == upright
+    assert sorted(os.listdir(tmp_path)) == ["out.json", "out.mp4", "sheet.png"]
+
+
+def test_other_references_other_results(
+    files: Path, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    contents = []
+    for number, reference in enumerate(("phone.mp4", "camera.mp4", "phone.mp4")):
+        output = tmp_path / f"{number}.mp4"
+        assert run_here(capsys, *arguments(files, model_folder, output, reference=files / reference)).code == 0
+        contents.append(output.read_bytes())
+    assert contents[0] == contents[2]
+    assert contents[0] != contents[1]
+
+
+def test_another_size_and_length(
+    files: Path, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out.mp4"
+    changes = {"num_frames": 9, "height": 48, "width": 32, "fps": 12, "steps": 1}
+    assert run_here(capsys, *arguments(files, model_folder, output, **changes)).code == 0
+    clip = read_clip(output)
+    assert (clip.num_frames, clip.size, clip.fps) == (9, (48, 32), 12.0)
+
+
+def test_several_references_influence_and_json(
+    files: Path, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out.mp4"
+    more = ["--reference", files / "camera.mp4", "--influence", "--json"]
+    outcome = run_here(capsys, *arguments(files, model_folder, output), *more)
+    assert outcome.code == 0, outcome.err
+    document = json.loads(outcome.out)
+    assert document == json.loads(output.with_suffix(".json").read_text())
+    assert len(document["inputs"]["references"]) == 2
+    assert document["influence"]["rms"] > 0
+
+
+def test_a_fresh_process_writes_the_same_file(
+    files: Path, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here, apart = tmp_path / "here.mp4", tmp_path / "apart.mp4"
+    assert run_here(capsys, *arguments(files, model_folder, here)).code == 0
+    outcome = run_apart(*arguments(files, model_folder, apart))
+    assert (outcome.code, outcome.out) == (0, f"{apart}\n"), outcome.err
+    assert here.read_bytes() == apart.read_bytes()
+    # Nothing but our own lines: libraries keep quiet.
+    stages = ("reading the inputs", "loading", "generating", "writing")
+    assert all(line.startswith(stages) for line in outcome.err.splitlines()), outcome.err
+
+
+def test_ctrl_c_leaves_nothing(files: Path, model_folder: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "sememe",
+        *map(str, arguments(files, model_folder, tmp_path / "out.mp4", steps=5000)),
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("generating"):
+                break
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert out == ""
+    assert "Traceback" not in err
+    assert os.listdir(tmp_path) == []

@@ -1,0 +1,62 @@
+"""Cases are dealt evenly, repeatably, and never share a scene with their reference."""
+
+from collections import Counter
+
+import pytest
+
+from sememe.errors import InputError
+from sememe.evaluation.cases import SeedRanges, deal_cases
+
+RANGES = SeedRanges(1000, 5000, 1000)
+NAMES = [f"condition_{index}" for index in range(30)]
+
+
+def test_the_deal_is_even() -> None:
+    cases = deal_cases(NAMES, 200, RANGES, per_scene=8)
+    assert len(cases) == 200
+    uses = Counter(case.condition for case in cases)
+    assert set(uses) == set(NAMES)
+    assert max(uses.values()) - min(uses.values()) <= 1
+    scenes = Counter(case.scene for case in cases)
+    assert len(scenes) == 25
+    assert set(scenes.values()) == {8}
+    assert len({(case.scene, case.condition) for case in cases}) == 200, "no condition twice in a scene"
+
+
+def test_seeds_stay_in_their_ranges() -> None:
+    cases = deal_cases(NAMES, 100, RANGES)
+    assert all(1000 <= case.scene < 2000 for case in cases)
+    assert all(5000 <= case.reference_scene < 6000 for case in cases)
+    assert len({case.reference_scene for case in cases}) == 100
+
+
+def test_noise() -> None:
+    together = deal_cases(NAMES, 16, RANGES)
+    assert len({case.noise_seed for case in together}) == 2
+    apart = deal_cases(NAMES, 16, RANGES, same_noise=False)
+    assert len({case.noise_seed for case in apart}) == 16
+
+
+def test_it_is_repeatable_and_depends_on_the_seed() -> None:
+    assert deal_cases(NAMES, 40, RANGES, seed=3) == deal_cases(NAMES, 40, RANGES, seed=3)
+    assert deal_cases(NAMES, 40, RANGES, seed=3) != deal_cases(NAMES, 40, RANGES, seed=4)
+
+
+def test_rows_of_one_seed_share_their_scenes() -> None:
+    """So that the renders of a scene are made once for several rows."""
+    first, second = deal_cases(NAMES, 40, RANGES), deal_cases(NAMES[:12], 40, RANGES)
+    assert [case.scene for case in first] == [case.scene for case in second]
+
+
+def test_few_conditions_make_small_scenes() -> None:
+    cases = deal_cases(NAMES[:3], 8, RANGES, per_scene=8)
+    assert list(Counter(case.scene for case in cases).values()) == [3, 3, 2]
+
+
+def test_wrong_input() -> None:
+    with pytest.raises(InputError, match="expected conditions"):
+        deal_cases([], 8, RANGES)
+    with pytest.raises(InputError, match="at most 1000 cases"):
+        deal_cases(NAMES, 1001, RANGES)
+    with pytest.raises(InputError, match="do not overlap"):
+        SeedRanges(0, 10, 20)

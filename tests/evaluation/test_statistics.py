@@ -1,0 +1,64 @@
+"""Intervals against known values and by simulation."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sememe.errors import InputError
+from sememe.evaluation.statistics import bootstrap_interval, mean_interval, wilson_interval
+
+
+@pytest.mark.parametrize(
+    ("successes", "count", "low", "high"),
+    [(0, 10, 0.0, 0.2775), (5, 10, 0.2366, 0.7634), (10, 10, 0.7225, 1.0), (170, 200, 0.7939, 0.8929)],
+)
+def test_wilson_interval_of_textbook_cases(successes: int, count: int, low: float, high: float) -> None:
+    estimate = wilson_interval(successes, count)
+    assert (estimate.value, estimate.count) == (successes / count, count)
+    assert (estimate.low, estimate.high) == pytest.approx((low, high), abs=1e-3)
+
+
+@given(st.integers(1, 500).flatmap(lambda count: st.tuples(st.integers(0, count), st.just(count))))
+def test_wilson_interval_holds_its_value(case: tuple[int, int]) -> None:
+    estimate = wilson_interval(*case)
+    assert 0 <= estimate.low <= estimate.value <= estimate.high <= 1
+
+
+def test_mean_interval() -> None:
+    estimate = mean_interval([1.0, 2.0, 3.0, 4.0])
+    half = 1.959964 * np.std([1, 2, 3, 4], ddof=1) / 2
+    assert (estimate.value, estimate.low, estimate.high) == pytest.approx((2.5, 2.5 - half, 2.5 + half), abs=1e-5)
+    assert mean_interval([7.0]).low == 7
+
+
+def test_bootstrap_agrees_with_the_normal_interval_where_values_are_independent() -> None:
+    values = np.random.default_rng(0).normal(5, 2, 400).tolist()
+    normal, drawn = mean_interval(values), bootstrap_interval(values)
+    assert (drawn.low, drawn.high) == pytest.approx((normal.low, normal.high), abs=0.05)
+    median = bootstrap_interval(values, statistic=lambda data: float(np.median(data)), num_draws=200)
+    assert median.low < median.value < median.high
+
+
+def test_bootstrap_over_groups_is_wider_where_a_group_agrees_with_itself() -> None:
+    values = [float(group % 2) for group in range(20) for _ in range(10)]
+    groups = [group for group in range(20) for _ in range(10)]
+    single, grouped = bootstrap_interval(values), bootstrap_interval(values, groups)
+    assert grouped.value == single.value == 0.5
+    assert grouped.high - grouped.low > 2 * (single.high - single.low)
+
+
+def test_bootstrap_is_repeatable() -> None:
+    values = [0.0, 1.0, 1.0, 0.0, 1.0]
+    assert bootstrap_interval(values, seed=3) == bootstrap_interval(values, seed=3)
+
+
+def test_wrong_input() -> None:
+    for successes, count in ((1, 0), (3, 2), (-1, 2)):
+        with pytest.raises(InputError, match="successes"):
+            wilson_interval(successes, count)
+    for function in (mean_interval, bootstrap_interval):
+        with pytest.raises(InputError, match="at least one value"):
+            function([])
+    with pytest.raises(InputError, match="one group per value"):
+        bootstrap_interval([1.0, 2.0], ["a"])

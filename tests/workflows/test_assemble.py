@@ -1,0 +1,130 @@
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from model_folders import save_model
+from pipelines.factories import DEFAULTS, make_clip, make_picture, make_pipeline
+from sememe.errors import ModelError, OutputError
+from sememe.pipelines.defaults import GenerationDefaults
+from sememe.pipelines.video_as_prompt import VideoAsPromptPipeline
+from sememe.workflows.assemble import SchedulerSettings, assemble_video_as_prompt, make_scheduler
+from sememe.workflows.model_card import ModelCard
+from sememe.workflows.parts import find_part
+from sememe.zoo import describe_model, hash_file
+
+CARD = ModelCard(
+    title="random",
+    description="Weights: random, for tests.",
+    source="a test",
+    training={"backbone, steps": "3"},
+    evaluation={"seen": "1 %"},
+)
+
+
+def assemble(output: Path, parts: dict[str, Path], **changes: object) -> Path:
+    settings: dict[str, object] = {
+        "defaults": GenerationDefaults(**DEFAULTS),  # type: ignore[arg-type]
+        "scheduler": SchedulerSettings(kind="euler", shift=3.0),
+        "card": CARD,
+    }
+    return assemble_video_as_prompt(output, **parts, **(settings | changes))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = save_model(tmp_path_factory.mktemp("parts") / "model", vae="cosmos")
+    return {name: folder / name for name in ("vae", "transformer", "text_encoder", "tokenizer", "expert")}
+
+
+def generate(pipeline: VideoAsPromptPipeline) -> torch.Tensor:
+    output = pipeline(
+        image=make_picture(),
+        references=[make_clip()],
+        output_type="latent",
+        generator=torch.Generator().manual_seed(0),
+    )
+    frames: torch.Tensor = output.frames
+    return frames
+
+
+def test_float32_changes_nothing(parts: dict[str, Path], tmp_path: Path) -> None:
+    made = VideoAsPromptPipeline.from_pretrained(assemble(tmp_path / "made", parts, precision="float32"))
+    whole = make_pipeline(vae="cosmos")
+    for part in ("vae", "text_encoder", "transformer"):
+        expected = whole.components[part].state_dict()
+        found = made.components[part].state_dict()
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert torch.allclose(generate(made), generate(whole), atol=1e-5)
+
+
+def test_files_are_small_and_of_half_precision(parts: dict[str, Path], tmp_path: Path) -> None:
+    folder = assemble(tmp_path / "made", parts, max_shard_size="100KB")
+    files = sorted(folder.rglob("*.safetensors"))
+    assert len(files) > len(list(parts["vae"].parent.rglob("*.safetensors"))), "the shards are several"
+    assert max(path.stat().st_size for path in files) < 120_000
+    for path in files:
+        with safe_open(path, "pt") as file:
+            assert {file.get_slice(key).get_dtype() for key in file.keys()} == {"BF16"}  # noqa: SIM118
+    whole, rounded = make_pipeline(vae="cosmos"), VideoAsPromptPipeline.from_pretrained(folder)
+    assert rounded.transformer.dtype == torch.float32
+    for (name, one), other in zip(whole.transformer.named_parameters(), rounded.transformer.parameters(), strict=True):
+        assert torch.equal(one.bfloat16().float(), other), name
+
+
+def test_the_card(parts: dict[str, Path], tmp_path: Path) -> None:
+    folder = assemble(tmp_path / "made", parts)
+    record = describe_model(folder)
+    assert (record.description, record.license, record.source) == (CARD.description, "apache-2.0", "a test")
+    assert (record.height, record.num_frames) == (32, 5)
+    text = (folder / "README.md").read_text()
+    for path in (folder / "model_index.json", *folder.rglob("*.safetensors")):
+        assert f"| `{path.relative_to(folder).as_posix()}` | `{hash_file(path)}` |" in text
+    for entry in ("## Limits", "## Intended use", "backbone, steps | 3", "| seen | 1 % |", "## Base", "## Data"):
+        assert entry in text
+
+
+@pytest.mark.parametrize("kind", ["euler", "unipc"])
+def test_schedulers_keep_their_shift(kind: str, parts: dict[str, Path], tmp_path: Path) -> None:
+    settings = SchedulerSettings(kind=kind, shift=4.0)  # type: ignore[arg-type]
+    pipeline = VideoAsPromptPipeline.from_pretrained(assemble(tmp_path / "made", parts, scheduler=settings))
+    pipeline.scheduler.set_timesteps(4)
+    expected = make_scheduler(settings)
+    expected.set_timesteps(4)
+    assert torch.equal(pipeline.scheduler.sigmas, expected.sigmas)
+    assert float(expected.sigmas[1]) > 0.8
+    assert generate(pipeline).isfinite().all()
+
+
+def test_an_older_model_stays_if_something_fails(parts: dict[str, Path], tmp_path: Path) -> None:
+    folder = assemble(tmp_path / "made", parts)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(ModelError):
+        assemble(folder, parts | {"expert": parts["vae"]})
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assemble(folder, parts, card=ModelCard(title="new", description="new", source="new"))
+    assert describe_model(folder).description == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+
+
+def test_a_place_that_cannot_be_written(parts: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError):
+        assemble(tmp_path / "file" / "model", parts)
+
+
+def test_parts_are_found(parts: dict[str, Path], tmp_path: Path) -> None:
+    model = parts["vae"].parent
+    for name, folder in parts.items():
+        assert find_part(model, name) == folder
+        assert find_part(folder, name) == folder
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    with pytest.raises(ModelError, match="not complete"):
+        find_part(run, "vae")
+    (run / "model").symlink_to(parts["vae"])
+    assert find_part(run, "vae") == run / "model"
+    with pytest.raises(ModelError, match="holds none"):
+        find_part(parts["vae"], "expert")

@@ -1,0 +1,197 @@
+"""The evaluation from end to end, with a tiny random model: figures mean nothing, but all must fit together."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines.factories import make_pipeline
+from sememe.errors import InputError
+from sememe.evaluation.cases import Case
+from sememe.video import Clip, read_image
+from sememe.workflows import evaluate as workflow
+from sememe.workflows.evaluate import EvaluationSettings, evaluate_video_as_prompt
+from sememe.workflows.evaluation_rows import Maker, Row, Sampler, list_rows, paste_changes, scene_oracles
+from sememe.workflows.events import Progress
+
+CANDIDATES = ["melt", "zoom_in", "night", "burn"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    make_pipeline().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def settings(model: Path, monkeypatch: pytest.MonkeyPatch) -> EvaluationSettings:
+    """Four candidates instead of all, so that a scene is filmed in no time."""
+    monkeypatch.setattr(Row, "candidates", property(lambda _: CANDIDATES))
+    monkeypatch.setattr(Row, "conditions", property(lambda _: CANDIDATES))
+    scene_oracles.cache_clear()
+    return EvaluationSettings(model=str(model), generations=4, per_scene=4, rows=("seen",), batch_size=4, device="cpu")
+
+
+def ranks(path: Path, row: str) -> list[tuple[str, int]]:
+    cases = json.loads(path.read_text())["rows"][row]["cases"]
+    return [(case["nearest"], case["rank"]) for case in cases]
+
+
+def test_every_row_gives_figures(settings: EvaluationSettings, tmp_path: Path) -> None:
+    names = ("seen", "unseen", "novel", "sensitivity", "floor", "paste", "ceiling", "shorter", "longer", "wide")
+    output, sheet = tmp_path / "report.json", tmp_path / "sheet.png"
+    seen: list[Progress] = []
+    report = evaluate_video_as_prompt(replace(settings, rows=None, output=output, sheet=sheet), seen.append)
+    document = json.loads(output.read_text())
+    assert tuple(document["rows"]) == names == tuple(row.name for row in report.rows)
+    assert document == json.loads(json.dumps(report.to_document()))
+    assert document["is_complete"]
+    assert document["identity"]["world_version"] == 1
+    for name, row in document["rows"].items():
+        summary = row["summary"]
+        assert len(row["cases"]) == summary["num_generations"] == 4
+        assert {case["condition"] for case in row["cases"]} == set(CANDIDATES)
+        assert all(case["scene"] >= 10_000_000 and case["reference_scene"] >= 20_000_000 for case in row["cases"])
+        assert (summary["both_follow"] is None) == (name == "floor")
+        assert summary["accuracy"]["wilson"]["count"] == 4
+    shapes = {name: (row["about"]["num_frames"], row["about"]["width"]) for name, row in document["rows"].items()}
+    assert shapes["seen"] == (5, 48)
+    assert (shapes["shorter"][0], shapes["longer"][0], shapes["wide"]) == (5, 9, (5, 80))
+    assert {progress.stage for progress in seen} == set(names)
+    assert seen[-1].seconds_left == 0
+    assert all(name in report.to_markdown() for name in names)
+    assert read_image(sheet).shape[0] > 1000
+
+
+def test_results_do_not_depend_on_the_batch(settings: EvaluationSettings, tmp_path: Path) -> None:
+    files = [tmp_path / "one.json", tmp_path / "four.json"]
+    for path, size in zip(files, (1, 4), strict=True):
+        evaluate_video_as_prompt(replace(settings, batch_size=size, output=path))
+    assert ranks(files[0], "seen") == ranks(files[1], "seen")
+
+
+def test_a_broken_off_run_is_continued(
+    settings: EvaluationSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, parts = tmp_path / "whole.json", tmp_path / "parts.json"
+    evaluate_video_as_prompt(replace(settings, batch_size=2, output=whole))
+    made: list[int] = []
+    make = Maker.make
+
+    def breaking(self: Maker, row: Row, cases: tuple[Case, ...]) -> list[Clip]:
+        if len(made) == 1:
+            made.append(0)
+            raise KeyboardInterrupt
+        made.append(len(cases))
+        return make(self, row, cases)
+
+    monkeypatch.setattr(Maker, "make", breaking)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_video_as_prompt(replace(settings, batch_size=2, output=parts))
+    assert len(ranks(parts, "seen")) == 2
+    assert not json.loads(parts.read_text())["is_complete"]
+    evaluate_video_as_prompt(replace(settings, batch_size=2, output=parts))
+    assert made == [2, 0, 2], "only what was missing is made"
+    assert ranks(parts, "seen") == ranks(whole, "seen")
+
+
+def test_rows_of_an_earlier_run_stay(settings: EvaluationSettings, tmp_path: Path) -> None:
+    output = tmp_path / "report.json"
+    evaluate_video_as_prompt(replace(settings, rows=("paste",), output=output))
+    first = ranks(output, "paste")
+    evaluate_video_as_prompt(replace(settings, rows=("ceiling",), output=output))
+    assert ranks(output, "paste") == first
+    assert len(ranks(output, "ceiling")) == 4
+
+
+def test_a_report_of_other_settings_is_refused(settings: EvaluationSettings, tmp_path: Path) -> None:
+    output = tmp_path / "report.json"
+    evaluate_video_as_prompt(replace(settings, rows=("paste",), output=output))
+    with pytest.raises(InputError, match="another seed"):
+        evaluate_video_as_prompt(replace(settings, rows=("paste",), output=output, seed=1))
+    output.write_text('{"hello": 1}')
+    with pytest.raises(InputError, match="no report of an evaluation"):
+        evaluate_video_as_prompt(replace(settings, output=output))
+    assert output.read_text() == '{"hello": 1}'
+
+
+def test_the_true_target_is_recognised(settings: EvaluationSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ceiling row with an autoencoder that loses nothing."""
+    monkeypatch.setattr(Maker, "_through_autoencoder", lambda _, clips: clips)
+    report = evaluate_video_as_prompt(replace(settings, rows=("ceiling",)))
+    summary = report.rows[0].summary
+    assert summary is not None
+    assert summary.accuracy.wilson.value == 1
+    assert summary.psnr.value == 100
+    assert set(summary.by_group) == {"seen", "unseen", "concept", "style", "camera"}
+
+
+def test_the_backbone_is_asked_without_a_reference(
+    settings: EvaluationSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[dict[str, object]] = []
+    pipeline = make_pipeline()
+    original = type(pipeline).__call__
+
+    def watched(self: object, **arguments: object) -> object:
+        calls.append(arguments)
+        return original(self, **arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(type(pipeline), "__call__", watched)
+    evaluate_video_as_prompt(replace(settings, rows=("floor", "seen")))
+    floor, seen = calls
+    assert (floor["references"], floor["reference_guidance_scale"]) == (None, 0.0)
+    assert [len(entry) for entry in seen["references"]] == [1] * 4  # type: ignore[attr-defined]
+    assert floor["prompt"] == seen["prompt"] == ""
+
+
+def test_references_are_lossy_files_of_another_scene(settings: EvaluationSettings, tmp_path: Path) -> None:
+    pipeline = make_pipeline()
+    maker, row = Maker(pipeline, Sampler(), tmp_path), list_rows(pipeline)[0]
+    case = Case(10_000_000, "melt", 20_000_000, 1)
+    clip = maker.reference(row, case, 3)
+    exact = maker.oracles(row).film(20_000_000, "melt")
+    assert (tmp_path / "reference_3.mp4").exists()
+    assert clip.frames.shape == exact.frames.shape
+    difference = np.abs(clip.frames.astype(int) - exact.frames).mean()
+    assert 0 < difference < 12
+
+
+def test_paste_changes() -> None:
+    frames = np.zeros((3, 2, 2, 3), np.uint8)
+    frames[0], frames[1], frames[2] = 100, 160, 20
+    result = paste_changes(np.full((2, 2, 3), 200, np.uint8), Clip(frames, 8))
+    assert [int(frame[0, 0, 0]) for frame in result.frames] == [200, 255, 120]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"generations": 0}, "generations of 1 or more"),
+        ({"batch_size": 0}, "batch_size of 1 or more"),
+        ({"threads": 0}, "threads of 1 or more"),
+        ({"seed": -1}, "seed of 0 or more"),
+    ],
+)
+def test_wrong_numbers(change: dict[str, int], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        replace(EvaluationSettings(), **change)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("rows", [("seen", "sene"), ("seen", "seen"), ()])
+def test_wrong_rows(settings: EvaluationSettings, rows: tuple[str, ...]) -> None:
+    with pytest.raises(InputError, match="expected different rows of seen, unseen"):
+        evaluate_video_as_prompt(replace(settings, rows=rows))
+
+
+def test_threads_are_put_back(settings: EvaluationSettings) -> None:
+    import torch
+
+    before = torch.get_num_threads()
+    with workflow._threads(1):
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == before
+    assert settings.threads is None

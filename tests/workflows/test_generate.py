@@ -1,0 +1,308 @@
+"""Files in, files out: what is written, what it says, and what is refused before the slow part."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+
+from pipelines.factories import make_clip, make_picture
+from sememe.errors import InputError, OutputError, VideoError
+from sememe.video import Clip, read_clip, read_image, write_clip, write_image
+from sememe.workflows import generate as module
+from sememe.workflows import sidecar
+from sememe.workflows.events import Progress
+from sememe.workflows.generate import VideoAsPromptRequest, VideoAsPromptResult, generate_video_as_prompt
+from sememe.workflows.inputs import read_reference
+from sememe.workflows.loading import LoadedModel, load_model
+from sememe.workflows.outputs import PICTURE_SUFFIXES, VIDEO_SUFFIXES
+
+
+@pytest.fixture(scope="module")
+def model(model_folder: Path) -> LoadedModel:
+    return load_model(str(model_folder), "cpu")
+
+
+@pytest.fixture
+def request_of_files(tmp_path: Path, model_folder: Path) -> VideoAsPromptRequest:
+    inputs = tmp_path / "inputs"
+    inputs.mkdir()
+    write_clip(make_clip(), inputs / "reference.mp4")
+    write_clip(make_clip(seed=1, num_frames=4, height=64, width=64), inputs / "other.mp4")
+    write_image(make_picture(), inputs / "image.png")
+    outputs = tmp_path / "outputs"
+    outputs.mkdir()
+    return VideoAsPromptRequest(
+        references=(inputs / "reference.mp4",),
+        image=inputs / "image.png",
+        output=outputs / "out.mp4",
+        model=str(model_folder),
+        seed=7,
+        device="cpu",
+    )
+
+
+def run(request: VideoAsPromptRequest, loaded: LoadedModel | None = None, **changes: Any) -> VideoAsPromptResult:
+    return generate_video_as_prompt(dataclasses.replace(request, **changes), loaded=loaded)
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_the_seed_decides_the_bytes(request_of_files: VideoAsPromptRequest, model: LoadedModel) -> None:
+    folder = request_of_files.output.parent
+    first = run(request_of_files)
+    again = run(request_of_files, model, output=folder / "again.mp4")
+    other = run(request_of_files, model, output=folder / "other.mp4", seed=8)
+    assert first.output.read_bytes() == again.output.read_bytes()
+    assert first.output.read_bytes() != other.output.read_bytes()
+    assert sorted(os.listdir(folder)) == sorted(
+        f"{name}.{kind}" for name in ("out", "again", "other") for kind in ("mp4", "json")
+    )
+
+
+def test_a_fresh_process_gives_the_same_bytes(request_of_files: VideoAsPromptRequest, model: LoadedModel) -> None:
+    here = run(request_of_files, model)
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from sememe.workflows.generate import VideoAsPromptRequest, generate_video_as_prompt\n"
+        "reference, image, output, model = sys.argv[1:]\n"
+        "generate_video_as_prompt(VideoAsPromptRequest(references=(Path(reference),), image=Path(image),"
+        " output=Path(output), model=model, seed=7, device='cpu'))\n"
+    )
+    output = request_of_files.output.with_name("apart.mp4")
+    paths = [request_of_files.references[0], request_of_files.image, output, request_of_files.model]
+    subprocess.run([sys.executable, "-c", code, *map(str, paths)], check=True, timeout=120)
+    assert output.read_bytes() == here.output.read_bytes()
+
+
+def test_a_seed_by_chance_is_told_and_can_be_used_again(
+    request_of_files: VideoAsPromptRequest, model: LoadedModel
+) -> None:
+    first, second = (run(request_of_files, model, seed=None) for _ in range(2))
+    assert first.seed != second.seed
+    content = second.output.read_bytes()
+    assert run(request_of_files, model, seed=second.seed).output.read_bytes() == content
+
+
+def test_the_sidecar_says_how_it_was_made(request_of_files: VideoAsPromptRequest, model: LoadedModel) -> None:
+    result = run(request_of_files, model, prompt="a red ball", reference_prompts=("melts",), guidance_scale=3.0)
+    document = json.loads(result.sidecar.read_text())
+    assert document == result.document
+    assert result.sidecar == request_of_files.output.with_suffix(".json")
+    assert (document["system"], document["seed"], document["generator_device"]) == ("video-as-prompt", 7, "cpu")
+    assert set(document["versions"]) == {"sememe", "python", "torch", "diffusers", "transformers", "av", "numpy"}
+    assert document["model"]["name"] == str(request_of_files.model)
+    assert document["model"]["sha256"] == model.fingerprint.sha256
+    assert document["model"]["attention_mode"] == "cached"
+    assert document["inputs"]["image"]["sha256"] == sha256(request_of_files.image)
+    (reference,) = document["inputs"]["references"]
+    assert reference["sha256"] == sha256(request_of_files.references[0])
+    assert (reference["num_frames"], reference["fps"], reference["prompt"]) == (9, 12.0, "melts")
+    assert document["output"] | {"path": ""} == {
+        "path": "",
+        "num_frames": 5,
+        "height": 32,
+        "width": 48,
+        "fps": 8.0,
+        "sha256": sha256(result.output),
+    }
+    assert document["settings"]["guidance"] == [
+        {"text": "negative", "reference": False, "weight": -1.0},
+        {"text": "negative", "reference": True, "weight": -1.0},
+        {"text": "positive", "reference": True, "weight": 3.0},
+    ]
+    assert document["settings"]["batching"] == "sequential"
+    assert document["exactness"] == {"label": "exact", "shortcuts": []}
+    assert set(document["timings"]) == {"read", "load", "encode", "denoise", "decode", "write", "total"}
+    assert document["timings"]["total"] >= sum(document["timings"].values()) - document["timings"]["total"] - 0.01
+    assert document["peak_memory"]["process_bytes"] > 50e6
+    assert document["influence"] is None
+
+
+def test_the_video_itself_says_the_essentials(request_of_files: VideoAsPromptRequest, model: LoadedModel) -> None:
+    result = run(request_of_files, model)
+    with av.open(str(result.output)) as container:
+        comment = json.loads(container.metadata["comment"])
+    assert comment["seed"] == "7"
+    assert comment["model"] == "random"
+    assert comment["image_sha256"] == sha256(request_of_files.image)
+    assert str(request_of_files.image.parent) not in json.dumps(comment)
+
+
+def test_the_reference_and_the_picture_decide(request_of_files: VideoAsPromptRequest, model: LoadedModel) -> None:
+    base = read_clip(run(request_of_files, model).output)
+    other = request_of_files.references[0].with_name("other.mp4")
+    both = (*request_of_files.references, other)
+    white = request_of_files.image.with_name("white.png")
+    write_image(np.full((40, 40, 3), 255, np.uint8), white)
+    changes: list[dict[str, Any]] = [{"references": (other,)}, {"references": both}, {"image": white}]
+    changes += [{"reference_sampling": "first"}, {"reference_sampling": "fps"}, {"reference_prompts": ("melts",)}]
+    for change in changes:
+        assert read_clip(run(request_of_files, model, **change).output) != base, change
+
+
+def test_influence_is_the_distance_to_the_result_without_reference(
+    request_of_files: VideoAsPromptRequest, model: LoadedModel
+) -> None:
+    lossless = request_of_files.output.with_suffix(".mkv")
+    with_it = run(request_of_files, model, influence=True).document["influence"]
+    assert with_it["rms"] > 0
+    assert with_it["unit"] == "levels of 255"
+    # The same by hand, but for what the codec loses.
+    clips = []
+    for scale in (None, 0.0):
+        run(request_of_files, model, output=lossless, reference_guidance_scale=scale)
+        clips.append(read_clip(lossless).frames.astype(float))
+    assert with_it["rms"] == pytest.approx(np.sqrt(np.mean((clips[0] - clips[1]) ** 2)), abs=6)
+    alone = run(request_of_files, model, references=(), reference_guidance_scale=0.0)
+    assert alone.document["inputs"]["references"] == []
+
+
+def test_the_contact_sheet_has_a_row_for_each_clip(request_of_files: VideoAsPromptRequest, model: LoadedModel) -> None:
+    sheet = request_of_files.output.with_name("sheet.png")
+    other = request_of_files.references[0].with_name("other.mp4")
+    one = read_image(run(request_of_files, model, sheet=sheet).sheet or "")
+    two = read_image(run(request_of_files, model, sheet=sheet, references=(other, other)).sheet or "")
+    assert two.shape[1] == one.shape[1]
+    assert 1.4 * one.shape[0] < two.shape[0] < 1.6 * one.shape[0]
+
+
+def test_progress_tells_stages_steps_and_time(request_of_files: VideoAsPromptRequest, model_folder: Path) -> None:
+    told: list[Progress] = []
+    generate_video_as_prompt(dataclasses.replace(request_of_files, num_inference_steps=3), told.append)
+    stages = list(dict.fromkeys(progress.stage for progress in told))
+    assert stages == ["reading the inputs", f"loading {model_folder}", "generating", "writing"]
+    steps = [progress for progress in told if progress.num_steps]
+    assert [(progress.step, progress.num_steps) for progress in steps] == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    assert steps[0].seconds_left is None
+    assert steps[-1].seconds_left == 0
+
+
+@pytest.mark.parametrize("suffix", VIDEO_SUFFIXES)
+def test_every_kind_of_video_is_written(
+    suffix: str, request_of_files: VideoAsPromptRequest, model: LoadedModel
+) -> None:
+    output = request_of_files.output.with_suffix(suffix)
+    run(request_of_files, model, output=output)
+    assert read_clip(output).size == (32, 48)
+
+
+def test_suffixes_that_are_promised_can_be_written(tmp_path: Path) -> None:
+    for suffix in VIDEO_SUFFIXES:
+        write_clip(make_clip(num_frames=2), tmp_path / f"a{suffix}")
+    for suffix in PICTURE_SUFFIXES:
+        write_image(make_picture(), tmp_path / f"a{suffix}")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": -1}, "seed of 0 to"),
+        ({"seed": 2**63}, "seed of 0 to"),
+        ({"num_inference_steps": 0}, "num_inference_steps of at least 1, got 0"),
+        ({"num_frames": 0}, "num_frames of at least 1"),
+        ({"height": -32}, "height of at least 1"),
+        ({"guidance_scale": -1.0}, "guidance_scale of at least 0"),
+        ({"reference_guidance_scale": float("nan")}, "reference_guidance_scale of at least 0"),
+        ({"reference_sampling": "all"}, "even, fps, first"),
+        ({"references": ()}, "at least one reference"),
+        ({"reference_prompts": ("a", "b")}, "got 2 for 1"),
+        ({"influence": True, "reference_guidance_scale": 0.0}, "influence has no meaning"),
+        ({"model": "huge"}, "'huge' is neither"),
+        ({"dtype": "int8"}, "float32, bfloat16, float16"),
+        ({"output": Path("out.txt")}, "ends in .mp4"),
+        ({"sheet": Path("sheet.mp4")}, "ends in .png"),
+    ],
+)
+def test_mistakes_are_refused_before_torch_is_needed(
+    changes: dict[str, Any], message: str, request_of_files: VideoAsPromptRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "load_model", None)
+    with pytest.raises((InputError, OutputError), match=message):
+        run(request_of_files, **changes)
+    assert os.listdir(request_of_files.output.parent) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_frames": 6}, "got 6; the nearest is 5"),
+        ({"num_frames": 4 * 10**9 + 1}, "GB; ask for fewer frames"),
+        ({"height": 33}, "the nearest is 32"),
+        ({"device": "abacus"}, "device of this machine"),
+        ({"device": "meta"}, "device that computes"),
+        ({"batching": "sometimes"}, "sequential, batched"),
+        ({"autocast": "int4"}, "off, bfloat16"),
+    ],
+)
+def test_what_the_model_cannot_do_is_refused(
+    changes: dict[str, Any], message: str, request_of_files: VideoAsPromptRequest
+) -> None:
+    with pytest.raises(InputError, match=message):
+        run(request_of_files, **changes)
+    assert os.listdir(request_of_files.output.parent) == []
+
+
+def test_a_still_is_no_reference(request_of_files: VideoAsPromptRequest) -> None:
+    still = request_of_files.references[0].with_name("still.mp4")
+    write_clip(make_clip(num_frames=1), still)
+    with pytest.raises(VideoError, match=r"at least 2 frames, but .* has 1"):
+        run(request_of_files, references=(still,))
+
+
+def test_an_input_is_never_overwritten(request_of_files: VideoAsPromptRequest) -> None:
+    (reference,) = request_of_files.references
+    before = reference.read_bytes()
+    with pytest.raises(InputError, match="would overwrite an input"):
+        run(request_of_files, output=reference)
+    with pytest.raises(InputError, match="would overwrite an input"):
+        run(request_of_files, sheet=request_of_files.image)
+    assert reference.read_bytes() == before
+
+
+@pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), KeyboardInterrupt(), RuntimeError("x")])
+def test_all_files_are_written_or_none(
+    failure: BaseException,
+    request_of_files: VideoAsPromptRequest,
+    model: LoadedModel,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    result = run(request_of_files, model)
+    before = {path.name: path.read_bytes() for path in result.output.parent.iterdir()}
+
+    def fail(*_: object) -> None:
+        raise failure
+
+    monkeypatch.setattr(sidecar, "write_sidecar", fail)
+    expected = OutputError if isinstance(failure, OSError) else type(failure)
+    with pytest.raises(expected):
+        run(request_of_files, model, seed=8, sheet=result.output.with_name("sheet.png"))
+    assert {path.name: path.read_bytes() for path in result.output.parent.iterdir()} == before
+
+
+def test_autocast_is_called_approximate(request_of_files: VideoAsPromptRequest, model: LoadedModel) -> None:
+    document = run(request_of_files, model, autocast="bfloat16").document
+    assert document["exactness"] == {"label": "approximate", "shortcuts": ["autocast bfloat16"]}
+
+
+def test_a_long_reference_is_read_at_the_size_the_model_needs(
+    request_of_files: VideoAsPromptRequest, model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Clip] = []
+
+    def watched(*args: Any) -> Clip:
+        seen.append(read_reference(*args))
+        return seen[-1]
+
+    monkeypatch.setattr(module, "read_reference", watched)
+    run(request_of_files, model)
+    assert [clip.frames.shape for clip in seen] == [(5, 32, 48, 3)]

@@ -1,0 +1,38 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from sememe.errors import OutputError
+from sememe.workflows.outputs import OutputFiles
+
+
+def test_a_check_leaves_nothing_behind(tmp_path: Path) -> None:
+    OutputFiles.beside(tmp_path / "a.mp4", tmp_path / "a.png").check([tmp_path / "nothing.mp4"])
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("none/a.mp4", "does not exist"), ("file/a.mp4", "not a folder"), ("a" * 300 + ".mp4", "too long")],
+)
+def test_places_that_cannot_be_written(name: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match=message):
+        OutputFiles.beside(tmp_path / name).check([])
+
+
+def test_a_folder_in_the_way_of_the_sidecar(tmp_path: Path) -> None:
+    (tmp_path / "a.json").mkdir()
+    with pytest.raises(OutputError, match="got the folder"):
+        OutputFiles.beside(tmp_path / "a.mp4").check([])
+
+
+def test_files_appear_together(tmp_path: Path) -> None:
+    files = OutputFiles.beside(tmp_path / "a.mp4", tmp_path / "a.png")
+    with files.replace_together() as parts:
+        for part in (parts.video, parts.sidecar, parts.sheet):
+            assert part is not None
+            part.write_text("x")
+        assert not files.video.exists()
+    assert sorted(os.listdir(tmp_path)) == ["a.json", "a.mp4", "a.png"]

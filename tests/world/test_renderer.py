@@ -1,0 +1,198 @@
+"""What the renderer promises: honest first frames, depth that fits the parallax, masks, determinism, speed."""
+
+import hashlib
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from sememe.errors import InputError
+from sememe.world import Scene, conditions, random_scene, render
+from sememe.world.catalogue import parts_of
+from sememe.world.renderer import _film
+from sememe.world.stage import FAR_DISTANCE, GROUND_NEAR, SKY_DISTANCE, build_stage
+from sememe.world.take import Take
+
+EVERYTHING = conditions() + conditions(split="novel")
+# Their pieces and copies touch along soft edges: hairlines may show from the very start of the film.
+WITH_SEAMS = {"explode", "lose_head", "multiply", "shatter", "slice_bands", "split_halves", "shatter+sepia"}
+
+
+def film(scene: Scene, condition: str, num_frames: int = 17, size: int = 64) -> np.ndarray:
+    """The film as it is before its first frame is replaced."""
+    take = Take.neutral(build_stage(scene, size, size), num_frames)
+    for part in parts_of(condition):
+        part.apply(take)
+    return _film(take).frames
+
+
+@pytest.mark.parametrize(
+    ("size", "num_frames"), [(64, 17), ((48, 80), 5), ((33, 50), 2), ((96, 16), 3), (16, 1)], ids=str
+)
+def test_every_take_begins_with_the_neutral_frame(size: int | tuple[int, int], num_frames: int) -> None:
+    scene = random_scene(41)
+    height, width = (size, size) if isinstance(size, int) else size
+    neutral = render(scene, None, size=size, num_frames=num_frames)
+    assert (neutral.clip.frames == neutral.clip.frames[:1]).all(), "nothing moves in the neutral take"
+    for name in EVERYTHING:
+        shot = render(scene, name, size=size, num_frames=num_frames)
+        assert shot.clip.frames.shape == (num_frames, height, width, 3)
+        assert shot.depth.shape == shot.mask.shape == (num_frames, height, width)
+        assert shot.depth.dtype == shot.mask.dtype == np.float32
+        for part, start in (
+            (shot.clip.frames, neutral.clip.frames),
+            (shot.depth, neutral.depth),
+            (shot.mask, neutral.mask),
+        ):
+            assert part[0].tobytes() == start[0].tobytes(), name
+
+
+def test_no_condition_jumps_at_once() -> None:
+    """Honesty: the film itself starts where the neutral take does, so that replacing its first frame hides nothing."""
+    for seed in (2, 30):
+        scene = random_scene(seed)
+        neutral = render(scene, None).clip.frames[0].astype(int)
+        for name in EVERYTHING:
+            difference = np.abs(film(scene, name)[0].astype(int) - neutral)
+            if name in WITH_SEAMS:
+                assert difference.mean() < 1.2, name
+            else:
+                assert difference.max() <= 2, name
+
+
+def test_every_condition_is_visible() -> None:
+    """The picture changes by at least 1.5 of 255 levels on average, in every scene tried."""
+    for seed in range(9_900_000, 9_900_008):
+        scene = random_scene(seed)
+        neutral = render(scene, None).clip.frames[1:].astype(np.int16)
+        for name in EVERYTHING:
+            change = np.abs(render(scene, name).clip.frames[1:] - neutral).mean()
+            assert change > 1.5, (name, seed)
+
+
+def test_conditions_look_different() -> None:
+    """No two give the same clip."""
+    for seed in (5, 6):
+        digests = {
+            hashlib.sha256(render(random_scene(seed), name).clip.frames.tobytes()).hexdigest() for name in EVERYTHING
+        }
+        assert len(digests) == len(EVERYTHING)
+
+
+def test_depth_and_mask() -> None:
+    for seed in range(12):
+        shot = render(random_scene(seed), None, num_frames=1)
+        sky = shot.depth.max()
+        assert sky == pytest.approx(SKY_DISTANCE)
+        inside = shot.mask[0] > 0.99
+        assert inside.mean() > 0.05
+        assert shot.depth[0][inside] == pytest.approx(1.0)
+        assert 0 <= shot.mask.min() <= shot.mask.max() <= 1
+        assert shot.depth.min() > 0.5
+
+
+def test_the_ground_comes_nearer_downwards() -> None:
+    scene = next(scene for scene in map(random_scene, range(99)) if scene.backdrop.kind == "meadow")
+    depth = render(scene, None, num_frames=1, size=128).depth[0, :, 0]
+    ground = depth[(depth < FAR_DISTANCE - 0.01) & (depth > GROUND_NEAR - 0.2) & (depth != 1)]
+    assert len(ground) > 10
+    assert (np.diff(ground) <= 0).all()
+
+
+def test_the_mask_covers_the_subject() -> None:
+    """Where the subject's absence changes the picture there is mask, and where there is none, nothing changes."""
+    for seed in range(8):
+        stage = build_stage(random_scene(seed), 64, 64)
+        present, absent = Take.neutral(stage, 1), Take.neutral(stage, 1)
+        absent.subject_effects.append(lambda _, subject: np.zeros_like(subject))
+        with_it, without = _film(present), _film(absent)
+        changed = np.abs(with_it.frames.astype(int) - without.frames).max(axis=-1) > 2
+        assert (with_it.mask[changed] > 0).all()
+        assert changed[with_it.mask > 0.9].mean() > 0.8
+        assert not without.mask.any()
+
+
+def test_parallax_fits_the_depth() -> None:
+    """A camera that moves to the right by a known way shifts a layer by that way over its distance."""
+    way = 0.3
+    scene = next(
+        s for s in map(random_scene, range(99)) if s.backdrop.kind == "dots" and s.backdrop.foreground == "none"
+    )
+    stage = build_stage(scene, 128, 128)
+    take = Take.neutral(stage, 2)
+    take.camera.x[1] = way
+    moved = _film(take)
+    columns = np.arange(128)
+    centres = [(mask.sum(axis=0) * columns).sum() / mask.sum() for mask in moved.mask]
+    assert centres[0] - centres[1] == pytest.approx(way * stage.density, abs=0.5), "the subject stands at distance 1"
+    free = moved.mask.max(axis=0).max(axis=1) < 0.01  # rows without subject: the sky alone
+    errors = {
+        shift: np.abs(
+            moved.frames[0][free, 20:108].astype(int) - moved.frames[1][free, 20 - shift : 108 - shift]
+        ).mean()
+        for shift in range(20)
+    }
+    expected = way / SKY_DISTANCE * stage.density  # 3.2 pixels
+    assert min(errors, key=lambda shift: errors[shift]) == round(expected)
+
+
+def test_orbit_keeps_the_subject_and_moves_the_rest() -> None:
+    shot = render(random_scene(11), "orbit_left", size=96)
+    columns = np.arange(96)
+    centres = [(mask.sum(axis=0) * columns).sum() / mask.sum() for mask in shot.mask]
+    assert np.ptp(centres) < 3
+
+
+def test_results_are_never_shared() -> None:
+    scene = random_scene(12)
+    first = render(scene, None)
+    before = first.clip.frames.copy()
+    for part in (first.clip.frames, first.depth, first.mask):
+        part[:] = 0
+    again = render(scene, None)
+    assert np.array_equal(again.clip.frames, before)
+    melted = render(scene, "melt")
+    assert np.array_equal(melted.clip.frames[0], before[0])
+    melted.depth[:] = 7
+    assert render(scene, "melt").depth[0].max() < 7
+
+
+def test_it_is_the_same_in_a_fresh_process() -> None:
+    names = ["melt", "confetti", "mosaic", "orbit_left", "shatter+sepia"]
+    code = (
+        "import hashlib; from sememe.world import random_scene, render; total = hashlib.sha256()\n"
+        f"for name in {names}:\n"
+        "    shot = render(random_scene(77), name, size=(48, 64), num_frames=9)\n"
+        "    total.update(shot.clip.frames.tobytes() + shot.depth.tobytes() + shot.mask.tobytes())\n"
+        "raise SystemExit(total.hexdigest())"
+    )
+    fresh = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).stderr.strip()
+    total = hashlib.sha256()
+    for name in reversed(EVERYTHING):  # caches are warm with other scenes and takes by now
+        render(random_scene(76), name, size=(48, 64), num_frames=2)
+    for name in names:
+        shot = render(random_scene(77), name, size=(48, 64), num_frames=9)
+        total.update(shot.clip.frames.tobytes() + shot.depth.tobytes() + shot.mask.tobytes())
+    assert total.hexdigest() == fresh
+
+
+def test_wrong_input() -> None:
+    scene = random_scene(0)
+    with pytest.raises(InputError, match="sides of 16 to 1024 pixels, got 8x64"):
+        render(scene, None, size=(8, 64))
+    with pytest.raises(InputError, match="num_frames of 1 or more, got 0"):
+        render(scene, None, num_frames=0)
+    with pytest.raises(InputError, match="unknown condition 'mellt'; did you mean melt"):
+        render(scene, "mellt")
+
+
+def test_it_is_fast() -> None:
+    """A hundred clips a second is the aim; a fifth of it is what must hold under any load and with checked shapes."""
+    names = conditions()[::4]
+    render(random_scene(0), "melt")
+    begin = time.process_time()
+    for index, name in enumerate(names):
+        render(random_scene(600_000 + index), name)
+    assert len(names) / (time.process_time() - begin) > 20

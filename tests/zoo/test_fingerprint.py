@@ -1,0 +1,58 @@
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from sememe.zoo import fingerprint as module
+from sememe.zoo import fingerprint_model, hash_file
+
+
+def make_folder(folder: Path) -> Path:
+    (folder / "vae").mkdir(parents=True)
+    (folder / "model_index.json").write_text("{}")
+    (folder / "vae" / "weights.safetensors").write_bytes(b"abc")
+    (folder / "README.md").write_text("a card")
+    return folder
+
+
+def test_the_hash_is_that_of_the_list_that_sha256sum_prints(tmp_path: Path) -> None:
+    found = fingerprint_model(make_folder(tmp_path))
+    abc, empty = hashlib.sha256(b"abc").hexdigest(), hashlib.sha256(b"{}").hexdigest()
+    assert found.files == {"model_index.json": empty, "vae/weights.safetensors": abc}
+    lines = f"{empty}  model_index.json\n{abc}  vae/weights.safetensors\n"
+    assert found.sha256 == hashlib.sha256(lines.encode()).hexdigest()
+    assert found.revision is None
+
+
+def test_weights_change_it_and_the_card_does_not(tmp_path: Path) -> None:
+    before = fingerprint_model(make_folder(tmp_path)).sha256
+    (tmp_path / "README.md").write_text("a better card")
+    assert fingerprint_model(tmp_path).sha256 == before
+    (tmp_path / "vae" / "weights.safetensors").write_bytes(b"abcd")
+    assert fingerprint_model(tmp_path).sha256 != before
+
+
+def test_unchanged_files_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_folder(tmp_path)
+    read: list[str] = []
+
+    def counted(path: Path) -> str:
+        read.append(path.name)
+        return hash_file(path)
+
+    monkeypatch.setattr(module, "hash_file", counted)
+    assert fingerprint_model(tmp_path) == fingerprint_model(tmp_path)
+    assert sorted(read) == ["model_index.json", "weights.safetensors"]
+
+
+def test_the_cache_of_the_hub_tells_hashes_and_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "snapshots" / ("1" * 40)
+    folder.mkdir(parents=True)
+    digest = "a" * 64
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / digest).write_bytes(b"large")
+    (folder / "model.safetensors").symlink_to(tmp_path / "blobs" / digest)
+    monkeypatch.setattr(module, "hash_file", None)
+    found = fingerprint_model(folder)
+    assert found.files == {"model.safetensors": digest}
+    assert found.revision == "1" * 40
