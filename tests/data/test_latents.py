@@ -44,10 +44,25 @@ def test_latents_are_found_by_item(tmp_path: Path) -> None:
     assert torch.equal(cache.select_clean(indices), CLEAN[[5, 0, 5]])
     assert torch.equal(cache.select_condition(indices), CONDITION[[0, 1, 0]])
     assert torch.equal(cache.select_clean(torch.tensor([7])), CLEAN[7:])
-    assert cache.conditions == ("c0", "c1")
-    assert cache.scene_codes.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert cache.conditions == ("c0", "c1") * 4
+    assert cache.scenes == ("s0", "s0", "s1", "s1", "s2", "s2", "s3", "s3")
+    assert cache.captions == tuple(f"n{n}" for n in range(8))
+    assert cache.full_captions == ("f",) * 8
     assert len(list(tmp_path.glob("clean_*.safetensors"))) == 3
     assert cache.to("cpu") is cache
+
+
+def test_some_conditions_alone(tmp_path: Path) -> None:
+    write(tmp_path)
+    cache = LatentCache.open(tmp_path)
+    subset = cache.only({"c1", "another"})
+    assert (len(subset), set(subset.conditions), subset.scenes) == (4, {"c1"}, ("s0", "s1", "s2", "s3"))
+    assert subset.captions == ("n1", "n3", "n5", "n7")
+    indices = torch.tensor([3, 0])
+    assert torch.equal(subset.select_clean(indices), CLEAN[[7, 1]])
+    assert torch.equal(subset.select_condition(np.array([3, 0])), cache.select_condition(torch.tensor([7, 1])))
+    with pytest.raises(InputError, match="no item"):
+        cache.only({"c2"})
 
 
 def test_an_interrupted_writer_goes_on_after_the_last_shard(tmp_path: Path) -> None:

@@ -36,13 +36,13 @@ def test_the_first_frame_does_not_count() -> None:
 
 
 @pytest.mark.parametrize(
-    ("height", "width", "cells"), [(32, 32, 16 * 16), (64, 96, 16 * 24), (33, 50, 16 * 25), (16, 16, 256)]
+    ("height", "width", "cells"), [(32, 32, 8 * 8), (64, 96, 8 * 12), (33, 50, 8 * 12), (16, 16, 64)]
 )
 def test_cells_are_means_and_cover_every_pixel(height: int, width: int, cells: int) -> None:
     frames = np.random.default_rng(1).integers(0, 256, (3, height, width, 3), dtype=np.uint8)
     features = cell_colors(Clip(frames, 8))
     assert features.shape == (2 * cells * 3,)
-    cell = max(1, round(height / 16))
+    cell = max(1, round(height / 8))
     assert features.reshape(2, -1, 3)[0, 0] == pytest.approx(frames[1, :cell, :cell].mean(axis=(0, 1)) / 255, abs=1e-6)
     changed = frames.copy()
     changed[2, -1, -1] ^= 255

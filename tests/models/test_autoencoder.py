@@ -94,3 +94,13 @@ def test_the_condition_holds_the_first_frame_and_says_so(make_vae) -> None:  # t
     # Causal: the first latent frame is that of the picture alone.
     torch.testing.assert_close(condition[:, 4:, :1], encode_video(vae, images.unsqueeze(2)), atol=1e-5, rtol=1e-4)
     assert torch.equal(mark_first_frame(encode_first_frame(vae, images, 9), 4), condition)
+
+
+def test_a_repeated_first_frame_is_the_encoding_of_a_still_video() -> None:
+    vae = make_wan_vae()
+    images = torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(3)) * 2 - 1
+    still = encode_video(vae, images.unsqueeze(2).repeat(1, 1, 9, 1, 1))
+    assert torch.equal(encode_first_frame(vae, images, 9, "repeat"), still)
+    assert not torch.allclose(encode_first_frame(vae, images, 9, "grey"), still)
+    # Autoencoder and padding are causal: the first latent frame does not depend on what follows.
+    assert torch.allclose(encode_first_frame(vae, images, 9, "grey")[:, :, 0], still[:, :, 0], atol=1e-5)

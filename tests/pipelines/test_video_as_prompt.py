@@ -18,6 +18,7 @@ from sememe.models.condition import first_frame_condition
 from sememe.models.pixels import clips_to_video
 from sememe.models.reference import ReferenceCache
 from sememe.models.text import encode_prompts
+from sememe.models.wan_files import OWN_SETTINGS
 from sememe.pipelines.video_as_prompt import VideoAsPromptOutput, VideoAsPromptPipeline
 from sememe.video import Clip, resize_image
 
@@ -128,7 +129,7 @@ def test_without_a_reference_it_is_the_stock_backbone() -> None:
         **{
             key: value
             for key, value in pipe.transformer.config.items()
-            if not key.startswith("_") and key not in ("expert_blocks", "attention_mode", "reference_timestep")
+            if not key.startswith("_") and key not in OWN_SETTINGS
         }
     ).eval()
     tensors = pipe.transformer.state_dict()

@@ -7,7 +7,7 @@ from diffusers import AutoencoderKLCosmos
 from torch.nn.utils import parametrize
 
 from sememe.training.autoencoder import AutoencoderStage, balance_bands, fold_bands
-from sememe.training.config import TrainingConfig
+from sememe.training.config import ScheduleConfig, TrainingConfig
 from sememe.training.loop import train
 from sememe.training.principal import start_from_principal_components
 from sememe.training.progress import read_log
@@ -57,7 +57,15 @@ def test_training_the_decoder_lowers_the_loss_and_leaves_the_encoder(tmp_path: P
     encoder = {name: tensor.clone() for name, tensor in vae.encoder.state_dict().items()}
     stage = AutoencoderStage(vae, SmallClips(48), SETTINGS)
     balance_bands(vae, small_video(0, 20))
-    config = TrainingConfig(num_steps=15, learning_rate=2e-3, precision="fp32", log_every=5, device="cpu", ema_decay=0)
+    config = TrainingConfig(
+        num_steps=20,
+        learning_rate=5e-4,
+        schedule=ScheduleConfig(warmup_steps=5, shape="constant"),
+        precision="fp32",
+        log_every=5,
+        device="cpu",
+        ema_decay=0,
+    )
     summary = train(stage, config, tmp_path)
     losses = [line["loss"] for line in read_log(tmp_path)]
     assert losses[-1] < 0.93 * losses[0], losses

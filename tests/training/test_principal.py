@@ -15,7 +15,7 @@ def video() -> Tensor:
 def started(video: Tensor) -> torch.nn.Module:
     vae = make_folding_vae().eval()
     start_from_principal_components(vae, video)
-    return vae  # type: ignore[no-any-return]
+    return vae
 
 
 def psnr(one: Tensor, other: Tensor) -> float:
@@ -65,6 +65,15 @@ def test_whitening_leaves_the_mean_variance() -> None:
         deviations = rows.flatten(0, -2).std(dim=0)
         assert float(deviations.square().mean()) == pytest.approx(1.0, rel=0.02)
         assert float(deviations[0] / deviations[3]) == pytest.approx(ratio, rel=0.2)
+
+
+def test_clips_may_come_in_batches(video: Tensor) -> None:
+    one, other = make_folding_vae(), make_folding_vae()
+    whole = start_from_principal_components(one, video)
+    parts = start_from_principal_components(other, iter(video.split(7)))
+    assert torch.allclose(whole.scales, parts.scales, rtol=1e-6)
+    difference = (whole.directions.T @ parts.directions).abs() - torch.eye(12).double()
+    assert difference.abs().max() < 1e-4
 
 
 def test_too_few_channels_are_our_own_mistake(video: Tensor) -> None:

@@ -149,6 +149,7 @@ def test_many_flat_frames(tmp_path: Path) -> None:
     assert "GB of RGB" in refusal(path, num_frames=2, limits=VideoLimits(max_total_pixels=20_000_000))
     assert "at most 100 frames" in refusal(path, num_frames=2, limits=VideoLimits(max_frames=100))
     assert "15.0 s" in refusal(path, num_frames=2, limits=VideoLimits(max_duration=10))
+    assert "num_frames" in refusal(path, num_frames=10**9)
 
 
 def test_a_long_video_is_read_into_little_memory(tmp_path: Path) -> None:

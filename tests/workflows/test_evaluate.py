@@ -44,7 +44,9 @@ def test_every_row_gives_figures(settings: EvaluationSettings, tmp_path: Path) -
     names = ("seen", "unseen", "novel", "sensitivity", "floor", "paste", "ceiling", "shorter", "longer", "wide")
     output, sheet = tmp_path / "report.json", tmp_path / "sheet.png"
     seen: list[Progress] = []
-    report = evaluate_video_as_prompt(replace(settings, rows=None, output=output, sheet=sheet), seen.append)
+    report = evaluate_video_as_prompt(
+        replace(settings, rows=None, generations=2, output=output, sheet=sheet, num_examples=1), seen.append
+    )
     document = json.loads(output.read_text())
     assert tuple(document["rows"]) == names == tuple(row.name for row in report.rows)
     assert document == json.loads(json.dumps(report.to_document()))
@@ -52,11 +54,11 @@ def test_every_row_gives_figures(settings: EvaluationSettings, tmp_path: Path) -
     assert document["identity"]["world_version"] == 1
     for name, row in document["rows"].items():
         summary = row["summary"]
-        assert len(row["cases"]) == summary["num_generations"] == 4
-        assert {case["condition"] for case in row["cases"]} == set(CANDIDATES)
+        assert len(row["cases"]) == summary["num_generations"] == 2
+        assert {case["condition"] for case in row["cases"]} < set(CANDIDATES)
         assert all(case["scene"] >= 10_000_000 and case["reference_scene"] >= 20_000_000 for case in row["cases"])
         assert (summary["both_follow"] is None) == (name == "floor")
-        assert summary["accuracy"]["wilson"]["count"] == 4
+        assert summary["accuracy"]["wilson"]["count"] == 2
     shapes = {name: (row["about"]["num_frames"], row["about"]["width"]) for name, row in document["rows"].items()}
     assert shapes["seen"] == (5, 48)
     assert (shapes["shorter"][0], shapes["longer"][0], shapes["wide"]) == (5, 9, (5, 80))

@@ -6,12 +6,12 @@ from sememe.world import conditions, random_scene, render
 from sememe.world.captions import full_caption, neutral_caption
 from sememe.world.catalogue import CATALOGUE, parts_of
 
-SCENES = [random_scene(seed) for seed in range(400)]
+SCENES = [random_scene(seed) for seed in range(1000)]
 # Words that a scene and a phrase share, since a scene may hold a thing that a condition brings too.
 HARMLESS = {
-    *("a", "on", "in", "of", "before"),  # grammar
-    *("heart", "drop", "snow", "plain", "field"),  # subjects and places
-    *("red", "orange", "yellow", "green", "pink", "blue", "white"),  # colours
+    *("a", "an", "before", "in", "of"),  # grammar
+    *("dots", "drop", "heart", "snow"),  # subjects and backdrops
+    *("blue", "green", "orange", "pink", "red", "white", "yellow"),  # colours
 }
 
 

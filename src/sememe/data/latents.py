@@ -2,7 +2,7 @@
 
 `index.json` says what they were made from and by, and describes each item. Two kinds of tensors: *clean* latents, one
 for each clip, shape (C, T, H, W); and *condition* latents, one for each first frame (the encoding of that frame
-followed by zeros, same shape), which all clips that begin with it share.
+followed by grey or by itself, same shape), which all clips that begin with it share.
 """
 
 import dataclasses
@@ -41,10 +41,14 @@ class LatentItem:
 
 @dataclass(frozen=True, kw_only=True)
 class CacheOrigin:
-    """What latents were made from (a dataset's or the world's version) and by (an autoencoder's fingerprint)."""
+    """What latents were made from (a dataset's or the world's version) and by (an autoencoder's fingerprint).
+
+    `first_frame_fill` is what follows the picture in condition latents, see `sememe.models.condition`.
+    """
 
     dataset: str
     autoencoder: str
+    first_frame_fill: Literal["grey", "repeat"] = "grey"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,11 +17,11 @@ class SceneOracles:
         height: pixels.
         width: pixels.
         fps: frames per second that renders say of themselves.
-        keep: scenes whose oracle is kept for the next row, about 8 MB each.
+        keep: scenes whose oracle is kept for the next row, about 2 MB each at 17 frames.
     """
 
     def __init__(
-        self, names: Sequence[str], num_frames: int, height: int, width: int, fps: float, *, keep: int = 32
+        self, names: Sequence[str], num_frames: int, height: int, width: int, fps: float, *, keep: int = 64
     ) -> None:
         self.names = tuple(names)
         self.num_frames, self.height, self.width, self.fps = num_frames, height, width, fps

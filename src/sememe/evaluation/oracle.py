@@ -4,12 +4,24 @@ The world can render the true target, and every wrong one as well. A generated c
 of the same scene under all conditions, and the nearest of them is what it shows. No judge model takes part.
 
 The distance is the mean squared difference of RGB values in 0..1, after every frame was averaged over square cells, of
-which about `CELLS` fit the picture's height. Frame 0 is left out: it was given. How it was chosen: true renders of all
-conditions were damaged in eight ways (blur and noise, weakened effects, delays, a shift, drifting brightness, smooth
-noise, temporal blur) and had to be recognised. Single pixels gave 68 %, cells of 2 pixels 74 %, of 4 pixels 82 %, of 8
-pixels 81 % (pictures of 64 pixels). A term on the differences of successive frames, at any weight, lost 4 points or
-more, since it punishes delay and blur more than a wrong condition. Fine cells are poor because a slightly soft clip
-comes close to the conditions that blur.
+which about `CELLS` fit the picture's height. Frame 0 is left out: it was given.
+
+How it was chosen: renders of 3 scenes under all 154 conditions (64x64) had to be recognised after they had passed a
+small video autoencoder (22.6 dB), and after eight kinds of damage: blur and noise, two of weakened effects, a delay, a
+shift, drifting brightness, smooth noise, temporal blur.
+
+| cells in the height | autoencoder | mean of the damages |
+|---|---|---|
+| 64 (pixels) | 89.6 % | 68.5 % |
+| 32 | 95.2 % | 73.8 % |
+| 16 | 98.1 % | 82.0 % |
+| 8 | 99.4 % | 81.4 % |
+| 4 | 98.7 % | 80.0 % |
+
+On 6 other scenes, 8 cells recognised 918 of 924 clips that had passed the autoencoder (99.4 %).
+
+Fine cells are poor because what is a little soft comes close to the conditions that blur. A term on the differences of
+successive frames, at any weight, lost 4 points or more: it punishes delay and blur more than a wrong condition.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +33,7 @@ from jaxtyping import Float32
 from sememe.errors import InputError
 from sememe.video import Clip
 
-CELLS = 16
+CELLS = 8
 Features = Float32[np.ndarray, "value"]
 
 

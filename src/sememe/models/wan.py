@@ -22,6 +22,7 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
 from sememe.errors import ModelError
+from sememe.models.condition import FirstFrameFill, check_fill
 from sememe.models.key_map_wan import is_expert_key, to_backbone_key
 from sememe.models.reference import ReferenceCache, ReferenceInputs, ReferenceTokens
 from sememe.models.rotary import ReferenceRotaryPosEmbed
@@ -85,6 +86,8 @@ class WanVideoAsPromptTransformer(TwoFolderFiles, WanTransformer3DModel):
         expert_blocks: indices of the blocks that carry an expert; None means all of them.
         attention_mode: `joint` (two-way) or `cached` (one-way); what the expert was trained for.
         reference_timestep: the fixed timestep, in 0..1000, at which the reference is read. The released models use 1.
+        first_frame_fill: what follows the first frame in the condition that the model was trained with: `grey`, as in
+            the released models, or `repeat` (see `sememe.models.condition`).
 
     The other arguments are those of the stock class.
     """
@@ -114,6 +117,7 @@ class WanVideoAsPromptTransformer(TwoFolderFiles, WanTransformer3DModel):
         expert_blocks: Sequence[int] | None = None,
         attention_mode: str = "joint",
         reference_timestep: float = 1.0,
+        first_frame_fill: FirstFrameFill = "grey",
     ) -> None:
         super().__init__(
             patch_size=tuple(patch_size),
@@ -134,6 +138,7 @@ class WanVideoAsPromptTransformer(TwoFolderFiles, WanTransformer3DModel):
             pos_embed_seq_len=pos_embed_seq_len,
         )
         indices = _check_settings(expert_blocks, attention_mode, reference_timestep, num_layers)
+        check_fill(first_frame_fill)
         self.register_to_config(
             expert_blocks=indices, attention_mode=attention_mode, reference_timestep=reference_timestep
         )
@@ -158,6 +163,7 @@ class WanVideoAsPromptTransformer(TwoFolderFiles, WanTransformer3DModel):
         expert_blocks: Sequence[int] | None = None,
         attention_mode: str = "cached",
         reference_timestep: float = 1.0,
+        first_frame_fill: FirstFrameFill = "grey",
     ) -> "WanVideoAsPromptTransformer":
         """Puts experts on a backbone, each a copy of the block that it serves.
 
@@ -167,7 +173,8 @@ class WanVideoAsPromptTransformer(TwoFolderFiles, WanTransformer3DModel):
             ModelError: where a setting does not fit the backbone.
         """
         settings = {key: value for key, value in backbone.config.items() if not key.startswith("_")}
-        settings |= dict(zip(OWN_SETTINGS, (expert_blocks, attention_mode, reference_timestep), strict=True))
+        own = (expert_blocks, attention_mode, reference_timestep, first_frame_fill)
+        settings |= dict(zip(OWN_SETTINGS, own, strict=True))
         with init_empty_weights(include_buffers=False):
             model = cls(**settings)
         for name, module in backbone.named_children():

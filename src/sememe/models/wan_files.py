@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sememe.models.wan import WanVideoAsPromptTransformer
 
 EXPERT_CLASS = "WanVideoAsPromptExpert"
-OWN_SETTINGS = ("expert_blocks", "attention_mode", "reference_timestep")
+OWN_SETTINGS = ("expert_blocks", "attention_mode", "reference_timestep", "first_frame_fill")
 # What an expert's tensors depend on: it can only serve a backbone that agrees in these.
 _SHARED_SETTINGS = (
     "patch_size",
@@ -112,8 +112,10 @@ def read_expert_config(folder: str | Path) -> dict[str, Any]:
     """
     config = read_json(Path(folder) / CONFIG_NAME)
     missing = [name for name in OWN_SETTINGS if name not in config]
-    if config.get("_class_name") != EXPERT_CLASS or missing:
+    if config.get("_class_name") != EXPERT_CLASS:
         raise ModelError(f"{folder} was expected to hold a {EXPERT_CLASS}, its config says {config.get('_class_name')}")
+    if missing:
+        raise ModelError(f"the config of the expert in {folder} lacks {', '.join(missing)}; save the expert anew")
     return config
 
 

@@ -331,10 +331,15 @@ class VideoAsPromptPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         told = {row.variant.text for row in guidance.rows}
         prompts: dict[Text, tuple[str, ...]] = {"positive": request.prompts, "negative": request.negative_prompts}
         texts = {text: self._encode_texts(prompts[text], settings) for text in prompts if text in told}
-        channels = first_frame_condition(self.vae, clips_to_video(pictures)[:, :, 0], settings.num_frames)
+        channels = self._condition(clips_to_video(pictures), settings)
         image_embeds = self._encode_pictures([clip.frames[0] for clip in pictures])
         reference = self._encode_references(request, settings, sampling) if guidance.needs_reference else None
         return _Conditions(channels.to(self._execution_device), texts, image_embeds, reference)
+
+    def _condition(self, video: torch.Tensor, settings: GenerationDefaults) -> torch.Tensor:
+        """The first frame of a video as the transformer was trained to take it."""
+        fill = self.transformer.config.first_frame_fill
+        return first_frame_condition(self.vae, video[:, :, 0], settings.num_frames, fill)
 
     def _encode_texts(self, prompts: Sequence[str], settings: GenerationDefaults) -> torch.Tensor:
         length = settings.max_sequence_length or default_sequence_length(self.tokenizer)
@@ -398,7 +403,7 @@ class VideoAsPromptPipeline(DiffusionPipeline, WanLoraLoaderMixin):
                 for entry in entries
             ]
             video = clips_to_video(clips)
-            condition = first_frame_condition(self.vae, video[:, :, 0], settings.num_frames)
+            condition = self._condition(video, settings)
             channels = torch.cat([encode_video(self.vae, video), condition], dim=1)
             latents.append(channels.to(self._execution_device, self.transformer.dtype))
             texts.append(self._encode_texts([entry.prompts[place] for entry in entries], settings))

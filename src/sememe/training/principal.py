@@ -12,6 +12,7 @@ residual branch begins at zero.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,8 @@ from torch import Tensor, nn
 # else, and small enough in the decoder that the residual branches, once trained, see more than the constants.
 _ENCODER_CONSTANT = 1000.0
 _DECODER_CONSTANT = 30.0
+# Their wavelet bands are held in double precision, which is a hundred megabytes at 64x64 pixels.
+_CLIPS_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
@@ -40,17 +43,23 @@ class PrincipalComponents:
 
 
 @torch.no_grad()
-def fit_principal_components(bands: Tensor, num_components: int, whitening: float = 0.5) -> PrincipalComponents:
-    """Fit a code to `bands` (batch, band, frame, height, width).
+def fit_principal_components(
+    bands: Tensor | Iterable[Tensor], num_components: int, whitening: float = 0.5
+) -> PrincipalComponents:
+    """Fit a code to `bands` (batch, band, frame, height, width), given at once or in batches.
 
     With `whitening` 1 all latents get unit variance, with 0 they keep the proportions of the coefficients; between,
     their standard deviations are the coefficients' to the power 1 - `whitening`, so that under noise the coarse
     components stay visible longest. The mean variance over the components is 1 in any case.
     """
-    rows = bands.movedim(1, -1).flatten(0, -2).double()
-    mean = rows.mean(dim=0)
-    centred = rows - mean
-    values, vectors = torch.linalg.eigh(centred.T @ centred / len(rows))
+    count, total, products = 0, torch.zeros(()).double(), torch.zeros(()).double()
+    for batch in bands.split(_CLIPS_AT_ONCE) if isinstance(bands, Tensor) else bands:
+        rows = batch.movedim(1, -1).flatten(0, -2).double()
+        count += len(rows)
+        total = total + rows.sum(dim=0)
+        products = products + rows.T @ rows
+    mean = total / count
+    values, vectors = torch.linalg.eigh(products / count - torch.outer(mean, mean))
     deviations = values.flip(0)[:num_components].clamp_min(1e-12).sqrt()
     scales = deviations**whitening
     scales = scales * (deviations / scales).square().mean().sqrt()
@@ -58,15 +67,17 @@ def fit_principal_components(bands: Tensor, num_components: int, whitening: floa
 
 
 @torch.no_grad()
-def start_from_principal_components(autoencoder: Any, video: Tensor, whitening: float = 0.5) -> PrincipalComponents:
+def start_from_principal_components(
+    autoencoder: Any, video: Tensor | Iterable[Tensor], whitening: float = 0.5
+) -> PrincipalComponents:
     """Write the principal components of `video` (batch, 3, frame, height, width) into an `AutoencoderKLCosmos`.
 
-    The network must fold all of its compression into the wavelet patches (as many pixels as the patch size in space
-    and time) and have at least twice as many channels as latents, and two more.
+    Clips are given at once or in batches. The network must fold all of its compression into the wavelet patches (as
+    many pixels as the patch size in space and time) and have at least twice as many channels as latents, and two more.
     """
-    code = fit_principal_components(
-        autoencoder.encoder.patch_embed(video), autoencoder.config.latent_channels, whitening
-    )
+    batches = video.split(_CLIPS_AT_ONCE) if isinstance(video, Tensor) else video
+    folded = (autoencoder.encoder.patch_embed(batch) for batch in batches)
+    code = fit_principal_components(folded, autoencoder.config.latent_channels, whitening)
     encoder, decoder = autoencoder.encoder, autoencoder.decoder
     _silence_residuals(encoder)
     _silence_residuals(decoder)

@@ -49,8 +49,8 @@ class BackboneSettings:
 
     batch_size: int = 64
     sigma_mean: float = 0.0
-    sigma_std: float = 1.0
-    sigma_shift: float = 3.0
+    sigma_std: float = 1.5
+    sigma_shift: float = 2.0
     num_mask_channels: int = 8
     captions: CaptionPolicy = field(
         default_factory=lambda: CaptionPolicy(drop_target_caption=0.4, drop_reference_caption=0.0, full_share=0.75)
@@ -74,8 +74,8 @@ class ExpertSettings:
     targets_per_reference: int = 4
     same_scene_share: float = 0.5
     sigma_mean: float = 0.0
-    sigma_std: float = 1.0
-    sigma_shift: float = 5.0
+    sigma_std: float = 1.3
+    sigma_shift: float = 4.0
     num_mask_channels: int = 8
     captions: CaptionPolicy = field(
         default_factory=lambda: CaptionPolicy(

@@ -63,13 +63,15 @@ def read_clip(
     _check_arguments(num_frames, sampling, fps, size, max_size)
     with open_source(path, limits) as source:
         survey = source.survey
+        geometry = _geometry(source, size, max_size)
+        # Checked before the frames are picked as well: the list of picks alone could fill the memory.
+        _check_kept(source, (num_frames or 0) * geometry.height * geometry.width * 3, limits)
         if num_frames is None and fps is None:
             picks = np.arange(len(survey.times))
             rate = survey.fps
         else:
             picks = pick_frames_at(survey.times, num_frames, sampling, target_fps=fps)
             rate = resampled_rate(sampling, len(picks), len(survey.times), survey.fps, fps)
-        geometry = _geometry(source, size, max_size)
         _check_kept(source, len(picks) * geometry.height * geometry.width * 3, limits)
         return Clip(_collect(source, picks, geometry, limits), rate)
 

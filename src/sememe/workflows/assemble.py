@@ -1,35 +1,29 @@
 """Putting a model together from the parts that were trained: one folder that `from_pretrained` reads."""
 
-import os
-import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from sememe.errors import OutputError, SememeError
-from sememe.files import describe_write_error, write_text
+import sememe
+from sememe.errors import RecipeError
+from sememe.files import write_text
+from sememe.recipes.records import ModelRecipe, SchedulerSettings
+from sememe.workflows.folders import atomic_folder
 from sememe.workflows.model_card import ModelCard, write_card
-from sememe.zoo import fingerprint_model
+from sememe.workflows.parts import find_part
+from sememe.workflows.run_record import describe_run, read_run, read_summary
+from sememe.zoo import fingerprint_model, resolve_model
 
 if TYPE_CHECKING:
     from sememe.pipelines.defaults import GenerationDefaults
+
+__all__ = ["SchedulerSettings", "assemble_recipe", "assemble_video_as_prompt", "make_scheduler"]
 
 Precision = Literal["bfloat16", "float32"]
 
 # Hosts of code and packages refuse or slow down large files; this is below what is usual.
 MAX_SHARD_SIZE = "15MB"
-
-
-@dataclass(frozen=True, kw_only=True)
-class SchedulerSettings:
-    """The scheduler that a model comes with.
-
-    `kind` "euler" is `FlowMatchEulerDiscreteScheduler`, "unipc" `UniPCMultistepScheduler` in its flow-matching form.
-    `shift` moves the steps towards the noisy end, as in training.
-    """
-
-    kind: Literal["euler", "unipc"] = "unipc"
-    shift: float = 5.0
 
 
 def make_scheduler(settings: SchedulerSettings) -> Any:
@@ -81,20 +75,84 @@ def assemble_video_as_prompt(
     pipeline = _load_parts(vae, transformer, text_encoder, tokenizer, expert, defaults, scheduler)
     _round_weights(pipeline, precision)
     output = Path(output)
-    temporary = output.with_name(f".{output.name}.writing-{os.getpid()}")
-    try:
-        temporary.parent.mkdir(parents=True, exist_ok=True)
-        pipeline.save_pretrained(temporary, max_shard_size=max_shard_size)
-        write_text(temporary / "README.md", write_card(card, fingerprint_model(temporary).files))
-        type(pipeline).from_pretrained(temporary)
-        _replace_folder(temporary, output)
-    except SememeError:
-        raise
-    except OSError as error:
-        raise OutputError(describe_write_error(output, error)) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with atomic_folder(output) as folder:
+        pipeline.save_pretrained(folder, max_shard_size=max_shard_size)
+        write_text(folder / "README.md", write_card(card, fingerprint_model(folder).files))
+        type(pipeline).from_pretrained(folder)
     return output
+
+
+def assemble_recipe(
+    recipe: ModelRecipe, output: Path | str, *, title: str | None = None, evaluation: Mapping[str, str] | None = None
+) -> Path:
+    """Writes the model that a recipe puts together from runs (or from parts of other models).
+
+    The card tells the figures of those runs.
+
+    Args:
+        recipe: which runs, and what the model makes by default.
+        output: the folder to write; see `assemble_video_as_prompt`.
+        title: of the card; None for the folder's name.
+        evaluation: measured figures for the card.
+
+    Raises:
+        ModelError: a run is not complete, or its parts do not fit.
+        RecipeError: the parts were trained on latents of another autoencoder.
+        OutputError: the folder cannot be written.
+    """
+    from sememe.pipelines.defaults import GenerationDefaults
+
+    sources = {"autoencoder": recipe.autoencoder, "backbone": recipe.backbone, "expert": recipe.expert}
+    vae = find_part(recipe.autoencoder, "vae")
+    _check_encoder(vae, {name: sources[name] for name in ("backbone", "expert")})
+    return assemble_video_as_prompt(
+        output,
+        vae=vae,
+        transformer=find_part(recipe.backbone, "transformer"),
+        text_encoder=find_part(recipe.backbone, "text_encoder"),
+        tokenizer=find_part(recipe.backbone, "tokenizer"),
+        expert=find_part(recipe.expert, "expert"),
+        defaults=GenerationDefaults(**asdict(recipe.generation)),
+        scheduler=recipe.scheduler,
+        card=ModelCard(
+            title=title or Path(output).name,
+            description=f"A Video-As-Prompt model: {recipe.description}.",
+            source=f"trained by the recipes of sememe {sememe.__version__}",
+            training=_describe_runs(sources),
+            evaluation=evaluation or {},
+        ),
+        precision=recipe.precision,
+        max_shard_size=recipe.max_shard_size,
+    )
+
+
+def _describe_runs(sources: Mapping[str, str]) -> dict[str, str]:
+    told = {}
+    for name, source in sources.items():
+        summary = read_summary(resolve_model(source))
+        told[name] = "not stated" if summary is None else f"{summary.recipe}: {describe_run(summary)}"
+    return told
+
+
+def _check_encoder(vae: Path, runs: Mapping[str, str]) -> None:
+    """The backbone and the expert must have been trained on latents of this very encoder."""
+    from sememe.workflows.components import load_autoencoder
+    from sememe.workflows.networks import fingerprint_encoder
+
+    known = {
+        name: record.inputs["autoencoder"]
+        for name, source in runs.items()
+        if (record := read_run(resolve_model(source))) is not None and "autoencoder" in record.inputs
+    }
+    if not known:
+        return
+    found = fingerprint_encoder(load_autoencoder(vae))
+    for name, expected in known.items():
+        if expected != found:
+            raise RecipeError(
+                f"the {name} was trained on latents of autoencoder {expected[:16]}, but {vae} holds {found[:16]}; give "
+                "the autoencoder that its latents were made by"
+            )
 
 
 def _load_parts(
@@ -107,20 +165,15 @@ def _load_parts(
     scheduler: SchedulerSettings,
 ) -> Any:
     import torch
-    from diffusers import AutoencoderKLCosmos, AutoencoderKLWan
 
-    from sememe.models.component_files import load_strictly
-    from sememe.models.tensor_files import read_json
     from sememe.models.wan import WanVideoAsPromptTransformer
     from sememe.pipelines.video_as_prompt import VideoAsPromptPipeline
-    from sememe.workflows.texts import load_text_encoder, load_tokenizer
+    from sememe.workflows.components import load_autoencoder, load_text_encoder, load_tokenizer
 
-    classes = {"AutoencoderKLCosmos": AutoencoderKLCosmos, "AutoencoderKLWan": AutoencoderKLWan}
-    name = read_json(vae / "config.json").get("_class_name")
     return VideoAsPromptPipeline(
         tokenizer=load_tokenizer(tokenizer),
         text_encoder=load_text_encoder(text_encoder),
-        vae=load_strictly(classes.get(str(name), AutoencoderKLCosmos), vae, torch_dtype=torch.float32),
+        vae=load_autoencoder(vae),
         transformer=WanVideoAsPromptTransformer.from_folders(transformer, expert, torch.float32),
         scheduler=make_scheduler(scheduler),
         generation_defaults=defaults.to_config(),
@@ -137,11 +190,3 @@ def _round_weights(pipeline: Any, precision: Precision) -> None:
             if tensor.is_floating_point():
                 tensor.data = tensor.data.to(getattr(torch, precision))
         assert name in {"vae", "text_encoder", "transformer"}, name
-
-
-def _replace_folder(new: Path, folder: Path) -> None:
-    replaced = folder.with_name(f".{folder.name}.replaced-{os.getpid()}")
-    if folder.exists():
-        folder.rename(replaced)
-    new.rename(folder)
-    shutil.rmtree(replaced, ignore_errors=True)

@@ -198,19 +198,21 @@ class _Evaluation:
                 pool = [result for result in reports[row.name].results if result.is_right is right]
                 rng = np.random.Generator(np.random.PCG64(self.settings.seed))
                 picks = rng.permutation(len(pool))[: self.settings.num_examples]
-                for pick in picks:
-                    strips += self._example(row, pool[int(pick)].case)
+                strips += self._examples(row, tuple(pool[int(pick)].case for pick in picks))
         write_image(contact_sheet(strips, columns=9, cell_height=96), path)
 
-    def _example(self, row: Row, case: Case) -> list[SheetRow]:
-        (clip,) = self.maker.make(row, [case])
-        truth = self.maker.truth(row, case)
-        result = judge_case(case, clip, truth, self.maker.oracles(row).oracle(case.scene))
-        says = "right" if result.is_right else f"wrong: taken for {result.nearest}, right one at rank {result.rank}"
-        strips = [SheetRow(f"result ({row.name}): {says}", clip), SheetRow("truth", truth)]
-        if row.method in {"generate", "paste"}:
-            return [SheetRow(f"reference: {case.condition}", self.maker.reference(row, case, 0)), *strips]
-        return [SheetRow(f"{strips[0].label} (condition: {case.condition})", clip), strips[1]]
+    def _examples(self, row: Row, cases: tuple[Case, ...]) -> list[SheetRow]:
+        if not cases:
+            return []
+        strips = []
+        for case, clip in zip(cases, self.maker.make(row, cases), strict=True):
+            truth = self.maker.truth(row, case)
+            result = judge_case(case, clip, truth, self.maker.oracles(row).oracle(case.scene))
+            says = "right" if result.is_right else f"wrong: taken for {result.nearest}, right one at rank {result.rank}"
+            if row.method in {"generate", "paste"}:
+                strips.append(SheetRow(f"reference: {case.condition}", self.maker.reference(row, case, 0)))
+            strips += [SheetRow(f"result ({row.name}): {says}", clip), SheetRow(f"truth: {case.condition}", truth)]
+        return strips
 
 
 def _identify(settings: EvaluationSettings, model: LoadedModel) -> dict[str, Any]:

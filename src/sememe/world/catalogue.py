@@ -1,7 +1,8 @@
 """The list of conditions: name, family, split, what it does, and the words for it.
 
 A condition of the split "unseen" never differs from a seen one by a number, a colour or a direction alone: what one
-function does with other arguments stands in the same split. "novel" conditions are pairs of seen ones from two families, joined by "+".
+function does with other arguments stands in the same split. "novel" conditions are pairs of seen ones from two
+families, joined by "+".
 """
 
 from __future__ import annotations

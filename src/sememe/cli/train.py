@@ -1,0 +1,240 @@
+"""`sememe train`, `precompute`, `assemble` and `recipes`: from nothing to a model, by recipe."""
+
+import os
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sememe.cli.console import echo_json, show_progress
+
+if TYPE_CHECKING:
+    from sememe.training.loop import TrainingSummary
+    from sememe.workflows.events import Progress
+
+_RUN, _RECIPE, _RESULT = "Run", "Recipe", "Result"
+
+RecipeName = Annotated[str | None, typer.Argument(help="Name of the recipe (see `sememe recipes`).", metavar="RECIPE")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="Replace a setting, such as training.learning_rate=3e-4; may be repeated.",
+        metavar="KEY=VALUE",
+        rich_help_panel=_RECIPE,
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+ListAll = Annotated[bool, typer.Option("--list", help="List the recipes, or the settings of RECIPE, and stop.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the verbs."""
+    app.command("train")(train)
+    app.command("precompute")(precompute)
+    app.command("assemble")(assemble)
+    app.command("recipes")(recipes)
+
+
+def train(
+    recipe: RecipeName = None,
+    settings: Settings = None,
+    output_dir: Annotated[
+        Path | None,
+        typer.Option("--output-dir", "-o", help="Folder of the run; runs/RECIPE if left out.", rich_help_panel=_RUN),
+    ] = None,
+    init_from: Annotated[
+        str | None,
+        typer.Option(
+            help="Begin with the weights of a built-in model, a model's folder, a run or a checkpoint.",
+            metavar="MODEL",
+            rich_help_panel=_RUN,
+        ),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(help="Go on with the run in the folder, or refuse a folder that has one.", rich_help_panel=_RUN),
+    ] = True,
+    max_minutes: Annotated[
+        float | None,
+        typer.Option(help="Time for the whole run, resumed parts included.", rich_help_panel=_RUN),
+    ] = None,
+    list_all: ListAll = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train a part of a model, or go on with it: the same command goes on where a run was broken off."""
+    if list_all or recipe is None:
+        _list(recipe, as_json=as_json, is_asked=list_all)
+        return
+    from sememe.workflows.train import resolve_training_recipe, train_recipe
+
+    resolved = resolve_training_recipe(recipe, settings or (), max_minutes)
+    _keep_memory()
+    is_main = os.environ.get("RANK", "0") == "0"  # torchrun starts this command several times; one of them speaks
+    with show_progress() if is_main else nullcontext(_say_nothing) as on_progress:
+        summary = train_recipe(
+            resolved,
+            output_dir,
+            init_from=init_from,
+            resume="auto" if resume else "never",
+            on_progress=on_progress,
+        )
+    if as_json and is_main:
+        echo_json(_document(summary))
+    elif is_main:
+        _tell(summary)
+    if summary.ending == "signal":
+        raise typer.Exit(130 if summary.signal_name == "SIGINT" else 143)
+
+
+def precompute(
+    recipe: RecipeName = None,
+    model_part: Annotated[
+        str | None,
+        typer.Option(
+            help="Whose autoencoder encodes: a run, a built-in model, a model's folder, or a folder with the "
+            "autoencoder alone; the recipe's own if left out.",
+            metavar="MODEL",
+            rich_help_panel=_RUN,
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of a dataset with manifest.jsonl or VAP-Data's vap_data.csv, instead of the world.",
+            rich_help_panel=_RUN,
+        ),
+    ] = None,
+    output_dir: Annotated[
+        Path | None,
+        typer.Option("--output-dir", "-o", help="Folder to write; runs/RECIPE if left out.", rich_help_panel=_RUN),
+    ] = None,
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Encode clips once, for the trainings that read latents; the same command goes on where it was broken off."""
+    if recipe is None:
+        _list(None, as_json=as_json, is_asked=False)
+        return
+    from sememe.recipes.records import LatentsRecipe
+    from sememe.workflows.train import RUNS_FOLDER, resolve_recipe
+
+    given = list(settings or ())
+    given += [f"autoencoder={model_part}"] if model_part is not None else []
+    given += [f"dataset={data}"] if data is not None else []
+    resolved = resolve_recipe(recipe, given, LatentsRecipe, "precompute")
+    folder = RUNS_FOLDER / resolved.name if output_dir is None else output_dir
+    _keep_memory()
+    from sememe.workflows.precompute import precompute_latents
+
+    with show_progress() as on_progress:
+        summary = precompute_latents(resolved, folder, on_progress)
+    if as_json:
+        echo_json(
+            {
+                "folder": str(summary.folder),
+                "num_clips": summary.num_clips,
+                "num_first_frames": summary.num_first_frames,
+                "num_new": summary.num_new,
+                "seconds": summary.seconds,
+                "dataset": summary.origin.dataset,
+                "autoencoder": summary.origin.autoencoder,
+            }
+        )
+    else:
+        typer.echo(f"{summary.folder}: latents of {summary.num_clips} clips, {summary.num_new} of them new")
+
+
+def assemble(
+    recipe: RecipeName = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder to write; needed.", rich_help_panel=_RESULT)
+    ] = None,
+    autoencoder: Annotated[
+        str | None, typer.Option(help="Run or model with the autoencoder.", metavar="MODEL", rich_help_panel=_RUN)
+    ] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="Run or model with the backbone.", metavar="MODEL", rich_help_panel=_RUN)
+    ] = None,
+    expert: Annotated[
+        str | None, typer.Option(help="Run or model with the expert.", metavar="MODEL", rich_help_panel=_RUN)
+    ] = None,
+    settings: Settings = None,
+    title: Annotated[
+        str | None, typer.Option(help="Of the card; the folder's name if left out.", rich_help_panel=_RESULT)
+    ] = None,
+) -> None:
+    """Put a model together from the runs of its parts: a folder for `--model` and `from_pretrained`."""
+    if recipe is None:
+        _list(None, as_json=False, is_asked=False)
+        return
+    if output is None:
+        raise typer.BadParameter("expected the folder to write, got none; add --output FOLDER")
+    from sememe.recipes.records import ModelRecipe
+    from sememe.workflows.assemble import assemble_recipe
+    from sememe.workflows.train import resolve_recipe
+
+    parts = {"autoencoder": autoencoder, "backbone": backbone, "expert": expert}
+    given = [*(settings or ()), *(f"{name}={source}" for name, source in parts.items() if source is not None)]
+    folder = assemble_recipe(resolve_recipe(recipe, given, ModelRecipe, "assemble"), output, title=title)
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    typer.echo(f"{folder}: {size / 1e6:.1f} MB; use it with --model {folder}")
+
+
+def recipes(
+    recipe: Annotated[str | None, typer.Argument(help="List the settings of this one.", metavar="RECIPE")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the recipes, or all settings of one."""
+    _list(recipe, as_json=as_json, is_asked=True)
+
+
+def _list(recipe: str | None, *, as_json: bool, is_asked: bool) -> None:
+    from sememe.workflows.recipes import list_recipe_settings, list_recipes
+
+    if recipe is not None:
+        found = list_recipe_settings(recipe)
+        lines = [f"{key} = {value}" for key, value in found.items()]
+    else:
+        found = {entry.name: entry.description for entry in list_recipes()}
+        width = max(map(len, found))
+        lines = [f"{entry.name:{width}}  {entry.verb:10}  {entry.description}" for entry in list_recipes()]
+    if not is_asked:
+        raise typer.BadParameter(f"expected the name of a recipe, got none; there are {', '.join(found)}")
+    if as_json:
+        echo_json(found)
+    else:
+        typer.echo("\n".join(lines))
+
+
+def _say_nothing(_: "Progress") -> None:
+    """For the other processes of a run."""
+
+
+def _keep_memory() -> None:
+    from sememe.training.memory import keep_freed_memory
+
+    keep_freed_memory()
+
+
+def _tell(summary: "TrainingSummary") -> None:
+    done = f"{summary.step} steps in {summary.seconds / 60:.1f} min"
+    if summary.is_complete:
+        typer.echo(f"complete after {done}: {summary.model}")
+    else:
+        why = f"stopped by {summary.signal_name}" if summary.ending == "signal" else "paused"
+        typer.echo(f"{why} after {done}; the same command goes on from {summary.checkpoint}")
+
+
+def _document(summary: "TrainingSummary") -> dict[str, object]:
+    return {
+        "step": summary.step,
+        "num_steps": summary.num_steps,
+        "num_samples": summary.num_samples,
+        "seconds": summary.seconds,
+        "loss": summary.loss,
+        "ending": summary.ending,
+        "checkpoint": None if summary.checkpoint is None else str(summary.checkpoint),
+        "model": None if summary.model is None else str(summary.model),
+    }

@@ -1,0 +1,134 @@
+"""`sememe world ...`: the procedural world on the command line."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sememe.cli.console import echo_json, show_progress
+from sememe.errors import InputError
+
+_CLIP, _DATASET = "One clip", "A dataset"
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the verb."""
+    group = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
+    group.command("conditions")(list_conditions)
+    group.command("render")(render)
+    group.command("gallery")(gallery)
+    app.add_typer(group, name="world", help="The procedural world that built-in models are trained and measured on.")
+
+
+def list_conditions(
+    family: Annotated[str | None, typer.Option(help="concept, style, motion or camera.")] = None,
+    split: Annotated[str | None, typer.Option(help="seen, unseen or novel.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
+) -> None:
+    """List the conditions that the world can show."""
+    from sememe.world.catalogue import conditions, parts_of
+
+    rows = []
+    for name in conditions(family=family, split=split):
+        parts = parts_of(name)
+        rows.append(
+            {
+                "name": name,
+                "family": "+".join(part.family for part in parts),
+                "split": parts[0].split if len(parts) == 1 else "novel",
+                "phrase": " and ".join(part.phrase for part in parts),
+            }
+        )
+    if as_json:
+        echo_json(rows)
+        return
+    for row in rows:
+        typer.echo(f"{row['name']:28} {row['family']:16} {row['split']:7} {row['phrase']}")
+
+
+def render(
+    condition: Annotated[
+        list[str] | None,
+        typer.Argument(help="What happens (see `sememe world conditions`); several happen at once; none: nothing."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Video to write.", rich_help_panel=_CLIP)
+    ] = None,
+    scene: Annotated[int, typer.Option(help="Seed of the scene, 0 or more.", rich_help_panel=_CLIP)] = 0,
+    dataset: Annotated[
+        Path | None,
+        typer.Option(help="Folder to write a whole dataset to, in VAP-Data's layout.", rich_help_panel=_DATASET),
+    ] = None,
+    num_clips: Annotated[
+        int | None, typer.Option(help="Clips to train on; 400 if left out.", rich_help_panel=_DATASET)
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(help="Conditions of the clips: seen, unseen or all; seen if left out.", rich_help_panel=_DATASET),
+    ] = None,
+    num_benchmark: Annotated[
+        int | None,
+        typer.Option(help="Pairs of unseen conditions; one each if left out.", rich_help_panel=_DATASET),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the dealing of scenes; 0 if left out.", rich_help_panel=_DATASET)
+    ] = None,
+    size: Annotated[str, typer.Option(help="Pixels: a side such as 64, or HEIGHTxWIDTH.")] = "64",
+    num_frames: Annotated[int, typer.Option(help="Frames of a clip.")] = 17,
+    fps: Annotated[float, typer.Option(help="Frames a second.")] = 8.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
+) -> None:
+    """Render one clip, or a whole dataset."""
+    from sememe.workflows.world import DatasetSettings, Shape, parse_size, render_world_clip, write_world_dataset
+
+    if (output is None) == (dataset is None):
+        raise InputError("expected either --output for one clip or --dataset for a folder of clips; give one of them")
+    height, width = parse_size(size)
+    shape = Shape(height=height, width=width, num_frames=num_frames, fps=fps)
+    if output is not None:
+        given = {"--num-clips": num_clips, "--split": split, "--num-benchmark": num_benchmark, "--seed": seed}
+        _refuse(given, "with --output; it is for --dataset")
+        shot = render_world_clip(condition or [], scene, output, shape)
+        told = {"output": str(output), "scene": scene, "caption": shot.caption, "full_caption": shot.full_caption}
+        _tell(told, f"{output}: {shot.full_caption}", as_json=as_json)
+        return
+    assert dataset is not None
+    _refuse({"a condition": condition or None, "--scene": scene or None}, "with --dataset; it is for --output")
+    settings = DatasetSettings(
+        folder=dataset,
+        num_clips=400 if num_clips is None else num_clips,
+        split=None if split == "all" else split or "seen",
+        num_benchmark=num_benchmark,
+        seed=seed or 0,
+        shape=shape,
+    )
+    with show_progress() as on_progress:
+        written = write_world_dataset(settings, on_progress)
+    counts = {"folder": str(dataset), "num_clips": len(written.samples), "num_benchmark": len(written.benchmark)}
+    summary = f"{dataset}: {len(written.samples)} clips, {len(written.benchmark)} pairs in the benchmark"
+    _tell(counts, summary, as_json=as_json)
+
+
+def gallery(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Picture to write.")] = Path("world_gallery.png"),
+) -> None:
+    """Draw all conditions on one picture."""
+    from sememe.workflows.world import write_gallery
+
+    with show_progress() as on_progress:
+        write_gallery(output, on_progress)
+    typer.echo(str(output))
+
+
+def _refuse(given: Mapping[str, object], why: str) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise InputError(f"{name} has no effect {why}")
+
+
+def _tell(document: dict[str, object], line: str, *, as_json: bool) -> None:
+    if as_json:
+        echo_json(document)
+    else:
+        typer.echo(line)

@@ -1,0 +1,77 @@
+"""The picture of all conditions: one strip of frames each, by family."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import PIL.Image
+import PIL.ImageDraw
+import PIL.ImageFont
+
+from sememe.video import Image, pick_frames
+from sememe.workflows.events import ProgressHandler, StepCounter, ignore_progress
+from sememe.world import conditions, random_scene, render
+from sememe.world.catalogue import FAMILIES, parts_of
+
+_PAPER, _INK, _FAINT, _ACCENT = (252, 251, 247), (35, 35, 40), (120, 118, 112), (196, 74, 38)
+_GAP, _LABEL, _HEADING, _MARGIN = 14, 19, 52, 22
+_FIRST_SCENE = 31  # strips show scenes from this seed on
+
+
+@dataclass(frozen=True)
+class _Section:
+    """A heading, and the conditions below it."""
+
+    title: str
+    names: tuple[str, ...]
+
+
+def draw_gallery(
+    *, size: int = 76, num_shown: int = 5, columns: int = 4, on_progress: ProgressHandler = ignore_progress
+) -> Image:
+    """Draws the gallery, with a strip for every condition, and for the novel pairs.
+
+    Args:
+        size: pixels of a frame's side.
+        num_shown: frames of a strip.
+        columns: strips side by side.
+        on_progress: told of every strip.
+
+    Returns:
+        uint8 array (height, width, 3).
+    """
+    sections = _sections()
+    counter = StepCounter("gallery", sum(len(section.names) for section in sections), on_progress)
+    strip_width = num_shown * size + (num_shown - 1) * 2
+    width = 2 * _MARGIN + columns * strip_width + (columns - 1) * _GAP
+    row_height = _LABEL + size + _GAP
+    heights = [_HEADING + -(-len(section.names) // columns) * row_height for section in sections]
+    sheet = PIL.Image.new("RGB", (width, 2 * _MARGIN + sum(heights)), _PAPER)
+    draw = PIL.ImageDraw.Draw(sheet)
+    heading, label, small = (PIL.ImageFont.load_default(points) for points in (26, 13, 12))
+    top, scene = _MARGIN, _FIRST_SCENE
+    for section, height in zip(sections, heights, strict=True):
+        draw.text((_MARGIN, top), section.title, _INK, heading)
+        for index, name in enumerate(section.names):
+            row, column = divmod(index, columns)
+            x, y = _MARGIN + column * (strip_width + _GAP), top + _HEADING + row * row_height
+            draw.text((x, y), name, _INK, label)
+            if parts_of(name)[0].split == "unseen":
+                draw.text((x + strip_width - small.getlength("unseen"), y + 1), "unseen", _ACCENT, small)
+            sheet.paste(PIL.Image.fromarray(_strip(name, scene, size, num_shown)), (x, y + _LABEL))
+            scene += 1
+            counter.advance()
+        top += height
+        draw.line([(_MARGIN, top - 6), (width - _MARGIN, top - 6)], _FAINT, 1)
+    return np.array(sheet)
+
+
+def _sections() -> list[_Section]:
+    sections = [_Section(family, tuple(conditions(family=family))) for family in FAMILIES]
+    return [*sections, _Section("novel: two at once", tuple(conditions(split="novel")))]
+
+
+def _strip(name: str, scene: int, size: int, num_shown: int) -> np.ndarray:
+    frames = render(random_scene(scene), name, size=size).clip.frames
+    gap = np.full((size, 2, 3), _PAPER, np.uint8)
+    cells = [part for pick in pick_frames(len(frames), num_shown) for part in (frames[pick], gap)]
+    return np.concatenate(cells[:-1], axis=1)

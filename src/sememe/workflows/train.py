@@ -1,0 +1,204 @@
+"""Training by recipe: one run in one folder, begun or gone on with."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from sememe.errors import RecipeError
+from sememe.recipes.records import AutoencoderRecipe, BackboneRecipe, ExpertRecipe, TrainingRecipe
+from sememe.recipes.table import find_recipe, kind_of
+from sememe.training.config import TrainingConfig, apply_overrides, list_settings
+from sememe.workflows.events import Progress, ProgressHandler, ignore_progress
+from sememe.workflows.run_record import RunRecord, RunSummary, check_recipe, write_run, write_summary
+
+if TYPE_CHECKING:
+    from sememe.training.loop import Resume, TrainingSummary
+    from sememe.training.progress import EventHandler, TrainingEvent
+
+RUNS_FOLDER = Path("runs")
+Kind = TypeVar("Kind")
+
+
+def resolve_recipe(name: str, overrides: Sequence[str], kinds: type[Kind] | tuple[type[Kind], ...], verb: str) -> Kind:
+    """The recipe of that name with some of its settings replaced.
+
+    Args:
+        name: of the recipe.
+        overrides: such as "training.learning_rate=3e-4".
+        kinds: which kinds of recipe the verb can run.
+        verb: the command, for the message.
+
+    Raises:
+        RecipeError: there is no such recipe or setting, or the verb does not run recipes of its kind.
+    """
+    recipe = find_recipe(name)
+    if not isinstance(recipe, kinds):
+        raise RecipeError(
+            f"{recipe.name} is a recipe for {kind_of(recipe)}, which `sememe {verb}` does not run; "
+            "`sememe recipes` says which verb does"
+        )
+    fixed = [text for text in overrides if text.partition("=")[0].strip() in {"name", "description"}]
+    if fixed:
+        raise RecipeError(f"a recipe's name and description cannot be set, got {fixed[0]!r}")
+    return apply_overrides(recipe, overrides)
+
+
+def resolve_training_recipe(
+    name: str, overrides: Sequence[str] = (), max_minutes: float | None = None
+) -> TrainingRecipe:
+    """The training recipe of that name with some of its settings replaced, and a time limit for the whole run.
+
+    Raises:
+        RecipeError: as `resolve_recipe`.
+    """
+    if max_minutes is not None:
+        overrides = [*overrides, f"training.max_minutes={max_minutes}"]
+    return resolve_recipe(name, overrides, (AutoencoderRecipe, BackboneRecipe, ExpertRecipe), "train")  # type: ignore[return-value]
+
+
+def train_recipe(
+    recipe: TrainingRecipe,
+    output_dir: Path | str | None = None,
+    *,
+    init_from: str | None = None,
+    resume: Resume = "auto",
+    on_progress: ProgressHandler = ignore_progress,
+    on_event: EventHandler | None = None,
+) -> TrainingSummary:
+    """Begin a run, or go on with the one in `output_dir`.
+
+    The folder gets `run.json`, `start/` (the networks that it began with), `checkpoints/`, `log.jsonl`,
+    `summary.json`, and `model/` when the run is complete.
+
+    Args:
+        recipe: what to train, on what and how.
+        output_dir: the run's folder; None for `runs/` and the recipe's name.
+        init_from: weights to begin with: a built-in model, a model's folder, a run, or a checkpoint. Only those that
+            the recipe trains are taken.
+        resume: "never" refuses a folder that has checkpoints.
+        on_progress: is told what is being done, and how long it takes.
+        on_event: is told what the training loop tells, see `training.progress`.
+
+    Raises:
+        RecipeError: settings do not fit together, or the folder holds another run.
+        ModelError: a model that is needed is not there, or does not fit.
+        InputError: clips or latents cannot be read.
+        OutputError: the folder cannot be written.
+    """
+    folder = RUNS_FOLDER / recipe.name if output_dir is None else Path(output_dir)
+    _check_compiler(recipe.training)
+    _check_resume(folder, resume)
+    check_recipe(folder, recipe.name)
+    from sememe.training.loop import train
+    from sememe.workflows.beginnings import find_initial
+    from sememe.workflows.stages import prepare_stage
+
+    initial = None if init_from is None else find_initial(init_from)
+    prepared = prepare_stage(recipe, folder, initial, on_progress)
+    if _is_main():
+        write_run(folder, _describe(recipe, prepared.inputs, init_from))
+    watcher = _Watcher(recipe, on_progress, on_event)
+    checkpoint = None if initial is None else initial.checkpoint
+    summary = train(prepared.stage, recipe.training, folder, resume, checkpoint, watcher)
+    if _is_main():
+        write_summary(folder, _summarise(recipe, summary, watcher.metrics))
+    return summary
+
+
+class _Watcher:
+    """Passes on what the training loop tells, also as progress."""
+
+    def __init__(self, recipe: TrainingRecipe, on_progress: ProgressHandler, on_event: EventHandler | None) -> None:
+        self._name, self._on_progress, self._on_event = recipe.name, on_progress, on_event
+        self._ends_by_clock = recipe.training.max_minutes is not None
+        self.metrics: dict[str, float] = {}
+
+    def __call__(self, event: TrainingEvent) -> None:
+        from sememe.training.progress import TrainingProgress
+
+        if isinstance(event, TrainingProgress):
+            self.metrics = dict(event.metrics)
+            # A run that ends by the clock has no number of steps: the time left tells how many there will be.
+            left = event.num_steps - event.step
+            if self._ends_by_clock and event.seconds_left is not None and event.step:
+                left = min(left, round(event.seconds_left * event.step / max(event.seconds, 1e-9)))
+            stage = f"{self._name}, loss {event.loss:.4f}, {event.samples_per_second:.1f} samples/s"
+            self._on_progress(Progress(stage, event.step, event.step + left, event.seconds_left))
+        if self._on_event is not None:
+            self._on_event(event)
+
+
+def _check_resume(folder: Path, resume: Resume) -> None:
+    """Before anything slow is done."""
+    from sememe.training.checkpoint import list_checkpoints
+
+    if resume != "never":
+        return
+    if list_checkpoints(folder / "checkpoints"):
+        raise RecipeError(f"{folder} holds a run already; let it resume, or choose another output folder")
+    if _is_main():
+        for name in ("start", "run.json"):
+            path = folder / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _check_compiler(config: TrainingConfig) -> None:
+    if config.compile == "none":
+        return
+    from sememe.training.distribution import choose_device
+
+    if choose_device(config.device).type != "cpu":
+        return
+    if not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++")):
+        raise RecipeError(
+            "training.compile=blocks needs a C++ compiler on a CPU, and none was found; install one (g++), or give "
+            "training.compile=none, which is slower"
+        )
+
+
+def _is_main() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _describe(recipe: TrainingRecipe, inputs: object, init_from: str | None) -> RunRecord:
+    import diffusers
+    import torch
+    import transformers
+
+    import sememe
+
+    versions = {"sememe": sememe.__version__, "torch": torch.__version__}
+    versions |= {"diffusers": diffusers.__version__, "transformers": transformers.__version__}
+    settings = {key: str(value) for key, value in list_settings(recipe).items()}
+    return RunRecord(
+        recipe=recipe.name,
+        settings=settings,
+        inputs=dict(inputs),  # type: ignore[call-overload]
+        init_from=init_from,
+        versions=versions,
+    )
+
+
+def _summarise(recipe: TrainingRecipe, summary: TrainingSummary, metrics: dict[str, float]) -> RunSummary:
+    import torch
+
+    from sememe.training.distribution import choose_device
+
+    device = choose_device(recipe.training.device)
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    threads = (recipe.training.num_threads or torch.get_num_threads()) * ranks
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{threads} CPU threads"
+    return RunSummary(
+        recipe=recipe.name,
+        step=summary.step,
+        num_samples=summary.num_samples,
+        seconds=round(summary.seconds, 1),
+        loss=summary.loss,
+        ending=summary.ending,
+        device=f"{ranks} x {name}" if ranks > 1 and device.type == "cuda" else name,
+        metrics=metrics,
+    )

@@ -1,0 +1,39 @@
+"""The whole way to a model by the seconds-long recipes, done once for all tests that need some of it."""
+
+from pathlib import Path
+
+from sememe.recipes.records import LatentsRecipe, ModelRecipe
+from sememe.workflows.assemble import assemble_recipe
+from sememe.workflows.precompute import precompute_latents
+from sememe.workflows.train import resolve_recipe, resolve_training_recipe, train_recipe
+
+CPU = "training.device=cpu"
+_made: dict[Path, Path] = {}
+
+
+def smoke_runs(root: Path) -> Path:
+    """A folder with `autoencoder`, `latents`, `backbone`, `expert` and the assembled `model`."""
+    folder = root / "smoke"
+    if folder not in _made:
+        train_recipe(resolve_training_recipe("smoke-autoencoder", [CPU]), folder / "autoencoder")
+        precompute_latents(latents_recipe(folder), folder / "latents")
+        for name in ("backbone", "expert"):
+            train_recipe(resolve_training_recipe(f"smoke-{name}", settings(folder, name)), folder / name)
+        given = [f"{name}={folder / name}" for name in ("autoencoder", "backbone", "expert")]
+        assemble_recipe(resolve_recipe("smoke-model", given, ModelRecipe, "assemble"), folder / "model")
+        _made[folder] = folder
+    return folder
+
+
+def latents_recipe(folder: Path, *more: str) -> LatentsRecipe:
+    """The recipe of `latents`."""
+    given = [f"autoencoder={folder / 'autoencoder'}", "device=cpu", *more]
+    return resolve_recipe("smoke-latents", given, LatentsRecipe, "precompute")
+
+
+def settings(folder: Path, part: str) -> list[str]:
+    """What a recipe must be told to find its inputs in `folder`."""
+    given = [CPU]
+    given += [f"latents={folder / 'latents'}"] if part != "autoencoder" else []
+    given += [f"backbone={folder / 'backbone'}"] if part.startswith("expert") else []
+    return given

@@ -1,0 +1,143 @@
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sememe.data.latents import LatentCache
+from sememe.data.manifest import VideoSample, write_manifest, write_vap_data
+from sememe.errors import InputError, ModelError, RecipeError
+from sememe.models.autoencoder import encode_video
+from sememe.models.condition import encode_first_frame
+from sememe.recipes.records import LatentsRecipe
+from sememe.recipes.world_clips import render_item, world_item
+from sememe.training.autoencoder import to_video
+from sememe.training.latent_batches import LatentSource
+from sememe.video import write_clip
+from sememe.workflows import precompute
+from sememe.workflows.clips import open_clips
+from sememe.workflows.components import load_autoencoder
+from sememe.workflows.events import Progress
+from sememe.workflows.networks import fingerprint_encoder
+from sememe.workflows.precompute import open_latents, precompute_latents
+from sememe.world import conditions
+from workflows.smoke_runs import latents_recipe, smoke_runs
+
+
+@pytest.fixture
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return smoke_runs(tmp_path_factory.getbasetemp())
+
+
+@torch.no_grad()
+def test_latents_are_those_of_the_pipeline(runs: Path) -> None:
+    cache = open_latents(runs / "latents")
+    vae = load_autoencoder(runs / "autoencoder" / "model" / "vae")
+    assert isinstance(cache, LatentSource)
+    assert len(cache) == 308
+    assert set(cache.conditions) == set(conditions())
+    for index in (0, 77, 307):
+        item = world_item(index, 154)
+        rendered = render_item(item, num_frames=9, size=16)
+        video = to_video(rendered.clip.frames[None])
+        assert torch.equal(cache.select_clean(torch.tensor([index])), encode_video(vae, video).half())
+        first = encode_first_frame(vae, video[:, :, 0], 9).half()
+        assert torch.allclose(cache.select_condition(torch.tensor([index])), first, atol=1e-3)
+        assert (cache.conditions[index], cache.scenes[index]) == (item.condition, str(item.scene))
+        assert (cache.captions[index], cache.full_captions[index]) == (rendered.caption, rendered.full_caption)
+    assert cache.origin.autoencoder == fingerprint_encoder(vae)
+    assert cache.origin.dataset == "world 1, 9 frames of 16x16 at 8 fps, 154 clips a scene"
+
+
+def test_broken_off_work_is_continued(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precompute, "_SHARD_BYTES", 50 * 2 * 4 * 3 * 4 * 4)
+    recipe = latents_recipe(runs)
+
+    def break_off(progress: Progress) -> None:
+        if progress.stage == "encoding clips" and progress.step >= 128:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        precompute_latents(recipe, tmp_path, break_off)
+    with pytest.raises(InputError, match="is not finished"):
+        open_latents(tmp_path)
+    seen: list[Progress] = []
+    summary = precompute_latents(recipe, tmp_path, seen.append)
+    assert (summary.num_clips, summary.num_first_frames, summary.num_new) == (308, 2, 208)
+    assert next(progress.step for progress in seen if progress.stage == "encoding clips") == 100
+    whole, parts = LatentCache.open(runs / "latents"), LatentCache.open(tmp_path)
+    assert parts.items == whole.items
+    assert torch.allclose(parts.clean, whole.clean, atol=1e-3)
+    assert precompute_latents(recipe, tmp_path).num_new == 0
+
+
+def test_a_trained_decoder_leaves_latents_valid(runs: Path, tmp_path: Path) -> None:
+    vae = load_autoencoder(runs / "autoencoder" / "model" / "vae")
+    before = fingerprint_encoder(vae)
+    assert before == fingerprint_encoder(load_autoencoder(runs / "autoencoder" / "start" / "vae"))
+    assert before == fingerprint_encoder(load_autoencoder(runs / "model" / "vae")), "half precision changes nothing"
+    with torch.no_grad():
+        vae.decoder.conv_out.conv_t.bias.add_(1)
+    assert fingerprint_encoder(vae) == before
+    with torch.no_grad():
+        vae.encoder.conv_out.conv_t.bias.add_(1)
+    vae.save_pretrained(tmp_path / "vae")
+    shutil.copytree(runs / "latents", tmp_path / "latents")
+    with pytest.raises(RecipeError, match="made with autoencoder"):
+        precompute_latents(with_autoencoder(runs, tmp_path / "vae"), tmp_path / "latents")
+
+
+def with_autoencoder(runs: Path, folder: Path) -> LatentsRecipe:
+    return replace(latents_recipe(runs), autoencoder=str(folder))
+
+
+@pytest.mark.parametrize("layout", ["manifest", "vap"])
+def test_a_dataset_of_videos(layout: str, runs: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    (data / "videos").mkdir(parents=True)
+    samples = []
+    for index in range(4):
+        clip = render_item(world_item(index * 9), num_frames=12, size=(20, 30)).clip
+        write_clip(clip, data / "videos" / f"{index}.mp4")
+        samples.append(
+            VideoSample(
+                path=f"videos/{index}.mp4",
+                caption=f"caption {index}",
+                condition=f"kind {index % 2}",
+                **({"scene": f"scene {index}", "full_caption": "told"} if layout == "manifest" else {}),  # type: ignore[arg-type]
+            )
+        )
+    if layout == "manifest":
+        write_manifest(samples, data / "manifest.jsonl")
+    else:
+        write_vap_data(samples, data)
+    recipe = latents_recipe(runs, f"dataset={data}")
+    summary = precompute_latents(recipe, tmp_path / "latents")
+    assert (summary.num_clips, summary.num_first_frames) == (4, 4)
+    cache = open_latents(tmp_path / "latents")
+    assert cache.conditions == ("kind 0", "kind 1", "kind 0", "kind 1")
+    assert cache.captions[2] == "caption 2"
+    assert cache.scenes[2] == ("scene 2" if layout == "manifest" else "videos/2.mp4")
+    assert cache.full_captions[2] == ("told" if layout == "manifest" else "caption 2")
+    assert cache.clean.shape == (4, 4, 3, 4, 4)
+    frames = open_clips(recipe.data, recipe.dataset).frames(1)
+    vae = load_autoencoder(runs / "autoencoder" / "model" / "vae")
+    with torch.no_grad():
+        expected = encode_video(vae, to_video(frames[None]))
+    assert np.allclose(cache.clean[1].float(), expected[0], atol=2e-3)
+    with pytest.raises(RecipeError, match="made with dataset"):
+        precompute_latents(latents_recipe(runs), tmp_path / "latents")
+
+
+def test_what_is_not_there(runs: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="neither"):
+        precompute_latents(with_autoencoder(runs, tmp_path / "none"), tmp_path / "latents")
+    with pytest.raises(ModelError, match="holds none"):
+        precompute_latents(with_autoencoder(runs, runs / "latents"), tmp_path / "latents")
+    (tmp_path / "data").mkdir()
+    with pytest.raises(InputError, match=r"expected manifest.jsonl or vap_data.csv"):
+        precompute_latents(latents_recipe(runs, f"dataset={tmp_path / 'data'}"), tmp_path / "latents")
+    assert json.loads((runs / "latents" / "summary.json").read_text())["num_clips"] == 308

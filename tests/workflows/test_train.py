@@ -1,0 +1,273 @@
+import json
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from sememe.data.latents import LatentCache
+from sememe.errors import InputError, ModelError, RecipeError
+from sememe.pipelines.video_as_prompt import VideoAsPromptPipeline
+from sememe.training.backbone import BackboneStage
+from sememe.training.expert import ExpertStage
+from sememe.training.progress import CheckpointSaved, TrainingEvent, TrainingProgress
+from sememe.workflows import stages
+from sememe.workflows.beginnings import find_initial, prepare_start
+from sememe.workflows.events import Progress, ignore_progress
+from sememe.workflows.run_record import read_run, read_summary
+from sememe.workflows.train import resolve_training_recipe, train_recipe
+from sememe.world import conditions
+from workflows.smoke_runs import settings, smoke_runs
+
+PARTS = ("autoencoder", "backbone", "expert")
+CONSTANT = ["training.schedule.shape=constant", "training.ema_decay=0"]
+
+
+@pytest.fixture
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return smoke_runs(tmp_path_factory.getbasetemp())
+
+
+def tensors(folder: Path) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for path in sorted(folder.rglob("*.safetensors")):
+        found |= {f"{path.parent.name}/{name}": tensor for name, tensor in load_file(path).items()}
+    assert found
+    return found
+
+
+def assert_same(one: Path, other: Path) -> None:
+    first, second = tensors(one), tensors(other)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+def test_the_whole_way_ends_in_a_model(runs: Path) -> None:
+    pipeline = VideoAsPromptPipeline.from_pretrained(runs / "model")
+    assert pipeline.defaults.num_frames == 9
+    picture = np.full((16, 16, 3), 90, np.uint8)
+    output = pipeline(image=picture, references=[np_clip()], generator=torch.Generator().manual_seed(0))
+    assert output.clips[0].frames.shape == (9, 16, 16, 3)
+    card = (runs / "model" / "README.md").read_text()
+    assert "smoke-expert: 4 steps, 16 samples" in card
+    assert "psnr" in card
+
+
+def np_clip() -> object:
+    from sememe.video import Clip
+
+    return Clip(np.random.default_rng(0).integers(0, 255, (9, 16, 16, 3), np.uint8), 8.0)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_run_tells_what_it_is(part: str, runs: Path) -> None:
+    record, summary = read_run(runs / part), read_summary(runs / part)
+    assert record is not None
+    assert summary is not None
+    assert record.recipe == summary.recipe == f"smoke-{part}"
+    assert record.settings["training.num_steps"] == "4"
+    assert record.inputs["clips"].startswith("world 1, 9 frames of 16x16")
+    assert (summary.step, summary.ending) == (4, "finished")
+    assert summary.device.endswith("CPU threads")
+    assert (runs / part / "start").is_dir()
+
+
+@pytest.mark.parametrize("part", [*PARTS, "expert-joint"])
+def test_a_resumed_run_is_that_of_one_piece(part: str, runs: Path, tmp_path: Path) -> None:
+    given = settings(runs, part) + CONSTANT
+    events: list[TrainingEvent] = []
+    for name, steps in (("whole", (3,)), ("parts", (1, 3))):
+        for number in steps:
+            recipe = resolve_training_recipe(f"smoke-{part}", [*given, f"training.num_steps={number}"])
+            summary = train_recipe(recipe, tmp_path / name, on_event=events.append)
+            assert summary.step == number
+    assert_same(tmp_path / "whole" / "model", tmp_path / "parts" / "model")
+    assert sum(isinstance(event, CheckpointSaved) for event in events) == 3
+    assert [event.step for event in events if isinstance(event, TrainingProgress)] == [1, 2, 3, 1, 2, 3]
+    start = tmp_path / "whole" / "start" / ("expert" if part == "expert-joint" else "")
+    assert any(
+        not torch.equal(tensors(tmp_path / "whole" / "model")[name], tensor) for name, tensor in tensors(start).items()
+    )
+
+
+def test_progress_tells_loss_and_time(runs: Path, tmp_path: Path) -> None:
+    seen: list[Progress] = []
+    recipe = resolve_training_recipe("smoke-backbone", [*settings(runs, "backbone"), "training.num_steps=2"])
+    train_recipe(recipe, tmp_path / "run", on_progress=seen.append)
+    assert [progress.stage for progress in seen[:2]] == ["reading latents", "fitting the tokenizer"]
+    assert seen[-1].stage.startswith("smoke-backbone, loss ")
+    assert (seen[-1].step, seen[-1].num_steps, seen[-1].seconds_left) == (2, 2, 0.0)
+
+
+# Beginning with other weights
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("kind", ["model", "run"])
+def test_weights_of_a_model_or_a_run(kind: str, part: str, runs: Path, tmp_path: Path) -> None:
+    source = runs / ("model" if kind == "model" else part)
+    recipe = resolve_training_recipe(f"smoke-{part}", [*settings(runs, part), "training.learning_rate=1e-9"])
+    train_recipe(recipe, tmp_path / "run", init_from=str(source))
+    expected = tensors(source if kind == "model" else source / "model")
+    for name, tensor in tensors(tmp_path / "run" / "model").items():
+        assert torch.allclose(tensor.float(), expected[name].float(), atol=1e-6), name
+    record = read_run(tmp_path / "run")
+    assert record is not None
+    assert record.init_from == str(source)
+
+
+def test_weights_of_an_unfinished_run(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "expert", tmp_path / "old")
+    shutil.rmtree(tmp_path / "old" / "model")
+    checkpoint = tmp_path / "old" / "checkpoints" / "step_000004"
+    for number, source in enumerate((tmp_path / "old", checkpoint)):
+        assert find_initial(str(source)).checkpoint == source
+        recipe = resolve_training_recipe("smoke-expert", [*settings(runs, "expert"), "training.learning_rate=1e-9"])
+        train_recipe(recipe, tmp_path / str(number), init_from=str(source))
+        expected = tensors(runs / "expert" / "model")
+        for name, tensor in tensors(tmp_path / str(number) / "model").items():
+            assert torch.allclose(tensor, expected[name], atol=1e-6), name
+    shutil.rmtree(tmp_path / "old" / "start")
+    with pytest.raises(ModelError, match="no folder start"):
+        find_initial(str(checkpoint))
+
+
+def test_another_beginning_needs_another_folder(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "expert", tmp_path / "run")
+    recipe = resolve_training_recipe("smoke-expert", settings(runs, "expert"))
+    with pytest.raises(RecipeError, match="began from weights of its own, not from"):
+        train_recipe(recipe, tmp_path / "run", init_from=str(runs / "model"))
+
+
+def test_other_processes_wait_for_the_first(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = resolve_training_recipe("smoke-backbone", settings(runs, "backbone"))
+
+    def make(folder: Path) -> None:
+        time.sleep(0.3)
+        (folder / "tokenizer").mkdir()
+
+    first = threading.Thread(target=prepare_start, args=(recipe, tmp_path, None, make))
+    first.start()
+    time.sleep(0.1)
+    monkeypatch.setenv("RANK", "1")
+    start = prepare_start(recipe, tmp_path, None, lambda _: pytest.fail("the first process makes it"))
+    assert (start / "tokenizer").is_dir()
+    first.join()
+
+
+# What is trained on what
+
+
+def test_the_backbone_meets_everything_and_hears_no_unseen_name(runs: Path, tmp_path: Path) -> None:
+    recipe = resolve_training_recipe("smoke-backbone", settings(runs, "backbone"))
+    stage = stages.prepare_stage(recipe, tmp_path / "run", None, ignore_progress).stage
+    assert isinstance(stage, BackboneStage)
+    cache = LatentCache.open(runs / "latents")
+    assert set(stage.latents.conditions) == set(conditions())
+    unseen = {name for name, is_unnamed in zip(cache.conditions, stage._unnamed, strict=True) if is_unnamed}
+    assert unseen == set(conditions(split="unseen"))
+
+
+def test_the_expert_meets_seen_conditions_only(runs: Path, tmp_path: Path) -> None:
+    recipe = resolve_training_recipe("smoke-expert", settings(runs, "expert"))
+    stage = stages.prepare_stage(recipe, tmp_path / "run", None, ignore_progress).stage
+    assert isinstance(stage, ExpertStage)
+    assert set(stage.latents.conditions) == set(conditions(split="seen"))
+    frozen = [name for name, parameter in stage.transformer.named_parameters() if not parameter.requires_grad]
+    assert "patch_embedding.weight" in frozen
+    cache = LatentCache.open(runs / "latents")
+    few, more = (set(stages.select_conditions(cache, number).conditions) for number in (10, 24))
+    assert few < more < set(conditions(split="seen"))
+    assert (len(few), len(more)) == (10, 24)
+    number = len(conditions(split="seen"))
+    with pytest.raises(RecipeError, match=f"at most {number}"):
+        stages.select_conditions(cache, number + 1)
+
+
+# Mistakes
+
+
+def test_a_folder_of_another_run(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "expert", tmp_path / "run")
+    with pytest.raises(RecipeError, match="holds a run of smoke-expert, not of smoke-backbone"):
+        train_recipe(resolve_training_recipe("smoke-backbone", settings(runs, "backbone")), tmp_path / "run")
+    recipe = resolve_training_recipe("smoke-expert", settings(runs, "expert"))
+    with pytest.raises(RecipeError, match="holds a run already"):
+        train_recipe(recipe, tmp_path / "run", resume="never")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    record["inputs"]["backbone"] = "0123"
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    with pytest.raises(RecipeError, match="was begun with backbone 0123"):
+        train_recipe(recipe, tmp_path / "run")
+    (tmp_path / "run" / "run.json").write_text("{")
+    with pytest.raises(ModelError, match="cannot be read"):
+        train_recipe(recipe, tmp_path / "run")
+
+
+def test_never_resuming_clears_what_an_earlier_try_left(runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "run" / "start").mkdir(parents=True)
+    (tmp_path / "run" / "run.json").write_text("{")
+    recipe = resolve_training_recipe("smoke-expert", [*settings(runs, "expert"), "training.num_steps=1"])
+    assert train_recipe(recipe, tmp_path / "run", resume="never").is_complete
+
+
+def test_latents_that_are_not_there(runs: Path, tmp_path: Path) -> None:
+    given = [*settings(runs, "expert")[:1], f"backbone={runs / 'backbone'}"]
+    with pytest.raises(InputError, match="does not exist"):
+        train_recipe(resolve_training_recipe("smoke-expert", [*given, f"latents={tmp_path}"]), tmp_path / "run")
+    shutil.copytree(runs / "latents", tmp_path / "half")
+    (tmp_path / "half" / "summary.json").unlink()
+    with pytest.raises(InputError, match="is not finished"):
+        train_recipe(
+            resolve_training_recipe("smoke-expert", [*given, f"latents={tmp_path / 'half'}"]), tmp_path / "run"
+        )
+
+
+def test_latents_of_another_autoencoder(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "backbone", tmp_path / "backbone")
+    record = json.loads((tmp_path / "backbone" / "run.json").read_text())
+    record["inputs"]["autoencoder"] = "f" * 64
+    (tmp_path / "backbone" / "run.json").write_text(json.dumps(record))
+    given = [*settings(runs, "expert")[:-1], f"backbone={tmp_path / 'backbone'}"]
+    with pytest.raises(RecipeError, match="was trained on latents of autoencoder ffff"):
+        train_recipe(resolve_training_recipe("smoke-expert", given), tmp_path / "run")
+
+
+def test_latents_of_another_shape(runs: Path, tmp_path: Path) -> None:
+    given = [*settings(runs, "expert"), "settings.num_mask_channels=8"]
+    with pytest.raises(RecipeError, match="need a transformer of 16 input channels, got one of 12"):
+        train_recipe(resolve_training_recipe("smoke-expert", given), tmp_path / "run")
+
+
+def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    recipe = resolve_training_recipe("tiny-backbone", ["training.device=cpu"])
+    with pytest.raises(RecipeError, match="needs a C\\+\\+ compiler"):
+        train_recipe(recipe, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        ("smoke-exprt", [], "did you mean smoke-expert"),
+        ("smoke-latents", [], "a recipe for latents, which `sememe train` does not run"),
+        ("smoke-expert", ["training.learning_rat=1"], "nearest is training.learning_rate"),
+        ("smoke-expert", ["training.learning_rate=fast"], "must be a number"),
+        ("smoke-expert", ["name=other"], "name and description cannot be set"),
+    ],
+)
+def test_wrong_recipes_and_settings(name: str, given: list[str], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        resolve_training_recipe(name, given)
+
+
+def test_max_minutes_is_a_setting_like_others() -> None:
+    assert resolve_training_recipe("tiny-expert", [], 12.5).training.max_minutes == 12.5
+    with pytest.raises(RecipeError, match="given twice"):
+        resolve_training_recipe("tiny-expert", ["training.max_minutes=1"], 12.5)
