@@ -44,10 +44,11 @@ def test_latents_are_those_of_the_pipeline(runs: Path) -> None:
         rendered = render_item(item, num_frames=9, size=16)
         video = to_video(rendered.clip.frames[None])
         assert torch.equal(cache.select_clean(torch.tensor([index])), encode_video(vae, video).half())
-        first = encode_first_frame(vae, video[:, :, 0], 9).half()
+        first = encode_first_frame(vae, video[:, :, 0], 9, "repeat").half()
         assert torch.allclose(cache.select_condition(torch.tensor([index])), first, atol=1e-3)
         assert (cache.conditions[index], cache.scenes[index]) == (item.condition, str(item.scene))
         assert (cache.captions[index], cache.full_captions[index]) == (rendered.caption, rendered.full_caption)
+    assert cache.origin.first_frame_fill == "repeat"
     assert cache.origin.autoencoder == fingerprint_encoder(vae)
     assert cache.origin.dataset == "world 1, 9 frames of 16x16 at 8 fps, 154 clips a scene"
 

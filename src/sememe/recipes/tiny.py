@@ -57,7 +57,7 @@ def tiny_backbone() -> BackboneRecipe:
         name="tiny-backbone",
         description="the image-to-video backbone of tiny, with its text encoder and tokenizer",
         latents=Path("runs/tiny-latents"),
-        training=_transformer_training(warmup_steps=100, ema_decay=0.998, max_minutes=60.0),
+        training=_transformer_training(learning_rate=1e-3, warmup_steps=100, ema_decay=0.998, max_minutes=60.0),
     )
 
 
@@ -68,7 +68,7 @@ def tiny_expert() -> ExpertRecipe:
         description="the expert of tiny: one-way, in every block, captions that do not name the condition",
         latents=Path("runs/tiny-latents"),
         backbone="runs/tiny-backbone",
-        training=_transformer_training(warmup_steps=60, ema_decay=0.997, max_minutes=240.0),
+        training=_transformer_training(learning_rate=7e-4, warmup_steps=60, ema_decay=0.997, max_minutes=240.0),
     )
 
 
@@ -152,10 +152,12 @@ def tiny_expert_single_targets() -> ExpertRecipe:
     )
 
 
-def _transformer_training(*, warmup_steps: int, ema_decay: float, max_minutes: float) -> TrainingConfig:
+def _transformer_training(
+    *, learning_rate: float, warmup_steps: int, ema_decay: float, max_minutes: float
+) -> TrainingConfig:
     return TrainingConfig(
         num_steps=_UNBOUNDED,
-        learning_rate=1e-3,
+        learning_rate=learning_rate,
         betas=(0.9, 0.98),
         weight_decay=0.01,
         schedule=ScheduleConfig(warmup_steps=warmup_steps, shape="cosine", final_ratio=0.03),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -130,10 +129,13 @@ def balance_bands(autoencoder: Any, video: Tensor) -> None:
         parametrize.register_parametrization(first, "weight", _Scale(1 / spread.view(1, -1, 1, 1, 1)))
 
 
+@torch.no_grad()
 def fold_bands(autoencoder: Any) -> Any:
-    """A copy of the autoencoder with the scales of `balance_bands` folded into plain weights."""
-    folded = copy.deepcopy(autoencoder)
-    for module in folded.modules():
-        for name in list(getattr(module, "parametrizations", {})):
-            parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+    """A copy of the autoencoder, on the CPU, with the scales of `balance_bands` folded into plain weights."""
+    # Made anew: torch removes a parametrization from the class that a module shares with its deep copy.
+    folded = type(autoencoder).from_config(autoencoder.config)
+    tensors = {name: tensor for name, tensor in autoencoder.state_dict().items() if ".parametrizations." not in name}
+    for path, module in autoencoder.named_modules():
+        tensors |= {f"{path}.{name}": getattr(module, name) for name in getattr(module, "parametrizations", {})}
+    folded.load_state_dict(tensors)
     return folded
