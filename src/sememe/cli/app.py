@@ -8,22 +8,17 @@ import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Annotated
 
 import typer
 
 import sememe
-from sememe.cli import demo, generate, models, parity
+from sememe.cli import demo, evaluate, generate, models, parity, train, world
 from sememe.cli.quiet import silence_libraries
 from sememe.errors import SememeError
 
 USER_ERROR = 2
 INTERRUPTED = 130
-
-# Verbs in modules of their own that a build may lack; each has a `register(app)`.
-_OPTIONAL_VERBS = ("train", "precompute", "evaluate", "world")
 
 
 @dataclass
@@ -58,11 +53,8 @@ def make_app(session: Session) -> typer.Typer:
         if not session.debug:
             silence_libraries()
 
-    for verb in (demo, generate, models, parity):
+    for verb in (demo, generate, train, evaluate, models, world, parity):
         verb.register(app)
-    for name in _OPTIONAL_VERBS:
-        if find_spec(f"sememe.cli.{name}") is not None:
-            import_module(f"sememe.cli.{name}").register(app)
     return app
 
 
@@ -90,13 +82,12 @@ def run(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (KeyboardInterrupt, typer.Abort):
-        code = INTERRUPTED
+        typer.echo("interrupted", err=True)
+        return INTERRUPTED
     except (SememeError, typer.TyperException) as error:
         return _tell_user_error(error, session)
     except Exception as error:  # the last line of defence: one line instead of a traceback
         return _tell_fault(error, session)
-    if code == INTERRUPTED:
-        typer.echo("interrupted: nothing was written", err=True)
     return code if isinstance(code, int) else 0
 
 

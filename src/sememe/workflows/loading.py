@@ -63,12 +63,14 @@ def load_model(name: str, device: str | None = None, dtype: str | None = None) -
     """
     check_model_request(name, dtype)
     import torch
+    from diffusers.utils.logging import disable_progress_bar
 
     from sememe.pipelines.folders import find_folder
     from sememe.pipelines.video_as_prompt import VideoAsPromptPipeline
 
     place = choose_device(device)
     folder = find_folder(name)
+    disable_progress_bar()
     precision = None if dtype is None else getattr(torch, dtype)
     pipeline = VideoAsPromptPipeline.from_pretrained(folder, torch_dtype=precision).to(place)
     pipeline.set_progress_bar_config(disable=True)
