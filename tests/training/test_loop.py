@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from sememe.errors import MissingExtraError, ModelError, RecipeError
-from sememe.training.checkpoint import find_latest, list_checkpoints, load_checkpoint
+from sememe.training.checkpoint import find_latest, list_checkpoints, load_checkpoint, save_checkpoint
 from sememe.training.config import ScheduleConfig, TrainingConfig
 from sememe.training.export import export_checkpoint
 from sememe.training.loop import train
@@ -150,6 +150,32 @@ def test_a_spent_budget_completes_the_run_with_a_complete_decay(tmp_path: Path) 
     assert log[-1]["learning_rate"] < 0.01 * log[0]["learning_rate"]
     again = train(SmallStage(), config, tmp_path)
     assert (again.ending, again.step) == ("budget", summary.step)
+
+
+def test_a_budget_that_is_spent_while_saving_does_not_prolong_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = 0.0
+
+    class OneSecondSteps(SmallStage):
+        def batch(self, step: int, generator: torch.Generator, device: torch.device) -> Any:
+            nonlocal clock
+            clock += 1.0
+            return super().batch(step, generator, device)
+
+    def save_slowly(*arguments: Any) -> Path:
+        nonlocal clock
+        path = save_checkpoint(*arguments)
+        clock += 0.5
+        return path
+
+    monkeypatch.setattr("sememe.training.loop.time.monotonic", lambda: clock)
+    monkeypatch.setattr("sememe.training.loop.save_checkpoint", save_slowly)
+    # The second step is saved at 2.5 s, the budget ends at 2.8 s, and the save at 3.0 s.
+    config = make_config(num_steps=10**6, max_minutes=2.8 / 60, save_every=1)
+    summary = train(OneSecondSteps(), config, tmp_path)
+    assert (summary.ending, summary.step) == ("budget", 2)
+    assert train(OneSecondSteps(), config, tmp_path).step == 2
 
 
 def test_a_limit_of_minutes_stops_one_call_only(tmp_path: Path) -> None:

@@ -118,6 +118,7 @@ class _Run:
         self._meter = IntervalMeter()
         self._step = self._num_samples = 0
         self._seconds_before, self._started = 0.0, time.monotonic()
+        self._saved_seconds = 0.0
         self._loss: float | None = None
         self._saved: Path | None = None
         self._saved_step, self._saved_at = -1, self._started
@@ -170,7 +171,7 @@ class _Run:
         copy_tensors(loaded.weights, tracked_tensors(self._modules), str(path))
         self._optimizer.load(loaded.optimizer)
         self._step, self._num_samples = loaded.step, int(loaded.state["num_samples"])
-        self._seconds_before = float(loaded.state["seconds"])
+        self._seconds_before = self._saved_seconds = float(loaded.state["seconds"])
         self._loss = loaded.state["loss"]
         self._saved, self._saved_step = path, loaded.step
 
@@ -202,7 +203,9 @@ class _Run:
         try:
             ending = self._loop(batches, request)
             self._raise_if_bad()
-            if is_main and self._saved_step != self._step:
+            # The last checkpoint must know that the budget is spent, or the next call would take another step.
+            forgets_ending = ending == "budget" and self._saved_seconds < 60.0 * (config.max_minutes or 0.0)
+            if is_main and (self._saved_step != self._step or forgets_ending):
                 self._save()
         finally:
             batches.close()
@@ -346,6 +349,7 @@ class _Run:
 
     def _save(self) -> None:
         self._raise_if_bad()
+        seconds = self._seconds()
         checkpoint = Checkpoint(
             step=self._step,
             weights=tracked_tensors(self._modules),
@@ -353,7 +357,7 @@ class _Run:
             optimizer=self._optimizer.tensors(),
             state={
                 "stage": self._stage.name,
-                "seconds": self._seconds(),
+                "seconds": seconds,
                 "num_samples": self._num_samples,
                 "loss": self._loss,
                 "config": dataclasses.asdict(self._config),
@@ -361,7 +365,7 @@ class _Run:
             },
         )
         self._saved = save_checkpoint(checkpoint, self._folder / "checkpoints", self._config.keep_checkpoints)
-        self._saved_step, self._saved_at = self._step, time.monotonic()
+        self._saved_step, self._saved_at, self._saved_seconds = self._step, time.monotonic(), seconds
         self._send(CheckpointSaved(step=self._step, path=self._saved))
 
     def _send(self, event: TrainingEvent) -> None:
