@@ -125,11 +125,19 @@ def test_a_fresh_process_writes_the_same_file(
     assert all(line.startswith(stages) for line in outcome.err.splitlines()), outcome.err
 
 
+# A shell that starts the tests in the background has its children ignore Ctrl-C; this one must not.
+_HEEDING_INTERRUPTS = """
+import runpy, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+runpy.run_module("sememe", run_name="__main__", alter_sys=True)
+"""
+
+
 def test_ctrl_c_leaves_nothing(files: Path, model_folder: Path, tmp_path: Path) -> None:
     command = [
         sys.executable,
-        "-m",
-        "sememe",
+        "-c",
+        _HEEDING_INTERRUPTS,
         *map(str, arguments(files, model_folder, tmp_path / "out.mp4", steps=5000)),
     ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
