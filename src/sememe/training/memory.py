@@ -1,8 +1,9 @@
 """Keeping freed memory for the next tensor, on Linux.
 
 glibc maps every large block from the system and unmaps it when it is freed. Training on a CPU allocates and frees
-hundreds of large tensors in each step, and the system has to clear every page again each time: a step of a small video
-autoencoder then takes four times as long. GPUs have allocators of their own, and other systems other ones on the CPU.
+hundreds of large tensors in each step, and the system has to clear every page again each time. How much that costs
+depends on the machine and the network (`docs/log.md`). GPUs have allocators of their own,
+and other systems other ones on the CPU.
 """
 
 import ctypes

@@ -186,7 +186,7 @@ def _is_cuda(recipe: TrainingRecipe) -> bool:
 
 def _choose_attention(transformer: Any, recipe: TrainingRecipe) -> None:
     if choose_device(recipe.training.device).type == "cpu":
-        # On a CPU the backward of torch's fused attention is slow in bfloat16: a third of a step.
+        # On a CPU the backward of torch's fused attention is slow in bfloat16.
         transformer.set_attention_backend("_native_math")
 
 
