@@ -112,8 +112,9 @@ def balance_bands(autoencoder: Any, video: Tensor) -> None:
     """Makes every wavelet band of an `AutoencoderKLCosmos` about equally large to the optimiser.
 
     The class folds pictures into wavelet bands of very different sizes, so that optimiser steps which suit the coarse
-    ones may drown the fine ones in noise. The decoder's last convolution, and the encoder's first where it is trained, get scales measured on `video` (batch, 3, frame, height,
-    width); what the network computes stays the same, bit for bit. `fold_bands` makes plain weights of them again.
+    ones may drown the fine ones in noise. The decoder's last convolution, and the encoder's first where it is trained,
+    get scales measured on `video` (batch, 3, frame, height, width); what the network computes stays the same, bit for
+    bit. `fold_bands` makes plain weights of them again.
 
     A second call does nothing.
     """
