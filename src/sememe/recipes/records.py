@@ -62,8 +62,12 @@ class CosmosNetwork:
 
 @dataclass(frozen=True, kw_only=True)
 class WanNetwork:
-    """A `WanTransformer3DModel`; its channels follow from the latents."""
+    """A `WanTransformer3DModel`; its channels follow from the latents.
 
+    A token stands for one latent frame of `patch_size` x `patch_size` latents.
+    """
+
+    patch_size: int = 2
     num_layers: int = 8
     num_attention_heads: int = 6
     attention_head_dim: int = 64
@@ -72,7 +76,7 @@ class WanNetwork:
     rope_max_seq_len: int = 128
 
     def __post_init__(self) -> None:
-        for name in ("num_layers", "num_attention_heads", "attention_head_dim", "ffn_dim", "freq_dim"):
+        for name in ("patch_size", "num_layers", "num_attention_heads", "attention_head_dim", "ffn_dim", "freq_dim"):
             _check(getattr(self, name) >= 1, f"network.{name} must be 1 or more, got {getattr(self, name)}")
         _check(
             self.attention_head_dim % 2 == 0,

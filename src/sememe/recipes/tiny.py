@@ -15,8 +15,10 @@ from sememe.recipes.records import (
     ExpertRecipe,
     LatentsRecipe,
     ModelRecipe,
+    WanNetwork,
 )
 from sememe.training.config import ScheduleConfig, TrainingConfig
+from sememe.training.settings import BackboneSettings, ExpertSettings
 
 _UNBOUNDED = 100_000
 """Steps of runs that end by the clock."""
@@ -57,7 +59,10 @@ def tiny_backbone() -> BackboneRecipe:
         name="tiny-backbone",
         description="the image-to-video backbone of tiny, with its text encoder and tokenizer",
         latents=Path("runs/tiny-latents"),
-        training=_transformer_training(learning_rate=1e-3, warmup_steps=100, ema_decay=0.998, max_minutes=60.0),
+        # Tokens of 8x8 pixels: at equal compute, four times as many tokens of half the width learn far better.
+        network=WanNetwork(patch_size=1, num_attention_heads=3, ffn_dim=768),
+        settings=BackboneSettings(batch_size=48),
+        training=_transformer_training(learning_rate=1.8e-3, warmup_steps=80, ema_decay=0.998, max_minutes=60.0),
     )
 
 
@@ -68,7 +73,8 @@ def tiny_expert() -> ExpertRecipe:
         description="the expert of tiny: one-way, in every block, captions that do not name the condition",
         latents=Path("runs/tiny-latents"),
         backbone="runs/tiny-backbone",
-        training=_transformer_training(learning_rate=7e-4, warmup_steps=60, ema_decay=0.997, max_minutes=240.0),
+        settings=ExpertSettings(num_references=12, targets_per_reference=4),
+        training=_transformer_training(learning_rate=1.2e-3, warmup_steps=60, ema_decay=0.997, max_minutes=240.0),
     )
 
 
@@ -148,7 +154,7 @@ def tiny_expert_single_targets() -> ExpertRecipe:
         recipe,
         name="tiny-expert-single-targets",
         description="ablation: every target has a reference of its own, with as many pairs a batch",
-        settings=replace(recipe.settings, num_references=64, targets_per_reference=1),
+        settings=replace(recipe.settings, num_references=48, targets_per_reference=1),
     )
 
 

@@ -63,7 +63,7 @@ def make_transformer(
 ) -> WanTransformer3DModel:
     """An image-to-video transformer at random weights: its input is latents, mask and condition."""
     return WanTransformer3DModel(
-        patch_size=(1, 2, 2),
+        patch_size=(1, network.patch_size, network.patch_size),
         num_attention_heads=network.num_attention_heads,
         attention_head_dim=network.attention_head_dim,
         in_channels=2 * latent_channels + num_mask_channels,
