@@ -7,7 +7,7 @@ from diffusers import AutoencoderKL, AutoencoderKLCogVideoX
 from models.factories import make_cosmos_vae, make_wan_vae
 from sememe.errors import InputError, ModelError
 from sememe.models.autoencoder import LatentGrid, decode_latents, encode_video, latent_grid
-from sememe.models.condition import encode_first_frame, first_frame_condition, mark_first_frame
+from sememe.models.condition import encode_first_frame, frame_condition, mark_first_frame
 
 
 def make_video(num_frames: int = 5, seed: int = 0) -> torch.Tensor:
@@ -56,7 +56,13 @@ def test_cogvideox_latents_use_the_scaling_factor() -> None:
         norm_num_groups=2,
         scaling_factor=0.7,
     ).eval()
-    assert latent_grid(vae) == LatentGrid(4, 8, 4)
+    grid = latent_grid(vae)
+    assert grid == LatentGrid(4, 8, 4, frame_multiple=8)
+    assert grid.latent_shape(5, 8, 8, is_decoded=False) == (4, 2, 1, 1)
+    with pytest.raises(InputError, match="the nearest is 9"):
+        grid.latent_shape(5, 8, 8)
+    with pytest.raises(InputError, match="got 6"):
+        grid.latent_shape(6, 8, 8, is_decoded=False)
     raw = vae.encode(make_video()).latent_dist.mode()
     torch.testing.assert_close(encode_video(vae, make_video()), raw * 0.7)
 
@@ -86,7 +92,7 @@ def test_other_autoencoders_are_refused() -> None:
 @torch.no_grad()
 def test_the_condition_holds_the_first_frame_and_says_so(make_vae) -> None:  # type: ignore[no-untyped-def]
     vae, images = make_vae(), make_video(1)[:, :, 0]
-    condition = first_frame_condition(vae, images, 9)
+    condition = frame_condition(vae, images, 9)
     assert condition.shape == (2, 4 + 4, 3, 4, 2)
     mask = condition[:, :4]
     assert mask[:, :, 0].eq(1).all()

@@ -16,6 +16,7 @@ from sememe.errors import InputError, ModelError
 
 Video = Float[torch.Tensor, "batch 3 frame height width"]
 Latents = Float[torch.Tensor, "batch channel latent_frame latent_height latent_width"]
+Generators = torch.Generator | list[torch.Generator] | None
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,19 @@ class LatentGrid:
         spatial_ratio: pixels per latent pixel, in height and in width.
         num_channels: channels of a latent.
         patch_size: latent pixels per token of the transformer behind it, in height and in width.
+        frame_multiple: the number of frames of a decoded video is 1 more than a multiple of this; 0 stands for the
+            temporal ratio.
     """
 
     temporal_ratio: int
     spatial_ratio: int
     num_channels: int
     patch_size: int = 1
+    frame_multiple: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.frame_multiple:
+            object.__setattr__(self, "frame_multiple", self.temporal_ratio)
 
     @property
     def size_multiple(self) -> int:
@@ -47,22 +55,31 @@ class LatentGrid:
 
     def nearest_num_frames(self, num_frames: int) -> int:
         """The nearest number of frames that the autoencoder can make, at least 1; the larger of two equally near."""
-        steps = (max(num_frames, 1) - 1 + self.temporal_ratio // 2) // self.temporal_ratio
-        return self.count_frames(steps + 1)
+        steps = (max(num_frames, 1) - 1 + self.frame_multiple // 2) // self.frame_multiple
+        return steps * self.frame_multiple + 1
 
     def nearest_size(self, pixels: int) -> int:
         """The nearest height or width that fits, at least one multiple."""
         return max(1, (pixels + self.size_multiple // 2) // self.size_multiple) * self.size_multiple
 
-    def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+    def latent_shape(
+        self, num_frames: int, height: int, width: int, *, is_decoded: bool = True
+    ) -> tuple[int, int, int, int]:
         """(channel, frame, height, width) of the latents of a video.
+
+        Args:
+            num_frames: of the video.
+            height: pixels.
+            width: pixels.
+            is_decoded: whether the latents must also give that video back.
 
         Raises:
             InputError: where no latents have that shape; names the nearest that have.
         """
-        if self.nearest_num_frames(num_frames) != num_frames:
+        is_encoded = num_frames >= 1 and num_frames % self.temporal_ratio == 1 % self.temporal_ratio
+        if self.nearest_num_frames(num_frames) != num_frames and (is_decoded or not is_encoded):
             raise InputError(
-                f"num_frames must be 1 more than a multiple of {self.temporal_ratio} for this model, got {num_frames}; "
+                f"num_frames must be 1 more than a multiple of {self.frame_multiple} for this model, got {num_frames}; "
                 f"the nearest is {self.nearest_num_frames(num_frames)}"
             )
         for name, pixels in (("height", height), ("width", width)):
@@ -89,25 +106,35 @@ def latent_grid(vae: nn.Module, patch_size: int = 1) -> LatentGrid:
         ratios = (config.temporal_compression_ratio, config.spatial_compression_ratio)
         return LatentGrid(*ratios, config.latent_channels, patch_size)
     if name == "AutoencoderKLCogVideoX":
-        spatial = 2 ** (len(config.block_out_channels) - 1)
-        return LatentGrid(int(config.temporal_compression_ratio), spatial, config.latent_channels, patch_size)
+        ratio, spatial = int(config.temporal_compression_ratio), 2 ** (len(config.block_out_channels) - 1)
+        # It decodes latent frames in pairs, of which only a first triple holds a lone first frame: an even number of
+        # them gives more frames than went in.
+        return LatentGrid(ratio, spatial, config.latent_channels, patch_size, frame_multiple=2 * ratio)
     raise ModelError(
         f"expected AutoencoderKLWan, AutoencoderKLCosmos or AutoencoderKLCogVideoX as the autoencoder, got {name}"
     )
 
 
-def encode_video(vae: nn.Module, video: Video) -> Latents:
-    """Encodes to normalised latents; deterministic (the mode of the posterior).
+def encode_video(vae: nn.Module, video: Video, generator: Generators = None) -> Latents:
+    """Encodes to normalised latents; deterministic (the mode of the posterior) unless a generator is given.
 
     Args:
         vae: a diffusers video autoencoder.
         video: values in [-1, 1]; the number of frames is 1 more than a multiple of the temporal ratio.
+        generator: to draw from the posterior instead, one or one per video.
 
     Returns:
         Latents in the autoencoder's precision.
     """
     autoencoder: Any = vae
-    latents = autoencoder.encode(video.to(get_module_execution_device(vae), autoencoder.dtype)).latent_dist.mode()
+    video = video.to(get_module_execution_device(vae), autoencoder.dtype)
+    if generator is None:
+        latents = autoencoder.encode(video).latent_dist.mode()
+    else:
+        # One by one, as the official pipeline draws them.
+        generators = generator if isinstance(generator, list) else [generator] * len(video)
+        drawn = zip(video.split(1), generators, strict=True)
+        latents = torch.cat([autoencoder.encode(one).latent_dist.sample(source) for one, source in drawn])
     mean, std = _statistics(vae, latents)
     return (latents - mean) / std
 

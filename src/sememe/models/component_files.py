@@ -6,6 +6,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from sememe.errors import ModelError
+from sememe.models.weight_files import check_weight_files
 
 
 def load_strictly(component: type, folder: str | Path, **settings: Any) -> Any:
@@ -24,6 +25,10 @@ def load_strictly(component: type, folder: str | Path, **settings: Any) -> Any:
     if not (Path(folder) / "config.json").is_file():
         raise ModelError(f"a folder with the config.json of a {component.__name__} was expected at {folder}")
     settings = {name: value for name, value in settings.items() if value is not None}
+    try:
+        check_weight_files(Path(folder))
+    except ModelError as error:
+        raise ModelError(f"the {component.__name__} in {folder} cannot be loaded: {error}") from error
     try:
         model, info = component.from_pretrained(  # type: ignore[attr-defined]
             folder, use_safetensors=True, local_files_only=True, output_loading_info=True, **settings

@@ -1,20 +1,30 @@
-"""The image-to-video condition of Wan: the first frame's latents, and a mask that says which frames are given."""
+"""The image-to-video conditions of the backbones.
 
-from typing import Literal, get_args
+Wan's is the latents of a video that holds the given frames, behind a mask that says which frames are given; CogVideoX's
+is the latents of the first frame alone.
+"""
+
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import nn
 
-from sememe.errors import ModelError
-from sememe.models.autoencoder import Latents, encode_video, latent_grid
+from sememe.errors import InputError, ModelError
+from sememe.models.autoencoder import Generators, Latents, encode_video, latent_grid
 
 Images = Float[torch.Tensor, "batch 3 height width"]
 FirstFrameFill = Literal["grey", "repeat"]
 ConditionChannels = Float[torch.Tensor, "batch mask_and_channel latent_frame latent_height latent_width"]
 
 
-def encode_first_frame(vae: nn.Module, images: Images, num_frames: int, fill: FirstFrameFill = "grey") -> Latents:
+def encode_first_frame(
+    vae: nn.Module,
+    images: Images,
+    num_frames: int,
+    fill: FirstFrameFill = "grey",
+    last_images: Images | None = None,
+) -> Latents:
     """Encodes a video that holds the picture and then mid-grey, as Wan does, or the picture again and again.
 
     With "repeat" every latent frame tells what is where, so that a small network need not learn to carry it over.
@@ -24,10 +34,18 @@ def encode_first_frame(vae: nn.Module, images: Images, num_frames: int, fill: Fi
         images: values in [-1, 1].
         num_frames: frames of the video to be made, the picture included.
         fill: what the later frames hold; what the transformer was trained with.
+        last_images: pictures for the last frame, of the same shape.
+
+    Raises:
+        InputError: where a last frame is given and there is but one frame.
     """
     later = images.unsqueeze(2).expand(-1, -1, num_frames - 1, -1, -1)
     if fill == "grey":
         later = torch.zeros_like(later)
+    if last_images is not None:
+        if num_frames < 2:
+            raise InputError(f"a last frame needs num_frames of at least 2, got {num_frames}")
+        later = torch.cat([later[:, :, 1:], last_images.unsqueeze(2)], dim=2)
     return encode_video(vae, torch.cat([images.unsqueeze(2), later], dim=2))
 
 
@@ -37,23 +55,53 @@ def check_fill(fill: str) -> None:
         raise ModelError(f"first_frame_fill must be one of {', '.join(get_args(FirstFrameFill))}, got {fill!r}")
 
 
-def mark_first_frame(first_frame_latents: Latents, num_mask_channels: int) -> ConditionChannels:
-    """Puts the mask in front of encoded first frames: 1 in the first latent frame, 0 behind it.
+def mark_first_frame(
+    first_frame_latents: Latents, num_mask_channels: int, *, has_last_frame: bool = False
+) -> ConditionChannels:
+    """Puts the mask in front of encoded frames: 1 where a frame is given, 0 elsewhere.
 
-    The transformer's input is (latents, mask, condition) along the channels; this makes the last two.
+    The transformer's input is (latents, mask, condition) along the channels; this makes the last two. The first latent
+    frame stands for one frame and is marked in all mask channels; the last frame is the last of its latent frame.
 
     Args:
         first_frame_latents: as made by `encode_first_frame`.
         num_mask_channels: one per frame in a latent frame, that is the autoencoder's temporal ratio.
+        has_last_frame: whether the last frame is given too.
     """
     batch, _, *grid = first_frame_latents.shape
     mask = first_frame_latents.new_zeros(batch, num_mask_channels, *grid)
     mask[:, :, 0] = 1.0
+    if has_last_frame:
+        mask[:, -1, -1] = 1.0
     return torch.cat([mask, first_frame_latents], dim=1)
 
 
-def first_frame_condition(
-    vae: nn.Module, images: Images, num_frames: int, fill: FirstFrameFill = "grey"
+def frame_condition(
+    vae: nn.Module,
+    images: Images,
+    num_frames: int,
+    fill: FirstFrameFill = "grey",
+    last_images: Images | None = None,
 ) -> ConditionChannels:
     """Mask and condition channels (batch, mask + channel, latent frame, height, width) for pictures in [-1, 1]."""
-    return mark_first_frame(encode_first_frame(vae, images, num_frames, fill), latent_grid(vae).temporal_ratio)
+    latents = encode_first_frame(vae, images, num_frames, fill, last_images)
+    return mark_first_frame(latents, latent_grid(vae).temporal_ratio, has_last_frame=last_images is not None)
+
+
+def leading_frame_condition(vae: nn.Module, images: Images, num_frames: int, generator: Generators = None) -> Latents:
+    """CogVideoX's condition: the picture's own latents in the first latent frame, zeros behind it.
+
+    Models of CogVideoX 1.5 take these latents without the scale of all others (`invert_scale_latents`).
+
+    Args:
+        vae: `AutoencoderKLCogVideoX`.
+        images: values in [-1, 1].
+        num_frames: frames of the video to be made.
+        generator: to draw from the posterior; None for its mode.
+    """
+    config: Any = vae.config
+    latents = encode_video(vae, images.unsqueeze(2), generator)
+    if getattr(config, "invert_scale_latents", False):
+        latents = latents / config.scaling_factor
+    num_later = latent_grid(vae).count_latent_frames(num_frames) - 1
+    return torch.nn.functional.pad(latents, (0, 0, 0, 0, 0, num_later))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from sememe.errors import ModelError
-from sememe.models.wan_expert import ReferenceStream
+from sememe.models.reference_attention import ReferenceStream
 
 
 @dataclass(frozen=True)
@@ -14,8 +14,9 @@ class ReferenceInputs:
     """References as a transformer takes them, one entry per reference; all have the batch and grid of the target.
 
     Attributes:
-        latents: per reference (batch, channel, frame, height, width): clean latents, then the first-frame mask and
-            condition, as the backbone's own input has them.
+        latents: per reference (batch, channel, frame, height, width), or (batch, frame, channel, height, width) on
+            CogVideoX: clean latents, then the mask and condition of its first frame, as the backbone's own input has
+            them.
         text_embeds: per reference (batch, text token, text_dim), the embedded caption.
         image_embeds: per reference (batch, image token, image_dim), where the backbone reads image embeddings.
     """

@@ -2,19 +2,24 @@
 
 Video-As-Prompt calls this the temporally biased RoPE (arXiv 2510.20888, section 3.3): a reference of T latent frames
 sits at the temporal indices -T..-1 and at the target's own height and width indices, so that nothing suggests that a
-pixel of the target corresponds to a pixel of the reference at the same time.
+pixel of the target corresponds to a pixel of the reference at the same time. Of several references the first is the
+farthest in time.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from diffusers.models.embeddings import get_1d_rotary_pos_embed
 from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 
 from sememe.errors import ModelError
 
 
 class RotaryTables(NamedTuple):
-    """Cosine and sine of every token's rotation, each (1, token, 1, head_dim), pairs of channels side by side."""
+    """Cosine and sine of every token's rotation, pairs of channels side by side.
+
+    Each is (1, token, 1, head_dim) or (token, head_dim), as the stock class of the backbone takes them.
+    """
 
     cos: torch.Tensor
     sin: torch.Tensor
@@ -46,22 +51,96 @@ class ReferenceRotaryPosEmbed(WanRotaryPosEmbed):
         parts = [self.t_dim, self.h_dim, self.w_dim]
         time_cos, row_cos, column_cos = self.freqs_cos.split(parts, dim=1)
         time_sin, row_sin, column_sin = self.freqs_sin.split(parts, dim=1)
-
-        def spread(time: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-            axes = (time.view(num_frames, 1, 1, -1), rows.view(1, height, 1, -1), columns.view(1, 1, width, -1))
-            grid = [axis.expand(num_frames, height, width, -1) for axis in axes]
-            return torch.cat(grid, dim=-1).reshape(1, num_frames * height * width, 1, -1)
-
         past_cos = time_cos[1 : num_frames + 1].flip(0)
         past_sin = -time_sin[1 : num_frames + 1].flip(0)
-        return RotaryTables(
-            cos=spread(past_cos, row_cos[:height], column_cos[:width]),
-            sin=spread(past_sin, row_sin[:height], column_sin[:width]),
-        )
+        cos = _spread(past_cos, row_cos[:height], column_cos[:width])
+        sin = _spread(past_sin, row_sin[:height], column_sin[:width])
+        return RotaryTables(cos[None, :, None], sin[None, :, None])
+
+
+def cogvideox_rotary(
+    config: Any, num_frames: int, height: int, width: int, device: torch.device | str | None = None
+) -> RotaryTables:
+    """CogVideoX's tables of a target, each (token, head_dim), equal to those of the stock pipelines.
+
+    Args:
+        config: of the transformer.
+        num_frames: latent frames.
+        height: rows of latents.
+        width: columns of latents.
+        device: where to make them.
+
+    Raises:
+        ModelError: where the target is larger than the model's positions reach (CogVideoX 1.5).
+    """
+    # A last group of fewer frames than patch_size_t counts as one.
+    num_steps = -(-num_frames // (config.patch_size_t or 1))
+    return _make_cogvideox_tables(config, 0, num_steps, height, width, device)
+
+
+def cogvideox_reference_rotary(
+    config: Any, num_frames: int, height: int, width: int, device: torch.device | str | None = None
+) -> RotaryTables:
+    """CogVideoX's tables of references of the target's size, which have `num_frames` latent frames together.
+
+    The arguments and errors are those of `cogvideox_rotary`.
+    """
+    num_steps = num_frames // (config.patch_size_t or 1)
+    return _make_cogvideox_tables(config, -num_steps, num_steps, height, width, device)
 
 
 def rotate(features: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotates neighbouring pairs of channels of (batch, token, head, head_dim); the result has the same dtype."""
+    if cos.ndim == 2:
+        cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
     even, odd = features.unflatten(-1, (-1, 2)).unbind(-1)
     cos, sin = cos[..., 0::2], sin[..., 1::2]
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).type_as(features)
+
+
+def _make_cogvideox_tables(
+    config: Any, first: int, num_steps: int, height: int, width: int, device: torch.device | str | None
+) -> RotaryTables:
+    """Tables at the temporal indices first..first + num_steps - 1."""
+    rows, columns = _cogvideox_places(config, height // config.patch_size, width // config.patch_size)
+    time = torch.arange(first, first + num_steps, dtype=torch.float32)
+    # A quarter of the channels tells the time; rows and columns share the rest.
+    widths = (config.attention_head_dim // 4, *(2 * [config.attention_head_dim // 8 * 3]))
+    axes = zip(widths, (time, rows, columns), strict=True)
+    tables = [get_1d_rotary_pos_embed(width, places.to(device), use_real=True) for width, places in axes]
+    cos, sin = zip(*tables, strict=True)
+    return RotaryTables(_spread(*cos), _spread(*sin))
+
+
+def _cogvideox_places(config: Any, num_rows: int, num_columns: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where rows and columns of tokens lie on the grid of the size that the model was trained at.
+
+    CogVideoX 1.5 counts from the corner. CogVideoX 1.0 fits the grid into the native one, centred and with its shape
+    kept, and spaces the tokens evenly over it.
+    """
+    native_rows, native_columns = config.sample_height // config.patch_size, config.sample_width // config.patch_size
+    if config.patch_size_t is not None:
+        if num_rows > native_rows or num_columns > native_columns:
+            raise ModelError(
+                f"this model's positions reach {native_rows}x{native_columns} tokens (rows x columns), "
+                f"got {num_rows}x{num_columns}; use a smaller size"
+            )
+        return torch.arange(num_rows, dtype=torch.float32), torch.arange(num_columns, dtype=torch.float32)
+    if num_rows / num_columns > native_rows / native_columns:
+        fitted_rows, fitted_columns = native_rows, round(native_rows / num_rows * num_columns)
+    else:
+        fitted_rows, fitted_columns = round(native_columns / num_columns * num_rows), native_columns
+    top, left = round((native_rows - fitted_rows) / 2), round((native_columns - fitted_columns) / 2)
+    return _space_evenly(top, top + fitted_rows, num_rows), _space_evenly(left, left + fitted_columns, num_columns)
+
+
+def _space_evenly(start: int, stop: int, count: int) -> torch.Tensor:
+    # The stock grid scales its end and not its extent; the weights were trained with it.
+    return torch.linspace(start, stop * (count - 1) / count, count, dtype=torch.float32)
+
+
+def _spread(time: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """Joins tables (position, channel) of the three axes into one (token, channel), time outermost."""
+    shape = (len(time), len(rows), len(columns), -1)
+    grid = (time[:, None, None], rows[None, :, None], columns[None, None, :])
+    return torch.cat([axis.expand(shape) for axis in grid], dim=-1).flatten(0, 2)

@@ -7,15 +7,17 @@ from typing import Any
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from sememe.errors import ModelError, OutputError
+from sememe.models.weight_files import describe_names, iterate_stored, read_stored_tensors
 
 CONFIG_NAME = "config.json"
-WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
-INDEX_NAME = WEIGHTS_NAME + ".index.json"
-_SHARD_PATTERN = "diffusion_pytorch_model{suffix}.safetensors"
+_STEM = "diffusion_pytorch_model"
+WEIGHTS_NAME = f"{_STEM}.safetensors"
+INDEX_NAME = f"{WEIGHTS_NAME}.index.json"
+SHARD_PATTERN = _STEM + "{suffix}.safetensors"
 
 
 def write_tensors(
@@ -27,7 +29,7 @@ def write_tensors(
         OutputError: where the folder cannot be written.
     """
     split = split_torch_state_dict_into_shards(
-        dict(tensors), filename_pattern=_SHARD_PATTERN, max_shard_size=max_shard_size
+        dict(tensors), filename_pattern=SHARD_PATTERN, max_shard_size=max_shard_size
     )
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -67,19 +69,9 @@ def iterate_tensors(folder: Path, expected: Mapping[str, torch.Size]) -> Iterato
     Raises:
         ModelError: where a tensor is missing, extra or of another shape, or a file is absent or damaged.
     """
-    files = _list_files(folder)
-    try:
-        shapes: dict[str, torch.Size] = {}
-        for path in files:
-            with safe_open(path, "pt") as file:
-                shapes |= {key: torch.Size(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-        check_tensors(folder, expected, shapes)
-        for path in files:
-            with safe_open(path, "pt") as file:
-                for key in file.keys():  # noqa: SIM118
-                    yield key, file.get_tensor(key)
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"the weights in {folder} cannot be read ({error}); copy the folder again") from error
+    stored = read_stored_tensors(folder, (_STEM,))
+    check_tensors(folder, expected, {key: torch.Size(tensor.shape) for key, tensor in stored.items()})
+    yield from iterate_stored(stored)
 
 
 def check_tensors(folder: Path | str, expected: Mapping[str, torch.Size], found: Mapping[str, torch.Size]) -> None:
@@ -96,22 +88,11 @@ def check_tensors(folder: Path | str, expected: Mapping[str, torch.Size], found:
         if found[key] != expected[key]
     ]
     problems = [
-        f"{len(names)} {kind}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+        f"{len(names)} {kind}: {describe_names(names)}"
         for kind, names in (("missing", missing), ("not expected", extra), ("of another shape", reshaped))
         if names
     ]
     if problems:
-        raise ModelError(f"the tensors in {folder} do not fit its config; {'; '.join(problems)}")
-
-
-def _list_files(folder: Path) -> list[Path]:
-    if not (folder / INDEX_NAME).exists():
-        if not (folder / WEIGHTS_NAME).is_file():
-            raise ModelError(f"a model folder with {WEIGHTS_NAME} or {INDEX_NAME} was expected, {folder} has neither")
-        return [folder / WEIGHTS_NAME]
-    weight_map = read_json(folder / INDEX_NAME).get("weight_map")
-    names = set(weight_map.values()) if isinstance(weight_map, dict) else set()
-    # An index must not lead out of its folder.
-    if not names or not all(isinstance(name, str) and name == Path(name).name for name in names):
-        raise ModelError(f"{folder / INDEX_NAME} must map tensors to files beside it")
-    return [folder / name for name in sorted(names)]
+        raise ModelError(
+            f"the tensors in {folder} do not fit its config; {'; '.join(problems)}; download or copy the folder again"
+        )

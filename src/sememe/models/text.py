@@ -1,6 +1,7 @@
-"""Prompts to text embeddings, as Wan reads them."""
+"""Prompts to text embeddings, as Wan and CogVideoX read them."""
 
 import html
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ TextEmbeds = Float[torch.Tensor, "batch token text_dim"]
 
 MAX_SEQUENCE_LENGTH = 512
 
+_log = logging.getLogger(__name__)
+
 
 def default_sequence_length(tokenizer: Any) -> int:
     """As many tokens as the tokenizer was made for, at most 512."""
@@ -24,30 +27,59 @@ def default_sequence_length(tokenizer: Any) -> int:
 def encode_prompts(
     tokenizer: Any, text_encoder: nn.Module, prompts: Sequence[str], max_sequence_length: int | None = None
 ) -> TextEmbeds:
-    """Embeds prompts with a T5-type encoder; positions behind a prompt's end are zero.
+    """Embeds prompts as Wan reads them: cleaned, padding unseen by the encoder, zero behind a prompt's end.
 
     Args:
         tokenizer: of the text encoder.
         text_encoder: a `UMT5EncoderModel` or `T5EncoderModel`.
-        prompts: texts; longer ones are cut off.
+        prompts: texts; longer ones are cut off, with a warning that says what is lost.
         max_sequence_length: tokens per prompt; None for `default_sequence_length`.
 
     Returns:
         Embeddings in the encoder's precision, on its device.
     """
-    encoder: Any = text_encoder
+    length = max_sequence_length or default_sequence_length(tokenizer)
+    ids, mask = _tokenize(tokenizer, [clean_prompt(prompt) for prompt in prompts], length)
+    device = get_module_execution_device(text_encoder)
+    embeds = text_encoder(ids.to(device), mask.to(device)).last_hidden_state
+    return embeds * mask.to(device).unsqueeze(-1).to(embeds.dtype)
+
+
+@torch.no_grad()
+def encode_prompts_padded(
+    tokenizer: Any, text_encoder: nn.Module, prompts: Sequence[str], max_sequence_length: int
+) -> TextEmbeds:
+    """Embeds prompts as CogVideoX reads them: as they are, with the padding read like any other token.
+
+    Arguments and result are those of `encode_prompts`.
+    """
+    ids, _ = _tokenize(tokenizer, list(prompts), max_sequence_length)
+    return text_encoder(ids.to(get_module_execution_device(text_encoder))).last_hidden_state
+
+
+def _tokenize(tokenizer: Any, prompts: list[str], length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and mask, each (prompt, token); warns where a prompt is cut."""
     tokens = tokenizer(
-        [clean_prompt(prompt) for prompt in prompts],
+        prompts,
         padding="max_length",
-        max_length=max_sequence_length or default_sequence_length(tokenizer),
+        max_length=length,
         truncation=True,
         return_attention_mask=True,
         return_tensors="pt",
     )
-    device = get_module_execution_device(text_encoder)
-    mask = tokens.attention_mask.to(device)
-    embeds = encoder(tokens.input_ids.to(device), mask).last_hidden_state
-    return embeds * mask.unsqueeze(-1).to(embeds.dtype)
+    for prompt, mask in zip(prompts, tokens.attention_mask, strict=True):
+        if bool(mask.all()):
+            _warn_of_cut(tokenizer, prompt, length)
+    return tokens.input_ids, tokens.attention_mask
+
+
+def _warn_of_cut(tokenizer: Any, prompt: str, length: int) -> None:
+    ids = tokenizer(prompt, add_special_tokens=False, truncation=False, verbose=False).input_ids
+    num_special = len(tokenizer("", add_special_tokens=True).input_ids)
+    lost = ids[max(0, length - num_special) :]
+    if lost:
+        text = tokenizer.decode(lost)
+        _log.warning("the prompt has %d tokens, but %d are read; not read: %r", len(ids) + num_special, length, text)
 
 
 def clean_prompt(prompt: str) -> str:

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-from accelerate import init_empty_weights
 from diffusers import WanTransformer3DModel
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
@@ -23,17 +22,13 @@ from torch import nn
 
 from sememe.errors import ModelError
 from sememe.models.condition import FirstFrameFill, check_fill
-from sememe.models.key_map_wan import is_expert_key, to_backbone_key
+from sememe.models.expert_model import ExpertModel, as_tuple, check_grid, check_strength
+from sememe.models.key_map import KeyMap
+from sememe.models.key_map_wan import WAN_KEYS
 from sememe.models.reference import ReferenceCache, ReferenceInputs, ReferenceTokens
+from sememe.models.reference_attention import ReferenceAttention, ReferenceStream
 from sememe.models.rotary import ReferenceRotaryPosEmbed
-from sememe.models.wan_expert import (
-    EncodedReference,
-    JointAttnProcessor,
-    ReferenceAttention,
-    ReferenceStream,
-    WanVideoAsPromptBlock,
-)
-from sememe.models.wan_files import OWN_SETTINGS, TwoFolderFiles
+from sememe.models.wan_expert import EncodedReference, WanVideoAsPromptBlock
 
 
 class WanExpertEmbedder(nn.Module):
@@ -79,7 +74,7 @@ class WanExpertEmbedder(nn.Module):
         return ReferenceTokens(tokens, stream, (height, width))
 
 
-class WanVideoAsPromptTransformer(TwoFolderFiles, WanTransformer3DModel):
+class WanVideoAsPromptTransformer(ExpertModel, WanTransformer3DModel):
     """`WanTransformer3DModel` with experts; without a reference it computes what the stock class computes, bitwise.
 
     Args:
@@ -94,6 +89,29 @@ class WanVideoAsPromptTransformer(TwoFolderFiles, WanTransformer3DModel):
 
     _no_split_modules: ClassVar[list[str]] = ["WanTransformerBlock", "WanVideoAsPromptBlock"]
     _repeated_blocks: ClassVar[list[str]] = ["WanTransformerBlock", "WanVideoAsPromptBlock"]
+    backbone_class: ClassVar[Any] = WanTransformer3DModel
+    expert_class_name: ClassVar[str] = "WanVideoAsPromptExpert"
+    own_settings: ClassVar[tuple[str, ...]] = (
+        "expert_blocks",
+        "attention_mode",
+        "reference_timestep",
+        "first_frame_fill",
+    )
+    shared_settings: ClassVar[tuple[str, ...]] = (
+        "patch_size",
+        "num_attention_heads",
+        "attention_head_dim",
+        "in_channels",
+        "text_dim",
+        "freq_dim",
+        "ffn_dim",
+        "num_layers",
+        "cross_attn_norm",
+        "image_dim",
+        "added_kv_proj_dim",
+        "pos_embed_seq_len",
+    )
+    key_map: ClassVar[KeyMap] = WAN_KEYS
 
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
@@ -137,7 +155,7 @@ class WanVideoAsPromptTransformer(TwoFolderFiles, WanTransformer3DModel):
             rope_max_seq_len=rope_max_seq_len,
             pos_embed_seq_len=pos_embed_seq_len,
         )
-        indices = _check_settings(expert_blocks, attention_mode, reference_timestep, num_layers)
+        indices = self._check_settings(expert_blocks, attention_mode, reference_timestep, num_layers)
         check_fill(first_frame_fill)
         self.register_to_config(
             expert_blocks=indices, attention_mode=attention_mode, reference_timestep=reference_timestep
@@ -172,50 +190,8 @@ class WanVideoAsPromptTransformer(TwoFolderFiles, WanTransformer3DModel):
         Raises:
             ModelError: where a setting does not fit the backbone.
         """
-        settings = {key: value for key, value in backbone.config.items() if not key.startswith("_")}
         own = (expert_blocks, attention_mode, reference_timestep, first_frame_fill)
-        settings |= dict(zip(OWN_SETTINGS, own, strict=True))
-        with init_empty_weights(include_buffers=False):
-            model = cls(**settings)
-        for name, module in backbone.named_children():
-            if name != "blocks":
-                setattr(model, name, module)
-        model.scale_shift_table = backbone.scale_shift_table
-        for index, block in enumerate(backbone.blocks):
-            if index not in model.config.expert_blocks:
-                model.blocks[index] = block
-                continue
-            for name, module in block.named_children():
-                setattr(model.blocks[index], name, module)
-            model.blocks[index].scale_shift_table = block.scale_shift_table
-            block.attn1.set_processor(JointAttnProcessor())
-        model.copy_backbone_to_expert()
-        model.gradient_checkpointing = backbone.gradient_checkpointing
-        return model.train(backbone.training)
-
-    @torch.no_grad()
-    def copy_backbone_to_expert(self) -> None:
-        """Sets every expert tensor to a copy of its twin in the backbone, of the same dtype and on the same device."""
-        tensors = self.state_dict()
-        copies = {key: tensors[to_backbone_key(key)].clone() for key in tensors if is_expert_key(key)}
-        self.load_state_dict(copies, strict=False, assign=True)
-        self.expert_embedder.rope.to(self.rope.freqs_cos.device)
-
-    def expert_named_parameters(self) -> list[tuple[str, nn.Parameter]]:
-        """Names and parameters of the expert."""
-        return [(name, parameter) for name, parameter in self.named_parameters() if is_expert_key(name)]
-
-    def trainable_parameters(self) -> list[nn.Parameter]:
-        """The expert's parameters, without those behind its last attention, whose result nobody reads."""
-        prefix = f"blocks.{self.config.expert_blocks[-1]}.expert."
-        unread = tuple(prefix + part for part in ("output.", "projection.to_q.", "projection.norm_q."))
-        return [parameter for name, parameter in self.expert_named_parameters() if not name.startswith(unread)]
-
-    def freeze_backbone(self) -> None:
-        """Leaves `trainable_parameters` to be trained and nothing else."""
-        self.requires_grad_(False)
-        for parameter in self.trainable_parameters():
-            parameter.requires_grad_(True)
+        return cls._put_on_backbone(backbone, dict(zip(cls.own_settings, own, strict=True)))
 
     @apply_forward_hook  # type: ignore[untyped-decorator]
     def embed_reference(self, inputs: ReferenceInputs) -> ReferenceTokens:
@@ -257,26 +233,15 @@ class WanVideoAsPromptTransformer(TwoFolderFiles, WanTransformer3DModel):
             ModelError: where the model was trained two-way and `approximate` is False, or the inputs do not fit.
         """
         inputs = ReferenceInputs(
-            _as_tuple(reference_latents),
-            _as_tuple(reference_text_embeds),
-            None if reference_image_embeds is None else _as_tuple(reference_image_embeds),
+            as_tuple(reference_latents),
+            as_tuple(reference_text_embeds),
+            None if reference_image_embeds is None else as_tuple(reference_image_embeds),
         )
-        # Caches of features compare successive steps of a target; a reference has but one.
-        cache_config = self._cache_config
-        if cache_config is not None:
-            self.disable_cache()
-        try:
+        with self._without_feature_cache():
             return self._encode_tokens(self.embed_reference(inputs), approximate=approximate)
-        finally:
-            if cache_config is not None:
-                self.enable_cache(cache_config)
 
     def _encode_tokens(self, reference: ReferenceTokens, *, approximate: bool = False) -> ReferenceCache:
-        if self.config.attention_mode != "cached" and not approximate:
-            raise ModelError(
-                "this expert was trained two-way (attention_mode 'joint'), so its reference cannot be encoded once "
-                "for all steps; say approximate=True to do so all the same, or use the joint mode"
-            )
+        self._check_may_encode(approximate=approximate)
         hidden_states, keys, values = reference.hidden_states, [], []
         for index in self.config.expert_blocks:
             encoded: EncodedReference = self._run_block(index, hidden_states, None, None, None, reference.stream)
@@ -294,6 +259,7 @@ class WanVideoAsPromptTransformer(TwoFolderFiles, WanTransformer3DModel):
         return_dict: bool = True,  # noqa: FBT001, FBT002 (the stock signature)
         attention_kwargs: dict[str, Any] | None = None,
         reference: ReferenceCache | ReferenceTokens | ReferenceInputs | None = None,
+        reference_strength: float = 1.0,
     ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
         """Predicts, for a target that reads a reference.
 
@@ -304,11 +270,14 @@ class WanVideoAsPromptTransformer(TwoFolderFiles, WanTransformer3DModel):
             encoder_hidden_states_image: (batch, image token, image_dim).
             reference: None for the stock forward; a `ReferenceCache` to read; or references that are attended to in
                 the model's own mode. A cache of batch 1 serves every target.
+            reference_strength: 0..1, a factor on the weight of the reference's tokens in the target's softmax, before
+                it is normalised: 0 is the stock forward, 1 what the model was trained for.
 
         Raises:
             ModelError: where reference and target do not fit together.
         """
-        if reference is None:
+        check_strength(reference_strength)
+        if reference is None or reference_strength == 0.0:
             return super().forward(
                 hidden_states,
                 timestep,
@@ -322,7 +291,8 @@ class WanVideoAsPromptTransformer(TwoFolderFiles, WanTransformer3DModel):
             timestep,
             encoder_hidden_states,
             encoder_hidden_states_image,
-            reference,
+            reference=reference,
+            strength=reference_strength,
             return_dict=return_dict,
             attention_kwargs=attention_kwargs,
         )
@@ -333,16 +303,18 @@ class WanVideoAsPromptTransformer(TwoFolderFiles, WanTransformer3DModel):
         latents: torch.Tensor,
         timestep: torch.Tensor,
         text: torch.Tensor,
-        image: torch.Tensor | None,
-        reference: ReferenceCache | ReferenceTokens | ReferenceInputs,
+        image: torch.Tensor | None = None,
         *,
+        reference: ReferenceCache | ReferenceTokens | ReferenceInputs,
+        strength: float = 1.0,
         return_dict: bool = True,
         attention_kwargs: dict[str, Any] | None = None,
+        kept: list[EncodedReference] | None = None,
     ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
         given = self._prepare_reference(reference)
         _, patch_height, patch_width = self.config.patch_size
         grid = (latents.shape[-2] // patch_height, latents.shape[-1] // patch_width)
-        _check_grid(given, grid)
+        check_grid(given, grid)
         given = given.expand(latents.shape[0])
 
         rotary = self.rope(latents)
@@ -358,46 +330,43 @@ class WanVideoAsPromptTransformer(TwoFolderFiles, WanTransformer3DModel):
 
         arguments = (text, modulation, rotary)
         if isinstance(given, ReferenceCache):
-            tokens = self._read_cache(tokens, arguments, given)
+            tokens = self._read_cache(tokens, arguments, given, strength)
         else:
-            tokens = self._attend_jointly(tokens, arguments, given)
+            stream = given.stream._replace(strength=strength)
+            tokens = self._attend_jointly(tokens, arguments, given, stream, kept)
         sample = self._project_out(tokens, temb, patches.shape[2:])
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
-    def _prepare_reference(
-        self, reference: ReferenceCache | ReferenceTokens | ReferenceInputs
-    ) -> ReferenceCache | ReferenceTokens:
-        """The reference as the blocks take it in this model's mode."""
-        if isinstance(reference, ReferenceCache):
-            return reference
-        tokens = self.embed_reference(reference) if isinstance(reference, ReferenceInputs) else reference
-        if self.config.attention_mode == "joint":
-            return tokens
-        if self.is_cache_enabled:
-            raise ModelError("with a feature cache on, pass what encode_reference returned, not the reference")
-        return self._encode_tokens(tokens)
-
-    def _run_block(self, index: int, *arguments: Any) -> Any:
-        if torch.is_grad_enabled() and self.gradient_checkpointing:
-            return self._gradient_checkpointing_func(self.blocks[index], *arguments)
-        return self.blocks[index](*arguments)
-
-    def _read_cache(self, tokens: torch.Tensor, arguments: tuple, cache: ReferenceCache) -> torch.Tensor:
-        pairs = dict(zip(self.config.expert_blocks, zip(cache.keys, cache.values, strict=True), strict=True))
+    def _read_cache(
+        self, tokens: torch.Tensor, arguments: tuple, cache: ReferenceCache, strength: float
+    ) -> torch.Tensor:
+        places = {block: place for place, block in enumerate(self.config.expert_blocks)}
         for index in range(len(self.blocks)):
-            reading = (ReferenceAttention(None, *pairs[index]),) if index in pairs else ()
-            tokens = self._run_block(index, tokens, *arguments, *reading)
+            place = places.get(index)
+            pair = (
+                () if place is None else (ReferenceAttention(None, cache.keys[place], cache.values[place], strength),)
+            )
+            tokens = self._run_block(index, tokens, *arguments, *pair)
         return tokens
 
-    def _attend_jointly(self, tokens: torch.Tensor, arguments: tuple, reference: ReferenceTokens) -> torch.Tensor:
+    def _attend_jointly(
+        self,
+        tokens: torch.Tensor,
+        arguments: tuple,
+        reference: ReferenceTokens,
+        stream: ReferenceStream,
+        kept: list[EncodedReference] | None,
+    ) -> torch.Tensor:
         source = reference.hidden_states
         lengths = [tokens.shape[1], source.shape[1]]
         for index in range(len(self.blocks)):
-            if index in self.config.expert_blocks:
-                both = self._run_block(index, torch.cat([tokens, source], dim=1), *arguments, reference.stream)
-                tokens, source = both.split(lengths, dim=1)
-            else:
+            if index not in self.config.expert_blocks:
                 tokens = self._run_block(index, tokens, *arguments)
+                continue
+            if kept is not None:
+                kept.append(self._run_block(index, source, None, None, None, stream._replace(keys_only=True)))
+            both = self._run_block(index, torch.cat([tokens, source], dim=1), *arguments, stream)
+            tokens, source = both.split(lengths, dim=1)
         return tokens
 
     def _project_out(self, tokens: torch.Tensor, temb: torch.Tensor, grid: torch.Size) -> torch.Tensor:
@@ -414,29 +383,3 @@ class WanVideoAsPromptTransformer(TwoFolderFiles, WanTransformer3DModel):
         tokens = tokens.unflatten(1, tuple(grid)).unflatten(-1, (*patch, -1))
         tokens = tokens.permute(0, 7, 1, 4, 2, 5, 3, 6)
         return tokens.flatten(6, 7).flatten(4, 5).flatten(2, 3)
-
-
-def _as_tuple(tensors: torch.Tensor | Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-    return (tensors,) if isinstance(tensors, torch.Tensor) else tuple(tensors)
-
-
-def _check_settings(
-    expert_blocks: Sequence[int] | None, attention_mode: str, reference_timestep: float, num_layers: int
-) -> list[int]:
-    """The sorted indices of expert blocks; all settings valid for a backbone of `num_layers` blocks."""
-    indices = sorted(range(num_layers) if expert_blocks is None else expert_blocks)
-    if not indices or len(set(indices)) < len(indices) or not 0 <= indices[0] <= indices[-1] < num_layers:
-        raise ModelError(f"expert_blocks must be different indices within 0..{num_layers - 1}, got {indices}")
-    if attention_mode not in ("joint", "cached"):
-        raise ModelError(f"attention_mode must be 'joint' or 'cached', got {attention_mode!r}")
-    if not 0 <= reference_timestep <= 1000:
-        raise ModelError(f"reference_timestep must be within 0..1000, got {reference_timestep}")
-    return indices
-
-
-def _check_grid(reference: ReferenceCache | ReferenceTokens, grid: tuple[int, int]) -> None:
-    if reference.grid != grid:
-        raise ModelError(
-            f"reference and target must have the same height and width: got {reference.grid} and {grid} "
-            "(rows, columns of tokens)"
-        )

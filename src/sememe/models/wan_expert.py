@@ -8,12 +8,11 @@ parameter belongs to the part that uses it: weights that are gathered, moved or 
 always in place. Blocks keep nothing between calls.
 """
 
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
-from diffusers.models.attention import AttentionModuleMixin, FeedForward
-from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.attention import FeedForward
 from diffusers.models.normalization import FP32LayerNorm
 from diffusers.models.transformers.transformer_wan import (
     WanAttention,
@@ -23,31 +22,8 @@ from diffusers.models.transformers.transformer_wan import (
 )
 from torch import nn
 
+from sememe.models.reference_attention import IsolatedAttention, ReferenceAttention, ReferenceStream, attend_beside
 from sememe.models.rotary import RotaryTables, rotate
-
-
-class ReferenceAttention(NamedTuple):
-    """What a reference brings to an attention, each (batch, token, head, head_dim), rotated.
-
-    Without a query the target reads the reference, and the reference's own result is not asked for.
-    """
-
-    query: torch.Tensor | None
-    key: torch.Tensor
-    value: torch.Tensor
-
-
-class ReferenceStream(NamedTuple):
-    """The reference's side of a block's arguments; its tokens stand behind the target's in `hidden_states`.
-
-    `texts` holds one (batch, text token, dim) per reference and `lengths` the number of tokens of each: a reference
-    reads its own caption only.
-    """
-
-    texts: tuple[torch.Tensor, ...]
-    lengths: tuple[int, ...]
-    temb: torch.Tensor
-    rotary: RotaryTables
 
 
 class EncodedReference(NamedTuple):
@@ -116,55 +92,11 @@ class JointAttnProcessor(WanAttnProcessor):
         value = value.unflatten(2, (attn.heads, -1))
 
         num_target_tokens = query.shape[1]
-        if reference.query is not None:
-            query = torch.cat([query, reference.query.type_as(query)], dim=1)
-        key = torch.cat([key, reference.key.type_as(key)], dim=1)
-        value = torch.cat([value, reference.value.type_as(value)], dim=1)
-        heads = dispatch_attention_fn(
-            query,
-            key,
-            value,
-            attn_mask=attention_mask,
-            backend=self._attention_backend,
-            parallel_config=self._parallel_config,
-        )
-        heads = heads.flatten(2, 3).type_as(query)
+        heads = attend_beside(self, query, key, value, reference, attention_mask)
         target = attn.to_out[1](attn.to_out[0](heads[:, :num_target_tokens]))
         if reference.query is None:
             return target
         return torch.cat([target, heads[:, num_target_tokens:].type_as(target)], dim=1)
-
-
-class IsolatedAttnProcessor:
-    """The reference's attention to itself."""
-
-    _attention_backend = None
-    _parallel_config = None
-
-    def __call__(self, attn: nn.Module, reference: ReferenceAttention) -> torch.Tensor:
-        """Attends; the result is (batch, token, head * head_dim)."""
-        query, key, value = reference
-        assert query is not None
-        heads = dispatch_attention_fn(
-            query, key, value, backend=self._attention_backend, parallel_config=self._parallel_config
-        )
-        return heads.flatten(2, 3).type_as(value)
-
-
-class IsolatedAttention(nn.Module, AttentionModuleMixin):
-    """Holds the processor with which a reference attends to itself; it has no weights."""
-
-    _default_processor_cls = IsolatedAttnProcessor
-    _available_processors: ClassVar[list[type]] = [IsolatedAttnProcessor]
-    _supports_qkv_fusion = False
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.processor = IsolatedAttnProcessor()
-
-    def forward(self, reference: ReferenceAttention) -> torch.Tensor:
-        processor: Any = self.processor
-        return processor(self, reference)
 
 
 class ExpertModulation(nn.Module):
@@ -262,6 +194,8 @@ class WanExpert(nn.Module):
         )
 
     def forward(self, hidden_states: torch.Tensor, stream: ReferenceStream, *, needs_output: bool) -> EncodedReference:
+        assert stream.temb is not None
+        assert stream.rotary is not None
         mod = self.modulation(stream.temb)
         attended = self.projection(hidden_states, mod, stream.rotary, needs_query=needs_output)
         if needs_output:
@@ -312,7 +246,8 @@ class WanVideoAsPromptBlock(WanTransformerBlock):
         if reference is None:
             return super().forward(hidden_states, encoder_hidden_states, temb, rotary_emb)
         if isinstance(reference, ReferenceStream) and temb is None:
-            return self.expert(hidden_states, reference, needs_output=self.needs_reference_output)
+            needs_output = self.needs_reference_output and not reference.keys_only
+            return self.expert(hidden_states, reference, needs_output=needs_output)
 
         assert temb is not None
         mod = make_modulation(self.scale_shift_table, temb)
@@ -321,12 +256,15 @@ class WanVideoAsPromptBlock(WanTransformerBlock):
             attention = self.attn1(normed, None, None, rotary_emb, reference=reference)
             return finish_block(self, hidden_states, attention, (encoder_hidden_states,), (), mod)
 
+        assert reference.temb is not None
+        assert reference.rotary is not None
         num_reference_tokens = sum(reference.lengths)
         target, source = hidden_states.split(
             [hidden_states.shape[1] - num_reference_tokens, num_reference_tokens], dim=1
         )
         source_mod = self.expert.modulation(reference.temb)
         attended = self.expert.projection(source, source_mod, reference.rotary, needs_query=self.needs_reference_output)
+        attended = attended._replace(strength=reference.strength)
         normed = (self.norm1(target.float()) * (1 + mod.scale) + mod.shift).type_as(target)
         attention = self.attn1(normed, None, None, rotary_emb, reference=attended)
         num_target_tokens = target.shape[1]

@@ -1,40 +1,33 @@
 """Loading and saving of a Video-As-Prompt transformer as two folders: the stock backbone and the expert alone."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 import torch
-from diffusers import WanTransformer3DModel
 
 from sememe.errors import ModelError
 from sememe.models.component_files import load_strictly
-from sememe.models.key_map_wan import is_expert_key, to_backbone_key
+from sememe.models.key_map import KeyMap
 from sememe.models.tensor_files import CONFIG_NAME, iterate_tensors, read_json, write_tensors
-
-if TYPE_CHECKING:
-    from sememe.models.wan import WanVideoAsPromptTransformer
-
-EXPERT_CLASS = "WanVideoAsPromptExpert"
-OWN_SETTINGS = ("expert_blocks", "attention_mode", "reference_timestep", "first_frame_fill")
-# What an expert's tensors depend on: it can only serve a backbone that agrees in these.
-_SHARED_SETTINGS = (
-    "patch_size",
-    "num_attention_heads",
-    "attention_head_dim",
-    "in_channels",
-    "text_dim",
-    "freq_dim",
-    "ffn_dim",
-    "num_layers",
-    "cross_attn_norm",
-    "image_dim",
-    "added_kv_proj_dim",
-    "pos_embed_seq_len",
-)
 
 
 class TwoFolderFiles:
-    """Save and load methods of the transformer."""
+    """Save and load methods of a transformer with experts.
+
+    Attributes:
+        backbone_class: the stock class whose folder holds the backbone.
+        expert_class_name: what the configuration of an expert folder calls itself.
+        own_settings: arguments that the stock class does not have.
+        shared_settings: those of the stock class on which the expert's tensors depend: it can only serve a backbone
+            that agrees in them.
+        key_map: the names of the expert's tensors.
+    """
+
+    backbone_class: ClassVar[Any]
+    expert_class_name: ClassVar[str]
+    own_settings: ClassVar[tuple[str, ...]]
+    shared_settings: ClassVar[tuple[str, ...]]
+    key_map: ClassVar[KeyMap]
 
     def save_expert(self: Any, folder: str | Path, max_shard_size: int | str = "5GB") -> None:
         """Writes the expert alone: its tensors, its settings and what it expects of a backbone.
@@ -42,9 +35,9 @@ class TwoFolderFiles:
         Raises:
             OutputError: where the folder cannot be written.
         """
-        names = OWN_SETTINGS + _SHARED_SETTINGS
-        config = {"_class_name": EXPERT_CLASS} | {name: _to_plain(self.config[name]) for name in names}
-        tensors = {key: tensor for key, tensor in self.state_dict().items() if is_expert_key(key)}
+        names = self.own_settings + self.shared_settings
+        config = {"_class_name": self.expert_class_name} | {name: _to_plain(self.config[name]) for name in names}
+        tensors = {key: tensor for key, tensor in self.state_dict().items() if self.key_map.is_expert_key(key)}
         write_tensors(Path(folder), tensors, config, max_shard_size)
 
     @torch.no_grad()
@@ -54,27 +47,27 @@ class TwoFolderFiles:
         Raises:
             ModelError: where the folder's settings or tensors are not those of this model's expert.
         """
-        config = read_expert_config(folder)
-        for name in OWN_SETTINGS + _SHARED_SETTINGS:
+        config = self.read_expert_config(folder)
+        for name in self.own_settings + self.shared_settings:
             if config.get(name) != _to_plain(self.config[name]):
                 raise ModelError(
                     f"the expert in {folder} was made for {name} = {config.get(name)}, but the model at hand has "
                     f"{_to_plain(self.config[name])}"
                 )
         tensors = self.state_dict()
-        expected = {key: tensors[key].shape for key in tensors if is_expert_key(key)}
+        expected = {key: tensors[key].shape for key in tensors if self.key_map.is_expert_key(key)}
         for key, tensor in iterate_tensors(Path(folder), expected):
-            twin = tensors[to_backbone_key(key)]
+            twin = tensors[self.key_map.to_backbone_key(key)]
             # A copy: tensors inside a mapped file are not aligned, and another alignment rounds otherwise.
             copy = tensor.to(twin.device, twin.dtype, copy=True)
             self.load_state_dict({key: copy}, strict=False, assign=True)
 
     def save_backbone(self: Any, folder: str | Path, max_shard_size: int | str = "10GB") -> None:
-        """Writes the frozen backbone as a stock `WanTransformer3DModel` folder, without the expert."""
+        """Writes the frozen backbone as a folder of the stock class, without the expert."""
         config = {key: value for key, value in self.config.items() if not key.startswith("_")}
         with torch.device("meta"):
-            stock = WanTransformer3DModel(**{key: config[key] for key in config.keys() - set(OWN_SETTINGS)})
-        tensors = {key: tensor for key, tensor in self.state_dict().items() if not is_expert_key(key)}
+            stock = self.backbone_class(**{key: config[key] for key in config.keys() - set(self.own_settings)})
+        tensors = {key: tensor for key, tensor in self.state_dict().items() if not self.key_map.is_expert_key(key)}
         stock.load_state_dict(tensors, strict=True, assign=True)
         stock.save_pretrained(folder, max_shard_size=max_shard_size)
 
@@ -85,7 +78,7 @@ class TwoFolderFiles:
         expert_folder: str | Path,
         torch_dtype: torch.dtype | None = None,
         **settings: Any,
-    ) -> "WanVideoAsPromptTransformer":
+    ) -> Any:
         """Loads a stock backbone folder and an expert folder into one model, in evaluation mode.
 
         Args:
@@ -97,26 +90,28 @@ class TwoFolderFiles:
         Raises:
             ModelError: where a folder, setting or tensor is not what was expected.
         """
-        config = read_expert_config(expert_folder)
-        backbone = load_strictly(WanTransformer3DModel, backbone_folder, torch_dtype=torch_dtype, **settings)
-        model = cls.from_backbone(backbone, **{name: config[name] for name in OWN_SETTINGS})
+        config = cls.read_expert_config(expert_folder)
+        backbone = load_strictly(cls.backbone_class, backbone_folder, torch_dtype=torch_dtype, **settings)
+        model = cls.from_backbone(backbone, **{name: config[name] for name in cls.own_settings})
         model.load_expert(expert_folder)
         return model
 
+    @classmethod
+    def read_expert_config(cls, folder: str | Path) -> dict[str, Any]:
+        """The settings of a folder with an expert for this class.
 
-def read_expert_config(folder: str | Path) -> dict[str, Any]:
-    """The settings of an expert folder.
-
-    Raises:
-        ModelError: where there is no expert in it.
-    """
-    config = read_json(Path(folder) / CONFIG_NAME)
-    missing = [name for name in OWN_SETTINGS if name not in config]
-    if config.get("_class_name") != EXPERT_CLASS:
-        raise ModelError(f"{folder} was expected to hold a {EXPERT_CLASS}, its config says {config.get('_class_name')}")
-    if missing:
-        raise ModelError(f"the config of the expert in {folder} lacks {', '.join(missing)}; save the expert anew")
-    return config
+        Raises:
+            ModelError: where there is no such expert in it.
+        """
+        config = read_json(Path(folder) / CONFIG_NAME)
+        if config.get("_class_name") != cls.expert_class_name:
+            raise ModelError(
+                f"{folder} was expected to hold a {cls.expert_class_name}, its config says {config.get('_class_name')}"
+            )
+        missing = [name for name in cls.own_settings if name not in config]
+        if missing:
+            raise ModelError(f"the config of the expert in {folder} lacks {', '.join(missing)}; save the expert anew")
+        return config
 
 
 def _to_plain(value: Any) -> Any:

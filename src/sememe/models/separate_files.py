@@ -1,0 +1,108 @@
+"""A transformer in two folders, the stock backbone and the expert alone, looked at and written without loading it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+
+from sememe.errors import ModelError
+from sememe.models.formats import FORMATS, TransformerFormat, format_of_class
+from sememe.models.stored_transformer import StoredTransformer, build_on_meta, copy_tensors, to_plain
+from sememe.models.tensor_files import CONFIG_NAME, check_tensors, read_json
+from sememe.models.weight_files import StoredTensor, read_stored_tensors
+
+_STEMS = ("diffusion_pytorch_model",)
+
+
+def open_separate(backbone_folder: str | Path, expert_folder: str | Path) -> StoredTransformer:
+    """Looks at a stock backbone folder and an expert folder without loading them.
+
+    Raises:
+        ModelError: one of them is not what was expected or is not whole, or the expert is for another backbone.
+    """
+    backbone, expert = Path(backbone_folder), Path(expert_folder)
+    known = check_pair(backbone, expert)
+    own = known.transformer.read_expert_config(expert)
+    config = {name: value for name, value in read_json(backbone / CONFIG_NAME).items() if not name.startswith("_")}
+    settings = config | {name: own[name] for name in known.transformer.own_settings}
+    skeleton = build_on_meta(known.transformer, settings, backbone / CONFIG_NAME)
+    for name, value in own.items():
+        if (
+            not name.startswith("_")
+            and name not in known.transformer.own_settings
+            and to_plain(skeleton.config.get(name)) != value
+        ):
+            raise ModelError(
+                f"the expert in {expert} was made for a backbone with {name} = {value}, but that in {backbone} has "
+                f"{to_plain(skeleton.config.get(name))}; give the backbone that it was made for"
+            )
+    shapes = {key: tensor.shape for key, tensor in skeleton.state_dict().items()}
+    tensors: dict[str, StoredTensor] = {}
+    for folder, is_expert in ((backbone, False), (expert, True)):
+        stored = read_stored_tensors(folder, _STEMS)
+        expected = {key: shape for key, shape in shapes.items() if known.keys.is_expert_key(key) == is_expert}
+        check_tensors(folder, expected, {key: torch.Size(tensor.shape) for key, tensor in stored.items()})
+        tensors |= stored
+    return StoredTransformer(known, settings, skeleton, tensors)
+
+
+def write_separate(
+    stored: StoredTransformer,
+    backbone_folder: str | Path,
+    expert_folder: str | Path,
+    max_shard_size: int | str,
+    on_tensor: Callable[[], None],
+) -> None:
+    """Copies a transformer from other files to a stock backbone folder and an expert folder.
+
+    Raises:
+        ModelError: a file cannot be read.
+        OutputError: a folder cannot be written.
+    """
+    known = stored.format
+    parts: dict[bool, dict[str, StoredTensor]] = {False: {}, True: {}}
+    for key, tensor in stored.tensors.items():
+        parts[known.keys.is_expert_key(key)][key] = tensor
+    copy_tensors(parts[False], Path(backbone_folder), stock_config(stored.skeleton, known), max_shard_size, on_tensor)
+    copy_tensors(parts[True], Path(expert_folder), expert_config(stored.skeleton, known), max_shard_size, on_tensor)
+
+
+def stock_config(model: Any, known: TransformerFormat) -> dict[str, Any]:
+    """The configuration of a transformer's backbone, as diffusers writes it."""
+    given = {name: to_plain(value) for name, value in model.config.items() if not name.startswith("_")}
+    names = {"_class_name": known.stock_class, "_diffusers_version": diffusers.__version__}
+    return names | {name: value for name, value in given.items() if name not in known.transformer.own_settings}
+
+
+def expert_config(model: Any, known: TransformerFormat) -> dict[str, Any]:
+    """The configuration of a transformer's expert, as its `save_expert` writes it."""
+    names = known.transformer.own_settings + known.transformer.shared_settings
+    return {"_class_name": known.expert_class} | {name: to_plain(model.config[name]) for name in names}
+
+
+def check_pair(backbone_folder: Path, expert_folder: Path) -> TransformerFormat:
+    """Whether an expert is one for this kind of backbone; says which kind that is.
+
+    Raises:
+        ModelError: it is not, or one of the folders holds something else.
+    """
+    stock = str(read_json(backbone_folder / CONFIG_NAME).get("_class_name"))
+    known = format_of_class(stock)
+    if known is None or stock != known.stock_class:
+        names = " or ".join(each.stock_class for each in FORMATS)
+        raise ModelError(f"expected a {names} in {backbone_folder}, its {CONFIG_NAME} names {stock}")
+    class_name = str(read_json(expert_folder / CONFIG_NAME).get("_class_name"))
+    other = format_of_class(class_name)
+    if other is not None and class_name == other.official_class:
+        raise ModelError(
+            f"expected a folder of an expert alone, but {expert_folder} is a {class_name} with its backbone merged in; "
+            "split that model with `sememe convert` first"
+        )
+    if class_name != known.expert_class:
+        raise ModelError(
+            f"expected a {known.expert_class} for the {stock} in {backbone_folder}, but {expert_folder} holds a "
+            f"{class_name}; give an expert that was made for this backbone"
+        )
+    return known

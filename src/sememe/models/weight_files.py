@@ -1,0 +1,238 @@
+"""Finding the weights in a model folder and reading what their headers say, before any tensor is loaded.
+
+Only safetensors are weights here. Whatever keeps a folder from being whole (an unfinished download, a shard that is
+not there, a file cut short) is found by names, sizes and headers, and told in one line.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from sememe.errors import ModelError
+
+STEMS = ("diffusion_pytorch_model", "model")
+PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+PICKLE_REASON = "such files are pickles, which can run code when they are read; use safetensors files of this model"
+
+_MAX_HEADER = 100_000_000  # bytes; what the safetensors library itself allows
+_UNFINISHED = ("*.incomplete", "*.part", "*.aria2", "*.crdownload")
+_NUMBER = re.compile(r"\.(\d+)\.")
+_MOST_NAMES = 20
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor lies, by the header of its file.
+
+    Attributes:
+        key: its name in that file.
+        shape: its shape.
+        dtype: its precision as safetensors names it, such as `BF16`.
+        num_bytes: its size.
+        path: the file.
+    """
+
+    key: str
+    shape: tuple[int, ...]
+    dtype: str
+    num_bytes: int
+    path: Path
+
+
+def read_stored_tensors(folder: Path, stems: Sequence[str] = STEMS) -> dict[str, StoredTensor]:
+    """Every tensor of a folder, by name; the files are as long as their headers say.
+
+    Raises:
+        ModelError: as `list_weight_files`; or a file is damaged or cut short, or a tensor is there twice.
+    """
+    stored: dict[str, StoredTensor] = {}
+    for path in list_weight_files(folder, stems):
+        for tensor in _read_header(path):
+            if tensor.key in stored:
+                raise ModelError(f"{tensor.key} is both in {stored[tensor.key].path.name} and in {path}; keep one")
+            stored[tensor.key] = tensor
+    return stored
+
+
+def iterate_stored(tensors: Mapping[str, StoredTensor]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Reads tensors one by one, file after file, and yields each with its key in `tensors`.
+
+    Raises:
+        ModelError: a file cannot be read.
+    """
+    by_path: dict[Path, list[tuple[str, StoredTensor]]] = {}
+    for key, stored in tensors.items():
+        by_path.setdefault(stored.path, []).append((key, stored))
+    for path, entries in by_path.items():
+        try:
+            with safe_open(path, "pt") as file:
+                for key, stored in entries:
+                    yield key, file.get_tensor(stored.key)
+        except (OSError, SafetensorError) as error:
+            raise ModelError(f"{path} cannot be read ({error}); copy the folder again") from error
+
+
+def check_weight_files(folder: Path, stems: Sequence[str] = STEMS) -> None:
+    """Checks that every file of weights of a folder is there and whole.
+
+    Raises:
+        ModelError: as `read_stored_tensors`.
+    """
+    read_stored_tensors(folder, stems)
+
+
+def list_weight_files(folder: Path, stems: Sequence[str] = STEMS) -> list[Path]:
+    """The safetensors files of a folder: those that an index names, or the only one.
+
+    Args:
+        folder: holds `<stem>.safetensors`, or `<stem>.safetensors.index.json` and the files that it names.
+        stems: which names are looked for, the first of them first.
+
+    Raises:
+        ModelError: there are none, one of them is missing, or there are pickles instead.
+    """
+    index = _find_index(folder, stems)
+    if index is not None:
+        return _list_shards(index)
+    for stem in stems:
+        if (folder / f"{stem}.safetensors").is_file():
+            return [folder / f"{stem}.safetensors"]
+    names = " or ".join(f"{stem}.safetensors" for stem in stems)
+    pickled = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLED_SUFFIXES)
+    if pickled:
+        raise ModelError(f"expected {names} in {folder}, got {pickled[0]}; {PICKLE_REASON}")
+    unfinished = _unfinished_downloads(folder)
+    if unfinished:
+        raise ModelError(
+            f"expected {names} in {folder}, got the unfinished download {unfinished[0]}; download the folder again"
+        )
+    raise ModelError(
+        f"expected {names} in {folder} (or an index that names its shards), it has neither; download the folder again"
+    )
+
+
+def list_missing_shards(folder: Path, stems: Sequence[str] = STEMS) -> list[str]:
+    """Files of weights that a folder's index names and that are not there; empty where it has no index.
+
+    Raises:
+        ModelError: the index cannot be read, or names what are no safetensors files beside it.
+    """
+    index = _find_index(folder, stems)
+    return [] if index is None else [name for name in _read_shard_names(index) if not (folder / name).is_file()]
+
+
+def describe_names(names: Iterable[str]) -> str:
+    """Names of tensors in few words: those that differ in their first number alone are told together.
+
+    So `blocks.0.x`, `blocks.1.x` and `blocks.4.x` give `blocks.{0-1,4}.x`.
+    """
+    numbers: dict[str, list[int]] = {}
+    for name in names:
+        match = _NUMBER.search(name)
+        if match:
+            numbers.setdefault(f"{name[: match.start(1)]}*{name[match.end(1) :]}", []).append(int(match[1]))
+        else:
+            numbers.setdefault(name, [])
+    told = [
+        pattern if not found else pattern.replace("*", _describe_numbers(sorted(found)), 1)
+        for pattern, found in sorted(numbers.items())
+    ]
+    more = len(told) - _MOST_NAMES
+    return ", ".join(told[:_MOST_NAMES]) + (f" and {more} more like these" if more > 0 else "")
+
+
+def _describe_numbers(numbers: Sequence[int]) -> str:
+    if len(numbers) == 1:
+        return str(numbers[0])
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return "{" + ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs) + "}"
+
+
+def _find_index(folder: Path, stems: Sequence[str]) -> Path | None:
+    paths = (folder / f"{stem}.safetensors.index.json" for stem in stems)
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _list_shards(index: Path) -> list[Path]:
+    names = _read_shard_names(index)
+    missing = list_missing_shards(index.parent, [index.name.removesuffix(".safetensors.index.json")])
+    if missing:
+        unfinished = _unfinished_downloads(index.parent)
+        beside = f" (there is the unfinished download {unfinished[0]})" if unfinished else ""
+        raise ModelError(
+            f"expected the {len(names)} files that {index} names, {len(missing)} of them missing: "
+            f"{', '.join(missing)}{beside}; download them again"
+        )
+    return [index.parent / name for name in names]
+
+
+def _read_shard_names(index: Path) -> list[str]:
+    try:
+        content = json.loads(index.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"expected a JSON object in {index}, it cannot be read; download it again") from error
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    names = set(weight_map.values()) if isinstance(weight_map, dict) and _are_texts(weight_map) else set()
+    # An index must not lead out of its folder.
+    if not names or not all(name == Path(name).name for name in names):
+        raise ModelError(f"{index} must map tensors to files beside it")
+    pickled = sorted(name for name in names if Path(name).suffix in PICKLED_SUFFIXES)
+    if pickled:
+        raise ModelError(f"expected safetensors files, but {index} names {pickled[0]}; {PICKLE_REASON}")
+    return sorted(names)
+
+
+def _are_texts(weight_map: Mapping[str, Any]) -> bool:
+    return all(isinstance(name, str) for name in weight_map.values())
+
+
+def _unfinished_downloads(folder: Path) -> list[str]:
+    """Downloads that did not end: in the folder, or where the hub's client keeps those of a local folder."""
+    places = [folder, folder / ".cache/huggingface/download"]
+    places.append(folder.parent / ".cache/huggingface/download" / folder.name)
+    return sorted(path.name for place in places for pattern in _UNFINISHED for path in place.glob(pattern))
+
+
+def _read_header(path: Path) -> list[StoredTensor]:
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as file:
+            beginning = file.read(8)
+            if beginning == b"version ":
+                raise ModelError(
+                    f"expected a safetensors file, but {path} is a pointer of git-lfs; fetch it with `git lfs pull`"
+                )
+            length = int.from_bytes(beginning, "little")
+            if len(beginning) < 8 or length > min(_MAX_HEADER, size - 8):
+                raise ValueError("its header is longer than the file")
+            header = json.loads(file.read(length))
+        tensors = [_parse_entry(path, key, entry) for key, entry in header.items() if key != "__metadata__"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, ModelError):
+            raise
+        raise ModelError(f"{path} is no safetensors file, or is damaged or cut short; download it again") from error
+    expected = 8 + length + sum(tensor.num_bytes for tensor in tensors)
+    if size != expected:
+        state = "cut short" if size < expected else "too long"
+        raise ModelError(f"{path} is {state}: expected {expected} bytes, got {size}; download it again")
+    return tensors
+
+
+def _parse_entry(path: Path, key: str, entry: Mapping[str, Any]) -> StoredTensor:
+    begin, end = entry["data_offsets"]
+    shape = tuple(int(size) for size in entry["shape"])
+    if math.prod(shape) and end <= begin:
+        raise ValueError("a tensor without data")
+    return StoredTensor(key, shape, str(entry["dtype"]), int(end) - int(begin), path)

@@ -1,0 +1,62 @@
+"""Rotary tables of CogVideoX: the target's are the stock pipelines', the reference's lie before them."""
+
+from typing import Any
+
+import pytest
+import torch
+from diffusers.models.embeddings import get_3d_rotary_pos_embed
+from diffusers.pipelines.cogvideo.pipeline_cogvideox_image2video import get_resize_crop_region_for_grid
+
+from models.cogvideox_factories import GROUPED, make_backbone
+from sememe.errors import ModelError
+from sememe.models.rotary import cogvideox_reference_rotary, cogvideox_rotary, rotate
+
+
+@pytest.mark.parametrize("size", [(8, 6), (4, 6), (8, 12), (10, 4), (16, 18), (2, 2)])
+def test_a_target_has_the_stock_tables(size: tuple[int, int]) -> None:
+    config = make_backbone().config
+    grid = (size[0] // 2, size[1] // 2)
+    corners = get_resize_crop_region_for_grid(grid, config.sample_width // 2, config.sample_height // 2)
+    expected = get_3d_rotary_pos_embed(config.attention_head_dim, corners, grid, temporal_size=5)
+    for got, stock in zip(cogvideox_rotary(config, 5, *size), expected, strict=True):
+        assert torch.equal(got, stock)
+
+
+@pytest.mark.parametrize("num_frames", [4, 5])
+def test_a_target_of_the_newer_backbone_has_the_stock_tables(num_frames: int) -> None:
+    config = make_backbone(**GROUPED).config
+    expected = get_3d_rotary_pos_embed(
+        config.attention_head_dim,
+        None,
+        (2, 3),
+        temporal_size=(num_frames + 1) // 2,
+        grid_type="slice",
+        max_size=(config.sample_height // 2, config.sample_width // 2),
+    )
+    for got, stock in zip(cogvideox_rotary(config, num_frames, 4, 6), expected, strict=True):
+        assert torch.equal(got, stock)
+    with pytest.raises(ModelError, match="reach 4x3 tokens"):
+        cogvideox_rotary(config, num_frames, 4, 8)
+
+
+@pytest.mark.parametrize("kind", [{}, GROUPED])
+def test_a_reference_lies_before_the_target_at_the_same_places(kind: dict[str, Any]) -> None:
+    config = make_backbone(**kind).config
+    num_steps = 3 if kind else 6
+    target = cogvideox_rotary(config, 6, 4, 6)
+    reference = cogvideox_reference_rotary(config, 6, 4, 6)
+    angles = [torch.complex(table.cos, table.sin).unflatten(0, (num_steps, 6)) for table in (target, reference)]
+    num_time = config.attention_head_dim // 4
+    assert torch.equal(angles[0][..., num_time:], angles[1][..., num_time:])
+    # One rotation by the whole length takes the reference's times to the target's.
+    step = angles[0][1, 0, :num_time]
+    torch.testing.assert_close(angles[1][..., :num_time] * step**num_steps, angles[0][..., :num_time])
+    # The last frame comes just before the target's first.
+    torch.testing.assert_close(angles[1][-1, 0, :num_time], step.conj())
+
+
+def test_both_shapes_of_tables_rotate_alike() -> None:
+    tables = cogvideox_rotary(make_backbone().config, 2, 4, 6)
+    features = torch.randn(2, 12, 3, 16)
+    wide = [table[None, :, None] for table in tables]
+    assert torch.equal(rotate(features, *tables), rotate(features, *wide))

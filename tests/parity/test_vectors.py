@@ -1,0 +1,58 @@
+"""The project's own vectors, and the official ones where they lie beside the project, through the public check."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from sememe.workflows.parity import check_parity
+
+OWN = Path(__file__).parent / "vectors"
+OFFICIAL = Path(__file__).parents[2].parent / "shared" / "parity"
+
+
+@pytest.mark.parametrize("name", ["wan", "cogvideox", "cogvideox_2refs"])
+def test_own_vectors(name: str) -> None:
+    result = check_parity(OWN / name)
+    assert (result.kind, result.ok) == ("forward", True)
+    assert result.max_abs_error < 1e-5
+
+
+def test_a_changed_weight_is_noticed(tmp_path: Path) -> None:
+    folder = tmp_path / "wan"
+    shutil.copytree(OWN / "wan", folder)
+    weights = load_file(folder / "weights.safetensors")
+    weights["blocks.2.attn1_mot_ref.to_k.weight"] *= 1.1
+    save_file(weights, folder / "weights.safetensors")
+    assert not check_parity(folder).ok
+
+
+@pytest.mark.skipif(not OFFICIAL.exists(), reason="the parity vectors are not beside the project")
+@pytest.mark.parametrize("name", ["wan", "cogvideox", "cogvideox_2refs_cropped"])
+def test_official_forward(name: str) -> None:
+    assert check_parity(OFFICIAL / name).max_abs_error < 1e-5
+
+
+@pytest.mark.skipif(not OFFICIAL.exists(), reason="the parity vectors are not beside the project")
+@pytest.mark.parametrize("family", ["wan", "cogvideox"])
+def test_official_generation(family: str) -> None:
+    result = check_parity(OFFICIAL / f"pipeline_{family}")
+    assert (result.kind, result.family) == ("pipeline", family)
+    assert result.max_abs_error < 1e-5
+    assert result.latents_error is not None
+    assert result.latents_error < 1e-4
+
+
+@pytest.mark.skipif(not OFFICIAL.exists(), reason="the parity vectors are not beside the project")
+def test_a_generation_from_other_noise_is_noticed(tmp_path: Path) -> None:
+    folder = tmp_path / "pipeline"
+    shutil.copytree(OFFICIAL / "pipeline_wan", folder, copy_function=shutil.copyfile)
+    inputs = load_file(folder / "inputs.safetensors")
+    inputs["initial_latents"] = inputs["initial_latents"] + 0.01 * torch.ones(())
+    (folder / "inputs.safetensors").unlink()
+    save_file(inputs, folder / "inputs.safetensors")
+    result = check_parity(folder)
+    assert not result.ok
+    assert result.max_abs_error > 1e-3
