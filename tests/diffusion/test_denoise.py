@@ -2,10 +2,16 @@
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+from diffusers import (
+    CogVideoXDDIMScheduler,
+    CogVideoXDPMScheduler,
+    DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
 
-from sememe.diffusion.denoise import denoise
-from sememe.diffusion.guidance import Variant, video_as_prompt_guidance
+from sememe.diffusion.denoise import denoise, set_truncated_timesteps
+from sememe.diffusion.guidance import Guidance, Variant, dynamic_guidance_scale, video_as_prompt_guidance
 from sememe.errors import InputError
 
 CLEAN = torch.tensor([[0.5, -1.0, 2.0]])
@@ -62,6 +68,86 @@ def test_a_step_runs_what_the_table_says(scales: tuple[float, float], batching: 
     assert len(predict.asked) == 2 * num_calls
 
 
+class DiffusionOracle:
+    """The same for v-prediction, whatever the noise schedule."""
+
+    def __init__(self, alphas_cumprod: torch.Tensor) -> None:
+        self.alphas_cumprod = alphas_cumprod
+
+    def __call__(self, latents: torch.Tensor, timestep: torch.Tensor, variants: tuple[Variant, ...]) -> torch.Tensor:
+        alpha = self.alphas_cumprod[int(timestep)]
+        noise = (latents - alpha.sqrt() * CLEAN) / (1 - alpha).sqrt()
+        return torch.stack([alpha.sqrt() * noise - (1 - alpha).sqrt() * CLEAN] * len(variants))
+
+
+@pytest.mark.parametrize("scheduler_class", [CogVideoXDDIMScheduler, CogVideoXDPMScheduler])
+def test_an_exact_v_leads_to_the_clean_latents(scheduler_class) -> None:  # type: ignore[no-untyped-def]
+    scheduler = scheduler_class(
+        prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing", snr_shift_scale=1.0
+    )
+    noise = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+    predict = DiffusionOracle(scheduler.alphas_cumprod)
+    guidance = video_as_prompt_guidance(6.0, 1.0)
+    result = denoise(predict, scheduler, noise, guidance, 5, prediction="v", generator=torch.Generator())
+    torch.testing.assert_close(result, CLEAN.expand(2, -1), atol=0.05, rtol=0.01)
+
+
+def test_guidance_may_follow_the_timestep() -> None:
+    weights = []
+
+    def schedule(timestep: float) -> Guidance:
+        guidance = video_as_prompt_guidance(dynamic_guidance_scale(6.0, timestep, 3), 1.0)
+        weights.append(guidance.rows[-1].weight)
+        return guidance
+
+    scheduler = CogVideoXDDIMScheduler(prediction_type="v_prediction", timestep_spacing="trailing")
+    denoise(DiffusionOracle(scheduler.alphas_cumprod), scheduler, torch.ones(1, 3), schedule, 3, prediction="v")
+    timesteps = [999, 666, 332]
+    assert weights == pytest.approx([dynamic_guidance_scale(6.0, timestep, 3) for timestep in timesteps])
+    assert len(set(weights)) == 3
+
+
+def test_the_dynamic_scale_is_that_of_cogvideox() -> None:
+    # 1 + g * (1 - cos(pi * ((N - t) / N) ** 5)) / 2 at N = 50, by hand for the first and the last timestep.
+    assert dynamic_guidance_scale(6.0, 0.0, 50) == pytest.approx(7.0)
+    assert dynamic_guidance_scale(6.0, 50.0, 50) == pytest.approx(1.0)
+    assert all(1.0 <= dynamic_guidance_scale(6.0, timestep, 50) <= 7.0 for timestep in range(1000))
+
+
+def test_truncated_timesteps_are_those_of_the_official_code() -> None:
+    # (1 - 1/1000) * (3, 2, 1) / 3, shifted by s -> 3 s / (1 + 2 s), times 1000, without fractions.
+    unipc = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+    predict, asked = Oracle(), []
+    denoise(
+        predict,
+        unipc,
+        torch.ones(1, 3),
+        video_as_prompt_guidance(1.0, 1.0),
+        3,
+        on_step_end=lambda step, timestep, latents: asked.append(float(timestep)),
+        set_timesteps=set_truncated_timesteps,
+    )
+    assert asked == [999.0, 856.0, 599.0]
+    euler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    set_truncated_timesteps(euler, 3, torch.device("cpu"))
+    assert float(euler.timesteps[0]) == 1000.0
+
+
+def test_an_interrupted_loop_ends_before_its_next_step() -> None:
+    predict, steps = Oracle(), []
+    denoise(
+        predict,
+        FlowMatchEulerDiscreteScheduler(),
+        torch.randn(1, 3),
+        video_as_prompt_guidance(1.0, 1.0),
+        5,
+        on_step_end=lambda step, timestep, latents: steps.append(step),
+        is_interrupted=lambda: len(steps) == 2,
+    )
+    assert steps == [0, 1]
+    assert len(predict.asked) == 2
+
+
 def test_the_callback_sees_every_step_and_may_replace_the_latents() -> None:
     seen = []
 
@@ -101,5 +187,7 @@ def test_what_cannot_work_is_refused() -> None:
     guidance = video_as_prompt_guidance(1.0, 1.0)
     with pytest.raises(InputError, match="flow matching"):
         denoise(Oracle(), DDIMScheduler(), torch.ones(1, 3), guidance, 2)
+    with pytest.raises(InputError, match="v-prediction"):
+        denoise(Oracle(), FlowMatchEulerDiscreteScheduler(), torch.ones(1, 3), guidance, 2, prediction="v")
     with pytest.raises(InputError, match="at least 1, got 0"):
         denoise(Oracle(), FlowMatchEulerDiscreteScheduler(), torch.ones(1, 3), guidance, 0)

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from sememe.diffusion.guidance import Guidance, GuidanceRow, Variant, combine, make_guidance, video_as_prompt_guidance
 from sememe.errors import InputError
 
-PLAIN_NEGATIVE = Variant("negative", reference=False)
-SEEN_NEGATIVE = Variant("negative", reference=True)
-SEEN_POSITIVE = Variant("positive", reference=True)
-PLAIN_POSITIVE = Variant("positive", reference=False)
+PLAIN_NEGATIVE = Variant("negative", "none")
+SEEN_NEGATIVE = Variant("negative", "given")
+SEEN_POSITIVE = Variant("positive", "given")
+PLAIN_POSITIVE = Variant("positive", "none")
 
 
 def weights_of(guidance: Guidance) -> dict[Variant, float]:
@@ -67,6 +67,12 @@ def test_the_sum_is_the_formula() -> None:
     torch.testing.assert_close(total, plain + 3.0 * (seen - plain) + 5.0 * (told - seen))
 
 
+def test_a_negative_reference_takes_the_place_of_the_backbone() -> None:
+    guidance = video_as_prompt_guidance(1.0, 4.0, texts_differ=False, null_reference="negative")
+    assert weights_of(guidance) == {Variant("positive", "negative"): -3.0, SEEN_POSITIVE: 4.0}
+    assert [len(group) for group in guidance.groups("batched")] == [1, 1]
+
+
 def test_grouping_keeps_every_row() -> None:
     guidance = video_as_prompt_guidance(5.0, 3.0)
     assert [len(group) for group in guidance.groups("sequential")] == [1, 1, 1]
@@ -74,7 +80,7 @@ def test_grouping_keeps_every_row() -> None:
         [PLAIN_NEGATIVE],
         [SEEN_NEGATIVE, SEEN_POSITIVE],
     ]
-    assert guidance.to_table()[0] == {"text": "negative", "reference": False, "weight": -2.0}
+    assert guidance.to_table()[0] == {"text": "negative", "reference": "none", "weight": -2.0}
 
 
 def test_bad_scales_and_bad_tables_are_refused() -> None:

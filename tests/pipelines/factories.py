@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, FlowMatchEulerDiscreteScheduler
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     CLIPImageProcessorPil,
@@ -15,6 +15,7 @@ from transformers import (
     UMT5EncoderModel,
 )
 
+from models import cogvideox_factories
 from models.factories import TEXT_DIM, make_cosmos_vae, make_transformer, make_wan_vae
 from sememe.pipelines.video_as_prompt import VideoAsPromptPipeline
 from sememe.video import Clip
@@ -54,10 +55,15 @@ def make_text_encoder(seed: int = 0) -> UMT5EncoderModel:
 
 
 def make_pipeline(
-    attention_mode: str = "cached", vae: str = "wan", *, clip: bool = False, **defaults: Any
+    attention_mode: str = "cached",
+    vae: str = "wan",
+    *,
+    clip: bool = False,
+    in_channels: int | None = None,
+    **defaults: Any,
 ) -> VideoAsPromptPipeline:
-    """A pipeline of 32x48 pixels and 5 frames, with or without CLIP."""
-    settings: dict[str, Any] = {}
+    """A pipeline of 32x48 pixels and 5 frames, with or without CLIP; with 4 `in_channels` from text alone."""
+    settings: dict[str, Any] = {} if in_channels is None else {"in_channels": in_channels}
     parts: dict[str, Any] = {"tokenizer": make_tokenizer(), "text_encoder": make_text_encoder()}
     if clip:
         settings = {"image_dim": 20, "added_kv_proj_dim": 48}
@@ -81,6 +87,47 @@ def make_pipeline(
         transformer=make_transformer(attention_mode=attention_mode, **settings),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
         generation_defaults=DEFAULTS | defaults,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def make_cogvideox_pipeline(
+    *, learned: bool = False, takes_image: bool = True, **defaults: Any
+) -> VideoAsPromptPipeline:
+    """The same on CogVideoX, two-way, with references at the target's timestep."""
+    channels = cogvideox_factories.LATENT_CHANNELS
+    torch.manual_seed(0)
+    vae = AutoencoderKLCogVideoX(
+        block_out_channels=(8, 8, 8, 8),
+        latent_channels=channels,
+        layers_per_block=1,
+        norm_num_groups=2,
+        down_block_types=("CogVideoXDownBlock3D",) * 4,
+        up_block_types=("CogVideoXUpBlock3D",) * 4,
+        sample_height=32,
+        sample_width=48,
+        temporal_compression_ratio=4,
+        scaling_factor=0.7,
+    ).eval()
+    transformer = cogvideox_factories.make_transformer(
+        reference_timestep=None,
+        in_channels=2 * channels if takes_image else channels,
+        sample_height=4,
+        sample_width=6,
+        sample_frames=9,
+        use_learned_positional_embeddings=learned,
+        max_text_seq_length=8,
+    )
+    pipeline = VideoAsPromptPipeline(
+        tokenizer=make_tokenizer(),
+        text_encoder=make_text_encoder(),
+        vae=vae,
+        transformer=transformer,
+        scheduler=CogVideoXDDIMScheduler(
+            prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing"
+        ),
+        generation_defaults=DEFAULTS | {"num_frames": 9} | defaults,
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -1,6 +1,7 @@
 """Models on disk: a round trip through a fresh process, and folders that are not what they should be."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,14 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 
+from model_folders import make_stock, save_published
+from models import cogvideox_factories
+from models.factories import make_transformer, make_wan_vae
 from pipelines.factories import make_clip, make_picture, make_pipeline
 from sememe.errors import InputError, ModelError
+from sememe.models.formats import format_of_model
+from sememe.models.merged_files import load_merged
+from sememe.pipelines.folders import find_folder, load_components, save_components
 from sememe.pipelines.video_as_prompt import VideoAsPromptPipeline
 
 FRESH_PROCESS = """
@@ -41,8 +48,6 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copy(saved: Path, tmp_path: Path) -> Path:
-    import shutil
-
     return Path(shutil.copytree(saved, tmp_path / "model"))
 
 
@@ -116,7 +121,12 @@ def change_index(folder: Path, **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"_class_name": "WanPipeline"}, "expected to hold a VideoAsPromptPipeline, it holds a WanPipeline"),
+        ({"_class_name": "MyPipeline"}, "one of the classes VideoAsPromptPipeline, .* names MyPipeline"),
+        ({"_class_name": None}, "model_index.json names None"),
+        ({"_class_name": "WanPipeline"}, r"is a stock WanPipeline without an expert; say .* \(expert=FOLDER\)"),
+        ({"transformer": ["diffusers", "WanTransformer3DMOTModel"]}, "expected one of diffusers.WanTransformer3DModel"),
+        ({"transformer": ["sememe", "Other"]}, r"transformer of .* is a sememe\.Other; expected one of"),
+        ({"transformer_2": ["diffusers", "WanTransformer3DModel"]}, "expected a model with one transformer"),
         ({"vae": ["os", "system"]}, r"os\.system; expected one of"),
         ({"text_encoder": ["transformers", "AutoModel"]}, "expected one of"),
         ({"scheduler": None}, "must name the library and class of scheduler"),
@@ -157,7 +167,9 @@ def test_every_folder_is_needed(copy: Path, name: str) -> None:
 def test_pickled_weights_are_not_read(copy: Path) -> None:
     weights = copy / "vae" / "diffusion_pytorch_model.safetensors"
     weights.rename(weights.with_name("diffusion_pytorch_model.bin"))
-    with pytest.raises(ModelError, match="AutoencoderKLWan"):
+    with pytest.raises(
+        ModelError, match=r"AutoencoderKLWan .* got diffusion_pytorch_model\.bin; such files are pickles"
+    ):
         VideoAsPromptPipeline.from_pretrained(copy)
 
 
@@ -169,3 +181,157 @@ def test_what_is_no_model_is_named(tmp_path: Path) -> None:
             VideoAsPromptPipeline.from_pretrained(name)
     with pytest.raises(ModelError, match="cannot be had from the hub"):
         VideoAsPromptPipeline.from_pretrained("nobody/nothing-of-this-name")
+    for name, reason in (("model.ckpt", "pickles"), ("model.safetensors", "give the folder of a whole model")):
+        (tmp_path / name).touch()
+        with pytest.raises(ModelError, match=f"got the file .*{name}; .*{reason}"):
+            find_folder(tmp_path / name)
+    with pytest.raises(ModelError, match=r"expected a repository .* to go with revision v1, got"):
+        find_folder(tmp_path, "v1")
+
+
+def test_all_that_is_missing_is_named_at_once(copy: Path) -> None:
+    shutil.rmtree(copy / "vae")
+    (copy / "scheduler" / "scheduler_config.json").unlink()
+    (copy / "expert" / "config.json").unlink()
+    message = (
+        r"3 of its files are missing: vae/config\.json, scheduler/scheduler_config\.json, expert/config\.json; download"
+    )
+    with pytest.raises(ModelError, match=message):
+        VideoAsPromptPipeline.from_pretrained(copy)
+    given = {"vae": make_wan_vae(), "scheduler": None, "transformer": make_transformer()}
+    parts = load_components(copy, None, given, "VideoAsPromptPipeline")
+    assert parts["vae"] is given["vae"]
+    assert parts["scheduler"] is None
+
+
+@pytest.mark.parametrize("name", ["vae", "transformer", "expert", "text_encoder"])
+def test_a_half_downloaded_file_is_named(copy: Path, name: str) -> None:
+    path = next((copy / name).glob("*.safetensors"))
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ModelError, match=rf"{path.name} is cut short: expected \d+ bytes") as caught:
+        VideoAsPromptPipeline.from_pretrained(copy)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("family", ["wan", "cogvideox"])
+def test_a_published_folder_is_read(tmp_path: Path, family: str, caplog: pytest.LogCaptureFixture) -> None:
+    parts = load_components(save_published(tmp_path, family), None, {}, "VideoAsPromptPipeline")
+    transformer = parts["transformer"]
+    assert format_of_model(transformer).name == family
+    assert transformer.config.attention_mode == "joint"
+    assert transformer.config.reference_timestep == (1.0 if family == "wan" else None)
+    assert transformer.dtype == torch.float32
+    expected = load_merged(tmp_path / "transformer").state_dict()
+    assert all(torch.equal(value, expected[key].float()) for key, value in transformer.state_dict().items())
+    defaults = parts["generation_defaults"]
+    if family == "wan":
+        assert type(parts["image_processor"]).__name__ == "CLIPImageProcessorPil"
+        assert (defaults["height"], defaults["width"], defaults["guidance_scale"]) == (480, 832, 5.0)
+    else:
+        assert parts["image_encoder"] is None
+        assert (defaults["height"], defaults["width"], defaults["num_frames"]) == (64, 48, 9)
+        assert (defaults["guidance_scale"], defaults["max_sequence_length"]) == (6.0, cogvideox_factories.TEXT_LENGTH)
+    assert (defaults["fps"], defaults["num_inference_steps"]) == (16.0, 50)
+    assert not caplog.records
+    with pytest.raises(ModelError, match="has an expert merged in; leave expert out"):
+        load_components(tmp_path, None, {}, "VideoAsPromptPipeline", expert=tmp_path)
+
+
+def test_a_published_folder_in_another_precision(tmp_path: Path) -> None:
+    parts = load_components(save_published(tmp_path), torch.bfloat16, {}, "VideoAsPromptPipeline")
+    assert parts["transformer"].dtype == torch.bfloat16
+    assert parts["transformer"].blocks[0].expert.output.norm2.weight.dtype == torch.float32
+    assert parts["vae"].dtype == parts["image_encoder"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("class_name", ["WanImageToVideoPipeline", "WanPipeline"])
+def test_a_stock_model_takes_an_expert(saved: Path, copy: Path, class_name: str) -> None:
+    make_stock(copy, class_name)
+    expected = load_components(saved, None, {}, "VideoAsPromptPipeline")["transformer"].state_dict()
+    # The expert's folder itself, or that of a model which has one.
+    for expert in (saved / "expert", saved, str(saved)):
+        parts = load_components(copy, None, {}, "VideoAsPromptPipeline", expert=expert)
+        assert all(torch.equal(expected[key], value) for key, value in parts["transformer"].state_dict().items())
+        assert parts["generation_defaults"]["height"] == 480
+
+
+def test_a_model_takes_another_expert(copy: Path, tmp_path: Path) -> None:
+    other = make_transformer(seed=9)
+    other.save_expert(tmp_path / "other")
+    parts = load_components(copy, None, {}, "VideoAsPromptPipeline", expert=tmp_path / "other")
+    key = "blocks.1.expert.projection.to_q.weight"
+    assert torch.equal(parts["transformer"].state_dict()[key], other.state_dict()[key])
+    assert parts["generation_defaults"]["height"] == 32
+    with pytest.raises(ModelError, match="got both"):
+        load_components(copy, None, {"transformer": other}, "VideoAsPromptPipeline", expert=tmp_path / "other")
+
+
+def test_experts_that_do_not_fit_are_told(copy: Path, tmp_path: Path) -> None:
+    make_stock(copy, "WanPipeline")
+    cogvideox_factories.make_transformer().save_expert(tmp_path / "cogvideox")
+    with pytest.raises(
+        ModelError, match=r"expected a WanVideoAsPromptExpert .*CogVideoXVideoAsPromptExpert; give an exp"
+    ):
+        load_components(copy, None, {}, "VideoAsPromptPipeline", expert=tmp_path / "cogvideox")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelError, match=r"expected an expert in .*empty"):
+        load_components(copy, None, {}, "VideoAsPromptPipeline", expert=tmp_path / "empty")
+    with pytest.raises(ModelError, match="is not a folder"):
+        load_components(copy, None, {}, "VideoAsPromptPipeline", expert=tmp_path / "absent")
+
+
+def test_cogvideox_travels_in_our_layout(tmp_path: Path) -> None:
+    parts = load_components(save_published(tmp_path / "a", "cogvideox"), None, {}, "VideoAsPromptPipeline")
+    defaults = parts.pop("generation_defaults")
+    save_components(tmp_path / "b", parts, defaults, "VideoAsPromptPipeline", None)
+    index = json.loads((tmp_path / "b" / "model_index.json").read_text())
+    assert index["transformer"] == ["diffusers", "CogVideoXTransformer3DModel"]
+    assert index["expert"] == ["sememe", "CogVideoXVideoAsPromptExpert"]
+    loaded = load_components(tmp_path / "b", None, {}, "VideoAsPromptPipeline")
+    assert loaded["generation_defaults"] == defaults
+    expected = parts["transformer"].state_dict()
+    assert all(torch.equal(value, expected[key]) for key, value in loaded["transformer"].state_dict().items())
+
+
+def test_a_tokenizer_file_is_read_as_it_is(copy: Path) -> None:
+    """The class of this name would build another tokenizer from the vocabulary alone."""
+    path = copy / "tokenizer" / "tokenizer.json"
+    content = json.loads(path.read_text()) | {"normalizer": {"type": "Lowercase"}}
+    path.write_text(json.dumps(content))
+    change_index(copy, tokenizer=["transformers", "T5TokenizerFast"])
+    parts = load_components(copy, None, {}, "VideoAsPromptPipeline")
+    assert parts["tokenizer"]("A RED ball").input_ids == [3, 4, 5, 1]
+
+
+COMMIT = "0123456789012345678901234567890123456789"
+
+
+@pytest.fixture
+def hub(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The hub's cache, which holds the model as owner/model at revision v1; nothing else can be reached."""
+    place = tmp_path / "hub" / "models--owner--model"
+    (place / "refs").mkdir(parents=True)
+    (place / "refs" / "v1").write_text(COMMIT)
+    (place / "snapshots").mkdir()
+    copy.rename(place / "snapshots" / COMMIT)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return place / "snapshots" / COMMIT
+
+
+def test_a_revision_of_the_hub_is_found_without_a_network(hub: Path) -> None:
+    assert find_folder("owner/model", "v1") == hub
+    assert find_folder("owner/model", COMMIT) == hub
+    with pytest.raises(
+        ModelError, match="owner/model at revision v2 is no local folder and cannot be had from the hub"
+    ):
+        find_folder("owner/model", "v2")
+    with pytest.raises(ModelError, match="owner/model is no local folder"):
+        find_folder("owner/model")
+
+
+def test_what_was_never_downloaded_is_named(hub: Path) -> None:
+    next((hub / "vae").glob("*.json")).unlink()
+    with pytest.raises(
+        ModelError, match=r"1 of its files are missing: vae/config\.json; download it again while the hub"
+    ):
+        load_components(find_folder("owner/model", "v1"), None, {}, "VideoAsPromptPipeline")

@@ -14,11 +14,11 @@ from peft import LoraConfig, get_peft_model_state_dict
 from pipelines.factories import make_clip, make_picture, make_pipeline
 from sememe.errors import InputError
 from sememe.models.autoencoder import decode_latents
-from sememe.models.condition import first_frame_condition
+from sememe.models.condition import frame_condition
 from sememe.models.pixels import clips_to_video
 from sememe.models.reference import ReferenceCache
 from sememe.models.text import encode_prompts
-from sememe.models.wan_files import OWN_SETTINGS
+from sememe.models.wan import WanVideoAsPromptTransformer
 from sememe.pipelines.video_as_prompt import VideoAsPromptOutput, VideoAsPromptPipeline
 from sememe.video import Clip, resize_image
 
@@ -129,7 +129,7 @@ def test_without_a_reference_it_is_the_stock_backbone() -> None:
         **{
             key: value
             for key, value in pipe.transformer.config.items()
-            if not key.startswith("_") and key not in OWN_SETTINGS
+            if not key.startswith("_") and key not in WanVideoAsPromptTransformer.own_settings
         }
     ).eval()
     tensors = pipe.transformer.state_dict()
@@ -139,7 +139,7 @@ def test_without_a_reference_it_is_the_stock_backbone() -> None:
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
     scheduler.set_timesteps(2)
     with torch.no_grad():
-        condition = first_frame_condition(pipe.vae, picture, 5)
+        condition = frame_condition(pipe.vae, picture, 5)
         text = encode_prompts(pipe.tokenizer, pipe.text_encoder, ["a cat"])
         for timestep in scheduler.timesteps:
             velocity = stock(torch.cat([latents, condition], dim=1), timestep.expand(1), text).sample
@@ -244,9 +244,9 @@ def test_settings_are_resolved_and_reported() -> None:
     assert settings["height"] == 32
     assert settings["negative_prompt"] == ["blurry"]
     assert settings["guidance"] == [
-        {"text": "negative", "reference": False, "weight": -1.0},
-        {"text": "negative", "reference": True, "weight": -1.0},
-        {"text": "positive", "reference": True, "weight": 3.0},
+        {"text": "negative", "reference": "none", "weight": -1.0},
+        {"text": "negative", "reference": "given", "weight": -1.0},
+        {"text": "positive", "reference": "given", "weight": 3.0},
     ]
 
 

@@ -2,8 +2,9 @@
 
 import inspect
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 
 from sememe.diffusion.guidance import Batching, Guidance, GuidanceRow, Variant, combine
@@ -15,7 +16,7 @@ class Predict(Protocol):
     """Predicts for one batch of latents under one or several variants of the conditions."""
 
     def __call__(self, latents: torch.Tensor, timestep: torch.Tensor, variants: tuple[Variant, ...]) -> torch.Tensor:
-        """Predicts the velocity.
+        """Predicts the velocity of flow matching, or the v of diffusion.
 
         Args:
             latents: (batch, ...), noisy.
@@ -27,6 +28,13 @@ class Predict(Protocol):
         """
 
 
+GuidanceSchedule = Callable[[float], Guidance]
+"""The guidance at a timestep."""
+
+PredictionType = Literal["flow", "v"]
+"""What a network predicts: the velocity of flow matching, or the v of a diffusion with a noise schedule."""
+
+SetTimesteps = Callable[[Any, int, torch.device], None]
 StepCallback = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor | None]
 
 
@@ -35,59 +43,112 @@ def denoise(
     predict: Predict,
     scheduler: Any,
     latents: torch.Tensor,
-    guidance: Guidance,
+    guidance: Guidance | GuidanceSchedule,
     num_inference_steps: int,
     *,
     batching: Batching = "sequential",
+    prediction: PredictionType = "flow",
     generator: torch.Generator | list[torch.Generator] | None = None,
     on_step_end: StepCallback | None = None,
+    is_interrupted: Callable[[], bool] = lambda: False,
+    set_timesteps: SetTimesteps | None = None,
 ) -> torch.Tensor:
     """Turns noise into clean latents.
 
     Args:
-        predict: predicts the velocity under variants of the conditions.
-        scheduler: a diffusers scheduler for flow matching.
+        predict: predicts under variants of the conditions.
+        scheduler: a diffusers scheduler that fits `prediction`.
         latents: (batch, ...), noise of unit variance.
-        guidance: which predictions are summed, with which weights.
+        guidance: which predictions are summed, with which weights; or a function that says so for a timestep.
         num_inference_steps: steps of the scheduler.
         batching: whether variants that allow it share a forward; changes results by rounding only.
+        prediction: what `predict` predicts.
         generator: for schedulers that draw noise.
         on_step_end: is told the step, its timestep and the latents, and may return other latents.
+        is_interrupted: is asked before every step; True ends the loop, with the latents as they are.
+        set_timesteps: sets the scheduler's steps, given it, their number and the device; None for its own method.
 
     Raises:
-        InputError: where the scheduler is not one for flow matching, or there is no step to do.
+        InputError: where the scheduler does not fit the prediction, or there is no step to do.
     """
-    check_scheduler(scheduler)
+    check_scheduler(scheduler, prediction)
     if num_inference_steps < 1:
         raise InputError(f"num_inference_steps must be at least 1, got {num_inference_steps}")
-    scheduler.set_timesteps(num_inference_steps, device=latents.device)
-    extra = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
-    latents = latents.float()
-    groups = guidance.groups(batching)
+    if set_timesteps is None:
+        scheduler.set_timesteps(num_inference_steps, device=latents.device)
+    else:
+        set_timesteps(scheduler, num_inference_steps, latents.device)
+    stepper = _Stepper(scheduler, generator)
+    latents = latents.float() * getattr(scheduler, "init_noise_sigma", 1.0)
     for step, timestep in enumerate(scheduler.timesteps):
+        if is_interrupted():
+            break
+        current = guidance if isinstance(guidance, Guidance) else guidance(float(timestep))
         rows: list[GuidanceRow] = []
         predictions: list[torch.Tensor] = []
-        for group in groups:
+        for group in current.groups(batching):
             rows.extend(group)
             predictions.extend(predict(latents, timestep, tuple(row.variant for row in group)).unbind(0))
-        velocity = combine(rows, predictions)
-        latents = scheduler.step(velocity, timestep, latents, return_dict=False, **extra)[0]
+        latents = stepper.step(combine(rows, predictions), timestep, latents)
         if on_step_end is not None:
             replaced = on_step_end(step, timestep, latents)
             latents = latents if replaced is None else replaced
     return latents
 
 
-def check_scheduler(scheduler: Any) -> None:
-    """Refuses schedulers that would take a velocity for something else.
+def check_scheduler(scheduler: Any, prediction: PredictionType = "flow") -> None:
+    """Refuses schedulers that would take a prediction for something else.
 
     Raises:
         InputError: names what was given.
     """
     name, config = type(scheduler).__name__, scheduler.config
-    if name.startswith("FlowMatch") or config.get("prediction_type") == "flow_prediction":
-        return
+    if prediction == "flow":
+        if name.startswith("FlowMatch") or config.get("prediction_type") == "flow_prediction":
+            return
+        expected = "flow matching (FlowMatch..., or prediction_type='flow_prediction' as UniPC has)"
+    else:
+        if config.get("prediction_type") == "v_prediction":
+            return
+        expected = "v-prediction (prediction_type='v_prediction', such as CogVideoXDDIMScheduler)"
     raise InputError(
-        f"expected a scheduler for flow matching (FlowMatch..., or prediction_type='flow_prediction' as UniPC has), "
-        f"got {name} with prediction_type={config.get('prediction_type')!r}"
+        f"expected a scheduler for {expected}, got {name} with prediction_type={config.get('prediction_type')!r}"
     )
+
+
+def set_truncated_timesteps(scheduler: Any, num_inference_steps: int, device: torch.device) -> None:
+    """The steps of UniPC for flow matching as the diffusers in the official Wan code (0.34.0.dev0) has them.
+
+    Noise levels are spread from 1 - 1 / 1000 down, before the shift, where they now start at 1; and timesteps lose
+    their fractions, which are now rounded. Other schedulers did not change.
+    """
+    if type(scheduler).__name__ != "UniPCMultistepScheduler" or not scheduler.config.use_flow_sigmas:
+        scheduler.set_timesteps(num_inference_steps, device=device)
+        return
+    lowest = 1.0 / scheduler.config.num_train_timesteps
+    sigmas = 1.0 - np.linspace(1.0, lowest, num_inference_steps + 1)
+    scheduler.set_timesteps(num_inference_steps, device=device, sigmas=sigmas[:0:-1].copy())
+    levels = scheduler.sigmas[:num_inference_steps].double() * scheduler.config.num_train_timesteps
+    scheduler.timesteps = levels.to(torch.int64).to(device)
+
+
+class _Stepper:
+    """Calls a scheduler's step with the arguments that it takes."""
+
+    def __init__(self, scheduler: Any, generator: torch.Generator | list[torch.Generator] | None) -> None:
+        self.scheduler = scheduler
+        known = inspect.signature(scheduler.step).parameters
+        self.extra: dict[str, Any] = {"generator": generator} if "generator" in known else {}
+        # CogVideoX's DPM solver is told its last estimate of the clean latents and the last timestep.
+        self.has_memory = "old_pred_original_sample" in known
+        self.estimate: torch.Tensor | None = None
+        self.last_timestep: torch.Tensor | None = None
+
+    def step(self, predicted: torch.Tensor, timestep: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+        if not self.has_memory:
+            return self.scheduler.step(predicted, timestep, latents, return_dict=False, **self.extra)[0]
+        latents, self.estimate = self.scheduler.step(
+            predicted, self.estimate, timestep, self.last_timestep, latents, return_dict=False, **self.extra
+        )
+        self.last_timestep = timestep
+        return latents.float()

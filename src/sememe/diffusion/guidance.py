@@ -7,22 +7,24 @@ guidance that is off costs nothing.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
 from sememe.errors import InputError
 
 Text = Literal["positive", "negative"]
+ReferenceChoice = Literal["none", "given", "negative"]
+"""Which reference a prediction sees: none (the frozen backbone), the given one, or the one to lead away from."""
 Batching = Literal["sequential", "batched"]
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One variant of the conditions: which text is told, and whether the reference is seen."""
+    """One variant of the conditions: which text is told, and which reference is seen."""
 
     text: Text
-    reference: bool
+    reference: ReferenceChoice
 
 
 @dataclass(frozen=True)
@@ -46,13 +48,14 @@ class Guidance:
 
     @property
     def needs_reference(self) -> bool:
-        return any(row.variant.reference for row in self.rows)
+        return any(row.variant.reference != "none" for row in self.rows)
 
     def groups(self, batching: Batching) -> list[tuple[GuidanceRow, ...]]:
-        """Rows that are predicted together: one at a time, or those that agree in whether the reference is seen."""
+        """Rows that are predicted together: one at a time, or those that agree in the reference that they see."""
         if batching == "sequential":
             return [(row,) for row in self.rows]
-        parts = [tuple(row for row in self.rows if row.variant.reference == seen) for seen in (False, True)]
+        choices = get_args(ReferenceChoice)
+        parts = [tuple(row for row in self.rows if row.variant.reference == choice) for choice in choices]
         return [part for part in parts if part]
 
     def to_table(self) -> list[dict[str, Any]]:
@@ -71,19 +74,26 @@ def make_guidance(weights: Sequence[tuple[Variant, float]]) -> Guidance:
 
 
 def video_as_prompt_guidance(
-    guidance_scale: float, reference_guidance_scale: float, *, texts_differ: bool = True
+    guidance_scale: float,
+    reference_guidance_scale: float,
+    *,
+    texts_differ: bool = True,
+    null_reference: ReferenceChoice = "none",
 ) -> Guidance:
     """Text and reference guidance of Video-As-Prompt; the null of the reference is the frozen backbone.
 
-    v = v(no reference, negative) + s_ref * (v(reference, negative) - v(no reference, negative))
+    v = v(null, negative) + s_ref * (v(reference, negative) - v(null, negative))
         + s_text * (v(reference, positive) - v(reference, negative))
 
-    A reference scale of 0 leaves the reference out altogether; text guidance then acts on the backbone alone.
+    A reference scale of 0 leaves the reference out altogether; text guidance then acts on the backbone alone. Equal
+    scales leave two rows: the reference with the positive text, and the null with the negative one. A reference scale
+    of 1 is the guidance of the official code: text only.
 
     Args:
         guidance_scale: s_text, 1 for off.
         reference_guidance_scale: s_ref, 1 for off, 0 for no reference.
         texts_differ: whether positive and negative texts differ; where they do not, text guidance has no effect.
+        null_reference: what the reference leads away from: nothing but the backbone, or another reference.
 
     Raises:
         InputError: where a scale is negative or not a number.
@@ -92,14 +102,24 @@ def video_as_prompt_guidance(
         if not math.isfinite(scale) or scale < 0:
             raise InputError(f"{name} must be a number of at least 0 (1 is off), got {scale}")
     negative: Text = "negative" if texts_differ else "positive"
-    follows = reference_guidance_scale != 0
+    seen: ReferenceChoice = "given" if reference_guidance_scale != 0 else null_reference
     return make_guidance(
         [
-            (Variant(negative, reference=False), 1.0 - reference_guidance_scale),
-            (Variant(negative, reference=follows), reference_guidance_scale - guidance_scale),
-            (Variant("positive", reference=follows), guidance_scale),
+            (Variant(negative, null_reference), 1.0 - reference_guidance_scale),
+            (Variant(negative, seen), reference_guidance_scale - guidance_scale),
+            (Variant("positive", seen), guidance_scale),
         ]
     )
+
+
+def dynamic_guidance_scale(guidance_scale: float, timestep: float, num_inference_steps: int) -> float:
+    """The text scale at one step as CogVideoX's pipelines have it under `use_dynamic_cfg`.
+
+    It was meant to rise smoothly, but mixes a timestep in 0..999 with a number of steps, so that it jumps about
+    between 1 and 1 + `guidance_scale`. It is here because the official demonstrations were made with it.
+    """
+    progress = (num_inference_steps - timestep) / num_inference_steps
+    return 1.0 + guidance_scale * (1.0 - math.cos(math.pi * progress**5)) / 2.0
 
 
 def combine(rows: Sequence[GuidanceRow], predictions: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -1,9 +1,11 @@
 """A Video-As-Prompt model on disk: a stock diffusers folder with the expert in a folder of its own.
 
 model_index.json
-transformer/     the frozen backbone, as diffusers writes a WanTransformer3DModel
+transformer/     the frozen backbone, as diffusers writes it
 expert/          the expert's tensors alone
 vae/ text_encoder/ tokenizer/ scheduler/, and image_encoder/ image_processor/ for backbones that read CLIP
+
+The released models lie otherwise, and a stock folder lacks the expert; both are read too (see `layouts`).
 """
 
 import importlib
@@ -18,19 +20,21 @@ import torch
 from sememe.errors import ModelError
 from sememe.files import write_text
 from sememe.models.component_files import load_strictly
-from sememe.models.tensor_files import read_json
-from sememe.models.wan import WanVideoAsPromptTransformer
+from sememe.models.formats import format_of_model
+from sememe.models.merged_files import load_merged
+from sememe.models.separate_files import check_pair
+from sememe.models.weight_files import PICKLE_REASON, PICKLED_SUFFIXES
+from sememe.pipelines.layouts import EXPERT_FOLDER, INDEX_NAME, ModelLayout, check_whole, read_layout
+from sememe.pipelines.released_defaults import released_defaults
+from sememe.zoo import is_hub_id, resolve_model
 
-INDEX_NAME = "model_index.json"
-EXPERT_FOLDER = "expert"
-# Only these classes are ever loaded, whatever a model_index.json names.
+# Only these classes are ever loaded, whatever a model_index.json names; those of transformers see `layouts`.
 ALLOWED_CLASSES: Mapping[str, Mapping[str, frozenset[str]]] = {
-    "transformer": {"diffusers": frozenset({"WanTransformer3DModel"})},
-    "vae": {"diffusers": frozenset({"AutoencoderKLWan", "AutoencoderKLCosmos"})},
+    "vae": {"diffusers": frozenset({"AutoencoderKLWan", "AutoencoderKLCosmos", "AutoencoderKLCogVideoX"})},
     "scheduler": {
         "diffusers": frozenset(
             {"FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "UniPCMultistepScheduler"}
-            | {"DPMSolverMultistepScheduler"}
+            | {"DPMSolverMultistepScheduler", "CogVideoXDDIMScheduler", "CogVideoXDPMScheduler"}
         )
     },
     "text_encoder": {"transformers": frozenset({"UMT5EncoderModel", "T5EncoderModel"})},
@@ -44,44 +48,91 @@ ALLOWED_CLASSES: Mapping[str, Mapping[str, frozenset[str]]] = {
         "transformers": frozenset({"CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPImageProcessorPil"})
     },
 }
-_OPTIONAL = frozenset({"image_encoder", "image_processor"})
+# This name now stands for another resizing where torchvision is installed; released models mean that of PIL.
+_READ_AS = {"CLIPImageProcessor": "CLIPImageProcessorPil"}
+# These names now build a tokenizer anew from the vocabulary alone; a tokenizer.json is to be read as it is.
+_REBUILT_TOKENIZERS = frozenset({"T5Tokenizer", "T5TokenizerFast"})
 # Their errors of a few per cent are visible, and they are small: these stay in float32.
 _FULL_PRECISION = frozenset({"vae", "image_encoder"})
+_DOWNLOADED = ["model_index.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model"]
 
 
-def find_folder(name: str | Path) -> Path:
+def find_folder(name: str | Path, revision: str | None = None) -> Path:
     """The local folder of a model: a folder itself, a name of the zoo, or a repository on the Hugging Face hub.
 
+    Args:
+        name: of the model.
+        revision: a branch, tag or commit of a repository on the hub; None for its newest.
+
     Raises:
-        ModelError: where there is no such model.
+        ModelError: there is no such model, or a revision is asked of one that is no repository.
     """
+    if is_hub_id(name):
+        return _download(str(name), revision)
+    if revision is not None:
+        raise ModelError(f"expected a repository of the hub (owner/name) to go with revision {revision}, got {name}")
     if Path(name).is_dir():
         return Path(name)
-    text = str(name)
-    if "/" not in text and "\\" not in text and not isinstance(name, Path):
-        from sememe.zoo import resolve_model
-
-        return resolve_model(text)
-    if isinstance(name, Path) or text.startswith((".", "/", "~")) or text.count("/") != 1:
+    if Path(name).is_file():
+        reason = PICKLE_REASON if Path(name).suffix in PICKLED_SUFFIXES else "give the folder of a whole model"
+        raise ModelError(f"expected a model folder, got the file {name}; {reason}")
+    if isinstance(name, Path) or "/" in name or "\\" in name:
         raise ModelError(f"expected a model folder, but {name} is not a folder")
-    return _download(text)
+    return resolve_model(name)
+
+
+def find_expert(name: str | Path) -> Path:
+    """The folder of an expert alone: that folder, or that of a model which has one.
+
+    Raises:
+        ModelError: there is none.
+    """
+    folder = find_folder(name)
+    if (folder / "config.json").is_file():
+        return folder
+    if (folder / EXPERT_FOLDER / "config.json").is_file():
+        return folder / EXPERT_FOLDER
+    raise ModelError(
+        f"expected an expert in {folder} (config.json and safetensors, or a folder {EXPERT_FOLDER}/ of it)"
+    )
 
 
 def load_components(
-    folder: Path, torch_dtype: torch.dtype | None, given: Mapping[str, Any], class_name: str
+    folder: Path,
+    torch_dtype: torch.dtype | None,
+    given: Mapping[str, Any],
+    class_name: str,
+    expert: str | Path | None = None,
 ) -> dict[str, Any]:
     """Loads what `model_index.json` names, except what is given; and the generation defaults.
 
+    Args:
+        folder: a model in one of the layouts.
+        torch_dtype: precision of the transformer and the text encoder; None for float32.
+        given: components that are not to be loaded.
+        class_name: of the pipeline that asks.
+        expert: folder of an expert, for a stock model, or instead of the model's own.
+
     Raises:
-        ModelError: where the folder is not a model of this kind, or not whole.
+        ModelError: the folder is not a model of this kind, is not whole, or lacks an expert.
     """
-    index = read_json(folder / INDEX_NAME)
-    if index.get("_class_name") != class_name:
-        raise ModelError(f"{folder} was expected to hold a {class_name}, it holds a {index.get('_class_name')}")
-    parts: dict[str, Any] = {"generation_defaults": index.get("generation_defaults")}
+    layout = read_layout(folder)
+    source = None
+    if "transformer" not in given:
+        source = _choose_expert(layout, class_name, expert)
+    elif expert is not None:
+        raise ModelError(f"expected an expert or a transformer that has one, got both: {expert} and the transformer")
+    check_whole(layout, given.keys(), needs_expert=source == folder / EXPERT_FOLDER)
+    parts = dict(given)
     for name in ALLOWED_CLASSES:
-        parts[name] = given[name] if name in given else _load_component(folder, name, index.get(name), torch_dtype)
-    return parts
+        if name not in given:
+            parts[name] = _load_component(layout, name, torch_dtype)
+    if "transformer" not in given:
+        parts["transformer"] = _load_transformer(layout, source, torch_dtype)
+    defaults = layout.index.get("generation_defaults")
+    if defaults is None:
+        defaults = released_defaults(layout.format.name, parts["transformer"], parts["vae"])
+    return {name: parts[name] for name in ("transformer", *ALLOWED_CLASSES)} | {"generation_defaults": defaults}
 
 
 def save_components(
@@ -98,11 +149,12 @@ def save_components(
     """
     folder.mkdir(parents=True, exist_ok=True)
     size = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
+    known = format_of_model(components["transformer"])
     index: dict[str, Any] = {
         "_class_name": class_name,
         "_diffusers_version": diffusers.__version__,
         "generation_defaults": generation_defaults,
-        EXPERT_FOLDER: ["sememe", "WanVideoAsPromptExpert"],
+        EXPERT_FOLDER: ["sememe", known.expert_class],
     }
     for name, component in components.items():
         if component is None:
@@ -110,15 +162,44 @@ def save_components(
         elif name == "transformer":
             component.save_backbone(folder / name, **size)
             component.save_expert(folder / EXPERT_FOLDER, **size)
-            index[name] = ["diffusers", "WanTransformer3DModel"]
+            index[name] = ["diffusers", known.stock_class]
         else:
             component.save_pretrained(folder / name, **(size if isinstance(component, torch.nn.Module) else {}))
             index[name] = [type(component).__module__.split(".")[0], type(component).__name__]
     write_text(folder / INDEX_NAME, json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
-def _load_component(folder: Path, name: str, entry: Any, torch_dtype: torch.dtype | None) -> Any:
-    if name in _OPTIONAL and (not entry or entry[0] is None):
+def _choose_expert(layout: ModelLayout, class_name: str, expert: str | Path | None) -> Path | None:
+    """The folder of the expert, or None where it is merged with the backbone."""
+    if layout.kind == "published":
+        if expert is not None:
+            raise ModelError(
+                f"expected a stock model to put the expert {expert} on, but {layout.folder} has an expert merged in; "
+                "leave expert out, or split that model with `sememe convert` first"
+            )
+        return None
+    if expert is not None:
+        found = find_expert(expert)
+        check_pair(layout.folder / "transformer", found)
+        return found
+    if layout.kind == "stock":
+        raise ModelError(
+            f"expected a {class_name}, but {layout.folder} is a stock {layout.index['_class_name']} without an expert; "
+            "say which expert goes with it (expert=FOLDER)"
+        )
+    return layout.folder / EXPERT_FOLDER
+
+
+def _load_transformer(layout: ModelLayout, expert: Path | None, torch_dtype: torch.dtype | None) -> Any:
+    if expert is None:
+        return load_merged(layout.folder / "transformer", torch_dtype or torch.float32)
+    check_pair(layout.folder / "transformer", expert)
+    return layout.format.transformer.from_folders(layout.folder / "transformer", expert, torch_dtype)
+
+
+def _load_component(layout: ModelLayout, name: str, torch_dtype: torch.dtype | None) -> Any:
+    folder, entry = layout.folder, layout.index.get(name)
+    if not layout.has(name):
         return None
     if not isinstance(entry, list) or len(entry) != 2:
         raise ModelError(f"{folder / INDEX_NAME} must name the library and class of {name}, it says {entry}")
@@ -126,9 +207,7 @@ def _load_component(folder: Path, name: str, entry: Any, torch_dtype: torch.dtyp
     if class_name not in ALLOWED_CLASSES[name].get(library, frozenset()):
         allowed = [f"{key}.{value}" for key, values in ALLOWED_CLASSES[name].items() for value in sorted(values)]
         raise ModelError(f"{name} of {folder} is a {library}.{class_name}; expected one of {', '.join(allowed)}")
-    if name == "transformer":
-        return WanVideoAsPromptTransformer.from_folders(folder / name, folder / EXPERT_FOLDER, torch_dtype)
-    component = getattr(importlib.import_module(library), class_name)
+    component = getattr(importlib.import_module(library), _choose_class(class_name, folder / name))
     if hasattr(component, "forward"):
         dtype = None if name in _FULL_PRECISION else torch_dtype
         return load_strictly(component, folder / name, **{_dtype_argument(library): dtype or torch.float32})
@@ -139,17 +218,23 @@ def _load_component(folder: Path, name: str, entry: Any, torch_dtype: torch.dtyp
         raise ModelError(f"the {name} in {folder / name} cannot be loaded: {reason}") from error
 
 
+def _choose_class(class_name: str, folder: Path) -> str:
+    if class_name in _REBUILT_TOKENIZERS and (folder / "tokenizer.json").is_file():
+        return "PreTrainedTokenizerFast"
+    return _READ_AS.get(class_name, class_name)
+
+
 def _dtype_argument(library: str) -> str:
     return "dtype" if library == "transformers" else "torch_dtype"
 
 
-def _download(repository: str) -> Path:
+def _download(repository: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    patterns = ["model_index.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model"]
     try:
-        return Path(snapshot_download(repository, allow_patterns=patterns))
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=_DOWNLOADED))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ModelError(f"{repository} is no local folder and cannot be had from the hub: {reason}") from error
+        reason = " ".join(str(error).split())[:400]
+        wanted = repository if revision is None else f"{repository} at revision {revision}"
+        raise ModelError(f"{wanted} is no local folder and cannot be had from the hub: {reason}") from error

@@ -1,6 +1,5 @@
 """What people pass to a pipeline, checked and brought to one form."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +9,7 @@ import PIL.ImageOps
 
 from sememe.errors import InputError
 from sememe.models.reference import ReferenceCache, ReferenceTokens
-from sememe.video import Clip, resize_image
+from sememe.video import Clip
 from sememe.video.transparency import over_white
 
 
@@ -42,44 +41,75 @@ class Request:
     """A batch: as many pictures as prompts; references of each picture, one record for all, or none.
 
     Attributes:
-        images: uint8 pictures (height, width, 3) of any size.
-        prompts: one per picture.
-        negative_prompts: one per picture.
-        references: none, one, or one per picture.
+        prompts: one per result.
+        negative_prompts: one per result.
+        images: uint8 pictures (height, width, 3) of any size, one per result; empty for text-to-video.
+        last_images: the same for the last frames, or empty.
+        references: none, one, or one per result.
+        negative_references: the same.
     """
 
-    images: tuple[np.ndarray, ...]
     prompts: tuple[str, ...]
     negative_prompts: tuple[str, ...]
-    references: tuple[ReferenceClips | EncodedReference, ...]
+    images: tuple[np.ndarray, ...] = ()
+    last_images: tuple[np.ndarray, ...] = ()
+    references: tuple[ReferenceClips | EncodedReference, ...] = ()
+    negative_references: tuple[ReferenceClips | EncodedReference, ...] = ()
 
     @property
     def batch_size(self) -> int:
-        return len(self.images)
+        return len(self.prompts)
 
 
 def make_request(
-    image: Any, references: Any, prompt: Any, negative_prompt: Any, reference_prompts: Any, *, needs_reference: bool
+    image: Any,
+    prompt: Any,
+    negative_prompt: Any,
+    last_image: Any = None,
+    references: Any = None,
+    reference_prompts: Any = None,
+    negative_references: Any = None,
+    *,
+    takes_image: bool = True,
+    takes_last_image: bool = False,
+    needs_reference: bool = True,
 ) -> Request:
     """Checks the arguments of a pipeline's call.
 
     Raises:
-        InputError: where one is not what was expected.
+        InputError: where one is not what was expected, or would have no effect.
     """
-    images = tuple(to_picture(entry) for entry in (image if isinstance(image, (list, tuple)) else [image]))
-    if not images:
-        raise InputError("expected at least one picture in image, got an empty list")
+    if not takes_image and image is not None:
+        raise InputError("this model makes videos from text alone, so that image has no effect; leave it out")
+    if last_image is not None and not (takes_image and takes_last_image):
+        raise InputError("this model cannot be told a last frame; leave last_image out")
     if not references and needs_reference:
         raise InputError(
             "expected at least one reference clip, got none; to run the backbone without a reference say "
             "reference_guidance_scale=0"
         )
+    if negative_references and not needs_reference:
+        raise InputError("negative_references have no effect without a reference; leave them out")
+    images = _to_pictures("image", image) if takes_image else ()
+    count = len(images) if takes_image else len(prompt) if isinstance(prompt, (list, tuple)) else 1
+    last_images = () if last_image is None else _to_pictures("last_image", last_image)
+    if last_images and len(last_images) != count:
+        raise InputError(f"expected one last_image per picture, got {len(last_images)} for {count}")
     return Request(
+        prompts=_spread_texts("prompt", prompt, count),
+        negative_prompts=_spread_texts("negative_prompt", negative_prompt, count),
         images=images,
-        prompts=_spread_texts("prompt", prompt, len(images)),
-        negative_prompts=_spread_texts("negative_prompt", negative_prompt, len(images)),
-        references=_make_references(references, reference_prompts, len(images)) if needs_reference else (),
+        last_images=last_images,
+        references=_make_references(references, reference_prompts, count) if needs_reference else (),
+        negative_references=_make_references(negative_references, None, count) if negative_references else (),
     )
+
+
+def _to_pictures(name: str, image: Any) -> tuple[np.ndarray, ...]:
+    pictures = tuple(to_picture(entry) for entry in (image if isinstance(image, (list, tuple)) else [image]))
+    if not pictures:
+        raise InputError(f"expected at least one picture in {name}, got an empty list")
+    return pictures
 
 
 def to_picture(image: Any) -> np.ndarray:
@@ -100,11 +130,6 @@ def to_picture(image: Any) -> np.ndarray:
     if isinstance(image, np.ndarray):
         return Clip.from_image(image).frames[0]
     raise InputError(f"expected a PIL image, a uint8 array or a one-frame Clip as image, got {type(image).__name__}")
-
-
-def fit_pictures(images: Sequence[np.ndarray], height: int, width: int) -> list[Clip]:
-    """One-frame clips that cover the target size; what sticks out is cropped."""
-    return [Clip.from_image(resize_image(image, height, width)) for image in images]
 
 
 def check_references(clips: Any, prompts: Any = None) -> ReferenceClips:

@@ -1,38 +1,28 @@
 """Video-As-Prompt: do to a picture what happens in a reference clip (arXiv 2510.20888)."""
 
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.loaders import WanLoraLoaderMixin
-from diffusers.utils.torch_utils import get_module_execution_device, randn_tensor
 
-from sememe.diffusion.denoise import check_scheduler, denoise
-from sememe.diffusion.guidance import Batching, Guidance, Text, Variant, video_as_prompt_guidance
+from sememe.diffusion.denoise import GuidanceSchedule, check_scheduler, denoise, set_truncated_timesteps
+from sememe.diffusion.guidance import Batching, Guidance, dynamic_guidance_scale, video_as_prompt_guidance
 from sememe.errors import InputError
-from sememe.models.autoencoder import LatentGrid, decode_latents, encode_video, latent_grid
-from sememe.models.condition import first_frame_condition
-from sememe.models.pixels import clips_to_video, video_to_clips
-from sememe.models.reference import ReferenceCache, ReferenceInputs, ReferenceTokens, join_references
-from sememe.models.text import MAX_SEQUENCE_LENGTH, default_sequence_length, encode_prompts
+from sememe.models.autoencoder import LatentGrid, decode_latents, latent_grid
+from sememe.models.pixels import video_to_clips
+from sememe.pipelines.conditions import ConditionEncoder, EncodingOptions, Predictor, ReadingOptions
 from sememe.pipelines.defaults import GenerationDefaults
+from sememe.pipelines.families import choose_family
+from sememe.pipelines.family import BackboneFamily, Generators
 from sememe.pipelines.folders import find_folder, load_components, save_components
-from sememe.pipelines.inputs import (
-    EncodedReference,
-    ReferenceClips,
-    Request,
-    check_references,
-    fit_pictures,
-    make_request,
-)
-from sememe.video import Clip, Sampling, resample_clip, resize_clip
+from sememe.pipelines.inputs import EncodedReference, check_references, make_request
+from sememe.pipelines.quirks import choose_quirks
+from sememe.video import Clip, Sampling
 
 OutputType = Literal["np", "pt", "pil", "latent"]
 CallbackOnStepEnd = Callable[["VideoAsPromptPipeline", int, torch.Tensor, dict[str, Any]], dict[str, Any] | None]
@@ -57,16 +47,6 @@ class VideoAsPromptOutput:
     timings: dict[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class _Conditions:
-    """What the transformer is told besides the latents: the same at every step."""
-
-    channels: torch.Tensor
-    texts: Mapping[Text, torch.Tensor]
-    image_embeds: torch.Tensor | None
-    reference: ReferenceCache | ReferenceTokens | None
-
-
 class VideoAsPromptPipeline(DiffusionPipeline, WanLoraLoaderMixin):
     """Generates a clip that starts with a picture and in which happens what happens in the reference clips.
 
@@ -74,8 +54,9 @@ class VideoAsPromptPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         tokenizer: of the text encoder.
         text_encoder: `UMT5EncoderModel` or `T5EncoderModel`.
         vae: a causal video autoencoder, see `sememe.models.autoencoder`.
-        transformer: `WanVideoAsPromptTransformer`.
-        scheduler: for flow matching, such as `FlowMatchEulerDiscreteScheduler` or `UniPCMultistepScheduler`.
+        transformer: `WanVideoAsPromptTransformer` or `CogVideoXVideoAsPromptTransformer`.
+        scheduler: for Wan one for flow matching, such as `FlowMatchEulerDiscreteScheduler` or
+            `UniPCMultistepScheduler`; for CogVideoX one for v-prediction, such as `CogVideoXDDIMScheduler`.
         image_encoder: CLIP, for backbones that read image embeddings.
         image_processor: of the image encoder.
         generation_defaults: see `GenerationDefaults`; those not given have its values.
@@ -108,6 +89,7 @@ class VideoAsPromptPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         )
         defaults = GenerationDefaults.from_config(generation_defaults)
         self.register_to_config(generation_defaults=defaults.to_config())
+        self._interrupt = False
 
     @property
     def defaults(self) -> GenerationDefaults:
@@ -117,24 +99,47 @@ class VideoAsPromptPipeline(DiffusionPipeline, WanLoraLoaderMixin):
     @property
     def grid(self) -> LatentGrid:
         """Which numbers of frames and which sizes the model can make."""
-        return latent_grid(self.vae, self.transformer.config.patch_size[-1])
+        patch = self.transformer.config.patch_size
+        return latent_grid(self.vae, patch if isinstance(patch, int) else patch[-1])
+
+    @property
+    def family(self) -> BackboneFamily:
+        """What is particular to the kind of backbone."""
+        return choose_family(self)
+
+    @property
+    def interrupt(self) -> bool:
+        """Set to True, in a callback or from another thread: the generation ends before its next step."""
+        return self._interrupt
+
+    @interrupt.setter
+    def interrupt(self, value: bool) -> None:
+        self._interrupt = value
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path, torch_dtype: torch.dtype | None = None, **components: Any
+        cls,
+        name: str | Path,
+        torch_dtype: torch.dtype | None = None,
+        expert: str | Path | None = None,
+        revision: str | None = None,
+        **components: Any,
     ) -> "VideoAsPromptPipeline":
         """Loads a model.
 
         Args:
-            name: a name of the zoo, a local folder, or a repository on the Hugging Face hub.
+            name: a name of the zoo, a local folder, or a repository on the Hugging Face hub: in the layout of
+                `save_pretrained`, in that of the released Video-As-Prompt models, or a stock Wan or CogVideoX model.
             torch_dtype: precision of the transformer and the text encoder; the autoencoder stays in float32.
+            expert: for a stock model, the folder of an expert, or of a model that has one.
+            revision: of a repository on the hub.
             components: already loaded components, to be used instead of those of the model.
 
         Raises:
             ModelError: where there is no such model, or it is not whole.
             InputError: where something is passed that is no component.
         """
-        parts = load_components(find_folder(name), torch_dtype, components, cls.__name__)
+        parts = load_components(find_folder(name, revision), torch_dtype, components, cls.__name__, expert)
         unknown = sorted(components.keys() - parts.keys())
         if unknown:
             raise InputError(f"expected components of the pipeline ({', '.join(sorted(parts))}), got {unknown}")
@@ -185,17 +190,17 @@ class VideoAsPromptPipeline(DiffusionPipeline, WanLoraLoaderMixin):
             height=height, width=width, num_frames=num_frames, max_sequence_length=max_sequence_length
         )
         _check_choice("reference_sampling", reference_sampling, Sampling)
-        self.grid.latent_shape(settings.num_frames, settings.height, settings.width)
-        payload = self._encode_clips(
-            [check_references(clips, prompts)], settings, reference_sampling, approximate=approximate
-        )
+        self._latent_shape(settings, is_decoded=False)
+        options = EncodingOptions(reference_sampling=cast(Sampling, reference_sampling), approximate=approximate)
+        encoder = ConditionEncoder(self.family, settings, options)
+        payload = encoder.encode_clips([check_references(clips, prompts)])
         return EncodedReference(payload, settings.height, settings.width)
 
     @torch.no_grad()
     def __call__(
         self,
-        image: Any,
-        references: Any,
+        image: Any = None,
+        references: Any = None,
         prompt: Any = "",
         negative_prompt: Any = None,
         reference_prompts: Any = None,
@@ -205,7 +210,7 @@ class VideoAsPromptPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         reference_guidance_scale: float | None = None,
-        generator: torch.Generator | list[torch.Generator] | None = None,
+        generator: Generators = None,
         reference_sampling: str = "even",
         latents: torch.Tensor | None = None,
         output_type: str = "np",
@@ -214,12 +219,20 @@ class VideoAsPromptPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         max_sequence_length: int | None = None,
         batching: str | None = None,
         autocast: str | None = None,
+        last_image: Any = None,
+        negative_references: Any = None,
+        reference_strength: float = 1.0,
+        approximate: bool = False,  # noqa: FBT001, FBT002 (as in encode_reference)
+        reference_refresh: int | None = None,
+        use_dynamic_cfg: bool = False,  # noqa: FBT001, FBT002 (diffusers' name and form)
+        official_quirks: bool | Iterable[str] = False,  # noqa: FBT001, FBT002 (all, none, or by name)
     ) -> VideoAsPromptOutput:
         """Generates. None stands for the model's own setting (`defaults`).
 
         Args:
             image: the first frame: a PIL image, a uint8 array (height, width, 3) or a one-frame Clip; a list of them
-                for a batch. It is made to cover the target size, and what sticks out is cropped.
+                for a batch. It is made to cover the target size, and what sticks out is cropped. None for models that
+                make videos from text alone.
             references: clips of at least 2 frames, or what `encode_reference` returned; for a batch also a list with
                 such an entry per picture. Not needed where `reference_guidance_scale` is 0.
             prompt: what the result shows; one for all pictures or one each.
@@ -234,13 +247,27 @@ class VideoAsPromptPipeline(DiffusionPipeline, WanLoraLoaderMixin):
                 off, 0 leaves the reference out.
             generator: source of the noise, which is drawn on its own device; one, or one per picture.
             reference_sampling: how frames are taken of a reference.
-            latents: the noise to start from (batch, channel, frame, height, width), unit variance.
+            latents: the noise to start from (batch, channel, frame, height, width), unit variance, for any backbone.
             output_type: form of `frames`.
-            callback_on_step_end: called as diffusers does, with the latents among its last argument.
+            callback_on_step_end: called as diffusers does, with the latents among its last argument; it may set
+                `interrupt`.
             fps: frames per second of the result.
             max_sequence_length: tokens per prompt.
             batching: "sequential" or "batched": whether variants of the conditions share a forward.
             autocast: "off" or "bfloat16": precision of a float32 transformer while denoising.
+            last_image: the last frame too, for Wan; a list of them for a batch.
+            negative_references: what reference guidance leads away from, instead of from what the backbone does by
+                itself; in the same forms as `references`. It needs a `reference_guidance_scale` other than 0 and 1.
+            reference_strength: 0..1, a factor on the weight of the reference's tokens in the target's attention, before
+                it is normalised: 0 is the backbone alone, 1 exactly what the model was trained for; in between the
+                result is approximate in the sense that no model was trained for it.
+            approximate: for a model trained two-way: do not carry the reference through every step. Faster, and not
+                quite what the model would do.
+            reference_refresh: with `approximate`: after so many steps the reference is carried along once, and its keys
+                and values are kept until then; None lets it see only itself, once for all steps.
+            use_dynamic_cfg: scales the text guidance anew at each step as the official CogVideoX demonstration does.
+            official_quirks: defects of the official pipelines to have back: True for all, or their names (see
+                `sememe.pipelines.quirks`).
 
         Raises:
             InputError: where an argument is not what was expected.
@@ -259,25 +286,57 @@ class VideoAsPromptPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         )
         _check_choice("output_type", output_type, OutputType)
         _check_choice("reference_sampling", reference_sampling, Sampling)
-        check_scheduler(self.scheduler)
-        shape = self.grid.latent_shape(settings.num_frames, settings.height, settings.width)
+        family, quirks = self.family, choose_quirks(official_quirks)
+        check_scheduler(self.scheduler, family.prediction)
+        shape = self._latent_shape(settings, is_decoded=output_type != "latent")
+        if negative_references and settings.reference_guidance_scale in (0.0, 1.0):
+            raise InputError(
+                "negative_references need a reference_guidance_scale other than 0 and 1, "
+                f"got {settings.reference_guidance_scale:g}"
+            )
         request = make_request(
             image,
-            references,
             prompt,
             settings.negative_prompt if negative_prompt is None else negative_prompt,
+            last_image,
+            references,
             reference_prompts,
+            negative_references,
+            takes_image=family.takes_image,
+            takes_last_image=family.takes_last_image,
             needs_reference=settings.reference_guidance_scale != 0,
         )
-        guidance = video_as_prompt_guidance(
-            settings.guidance_scale,
-            settings.reference_guidance_scale,
-            texts_differ=request.prompts != request.negative_prompts,
-        )
-        noise = self._make_noise((request.batch_size, *shape), generator, latents)
 
+        def make_guidance(guidance_scale: float) -> Guidance:
+            return video_as_prompt_guidance(
+                guidance_scale,
+                settings.reference_guidance_scale,
+                texts_differ=request.prompts != request.negative_prompts,
+                null_reference="negative" if request.negative_references else "none",
+            )
+
+        def make_dynamic_guidance(timestep: float) -> Guidance:
+            scale = dynamic_guidance_scale(settings.guidance_scale, timestep, settings.num_inference_steps)
+            return make_guidance(scale)
+
+        guidance = make_guidance(settings.guidance_scale)
+        schedule: Guidance | GuidanceSchedule = make_dynamic_guidance if use_dynamic_cfg else guidance
+        reading = ReadingOptions(strength=reference_strength, refresh=reference_refresh)
+        self._check_reading(reading, approximate=approximate)
         watch = _Stopwatch()
-        conditions = self._encode_conditions(request, guidance, settings, reference_sampling)
+        self._interrupt = False
+        options = EncodingOptions(
+            reference_sampling=cast(Sampling, reference_sampling),
+            quirks=quirks,
+            approximate=approximate and reference_refresh is None,
+        )
+        encoder = ConditionEncoder(family, settings, options)
+        # In this order the official pipelines draw from the generator: picture, noise, references.
+        targets = encoder.encode_targets(request, guidance, generator)
+        noise = self._make_noise(
+            (request.batch_size, *shape), generator, latents, frames_first="sampled_latents" in quirks
+        )
+        conditions = replace(targets, references=encoder.encode_references(request, guidance, generator))
         watch.lap("encode")
         with self.progress_bar(total=settings.num_inference_steps) as bar:
 
@@ -288,14 +347,17 @@ class VideoAsPromptPipeline(DiffusionPipeline, WanLoraLoaderMixin):
                 return (callback_on_step_end(self, step, timestep, {"latents": current}) or {}).get("latents")
 
             result = denoise(
-                _Predictor(self.transformer, conditions, settings),
+                Predictor(family, conditions, settings, reading),
                 self.scheduler,
                 noise,
-                guidance,
+                schedule,
                 settings.num_inference_steps,
                 batching=cast(Batching, settings.batching),
+                prediction=family.prediction,
                 generator=generator,
                 on_step_end=on_step_end,
+                is_interrupted=lambda: self._interrupt,
+                set_timesteps=set_truncated_timesteps if "truncated_timesteps" in quirks else None,
             )
         watch.lap("denoise")
         clips, frames = self._make_frames(result, settings.fps, output_type)
@@ -304,12 +366,34 @@ class VideoAsPromptPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         resolved = settings.to_config() | {
             "negative_prompt": list(request.negative_prompts),
             "reference_sampling": reference_sampling,
+            "reference_strength": reference_strength,
+            "approximate": approximate,
+            "reference_refresh": reference_refresh,
+            "use_dynamic_cfg": use_dynamic_cfg,
+            "official_quirks": sorted(quirks),
             "guidance": guidance.to_table(),
         }
         return VideoAsPromptOutput(clips, frames, resolved, watch.seconds)
 
+    def _check_reading(self, reading: ReadingOptions, *, approximate: bool) -> None:
+        if not 0.0 <= reading.strength <= 1.0:
+            raise InputError(f"reference_strength must be within 0..1, got {reading.strength}")
+        if approximate and self.transformer.config.attention_mode == "cached":
+            raise InputError("approximate has no effect on a model that was trained one-way; leave it out")
+        if reading.refresh is None:
+            return
+        if not approximate:
+            raise InputError("reference_refresh has an effect only with approximate=True; say both or neither")
+        if reading.refresh < 1:
+            raise InputError(f"reference_refresh must be at least 1 step, got {reading.refresh}")
+
+    def _latent_shape(self, settings: GenerationDefaults, *, is_decoded: bool) -> tuple[int, int, int, int]:
+        shape = self.grid.latent_shape(settings.num_frames, settings.height, settings.width, is_decoded=is_decoded)
+        self.family.check_shape(settings)
+        return shape
+
     def _make_noise(
-        self, shape: tuple[int, ...], generator: torch.Generator | list[torch.Generator] | None, given: Any
+        self, shape: tuple[int, ...], generator: Generators, given: Any, *, frames_first: bool
     ) -> torch.Tensor:
         if given is not None:
             if not isinstance(given, torch.Tensor) or tuple(given.shape) != shape:
@@ -318,101 +402,8 @@ class VideoAsPromptPipeline(DiffusionPipeline, WanLoraLoaderMixin):
             return given.to(self._execution_device, torch.float32)
         if isinstance(generator, list) and len(generator) != shape[0]:
             raise InputError(f"expected one generator per picture, got {len(generator)} for {shape[0]}")
-        first = generator[0] if isinstance(generator, list) and generator else generator
-        # Drawn where the generator lives (on the CPU by default), so that a seed means the same on every device.
-        device = first.device if isinstance(first, torch.Generator) else torch.device("cpu")
-        noise = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
-        return noise.to(self._execution_device)
-
-    def _encode_conditions(
-        self, request: Request, guidance: Guidance, settings: GenerationDefaults, sampling: str
-    ) -> _Conditions:
-        pictures = fit_pictures(request.images, settings.height, settings.width)
-        told = {row.variant.text for row in guidance.rows}
-        prompts: dict[Text, tuple[str, ...]] = {"positive": request.prompts, "negative": request.negative_prompts}
-        texts = {text: self._encode_texts(prompts[text], settings) for text in prompts if text in told}
-        channels = self._condition(clips_to_video(pictures), settings)
-        image_embeds = self._encode_pictures([clip.frames[0] for clip in pictures])
-        reference = self._encode_references(request, settings, sampling) if guidance.needs_reference else None
-        return _Conditions(channels.to(self._execution_device), texts, image_embeds, reference)
-
-    def _condition(self, video: torch.Tensor, settings: GenerationDefaults) -> torch.Tensor:
-        """The first frame of a video as the transformer was trained to take it."""
-        fill = self.transformer.config.first_frame_fill
-        return first_frame_condition(self.vae, video[:, :, 0], settings.num_frames, fill)
-
-    def _encode_texts(self, prompts: Sequence[str], settings: GenerationDefaults) -> torch.Tensor:
-        length = settings.max_sequence_length or default_sequence_length(self.tokenizer)
-        if self.transformer.config.added_kv_proj_dim is not None and length != MAX_SEQUENCE_LENGTH:
-            raise InputError(
-                f"this model reads image embeddings beside exactly {MAX_SEQUENCE_LENGTH} text tokens, "
-                f"got max_sequence_length {length}"
-            )
-        distinct = sorted(set(prompts))
-        embeds = encode_prompts(self.tokenizer, self.text_encoder, distinct, length)
-        rows = embeds[[distinct.index(prompt) for prompt in prompts]]
-        return rows.to(self._execution_device, self.transformer.dtype)
-
-    def _encode_pictures(self, pictures: Sequence[np.ndarray]) -> torch.Tensor | None:
-        if self.transformer.config.image_dim is None:
-            return None
-        inputs = self.image_processor(images=list(pictures), return_tensors="pt")
-        device = get_module_execution_device(self.image_encoder)
-        pixels = inputs["pixel_values"].to(device, self.image_encoder.dtype)
-        # Wan reads the last layer but one.
-        embeds = self.image_encoder(pixel_values=pixels, output_hidden_states=True).hidden_states[-2]
-        return embeds.to(self._execution_device, self.transformer.dtype)
-
-    def _encode_references(
-        self, request: Request, settings: GenerationDefaults, sampling: str
-    ) -> ReferenceCache | ReferenceTokens:
-        given = request.references
-        for entry in given:
-            if isinstance(entry, EncodedReference) and (entry.height, entry.width) != (settings.height, settings.width):
-                raise InputError(
-                    f"the encoded reference is {entry.height}x{entry.width}, but the result is to be "
-                    f"{settings.height}x{settings.width}; encode it at that size"
-                )
-        clips = [entry for entry in given if isinstance(entry, ReferenceClips)]
-        if len(clips) == len(given):
-            return self._encode_clips(clips, settings, sampling)
-        payloads = [
-            entry.payload if isinstance(entry, EncodedReference) else self._encode_clips([entry], settings, sampling)
-            for entry in given
-        ]
-        return join_references(payloads)
-
-    def _encode_clips(
-        self,
-        entries: Sequence[ReferenceClips],
-        settings: GenerationDefaults,
-        sampling: str,
-        *,
-        approximate: bool = False,
-    ) -> ReferenceCache | ReferenceTokens:
-        """Encodes a batch of references in one pass of the expert; each entry has the same number of clips."""
-        latents, texts, images = [], [], []
-        rate = settings.fps if sampling == "fps" else None
-        for place in range(len(entries[0].clips)):
-            clips = [
-                resize_clip(
-                    resample_clip(entry.clips[place], settings.num_frames, cast(Sampling, sampling), rate),
-                    settings.height,
-                    settings.width,
-                )
-                for entry in entries
-            ]
-            video = clips_to_video(clips)
-            condition = self._condition(video, settings)
-            channels = torch.cat([encode_video(self.vae, video), condition], dim=1)
-            latents.append(channels.to(self._execution_device, self.transformer.dtype))
-            texts.append(self._encode_texts([entry.prompts[place] for entry in entries], settings))
-            images.append(self._encode_pictures([clip.frames[0] for clip in clips]))
-        embeds = tuple(image for image in images if image is not None) or None
-        with _precision(self._execution_device, settings, self.transformer.dtype):
-            if approximate or self.transformer.config.attention_mode == "cached":
-                return self.transformer.encode_reference(tuple(latents), tuple(texts), embeds, approximate=approximate)
-            return self.transformer.embed_reference(ReferenceInputs(tuple(latents), tuple(texts), embeds))
+        frames_first = frames_first and self.family.has_sampled_latents
+        return self.family.draw_noise(shape, generator, frames_first=frames_first).to(self._execution_device)
 
     def _make_frames(self, latents: torch.Tensor, fps: float, output_type: str) -> tuple[list[Clip], Any]:
         if output_type == "latent":
@@ -432,37 +423,6 @@ def _check_choice(name: str, value: str, choices: Any) -> None:
         raise InputError(f"expected {name} to be one of {', '.join(get_args(choices))}, got {value!r}")
 
 
-class _Predictor:
-    """Asks the transformer for velocities under variants of fixed conditions."""
-
-    def __init__(self, transformer: Any, conditions: _Conditions, settings: GenerationDefaults) -> None:
-        self.transformer = transformer
-        self.conditions = conditions
-        self.settings = settings
-
-    def __call__(self, latents: torch.Tensor, timestep: torch.Tensor, variants: tuple[Variant, ...]) -> torch.Tensor:
-        num_variants, batch_size = len(variants), latents.shape[0]
-        given, dtype = self.conditions, self.transformer.dtype
-        channels = torch.cat([latents.to(dtype), given.channels.to(dtype)], dim=1)
-        image_embeds = given.image_embeds
-        reference = given.reference if variants[0].reference else None
-        assert len({variant.reference for variant in variants}) == 1, "variants of one forward agree in the reference"
-        # A reference of batch 1 serves all targets as it is; others are repeated as the targets are.
-        if reference is not None and reference.batch_size > 1:
-            reference = reference.repeat(num_variants)
-        name = "+".join(f"{variant.text}-{variant.reference}" for variant in variants)
-        with self.transformer.cache_context(name), _precision(latents.device, self.settings, dtype):
-            velocity = self.transformer(
-                channels.repeat(num_variants, 1, 1, 1, 1),
-                timestep.to(latents.device).expand(num_variants * batch_size),
-                torch.cat([given.texts[variant.text] for variant in variants]),
-                None if image_embeds is None else image_embeds.repeat(num_variants, 1, 1),
-                return_dict=False,
-                reference=reference,
-            )[0]
-        return velocity.float().unflatten(0, (num_variants, batch_size))
-
-
 class _Stopwatch:
     """Seconds between laps, by name."""
 
@@ -474,15 +434,3 @@ class _Stopwatch:
         now = time.perf_counter()
         self.seconds[name] = now - self._start
         self._start = now
-
-
-@contextmanager
-def _precision(device: torch.device, settings: GenerationDefaults, dtype: torch.dtype) -> Iterator[None]:
-    """Computes float32 weights in bfloat16 where the settings say so."""
-    if settings.autocast == "off" or dtype != torch.float32:
-        yield
-        return
-    with warnings.catch_warnings(), torch.autocast(device.type, torch.bfloat16):
-        # The stock norms of queries and keys keep float32 weights under autocast, of which torch warns once.
-        warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
-        yield

@@ -1,0 +1,281 @@
+"""What a transformer is told besides the latents, encoded once; and how it is asked under variants of that."""
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from sememe.diffusion.guidance import Guidance, ReferenceChoice, Text, Variant
+from sememe.errors import InputError
+from sememe.models.autoencoder import encode_video
+from sememe.models.pixels import clips_to_video
+from sememe.models.reference import ReferenceCache, ReferenceInputs, ReferenceTokens, join_references
+from sememe.pipelines.defaults import GenerationDefaults
+from sememe.pipelines.family import BackboneFamily, ForwardInputs, Generators, Reference
+from sememe.pipelines.inputs import EncodedReference, ReferenceClips, Request
+from sememe.pipelines.quirks import Quirks, stretch_clip
+from sememe.video import Clip, Sampling, resample_clip, resize_clip
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodingOptions:
+    """How inputs become conditions.
+
+    Attributes:
+        reference_sampling: how frames are taken of a reference.
+        quirks: of the official pipelines, see `sememe.pipelines.quirks`.
+        approximate: for an expert that was trained two-way: let references see only themselves.
+    """
+
+    reference_sampling: Sampling = "even"
+    quirks: Quirks = frozenset()
+    approximate: bool = False
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What the transformer is told besides the latents: the same at every step.
+
+    Attributes:
+        channels: what stands behind the latents on the channel axis (batch, channel, frame, height, width), if any.
+        texts: embeddings (batch, token, dim) of the texts that guidance needs.
+        image_embeds: (batch, token, dim), for backbones that read them.
+        references: what is read under a choice of reference and of text.
+    """
+
+    channels: torch.Tensor | None
+    texts: Mapping[Text, torch.Tensor]
+    image_embeds: torch.Tensor | None
+    references: Mapping[tuple[ReferenceChoice, Text], Reference]
+
+
+class ConditionEncoder:
+    """Turns a request into conditions."""
+
+    def __init__(self, family: BackboneFamily, settings: GenerationDefaults, options: EncodingOptions) -> None:
+        self.family, self.settings, self.options = family, settings, options
+
+    def encode_targets(self, request: Request, guidance: Guidance, generator: Generators) -> Conditions:
+        """Everything but the references."""
+        firsts = self._fit(request.images)
+        lasts = self._fit(request.last_images)
+        told = {row.variant.text for row in guidance.rows}
+        prompts: dict[Text, tuple[str, ...]] = {"positive": request.prompts, "negative": request.negative_prompts}
+        texts = {text: self.encode_texts(prompts[text]) for text in prompts if text in told}
+        if not firsts:
+            return Conditions(None, texts, None, {})
+        images = clips_to_video(firsts)[:, :, 0]
+        last_images = clips_to_video(lasts)[:, :, 0] if lasts else None
+        channels = self.family.encode_condition(
+            images, last_images, self.settings.num_frames, self._posterior_source(generator)
+        )
+        seen = [request.images, request.last_images] if self._has_quirk("uncropped_image_embeds") else [firsts, lasts]
+        embeds = self.family.encode_pictures(_pair_up(seen))
+        return Conditions(channels, texts, embeds, {})
+
+    def encode_references(
+        self, request: Request, guidance: Guidance, generator: Generators
+    ) -> dict[tuple[ReferenceChoice, Text], Reference]:
+        """The references of every variant that guidance needs; variants that see the same share it."""
+        found: dict[tuple[ReferenceChoice, Text], Reference] = {}
+        by_choice: dict[ReferenceChoice, tuple[ReferenceClips | EncodedReference, ...]] = {
+            "given": request.references,
+            "negative": request.negative_references,
+        }
+        for choice, entries in by_choice.items():
+            texts = {row.variant.text for row in guidance.rows if row.variant.reference == choice}
+            if not texts:
+                continue
+            if not self._has_quirk("negative_reference_prompt"):
+                shared = self._encode_entries(entries, request.batch_size, generator)
+                found |= {(choice, text): shared for text in texts}
+                continue
+            for text in sorted(texts, reverse=True):
+                told = entries if text == "positive" else _recaption(entries, request.negative_prompts)
+                found[choice, text] = self._encode_entries(told, request.batch_size, generator)
+        return found
+
+    def encode_clips(self, entries: Sequence[ReferenceClips], generator: Generators = None) -> Reference:
+        """A batch of references in one pass of the expert; each entry has the same number of clips."""
+        if self.options.approximate and self.family.transformer.config.reference_timestep is None:
+            raise InputError(
+                "this model reads its reference at the target's timestep, which changes from step to step, so that it "
+                "cannot be encoded once; give reference_refresh with approximate"
+            )
+        inputs = self._make_inputs(entries, self._posterior_source(generator))
+        with precision(self.family.device, self.settings, self.family.transformer.dtype):
+            if self.options.approximate or self.family.transformer.config.attention_mode == "cached":
+                return self.family.encode_reference(inputs, approximate=self.options.approximate)
+            return self.family.embed_reference(inputs)
+
+    def encode_texts(self, prompts: Sequence[str]) -> torch.Tensor:
+        """Embeddings (prompt, token, dim); each distinct prompt is encoded once."""
+        length, needed = self.settings.max_sequence_length, self.family.text_length
+        if length is not None and needed is not None and length != needed:
+            raise InputError(f"this model reads exactly {needed} text tokens, got max_sequence_length {length}")
+        distinct = sorted(set(prompts))
+        embeds = self.family.encode_texts(distinct, self.settings)
+        return embeds[[distinct.index(prompt) for prompt in prompts]]
+
+    def _encode_entries(
+        self, entries: Sequence[ReferenceClips | EncodedReference], batch_size: int, generator: Generators
+    ) -> Reference:
+        height, width = self.settings.height, self.settings.width
+        for entry in entries:
+            if isinstance(entry, EncodedReference) and (entry.height, entry.width) != (height, width):
+                raise InputError(
+                    f"the encoded reference is {entry.height}x{entry.width}, but the result is to be "
+                    f"{height}x{width}; encode it at that size"
+                )
+        clips = [entry for entry in entries if isinstance(entry, ReferenceClips)]
+        lengths = {tuple(self._count_frames(clip) for clip in entry.clips) for entry in clips}
+        if len(clips) == len(entries) and len(lengths) == 1:
+            return self.encode_clips(clips, generator)
+        return join_references(
+            [
+                entry.payload if isinstance(entry, EncodedReference) else self.encode_clips([entry], generator)
+                for entry in entries
+            ]
+        )
+
+    def _make_inputs(self, entries: Sequence[ReferenceClips], generator: Generators) -> ReferenceInputs:
+        dtype = self.family.transformer.dtype
+        latents, texts, images = [], [], []
+        for place in range(len(entries[0].clips)):
+            clips = [self._fit_clip(entry.clips[place]) for entry in entries]
+            video = clips_to_video(clips)
+            encoded = encode_video(self.family.pipeline.vae, video, generator).to(self.family.device)
+            condition = self.family.encode_condition(video[:, :, 0], None, video.shape[2], generator)
+            channels = encoded if condition is None else torch.cat([encoded, condition.to(encoded)], dim=1)
+            latents.append(channels.to(dtype=dtype))
+            texts.append(self.encode_texts([entry.prompts[place] for entry in entries]))
+            uncropped = self._has_quirk("uncropped_image_embeds")
+            seen = [entry.clips[place] for entry in entries] if uncropped else clips
+            images.append(self.family.encode_pictures([[clip.frames[0]] for clip in seen]))
+        embeds = tuple(image for image in images if image is not None) or None
+        return ReferenceInputs(tuple(latents), tuple(texts), embeds)
+
+    def _fit(self, pictures: Sequence[np.ndarray]) -> list[Clip]:
+        """One-frame clips of the target's size."""
+        return [self._resize(Clip.from_image(picture)) for picture in pictures]
+
+    def _fit_clip(self, clip: Clip) -> Clip:
+        rate = self.settings.fps if self.options.reference_sampling == "fps" else None
+        return self._resize(resample_clip(clip, self.settings.num_frames, self.options.reference_sampling, rate))
+
+    def _count_frames(self, clip: Clip) -> int:
+        return self.settings.num_frames
+
+    def _resize(self, clip: Clip) -> Clip:
+        resize = stretch_clip if self._has_quirk("stretched_frames") else resize_clip
+        return resize(clip, self.settings.height, self.settings.width)
+
+    def _has_quirk(self, name: str) -> bool:
+        return name in self.options.quirks
+
+    def _posterior_source(self, generator: Generators) -> Generators:
+        return generator if self.family.has_sampled_latents and self._has_quirk("sampled_latents") else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadingOptions:
+    """How the target reads its reference.
+
+    Attributes:
+        strength: 0..1, on the reference's weight in the target's attention; 1 is exact.
+        refresh: None to carry a two-way reference through every step, which is exact; else it is carried through every
+            so many steps only, and its keys and values are used again in between, which is approximate.
+    """
+
+    strength: float = 1.0
+    refresh: int | None = None
+
+
+class Predictor:
+    """Asks the transformer under variants of fixed conditions."""
+
+    def __init__(
+        self, family: BackboneFamily, conditions: Conditions, settings: GenerationDefaults, options: ReadingOptions
+    ) -> None:
+        self.family, self.conditions, self.settings, self.options = family, conditions, settings, options
+        self._num_calls: dict[tuple[Variant, ...], int] = {}
+        self._kept: dict[tuple[Variant, ...], ReferenceCache] = {}
+
+    def __call__(self, latents: torch.Tensor, timestep: torch.Tensor, variants: tuple[Variant, ...]) -> torch.Tensor:
+        num_variants, batch_size = len(variants), latents.shape[0]
+        given, transformer = self.conditions, self.family.transformer
+        channels = latents.to(transformer.dtype)
+        if given.channels is not None:
+            channels = torch.cat([channels, given.channels.to(channels)], dim=1)
+        image_embeds = given.image_embeds
+        name = "+".join(f"{variant.text}-{variant.reference}" for variant in variants)
+        inputs = ForwardInputs(
+            channels.repeat(num_variants, 1, 1, 1, 1),
+            timestep.to(latents.device).expand(num_variants * batch_size),
+            torch.cat([given.texts[variant.text] for variant in variants]),
+            None if image_embeds is None else image_embeds.repeat(num_variants, 1, 1),
+        )
+        with transformer.cache_context(name), precision(latents.device, self.settings, transformer.dtype):
+            predicted = self._predict(inputs, variants, self._find_reference(variants, batch_size))
+        return predicted.float().unflatten(0, (num_variants, batch_size))
+
+    def _predict(
+        self, inputs: ForwardInputs, variants: tuple[Variant, ...], reference: Reference | None
+    ) -> torch.Tensor:
+        strength, refresh = self.options.strength, self.options.refresh
+        if refresh is None or not isinstance(reference, ReferenceTokens) or strength == 0.0:
+            return self.family.predict(inputs, reference, strength)
+        count = self._num_calls.get(variants, 0)
+        self._num_calls[variants] = count + 1
+        if count % refresh:
+            return self.family.predict(inputs, self._kept[variants], strength)
+        predicted, self._kept[variants] = self.family.predict_and_cache(inputs, reference, strength)
+        return predicted
+
+    def _find_reference(self, variants: tuple[Variant, ...], batch_size: int) -> Reference | None:
+        choices = {variant.reference for variant in variants}
+        assert len(choices) == 1, "variants of one forward agree in the reference"
+        if choices == {"none"}:
+            return None
+        references = [self.conditions.references[variant.reference, variant.text] for variant in variants]
+        if all(reference is references[0] for reference in references):
+            # A reference of batch 1 serves all targets as it is; others are repeated as the targets are.
+            return references[0] if references[0].batch_size == 1 else references[0].repeat(len(variants))
+        return join_references([reference.expand(batch_size) for reference in references])
+
+
+@contextmanager
+def precision(device: torch.device, settings: GenerationDefaults, dtype: torch.dtype) -> Iterator[None]:
+    """Computes float32 weights in bfloat16 where the settings say so."""
+    if settings.autocast == "off" or dtype != torch.float32:
+        yield
+        return
+    with warnings.catch_warnings(), torch.autocast(device.type, torch.bfloat16):
+        # The stock norms of queries and keys keep float32 weights under autocast, of which torch warns once.
+        warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
+        yield
+
+
+def _pair_up(groups: Sequence[Sequence[Any]]) -> list[list[np.ndarray]]:
+    """First and, where there are any, last pictures of each entry."""
+    pictures = [[entry.frames[0] if isinstance(entry, Clip) else entry for entry in group] for group in groups if group]
+    return [list(entry) for entry in zip(*pictures, strict=True)]
+
+
+def _recaption(
+    entries: Sequence[ReferenceClips | EncodedReference], prompts: Sequence[str]
+) -> tuple[ReferenceClips, ...]:
+    """The same references, each captioned with its picture's prompt."""
+    if any(isinstance(entry, EncodedReference) for entry in entries):
+        raise InputError("the quirk negative_reference_prompt needs reference clips, not encoded references")
+    if len(entries) == 1 and len(set(prompts)) > 1:
+        entries = list(entries) * len(prompts)
+    clips = cast(Sequence[ReferenceClips], entries)
+    return tuple(
+        ReferenceClips(entry.clips, (prompt,) * len(entry.clips))
+        for entry, prompt in zip(clips, prompts[: len(clips)], strict=True)
+    )

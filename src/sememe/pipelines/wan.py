@@ -1,0 +1,66 @@
+"""Wan backbones: image-to-video with or without CLIP, and text-to-video."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from diffusers.utils.torch_utils import get_module_execution_device
+
+from sememe.diffusion.denoise import PredictionType
+from sememe.errors import ModelError
+from sememe.models.condition import frame_condition
+from sememe.models.text import MAX_SEQUENCE_LENGTH, default_sequence_length, encode_prompts
+from sememe.pipelines.defaults import GenerationDefaults
+from sememe.pipelines.family import BackboneFamily, ForwardInputs, Generators
+
+
+class WanFamily(BackboneFamily):
+    """Flow matching; zeros behind a text's end; mask and condition behind the latents; CLIP where the model has it."""
+
+    name: ClassVar[str] = "wan"
+    prediction: ClassVar[PredictionType] = "flow"
+    takes_last_image: ClassVar[bool] = True
+
+    @property
+    def takes_image(self) -> bool:
+        return self.transformer.config.in_channels != self.transformer.config.out_channels
+
+    @property
+    def text_length(self) -> int | None:
+        # The stock attention tells image tokens from text tokens by counting 512 from the end.
+        return None if self.transformer.config.added_kv_proj_dim is None else MAX_SEQUENCE_LENGTH
+
+    def check_shape(self, settings: GenerationDefaults) -> None:
+        """Positions are computed for any size."""
+
+    def encode_texts(self, prompts: Sequence[str], settings: GenerationDefaults) -> torch.Tensor:
+        length = settings.max_sequence_length or self.text_length or default_sequence_length(self.pipeline.tokenizer)
+        embeds = encode_prompts(self.pipeline.tokenizer, self.pipeline.text_encoder, prompts, length)
+        return embeds.to(self.device, self.transformer.dtype)
+
+    def encode_pictures(self, pictures: Sequence[Sequence[np.ndarray]]) -> torch.Tensor | None:
+        if self.transformer.config.image_dim is None:
+            return None
+        encoder, processor = self.pipeline.image_encoder, self.pipeline.image_processor
+        if encoder is None or processor is None:
+            raise ModelError("this backbone reads image embeddings: the model needs image_encoder and image_processor")
+        flat = [picture for entry in pictures for picture in entry]
+        pixels = processor(images=flat, return_tensors="pt")["pixel_values"]
+        pixels = pixels.to(get_module_execution_device(encoder), encoder.dtype)
+        # Wan reads the last layer but one; the tokens of a last frame follow those of the first.
+        embeds = encoder(pixel_values=pixels, output_hidden_states=True).hidden_states[-2]
+        embeds = embeds.unflatten(0, (len(pictures), -1)).flatten(1, 2)
+        return embeds.to(self.device, self.transformer.dtype)
+
+    def encode_condition(
+        self, images: torch.Tensor, last_images: torch.Tensor | None, num_frames: int, generator: Generators
+    ) -> torch.Tensor | None:
+        if not self.takes_image:
+            return None
+        fill = self.transformer.config.first_frame_fill
+        condition = frame_condition(self.pipeline.vae, images, num_frames, fill, last_images)
+        return condition.to(self.device)
+
+    def forward_arguments(self, inputs: ForwardInputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return (inputs.channels, inputs.timestep, inputs.text, inputs.image_embeds), {}

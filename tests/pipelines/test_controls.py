@@ -1,0 +1,194 @@
+"""Negative references, last frames, interruption, dynamic guidance, and the official pipelines' quirks."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines.factories import make_clip, make_picture, make_pipeline
+from sememe.errors import InputError
+from sememe.pipelines.conditions import ConditionEncoder, EncodingOptions
+from sememe.pipelines.inputs import check_references
+from sememe.pipelines.quirks import choose_quirks, stretch_clip, stretch_pictures
+from sememe.pipelines.video_as_prompt import VideoAsPromptPipeline
+
+
+def generate(pipe: VideoAsPromptPipeline, seed: int = 1, **changes: Any) -> torch.Tensor:
+    arguments: dict[str, Any] = {"image": make_picture(), "references": [make_clip()], "output_type": "latent"}
+    return pipe(**(arguments | {"generator": torch.Generator().manual_seed(seed)} | changes)).frames
+
+
+@pytest.mark.parametrize("mode", ["cached", "joint"])
+def test_a_negative_reference_is_led_away_from(mode: str) -> None:
+    pipe = make_pipeline(mode, reference_guidance_scale=3.0, num_inference_steps=1)
+    base = generate(pipe)
+    away = generate(pipe, negative_references=[make_clip(seed=1)])
+    assert not torch.allclose(base, away, atol=1e-5)
+    # The given reference as its own negative: what it adds is nothing, whatever the scale.
+    same = generate(pipe, negative_references=[make_clip()])
+    torch.testing.assert_close(same, generate(pipe, reference_guidance_scale=1.0), atol=1e-4, rtol=1e-4)
+
+
+def test_a_negative_reference_without_effect_is_refused() -> None:
+    pipe = make_pipeline()
+    for scale in (0.0, 1.0):
+        with pytest.raises(InputError, match="other than 0 and 1"):
+            generate(pipe, negative_references=[make_clip()], reference_guidance_scale=scale)
+
+
+def test_the_last_frame_is_told_and_marked() -> None:
+    pipe = make_pipeline()
+    base = generate(pipe)
+    told = generate(pipe, last_image=make_picture(seed=60))
+    assert not torch.allclose(base, told, atol=1e-5)
+    condition = pipe.family.encode_condition(torch.zeros(1, 3, 32, 48), torch.ones(1, 3, 32, 48), 5, None)
+    assert condition is not None
+    mask = condition[0, :4, :, 0, 0]
+    assert torch.equal(mask, torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [1.0, 1.0]]))
+    with pytest.raises(InputError, match="one last_image per picture"):
+        generate(pipe, last_image=[make_picture(), make_picture()])
+    with pytest.raises(InputError, match="at least 2"):
+        generate(pipe, last_image=make_picture(), num_frames=1)
+
+
+def test_clip_reads_the_last_frame_behind_the_first() -> None:
+    pipe = make_pipeline(clip=True)
+    first, last = make_picture(1), make_picture(2)
+    both = pipe.family.encode_pictures([[first, last]])
+    single = [pipe.family.encode_pictures([[picture]]) for picture in (first, last)]
+    assert both is not None
+    torch.testing.assert_close(both, torch.cat(single, dim=1))  # type: ignore[arg-type]
+    assert not torch.allclose(generate(pipe), generate(pipe, last_image=last), atol=1e-5)
+
+
+def test_an_interrupted_generation_ends_with_what_it_has() -> None:
+    pipe, steps = make_pipeline(num_inference_steps=4), []
+
+    def interrupt(given: VideoAsPromptPipeline, step: int, timestep: torch.Tensor, tensors: dict[str, Any]) -> None:
+        steps.append(tensors["latents"].clone())
+        given.interrupt = step == 1
+
+    result = generate(pipe, callback_on_step_end=interrupt)
+    assert len(steps) == 2
+    assert torch.equal(result, steps[-1])
+    assert len(steps) == 2
+    assert not torch.equal(generate(pipe), result), "the next generation runs to its end"
+
+
+@pytest.mark.parametrize("mode", ["cached", "joint"])
+def test_strength_goes_from_the_backbone_to_the_model(mode: str) -> None:
+    pipe = make_pipeline(mode)
+    exact, half, stock = generate(pipe), generate(pipe, reference_strength=0.5), generate(pipe, reference_strength=0.0)
+    assert torch.equal(exact, generate(pipe, reference_strength=1.0))
+    assert torch.equal(stock, generate(pipe, references=None, reference_guidance_scale=0.0))
+    assert not torch.allclose(half, exact, atol=1e-5)
+    assert not torch.allclose(half, stock, atol=1e-5)
+    # As it goes to its ends, so does the result.
+    near = [generate(pipe, reference_strength=strength) for strength in (1e-6, 1.0 - 1e-6)]
+    torch.testing.assert_close(near[0], stock, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(near[1], exact, atol=1e-3, rtol=1e-3)
+    with pytest.raises(InputError, match=r"within 0\.\.1"):
+        generate(pipe, reference_strength=1.5)
+
+
+def test_a_reference_that_is_refreshed_at_every_step_is_exact() -> None:
+    pipe = make_pipeline("joint", num_inference_steps=4, reference_guidance_scale=2.0)
+    exact = generate(pipe)
+    assert torch.equal(exact, generate(pipe, approximate=True, reference_refresh=1))
+    first_only = generate(pipe, approximate=True, reference_refresh=4)
+    alone = generate(pipe, approximate=True)
+    assert not torch.allclose(first_only, exact, atol=1e-6)
+    assert not torch.allclose(alone, first_only, atol=1e-6)
+    assert not torch.allclose(alone, generate(pipe, reference_guidance_scale=0.0), atol=1e-5)
+
+
+def test_the_reference_is_carried_along_at_the_refreshing_steps_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe, carried = make_pipeline("joint", num_inference_steps=5), []
+    original = pipe.transformer.refresh_reference
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        carried.append(float(args[1][0]))
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(pipe.transformer, "refresh_reference", counted)
+    generate(pipe, approximate=True, reference_refresh=2)
+    timesteps = [float(timestep) for timestep in pipe.scheduler.timesteps]
+    assert carried == timesteps[::2]
+
+
+def test_approximations_without_effect_are_refused() -> None:
+    with pytest.raises(InputError, match="trained one-way"):
+        generate(make_pipeline("cached"), approximate=True)
+    with pytest.raises(InputError, match="approximate=True"):
+        generate(make_pipeline("joint"), reference_refresh=2)
+    with pytest.raises(InputError, match="at least 1 step"):
+        generate(make_pipeline("joint"), approximate=True, reference_refresh=0)
+
+
+def test_dynamic_guidance_changes_what_text_guidance_does() -> None:
+    pipe = make_pipeline(guidance_scale=4.0, negative_prompt="blurry")
+    plain, dynamic = generate(pipe, prompt="a cat"), generate(pipe, prompt="a cat", use_dynamic_cfg=True)
+    assert not torch.allclose(plain, dynamic, atol=1e-5)
+
+
+@pytest.mark.parametrize("quirk", ["stretched_frames", "uncropped_image_embeds", "negative_reference_prompt"])
+def test_each_quirk_changes_the_result(quirk: str) -> None:
+    pipe = make_pipeline("joint", clip=True, guidance_scale=3.0, negative_prompt="blurry", num_inference_steps=1)
+    base = generate(pipe, reference_prompts="melts")
+    assert torch.equal(base, generate(pipe, reference_prompts="melts", official_quirks=()))
+    assert not torch.allclose(base, generate(pipe, reference_prompts="melts", official_quirks=[quirk]), atol=1e-6)
+
+
+def test_what_has_the_target_shape_already_is_not_stretched() -> None:
+    picture = make_picture(height=32, width=48)
+    assert np.array_equal(stretch_pictures([picture], 32, 48)[0], picture)
+    # Stretching keeps what cropping loses: the left edge.
+    clip = make_clip(height=32, width=96)
+    clip.frames[:, :, :8] = 255
+    assert stretch_clip(clip, 32, 48).frames[:, :, 0].mean() > 200
+
+
+def test_quirks_by_name() -> None:
+    assert choose_quirks(False) == frozenset()
+    assert choose_quirks(True) >= {"stretched_frames", "sampled_latents"}
+    assert choose_quirks("stretched_frames") == {"stretched_frames"}
+    with pytest.raises(InputError, match="got 'stretched'"):
+        choose_quirks(["stretched"])
+
+
+def test_under_the_quirk_the_reference_has_the_negative_prompt_too() -> None:
+    pipe = make_pipeline("joint", guidance_scale=3.0, num_inference_steps=1)
+    # The reference's own caption is the negative prompt: then the quirk has nothing to change.
+    plain = generate(pipe, prompt="a cat", negative_prompt="blurry", reference_prompts="blurry")
+    quirky = generate(
+        pipe,
+        prompt="blurry",
+        negative_prompt="a cat",
+        reference_prompts="blurry",
+        official_quirks=["negative_reference_prompt"],
+    )
+    assert not torch.allclose(plain, quirky, atol=1e-5)
+    same = generate(
+        pipe,
+        prompt="a cat",
+        negative_prompt="blurry",
+        reference_prompts="blurry",
+        official_quirks=["negative_reference_prompt"],
+    )
+    torch.testing.assert_close(same, plain, atol=1e-5, rtol=1e-5)
+
+
+def test_a_prompt_that_is_cut_says_what_is_lost(caplog: pytest.LogCaptureFixture) -> None:
+    pipe = make_pipeline()
+    generate(pipe, prompt="a red ball a cat")
+    assert not caplog.messages
+    generate(pipe, prompt="a red ball a red ball a cat melts")
+    assert caplog.messages == ["the prompt has 10 tokens, but 8 are read; not read: 'cat melts'"]
+
+
+def test_references_of_different_captions_share_one_pass() -> None:
+    pipe = make_pipeline()
+    encoder = ConditionEncoder(pipe.family, pipe.defaults, EncodingOptions())
+    payload = encoder.encode_clips([check_references(make_clip(), "melts"), check_references(make_clip(1), "cat")])
+    assert payload.batch_size == 2
