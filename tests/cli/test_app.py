@@ -14,7 +14,7 @@ from sememe.cli.app import main
 from sememe.errors import ModelError, OutputError
 from sememe.workflows import models as verb
 
-COMMANDS = [[], ["demo"], ["generate"], ["generate", "video-as-prompt"], ["models"], ["check-parity"]]
+COMMANDS = [[], ["demo"], ["generate"], ["generate", "video-as-prompt"], ["models"], ["convert"], ["check-parity"]]
 HEAVY = {"accelerate", "av", "cv2", "diffusers", "peft", "torch", "transformers"}
 
 

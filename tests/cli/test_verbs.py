@@ -61,6 +61,13 @@ def test_every_flag_reaches_the_workflow(
         "--device": "cpu",
         "--dtype": "float32",
         "--sheet": "s.png",
+        "--last-image": "l.png",
+        "--negative-reference": "c.mp4",
+        "--reference-strength": 0.5,
+        "--reference-refresh": 5,
+        "--official-quirk": "stretched_frames",
+        "--expert": "e",
+        "--revision": "main",
     }
     arguments = [part for flag in flags.items() for part in flag]
     arguments += ["--reference", "a.mp4", "--reference", "b.mp4", "--reference-prompt", "x", "--reference-prompt", "y"]
@@ -74,6 +81,8 @@ def test_every_flag_reaches_the_workflow(
         "--output",
         "o.mp4",
         "--influence",
+        "--approximate",
+        "--use-dynamic-cfg",
         "--json",
     )
     assert outcome.code == 0, outcome.err

@@ -116,9 +116,9 @@ def test_the_sidecar_says_how_it_was_made(request_of_files: VideoAsPromptRequest
         "sha256": sha256(result.output),
     }
     assert document["settings"]["guidance"] == [
-        {"text": "negative", "reference": False, "weight": -1.0},
-        {"text": "negative", "reference": True, "weight": -1.0},
-        {"text": "positive", "reference": True, "weight": 3.0},
+        {"text": "negative", "reference": "none", "weight": -1.0},
+        {"text": "negative", "reference": "given", "weight": -1.0},
+        {"text": "positive", "reference": "given", "weight": 3.0},
     ]
     assert document["settings"]["batching"] == "sequential"
     assert document["exactness"] == {"label": "exact", "shortcuts": []}

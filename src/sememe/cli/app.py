@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 import sememe
-from sememe.cli import demo, evaluate, generate, models, parity, train, world
+from sememe.cli import convert, demo, evaluate, generate, models, parity, train, world
 from sememe.cli.quiet import silence_libraries
 from sememe.errors import SememeError
 
@@ -53,7 +53,7 @@ def make_app(session: Session) -> typer.Typer:
         if not session.debug:
             silence_libraries()
 
-    for verb in (demo, generate, train, evaluate, models, world, parity):
+    for verb in (demo, generate, train, evaluate, models, convert, world, parity):
         verb.register(app)
     return app
 

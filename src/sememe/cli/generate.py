@@ -57,6 +57,10 @@ def generate_video_as_prompt(
     model: Annotated[
         str, typer.Option(help="Built-in name (see `sememe models`), folder, or owner/name on the hub.")
     ] = "tiny",
+    expert: Annotated[
+        str | None, typer.Option(help="Folder of an expert, for a stock model that has none.", metavar="FOLDER")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Revision of a model on the hub.")] = None,
     seed: Annotated[int | None, typer.Option(help="0 or more; the same seed gives the same file again.")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
     num_frames: Annotated[int | None, typer.Option(help="Frames of the result.", rich_help_panel=_RESULT)] = None,
@@ -73,6 +77,48 @@ def generate_video_as_prompt(
     reference_guidance_scale: Annotated[
         float | None,
         typer.Option(help="Strength of the reference; 1 is off, 0 leaves it out.", rich_help_panel=_GUIDANCE),
+    ] = None,
+    last_image: Annotated[
+        Path | None,
+        typer.Option(help="Picture that the result ends with, for models that take it.", rich_help_panel=_INPUTS),
+    ] = None,
+    negative_reference: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Video to lead away from, instead of from the backbone; may be repeated.", rich_help_panel=_GUIDANCE
+        ),
+    ] = None,
+    reference_strength: Annotated[
+        float,
+        typer.Option(help="Weight of the reference in attention, 0 to 1; 1 is exact.", rich_help_panel=_GUIDANCE),
+    ] = 1.0,
+    use_dynamic_cfg: Annotated[
+        bool,
+        typer.Option(
+            "--use-dynamic-cfg", help="Text guidance as in CogVideoX's demonstration.", rich_help_panel=_GUIDANCE
+        ),
+    ] = False,
+    official_quirk: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Habit of the official pipelines to have back (all, or a name; may be repeated).",
+            metavar="NAME",
+            rich_help_panel=_GUIDANCE,
+        ),
+    ] = None,
+    approximate: Annotated[
+        bool,
+        typer.Option(
+            "--approximate",
+            help="For a model trained two-way: do not carry the reference through every step.",
+            rich_help_panel=_COMPUTING,
+        ),
+    ] = False,
+    reference_refresh: Annotated[
+        int | None,
+        typer.Option(
+            help="With --approximate: carry it along every so many steps.", metavar="STEPS", rich_help_panel=_COMPUTING
+        ),
     ] = None,
     influence: Annotated[
         bool,
@@ -126,6 +172,15 @@ def generate_video_as_prompt(
         dtype=dtype,
         sheet=sheet,
         influence=influence,
+        last_image=last_image,
+        negative_references=tuple(negative_reference or ()),
+        reference_strength=reference_strength,
+        approximate=approximate,
+        reference_refresh=reference_refresh,
+        use_dynamic_cfg=use_dynamic_cfg,
+        official_quirks=tuple(official_quirk or ()),
+        expert=expert,
+        revision=revision,
     )
     with show_progress() as on_progress:
         result = generate(request, on_progress)

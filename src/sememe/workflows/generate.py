@@ -2,7 +2,7 @@
 
 import math
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
@@ -48,6 +48,15 @@ class VideoAsPromptRequest:
         autocast: `off` or `bfloat16`.
         device: where to compute; None for a GPU where there is one, the CPU otherwise.
         dtype: precision of the weights: `float32`, `bfloat16` or `float16`.
+        last_image: picture file, the last frame, for models that can be told it.
+        negative_references: video files to lead away from, instead of from what the backbone does by itself.
+        reference_strength: 0 to 1, the weight of the reference in the target's attention; 1 is exact.
+        approximate: for a model trained two-way: do not carry the reference through every step.
+        reference_refresh: with `approximate`, carry it along every so many steps; None encodes it once.
+        use_dynamic_cfg: text guidance that changes from step to step, as in the official CogVideoX demonstration.
+        official_quirks: habits of the official pipelines to have back; ("all",) for all, or their names.
+        expert: for a stock model, the folder of an expert, or of a model that has one.
+        revision: of a repository on the hub.
         sheet: picture file for a contact sheet: a row for each reference, and the result below.
         influence: whether to measure how far the result is from the same generation without the reference, which takes
             a second generation.
@@ -73,6 +82,15 @@ class VideoAsPromptRequest:
     autocast: str | None = None
     device: str | None = None
     dtype: str | None = None
+    last_image: Path | None = None
+    negative_references: tuple[Path, ...] = ()
+    reference_strength: float = 1.0
+    approximate: bool = False
+    reference_refresh: int | None = None
+    use_dynamic_cfg: bool = False
+    official_quirks: tuple[str, ...] = ()
+    expert: str | None = None
+    revision: str | None = None
     sheet: Path | None = None
     influence: bool = False
 
@@ -117,28 +135,46 @@ def generate_video_as_prompt(
     files = OutputFiles.beside(request.output, request.sheet)
     _check_request(request, files)
     if loaded is None:
-        check_model_request(request.model, request.dtype)
+        check_model_request(request.model, request.dtype, request.revision)
     on_progress(Progress("reading the inputs"))
-    references = tuple(survey_reference(path) for path in request.references)
-    image = read_picture(request.image)
+    files_in = _InputFiles.survey(request)
     watch.lap("read")
     if loaded is None:
         on_progress(Progress(f"loading {request.model}"))
-    model = loaded or load_model(request.model, request.device, request.dtype)
+    model = loaded or load_model(request.model, request.device, request.dtype, request.expert, request.revision)
     watch.lap("load")
-    clips = _read_references(request, references, model)
+    clips = _read_references(request, files_in.references, model)
+    negatives = _read_references(request, files_in.negative_references, model)
     watch.lap("read")
 
     seed = secrets.randbelow(2**31) if request.seed is None else request.seed
-    output = _run(request, model, image, clips, seed, "generating", on_progress)
+    work = _Generation(request, model, files_in, clips, negatives, seed)
+    output = work.run("generating", on_progress)
     _note_laps(watch, output)
-    document = _describe(request, model, image, references, output, seed)
+    document = _describe(request, model, files_in, output, seed)
     if request.influence:
-        document["influence"] = _measure_influence(request, model, image, output, seed, on_progress)
+        document["influence"] = _measure_influence(work, output, on_progress)
         watch.lap("influence")
     on_progress(Progress("writing"))
     _write(document, output.clips[0], clips, files, watch, model.device)
     return VideoAsPromptResult(files.video, files.sidecar, files.sheet, seed, document)
+
+
+@dataclass(frozen=True)
+class _InputFiles:
+    """What a request names, looked over."""
+
+    image: ImageFile
+    last_image: ImageFile | None
+    references: tuple[ReferenceFile, ...]
+    negative_references: tuple[ReferenceFile, ...]
+
+    @classmethod
+    def survey(cls, request: VideoAsPromptRequest) -> "_InputFiles":
+        references = tuple(survey_reference(path) for path in request.references)
+        negatives = tuple(survey_reference(path) for path in request.negative_references)
+        last_image = None if request.last_image is None else read_picture(request.last_image)
+        return cls(read_picture(request.image), last_image, references, negatives)
 
 
 def _check_request(request: VideoAsPromptRequest, files: OutputFiles) -> None:
@@ -156,6 +192,10 @@ def _check_request(request: VideoAsPromptRequest, files: OutputFiles) -> None:
     if request.reference_sampling not in get_args(Sampling):
         choices = ", ".join(get_args(Sampling))
         raise InputError(f"expected reference_sampling to be one of {choices}, got {request.reference_sampling!r}")
+    if not 0 <= request.reference_strength <= 1:
+        raise InputError(f"expected reference_strength to be within 0..1, got {request.reference_strength}")
+    if request.reference_refresh is not None and request.reference_refresh < 1:
+        raise InputError(f"expected reference_refresh of at least 1 step, got {request.reference_refresh}")
     if request.influence and request.reference_guidance_scale == 0:
         raise InputError("influence has no meaning with reference_guidance_scale 0: the reference is left out anyway")
     if not request.references and request.reference_guidance_scale != 0:
@@ -165,7 +205,8 @@ def _check_request(request: VideoAsPromptRequest, files: OutputFiles) -> None:
             f"expected one reference prompt per reference, or one for all, got {len(request.reference_prompts)} for "
             f"{len(request.references)}"
         )
-    files.check([*request.references, request.image])
+    inputs = [*request.references, *request.negative_references, request.image]
+    files.check(inputs if request.last_image is None else [*inputs, request.last_image])
 
 
 def _read_references(
@@ -183,51 +224,62 @@ def _read_references(
             f"{limit / 1e9:.1f} GB; ask for fewer frames or smaller ones"
         )
     sampling = cast(Sampling, request.reference_sampling)
-    return [
-        read_reference(reference, made.num_frames, made.height, made.width, sampling, made.fps)
-        for reference in references
-    ]
+    # The official habits of stretching and of showing CLIP the whole frame need the whole frame.
+    size = None if request.official_quirks else (made.height, made.width)
+    return [read_reference(reference, made.num_frames, size, sampling, made.fps) for reference in references]
 
 
-def _run(
-    request: VideoAsPromptRequest,
-    model: LoadedModel,
-    image: ImageFile,
-    clips: list[Clip],
-    seed: int,
-    stage: str,
-    on_progress: ProgressHandler,
-) -> "VideoAsPromptOutput":
-    """One generation; without clips, by the backbone alone."""
-    import torch
+@dataclass(frozen=True)
+class _Generation:
+    """All that a generation needs, so that it can be run with its reference and without."""
 
-    steps = request.num_inference_steps or model.pipeline.defaults.num_inference_steps
-    counter = StepCounter(stage, steps, on_progress)
+    request: VideoAsPromptRequest
+    model: LoadedModel
+    inputs: _InputFiles
+    references: list[Clip]
+    negative_references: list[Clip]
+    seed: int
 
-    def on_step_end(*_: Any) -> dict[str, Any]:
-        counter.advance()
-        return {}
+    def run(self, stage: str, on_progress: ProgressHandler) -> "VideoAsPromptOutput":
+        """One generation; without references, by the backbone alone."""
+        import torch
 
-    return model.pipeline(
-        image=image.pixels,
-        references=clips,
-        prompt=request.prompt,
-        negative_prompt=request.negative_prompt,
-        reference_prompts=list(_spread_prompts(request)) if clips else None,
-        height=request.height,
-        width=request.width,
-        num_frames=request.num_frames,
-        num_inference_steps=request.num_inference_steps,
-        guidance_scale=request.guidance_scale,
-        reference_guidance_scale=request.reference_guidance_scale if clips else 0.0,
-        # On the CPU, whatever computes: a seed means the same on every device.
-        generator=torch.Generator("cpu").manual_seed(seed),
-        reference_sampling=request.reference_sampling,
-        callback_on_step_end=on_step_end,
-        fps=request.fps,
-        batching=request.batching,
-        autocast=request.autocast,
-    )
+        request, pipeline = self.request, self.model.pipeline
+        steps = request.num_inference_steps or pipeline.defaults.num_inference_steps
+        counter = StepCounter(stage, steps, on_progress)
+
+        def on_step_end(*_: Any) -> dict[str, Any]:
+            counter.advance()
+            return {}
+
+        last_image = self.inputs.last_image
+        return pipeline(
+            image=self.inputs.image.pixels,
+            references=self.references,
+            prompt=request.prompt,
+            negative_prompt=request.negative_prompt,
+            reference_prompts=list(_spread_prompts(request)) if self.references else None,
+            height=request.height,
+            width=request.width,
+            num_frames=request.num_frames,
+            num_inference_steps=request.num_inference_steps,
+            guidance_scale=request.guidance_scale,
+            reference_guidance_scale=request.reference_guidance_scale if self.references else 0.0,
+            # On the CPU, whatever computes: a seed means the same on every device.
+            generator=torch.Generator("cpu").manual_seed(self.seed),
+            reference_sampling=request.reference_sampling,
+            callback_on_step_end=on_step_end,
+            fps=request.fps,
+            batching=request.batching,
+            autocast=request.autocast,
+            last_image=None if last_image is None else last_image.pixels,
+            negative_references=self.negative_references or None,
+            reference_strength=request.reference_strength,
+            approximate=request.approximate and bool(self.references),
+            reference_refresh=request.reference_refresh if self.references else None,
+            use_dynamic_cfg=request.use_dynamic_cfg,
+            official_quirks=True if request.official_quirks == ("all",) else request.official_quirks,
+        )
 
 
 def _spread_prompts(request: VideoAsPromptRequest) -> tuple[str, ...]:
@@ -246,11 +298,11 @@ def _note_laps(watch: Stopwatch, output: "VideoAsPromptOutput") -> None:
 def _describe(
     request: VideoAsPromptRequest,
     model: LoadedModel,
-    image: ImageFile,
-    references: tuple[ReferenceFile, ...],
+    inputs: _InputFiles,
     output: "VideoAsPromptOutput",
     seed: int,
 ) -> dict[str, Any]:
+    prompts = _spread_prompts(request) if inputs.references else ()
     clip = output.clips[0]
     return {
         "system": "video-as-prompt",
@@ -263,7 +315,9 @@ def _describe(
         "prompt": request.prompt,
         "settings": output.settings,
         "exactness": sidecar.describe_exactness(output.settings),
-        "inputs": sidecar.describe_inputs(image, references, _spread_prompts(request) if references else ()),
+        "inputs": sidecar.describe_inputs(
+            inputs.image, inputs.references, prompts, inputs.last_image, inputs.negative_references
+        ),
         "output": {
             "path": str(request.output),
             "num_frames": clip.num_frames,
@@ -276,15 +330,11 @@ def _describe(
 
 
 def _measure_influence(
-    request: VideoAsPromptRequest,
-    model: LoadedModel,
-    image: ImageFile,
-    output: "VideoAsPromptOutput",
-    seed: int,
-    on_progress: ProgressHandler,
+    work: _Generation, output: "VideoAsPromptOutput", on_progress: ProgressHandler
 ) -> dict[str, Any]:
     """How far the result is from the same one without reference: the RMS over all frames, pixels and colours."""
-    without = _run(request, model, image, [], seed, "generating without reference", on_progress)
+    alone = replace(work, references=[], negative_references=[])
+    without = alone.run("generating without reference", on_progress)
     difference = output.clips[0].frames.astype(np.float64) - without.clips[0].frames
     return {
         "rms": float(np.sqrt(np.mean(difference**2))),

@@ -64,16 +64,18 @@ def survey_reference(path: Path) -> ReferenceFile:
 
 
 def read_reference(
-    reference: ReferenceFile, num_frames: int, height: int, width: int, sampling: Sampling, fps: float
+    reference: ReferenceFile, num_frames: int, size: tuple[int, int] | None, sampling: Sampling, fps: float
 ) -> Clip:
     """Decodes just what a model reads of a reference; `fps` counts for the sampling of that name.
+
+    `size` is (height, width) to cover and crop, None for the file's own.
 
     Raises:
         VideoError: it cannot be decoded.
         InputError: it cannot be had in that size.
     """
     rate = fps if sampling == "fps" else None
-    return read_clip(reference.path, num_frames=num_frames, sampling=sampling, fps=rate, size=(height, width))
+    return read_clip(reference.path, num_frames=num_frames, sampling=sampling, fps=rate, size=size)
 
 
 def read_picture(path: Path) -> ImageFile:

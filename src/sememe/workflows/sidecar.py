@@ -43,34 +43,58 @@ def describe_model_used(model: LoadedModel) -> dict[str, Any]:
         "sha256": model.fingerprint.sha256,
         "revision": model.fingerprint.revision,
         "files": dict(model.fingerprint.files),
+        "expert": None if model.expert is None else {"folder": str(model.expert.folder), "sha256": model.expert.sha256},
         "dtype": model.dtype,
         "attention_mode": model.pipeline.transformer.config.attention_mode,
     }
 
 
-def describe_inputs(image: ImageFile, references: Sequence[ReferenceFile], prompts: Sequence[str]) -> dict[str, Any]:
+def describe_inputs(
+    image: ImageFile,
+    references: Sequence[ReferenceFile],
+    prompts: Sequence[str],
+    last_image: ImageFile | None = None,
+    negative_references: Sequence[ReferenceFile] = (),
+) -> dict[str, Any]:
     """Paths, hashes and shapes of what was read; `prompts` are the references' captions."""
-    height, width = image.pixels.shape[:2]
-    return {
-        "image": {"path": str(image.path), "sha256": image.sha256, "height": height, "width": width},
+    described: dict[str, Any] = {
+        "image": _describe_picture(image),
         "references": [
-            {
-                "path": str(reference.path),
-                "sha256": reference.sha256,
-                "num_frames": reference.num_frames,
-                "height": reference.height,
-                "width": reference.width,
-                "fps": reference.fps,
-                "prompt": prompt,
-            }
+            _describe_video(reference) | {"prompt": prompt}
             for reference, prompt in zip(references, prompts, strict=True)
         ],
+    }
+    if last_image is not None:
+        described["last_image"] = _describe_picture(last_image)
+    if negative_references:
+        described["negative_references"] = [_describe_video(reference) for reference in negative_references]
+    return described
+
+
+def _describe_picture(image: ImageFile) -> dict[str, Any]:
+    height, width = image.pixels.shape[:2]
+    return {"path": str(image.path), "sha256": image.sha256, "height": height, "width": width}
+
+
+def _describe_video(reference: ReferenceFile) -> dict[str, Any]:
+    return {
+        "path": str(reference.path),
+        "sha256": reference.sha256,
+        "num_frames": reference.num_frames,
+        "height": reference.height,
+        "width": reference.width,
+        "fps": reference.fps,
     }
 
 
 def describe_exactness(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Whether anything was switched on that trades faithfulness to the model for speed, and what."""
+    """Whether anything was switched on that departs from what the model was trained for, and what."""
     shortcuts = [f"autocast {settings['autocast']}"] if settings.get("autocast", "off") != "off" else []
+    if settings.get("approximate"):
+        refresh = settings.get("reference_refresh")
+        shortcuts.append("reference encoded once" if refresh is None else f"reference refreshed every {refresh} steps")
+    if settings.get("reference_strength", 1.0) not in (0.0, 1.0):
+        shortcuts.append(f"reference strength {settings['reference_strength']:g}")
     return {"label": "approximate" if shortcuts else "exact", "shortcuts": shortcuts}
 
 
