@@ -62,6 +62,7 @@ def test_every_flag_reaches_the_workflow(
         "--dtype": "float32",
         "--sheet": "s.png",
         "--last-image": "l.png",
+        "--num-reference-frames": 25,
         "--negative-reference": "c.mp4",
         "--reference-strength": 0.5,
         "--reference-refresh": 5,

@@ -71,11 +71,14 @@ def test_under_the_quirk_noise_has_frames_before_channels() -> None:
     assert torch.equal(drawn, expected)
 
 
-def test_learned_positions_make_one_size_only() -> None:
+def test_learned_positions_make_one_size_only(caplog: pytest.LogCaptureFixture) -> None:
     pipe = make_cogvideox_pipeline(learned=True)
     assert generate(pipe).shape == (1, 4, 3, 4, 6)
     with pytest.raises(InputError, match="32x48 pixels only, got 48x48"):
         generate(pipe, height=48)
+    assert not caplog.messages
+    generate(pipe, num_frames=17)
+    assert "learned positions for 9 frames; for 17" in caplog.text
 
 
 def test_cogvideox_makes_pairs_of_latent_frames_behind_the_first() -> None:

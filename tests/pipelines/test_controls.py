@@ -62,6 +62,22 @@ def test_clip_reads_the_last_frame_behind_the_first() -> None:
     assert not torch.allclose(generate(pipe), generate(pipe, last_image=last), atol=1e-5)
 
 
+@pytest.mark.parametrize("mode", ["cached", "joint"])
+def test_references_may_have_lengths_of_their_own(mode: str) -> None:
+    pipe, clips = make_pipeline(mode), [make_clip(), make_clip(seed=1)]
+    base = generate(pipe, references=clips)
+    assert torch.equal(base, generate(pipe, references=clips, num_reference_frames=5))
+    assert torch.equal(base, generate(pipe, references=clips, num_reference_frames=[5, 5]))
+    assert not torch.allclose(base, generate(pipe, references=clips, num_reference_frames=[9, 5]), atol=1e-5)
+    encoded = pipe.encode_reference(clips, num_reference_frames=[9, 5])
+    longer = generate(pipe, references=clips, num_reference_frames=[9, 5])
+    torch.testing.assert_close(generate(pipe, references=encoded), longer)
+    with pytest.raises(InputError, match="num_reference_frames for 2 references, got 3"):
+        generate(pipe, references=clips, num_reference_frames=[5, 5, 5])
+    with pytest.raises(InputError, match="num_reference_frames must be 1 more than a multiple of 4"):
+        generate(pipe, references=clips, num_reference_frames=6)
+
+
 def test_an_interrupted_generation_ends_with_what_it_has() -> None:
     pipe, steps = make_pipeline(num_inference_steps=4), []
 

@@ -82,6 +82,10 @@ def generate_video_as_prompt(
         Path | None,
         typer.Option(help="Picture that the result ends with, for models that take it.", rich_help_panel=_INPUTS),
     ] = None,
+    num_reference_frames: Annotated[
+        int | None,
+        typer.Option(help="Frames taken of each reference, if not as many as the result has.", rich_help_panel=_INPUTS),
+    ] = None,
     negative_reference: Annotated[
         list[Path] | None,
         typer.Option(
@@ -173,6 +177,7 @@ def generate_video_as_prompt(
         sheet=sheet,
         influence=influence,
         last_image=last_image,
+        num_reference_frames=num_reference_frames,
         negative_references=tuple(negative_reference or ()),
         reference_strength=reference_strength,
         approximate=approximate,

@@ -63,7 +63,7 @@ class LatentGrid:
         return max(1, (pixels + self.size_multiple // 2) // self.size_multiple) * self.size_multiple
 
     def latent_shape(
-        self, num_frames: int, height: int, width: int, *, is_decoded: bool = True
+        self, num_frames: int, height: int, width: int, *, is_decoded: bool = True, what: str = "num_frames"
     ) -> tuple[int, int, int, int]:
         """(channel, frame, height, width) of the latents of a video.
 
@@ -72,6 +72,7 @@ class LatentGrid:
             height: pixels.
             width: pixels.
             is_decoded: whether the latents must also give that video back.
+            what: the name of the number of frames in a message.
 
         Raises:
             InputError: where no latents have that shape; names the nearest that have.
@@ -79,7 +80,7 @@ class LatentGrid:
         is_encoded = num_frames >= 1 and num_frames % self.temporal_ratio == 1 % self.temporal_ratio
         if self.nearest_num_frames(num_frames) != num_frames and (is_decoded or not is_encoded):
             raise InputError(
-                f"num_frames must be 1 more than a multiple of {self.frame_multiple} for this model, got {num_frames}; "
+                f"{what} must be 1 more than a multiple of {self.frame_multiple} for this model, got {num_frames}; "
                 f"the nearest is {self.nearest_num_frames(num_frames)}"
             )
         for name, pixels in (("height", height), ("width", width)):

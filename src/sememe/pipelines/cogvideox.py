@@ -1,5 +1,6 @@
 """CogVideoX backbones: image-to-video and text-to-video."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -13,6 +14,8 @@ from sememe.models.reference import ReferenceInputs
 from sememe.models.text import encode_prompts_padded
 from sememe.pipelines.defaults import GenerationDefaults
 from sememe.pipelines.family import BackboneFamily, ForwardInputs, Generators
+
+_log = logging.getLogger(__name__)
 
 
 class CogVideoXFamily(BackboneFamily):
@@ -40,6 +43,13 @@ class CogVideoXFamily(BackboneFamily):
             raise InputError(
                 f"this model has learned positions for {native[0]}x{native[1]} pixels only, "
                 f"got {settings.height}x{settings.width}"
+            )
+        if settings.num_frames != config.sample_frames:
+            _log.warning(
+                "this model has learned positions for %d frames; for %d it falls back to computed ones, for which it "
+                "was not trained",
+                config.sample_frames,
+                settings.num_frames,
             )
 
     def encode_texts(self, prompts: Sequence[str], settings: GenerationDefaults) -> torch.Tensor:

@@ -27,13 +27,28 @@ class EncodingOptions:
 
     Attributes:
         reference_sampling: how frames are taken of a reference.
+        num_reference_frames: how many, of each reference or of each in turn; None for as many as the result has.
         quirks: of the official pipelines, see `sememe.pipelines.quirks`.
         approximate: for an expert that was trained two-way: let references see only themselves.
     """
 
     reference_sampling: Sampling = "even"
+    num_reference_frames: int | tuple[int, ...] | None = None
     quirks: Quirks = frozenset()
     approximate: bool = False
+
+    def count_frames(self, place: int, num_places: int, settings: GenerationDefaults) -> int:
+        """Frames taken of the reference at a place among a picture's references.
+
+        Raises:
+            InputError: the counts are not one per reference.
+        """
+        count = self.num_reference_frames
+        if isinstance(count, tuple):
+            if len(count) != num_places:
+                raise InputError(f"expected num_reference_frames for {num_places} references, got {len(count)}")
+            return count[place]
+        return settings.num_frames if count is None else count
 
 
 @dataclass(frozen=True)
@@ -91,12 +106,12 @@ class ConditionEncoder:
             if not texts:
                 continue
             if not self._has_quirk("negative_reference_prompt"):
-                shared = self._encode_entries(entries, request.batch_size, generator)
+                shared = self._encode_entries(entries, generator)
                 found |= {(choice, text): shared for text in texts}
                 continue
             for text in sorted(texts, reverse=True):
                 told = entries if text == "positive" else _recaption(entries, request.negative_prompts)
-                found[choice, text] = self._encode_entries(told, request.batch_size, generator)
+                found[choice, text] = self._encode_entries(told, generator)
         return found
 
     def encode_clips(self, entries: Sequence[ReferenceClips], generator: Generators = None) -> Reference:
@@ -121,9 +136,7 @@ class ConditionEncoder:
         embeds = self.family.encode_texts(distinct, self.settings)
         return embeds[[distinct.index(prompt) for prompt in prompts]]
 
-    def _encode_entries(
-        self, entries: Sequence[ReferenceClips | EncodedReference], batch_size: int, generator: Generators
-    ) -> Reference:
+    def _encode_entries(self, entries: Sequence[ReferenceClips | EncodedReference], generator: Generators) -> Reference:
         height, width = self.settings.height, self.settings.width
         for entry in entries:
             if isinstance(entry, EncodedReference) and (entry.height, entry.width) != (height, width):
@@ -132,8 +145,7 @@ class ConditionEncoder:
                     f"{height}x{width}; encode it at that size"
                 )
         clips = [entry for entry in entries if isinstance(entry, ReferenceClips)]
-        lengths = {tuple(self._count_frames(clip) for clip in entry.clips) for entry in clips}
-        if len(clips) == len(entries) and len(lengths) == 1:
+        if len(clips) == len(entries):
             return self.encode_clips(clips, generator)
         return join_references(
             [
@@ -146,7 +158,8 @@ class ConditionEncoder:
         dtype = self.family.transformer.dtype
         latents, texts, images = [], [], []
         for place in range(len(entries[0].clips)):
-            clips = [self._fit_clip(entry.clips[place]) for entry in entries]
+            num_frames = self.options.count_frames(place, len(entries[0].clips), self.settings)
+            clips = [self._fit_clip(entry.clips[place], num_frames) for entry in entries]
             video = clips_to_video(clips)
             encoded = encode_video(self.family.pipeline.vae, video, generator).to(self.family.device)
             condition = self.family.encode_condition(video[:, :, 0], None, video.shape[2], generator)
@@ -163,12 +176,12 @@ class ConditionEncoder:
         """One-frame clips of the target's size."""
         return [self._resize(Clip.from_image(picture)) for picture in pictures]
 
-    def _fit_clip(self, clip: Clip) -> Clip:
+    def _fit_clip(self, clip: Clip, num_frames: int) -> Clip:
+        self.family.pipeline.grid.latent_shape(
+            num_frames, self.settings.height, self.settings.width, is_decoded=False, what="num_reference_frames"
+        )
         rate = self.settings.fps if self.options.reference_sampling == "fps" else None
-        return self._resize(resample_clip(clip, self.settings.num_frames, self.options.reference_sampling, rate))
-
-    def _count_frames(self, clip: Clip) -> int:
-        return self.settings.num_frames
+        return self._resize(resample_clip(clip, num_frames, self.options.reference_sampling, rate))
 
     def _resize(self, clip: Clip) -> Clip:
         resize = stretch_clip if self._has_quirk("stretched_frames") else resize_clip

@@ -1,7 +1,7 @@
 """Video-As-Prompt: do to a picture what happens in a reference clip (arXiv 2510.20888)."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -167,6 +167,7 @@ class VideoAsPromptPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         num_frames: int | None = None,
         reference_sampling: str = "even",
         max_sequence_length: int | None = None,
+        num_reference_frames: int | Sequence[int] | None = None,
         *,
         approximate: bool = False,
     ) -> EncodedReference:
@@ -177,9 +178,10 @@ class VideoAsPromptPipeline(DiffusionPipeline, WanLoraLoaderMixin):
             prompts: their captions; None for empty ones, as the model is trained to do without.
             height: pixels, as in the generation to come; None for the model's own, as below.
             width: pixels.
-            num_frames: frames taken of each reference.
+            num_frames: of the generation to come; as many are taken of each reference.
             reference_sampling: how they are taken: over the whole clip, at the model's rate, or the first ones.
             max_sequence_length: tokens per caption.
+            num_reference_frames: frames taken of each reference, where that is another number; or one number for each.
             approximate: for a model trained two-way: let the reference see only itself, so that it is encoded once for
                 all steps; faster, and not quite what the model would do.
 
@@ -191,7 +193,11 @@ class VideoAsPromptPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         )
         _check_choice("reference_sampling", reference_sampling, Sampling)
         self._latent_shape(settings, is_decoded=False)
-        options = EncodingOptions(reference_sampling=cast(Sampling, reference_sampling), approximate=approximate)
+        options = EncodingOptions(
+            reference_sampling=cast(Sampling, reference_sampling),
+            num_reference_frames=_as_counts(num_reference_frames),
+            approximate=approximate,
+        )
         encoder = ConditionEncoder(self.family, settings, options)
         payload = encoder.encode_clips([check_references(clips, prompts)])
         return EncodedReference(payload, settings.height, settings.width)
@@ -220,6 +226,7 @@ class VideoAsPromptPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         batching: str | None = None,
         autocast: str | None = None,
         last_image: Any = None,
+        num_reference_frames: int | Sequence[int] | None = None,
         negative_references: Any = None,
         reference_strength: float = 1.0,
         approximate: bool = False,  # noqa: FBT001, FBT002 (as in encode_reference)
@@ -240,7 +247,7 @@ class VideoAsPromptPipeline(DiffusionPipeline, WanLoraLoaderMixin):
             reference_prompts: captions of the references; None for empty ones.
             height: pixels, a multiple of `grid.size_multiple`.
             width: pixels, the same.
-            num_frames: of the result; also taken of each reference.
+            num_frames: of the result; as many are taken of each reference.
             num_inference_steps: of the scheduler.
             guidance_scale: of the text; 1 is off. It has no effect where prompt and negative prompt are equal.
             reference_guidance_scale: how far the reference leads away from what the backbone does by itself; 1 is
@@ -256,6 +263,7 @@ class VideoAsPromptPipeline(DiffusionPipeline, WanLoraLoaderMixin):
             batching: "sequential" or "batched": whether variants of the conditions share a forward.
             autocast: "off" or "bfloat16": precision of a float32 transformer while denoising.
             last_image: the last frame too, for Wan; a list of them for a batch.
+            num_reference_frames: frames taken of each reference, where that is another number; or one number for each.
             negative_references: what reference guidance leads away from, instead of from what the backbone does by
                 itself; in the same forms as `references`. It needs a `reference_guidance_scale` other than 0 and 1.
             reference_strength: 0..1, a factor on the weight of the reference's tokens in the target's attention, before
@@ -327,6 +335,7 @@ class VideoAsPromptPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         self._interrupt = False
         options = EncodingOptions(
             reference_sampling=cast(Sampling, reference_sampling),
+            num_reference_frames=_as_counts(num_reference_frames),
             quirks=quirks,
             approximate=approximate and reference_refresh is None,
         )
@@ -366,6 +375,7 @@ class VideoAsPromptPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         resolved = settings.to_config() | {
             "negative_prompt": list(request.negative_prompts),
             "reference_sampling": reference_sampling,
+            "num_reference_frames": options.num_reference_frames,
             "reference_strength": reference_strength,
             "approximate": approximate,
             "reference_refresh": reference_refresh,
@@ -416,6 +426,10 @@ class VideoAsPromptPipeline(DiffusionPipeline, WanLoraLoaderMixin):
             return clips, [[Image.fromarray(frame) for frame in clip.frames] for clip in clips]
         scaled = video.float().permute(0, 2, 1, 3, 4).add(1.0).div(2.0)
         return clips, scaled if output_type == "pt" else scaled.permute(0, 1, 3, 4, 2).cpu().numpy()
+
+
+def _as_counts(counts: int | Sequence[int] | None) -> int | tuple[int, ...] | None:
+    return counts if counts is None or isinstance(counts, int) else tuple(counts)
 
 
 def _check_choice(name: str, value: str, choices: Any) -> None:

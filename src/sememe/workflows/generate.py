@@ -38,6 +38,7 @@ class VideoAsPromptRequest:
         seed: 0 to 2^63 - 1; None for one by chance, which the result tells.
         num_inference_steps: of the scheduler.
         num_frames: of the result, and taken of each reference.
+        num_reference_frames: taken of each reference, where that is another number.
         height: pixels.
         width: pixels.
         fps: frames a second of the result.
@@ -83,6 +84,7 @@ class VideoAsPromptRequest:
     device: str | None = None
     dtype: str | None = None
     last_image: Path | None = None
+    num_reference_frames: int | None = None
     negative_references: tuple[Path, ...] = ()
     reference_strength: float = 1.0
     approximate: bool = False
@@ -181,7 +183,7 @@ def _check_request(request: VideoAsPromptRequest, files: OutputFiles) -> None:
     """What can be said of a request before anything is read."""
     if request.seed is not None and not 0 <= request.seed <= MAX_SEED:
         raise InputError(f"expected a seed of 0 to {MAX_SEED}, got {request.seed}")
-    for name in ("num_inference_steps", "num_frames", "height", "width"):
+    for name in ("num_inference_steps", "num_frames", "num_reference_frames", "height", "width"):
         value = getattr(request, name)
         if value is not None and value < 1:
             raise InputError(f"expected {name} of at least 1, got {value}")
@@ -226,7 +228,8 @@ def _read_references(
     sampling = cast(Sampling, request.reference_sampling)
     # The official habits of stretching and of showing CLIP the whole frame need the whole frame.
     size = None if request.official_quirks else (made.height, made.width)
-    return [read_reference(reference, made.num_frames, size, sampling, made.fps) for reference in references]
+    num_frames = request.num_reference_frames or made.num_frames
+    return [read_reference(reference, num_frames, size, sampling, made.fps) for reference in references]
 
 
 @dataclass(frozen=True)
@@ -272,6 +275,7 @@ class _Generation:
             fps=request.fps,
             batching=request.batching,
             autocast=request.autocast,
+            num_reference_frames=request.num_reference_frames,
             last_image=None if last_image is None else last_image.pixels,
             negative_references=self.negative_references or None,
             reference_strength=request.reference_strength,
