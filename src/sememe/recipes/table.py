@@ -20,6 +20,7 @@ RECIPES: Mapping[str, Callable[[], Recipe]] = {
     "tiny-expert-half-blocks": tiny.tiny_expert_half_blocks,
     "tiny-expert-24-conditions": tiny.tiny_expert_24_conditions,
     "tiny-expert-single-targets": tiny.tiny_expert_single_targets,
+    "tiny-released-expert": tiny.tiny_released_expert,
     "tiny-model": tiny.tiny_model,
     "small-autoencoder": small.small_autoencoder,
     "small-latents": small.small_latents,

@@ -158,6 +158,27 @@ def tiny_expert_single_targets() -> ExpertRecipe:
     )
 
 
+def tiny_released_expert() -> ExpertRecipe:
+    """An expert trained as the released ones were, to measure there what can be done about an ignored reference.
+
+    Two-way, captions that name the condition in 98 of 100 cases, and no batch that shows one scene under different
+    conditions, as the official recipes have it.
+    """
+    recipe = tiny_expert()
+    return replace(
+        recipe,
+        name="tiny-released-expert",
+        description="an expert of tiny that learns as the released ones did: two-way, captions that name the condition",
+        attention_mode="joint",
+        reference_timestep=1.0,
+        settings=replace(
+            recipe.settings,
+            same_scene_share=0.0,
+            captions=CaptionPolicy(drop_target_caption=0.02, drop_reference_caption=0.02, full_share=1.0),
+        ),
+    )
+
+
 def _transformer_training(
     *, learning_rate: float, warmup_steps: int, ema_decay: float, max_minutes: float
 ) -> TrainingConfig:

@@ -219,16 +219,17 @@ def _read_references(
         num_frames=request.num_frames, height=request.height, width=request.width, fps=request.fps
     )
     model.pipeline.grid.latent_shape(made.num_frames, made.height, made.width)
-    num_bytes, limit = 3 * made.num_frames * made.height * made.width, VideoLimits().max_kept_bytes
+    num_frames = request.num_reference_frames or made.num_frames
+    most = max(num_frames, made.num_frames)
+    num_bytes, limit = 3 * most * made.height * made.width, VideoLimits().max_kept_bytes
     if num_bytes > limit:
         raise InputError(
-            f"{made.num_frames} frames of {made.width}x{made.height} take {num_bytes / 1e9:.1f} GB, the limit is "
+            f"{most} frames of {made.width}x{made.height} take {num_bytes / 1e9:.1f} GB, the limit is "
             f"{limit / 1e9:.1f} GB; ask for fewer frames or smaller ones"
         )
     sampling = cast(Sampling, request.reference_sampling)
     # The official habits of stretching and of showing CLIP the whole frame need the whole frame.
     size = None if request.official_quirks else (made.height, made.width)
-    num_frames = request.num_reference_frames or made.num_frames
     return [read_reference(reference, num_frames, size, sampling, made.fps) for reference in references]
 
 
