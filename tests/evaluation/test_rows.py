@@ -1,5 +1,7 @@
 """Figures of rows, from made-up verdicts."""
 
+from dataclasses import replace
+
 import pytest
 
 from sememe.errors import InputError
@@ -35,6 +37,15 @@ def test_a_pair_follows_only_if_both_do() -> None:
 
 def test_cases_with_different_noise_are_no_pairs() -> None:
     assert summarise_row([result(1, "a", 1, 5), result(1, "b", 1, 6)], 154).both_follow is None
+
+
+def test_a_misled_result_is_counted_for_the_text() -> None:
+    results = [result(1, "a", 1), result(1, "b", 3)]
+    assert summarise_row(results, 154).follow_text is None
+    told = [replace(entry, told="other") for entry in results]
+    row = summarise_row(told, 154)
+    assert row.follow_text is not None
+    assert (row.follow_text.wilson.value, row.accuracy.wilson.value) == (0.5, 0.5)
 
 
 def test_nothing_has_no_figures() -> None:

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +13,12 @@ from sememe.errors import InputError
 from sememe.evaluation.cases import Case
 from sememe.video import Clip, read_image
 from sememe.workflows import evaluate as workflow
-from sememe.workflows.evaluate import EvaluationSettings, evaluate_video_as_prompt
+from sememe.workflows.evaluate import EvaluationSettings, evaluate_video_as_prompt, parse_controls
 from sememe.workflows.evaluation_rows import Maker, Row, Sampler, list_rows, paste_changes, scene_oracles
 from sememe.workflows.events import Progress
+from sememe.world import random_scene
+from sememe.world.captions import full_caption
+from sememe.world.catalogue import parts_of
 
 CANDIDATES = ["melt", "zoom_in", "night", "burn"]
 
@@ -41,7 +45,8 @@ def ranks(path: Path, row: str) -> list[tuple[str, int]]:
 
 
 def test_every_row_gives_figures(settings: EvaluationSettings, tmp_path: Path) -> None:
-    names = ("seen", "unseen", "novel", "sensitivity", "floor", "paste", "ceiling", "shorter", "longer", "wide")
+    names = ("seen", "unseen", "novel", "sensitivity", "misled", "floor", "paste", "ceiling")
+    names += ("shorter", "longer", "wide")
     output, sheet = tmp_path / "report.json", tmp_path / "sheet.png"
     seen: list[Progress] = []
     report = evaluate_video_as_prompt(
@@ -147,7 +152,53 @@ def test_the_backbone_is_asked_without_a_reference(
     floor, seen = calls
     assert (floor["references"], floor["reference_guidance_scale"]) == (None, 0.0)
     assert [len(entry) for entry in seen["references"]] == [1] * 4  # type: ignore[attr-defined]
-    assert floor["prompt"] == seen["prompt"] == ""
+    assert floor["prompt"] == seen["prompt"] == [""] * 4
+
+
+def test_a_misleading_prompt_names_another_condition(
+    settings: EvaluationSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[dict[str, Any]] = []
+    pipeline = make_pipeline()
+    original = type(pipeline).__call__
+
+    def watched(self: object, **arguments: Any) -> Any:
+        calls.append(arguments)
+        return original(self, **arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(type(pipeline), "__call__", watched)
+    controls = {"reference_strength": 0.5}
+    changed = replace(
+        settings, rows=("misled",), controls=controls, negative_reference="neutral", reference_guidance_scale=2.0
+    )
+    report = evaluate_video_as_prompt(changed)
+    assert calls[0]["reference_strength"] == 0.5
+    assert len(calls[0]["negative_references"]) == 4
+    assert report.identity["controls"] == controls | {"negative_reference": "neutral"}
+    (row,) = report.rows
+    for result, prompt, captions in zip(row.results, calls[0]["prompt"], calls[0]["reference_prompts"], strict=True):
+        assert result.told in set(CANDIDATES) - {result.case.condition}
+        assert prompt == full_caption(random_scene(result.case.scene), parts_of(result.told))
+        assert captions == [full_caption(random_scene(result.case.reference_scene), parts_of(result.case.condition))]
+    assert row.summary is not None
+    assert row.summary.follow_text is not None
+    follow = [result.nearest == result.told for result in row.results]
+    assert row.summary.follow_text.wilson.value == sum(follow) / 4
+    assert "follow text" in report.to_markdown()
+
+
+def test_controls_are_read() -> None:
+    assert parse_controls(["reference_strength=0.5", "approximate=true"]) == {
+        "reference_strength": 0.5,
+        "approximate": True,
+    }
+    for wrong in ("strength", "reference_refresh=", "a=[1"):
+        with pytest.raises(InputError, match="expected a"):
+            parse_controls([wrong])
+    with pytest.raises(InputError, match="expected controls of reference_strength"):
+        EvaluationSettings(controls={"seed": 1})
+    with pytest.raises(InputError, match="negative_reference to be neutral, got 'x'"):
+        EvaluationSettings(negative_reference="x")
 
 
 def test_references_are_lossy_files_of_another_scene(settings: EvaluationSettings, tmp_path: Path) -> None:

@@ -32,8 +32,8 @@ def evaluate_video_as_prompt(
     rows: Annotated[
         list[str] | None,
         typer.Option(
-            help="seen, unseen, novel, sensitivity, floor, paste, ceiling, shorter, longer or wide; with commas, or "
-            "repeated; all if left out.",
+            help="seen, unseen, novel, sensitivity, misled, floor, paste, ceiling, shorter, longer or wide; with "
+            "commas, or repeated; all if left out.",
             metavar="ROW,...",
             rich_help_panel=_CASES,
         ),
@@ -48,6 +48,22 @@ def evaluate_video_as_prompt(
     ] = None,
     reference_guidance_scale: Annotated[
         float | None, typer.Option(help="Strength of the reference; 1 is off.", rich_help_panel=_MODEL)
+    ] = None,
+    control: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Further argument of the pipeline, such as reference_strength=0.5; may be repeated.",
+            metavar="NAME=VALUE",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None,
+    negative_reference: Annotated[
+        str | None,
+        typer.Option(
+            help="neutral: lead away from a clip of the reference's scene in which nothing happens.",
+            metavar="KIND",
+            rich_help_panel=_MODEL,
+        ),
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Cases generated at once.", rich_help_panel=_COMPUTING)] = 8,
     threads: Annotated[int | None, typer.Option(help="Of torch.", rich_help_panel=_COMPUTING)] = None,
@@ -75,7 +91,7 @@ def evaluate_video_as_prompt(
 ) -> None:
     """Measure how well results follow their references, by comparing them with the true targets."""
     from sememe.training.memory import keep_freed_memory
-    from sememe.workflows.evaluate import EvaluationSettings
+    from sememe.workflows.evaluate import EvaluationSettings, parse_controls
     from sememe.workflows.evaluate import evaluate_video_as_prompt as evaluate
 
     keep_freed_memory()
@@ -87,6 +103,8 @@ def evaluate_video_as_prompt(
         num_inference_steps=steps,
         guidance_scale=guidance_scale,
         reference_guidance_scale=reference_guidance_scale,
+        controls=parse_controls(control or ()),
+        negative_reference=negative_reference,
         seed=seed,
         batch_size=batch_size,
         threads=threads,

@@ -37,5 +37,10 @@ class SceneOracles:
         shot = render(random_scene(scene), condition, num_frames=self.num_frames, size=size, fps=self.fps)
         return shot.clip
 
+    def caption(self, scene: int, condition: str) -> str:
+        """What a full caption says of a render."""
+        size = (self.height, self.width)
+        return render(random_scene(scene), condition, num_frames=2, size=size, fps=self.fps).full_caption
+
     def _build(self, scene: int) -> Oracle:
         return Oracle({name: self.film(scene, name) for name in self.names})

@@ -14,7 +14,7 @@ from sememe.video import Clip
 
 @dataclass(frozen=True, slots=True)
 class CaseResult:
-    """What became of a case: the oracle's verdict, and the distance to the true target."""
+    """What became of a case: the oracle's verdict, the distance to the true target, and what a prompt said instead."""
 
     case: Case
     nearest: str
@@ -22,6 +22,7 @@ class CaseResult:
     distance: float
     psnr: float
     ssim: float
+    told: str | None = None
 
     @property
     def is_right(self) -> bool:
@@ -52,6 +53,7 @@ class RowSummary:
         top_5: it was among the five nearest.
         both_follow: of disjoint pairs with the same picture and noise and two references, both were right; None
             where cases do not come in such pairs.
+        follow_text: the nearest condition was the other one, that the prompt named; None where prompts name none.
         psnr: against the true target, decibels, over scenes.
         ssim: the same.
         by_group: accuracy by group of conditions, such as families.
@@ -64,18 +66,18 @@ class RowSummary:
     accuracy: Share
     top_5: Share
     both_follow: Share | None
+    follow_text: Share | None
     psnr: Estimate
     ssim: Estimate
     by_group: dict[str, Estimate]
     confusions: tuple[Confusion, ...]
 
 
-def judge_case(case: Case, clip: Clip, truth: Clip, oracle: Oracle) -> CaseResult:
-    """Compare a clip with all candidates and with its true target."""
+def judge_case(case: Case, clip: Clip, truth: Clip, oracle: Oracle, told: str | None = None) -> CaseResult:
+    """Compare a clip with all candidates and with its true target; `told` is another condition that a prompt named."""
     verdict = oracle.judge(clip, case.condition)
-    return CaseResult(
-        case, verdict.nearest, verdict.rank, verdict.distance, round(psnr(clip, truth), 4), round(ssim(clip, truth), 5)
-    )
+    likeness = round(psnr(clip, truth), 4), round(ssim(clip, truth), 5)
+    return CaseResult(case, verdict.nearest, verdict.rank, verdict.distance, *likeness, told)
 
 
 def summarise_row(
@@ -99,6 +101,7 @@ def summarise_row(
         for group in groups(result.case.condition) if groups else ():
             members.setdefault(group, []).append(result.is_right)
     pairs = _pairs(results)
+    told = [result for result in results if result.told is not None]
     return RowSummary(
         num_generations=len(results),
         num_scenes=len(set(scenes)),
@@ -109,6 +112,9 @@ def summarise_row(
             [first.is_right and second.is_right for first, second in pairs], [first.case.scene for first, _ in pairs]
         )
         if pairs
+        else None,
+        follow_text=_share([result.nearest == result.told for result in told], [result.case.scene for result in told])
+        if told
         else None,
         psnr=bootstrap_interval([result.psnr for result in results], scenes),
         ssim=bootstrap_interval([result.ssim for result in results], scenes),
@@ -130,6 +136,7 @@ def to_table(summaries: dict[str, RowSummary]) -> str:
                 "over scenes": format_share(row.accuracy.scenes),
                 "top 5": format_share(row.top_5.wilson),
                 "both follow": format_share(row.both_follow.wilson) if row.both_follow else None,
+                "follow text": format_share(row.follow_text.wilson) if row.follow_text else None,
                 "PSNR": format_mean(row.psnr, "dB"),
             }
             for name, row in summaries.items()

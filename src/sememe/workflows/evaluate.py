@@ -2,13 +2,14 @@
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import numpy as np
+import yaml
 
 from sememe.errors import InputError
 from sememe.evaluation.cases import Case
@@ -16,7 +17,18 @@ from sememe.evaluation.reports import EvaluationReport, RowReport, SavedRow, rea
 from sememe.evaluation.rows import CaseResult, judge_case, summarise_row
 from sememe.files import check_writable
 from sememe.video import SheetRow, contact_sheet, write_image
-from sememe.workflows.evaluation_rows import REFERENCE_QUALITY, Maker, Row, Sampler, deal_row, groups_of, list_rows
+from sememe.workflows.evaluation_rows import (
+    CONTROLS,
+    REFERENCE_QUALITY,
+    Maker,
+    NegativeReference,
+    Row,
+    Sampler,
+    deal_row,
+    find_told,
+    groups_of,
+    list_rows,
+)
 from sememe.workflows.events import Progress, ProgressHandler, ignore_progress
 from sememe.workflows.loading import LoadedModel, check_model_request, load_model
 from sememe.workflows.sidecar import describe_machine, describe_software
@@ -35,6 +47,8 @@ class EvaluationSettings:
         num_inference_steps: None for the model's own, as in the next two.
         guidance_scale: of the text.
         reference_guidance_scale: of the reference.
+        controls: further arguments of the pipeline, of `CONTROLS`, by name.
+        negative_reference: "neutral" to lead away from a clip of the reference's scene in which nothing happens.
         seed: of scenes, conditions and noise.
         batch_size: cases that are generated together; results agree up to rounding.
         threads: of torch; None leaves it as it is.
@@ -52,6 +66,8 @@ class EvaluationSettings:
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
     reference_guidance_scale: float | None = None
+    controls: Mapping[str, Any] = field(default_factory=dict)
+    negative_reference: str | None = None
     seed: int = 0
     batch_size: int = 8
     threads: int | None = None
@@ -66,6 +82,11 @@ class EvaluationSettings:
         for name, value in (numbers | {"threads": self.threads, "num_examples": self.num_examples}).items():
             if value is not None and value < 1:
                 raise InputError(f"expected {name} of 1 or more, got {value}")
+        unknown = sorted(self.controls.keys() - set(CONTROLS))
+        if unknown:
+            raise InputError(f"expected controls of {', '.join(CONTROLS)}, got {', '.join(unknown)}")
+        if self.negative_reference not in (None, *get_args(NegativeReference)):
+            raise InputError(f"expected negative_reference to be neutral, got {self.negative_reference!r}")
         if self.seed < 0:
             raise InputError(f"expected a seed of 0 or more, got {self.seed}")
 
@@ -96,7 +117,13 @@ def evaluate_video_as_prompt(
             check_writable(path)
     with _threads(settings.threads), tempfile.TemporaryDirectory(prefix="sememe-") as folder:
         model = load_model(settings.model, settings.device, settings.dtype)
-        sampler = Sampler(settings.num_inference_steps, settings.guidance_scale, settings.reference_guidance_scale)
+        sampler = Sampler(
+            settings.num_inference_steps,
+            settings.guidance_scale,
+            settings.reference_guidance_scale,
+            settings.controls,
+            cast("NegativeReference | None", settings.negative_reference),
+        )
         maker = Maker(model.pipeline, sampler, Path(folder))
         rows = choose_rows(list_rows(model.pipeline), settings.rows)
         evaluation = _Evaluation(settings, model, maker, on_progress)
@@ -119,6 +146,24 @@ def choose_rows(rows: tuple[Row, ...], names: tuple[str, ...] | None) -> tuple[R
     if unknown or len(set(names)) != len(names) or not names:
         raise InputError(f"expected different rows of {', '.join(by_name)}, got {', '.join(names) or 'none'}")
     return tuple(by_name[name] for name in names)
+
+
+def parse_controls(assignments: Sequence[str]) -> dict[str, Any]:
+    """Reads `name=value`, with values as in YAML.
+
+    Raises:
+        InputError: one is not of that form.
+    """
+    controls: dict[str, Any] = {}
+    for assignment in assignments:
+        name, sign, value = assignment.partition("=")
+        if not sign or not value:
+            raise InputError(f"expected a control as name=value, got {assignment!r}")
+        try:
+            controls[name.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise InputError(f"expected a number, a word or a list as the value of {name}, got {value!r}") from error
+    return controls
 
 
 class _Evaluation:
@@ -165,7 +210,7 @@ class _Evaluation:
         clips = self.maker.make(row, cases)
         oracles = self.maker.oracles(row)
         return [
-            judge_case(case, clip, self.maker.truth(row, case), oracles.oracle(case.scene))
+            judge_case(case, clip, self.maker.truth(row, case), oracles.oracle(case.scene), find_told(row, case))
             for case, clip in zip(cases, clips, strict=True)
         ]
 
@@ -222,6 +267,9 @@ def _identify(settings: EvaluationSettings, model: LoadedModel) -> dict[str, Any
         guidance_scale=settings.guidance_scale,
         reference_guidance_scale=settings.reference_guidance_scale,
     )
+    controls = dict(settings.controls)
+    if settings.negative_reference is not None:
+        controls["negative_reference"] = settings.negative_reference
     return {
         "model_sha256": model.fingerprint.sha256,
         "dtype": model.dtype,
@@ -231,7 +279,7 @@ def _identify(settings: EvaluationSettings, model: LoadedModel) -> dict[str, Any
         "seed": settings.seed,
         "reference_quality": REFERENCE_QUALITY,
         "world_version": WORLD_VERSION,
-    }
+    } | ({"controls": controls} if controls else {})
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """The rows of the Video-As-Prompt evaluation: what each one films, and how its clips come about."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +20,12 @@ from sememe.world import conditions
 from sememe.world.catalogue import parts_of
 
 Method = Literal["generate", "backbone", "paste", "autoencoder"]
+NegativeReference = Literal["neutral"]
+CONTROLS = (
+    *("reference_strength", "approximate", "reference_refresh"),
+    *("num_reference_frames", "reference_positions", "reference_downscale"),
+)
+"""Arguments of the pipeline whose effect can be measured."""
 RANGES = SeedRanges(first_scene=EVALUATION_SEED, first_reference=2 * EVALUATION_SEED)
 REFERENCE_QUALITY = 23.0  # the usual rate factor of H.264: references are lossy, as people's files are
 _SECOND_DEAL = ("sensitivity",)  # rows with scenes of their own; all others share theirs, and so the renders
@@ -37,6 +43,8 @@ class Row:
         num_frames: of targets and references.
         height: pixels.
         width: pixels.
+        is_misled: whether prompts name another condition than the reference shows, and captions of references theirs;
+            otherwise all are empty.
     """
 
     name: str
@@ -46,6 +54,7 @@ class Row:
     num_frames: int
     height: int
     width: int
+    is_misled: bool = False
 
     @property
     def conditions(self) -> list[str]:
@@ -65,7 +74,7 @@ def list_rows(pipeline: Any) -> tuple[Row, ...]:
     shorter, longer = grid.nearest_num_frames((frames + 1) // 2), grid.nearest_num_frames(2 * frames - 1)
     wide = grid.nearest_size(width * 3 // 2)
 
-    def row(name: str, about: str, split: str | None, method: Method = "generate", **shape: int) -> Row:
+    def row(name: str, about: str, split: str | None, method: Method = "generate", **shape: Any) -> Row:
         return Row(name, about, split, method, **({"num_frames": frames, "height": height, "width": width} | shape))
 
     return (
@@ -73,6 +82,7 @@ def list_rows(pipeline: Any) -> tuple[Row, ...]:
         row("unseen", "conditions that the expert never saw", "unseen"),
         row("novel", "two seen conditions at once, which nothing was trained on", "novel"),
         row("sensitivity", "same picture, prompt and noise, two references: do both results follow theirs?", "seen"),
+        row("misled", "the prompt names another condition than the reference shows", "seen", is_misled=True),
         row("floor", "the backbone without a reference, judged against a condition drawn at random", None, "backbone"),
         row("paste", "no model: the reference's changes of pixels added to the picture", None, "paste"),
         row("ceiling", "the true target through the autoencoder", None, "autoencoder"),
@@ -94,6 +104,15 @@ def deal_row(row: Row, generations: int, per_scene: int, seed: int) -> tuple[Cas
     )
 
 
+def find_told(row: Row, case: Case) -> str | None:
+    """The other condition that the prompt names, where it names one."""
+    if not row.is_misled:
+        return None
+    others = [name for name in row.conditions if name != case.condition]
+    random = np.random.Generator(np.random.PCG64([case.scene, row.conditions.index(case.condition)]))
+    return others[int(random.integers(len(others)))]
+
+
 def groups_of(name: str) -> tuple[str, ...]:
     """The groups in which the accuracy of a condition is counted: its family and its split."""
     parts = parts_of(name)
@@ -108,11 +127,21 @@ def scene_oracles(candidates: tuple[str, ...], num_frames: int, height: int, wid
 
 @dataclass(frozen=True)
 class Sampler:
-    """How the pipeline is called; None stands for the model's own setting."""
+    """How the pipeline is called; None stands for the model's own setting.
+
+    Attributes:
+        num_inference_steps: see the pipeline, as for the next two.
+        guidance_scale: of the text.
+        reference_guidance_scale: of the reference.
+        controls: further arguments of the pipeline, by name (see `CONTROLS`).
+        negative_reference: "neutral" to lead away from a clip of the reference's scene in which nothing happens.
+    """
 
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
     reference_guidance_scale: float | None = None
+    controls: Mapping[str, Any] = field(default_factory=dict)
+    negative_reference: NegativeReference | None = None
 
 
 class Maker:
@@ -161,10 +190,20 @@ class Maker:
 
     def _generate(self, row: Row, cases: Sequence[Case]) -> list[Clip]:
         alone = row.method == "backbone"
+        oracles = self.oracles(row)
+        extra: dict[str, Any] = {} if alone else dict(self.sampler.controls)
+        if row.is_misled:
+            extra["reference_prompts"] = [[oracles.caption(case.reference_scene, case.condition)] for case in cases]
+        if self.sampler.negative_reference is not None and not alone:
+            extra["negative_references"] = [[oracles.film(case.reference_scene, None)] for case in cases]
+        told = [find_told(row, case) for case in cases]
         output = self.pipeline(
             image=[self.first_frame(row, case) for case in cases],
             references=None if alone else [[self.reference(row, case, place)] for place, case in enumerate(cases)],
-            prompt="",
+            prompt=[
+                "" if name is None else oracles.caption(case.scene, name)
+                for case, name in zip(cases, told, strict=True)
+            ],
             num_frames=row.num_frames,
             height=row.height,
             width=row.width,
@@ -172,6 +211,7 @@ class Maker:
             guidance_scale=self.sampler.guidance_scale,
             reference_guidance_scale=0.0 if alone else self.sampler.reference_guidance_scale,
             generator=[torch.Generator().manual_seed(case.noise_seed) for case in cases],
+            **extra,
         )
         clips: list[Clip] = output.clips
         return clips
