@@ -9,9 +9,10 @@ from pipelines.factories import DEFAULTS, make_clip, make_picture, make_pipeline
 from sememe.errors import ModelError, OutputError
 from sememe.pipelines.defaults import GenerationDefaults
 from sememe.pipelines.video_as_prompt import VideoAsPromptPipeline
-from sememe.workflows.assemble import SchedulerSettings, assemble_video_as_prompt, make_scheduler
+from sememe.workflows.assemble import SchedulerSettings, assemble_video_as_prompt, describe_runs, make_scheduler
 from sememe.workflows.model_card import ModelCard
 from sememe.workflows.parts import find_part
+from sememe.workflows.run_record import RunRecord, RunSummary, write_run, write_summary
 from sememe.zoo import describe_model, hash_file
 
 CARD = ModelCard(
@@ -128,3 +129,24 @@ def test_parts_are_found(parts: dict[str, Path], tmp_path: Path) -> None:
     assert find_part(run, "vae") == run / "model"
     with pytest.raises(ModelError, match="holds none"):
         find_part(parts["vae"], "expert")
+
+
+def test_the_card_tells_of_every_run_that_the_weights_went_through(tmp_path: Path) -> None:
+    def add_run(name: str, step: int, init_from: str | None) -> str:
+        folder = tmp_path / name
+        folder.mkdir()
+        write_run(folder, RunRecord(recipe="r", settings={}, inputs={}, init_from=init_from))
+        summary = RunSummary(
+            recipe="r", step=step, num_samples=10, seconds=60.0, loss=0.5, ending="steps", device="a CPU"
+        )
+        write_summary(folder, summary)
+        return str(folder)
+
+    first = add_run("first", 1, None)
+    second = add_run("second", 2, first)
+    third = add_run("third", 3, str(tmp_path / "gone"))
+    told = describe_runs({"backbone": second, "expert": third})
+    assert told["backbone"].index("1 steps") < told["backbone"].index("; then r: 2 steps")
+    assert told["expert"].startswith(
+        f"begun from {tmp_path / 'gone'}, whose training is not stated here; then r: 3 steps"
+    )

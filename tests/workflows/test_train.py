@@ -119,6 +119,7 @@ def test_weights_of_a_model_or_a_run(kind: str, part: str, runs: Path, tmp_path:
     record = read_run(tmp_path / "run")
     assert record is not None
     assert record.init_from == str(source)
+    assert not any(key.startswith(("network.", "text.")) for key in record.settings)
 
 
 def test_weights_of_an_unfinished_run(runs: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import sememe
-from sememe.errors import RecipeError
+from sememe.errors import ModelError, RecipeError
 from sememe.files import write_text
 from sememe.recipes.records import ModelRecipe, SchedulerSettings
 from sememe.workflows.folders import atomic_folder
@@ -118,7 +118,7 @@ def assemble_recipe(
             title=title or Path(output).name,
             description=f"A Video-As-Prompt model: {recipe.description}.",
             source=f"trained by the recipes of sememe {sememe.__version__}",
-            training=_describe_runs(sources),
+            training=describe_runs(sources),
             evaluation=evaluation or {},
         ),
         precision=recipe.precision,
@@ -126,12 +126,22 @@ def assemble_recipe(
     )
 
 
-def _describe_runs(sources: Mapping[str, str]) -> dict[str, str]:
-    told = {}
-    for name, source in sources.items():
-        summary = read_summary(resolve_model(source))
-        told[name] = "not stated" if summary is None else f"{summary.recipe}: {describe_run(summary)}"
-    return told
+def describe_runs(sources: Mapping[str, str]) -> dict[str, str]:
+    """How each part was trained, for a card; `sources` are the runs by the part's name."""
+    return {name: _describe_source(source) for name, source in sources.items()}
+
+
+def _describe_source(source: str) -> str:
+    """The figures of a run, behind those of the runs that it goes on from."""
+    try:
+        folder = resolve_model(source)
+    except ModelError:
+        return f"begun from {source}, whose training is not stated here"
+    summary, record = read_summary(folder), read_run(folder)
+    if summary is None:
+        return "not stated"
+    own = f"{summary.recipe}: {describe_run(summary)}"
+    return own if record is None or record.init_from is None else f"{_describe_source(record.init_from)}; then {own}"
 
 
 def _check_encoder(vae: Path, runs: Mapping[str, str]) -> None:

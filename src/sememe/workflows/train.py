@@ -173,7 +173,9 @@ def _describe(recipe: TrainingRecipe, inputs: object, init_from: str | None) -> 
 
     versions = {"sememe": sememe.__version__, "torch": torch.__version__}
     versions |= {"diffusers": diffusers.__version__, "transformers": transformers.__version__}
-    settings = {key: str(value) for key, value in list_settings(recipe).items()}
+    # With weights of another model come its networks: the recipe's own have no effect and are not recorded.
+    unused = () if init_from is None else ("network.", "text.")
+    settings = {key: str(value) for key, value in list_settings(recipe).items() if not key.startswith(unused)}
     return RunRecord(
         recipe=recipe.name,
         settings=settings,
