@@ -9,7 +9,13 @@ from diffusers.pipelines.cogvideo.pipeline_cogvideox_image2video import get_resi
 
 from models.cogvideox_factories import GROUPED, make_backbone
 from sememe.errors import ModelError
-from sememe.models.rotary import cogvideox_reference_rotary, cogvideox_rotary, rotate
+from sememe.models.rotary import (
+    ReferenceRotaryPosEmbed,
+    TokenExtent,
+    cogvideox_reference_rotary,
+    cogvideox_rotary,
+    rotate,
+)
 
 
 @pytest.mark.parametrize("size", [(8, 6), (4, 6), (8, 12), (10, 4), (16, 18), (2, 2)])
@@ -60,3 +66,20 @@ def test_both_shapes_of_tables_rotate_alike() -> None:
     features = torch.randn(2, 12, 3, 16)
     wide = [table[None, :, None] for table in tables]
     assert torch.equal(rotate(features, *tables), rotate(features, *wide))
+
+
+def test_references_of_fewer_tokens_lie_in_the_middle_of_those_that_they_stand_for() -> None:
+    rope = ReferenceRotaryPosEmbed(24, (1, 2, 2), 64)
+    # As many tokens as the target: the places of the table, frame by frame.
+    for got, table in zip(rope.spread([2, 1], 4, 6, TokenExtent(4, 6)), rope(3, 4, 6), strict=True):
+        torch.testing.assert_close(got, table, atol=1e-6, rtol=0)
+    cos, sin = rope.spread([1, 2], 2, 3, TokenExtent(4, 6, 3))
+    angles = torch.atan2(sin[..., 1::2], cos[..., 0::2])[0, :, 0].unflatten(0, (3, 2, 3))
+    # The first channel of each axis turns by one radian per place.
+    firsts = (0, rope.t_dim // 2, (rope.t_dim + rope.h_dim) // 2)
+    time, rows, columns = (angles[..., first] for first in firsts)
+    torch.testing.assert_close(rows[0, :, 0], torch.tensor([0.5, 2.5]))
+    torch.testing.assert_close(columns[0, 0], torch.tensor([0.5, 2.5, 4.5 - 2 * torch.pi]))
+    # The first of two references is spread over the places -6..-4, the second over -3..-1.
+    expected = torch.tensor([-5.0 + 2 * torch.pi, -2.75, -1.25])
+    torch.testing.assert_close(time[:, 0, 0], expected)

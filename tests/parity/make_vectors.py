@@ -97,7 +97,8 @@ def make_cogvideox(name: str, num_references: int, *, learned: bool) -> None:
         "hidden_states_mot_ref": torch.randn(2, 3 * num_references, 8, 4, 6, generator=random),
         "encoder_hidden_states_mot_ref": torch.randn(2, 6 * num_references, 8, generator=random),
     }
-    told = ReferenceInputs(*(tensor.chunk(num_references, dim=1) for tensor in reference.values()))
+    latents, texts = (tensor.chunk(num_references, dim=1) for tensor in reference.values())
+    told = ReferenceInputs(latents, texts)
     with torch.no_grad():
         sample = model(**given, image_rotary_emb=model.rotary_tables(3, 4, 6), reference=told).sample
     _write(name, model, given | reference, sample)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.factories import make_clip, make_picture, make_pipeline
+from pipelines.factories import make_clip, make_cogvideox_pipeline, make_picture, make_pipeline
 from sememe.errors import InputError
+from sememe.models.reference import ReferenceCache, ReferenceTokens
 from sememe.pipelines.conditions import ConditionEncoder, EncodingOptions
 from sememe.pipelines.inputs import check_references
 from sememe.pipelines.quirks import choose_quirks, stretch_clip, stretch_pictures
@@ -76,6 +77,52 @@ def test_references_may_have_lengths_of_their_own(mode: str) -> None:
         generate(pipe, references=clips, num_reference_frames=[5, 5, 5])
     with pytest.raises(InputError, match="num_reference_frames must be 1 more than a multiple of 4"):
         generate(pipe, references=clips, num_reference_frames=6)
+
+
+@pytest.mark.parametrize("mode", ["cached", "joint"])
+def test_references_may_have_a_grid_of_their_own(mode: str) -> None:
+    pipe = make_pipeline(mode)
+    size: dict[str, Any] = {"height": 32, "width": 64}
+    plain, half = generate(pipe, **size), generate(pipe, **size, reference_downscale=2)
+    assert torch.equal(plain, generate(pipe, **size, reference_downscale=1))
+    assert not torch.allclose(plain, half, atol=1e-5)
+    encoded = pipe.encode_reference(make_clip(), **size, reference_downscale=2)
+    torch.testing.assert_close(generate(pipe, **size, references=encoded), half)
+    whole = pipe.encode_reference(make_clip(), **size)
+    assert count_tokens(whole.payload) == 4 * count_tokens(encoded.payload)
+
+    short = {"num_frames": 9, "num_reference_frames": 5}
+    dense, spread = generate(pipe, **short), generate(pipe, **short, reference_positions="spread")
+    assert not torch.allclose(dense, spread, atol=1e-5)
+    full = generate(pipe, num_frames=9)
+    torch.testing.assert_close(generate(pipe, num_frames=9, reference_positions="spread"), full, atol=1e-4, rtol=1e-4)
+
+
+def count_tokens(record: ReferenceCache | ReferenceTokens) -> int:
+    return (record.keys[0] if isinstance(record, ReferenceCache) else record.hidden_states).shape[1]
+
+
+def test_grids_that_do_not_fit_are_refused() -> None:
+    pipe = make_pipeline()
+    with pytest.raises(InputError, match="needs a width that is a multiple of 32, got 48"):
+        generate(pipe, reference_downscale=2)
+    with pytest.raises(InputError, match="expected reference_downscale to be 1, 2, 3"):
+        generate(pipe, reference_downscale=0)
+    with pytest.raises(InputError, match="reference_positions"):
+        generate(pipe, reference_positions="somewhere")
+    with pytest.raises(InputError, match="not supported on cogvideox"):
+        generate(make_cogvideox_pipeline(), reference_positions="spread")
+
+
+@pytest.mark.parametrize("mode", ["cached", "joint"])
+@pytest.mark.parametrize("batching", ["sequential", "batched"])
+def test_kept_texts_change_nothing(mode: str, batching: str) -> None:
+    pipe = make_pipeline(mode, clip=True, batching=batching, guidance_scale=3.0, reference_guidance_scale=2.0)
+    inputs: dict[str, Any] = {"prompt": "a cat", "image": [make_picture(), make_picture(1)]}
+    inputs |= {"generator": [torch.Generator().manual_seed(seed) for seed in (1, 2)]}
+    kept = generate(pipe, **inputs)
+    inputs |= {"generator": [torch.Generator().manual_seed(seed) for seed in (1, 2)]}
+    assert torch.equal(kept, generate(pipe, **inputs, text_keys="recomputed"))
 
 
 def test_an_interrupted_generation_ends_with_what_it_has() -> None:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from diffusers import CogVideoXTransformer3DModel
 from diffusers.configuration_utils import register_to_config
+from diffusers.models._modeling_parallel import ContextParallelOutput
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.utils import apply_lora_scale
 from diffusers.utils.accelerate_utils import apply_forward_hook
@@ -18,7 +19,14 @@ from torch import nn
 
 from sememe.errors import ModelError
 from sememe.models.cogvideox_embedder import CogVideoXExpertEmbedder, check_reference
-from sememe.models.cogvideox_expert import CogVideoXVideoAsPromptBlock, EncodedReference, TextAndVideo, TwoPartStream
+from sememe.models.cogvideox_expert import (
+    CogVideoXDispatchedAttnProcessor,
+    CogVideoXVideoAsPromptBlock,
+    EncodedReference,
+    TextAndVideo,
+    TwoPartStream,
+)
+from sememe.models.context_parallel import SPLIT_TOKENS, TokenSplit, split_reference, split_rotary
 from sememe.models.expert_model import ExpertModel, as_tuple, check_grid, check_strength
 from sememe.models.key_map import KeyMap
 from sememe.models.key_map_cogvideox import COGVIDEOX_KEYS
@@ -42,6 +50,29 @@ class CogVideoXVideoAsPromptTransformer(ExpertModel, CogVideoXTransformer3DModel
 
     _no_split_modules: ClassVar[list[str]] = ["CogVideoXBlock", "CogVideoXVideoAsPromptBlock", "CogVideoXPatchEmbed"]
     _repeated_blocks: ClassVar[list[str]] = ["CogVideoXBlock", "CogVideoXVideoAsPromptBlock"]
+    # The stock class has no plan. Texts attend with the videos and are split as they are.
+    _cp_plan: ClassVar[dict[str, Any]] = {
+        "split": SPLIT_TOKENS,
+        "proj_out": ContextParallelOutput(gather_dim=1, expected_dims=3),
+    }
+    # Small, and sensitive to rounding: in full precision even where weights are stored in 8 bits.
+    _skip_layerwise_casting_patterns: ClassVar[list[str]] = [
+        "patch_embed",
+        "time_embedding",
+        "ofs_embedding",
+        "norm",
+        "expert_embedder",
+    ]
+    # References are also read outside `forward`: what serves both has weights of its own to fetch under group offload.
+    _group_offload_block_modules: ClassVar[list[str]] = [
+        "expert_embedder",
+        "patch_embed",
+        "time_embedding",
+        "ofs_embedding",
+        "norm_final",
+        "norm_out",
+        "proj_out",
+    ]
     may_follow_target: ClassVar[bool] = True
     backbone_class: ClassVar[Any] = CogVideoXTransformer3DModel
     expert_class_name: ClassVar[str] = "CogVideoXVideoAsPromptExpert"
@@ -145,6 +176,8 @@ class CogVideoXVideoAsPromptTransformer(ExpertModel, CogVideoXTransformer3DModel
         self.register_to_config(
             expert_blocks=indices, attention_mode=attention_mode, reference_timestep=reference_timestep
         )
+        for block in self.transformer_blocks:
+            block.attn1.set_processor(CogVideoXDispatchedAttnProcessor())
         for index in indices:
             self.transformer_blocks[index] = CogVideoXVideoAsPromptBlock(
                 num_attention_heads * attention_head_dim,
@@ -159,6 +192,7 @@ class CogVideoXVideoAsPromptTransformer(ExpertModel, CogVideoXTransformer3DModel
                 is_last_expert=index == indices[-1],
             )
         self.expert_embedder = CogVideoXExpertEmbedder(self.config)
+        self.split = TokenSplit()
 
     @classmethod
     def from_backbone(
@@ -224,7 +258,8 @@ class CogVideoXVideoAsPromptTransformer(ExpertModel, CogVideoXTransformer3DModel
         )
         patch = self.config.patch_size
         videos = torch.cat([tokens.video for tokens in embedded], dim=1)
-        return ReferenceTokens(videos, stream, (height // patch, width // patch))
+        tokens = ReferenceTokens(videos, stream, (height // patch, width // patch))
+        return tokens if self._parallel_config is None else split_reference(self.split, tokens, has_text_tokens=True)
 
     @apply_forward_hook  # type: ignore[untyped-decorator]
     def encode_reference(
@@ -325,7 +360,9 @@ class CogVideoXVideoAsPromptTransformer(ExpertModel, CogVideoXTransformer3DModel
             "return_dict": return_dict,
         }
         check_strength(reference_strength)
-        if reference is None or reference_strength == 0.0:
+        reference = None if reference_strength == 0.0 else reference
+        # Shared out over several ranks, a target is split as the plan above says, with a reference or without.
+        if reference is None and self._parallel_config is None:
             return super().forward(hidden_states, encoder_hidden_states, timestep, **arguments)
         return self._forward_with_reference(
             hidden_states,
@@ -348,22 +385,27 @@ class CogVideoXVideoAsPromptTransformer(ExpertModel, CogVideoXTransformer3DModel
         attention_kwargs: dict[str, Any] | None = None,
         return_dict: bool = True,  # noqa: FBT001, FBT002 (as in forward)
         *,
-        reference: ReferenceCache | ReferenceTokens | ReferenceInputs,
+        reference: ReferenceCache | ReferenceTokens | ReferenceInputs | None,
         strength: float = 1.0,
         kept: list[EncodedReference] | None = None,
     ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
         if (image_rotary_emb is not None) != self.config.use_rotary_positional_embeddings:
             raise ModelError("image_rotary_emb must be what rotary_tables gives for the target's size")
-        given = self._prepare_reference(reference, ofs=ofs)
         grid = (latents.shape[3] // self.config.patch_size, latents.shape[4] // self.config.patch_size)
-        check_grid(given, grid)
-        given = given.expand(latents.shape[0])
+        given = None if reference is None else self._prepare_reference(reference, ofs=ofs)
+        if given is not None:
+            check_grid(given, grid)
+            given = given.expand(latents.shape[0])
 
         temb = self._embed_time(self.time_embedding, timestep, latents.dtype, ofs, timestep_cond)
         both = self.embedding_dropout(self.patch_embed(text, latents))
         tokens = TextAndVideo(*both.tensor_split([text.shape[1]], dim=1))
-        arguments = (temb, image_rotary_emb, attention_kwargs)
-        if isinstance(given, ReferenceCache):
+        rotary = image_rotary_emb
+        if self._parallel_config is not None:
+            rotary = rotary and split_rotary(self.split, RotaryTables(*rotary), [tokens.video.shape[1]])
+            tokens = TextAndVideo(*map(self.split, tokens))
+        arguments = (temb, rotary, attention_kwargs)
+        if given is None or isinstance(given, ReferenceCache):
             tokens = self._read_cache(tokens, arguments, given, strength)
         else:
             follows_target = self.config.reference_timestep is None
@@ -397,15 +439,15 @@ class CogVideoXVideoAsPromptTransformer(ExpertModel, CogVideoXTransformer3DModel
         return embedded + self.ofs_embedding(self.ofs_proj(ofs).to(dtype))
 
     def _read_cache(
-        self, tokens: TextAndVideo, arguments: tuple, cache: ReferenceCache, strength: float
+        self, tokens: TextAndVideo, arguments: tuple, cache: ReferenceCache | None, strength: float
     ) -> TextAndVideo:
-        places = {block: place for place, block in enumerate(self.config.expert_blocks)}
+        pairs: dict[int, ReferenceAttention] = {}
+        if cache is not None:
+            entries = zip(self.config.expert_blocks, cache.keys, cache.values, strict=True)
+            pairs = {index: ReferenceAttention(None, key, value, strength) for index, key, value in entries}
         for index in range(len(self.transformer_blocks)):
-            place = places.get(index)
-            pair = (
-                () if place is None else (ReferenceAttention(None, cache.keys[place], cache.values[place], strength),)
-            )
-            video, text = self._run_block(index, tokens.video, tokens.text, *arguments, *pair)
+            read = (pairs[index],) if index in pairs else ()
+            video, text = self._run_block(index, tokens.video, tokens.text, *arguments, *read)
             tokens = TextAndVideo(text, video)
         return tokens
 

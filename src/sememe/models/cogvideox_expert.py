@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
 from diffusers.models.attention import FeedForward
+from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.attention_processor import Attention, CogVideoXAttnProcessor2_0
 from diffusers.models.normalization import CogVideoXLayerNormZero
 from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXBlock
@@ -84,11 +85,44 @@ def finish_block(
     return TextAndVideo(text + text_gate * read_text, video + video_gate * read_video)
 
 
-class CogVideoXJointAttnProcessor(CogVideoXAttnProcessor2_0):
-    """CogVideoX's attention of the target, with the reference's tokens beside the target's."""
+class CogVideoXDispatchedAttnProcessor(CogVideoXAttnProcessor2_0):
+    """CogVideoX's attention on a chosen backend or over several ranks; by itself it is the stock one, bit for bit."""
 
-    _attention_backend = None
-    _parallel_config = None
+    _attention_backend: Any = None
+    _parallel_config: Any = None
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        image_rotary_emb: Any = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        # The stock class calls torch's attention itself, past the choice that diffusers offers elsewhere.
+        if self._attention_backend is None and self._parallel_config is None:
+            return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
+        query, key, value = self._project(attn, hidden_states, encoder_hidden_states, image_rotary_emb)
+        choice = {"backend": self._attention_backend, "parallel_config": self._parallel_config}
+        heads = dispatch_attention_fn(query, key, value, attn_mask=attention_mask, **choice)
+        result = attn.to_out[1](attn.to_out[0](heads.flatten(2, 3).type_as(query)))
+        text, video = result.tensor_split([encoder_hidden_states.shape[1]], dim=1)
+        return video, text
+
+    def _project(
+        self, attn: Attention, video: torch.Tensor, text: torch.Tensor, rotary: Any
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries, keys and values, each (batch, token, head, head_dim), texts first, normed and rotated."""
+        both, split = torch.cat([text, video], dim=1), (attn.heads, -1)
+        query, key, value = (project(both).unflatten(2, split) for project in (attn.to_q, attn.to_k, attn.to_v))
+        query = query if attn.norm_q is None else attn.norm_q(query)
+        key = key if attn.norm_k is None else attn.norm_k(key)
+        query = rotate_video(query, text.shape[1], rotary).type_as(value)
+        return query, rotate_video(key, text.shape[1], rotary).type_as(value), value
+
+
+class CogVideoXJointAttnProcessor(CogVideoXDispatchedAttnProcessor):
+    """CogVideoX's attention of the target, with the reference's tokens beside the target's."""
 
     def __call__(
         self,
@@ -103,15 +137,8 @@ class CogVideoXJointAttnProcessor(CogVideoXAttnProcessor2_0):
         if reference is None:
             return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
 
-        both = torch.cat([encoder_hidden_states, hidden_states], dim=1)
-        num_text_tokens, num_target_tokens = encoder_hidden_states.shape[1], both.shape[1]
-        split = (attn.heads, -1)
-        query, key, value = (project(both).unflatten(2, split) for project in (attn.to_q, attn.to_k, attn.to_v))
-        query = query if attn.norm_q is None else attn.norm_q(query)
-        key = key if attn.norm_k is None else attn.norm_k(key)
-        query = rotate_video(query, num_text_tokens, image_rotary_emb).type_as(value)
-        key = rotate_video(key, num_text_tokens, image_rotary_emb).type_as(value)
-
+        query, key, value = self._project(attn, hidden_states, encoder_hidden_states, image_rotary_emb)
+        num_text_tokens, num_target_tokens = encoder_hidden_states.shape[1], query.shape[1]
         heads = attend_beside(self, query, key, value, reference, attention_mask)
         target = attn.to_out[1](attn.to_out[0](heads[:, :num_target_tokens]))
         text, video = target.tensor_split([num_text_tokens], dim=1)

@@ -11,7 +11,9 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
 from sememe.errors import ModelError
+from sememe.models.adapters import restrict_to_backbone
 from sememe.models.expert_files import TwoFolderFiles
+from sememe.models.feature_caches import check_two_way, enable_checked
 from sememe.models.reference import ReferenceCache, ReferenceInputs, ReferenceTokens
 
 
@@ -41,10 +43,12 @@ class ExpertModel(TwoFolderFiles):
         list_name = cls.key_map.blocks
         blocks = getattr(model, list_name)
         for index, block in enumerate(getattr(backbone, list_name)):
+            for name in ("attn1", "attn2"):
+                if hasattr(block, name):
+                    getattr(block, name).set_processor(getattr(blocks[index], name).processor)
             if index not in model.config.expert_blocks:
                 blocks[index] = block
                 continue
-            block.attn1.set_processor(blocks[index].attn1.processor)
             _move_weights(block, blocks[index])
         _move_weights(backbone, model, skip=list_name)
         model.copy_backbone_to_expert()
@@ -70,6 +74,23 @@ class ExpertModel(TwoFolderFiles):
         prefix = f"{self.key_map.blocks}.{self.config.expert_blocks[-1]}.expert."
         unread = tuple(prefix + part for part in ("output.", "projection.to_q.", "projection.norm_q."))
         return [parameter for name, parameter in self.expert_named_parameters() if not name.startswith(unread)]
+
+    def add_adapter(self: Any, adapter_config: Any, adapter_name: str = "default") -> None:
+        """Puts a new adapter of PEFT on the backbone; for the expert see `sememe.models.adapters`.
+
+        Args:
+            adapter_config: such as `LoraConfig`; its targets are looked for outside the expert.
+            adapter_name: of the adapter.
+        """
+        super().add_adapter(restrict_to_backbone(self, adapter_config), adapter_name)  # type: ignore[misc]
+
+    def enable_cache(self: Any, config: Any) -> None:
+        """Enables one of diffusers' feature caches; `sememe.models.feature_caches` says which work.
+
+        Raises:
+            ModelError: where it would have no effect, or a wrong one.
+        """
+        enable_checked(self, config, super().enable_cache)  # type: ignore[misc]
 
     def freeze_backbone(self: Any) -> None:
         """Leaves `trainable_parameters` to be trained and nothing else."""
@@ -132,6 +153,8 @@ class ExpertModel(TwoFolderFiles):
             raise ModelError("this expert was trained one-way: encode_reference gives its exact keys and values")
         check_strength(reference_strength)
         assert reference_strength > 0.0
+        if self.is_cache_enabled:
+            raise ModelError("reference_refresh and a feature cache both skip steps; disable one of them")
         kept: list[Any] = []
         output = self._forward_with_reference(
             *arguments, reference=reference, strength=reference_strength, kept=kept, **settings
@@ -157,20 +180,11 @@ class ExpertModel(TwoFolderFiles):
         tokens = self.embed_reference(reference) if isinstance(reference, ReferenceInputs) else reference
         if self.config.attention_mode == "joint":
             if self.is_cache_enabled:
-                self._check_block_caches()
+                check_two_way(self, tokens)
             return tokens
         if self.is_cache_enabled:
             raise ModelError("with a feature cache on, pass what encode_reference returned, not the reference")
         return self._encode_tokens(tokens, **step)
-
-    def _check_block_caches(self: Any) -> None:
-        """Such caches compare the first block's result with the last's, so both must hold the same tokens."""
-        experts = self.config.expert_blocks
-        if (experts[0] == 0) != (experts[-1] == self.config.num_layers - 1):
-            raise ModelError(
-                "a feature cache on a two-way reference needs an expert in both the first and the last block, or in "
-                f"neither; this model has them in {experts}; disable the cache"
-            )
 
     def _run_block(self: Any, index: int, *arguments: Any) -> Any:
         block = getattr(self, self.key_map.blocks)[index]

@@ -6,12 +6,15 @@ from dataclasses import dataclass, replace
 import torch
 
 from sememe.errors import ModelError
+from sememe.models.cross_attention import TextKeys
 from sememe.models.reference_attention import ReferenceStream
+from sememe.models.rotary import TokenExtent
 
 
 @dataclass(frozen=True)
 class ReferenceInputs:
-    """References as a transformer takes them, one entry per reference; all have the batch and grid of the target.
+    """References as a transformer takes them, one entry per reference; all have the batch of the target, and its grid
+    unless they are spread over it.
 
     Attributes:
         latents: per reference (batch, channel, frame, height, width), or (batch, frame, channel, height, width) on
@@ -19,11 +22,14 @@ class ReferenceInputs:
             them.
         text_embeds: per reference (batch, text token, text_dim), the embedded caption.
         image_embeds: per reference (batch, image token, image_dim), where the backbone reads image embeddings.
+        extent: for references of fewer rows, columns or frames than the target: what they are spread over, so that a
+            token lies in the middle of those that it stands for. None for one position after the other.
     """
 
     latents: tuple[torch.Tensor, ...]
     text_embeds: tuple[torch.Tensor, ...]
     image_embeds: tuple[torch.Tensor, ...] | None = None
+    extent: TokenExtent | None = None
 
     def __post_init__(self) -> None:
         counts = [len(self.latents), len(self.text_embeds)]
@@ -40,12 +46,14 @@ class ReferenceTokens:
     Attributes:
         hidden_states: (batch, token, dim), the references one after the other.
         stream: their captions, lengths, modulation and positions.
-        grid: (height, width) in tokens.
+        grid: (height, width) in tokens, of the target.
+        text_keys: per expert block and reference, the keys and values of its caption, where they are kept.
     """
 
     hidden_states: torch.Tensor
     stream: ReferenceStream
     grid: tuple[int, int]
+    text_keys: tuple[tuple[TextKeys, ...], ...] | None = None
 
     @property
     def batch_size(self) -> int:
@@ -60,6 +68,7 @@ class ReferenceTokens:
             self,
             hidden_states=self.hidden_states.repeat(num_repeats, 1, 1),
             stream=self.stream._replace(texts=texts),
+            text_keys=self._map_text_keys(lambda keys: keys.repeat(num_repeats)),
         )
 
     def expand(self, batch_size: int) -> "ReferenceTokens":
@@ -74,7 +83,13 @@ class ReferenceTokens:
             self,
             hidden_states=self.hidden_states.expand(batch_size, -1, -1),
             stream=self.stream._replace(texts=texts),
+            text_keys=self._map_text_keys(lambda keys: keys.expand(batch_size)),
         )
+
+    def _map_text_keys(self, change: Callable[[TextKeys], TextKeys]) -> tuple[tuple[TextKeys, ...], ...] | None:
+        if self.text_keys is None:
+            return None
+        return tuple(tuple(map(change, block)) for block in self.text_keys)
 
 
 @dataclass(frozen=True)
@@ -151,6 +166,7 @@ def join_references(
             tokens[0],
             hidden_states=torch.cat([entry.hidden_states for entry in tokens]),
             stream=tokens[0].stream._replace(texts=tuple(torch.cat(text) for text in texts)),
+            text_keys=None,
         )
     raise ModelError("encoded references of one batch must come from one model, got different kinds")
 

@@ -28,13 +28,13 @@ class ReferenceAttention(NamedTuple):
 class ReferenceStream(NamedTuple):
     """What accompanies the reference's tokens through the blocks.
 
-    `texts` holds one (batch, text token, dim) per reference and `lengths` the number of tokens of each. `temb` is what
-    modulates them, or None where that follows the target's timestep; `rotary` is None on a backbone without it.
-    `strength` is that of `ReferenceAttention`. With `keys_only` a block that runs the reference alone computes its keys
-    and values and leaves its tokens as they are.
+    `texts` holds one (batch, text token, dim) per reference, or its keys and values in the block, and `lengths` the
+    number of tokens of each. `temb` is what modulates them, or None where that follows the target's timestep; `rotary`
+    is None on a backbone without it. `strength` is that of `ReferenceAttention`. With `keys_only` a block that runs the
+    reference alone computes its keys and values and leaves its tokens as they are.
     """
 
-    texts: tuple[torch.Tensor, ...]
+    texts: tuple[Any, ...]
     lengths: tuple[int, ...]
     temb: torch.Tensor | None
     rotary: RotaryTables | None

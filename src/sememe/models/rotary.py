@@ -6,6 +6,8 @@ pixel of the target corresponds to a pixel of the reference at the same time. Of
 farthest in time.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +15,21 @@ from diffusers.models.embeddings import get_1d_rotary_pos_embed
 from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 
 from sememe.errors import ModelError
+
+
+@dataclass(frozen=True)
+class TokenExtent:
+    """How far the positions of a reference reach, in tokens of the target.
+
+    Attributes:
+        height: rows.
+        width: columns.
+        num_frames: over which each reference is spread; None for as many as it has.
+    """
+
+    height: int
+    width: int
+    num_frames: int | None = None
 
 
 class RotaryTables(NamedTuple):
@@ -55,6 +72,27 @@ class ReferenceRotaryPosEmbed(WanRotaryPosEmbed):
         past_sin = -time_sin[1 : num_frames + 1].flip(0)
         cos = _spread(past_cos, row_cos[:height], column_cos[:width])
         sin = _spread(past_sin, row_sin[:height], column_sin[:width])
+        return RotaryTables(cos[None, :, None], sin[None, :, None])
+
+    def spread(self, lengths: Sequence[int], height: int, width: int, extent: TokenExtent) -> RotaryTables:
+        """Makes the tables of references of fewer tokens than the target, each spread evenly over the target's.
+
+        Args:
+            lengths: latent frames of each reference, after patching.
+            height: rows of tokens.
+            width: columns of tokens.
+            extent: rows, columns and frames over which they are spread.
+        """
+        spans = [extent.num_frames or length for length in lengths]
+        starts = [-sum(spans[place:]) for place in range(len(spans))]
+        time = [start + _spread_places(*counts) for start, *counts in zip(starts, lengths, spans, strict=True)]
+        axes = (torch.cat(time), _spread_places(height, extent.height), _spread_places(width, extent.width))
+        widths = (self.t_dim, self.h_dim, self.w_dim)
+        tables = [
+            get_1d_rotary_pos_embed(dim, places, use_real=True, freqs_dtype=torch.float64)
+            for dim, places in zip(widths, axes, strict=True)
+        ]
+        cos, sin = (_spread(*(table.to(self.freqs_cos) for table in kind)) for kind in zip(*tables, strict=True))
         return RotaryTables(cos[None, :, None], sin[None, :, None])
 
 
@@ -137,6 +175,11 @@ def _cogvideox_places(config: Any, num_rows: int, num_columns: int) -> tuple[tor
 def _space_evenly(start: int, stop: int, count: int) -> torch.Tensor:
     # The stock grid scales its end and not its extent; the weights were trained with it.
     return torch.linspace(start, stop * (count - 1) / count, count, dtype=torch.float32)
+
+
+def _spread_places(count: int, extent: int) -> torch.Tensor:
+    """The middles of `count` equal parts of the places 0..extent - 1."""
+    return (torch.arange(count, dtype=torch.float64) + 0.5) * (extent / count) - 0.5
 
 
 def _spread(time: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:

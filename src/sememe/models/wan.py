@@ -9,11 +9,13 @@ After arXiv 2510.20888 (Video-As-Prompt), section 3. Two ways of attending, chos
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from diffusers import WanTransformer3DModel
 from diffusers.configuration_utils import register_to_config
+from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.transformers.transformer_wan import WanTimeTextImageEmbedding
 from diffusers.utils import apply_lora_scale
@@ -22,12 +24,14 @@ from torch import nn
 
 from sememe.errors import ModelError
 from sememe.models.condition import FirstFrameFill, check_fill
+from sememe.models.context_parallel import SPLIT_TOKENS, TokenSplit, split_reference
+from sememe.models.cross_attention import KeptText, TextAttnProcessor, project_text
 from sememe.models.expert_model import ExpertModel, as_tuple, check_grid, check_strength
 from sememe.models.key_map import KeyMap
 from sememe.models.key_map_wan import WAN_KEYS
 from sememe.models.reference import ReferenceCache, ReferenceInputs, ReferenceTokens
 from sememe.models.reference_attention import ReferenceAttention, ReferenceStream
-from sememe.models.rotary import ReferenceRotaryPosEmbed
+from sememe.models.rotary import ReferenceRotaryPosEmbed, TokenExtent
 from sememe.models.wan_expert import EncodedReference, WanVideoAsPromptBlock
 
 
@@ -64,14 +68,20 @@ class WanExpertEmbedder(nn.Module):
             image = None if inputs.image_embeds is None else inputs.image_embeds[index]
             _, temb, text, image = self.condition_embedder(time, embeds, image)
             texts.append(text if image is None else torch.cat([image, text], dim=1))
+        frames, extent = [patch.shape[2] for patch in patches], inputs.extent
+        if extent is None:
+            rotary = self.rope(sum(frames), height, width)
+        else:
+            rotary = self.rope.spread(frames, height, width, extent)
         stream = ReferenceStream(
             texts=tuple(texts),
-            lengths=tuple(patch.shape[2] * height * width for patch in patches),
+            lengths=tuple(count * height * width for count in frames),
             temb=temb.unflatten(1, (6, -1)),
-            rotary=self.rope(sum(patch.shape[2] for patch in patches), height, width),
+            rotary=rotary,
         )
         tokens = torch.cat([patch.flatten(2).transpose(1, 2) for patch in patches], dim=1).contiguous()
-        return ReferenceTokens(tokens, stream, (height, width))
+        grid = (height, width) if extent is None else (extent.height, extent.width)
+        return ReferenceTokens(tokens, stream, grid)
 
 
 class WanVideoAsPromptTransformer(ExpertModel, WanTransformer3DModel):
@@ -89,6 +99,28 @@ class WanVideoAsPromptTransformer(ExpertModel, WanTransformer3DModel):
 
     _no_split_modules: ClassVar[list[str]] = ["WanTransformerBlock", "WanVideoAsPromptBlock"]
     _repeated_blocks: ClassVar[list[str]] = ["WanTransformerBlock", "WanVideoAsPromptBlock"]
+    # Unlike in the stock plan, tokens are split ahead of the first block, which may be given a reference as well.
+    _cp_plan: ClassVar[dict[str, Any]] = {
+        "rope": {place: ContextParallelInput(split_dim=1, expected_dims=4, split_output=True) for place in (0, 1)},
+        "split": SPLIT_TOKENS,
+        "proj_out": ContextParallelOutput(gather_dim=1, expected_dims=3),
+    }
+    # Small, and sensitive to rounding: in full precision even where weights are stored in 8 bits.
+    _skip_layerwise_casting_patterns: ClassVar[list[str]] = [
+        "patch_embedding",
+        "condition_embedder",
+        "norm",
+        "expert_embedder",
+    ]
+    # References are also read outside `forward`: what serves both has weights of its own to fetch under group offload.
+    _group_offload_block_modules: ClassVar[list[str]] = [
+        "expert_embedder",
+        "rope",
+        "patch_embedding",
+        "condition_embedder",
+        "norm_out",
+        "proj_out",
+    ]
     backbone_class: ClassVar[Any] = WanTransformer3DModel
     expert_class_name: ClassVar[str] = "WanVideoAsPromptExpert"
     own_settings: ClassVar[tuple[str, ...]] = (
@@ -172,7 +204,10 @@ class WanVideoAsPromptTransformer(ExpertModel, WanTransformer3DModel):
                 added_kv_proj_dim,
                 is_last_expert=index == indices[-1],
             )
+        for block in self.blocks:
+            block.attn2.set_processor(TextAttnProcessor())
         self.expert_embedder = WanExpertEmbedder(self.config)
+        self.split = TokenSplit()
 
     @classmethod
     def from_backbone(
@@ -209,7 +244,8 @@ class WanVideoAsPromptTransformer(ExpertModel, WanTransformer3DModel):
         if (inputs.image_embeds is None) != (self.config.image_dim is None):
             state = "needs" if self.config.image_dim else "does not take"
             raise ModelError(f"this model {state} image embeddings of its references (image_dim in its config)")
-        return self.expert_embedder(inputs, self.config.reference_timestep)
+        tokens: ReferenceTokens = self.expert_embedder(inputs, self.config.reference_timestep)
+        return tokens if self._parallel_config is None else split_reference(self.split, tokens, has_text_tokens=False)
 
     @apply_forward_hook  # type: ignore[untyped-decorator]
     def encode_reference(
@@ -219,6 +255,7 @@ class WanVideoAsPromptTransformer(ExpertModel, WanTransformer3DModel):
         reference_image_embeds: torch.Tensor | Sequence[torch.Tensor] | None = None,
         *,
         approximate: bool = False,
+        extent: TokenExtent | None = None,
     ) -> ReferenceCache:
         """Runs the reference through the expert alone and keeps its keys and values; differentiable.
 
@@ -228,6 +265,7 @@ class WanVideoAsPromptTransformer(ExpertModel, WanTransformer3DModel):
             reference_text_embeds: (batch, text token, text_dim), the embedded caption; one per reference.
             reference_image_embeds: (batch, image token, image_dim), for backbones that read image embeddings.
             approximate: allows this for a model that was trained two-way, whose result then deviates.
+            extent: over which references of fewer tokens than the target are spread, as in `ReferenceInputs`.
 
         Raises:
             ModelError: where the model was trained two-way and `approximate` is False, or the inputs do not fit.
@@ -236,6 +274,7 @@ class WanVideoAsPromptTransformer(ExpertModel, WanTransformer3DModel):
             as_tuple(reference_latents),
             as_tuple(reference_text_embeds),
             None if reference_image_embeds is None else as_tuple(reference_image_embeds),
+            extent,
         )
         with self._without_feature_cache():
             return self._encode_tokens(self.embed_reference(inputs), approximate=approximate)
@@ -250,11 +289,34 @@ class WanVideoAsPromptTransformer(ExpertModel, WanTransformer3DModel):
             values.append(encoded.value)
         return ReferenceCache(tuple(keys), tuple(values), reference.grid)
 
+    @apply_forward_hook  # type: ignore[untyped-decorator]
+    def keep_text(self, text_embeds: torch.Tensor, image_embeds: torch.Tensor | None = None) -> KeptText:
+        """Projects a text to the keys and values of every block, for `forward` at all steps; the result is the same.
+
+        Args:
+            text_embeds: (batch, text token, text_dim).
+            image_embeds: (batch, image token, image_dim), for backbones that read image embeddings.
+        """
+        text = self.condition_embedder.text_embedder(text_embeds)
+        if image_embeds is not None:
+            text = torch.cat([self.condition_embedder.image_embedder(image_embeds), text], dim=1)
+        # Timesteps are embedded by the same module as texts, which is to be given a text and in its precision.
+        stub = text_embeds.new_zeros(text_embeds.shape[0], 1, text_embeds.shape[2])
+        return KeptText(tuple(project_text(block.attn2, text) for block in self.blocks), stub)
+
+    @apply_forward_hook  # type: ignore[untyped-decorator]
+    def keep_captions(self, reference: ReferenceTokens) -> ReferenceTokens:
+        """The same for the captions of a reference that is carried through the steps (two-way)."""
+        experts = [self.blocks[index].expert.output for index in self.config.expert_blocks[:-1]]
+        projected = [tuple(project_text(expert.attn2, text) for text in reference.stream.texts) for expert in experts]
+        # Behind the last expert nobody reads the reference, nor it its caption.
+        return replace(reference, text_keys=(*projected, ()))
+
     def forward(
         self,
         hidden_states: torch.Tensor,
         timestep: torch.Tensor,
-        encoder_hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | KeptText,
         encoder_hidden_states_image: torch.Tensor | None = None,
         return_dict: bool = True,  # noqa: FBT001, FBT002 (the stock signature)
         attention_kwargs: dict[str, Any] | None = None,
@@ -266,8 +328,8 @@ class WanVideoAsPromptTransformer(ExpertModel, WanTransformer3DModel):
         Args:
             hidden_states: (batch, channel, frame, height, width): noisy latents, then mask and condition.
             timestep: (batch,), or (batch, token) where it differs within a target, in 0..1000.
-            encoder_hidden_states: (batch, text token, text_dim).
-            encoder_hidden_states_image: (batch, image token, image_dim).
+            encoder_hidden_states: (batch, text token, text_dim), or what `keep_text` returned.
+            encoder_hidden_states_image: (batch, image token, image_dim); None with what `keep_text` returned.
             reference: None for the stock forward; a `ReferenceCache` to read; or references that are attended to in
                 the model's own mode. A cache of batch 1 serves every target.
             reference_strength: 0..1, a factor on the weight of the reference's tokens in the target's softmax, before
@@ -277,7 +339,9 @@ class WanVideoAsPromptTransformer(ExpertModel, WanTransformer3DModel):
             ModelError: where reference and target do not fit together.
         """
         check_strength(reference_strength)
-        if reference is None or reference_strength == 0.0:
+        reference = None if reference_strength == 0.0 else reference
+        # Shared out over several ranks, a target is split as the plan above says, with a reference or without.
+        if reference is None and not isinstance(encoder_hidden_states, KeptText) and self._parallel_config is None:
             return super().forward(
                 hidden_states,
                 timestep,
@@ -302,34 +366,37 @@ class WanVideoAsPromptTransformer(ExpertModel, WanTransformer3DModel):
         self,
         latents: torch.Tensor,
         timestep: torch.Tensor,
-        text: torch.Tensor,
+        text: torch.Tensor | KeptText,
         image: torch.Tensor | None = None,
         *,
-        reference: ReferenceCache | ReferenceTokens | ReferenceInputs,
+        reference: ReferenceCache | ReferenceTokens | ReferenceInputs | None,
         strength: float = 1.0,
         return_dict: bool = True,
         attention_kwargs: dict[str, Any] | None = None,
         kept: list[EncodedReference] | None = None,
     ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
-        given = self._prepare_reference(reference)
-        _, patch_height, patch_width = self.config.patch_size
-        grid = (latents.shape[-2] // patch_height, latents.shape[-1] // patch_width)
-        check_grid(given, grid)
-        given = given.expand(latents.shape[0])
+        given = None if reference is None else self._prepare_reference(reference)
+        if given is not None:
+            _, patch_height, patch_width = self.config.patch_size
+            check_grid(given, (latents.shape[-2] // patch_height, latents.shape[-1] // patch_width))
+            given = given.expand(latents.shape[0])
 
         rotary = self.rope(latents)
         patches = self.patch_embedding(latents)
-        tokens = patches.flatten(2).transpose(1, 2).contiguous()
+        tokens = self.split(patches.flatten(2).transpose(1, 2)).contiguous()
+        timestep = self.split(timestep) if timestep.ndim == 2 else timestep
         tokens_per_step = timestep.shape[1] if timestep.ndim == 2 else None
-        temb, modulation, text, image = self.condition_embedder(
-            timestep.flatten(), text, image, timestep_seq_len=tokens_per_step
+        embeds = text.stub if isinstance(text, KeptText) else text
+        temb, modulation, embedded, image = self.condition_embedder(
+            timestep.flatten(), embeds, image, timestep_seq_len=tokens_per_step
         )
         modulation = modulation.unflatten(-1, (6, -1))
         if image is not None:
-            text = torch.cat([image, text], dim=1)
+            embedded = torch.cat([image, embedded], dim=1)
 
-        arguments = (text, modulation, rotary)
-        if isinstance(given, ReferenceCache):
+        texts = text.blocks if isinstance(text, KeptText) else (embedded,) * len(self.blocks)
+        arguments = [(block_text, modulation, rotary) for block_text in texts]
+        if given is None or isinstance(given, ReferenceCache):
             tokens = self._read_cache(tokens, arguments, given, strength)
         else:
             stream = given.stream._replace(strength=strength)
@@ -338,34 +405,37 @@ class WanVideoAsPromptTransformer(ExpertModel, WanTransformer3DModel):
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
     def _read_cache(
-        self, tokens: torch.Tensor, arguments: tuple, cache: ReferenceCache, strength: float
+        self, tokens: torch.Tensor, arguments: Sequence[tuple], cache: ReferenceCache | None, strength: float
     ) -> torch.Tensor:
-        places = {block: place for place, block in enumerate(self.config.expert_blocks)}
+        pairs: dict[int, ReferenceAttention] = {}
+        if cache is not None:
+            entries = zip(self.config.expert_blocks, cache.keys, cache.values, strict=True)
+            pairs = {index: ReferenceAttention(None, key, value, strength) for index, key, value in entries}
         for index in range(len(self.blocks)):
-            place = places.get(index)
-            pair = (
-                () if place is None else (ReferenceAttention(None, cache.keys[place], cache.values[place], strength),)
-            )
-            tokens = self._run_block(index, tokens, *arguments, *pair)
+            read = (pairs[index],) if index in pairs else ()
+            tokens = self._run_block(index, tokens, *arguments[index], *read)
         return tokens
 
     def _attend_jointly(
         self,
         tokens: torch.Tensor,
-        arguments: tuple,
+        arguments: Sequence[tuple],
         reference: ReferenceTokens,
         stream: ReferenceStream,
         kept: list[EncodedReference] | None,
     ) -> torch.Tensor:
         source = reference.hidden_states
         lengths = [tokens.shape[1], source.shape[1]]
+        places = {block: place for place, block in enumerate(self.config.expert_blocks)}
         for index in range(len(self.blocks)):
-            if index not in self.config.expert_blocks:
-                tokens = self._run_block(index, tokens, *arguments)
+            if index not in places:
+                tokens = self._run_block(index, tokens, *arguments[index])
                 continue
             if kept is not None:
                 kept.append(self._run_block(index, source, None, None, None, stream._replace(keys_only=True)))
-            both = self._run_block(index, torch.cat([tokens, source], dim=1), *arguments, stream)
+            if reference.text_keys is not None:
+                stream = stream._replace(texts=reference.text_keys[places[index]])
+            both = self._run_block(index, torch.cat([tokens, source], dim=1), *arguments[index], stream)
             tokens, source = both.split(lengths, dim=1)
         return tokens
 

@@ -22,6 +22,7 @@ from diffusers.models.transformers.transformer_wan import (
 )
 from torch import nn
 
+from sememe.models.cross_attention import TextAttnProcessor, TextKeys
 from sememe.models.reference_attention import IsolatedAttention, ReferenceAttention, ReferenceStream, attend_beside
 from sememe.models.rotary import RotaryTables, rotate
 
@@ -160,7 +161,7 @@ class ExpertOutput(nn.Module):
             eps=eps,
             added_kv_proj_dim=added_kv_proj_dim,
             cross_attention_dim_head=dim // num_heads,
-            processor=WanAttnProcessor(),
+            processor=TextAttnProcessor(),
         )
         self.norm3 = FP32LayerNorm(dim, eps, elementwise_affine=False)
         self.ffn = FeedForward(dim, inner_dim=ffn_dim, activation_fn="gelu-approximate")
@@ -230,7 +231,7 @@ class WanVideoAsPromptBlock(WanTransformerBlock):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor | None,
+        encoder_hidden_states: torch.Tensor | TextKeys | None,
         temb: torch.Tensor | None,
         rotary_emb: Any,
         reference: ReferenceAttention | ReferenceStream | None = None,

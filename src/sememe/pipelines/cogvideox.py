@@ -11,6 +11,7 @@ from sememe.errors import InputError
 from sememe.models.autoencoder import latent_grid
 from sememe.models.condition import leading_frame_condition
 from sememe.models.reference import ReferenceInputs
+from sememe.models.rotary import RotaryTables
 from sememe.models.text import encode_prompts_padded
 from sememe.pipelines.defaults import GenerationDefaults
 from sememe.pipelines.family import BackboneFamily, ForwardInputs, Generators
@@ -24,6 +25,10 @@ class CogVideoXFamily(BackboneFamily):
     name: ClassVar[str] = "cogvideox"
     prediction: ClassVar[PredictionType] = "v"
     has_sampled_latents: ClassVar[bool] = True
+
+    def __init__(self, pipeline: Any) -> None:
+        super().__init__(pipeline)
+        self._rotary: dict[tuple[int, int, int], RotaryTables | None] = {}
 
     @property
     def takes_image(self) -> bool:
@@ -70,7 +75,10 @@ class CogVideoXFamily(BackboneFamily):
 
     def forward_arguments(self, inputs: ForwardInputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
         _, _, frames, height, width = inputs.channels.shape
-        rotary = self.transformer.rotary_tables(frames, height, width, inputs.channels.device)
+        size = (frames, height, width)
+        if size not in self._rotary:
+            self._rotary[size] = self.transformer.rotary_tables(*size, inputs.channels.device)
+        rotary = self._rotary[size]
         return (inputs.channels.transpose(1, 2), inputs.text, inputs.timestep), {"image_rotary_emb": rotary}
 
     def rearrange(self, sample: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -12,13 +12,17 @@ import torch
 from sememe.diffusion.guidance import Guidance, ReferenceChoice, Text, Variant
 from sememe.errors import InputError
 from sememe.models.autoencoder import encode_video
+from sememe.models.cross_attention import KeptText
 from sememe.models.pixels import clips_to_video
 from sememe.models.reference import ReferenceCache, ReferenceInputs, ReferenceTokens, join_references
+from sememe.models.rotary import TokenExtent
 from sememe.pipelines.defaults import GenerationDefaults
 from sememe.pipelines.family import BackboneFamily, ForwardInputs, Generators, Reference
 from sememe.pipelines.inputs import EncodedReference, ReferenceClips, Request
 from sememe.pipelines.quirks import Quirks, stretch_clip
 from sememe.video import Clip, Sampling, resample_clip, resize_clip
+
+ReferencePositions = Literal["dense", "spread"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,14 +32,24 @@ class EncodingOptions:
     Attributes:
         reference_sampling: how frames are taken of a reference.
         num_reference_frames: how many, of each reference or of each in turn; None for as many as the result has.
+        reference_positions: where a reference of fewer frames than the result lies in time: "dense", one frame after
+            the other up to the result; or "spread" over as many as the result has.
+        reference_downscale: by how much references are smaller than the result in height and width.
         quirks: of the official pipelines, see `sememe.pipelines.quirks`.
         approximate: for an expert that was trained two-way: let references see only themselves.
     """
 
     reference_sampling: Sampling = "even"
     num_reference_frames: int | tuple[int, ...] | None = None
+    reference_positions: ReferencePositions = "dense"
+    reference_downscale: int = 1
     quirks: Quirks = frozenset()
     approximate: bool = False
+
+    @property
+    def are_spread(self) -> bool:
+        """Whether references lie at other positions than the model was trained with."""
+        return self.reference_positions == "spread" or self.reference_downscale > 1
 
     def count_frames(self, place: int, num_places: int, settings: GenerationDefaults) -> int:
         """Frames taken of the reference at a place among a picture's references.
@@ -73,6 +87,7 @@ class ConditionEncoder:
 
     def __init__(self, family: BackboneFamily, settings: GenerationDefaults, options: EncodingOptions) -> None:
         self.family, self.settings, self.options = family, settings, options
+        self._check_positions()
 
     def encode_targets(self, request: Request, guidance: Guidance, generator: Generators) -> Conditions:
         """Everything but the references."""
@@ -170,7 +185,33 @@ class ConditionEncoder:
             seen = [entry.clips[place] for entry in entries] if uncropped else clips
             images.append(self.family.encode_pictures([[clip.frames[0]] for clip in seen]))
         embeds = tuple(image for image in images if image is not None) or None
-        return ReferenceInputs(tuple(latents), tuple(texts), embeds)
+        return ReferenceInputs(tuple(latents), tuple(texts), embeds, self._find_extent())
+
+    def _find_extent(self) -> TokenExtent | None:
+        if not self.options.are_spread:
+            return None
+        patch, settings = self.family.transformer.config.patch_size, self.settings
+        _, num_frames, height, width = self.family.pipeline.grid.latent_shape(
+            settings.num_frames, settings.height, settings.width, is_decoded=False
+        )
+        is_spread = self.options.reference_positions == "spread"
+        return TokenExtent(height // patch[1], width // patch[2], num_frames // patch[0] if is_spread else None)
+
+    def _check_positions(self) -> None:
+        downscale = self.options.reference_downscale
+        if downscale < 1:
+            raise InputError(f"expected reference_downscale to be 1, 2, 3, ..., got {downscale}")
+        if self.options.are_spread and not self.family.spreads_references:
+            raise InputError(
+                f"references on a coarser grid are not supported on {self.family.name} backbones; "
+                "leave out reference_downscale and reference_positions"
+            )
+        for name, pixels in (("height", self.settings.height), ("width", self.settings.width)):
+            if pixels % (downscale * self.family.pipeline.grid.size_multiple):
+                raise InputError(
+                    f"reference_downscale {downscale} needs a {name} that is a multiple of "
+                    f"{downscale * self.family.pipeline.grid.size_multiple}, got {pixels}"
+                )
 
     def _fit(self, pictures: Sequence[np.ndarray]) -> list[Clip]:
         """One-frame clips of the target's size."""
@@ -181,11 +222,12 @@ class ConditionEncoder:
             num_frames, self.settings.height, self.settings.width, is_decoded=False, what="num_reference_frames"
         )
         rate = self.settings.fps if self.options.reference_sampling == "fps" else None
-        return self._resize(resample_clip(clip, num_frames, self.options.reference_sampling, rate))
+        resampled = resample_clip(clip, num_frames, self.options.reference_sampling, rate)
+        return self._resize(resampled, self.options.reference_downscale)
 
-    def _resize(self, clip: Clip) -> Clip:
+    def _resize(self, clip: Clip, downscale: int = 1) -> Clip:
         resize = stretch_clip if self._has_quirk("stretched_frames") else resize_clip
-        return resize(clip, self.settings.height, self.settings.width)
+        return resize(clip, self.settings.height // downscale, self.settings.width // downscale)
 
     def _has_quirk(self, name: str) -> bool:
         return name in self.options.quirks
@@ -217,6 +259,8 @@ class Predictor:
         self.family, self.conditions, self.settings, self.options = family, conditions, settings, options
         self._num_calls: dict[tuple[Variant, ...], int] = {}
         self._kept: dict[tuple[Variant, ...], ReferenceCache] = {}
+        self._texts: dict[tuple[Variant, ...], torch.Tensor | KeptText] = {}
+        self._references: dict[tuple[Variant, ...], Reference | None] = {}
 
     def __call__(self, latents: torch.Tensor, timestep: torch.Tensor, variants: tuple[Variant, ...]) -> torch.Tensor:
         num_variants, batch_size = len(variants), latents.shape[0]
@@ -224,15 +268,15 @@ class Predictor:
         channels = latents.to(transformer.dtype)
         if given.channels is not None:
             channels = torch.cat([channels, given.channels.to(channels)], dim=1)
-        image_embeds = given.image_embeds
         name = "+".join(f"{variant.text}-{variant.reference}" for variant in variants)
-        inputs = ForwardInputs(
-            channels.repeat(num_variants, 1, 1, 1, 1),
-            timestep.to(latents.device).expand(num_variants * batch_size),
-            torch.cat([given.texts[variant.text] for variant in variants]),
-            None if image_embeds is None else image_embeds.repeat(num_variants, 1, 1),
-        )
         with transformer.cache_context(name), precision(latents.device, self.settings, transformer.dtype):
+            text, image_embeds = self._find_text(variants)
+            inputs = ForwardInputs(
+                channels.repeat(num_variants, 1, 1, 1, 1),
+                timestep.to(latents.device).expand(num_variants * batch_size),
+                text,
+                image_embeds,
+            )
             predicted = self._predict(inputs, variants, self._find_reference(variants, batch_size))
         return predicted.float().unflatten(0, (num_variants, batch_size))
 
@@ -249,7 +293,26 @@ class Predictor:
         predicted, self._kept[variants] = self.family.predict_and_cache(inputs, reference, strength)
         return predicted
 
+    def _find_text(self, variants: tuple[Variant, ...]) -> tuple[torch.Tensor | KeptText, torch.Tensor | None]:
+        given = self.conditions
+        embeds, images = given.texts, given.image_embeds
+        images = None if images is None else images.repeat(len(variants), 1, 1)
+        if variants not in self._texts:
+            joined = torch.cat([embeds[variant.text] for variant in variants])
+            kept = self.family.keep_text(joined, images) if self.settings.text_keys == "kept" else None
+            self._texts[variants] = joined if kept is None else kept
+        text = self._texts[variants]
+        return text, None if isinstance(text, KeptText) else images
+
     def _find_reference(self, variants: tuple[Variant, ...], batch_size: int) -> Reference | None:
+        if variants not in self._references:
+            reference = self._join_references(variants, batch_size)
+            if isinstance(reference, ReferenceTokens) and self.settings.text_keys == "kept":
+                reference = self.family.keep_captions(reference)
+            self._references[variants] = reference
+        return self._references[variants]
+
+    def _join_references(self, variants: tuple[Variant, ...], batch_size: int) -> Reference | None:
         choices = {variant.reference for variant in variants}
         assert len(choices) == 1, "variants of one forward agree in the reference"
         if choices == {"none"}:

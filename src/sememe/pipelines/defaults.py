@@ -8,6 +8,7 @@ from sememe.diffusion.guidance import Batching
 from sememe.errors import InputError, ModelError
 
 Autocast = Literal["off", "bfloat16"]
+TextKeysSetting = Literal["kept", "recomputed"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class GenerationDefaults:
         max_sequence_length: tokens per prompt; None for as many as the tokenizer was made for.
         batching: whether variants of the conditions share a forward.
         autocast: precision in which float32 weights compute while denoising.
+        text_keys: whether the keys and values of texts are kept over the steps, for backbones with cross-attention;
+            the result is the same. Kept they take 2 * dim numbers per block and token of text and picture.
     """
 
     height: int = 480
@@ -39,9 +42,11 @@ class GenerationDefaults:
     max_sequence_length: int | None = None
     batching: str = "sequential"
     autocast: str = "off"
+    text_keys: str = "kept"
 
     def __post_init__(self) -> None:
-        for name, allowed in (("batching", get_args(Batching)), ("autocast", get_args(Autocast))):
+        choices = {"batching": Batching, "autocast": Autocast, "text_keys": TextKeysSetting}
+        for name, allowed in ((name, get_args(choice)) for name, choice in choices.items()):
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         if not self.fps > 0:

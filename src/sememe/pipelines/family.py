@@ -15,6 +15,7 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 
 from sememe.diffusion.denoise import PredictionType
+from sememe.models.cross_attention import KeptText
 from sememe.models.reference import ReferenceCache, ReferenceInputs, ReferenceTokens
 from sememe.pipelines.defaults import GenerationDefaults
 
@@ -29,13 +30,13 @@ class ForwardInputs:
     Attributes:
         channels: latents and their condition (batch, channel, frame, height, width).
         timestep: (batch,), in 0..1000.
-        text: embeddings (batch, token, dim).
+        text: embeddings (batch, token, dim), or what `keep_text` made of them and of the image embeddings.
         image_embeds: (batch, token, dim), for backbones that read them.
     """
 
     channels: torch.Tensor
     timestep: torch.Tensor
-    text: torch.Tensor
+    text: torch.Tensor | KeptText
     image_embeds: torch.Tensor | None = None
 
 
@@ -47,6 +48,8 @@ class BackboneFamily(ABC):
     takes_last_image: ClassVar[bool] = False
     has_sampled_latents: ClassVar[bool] = False
     """Whether the official pipeline draws its latents from the posterior."""
+    spreads_references: ClassVar[bool] = False
+    """Whether references may have fewer tokens than the target, spread over its positions."""
 
     def __init__(self, pipeline: Any) -> None:
         self.pipeline = pipeline
@@ -116,9 +119,18 @@ class BackboneFamily(ABC):
     def encode_reference(self, inputs: ReferenceInputs, *, approximate: bool = False) -> ReferenceCache:
         """References as keys and values (one-way)."""
         arranged = self.arrange(inputs)
+        spread = {} if inputs.extent is None else {"extent": inputs.extent}
         return self.transformer.encode_reference(
-            arranged.latents, arranged.text_embeds, arranged.image_embeds, approximate=approximate
+            arranged.latents, arranged.text_embeds, arranged.image_embeds, approximate=approximate, **spread
         )
+
+    def keep_text(self, text: torch.Tensor, image_embeds: torch.Tensor | None) -> KeptText | None:
+        """What is the same of texts at every step, computed once; None where a backbone has nothing of the kind."""
+        return None
+
+    def keep_captions(self, reference: ReferenceTokens) -> ReferenceTokens:
+        """The same for the captions of a reference that is carried through the steps."""
+        return reference
 
     def arrange(self, inputs: ReferenceInputs) -> ReferenceInputs:
         """References in the transformer's own layout."""

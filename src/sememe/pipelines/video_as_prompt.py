@@ -8,20 +8,24 @@ from typing import Any, Literal, cast, get_args
 
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.loaders import WanLoraLoaderMixin
 
 from sememe.diffusion.denoise import GuidanceSchedule, check_scheduler, denoise, set_truncated_timesteps
 from sememe.diffusion.guidance import Batching, Guidance, dynamic_guidance_scale, video_as_prompt_guidance
 from sememe.errors import InputError
 from sememe.models.autoencoder import LatentGrid, decode_latents, latent_grid
+from sememe.models.feature_caches import check_generation
 from sememe.models.pixels import video_to_clips
-from sememe.pipelines.conditions import ConditionEncoder, EncodingOptions, Predictor, ReadingOptions
+from sememe.pipelines.acceleration import begin_generation
+from sememe.pipelines.adapters import BackboneAdapterMixin, check_unadapted
+from sememe.pipelines.conditions import EncodingOptions, Predictor, ReadingOptions, ReferencePositions
 from sememe.pipelines.defaults import GenerationDefaults
+from sememe.pipelines.encoders import KnowingEncoder, PromptEncoding, resolve_captions, resolve_texts
 from sememe.pipelines.families import choose_family
 from sememe.pipelines.family import BackboneFamily, Generators
 from sememe.pipelines.folders import find_folder, load_components, save_components
 from sememe.pipelines.inputs import EncodedReference, check_references, make_request
 from sememe.pipelines.quirks import choose_quirks
+from sememe.pipelines.tiling import check_tiling
 from sememe.video import Clip, Sampling
 
 OutputType = Literal["np", "pt", "pil", "latent"]
@@ -47,7 +51,7 @@ class VideoAsPromptOutput:
     timings: dict[str, float] = field(default_factory=dict)
 
 
-class VideoAsPromptPipeline(DiffusionPipeline, WanLoraLoaderMixin):
+class VideoAsPromptPipeline(PromptEncoding, DiffusionPipeline, BackboneAdapterMixin):
     """Generates a clip that starts with a picture and in which happens what happens in the reference clips.
 
     Args:
@@ -65,6 +69,8 @@ class VideoAsPromptPipeline(DiffusionPipeline, WanLoraLoaderMixin):
     model_cpu_offload_seq = "text_encoder->image_encoder->transformer->vae"
     _optional_components = ["image_encoder", "image_processor"]  # noqa: RUF012 (diffusers declares it so)
     _callback_tensor_inputs = ["latents"]  # noqa: RUF012
+    current_timestep: float | None = None
+    """Of the step at hand, in 0..1000, which some feature caches ask for."""
 
     def __init__(
         self,
@@ -151,8 +157,12 @@ class VideoAsPromptPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         """Writes the model as a folder that `from_pretrained` reads: stock backbone and expert apart, safetensors only.
 
         Raises:
+            InputError: where the text encoder was unloaded.
             OutputError: where the folder cannot be written.
         """
+        if self.text_encoder is None:
+            raise InputError("the text encoder was unloaded, and a model without it is not whole; load it anew to save")
+        check_unadapted(self.transformer)
         save_components(
             Path(save_directory), self.components, self.config.generation_defaults, type(self).__name__, max_shard_size
         )
@@ -168,6 +178,8 @@ class VideoAsPromptPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         reference_sampling: str = "even",
         max_sequence_length: int | None = None,
         num_reference_frames: int | Sequence[int] | None = None,
+        reference_positions: str = "dense",
+        reference_downscale: int = 1,
         *,
         approximate: bool = False,
     ) -> EncodedReference:
@@ -175,13 +187,16 @@ class VideoAsPromptPipeline(DiffusionPipeline, WanLoraLoaderMixin):
 
         Args:
             clips: references, of at least 2 frames each; the first listed counts as the farthest in time.
-            prompts: their captions; None for empty ones, as the model is trained to do without.
+            prompts: their captions, or what `encode_prompt` returned; None for empty ones, as the model is trained to
+                do without.
             height: pixels, as in the generation to come; None for the model's own, as below.
             width: pixels.
             num_frames: of the generation to come; as many are taken of each reference.
             reference_sampling: how they are taken: over the whole clip, at the model's rate, or the first ones.
             max_sequence_length: tokens per caption.
             num_reference_frames: frames taken of each reference, where that is another number; or one number for each.
+            reference_positions: as in a generation, as is the next.
+            reference_downscale: by how much references are smaller than the result.
             approximate: for a model trained two-way: let the reference see only itself, so that it is encoded once for
                 all steps; faster, and not quite what the model would do.
 
@@ -192,14 +207,18 @@ class VideoAsPromptPipeline(DiffusionPipeline, WanLoraLoaderMixin):
             height=height, width=width, num_frames=num_frames, max_sequence_length=max_sequence_length
         )
         _check_choice("reference_sampling", reference_sampling, Sampling)
+        _check_choice("reference_positions", reference_positions, ReferencePositions)
         self._latent_shape(settings, is_decoded=False)
         options = EncodingOptions(
             reference_sampling=cast(Sampling, reference_sampling),
             num_reference_frames=_as_counts(num_reference_frames),
+            reference_positions=cast(ReferencePositions, reference_positions),
+            reference_downscale=reference_downscale,
             approximate=approximate,
         )
-        encoder = ConditionEncoder(self.family, settings, options)
-        payload = encoder.encode_clips([check_references(clips, prompts)])
+        told = resolve_captions(prompts, settings)
+        encoder = KnowingEncoder(self.family, settings, options, told.known)
+        payload = encoder.encode_clips([check_references(clips, told.reference_prompts)])
         return EncodedReference(payload, settings.height, settings.width)
 
     @torch.no_grad()
@@ -231,6 +250,9 @@ class VideoAsPromptPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         reference_strength: float = 1.0,
         approximate: bool = False,  # noqa: FBT001, FBT002 (as in encode_reference)
         reference_refresh: int | None = None,
+        reference_positions: str = "dense",
+        reference_downscale: int = 1,
+        text_keys: str | None = None,
         use_dynamic_cfg: bool = False,  # noqa: FBT001, FBT002 (diffusers' name and form)
         official_quirks: bool | Iterable[str] = False,  # noqa: FBT001, FBT002 (all, none, or by name)
     ) -> VideoAsPromptOutput:
@@ -242,7 +264,7 @@ class VideoAsPromptPipeline(DiffusionPipeline, WanLoraLoaderMixin):
                 make videos from text alone.
             references: clips of at least 2 frames, or what `encode_reference` returned; for a batch also a list with
                 such an entry per picture. Not needed where `reference_guidance_scale` is 0.
-            prompt: what the result shows; one for all pictures or one each.
+            prompt: what the result shows; one for all pictures or one each; or what `encode_prompt` returned.
             negative_prompt: what text guidance leads away from.
             reference_prompts: captions of the references; None for empty ones.
             height: pixels, a multiple of `grid.size_multiple`.
@@ -273,6 +295,13 @@ class VideoAsPromptPipeline(DiffusionPipeline, WanLoraLoaderMixin):
                 quite what the model would do.
             reference_refresh: with `approximate`: after so many steps the reference is carried along once, and its keys
                 and values are kept until then; None lets it see only itself, once for all steps.
+            reference_positions: "dense": a reference ends where the result begins, one frame after the other, as models
+                are trained; "spread": one of fewer frames than the result is spread over as much time.
+            reference_downscale: height and width of references are those of the result, divided by this; their
+                positions are spread over the result's. Faster, and approximate unless the model was trained so. Not
+                on CogVideoX.
+            text_keys: "kept" or "recomputed": whether keys and values of texts are kept over the steps, which takes
+                memory and changes nothing else.
             use_dynamic_cfg: scales the text guidance anew at each step as the official CogVideoX demonstration does.
             official_quirks: defects of the official pipelines to have back: True for all, or their names (see
                 `sememe.pipelines.quirks`).
@@ -291,9 +320,11 @@ class VideoAsPromptPipeline(DiffusionPipeline, WanLoraLoaderMixin):
             max_sequence_length=max_sequence_length,
             batching=batching,
             autocast=autocast,
+            text_keys=text_keys,
         )
         _check_choice("output_type", output_type, OutputType)
         _check_choice("reference_sampling", reference_sampling, Sampling)
+        _check_choice("reference_positions", reference_positions, ReferencePositions)
         family, quirks = self.family, choose_quirks(official_quirks)
         check_scheduler(self.scheduler, family.prediction)
         shape = self._latent_shape(settings, is_decoded=output_type != "latent")
@@ -302,13 +333,14 @@ class VideoAsPromptPipeline(DiffusionPipeline, WanLoraLoaderMixin):
                 "negative_references need a reference_guidance_scale other than 0 and 1, "
                 f"got {settings.reference_guidance_scale:g}"
             )
+        told = resolve_texts(prompt, negative_prompt, reference_prompts, settings)
         request = make_request(
             image,
-            prompt,
-            settings.negative_prompt if negative_prompt is None else negative_prompt,
+            told.prompt,
+            told.negative_prompt,
             last_image,
             references,
-            reference_prompts,
+            told.reference_prompts,
             negative_references,
             takes_image=family.takes_image,
             takes_last_image=family.takes_last_image,
@@ -328,6 +360,8 @@ class VideoAsPromptPipeline(DiffusionPipeline, WanLoraLoaderMixin):
             return make_guidance(scale)
 
         guidance = make_guidance(settings.guidance_scale)
+        num_forwards = len(guidance.groups(cast(Batching, settings.batching)))
+        check_generation(self.transformer, num_forwards, settings.num_inference_steps)
         schedule: Guidance | GuidanceSchedule = make_dynamic_guidance if use_dynamic_cfg else guidance
         reading = ReadingOptions(strength=reference_strength, refresh=reference_refresh)
         self._check_reading(reading, approximate=approximate)
@@ -336,10 +370,12 @@ class VideoAsPromptPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         options = EncodingOptions(
             reference_sampling=cast(Sampling, reference_sampling),
             num_reference_frames=_as_counts(num_reference_frames),
+            reference_positions=cast(ReferencePositions, reference_positions),
+            reference_downscale=reference_downscale,
             quirks=quirks,
             approximate=approximate and reference_refresh is None,
         )
-        encoder = ConditionEncoder(family, settings, options)
+        encoder = KnowingEncoder(family, settings, options, told.known)
         # In this order the official pipelines draw from the generator: picture, noise, references.
         targets = encoder.encode_targets(request, guidance, generator)
         noise = self._make_noise(
@@ -356,7 +392,7 @@ class VideoAsPromptPipeline(DiffusionPipeline, WanLoraLoaderMixin):
                 return (callback_on_step_end(self, step, timestep, {"latents": current}) or {}).get("latents")
 
             result = denoise(
-                Predictor(family, conditions, settings, reading),
+                begin_generation(self, Predictor(family, conditions, settings, reading)),
                 self.scheduler,
                 noise,
                 schedule,
@@ -376,6 +412,8 @@ class VideoAsPromptPipeline(DiffusionPipeline, WanLoraLoaderMixin):
             "negative_prompt": list(request.negative_prompts),
             "reference_sampling": reference_sampling,
             "num_reference_frames": options.num_reference_frames,
+            "reference_positions": reference_positions,
+            "reference_downscale": reference_downscale,
             "reference_strength": reference_strength,
             "approximate": approximate,
             "reference_refresh": reference_refresh,
@@ -400,6 +438,7 @@ class VideoAsPromptPipeline(DiffusionPipeline, WanLoraLoaderMixin):
     def _latent_shape(self, settings: GenerationDefaults, *, is_decoded: bool) -> tuple[int, int, int, int]:
         shape = self.grid.latent_shape(settings.num_frames, settings.height, settings.width, is_decoded=is_decoded)
         self.family.check_shape(settings)
+        check_tiling(self.vae)
         return shape
 
     def _make_noise(

@@ -5,11 +5,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from diffusers.hooks.group_offloading import _is_group_offload_enabled
 from diffusers.utils.torch_utils import get_module_execution_device
 
 from sememe.diffusion.denoise import PredictionType
 from sememe.errors import ModelError
 from sememe.models.condition import frame_condition
+from sememe.models.cross_attention import KeptText
+from sememe.models.reference import ReferenceTokens
 from sememe.models.text import MAX_SEQUENCE_LENGTH, default_sequence_length, encode_prompts
 from sememe.pipelines.defaults import GenerationDefaults
 from sememe.pipelines.family import BackboneFamily, ForwardInputs, Generators
@@ -21,6 +24,7 @@ class WanFamily(BackboneFamily):
     name: ClassVar[str] = "wan"
     prediction: ClassVar[PredictionType] = "flow"
     takes_last_image: ClassVar[bool] = True
+    spreads_references: ClassVar[bool] = True
 
     @property
     def takes_image(self) -> bool:
@@ -61,6 +65,18 @@ class WanFamily(BackboneFamily):
         fill = self.transformer.config.first_frame_fill
         condition = frame_condition(self.pipeline.vae, images, num_frames, fill, last_images)
         return condition.to(self.device)
+
+    def keep_text(self, text: torch.Tensor, image_embeds: torch.Tensor | None) -> KeptText | None:
+        return self.transformer.keep_text(text, image_embeds) if self._may_project_apart() else None
+
+    def keep_captions(self, reference: ReferenceTokens) -> ReferenceTokens:
+        return self.transformer.keep_captions(reference) if self._may_project_apart() else reference
+
+    def _may_project_apart(self) -> bool:
+        # Blocks that are offloaded as a whole have their weights only during their own forward, and caches of
+        # features know nothing of texts that were projected before.
+        transformer = self.transformer
+        return not (transformer.is_cache_enabled or _is_group_offload_enabled(transformer))
 
     def forward_arguments(self, inputs: ForwardInputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return (inputs.channels, inputs.timestep, inputs.text, inputs.image_embeds), {}

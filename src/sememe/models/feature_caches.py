@@ -1,0 +1,117 @@
+"""Which of diffusers' feature caches work with an expert on, and what is refused.
+
+They save work by using results of earlier steps again, so all of them are approximate.
+
+| cache | one-way | two-way |
+|---|---|---|
+| FirstBlockCache, MagCache | works | needs an expert in both the first and the last block, or in neither |
+| TaylorSeer | works, told which attentions (`cache_identifiers`) | the same, with one reference |
+| PyramidAttentionBroadcast | works, with one forward per step | the same, with one reference |
+| FasterCache | works with `is_guidance_distilled=True` and one forward per step | the same, with one reference |
+| SeaCache, TextKVCache | refused | refused |
+
+One forward per step means guidance that is off, or variants that share a forward. Two caches keep one state for all
+forwards, and would take what one variant of the conditions gave for another. A reference is encoded without any cache.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import nn
+
+from sememe.errors import ModelError
+from sememe.models.reference import ReferenceTokens
+
+# What these keep belongs to whole blocks; what all others keep belongs to one attention each.
+_OF_BLOCKS = ("FirstBlockCacheConfig", "MagCacheConfig")
+_FOR_ONE_FORWARD = ("PyramidAttentionBroadcastConfig", "FasterCacheConfig")
+_ADVICE = {
+    "TaylorSeerCacheConfig": "name the attentions, such as cache_identifiers=[r'{blocks}\\.\\d+\\.attn\\d']",
+    "TextKVCacheConfig": "leave it out: where a model allows it, keys and values of texts are kept in any case",
+}
+
+
+def enable_checked(model: Any, config: Any, enable: Callable[[Any], None]) -> None:
+    """Enables a feature cache that can take effect.
+
+    Args:
+        model: a transformer with experts.
+        config: of the cache.
+        enable: the stock method.
+
+    Raises:
+        ModelError: where it cannot.
+    """
+    name = _name(config)
+    if name == "SeaCacheConfig":
+        raise ModelError(
+            "SeaCache needs to be told the noise level of every forward and knows no model that takes a picture; "
+            "use FirstBlockCacheConfig"
+        )
+    if name == "FasterCacheConfig" and not config.is_guidance_distilled:
+        raise ModelError(
+            "FasterCache guesses half of a batch that guidance here does not form; say is_guidance_distilled=True, "
+            "which leaves its cache of attentions, or use FirstBlockCacheConfig"
+        )
+    before = set(_find_hooks(model))
+    enable(config)
+    if set(_find_hooks(model)) == before:
+        model.disable_cache()
+        advice = _ADVICE.get(name, "use FirstBlockCacheConfig").format(blocks=model.key_map.blocks)
+        raise ModelError(f"{name} finds nothing to keep in a {type(model).__name__}; {advice}")
+
+
+def check_two_way(model: Any, reference: ReferenceTokens) -> None:
+    """Raises `ModelError` where the model's cache cannot keep what a carried reference brings."""
+    name, experts = _name(model._cache_config), model.config.expert_blocks
+    if name not in _OF_BLOCKS:
+        if len(reference.stream.lengths) > 1:
+            raise ModelError(
+                f"{name} keeps one result per attention, but {len(reference.stream.lengths)} references pass through "
+                "it one after the other; use FirstBlockCacheConfig, or one reference"
+            )
+        return
+    if (experts[0] == 0) != (experts[-1] == model.config.num_layers - 1):
+        raise ModelError(
+            "a feature cache on a two-way reference needs an expert in both the first and the last block, or in "
+            f"neither; this model has them in {experts}; disable the cache"
+        )
+
+
+def check_generation(model: Any, num_forwards: int, num_inference_steps: int) -> None:
+    """Checks the model's feature cache, if it has one, against a generation.
+
+    Args:
+        model: a transformer with experts.
+        num_forwards: per step.
+        num_inference_steps: of the scheduler.
+
+    Raises:
+        ModelError: where they do not go together.
+    """
+    config = model._cache_config
+    if config is None:
+        return
+    name = _name(config)
+    if name in _FOR_ONE_FORWARD and num_forwards > 1:
+        raise ModelError(
+            f"{name} keeps one state for all forwards, but guidance takes {num_forwards} of them per step; turn "
+            "guidance off, let variants share a forward (batching 'batched'), or use FirstBlockCacheConfig"
+        )
+    if name == "MagCacheConfig" and config.num_inference_steps != num_inference_steps:
+        raise ModelError(
+            f"MagCache was set up for {config.num_inference_steps} steps, but num_inference_steps is "
+            f"{num_inference_steps}; make them equal"
+        )
+
+
+def _find_hooks(model: nn.Module) -> Iterator[tuple[str, str]]:
+    """Names of the modules below a model that have hooks, and of these."""
+    for path, module in model.named_modules():
+        if path:
+            registry = getattr(module, "_diffusers_hook", None)
+            yield from ((path, name) for name in (registry.hooks if registry is not None else ()))
+
+
+def _name(config: Any) -> str:
+    return type(config).__name__

@@ -1,0 +1,124 @@
+"""Ways to compute faster: attention backends, compilation, and what a generation owes to a feature cache.
+
+Backends and compilation change results by rounding only, except the backends that compute in 8 bits (`sage...`).
+Feature caches are approximate; `sememe.models.feature_caches` says which work.
+"""
+
+import os
+import shutil
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from diffusers.models.attention_dispatch import (
+    AttentionBackendName,
+    _AttentionBackendRegistry,
+    _check_attention_backend_requirements,
+    dispatch_attention_fn,
+)
+
+from sememe.diffusion.denoise import Predict
+from sememe.diffusion.guidance import Variant
+from sememe.errors import InputError
+
+
+def set_attention(pipeline: Any, name: str) -> None:
+    """Chooses the backend of every attention of the transformer and its expert, and of no other model.
+
+    Args:
+        pipeline: a pipeline with a `transformer`, on the device and in the precision in which it is used.
+        name: as diffusers has it, such as `native`, `flex`, `flash` or `sage`.
+
+    Raises:
+        InputError: where there is no such backend, or it cannot be used here; the message names those that can.
+    """
+    known = [backend.value for backend in AttentionBackendName]
+    if name not in known:
+        raise InputError(f"expected an attention backend, one of {', '.join(known)}, got {name!r}")
+    reason = _find_obstacle(pipeline, AttentionBackendName(name))
+    if reason is not None:
+        usable = ", ".join(list_usable_attention(pipeline))
+        raise InputError(f"attention backend {name!r} cannot be used here ({reason}); these can: {usable}")
+    # diffusers also makes it the one of all other models of this process, which did not ask for it.
+    others, _ = _AttentionBackendRegistry.get_active_backend()
+    try:
+        pipeline.transformer.set_attention_backend(name)
+    except ValueError as error:
+        raise InputError(f"attention backend {name!r} cannot be used here ({_first_line(error)})") from error
+    finally:
+        _AttentionBackendRegistry.set_active_backend(others)
+
+
+def list_usable_attention(pipeline: Any) -> tuple[str, ...]:
+    """The attention backends that compute on the pipeline's device, in its precision; each is tried."""
+    return tuple(backend.value for backend in AttentionBackendName if _find_obstacle(pipeline, backend) is None)
+
+
+def compile_transformer(pipeline: Any, *, backend: str | Callable[..., Any] = "inductor", **options: Any) -> None:
+    """Compiles the transformer's blocks, with and without experts, each kind once, without graph breaks.
+
+    The first step of a generation of a new size then takes longer, by minutes on large models; choose attention, LoRA
+    weights and offload before.
+
+    Args:
+        pipeline: a pipeline with a `transformer`.
+        backend: of `torch.compile`.
+        options: of `torch.compile`, such as `mode` or `dynamic`.
+
+    Raises:
+        InputError: where there is no compiler, or the blocks are compiled already.
+    """
+    blocks = [block for block in pipeline.transformer.modules() if _is_repeated(pipeline.transformer, block)]
+    if any(block._compiled_call_impl is not None for block in blocks):
+        raise InputError("the transformer is compiled already")
+    compilers = (os.environ.get("CXX", "g++"), "g++", "clang++")
+    device = pipeline._execution_device
+    if backend == "inductor" and device.type == "cpu" and not any(map(shutil.which, compilers)):
+        raise InputError("compiling needs a C++ compiler on a CPU, and none was found; install one (g++)")
+    pipeline.transformer.compile_repeated_blocks(fullgraph=True, backend=backend, **options)
+
+
+def begin_generation(pipeline: Any, predict: Predict) -> Predict:
+    """Makes a feature cache of the transformer forget what came before, and tells it how far the generation is.
+
+    PyramidAttentionBroadcast and FasterCache ask for the timestep: give them `lambda: pipeline.current_timestep`.
+    """
+    pipeline.transformer._reset_stateful_cache()
+
+    def predict_at_known_timestep(
+        latents: torch.Tensor, timestep: torch.Tensor, variants: tuple[Variant, ...]
+    ) -> torch.Tensor:
+        pipeline.current_timestep = float(timestep)
+        return predict(latents, timestep, variants)
+
+    return predict_at_known_timestep
+
+
+@torch.no_grad()
+def _find_obstacle(pipeline: Any, backend: AttentionBackendName) -> str | None:
+    """Why a backend cannot be used; None where it can."""
+    if backend.value.endswith("_hub"):
+        return "it would fetch code from the hub and run it; install its package and take the name without _hub"
+    transformer = pipeline.transformer
+    dtype = transformer.dtype
+    if dtype == torch.float32 and pipeline.defaults.autocast == "bfloat16":
+        dtype = torch.bfloat16
+    size = (1, 16, 2, transformer.config.attention_head_dim)
+    features = torch.zeros(size, device=pipeline._execution_device, dtype=dtype)
+    try:
+        _check_attention_backend_requirements(backend)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            dispatch_attention_fn(features, features, features, backend=backend)
+    except Exception as error:  # a kernel may fail in any way; which one does is what is asked
+        return _first_line(error)
+    return None
+
+
+def _is_repeated(transformer: Any, module: torch.nn.Module) -> bool:
+    return type(module).__name__ in transformer._repeated_blocks
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", maxsplit=1)[0] or type(error).__name__

@@ -1,0 +1,96 @@
+"""LoRA weights of the backbone in a pipeline with an expert: the loaders of diffusers, each for its own backbone.
+
+Weights made for a stock Wan or CogVideoX serve as they are, step-distilled ones included: load them, turn guidance off
+(`guidance_scale` 1, and `reference_guidance_scale` 1) and ask for as few steps as they were made for. Loading, fusing
+and unloading leave the expert alone. Adapters of an expert are in `sememe.models.adapters`.
+"""
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from diffusers.loaders import CogVideoXLoraLoaderMixin, WanLoraLoaderMixin
+
+from sememe.errors import InputError, ModelError
+from sememe.models.adapters import check_adapter, without_injection_warnings
+
+_PREFIX = "transformer."
+
+
+class BackboneAdapterMixin(WanLoraLoaderMixin):
+    """`load_lora_weights` for the pipeline's backbone; the other methods are those of diffusers."""
+
+    _lora_loadable_modules: ClassVar[list[str]] = ["transformer"]
+
+    def load_lora_weights(
+        self: Any,
+        pretrained_model_name_or_path_or_dict: str | Path | dict[str, torch.Tensor],
+        adapter_name: str | None = None,
+        hotswap: bool = False,  # noqa: FBT001, FBT002 (the stock signature)
+        **kwargs: Any,
+    ) -> None:
+        """Loads LoRA weights of the backbone, from safetensors only.
+
+        Args:
+            pretrained_model_name_or_path_or_dict: a folder, a file, a repository on the hub, or tensors by name.
+            adapter_name: under which it is switched and scaled (`set_adapters`); None for a name of its own.
+            hotswap: whether it takes the place of the loaded adapter of that name.
+            kwargs: as diffusers takes them, such as `weight_name`.
+
+        Raises:
+            ModelError: where there are no such weights, or they were made for another backbone.
+        """
+        source = pretrained_model_name_or_path_or_dict
+        shown = "the given tensors" if isinstance(source, dict) else str(source)
+        low_memory = {key: kwargs.pop(key) for key in ("low_cpu_mem_usage",) if key in kwargs}
+        tensors, metadata = self._read_lora(source, shown, kwargs)
+        own = {key.removeprefix(_PREFIX): tensor for key, tensor in tensors.items() if key.startswith(_PREFIX)}
+        if not own:
+            raise ModelError(
+                f"{shown} holds no LoRA weights of a transformer ('{_PREFIX}...'); it has {_show(tensors)}"
+            )
+        check_adapter(self.transformer, own, shown, of_expert=False)
+        if adapter_name in getattr(self.transformer, "peft_config", {}) and not hotswap:
+            raise InputError(f"an adapter {adapter_name!r} is loaded already; choose another adapter_name or unload it")
+        with without_injection_warnings():
+            self.load_lora_into_transformer(
+                tensors,
+                transformer=self.transformer,
+                adapter_name=adapter_name,
+                metadata=metadata,
+                _pipeline=self,
+                hotswap=hotswap,
+                **low_memory,
+            )
+
+    def _read_lora(self: Any, source: Any, shown: str, options: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+        loader = WanLoraLoaderMixin if self.family.name == "wan" else CogVideoXLoraLoaderMixin
+        given = dict(source) if isinstance(source, dict) else str(source)
+        # Without the first of these diffusers falls back on pickled files.
+        options = {"use_safetensors": True, "return_lora_metadata": True} | options
+        if not options["use_safetensors"]:
+            raise InputError("LoRA weights are read from safetensors only; leave use_safetensors out")
+        try:
+            tensors, metadata = loader.lora_state_dict(given, **options)
+        except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+            reason = str(error).strip().split("\n", maxsplit=1)[0]
+            raise ModelError(
+                f"{shown} holds no LoRA weights for {self.family.name} in safetensors: {reason}"
+            ) from error
+        if loader is WanLoraLoaderMixin:
+            tensors = self._maybe_expand_t2v_lora_for_i2v(self.transformer, tensors)
+        return tensors, metadata
+
+
+def check_unadapted(transformer: Any) -> None:
+    """Raises `InputError` for a transformer that cannot be saved because adapters are loaded."""
+    names = sorted(getattr(transformer, "peft_config", {}))
+    if names:
+        raise InputError(
+            f"adapters are loaded ({', '.join(names)}); fuse them if they are to stay, then call unload_lora_weights "
+            "and save"
+        )
+
+
+def _show(tensors: dict[str, Any]) -> str:
+    return next(iter(tensors), "nothing at all")

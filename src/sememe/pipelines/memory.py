@@ -1,0 +1,215 @@
+"""A pipeline made to fit: where its modules are, and in which form its weights are stored.
+
+In this order: `apply_storage`, then `apply_offload`; `enable_tiling` of `sememe.pipelines.tiling` at any time.
+"""
+
+from collections.abc import Collection
+from typing import Any, Literal, get_args
+
+import torch
+from accelerate import cpu_offload
+from diffusers.hooks import apply_group_offloading
+from diffusers.hooks.group_offloading import _is_group_offload_enabled
+from diffusers.hooks.layerwise_casting import DEFAULT_SKIP_MODULES_PATTERN, _is_layerwise_casting_active
+from torch import nn
+
+from sememe.errors import InputError
+from sememe.pipelines.offload import Resting, expert_modules, place_without, rest_encoders, rest_expert
+from sememe.pipelines.quantization import Parts, Quantization, find_library, quantize_transformer
+
+OffloadKind = Literal["none", "model", "sequential", "group"]
+"""Where the modules are:
+
+- none: all on the device;
+- model: one component at a time on the device, the others on the CPU;
+- sequential: one layer at a time; the least memory, and by far the slowest;
+- group: one block of the transformer at a time, fetched while the one before computes where the device can do that.
+
+All give the same result.
+"""
+
+GroupLevel = Literal["block", "leaf"]
+HostMemory = Literal["lean", "pinned"]
+RestingPart = Literal["encoders", "expert"]
+Storage = Literal["full", "fp8", Quantization]
+"""How the transformer's weights are stored: as they were loaded; as 8-bit floats that are cast for each layer
+(`fp8`, layerwise casting); or quantised."""
+
+_EXPERT_PATTERN = r"(^|\.)expert(_embedder)?(\.|$)"
+
+
+def apply_offload(
+    pipeline: Any,
+    kind: str,
+    device: torch.device | str,
+    *,
+    group_level: str = "block",
+    host_memory: str = "lean",
+    resting: Collection[str] = (),
+) -> None:
+    """Puts a pipeline to work on `device`, with as much of it there as `kind` and `resting` say; exact.
+
+    Args:
+        pipeline: a `VideoAsPromptPipeline`, its weights on the CPU.
+        kind: one of `OffloadKind`.
+        device: where to compute. "cpu" offloads nothing, but does everything that offloading does.
+        group_level: of "group": whole blocks, or single layers, which take less memory and more time.
+        host_memory: of "group": "lean" pins weights on their way, "pinned" holds them all pinned, which is faster and
+            takes about twice the model's size in the host's memory. On the CPU there is no difference.
+        resting: "encoders" leave the device while the transformer works, "expert" (one-way only) while it takes steps.
+
+    Raises:
+        InputError: an unknown kind or device, a combination that cannot be, or a change from group offload to another.
+    """
+    _check(
+        ("offload", kind, OffloadKind),
+        ("group_level", group_level, GroupLevel),
+        ("host_memory", host_memory, HostMemory),
+    )
+    for part in resting:
+        _check(("resting", part, RestingPart))
+    target = check_device(device)
+    if any(_is_group_offload_enabled(module) for module in _modules(pipeline).values()):
+        raise InputError("this pipeline is under group offload, which cannot be changed; load it anew")
+    _check_combination(pipeline, kind, resting)
+    _clear(pipeline)
+    rests: list[Resting] = []
+    if kind == "none":
+        _place(pipeline, target, resting)
+    elif kind == "model":
+        pipeline.enable_model_cpu_offload(device=target)
+    elif kind == "sequential":
+        _offload_layers(pipeline, target)
+    else:
+        _offload_groups(pipeline, target, group_level, host_memory)
+    if "encoders" in resting:
+        rests.append(rest_encoders(pipeline, target))
+    if "expert" in resting:
+        rests.append(rest_expert(pipeline.transformer))
+    pipeline._resting = tuple(rests)
+
+
+def apply_storage(pipeline: Any, storage: str, parts: str = "both", compute_dtype: torch.dtype | None = None) -> None:
+    """Stores the weights of the transformer's blocks in fewer bits; approximate but for "full".
+
+    Args:
+        pipeline: a `VideoAsPromptPipeline`.
+        storage: one of `Storage`.
+        parts: whether the backbone, the experts or both are meant.
+        compute_dtype: of "fp8": in which layers compute; None for the transformer's own precision.
+
+    Raises:
+        InputError: an unknown storage or part, or a transformer that is not in full precision any more.
+        MissingExtraError: the library for this quantisation is not installed.
+    """
+    _check(("storage", storage, Storage), ("parts", parts, Parts))
+    if storage == "full":
+        return
+    transformer = pipeline.transformer
+    if _is_layerwise_casting_active(transformer) or find_library(transformer) is not None:
+        raise InputError("the transformer's weights are in fewer bits already; load the pipeline anew to change that")
+    if storage == "fp8":
+        cast_layerwise(transformer, parts, compute_dtype)
+    else:
+        quantize_transformer(transformer, storage, parts)
+
+
+def cast_layerwise(transformer: nn.Module, parts: str = "both", compute_dtype: torch.dtype | None = None) -> None:
+    """Stores layers as 8-bit floats (e4m3) and casts each to `compute_dtype` while it computes.
+
+    Embedders, norms with what modulates them, and the output layer stay in full precision.
+    """
+    model: Any = transformer
+    patterns: tuple[str, ...] = DEFAULT_SKIP_MODULES_PATTERN
+    if parts == "backbone":
+        patterns += (_EXPERT_PATTERN,)
+    elif parts == "expert":
+        # Whatever is not under an expert: layers of the blocks themselves.
+        patterns += (rf"^{model.key_map.blocks}\.\d+\.(?!expert(\.|$))\w",)
+    model.enable_layerwise_casting(torch.float8_e4m3fn, compute_dtype or model.dtype, skip_modules_pattern=patterns)
+
+
+def check_device(device: torch.device | str) -> torch.device:
+    """The device, if this machine has it.
+
+    Raises:
+        InputError: it has not.
+    """
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"expected a device such as cpu or cuda, got {device!r}") from error
+    if found.type == "cpu":
+        return found
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if accelerator is None or accelerator.type != found.type:
+        has = "no accelerator" if accelerator is None else accelerator.type
+        raise InputError(f"expected a device of this machine, got {found}; torch finds {has} here")
+    if found.index is not None and found.index >= torch.accelerator.device_count():
+        raise InputError(f"expected a device up to {found.type}:{torch.accelerator.device_count() - 1}, got {found}")
+    return found
+
+
+def _check_combination(pipeline: Any, kind: str, resting: Collection[str]) -> None:
+    if "encoders" in resting and kind != "none":
+        raise InputError(f"resting encoders have no effect with offload {kind!r}, which moves them anyway")
+    if "expert" in resting and kind not in ("none", "model"):
+        raise InputError(f"a resting expert has no effect with offload {kind!r}, which moves it anyway")
+    library = find_library(pipeline.transformer)
+    if kind == "sequential" and library is not None:
+        raise InputError(f"weights of {library} cannot be offloaded layer by layer; use offload 'model' or 'none'")
+    if kind == "group" and library == "bitsandbytes":
+        raise InputError("weights of bitsandbytes cannot be offloaded in groups; use offload 'model' or 'none'")
+    if kind == "sequential" and _is_layerwise_casting_active(pipeline.transformer):
+        raise InputError("fp8 storage and sequential offload exclude each other; use offload 'group'")
+
+
+def _offload_layers(pipeline: Any, device: torch.device) -> None:
+    for module in _modules(pipeline).values():
+        # As diffusers does, which however gives every device a number; the CPU with one is another to torch.
+        cpu_offload(module, device, offload_buffers=any(True for _ in module.parameters(recurse=False)))
+
+
+def _offload_groups(pipeline: Any, device: torch.device, level: str, host_memory: str) -> None:
+    for name, module in _modules(pipeline).items():
+        # Methods other than `forward` lead into an autoencoder; only some of them say which blocks those call.
+        knows_blocks = name != "vae" or getattr(module, "_group_offload_block_modules", None) is not None
+        by_block = level == "block" and knows_blocks
+        apply_group_offloading(
+            module,
+            onload_device=device,
+            offload_device=torch.device("cpu"),
+            offload_type="block_level" if by_block else "leaf_level",
+            num_blocks_per_group=1 if by_block else None,
+            use_stream=device.type in ("cuda", "xpu"),
+            low_cpu_mem_usage=host_memory == "lean",
+        )
+
+
+def _place(pipeline: Any, device: torch.device, resting: Collection[str]) -> None:
+    for name, module in _modules(pipeline).items():
+        if "encoders" in resting and name in ("text_encoder", "image_encoder"):
+            continue
+        left_out = expert_modules(module) if name == "transformer" and "expert" in resting else ()
+        place_without(module, left_out, device)
+
+
+def _clear(pipeline: Any) -> None:
+    for rest in getattr(pipeline, "_resting", ()):
+        rest.end()
+    pipeline.remove_all_hooks()
+
+
+def _modules(pipeline: Any) -> dict[str, nn.Module]:
+    return {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
+
+
+def _check(*choices: tuple[str, str, Any]) -> None:
+    for name, value, allowed in choices:
+        names = _flatten(allowed)
+        if value not in names:
+            raise InputError(f"expected {name} to be one of {', '.join(names)}, got {value!r}")
+
+
+def _flatten(allowed: Any) -> tuple[str, ...]:
+    return tuple(get_args(allowed))

@@ -1,0 +1,154 @@
+"""Weights of a transformer in fewer bits: torchao and bitsandbytes on the blocks' linear layers.
+
+Everything here is approximate: how far results move depends on the model and is to be measured. What is small or
+sensitive to rounding (embedders, norms with what modulates them, the output layer) stays as it is.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, Literal, get_args
+
+import torch
+from torch import nn
+
+from sememe.errors import InputError, MissingExtraError
+
+Quantization = Literal["int8wo", "int8dq", "fp8wo", "int8", "nf4"]
+"""What a linear layer becomes:
+
+- int8wo: torchao, 8-bit integer weights, multiplied in the inputs' precision;
+- int8dq: torchao, the same with inputs rounded to 8 bits as they come;
+- fp8wo: torchao, 8-bit floating-point weights;
+- int8: bitsandbytes, LLM.int8 without outliers;
+- nf4: bitsandbytes, 4-bit NormalFloat weights in groups of 64.
+"""
+
+Parts = Literal["backbone", "expert", "both"]
+
+_TORCHAO_CONFIGS = {
+    "int8wo": "Int8WeightOnlyConfig",
+    "int8dq": "Int8DynamicActivationInt8WeightConfig",
+    "fp8wo": "Float8WeightOnlyConfig",
+}
+
+
+@dataclass(frozen=True)
+class QuantizationReport:
+    """What was done.
+
+    Attributes:
+        num_layers: linear layers that were quantised.
+        bytes_before: of their weights.
+        bytes_after: of the same, with scales.
+    """
+
+    num_layers: int
+    bytes_before: int
+    bytes_after: int
+
+
+def quantize_transformer(transformer: nn.Module, kind: str, parts: str = "both") -> QuantizationReport:
+    """Quantises the linear layers in a transformer's blocks, in place and for inference only.
+
+    Do it before the transformer is moved, offloaded or compiled. A quantised transformer cannot be saved.
+
+    Args:
+        transformer: with experts, in the precision in which it is to compute.
+        kind: one of `Quantization`.
+        parts: the backbone's blocks, the experts in them, or both.
+
+    Raises:
+        InputError: an unknown kind or part, or a transformer that is quantised already.
+        MissingExtraError: the library that does it is not installed.
+    """
+    if kind not in get_args(Quantization):
+        raise InputError(f"expected a quantisation out of {', '.join(get_args(Quantization))}, got {kind!r}")
+    if parts not in get_args(Parts):
+        raise InputError(f"expected parts to be one of {', '.join(get_args(Parts))}, got {parts!r}")
+    layers = dict(quantizable_layers(transformer, parts))
+    if any(find_library(layer) for layer in layers.values()):
+        raise InputError("this transformer is quantised already; load it anew to quantise it otherwise")
+    before = sum(layer.weight.nbytes for layer in layers.values())
+    if kind in _TORCHAO_CONFIGS:
+        _quantize_with_torchao(transformer, frozenset(layers), _TORCHAO_CONFIGS[kind])
+    else:
+        _quantize_with_bitsandbytes(transformer, layers, kind)
+    after = sum(_count_bytes(transformer.get_submodule(name)) for name in layers)
+    return QuantizationReport(len(layers), before, after)
+
+
+def quantizable_layers(transformer: nn.Module, parts: str = "both") -> Iterator[tuple[str, nn.Linear]]:
+    """Names and layers that `quantize_transformer` would change."""
+    keys: Any = transformer.key_map
+    for name, module in transformer.named_modules():
+        # CogVideoX's modulated norms hold a linear layer each.
+        if not isinstance(module, nn.Linear) or not name.startswith(f"{keys.blocks}.") or "norm" in name:
+            continue
+        owner = "expert" if keys.is_expert_key(name) else "backbone"
+        if parts in (owner, "both"):
+            yield name, module
+
+
+def find_library(module: nn.Module) -> Literal["torchao", "bitsandbytes"] | None:
+    """The library that has quantised a weight in `module`, if any has."""
+    for parameter in module.parameters():
+        for kind in (type(parameter), type(parameter.data)):
+            package = kind.__module__.split(".")[0]
+            if package == "torchao":
+                return "torchao"
+            if package == "bitsandbytes":
+                return "bitsandbytes"
+    return None
+
+
+def _quantize_with_torchao(transformer: nn.Module, names: frozenset[str], config: str) -> None:
+    quantization: Any = _import_extra("torchao.quantization")
+    is_chosen: Callable[[nn.Module, str], bool] = lambda _, name: name in names  # noqa: E731
+    quantization.quantize_(transformer, getattr(quantization, config)(), filter_fn=is_chosen)
+
+
+@torch.no_grad()
+def _quantize_with_bitsandbytes(transformer: nn.Module, layers: dict[str, nn.Linear], kind: str) -> None:
+    library: Any = _import_extra("bitsandbytes").nn
+    for name, layer in layers.items():
+        shape: Any = (layer.in_features, layer.out_features, layer.bias is not None)
+        made: Any
+        if kind == "nf4":
+            made = library.Linear4bit(*shape, compute_dtype=layer.weight.dtype, quant_type="nf4", device="meta")
+            made.weight = library.Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4", module=made)
+            # On some CPUs the library would lay weights out anew at their first use, for a kernel that takes certain
+            # shapes only; without that it computes the same for all.
+            made.support_avx512bf16_for_cpu = False
+        else:
+            made = library.Linear8bitLt(*shape, has_fp16_weights=False, threshold=0.0, device="meta")
+            made.weight = library.Int8Params(layer.weight.data, requires_grad=False, has_fp16_weights=False)
+        if layer.bias is not None:
+            made.bias = nn.Parameter(layer.bias.data, requires_grad=False)
+        owner, _, last = name.rpartition(".")
+        # Weights are rounded as they move to a device, be it the one where they are.
+        setattr(transformer.get_submodule(owner), last, made.to(layer.weight.device).train(layer.training))
+
+
+def _import_extra(name: str) -> ModuleType:
+    from importlib import import_module
+
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise MissingExtraError(name.split(".", maxsplit=1)[0], "quant") from error
+
+
+def _count_bytes(layer: nn.Module) -> int:
+    """Bytes of a layer's weight with its scales, however they are held."""
+    weight: Any = layer.weight
+    state = getattr(weight, "quant_state", None)
+    if state is not None:
+        return weight.nbytes + state.absmax.nbytes
+    row_scales = getattr(weight, "SCB", None)
+    if row_scales is not None:
+        return weight.nbytes + row_scales.nbytes
+    names = getattr(type(weight.data), "tensor_data_names", None)
+    if names is None:
+        return weight.nbytes
+    return sum(getattr(weight.data, name).nbytes for name in names)

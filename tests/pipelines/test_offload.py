@@ -1,0 +1,150 @@
+"""Modules that leave the device give the same result, and do leave."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from pipelines.factories import make_clip, make_cogvideox_pipeline, make_picture, make_pipeline
+from pipelines.hidden_weights import hide_offloaded
+from sememe.errors import InputError
+from sememe.pipelines.memory import apply_offload
+from sememe.pipelines.offload import expert_modules
+from sememe.pipelines.video_as_prompt import VideoAsPromptPipeline
+
+GUIDANCE: dict[str, Any] = {"guidance_scale": 2.0, "reference_guidance_scale": 2.0, "negative_prompt": "blurry"}
+KINDS = [("model", "block"), ("sequential", "block"), ("group", "block"), ("group", "leaf")]
+
+
+def make(name: str) -> VideoAsPromptPipeline:
+    if name == "cogvideox":
+        pipe = make_cogvideox_pipeline(**GUIDANCE)
+    elif name == "cosmos":
+        pipe = make_pipeline("cached", "cosmos", **GUIDANCE)
+    else:
+        pipe = make_pipeline(name, clip=name == "joint", **GUIDANCE)
+    return pipe
+
+
+def generate(pipe: VideoAsPromptPipeline, **changes: Any) -> torch.Tensor:
+    arguments: dict[str, Any] = {"image": make_picture(), "references": [make_clip()], "output_type": "pt"}
+    return pipe(**(arguments | {"generator": torch.Generator().manual_seed(1)} | changes)).frames
+
+
+@pytest.mark.parametrize(("kind", "level"), KINDS)
+@pytest.mark.parametrize("name", ["cached", "joint", "cogvideox", "cosmos"])
+def test_offload_gives_the_same_result_twice(name: str, kind: str, level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = generate(make(name))
+    pipe = make(name)
+    safe = hide_offloaded(monkeypatch)
+    apply_offload(pipe, kind, "cpu", group_level=level)
+    for _ in range(2):
+        torch.testing.assert_close(generate(pipe), expected, rtol=0, atol=0)
+    if kind == "sequential":
+        assert {parameter.device.type for parameter in pipe.transformer.parameters()} == {"meta"}
+    else:
+        assert safe.num_fetches > 0
+        assert safe.hides(pipe.transformer.expert_embedder)
+
+
+@pytest.mark.parametrize(("kind", "level"), KINDS)
+@pytest.mark.parametrize("name", ["joint", "cogvideox"])
+def test_refreshed_references_under_offload(name: str, kind: str, level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings: dict[str, Any] = {"approximate": True, "reference_refresh": 2, "output_type": "latent"}
+    expected = generate(make(name), **settings)
+    pipe = make(name)
+    safe = hide_offloaded(monkeypatch)
+    if name == "joint":
+        # The output's table is sent to the tokens' device where it is read.
+        safe.spare([pipe.transformer.scale_shift_table])
+    apply_offload(pipe, kind, "cpu", group_level=level)
+    torch.testing.assert_close(generate(pipe, **settings), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("kind", "level"), KINDS)
+def test_a_reference_encoded_under_offload_serves_many_pictures(
+    kind: str, level: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = generate(make("cached"))
+    pipe = make("cached")
+    hide_offloaded(monkeypatch)
+    apply_offload(pipe, kind, "cpu", group_level=level)
+    record = pipe.encode_reference([make_clip()])
+    for _ in range(2):
+        assert torch.equal(generate(pipe, references=record), expected)
+
+
+@pytest.mark.parametrize("kind", ["none", "model"])
+def test_a_resting_expert_is_gone_while_steps_are_taken(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = generate(make("cached"))
+    pipe = make("cached")
+    safe = hide_offloaded(monkeypatch)
+    apply_offload(pipe, kind, "cpu", resting=["expert"])
+    parts = expert_modules(pipe.transformer)
+    seen: list[bool] = []
+    pipe.transformer.blocks[1].attn1.register_forward_hook(
+        lambda *_: seen.append(all(safe.hides(part) for part in parts))
+    )
+    # The last expert runs at its encoding only; there it must be whole.
+    parts[-1].register_forward_pre_hook(lambda *_: seen.append(safe.shows(parts[-1])))
+    for _ in range(2):
+        assert torch.equal(generate(pipe), expected)
+        assert len(seen) > 4
+        assert all(seen)
+        seen.clear()
+    record = pipe.encode_reference([make_clip()])
+    assert torch.equal(generate(pipe, references=record), expected)
+
+
+def test_resting_encoders_are_gone_while_steps_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = generate(make_pipeline("cached", clip=True, **GUIDANCE))
+    pipe = make_pipeline("cached", clip=True, **GUIDANCE)
+    safe = hide_offloaded(monkeypatch)
+    apply_offload(pipe, "none", "cpu", resting=["encoders", "expert"])
+    encoders: list[Any] = [pipe.text_encoder, pipe.image_encoder]
+    seen: list[bool] = []
+    pipe.transformer.blocks[0].attn1.register_forward_hook(
+        lambda *_: seen.append(all(safe.hides(encoder) for encoder in encoders))
+    )
+    for _ in range(2):
+        assert torch.equal(generate(pipe), expected)
+    assert len(seen) >= 8
+    assert all(seen)
+
+
+def test_what_rests_can_be_changed() -> None:
+    expected = generate(make("cached"))
+    pipe = make("cached")
+    for kind, resting in (
+        ("none", ["expert"]),
+        ("model", []),
+        ("sequential", []),
+        ("none", ["encoders"]),
+        ("none", []),
+    ):
+        apply_offload(pipe, kind, "cpu", resting=resting)
+        assert torch.equal(generate(pipe), expected), kind
+    assert not pipe.transformer.patch_embedding._forward_pre_hooks
+    assert {parameter.device.type for parameter in pipe.transformer.parameters()} == {"cpu"}
+
+
+def test_what_cannot_be_is_refused() -> None:
+    pipe = make("joint")
+    for arguments, message in (
+        ({"kind": "disk"}, "expected offload to be one of none, model, sequential, group, got 'disk'"),
+        ({"kind": "group", "group_level": "row"}, "group_level"),
+        ({"kind": "none", "resting": ["vae"]}, "resting"),
+        ({"kind": "none", "resting": ["expert"]}, "two-way expert is needed at every step"),
+        ({"kind": "sequential", "resting": ["expert"]}, "no effect with offload 'sequential'"),
+        ({"kind": "model", "resting": ["encoders"]}, "no effect with offload 'model'"),
+        ({"kind": "none", "device": "quantum"}, "device"),
+    ):
+        settings: dict[str, Any] = {"device": "cpu"} | arguments
+        with pytest.raises(InputError, match=message):
+            apply_offload(pipe, **settings)
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match="torch finds no accelerator here"):
+            apply_offload(pipe, "model", "cuda")
+    apply_offload(pipe, "group", "cpu")
+    with pytest.raises(InputError, match="load it anew"):
+        apply_offload(pipe, "none", "cpu")
