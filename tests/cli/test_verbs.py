@@ -69,6 +69,12 @@ def test_every_flag_reaches_the_workflow(
         "--official-quirk": "stretched_frames",
         "--expert": "e",
         "--revision": "main",
+        "--reference-downscale": 2,
+        "--reference-positions": "spread",
+        "--text-keys": "recomputed",
+        "--attention": "native",
+        "--vram": 24.0,
+        "--storage": "fp8",
     }
     arguments = [part for flag in flags.items() for part in flag]
     arguments += ["--reference", "a.mp4", "--reference", "b.mp4", "--reference-prompt", "x", "--reference-prompt", "y"]
@@ -84,6 +90,7 @@ def test_every_flag_reaches_the_workflow(
         "--influence",
         "--approximate",
         "--use-dynamic-cfg",
+        "--compile",
         "--json",
     )
     assert outcome.code == 0, outcome.err

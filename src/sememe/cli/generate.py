@@ -86,6 +86,21 @@ def generate_video_as_prompt(
         int | None,
         typer.Option(help="Frames taken of each reference, if not as many as the result has.", rich_help_panel=_INPUTS),
     ] = None,
+    reference_downscale: Annotated[
+        int,
+        typer.Option(
+            help="References are smaller than the result by this, 1, 2, ...: faster, approximate; not on CogVideoX.",
+            rich_help_panel=_COMPUTING,
+        ),
+    ] = 1,
+    reference_positions: Annotated[
+        str,
+        typer.Option(
+            help="dense, or spread: references of fewer frames are spread over the result's length.",
+            metavar="WAY",
+            rich_help_panel=_INPUTS,
+        ),
+    ] = "dense",
     negative_reference: Annotated[
         list[Path] | None,
         typer.Option(
@@ -147,6 +162,44 @@ def generate_video_as_prompt(
         str | None,
         typer.Option(help="off, or bfloat16: faster on some machines, approximate.", rich_help_panel=_COMPUTING),
     ] = None,
+    text_keys: Annotated[
+        str | None,
+        typer.Option(
+            help="Keys and values of texts over the steps: kept, or recomputed to save memory.",
+            metavar="WAY",
+            rich_help_panel=_COMPUTING,
+        ),
+    ] = None,
+    attention: Annotated[
+        str | None,
+        typer.Option(
+            help="Attention backend, as diffusers names it (native, flash, sage ...).",
+            metavar="NAME",
+            rich_help_panel=_COMPUTING,
+        ),
+    ] = None,
+    compiles: Annotated[
+        bool,
+        typer.Option(
+            "--compile", help="Compile the blocks: slower to start, faster steps.", rich_help_panel=_COMPUTING
+        ),
+    ] = False,
+    vram: Annotated[
+        float | None,
+        typer.Option(
+            help="GB of your card: compute in the fastest way that fits (see `sememe models --plan`).",
+            metavar="GB",
+            rich_help_panel=_COMPUTING,
+        ),
+    ] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            help="With --vram: weights in fewer bits (fp8, int8wo, nf4 ...), approximate.",
+            metavar="KIND",
+            rich_help_panel=_COMPUTING,
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole record as JSON.")] = False,
 ) -> None:
     """Do to a picture what happens in a reference video."""
@@ -174,10 +227,17 @@ def generate_video_as_prompt(
         autocast=autocast,
         device=device,
         dtype=dtype,
+        attention=attention,
+        compiles=compiles,
+        vram=vram,
+        storage=storage,
         sheet=sheet,
         influence=influence,
         last_image=last_image,
         num_reference_frames=num_reference_frames,
+        reference_downscale=reference_downscale,
+        reference_positions=reference_positions,
+        text_keys=text_keys,
         negative_references=tuple(negative_reference or ()),
         reference_strength=reference_strength,
         approximate=approximate,

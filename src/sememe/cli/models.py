@@ -1,4 +1,4 @@
-"""`sememe models`: what there is to load."""
+"""`sememe models`: what there is to load, and how it fits a card."""
 
 from typing import Annotated
 
@@ -6,14 +6,84 @@ import typer
 
 from sememe.cli.console import echo_json
 
+_PLAN = "Memory plan"
+
 
 def register(app: typer.Typer) -> None:
     """Adds the verb."""
     app.command("models")(list_models)
 
 
-def list_models(as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False) -> None:
-    """List the models that come with the package."""
+def list_models(
+    plan: Annotated[
+        str | None,
+        typer.Option(
+            help="Plan for this model: wan-14b, cogvideox-5b, a built-in name, or a folder.",
+            metavar="MODEL",
+            rich_help_panel=_PLAN,
+        ),
+    ] = None,
+    vram: Annotated[float | None, typer.Option(help="GB of the card.", metavar="GB", rich_help_panel=_PLAN)] = None,
+    height: Annotated[
+        int | None, typer.Option(help="Pixels; the model's own if not given.", rich_help_panel=_PLAN)
+    ] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels, the same.", rich_help_panel=_PLAN)] = None,
+    num_frames: Annotated[int | None, typer.Option(help="Of the result, the same.", rich_help_panel=_PLAN)] = None,
+    num_references: Annotated[int, typer.Option(help="Videos that are read.", rich_help_panel=_PLAN)] = 1,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="Only this precision: float32, bfloat16 or float16.", rich_help_panel=_PLAN),
+    ] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            help="With weights stored as fp8, int8wo, nf4 ... (approximate).", metavar="KIND", rich_help_panel=_PLAN
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the models that come with the package, or plan how one fits a card."""
+    from sememe.errors import InputError
+
+    if (plan is None) != (vram is None):
+        raise InputError("expected --plan MODEL and --vram GB together, got one of them")
+    if plan is None or vram is None:
+        _list(as_json)
+        return
+    from sememe.workflows.plan import PlanRequest, plan_document, plan_memory
+
+    request = PlanRequest(
+        vram=vram,
+        height=height,
+        width=width,
+        num_frames=num_frames,
+        num_references=num_references,
+        dtype=dtype,
+        storage=storage,
+    )
+    document = plan_document(plan_memory(plan, request))
+    if as_json:
+        echo_json(document)
+        return
+    typer.echo(
+        f"{document['model']}, {document['width']}x{document['height']}, {document['num_frames']} frames, "
+        f"{document['num_references']} reference(s), on {document['vram_gb']:g} GB: {document['label']}"
+    )
+    for name in ("dtype", "storage", "offload", "texts", "vae_tiling"):
+        typer.echo(f"    {name:<22}{_tell(document[name])}")
+    typer.echo(f"    {'peak':<22}{document['peak_gb']:g} GB")
+    for name, size in document["parts_gb"].items():
+        typer.echo(f"      {name:<20}{size:g} GB")
+    typer.echo(f"    {'host memory':<22}{document['host_gb']:g} GB")
+    for line in document["why"]:
+        typer.echo(f"  - {line}")
+
+
+def _tell(value: object) -> str:
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
+
+
+def _list(as_json: bool) -> None:
     from sememe.workflows.models import list_built_in_models, model_document
 
     records = list_built_in_models()

@@ -1,5 +1,6 @@
 """Keeping libraries from talking over the command's own output."""
 
+import logging
 import os
 import warnings
 
@@ -11,9 +12,14 @@ _SETTINGS = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 
+# Diffusers imports these as soon as they are installed, wanted or not, and they log what they could not find.
+_TALKATIVE = ("torchao", "bitsandbytes", "torch.utils._pytree")
+
 
 def silence_libraries() -> None:
     """Asks libraries that are not loaded yet for errors only, without progress bars; what is set already stays."""
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.ERROR)
     warnings.simplefilter("ignore")

@@ -13,8 +13,10 @@ from sememe.video import Clip, Sampling, SheetRow, VideoLimits, contact_sheet, w
 from sememe.workflows import sidecar
 from sememe.workflows.events import Progress, ProgressHandler, StepCounter, Stopwatch, ignore_progress
 from sememe.workflows.inputs import ImageFile, ReferenceFile, read_picture, read_reference, survey_reference
-from sememe.workflows.loading import LoadedModel, check_model_request, load_model
+from sememe.workflows.loading import Computing, LoadedModel, check_model_request, load_model
+from sememe.workflows.model_memory import Guided
 from sememe.workflows.outputs import OutputFiles
+from sememe.workflows.plan import PlanRequest, Texts, check_plan_request
 from sememe.zoo import hash_file
 
 if TYPE_CHECKING:
@@ -56,6 +58,13 @@ class VideoAsPromptRequest:
         reference_refresh: with `approximate`, carry it along every so many steps; None encodes it once.
         use_dynamic_cfg: text guidance that changes from step to step, as in the official CogVideoX demonstration.
         official_quirks: habits of the official pipelines to have back; ("all",) for all, or their names.
+        reference_downscale: by how much references are smaller than the result in height and width; approximate.
+        reference_positions: `dense`, or `spread` over the result's length where a reference has fewer frames.
+        text_keys: keys and values of texts over the steps: `kept`, or `recomputed`, which takes less memory.
+        attention: backend of attention, as diffusers names it.
+        compiles: whether the transformer's blocks are compiled, which takes a while before the first step.
+        vram: GB of the card, to be planned for; None to put the whole model on the device.
+        storage: with `vram`, how the transformer's weights are stored: `fp8`, `int8wo`, `nf4`, ...; approximate.
         expert: for a stock model, the folder of an expert, or of a model that has one.
         revision: of a repository on the hub.
         sheet: picture file for a contact sheet: a row for each reference, and the result below.
@@ -91,6 +100,13 @@ class VideoAsPromptRequest:
     reference_refresh: int | None = None
     use_dynamic_cfg: bool = False
     official_quirks: tuple[str, ...] = ()
+    reference_downscale: int = 1
+    reference_positions: str = "dense"
+    text_keys: str | None = None
+    attention: str | None = None
+    compiles: bool = False
+    vram: float | None = None
+    storage: str | None = None
     expert: str | None = None
     revision: str | None = None
     sheet: Path | None = None
@@ -127,7 +143,7 @@ def generate_video_as_prompt(
     Args:
         request: what to do.
         on_progress: is told the stages and steps.
-        loaded: a model in memory, in place of the request's `model`, `device` and `dtype`.
+        loaded: a model in memory, in place of what the request says of a model and of how it is loaded.
 
     Raises:
         InputError: an argument, a file or the model is not what was expected.
@@ -143,7 +159,7 @@ def generate_video_as_prompt(
     watch.lap("read")
     if loaded is None:
         on_progress(Progress(f"loading {request.model}"))
-    model = loaded or load_model(request.model, request.device, request.dtype, request.expert, request.revision)
+    model = loaded or _load(request)
     watch.lap("load")
     clips = _read_references(request, files_in.references, model)
     negatives = _read_references(request, files_in.negative_references, model)
@@ -181,23 +197,15 @@ class _InputFiles:
 
 def _check_request(request: VideoAsPromptRequest, files: OutputFiles) -> None:
     """What can be said of a request before anything is read."""
-    if request.seed is not None and not 0 <= request.seed <= MAX_SEED:
-        raise InputError(f"expected a seed of 0 to {MAX_SEED}, got {request.seed}")
-    for name in ("num_inference_steps", "num_frames", "num_reference_frames", "height", "width"):
-        value = getattr(request, name)
-        if value is not None and value < 1:
-            raise InputError(f"expected {name} of at least 1, got {value}")
-    for name in ("guidance_scale", "reference_guidance_scale"):
-        value = getattr(request, name)
-        if value is not None and not 0 <= value < math.inf:
-            raise InputError(f"expected {name} of at least 0 (1 is off), got {value}")
+    plan = _plan_request(request)
+    if plan is None and request.storage is not None:
+        raise InputError("storage has an effect only with vram, the GB of the card to plan for; say both or neither")
+    _check_numbers(request)
+    if plan is not None:
+        check_plan_request(plan)
     if request.reference_sampling not in get_args(Sampling):
         choices = ", ".join(get_args(Sampling))
         raise InputError(f"expected reference_sampling to be one of {choices}, got {request.reference_sampling!r}")
-    if not 0 <= request.reference_strength <= 1:
-        raise InputError(f"expected reference_strength to be within 0..1, got {request.reference_strength}")
-    if request.reference_refresh is not None and request.reference_refresh < 1:
-        raise InputError(f"expected reference_refresh of at least 1 step, got {request.reference_refresh}")
     if request.influence and request.reference_guidance_scale == 0:
         raise InputError("influence has no meaning with reference_guidance_scale 0: the reference is left out anyway")
     if not request.references and request.reference_guidance_scale != 0:
@@ -209,6 +217,52 @@ def _check_request(request: VideoAsPromptRequest, files: OutputFiles) -> None:
         )
     inputs = [*request.references, *request.negative_references, request.image]
     files.check(inputs if request.last_image is None else [*inputs, request.last_image])
+
+
+def _check_numbers(request: VideoAsPromptRequest) -> None:
+    if request.seed is not None and not 0 <= request.seed <= MAX_SEED:
+        raise InputError(f"expected a seed of 0 to {MAX_SEED}, got {request.seed}")
+    for name in ("num_inference_steps", "num_frames", "num_reference_frames", "height", "width"):
+        value = getattr(request, name)
+        if value is not None and value < 1:
+            raise InputError(f"expected {name} of at least 1, got {value}")
+    for name in ("guidance_scale", "reference_guidance_scale"):
+        value = getattr(request, name)
+        if value is not None and not 0 <= value < math.inf:
+            raise InputError(f"expected {name} of at least 0 (1 is off), got {value}")
+    if not 0 <= request.reference_strength <= 1:
+        raise InputError(f"expected reference_strength to be within 0..1, got {request.reference_strength}")
+    if request.reference_downscale < 1:
+        raise InputError(f"expected reference_downscale to be 1, 2, 3, ..., got {request.reference_downscale}")
+    if request.reference_refresh is not None and request.reference_refresh < 1:
+        raise InputError(f"expected reference_refresh of at least 1 step, got {request.reference_refresh}")
+
+
+def _load(request: VideoAsPromptRequest) -> LoadedModel:
+    computing = Computing(
+        attention=request.attention,
+        compiles=request.compiles,
+        plan=_plan_request(request),
+        texts=Texts(request.prompt, request.negative_prompt, request.reference_prompts),
+    )
+    return load_model(request.model, request.device, request.dtype, request.expert, request.revision, computing)
+
+
+def _plan_request(request: VideoAsPromptRequest) -> PlanRequest | None:
+    if request.vram is None:
+        return None
+    return PlanRequest(
+        vram=request.vram,
+        height=request.height,
+        width=request.width,
+        num_frames=request.num_frames,
+        num_references=max(len(request.references), len(request.negative_references)),
+        num_reference_frames=request.num_reference_frames,
+        dtype=request.dtype,
+        storage=request.storage,
+        keeps_keys=request.approximate,
+        guided=Guided(request.guidance_scale, request.reference_guidance_scale, request.batching),
+    )
 
 
 def _read_references(
@@ -256,11 +310,13 @@ class _Generation:
             counter.advance()
             return {}
 
-        last_image = self.inputs.last_image
+        last_image, encoded = self.inputs.last_image, self.model.prompt
+        if encoded is not None and not self.references:
+            encoded = replace(encoded, reference_prompts=None)
         return pipeline(
             image=self.inputs.image.pixels,
             references=self.references,
-            prompt=request.prompt,
+            prompt=request.prompt if encoded is None else encoded,
             negative_prompt=request.negative_prompt,
             reference_prompts=list(_spread_prompts(request)) if self.references else None,
             height=request.height,
@@ -282,6 +338,9 @@ class _Generation:
             reference_strength=request.reference_strength,
             approximate=request.approximate and bool(self.references),
             reference_refresh=request.reference_refresh if self.references else None,
+            reference_positions=request.reference_positions,
+            reference_downscale=request.reference_downscale,
+            text_keys=request.text_keys,
             use_dynamic_cfg=request.use_dynamic_cfg,
             official_quirks=True if request.official_quirks == ("all",) else request.official_quirks,
         )
@@ -319,7 +378,8 @@ def _describe(
         "generator_device": "cpu",
         "prompt": request.prompt,
         "settings": output.settings,
-        "exactness": sidecar.describe_exactness(output.settings),
+        "computing": sidecar.describe_computing(model),
+        "exactness": sidecar.describe_exactness(output.settings, model),
         "inputs": sidecar.describe_inputs(
             inputs.image, inputs.references, prompts, inputs.last_image, inputs.negative_references
         ),

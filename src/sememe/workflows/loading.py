@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sememe.errors import InputError
+from sememe.workflows.plan import MemoryPlan, PlanRequest, Texts, apply_plan, check_plan_request, plan_memory
 from sememe.zoo import ModelFingerprint, fingerprint_model, is_hub_id, resolve_model
 
 if TYPE_CHECKING:
     import torch
 
+    from sememe.pipelines.encoders import EncodedPrompt
     from sememe.pipelines.video_as_prompt import VideoAsPromptPipeline
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -40,6 +42,10 @@ class LoadedModel:
         device: `cpu`, `cuda`, `mps`, ...
         dtype: precision of the transformer's weights.
         expert: where it lies apart.
+        attention: backend of its attention; None for the one of the library.
+        is_compiled: whether its blocks are compiled.
+        plan: by which it was placed on the device.
+        prompt: the texts, where the plan dropped their encoder.
     """
 
     name: str
@@ -49,6 +55,27 @@ class LoadedModel:
     device: str
     dtype: str
     expert: LoadedExpert | None = None
+    attention: str | None = None
+    is_compiled: bool = False
+    plan: MemoryPlan | None = None
+    prompt: "EncodedPrompt | None" = None
+
+
+@dataclass(frozen=True)
+class Computing:
+    """How a model is to compute, for those who know.
+
+    Attributes:
+        attention: backend of attention, as diffusers names it; None for its own choice.
+        compiles: whether the transformer's blocks are compiled.
+        plan: what the model is planned for, on which card; None to put all of it on the device.
+        texts: of the generation, which some plans encode first.
+    """
+
+    attention: str | None = None
+    compiles: bool = False
+    plan: PlanRequest | None = None
+    texts: Texts | None = None
 
 
 def check_model_request(name: str, dtype: str | None, revision: str | None = None) -> None:
@@ -72,6 +99,7 @@ def load_model(
     dtype: str | None = None,
     expert: str | None = None,
     revision: str | None = None,
+    computing: Computing | None = None,
 ) -> LoadedModel:
     """Loads a Video-As-Prompt model.
 
@@ -81,12 +109,17 @@ def load_model(
         dtype: precision of the transformer and the text encoder; None for float32.
         expert: for a stock model, the folder of an expert, or of a model that has one.
         revision: of a repository on the hub.
+        computing: where its modules are, and how they compute.
 
     Raises:
         ModelError: there is no such model, or it is not whole.
-        InputError: the device is not there, or the precision is unknown.
+        InputError: the device is not there, the precision is unknown, or nothing fits in what the plan is for.
+        MissingExtraError: what is to store the weights is not installed.
     """
     check_model_request(name, dtype, revision)
+    wanted = computing or Computing()
+    if wanted.plan is not None:
+        check_plan_request(wanted.plan)
     import torch
     from diffusers.utils.logging import disable_progress_bar
 
@@ -96,13 +129,42 @@ def load_model(
     place = choose_device(device)
     folder = find_folder(name, revision)
     apart = None if expert is None else find_expert(expert)
+    plan = None if wanted.plan is None else plan_memory(folder, wanted.plan, apart)
     disable_progress_bar()
-    precision = None if dtype is None else getattr(torch, dtype)
-    pipeline = VideoAsPromptPipeline.from_pretrained(folder, torch_dtype=precision, expert=apart).to(place)
+    chosen = dtype if plan is None else plan.strategy.dtype
+    precision = None if chosen is None else getattr(torch, chosen)
+    pipeline = VideoAsPromptPipeline.from_pretrained(folder, torch_dtype=precision, expert=apart)
     pipeline.set_progress_bar_config(disable=True)
+    prompt = None
+    if plan is None:
+        pipeline.to(place)
+    else:
+        prompt = apply_plan(pipeline, plan, place, wanted.texts or Texts())
+    _accelerate(pipeline, wanted)
     weights = str(pipeline.transformer.dtype).removeprefix("torch.")
     own = None if apart is None else LoadedExpert(apart, fingerprint_model(apart).sha256)
-    return LoadedModel(name, folder, fingerprint_model(folder), pipeline, str(place), weights, own)
+    return LoadedModel(
+        name=name,
+        folder=folder,
+        fingerprint=fingerprint_model(folder),
+        pipeline=pipeline,
+        device=str(place),
+        dtype=weights,
+        expert=own,
+        attention=wanted.attention,
+        is_compiled=wanted.compiles,
+        plan=plan,
+        prompt=prompt,
+    )
+
+
+def _accelerate(pipeline: "VideoAsPromptPipeline", wanted: Computing) -> None:
+    from sememe.pipelines.acceleration import compile_transformer, set_attention
+
+    if wanted.attention is not None:
+        set_attention(pipeline, wanted.attention)
+    if wanted.compiles:
+        compile_transformer(pipeline)
 
 
 def choose_device(device: str | None) -> "torch.device":

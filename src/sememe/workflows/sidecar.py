@@ -13,7 +13,10 @@ import sememe
 from sememe.files import write_text
 from sememe.workflows.inputs import ImageFile, ReferenceFile
 from sememe.workflows.loading import LoadedModel
+from sememe.workflows.plan import plan_document
 
+# Backends that compute in 8 bits.
+_APPROXIMATE_ATTENTION = ("sage", "_sage")
 _PACKAGES = ("torch", "diffusers", "transformers", "av", "numpy")
 
 
@@ -44,8 +47,17 @@ def describe_model_used(model: LoadedModel) -> dict[str, Any]:
         "revision": model.fingerprint.revision,
         "files": dict(model.fingerprint.files),
         "expert": None if model.expert is None else {"folder": str(model.expert.folder), "sha256": model.expert.sha256},
-        "dtype": model.dtype,
+        "dtype": model.dtype if model.plan is None else model.plan.strategy.dtype,
         "attention_mode": model.pipeline.transformer.config.attention_mode,
+    }
+
+
+def describe_computing(model: LoadedModel) -> dict[str, Any]:
+    """How it computed: attention backend, compilation, and the memory plan that was applied."""
+    return {
+        "attention": model.attention,
+        "compiled": model.is_compiled,
+        "plan": None if model.plan is None else plan_document(model.plan),
     }
 
 
@@ -87,7 +99,7 @@ def _describe_video(reference: ReferenceFile) -> dict[str, Any]:
     }
 
 
-def describe_exactness(settings: Mapping[str, Any]) -> dict[str, Any]:
+def describe_exactness(settings: Mapping[str, Any], model: LoadedModel | None = None) -> dict[str, Any]:
     """Whether anything was switched on that departs from what the model was trained for, and what."""
     shortcuts = [f"autocast {settings['autocast']}"] if settings.get("autocast", "off") != "off" else []
     if settings.get("approximate"):
@@ -95,6 +107,14 @@ def describe_exactness(settings: Mapping[str, Any]) -> dict[str, Any]:
         shortcuts.append("reference encoded once" if refresh is None else f"reference refreshed every {refresh} steps")
     if settings.get("reference_strength", 1.0) not in (0.0, 1.0):
         shortcuts.append(f"reference strength {settings['reference_strength']:g}")
+    if settings.get("reference_downscale", 1) > 1:
+        shortcuts.append(f"references smaller by {settings['reference_downscale']}")
+    if settings.get("reference_positions", "dense") != "dense":
+        shortcuts.append(f"reference positions {settings['reference_positions']}")
+    if model is not None and model.plan is not None:
+        shortcuts += model.plan.shortcuts
+    if model is not None and (model.attention or "").startswith(_APPROXIMATE_ATTENTION):
+        shortcuts.append(f"attention backend {model.attention}")
     return {"label": "approximate" if shortcuts else "exact", "shortcuts": shortcuts}
 
 

@@ -1,0 +1,266 @@
+"""What a memory plan needs to know of a model: read from its folder without loading it, or known of a released one."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sememe.errors import ModelError
+from sememe.zoo import is_hub_id, resolve_model
+
+if TYPE_CHECKING:
+    from sememe.models.formats import TransformerFormat
+    from sememe.pipelines.planning import AutoencoderShape, EncoderWeights, ModelMemory
+
+_MAX_TEXT_TOKENS = 512
+
+
+@dataclass(frozen=True)
+class _Released:
+    """A released model by its configurations, of which only what differs from the classes' defaults is told."""
+
+    family: str
+    transformer: Mapping[str, Any]
+    vae_class: str
+    text_encoder: Mapping[str, Any]
+    image_encoder: Mapping[str, Any] | None = None
+
+
+_T5_XXL = {"d_model": 4096, "d_ff": 10240, "d_kv": 64, "num_heads": 64, "num_layers": 24}
+RELEASED: Mapping[str, _Released] = {
+    "wan-14b": _Released(
+        family="wan",
+        transformer={"in_channels": 36, "image_dim": 1280, "added_kv_proj_dim": 5120},
+        vae_class="AutoencoderKLWan",
+        text_encoder=_T5_XXL | {"vocab_size": 256384, "model_type": "umt5"},
+        image_encoder={"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32}
+        | {"num_attention_heads": 16, "image_size": 224, "patch_size": 14},
+    ),
+    "cogvideox-5b": _Released(
+        family="cogvideox",
+        transformer={"num_attention_heads": 48, "in_channels": 32, "num_layers": 42}
+        | {"use_rotary_positional_embeddings": True, "use_learned_positional_embeddings": True},
+        vae_class="AutoencoderKLCogVideoX",
+        text_encoder=_T5_XXL | {"vocab_size": 32128, "model_type": "t5"},
+    ),
+}
+"""Video-As-Prompt on Wan2.1-I2V-14B and on CogVideoX-5B-I2V."""
+
+
+@dataclass(frozen=True)
+class Guided:
+    """Settings of a generation that decide how many forwards a step takes; None for the model's own."""
+
+    guidance_scale: float | None = None
+    reference_guidance_scale: float | None = None
+    batching: str | None = None
+
+
+def read_model_memory(name: str | Path, expert: Path | None = None, guided: Guided | None = None) -> "ModelMemory":
+    """Reads what a plan needs to know.
+
+    Args:
+        name: `wan-14b`, `cogvideox-5b`, a built-in name, or a local folder.
+        expert: the folder of an expert that goes with it.
+        guided: settings other than the model's own.
+
+    Raises:
+        ModelError: there is no such model, or it is not whole.
+    """
+    if name in RELEASED:
+        return _describe_released(str(name), guided or Guided())
+    if is_hub_id(name):
+        raise ModelError(f"expected {', '.join(RELEASED)}, a built-in model or a folder to plan for, got {name}")
+    try:
+        folder = resolve_model(name)
+    except ModelError as error:
+        raise ModelError(f"{error}; plans are also made for {' and '.join(RELEASED)}") from error
+    return _describe_folder(str(name), folder, expert, guided or Guided())
+
+
+def _describe_released(name: str, guided: Guided) -> "ModelMemory":
+    import torch
+
+    from sememe.models.formats import FORMATS
+    from sememe.pipelines.released_defaults import released_defaults
+
+    known = RELEASED[name]
+    kind = next(each for each in FORMATS if each.name == known.family)
+    with torch.device("meta"):
+        settings = dict(known.transformer) | kind.released_settings(kind.released_expert_blocks)
+        transformer = kind.transformer(**settings)
+        vae = _build_vae(known.vae_class, {})
+    text = _describe_text_encoder(known.text_encoder, _count_text_encoder(known.text_encoder))
+    image = known.image_encoder and _describe_image_encoder(known.image_encoder, _count_clip(known.image_encoder))
+    defaults = released_defaults(known.family, transformer, vae)
+    described = _describe(name, kind, transformer, vae, defaults, guided, text, image or None)
+    pictures = 0 if known.image_encoder is None else _count_image_tokens(known.image_encoder)
+    return replace(described, dtype="bfloat16", num_image_tokens=pictures)
+
+
+def _describe_folder(name: str, folder: Path, expert: Path | None, guided: Guided) -> "ModelMemory":
+    import torch
+
+    from sememe.models.merged_files import open_merged
+    from sememe.models.separate_files import open_separate
+    from sememe.models.tensor_files import read_json
+    from sememe.pipelines.layouts import EXPERT_FOLDER, check_whole, read_layout
+    from sememe.pipelines.released_defaults import released_defaults
+
+    layout = read_layout(folder)
+    check_whole(layout, (), needs_expert=layout.kind == "own" and expert is None)
+    if layout.kind == "published":
+        stored = open_merged(folder / "transformer")
+    elif layout.kind == "stock" and expert is None:
+        raise ModelError(f"{folder} has no expert; say which goes with it (expert=FOLDER)")
+    else:
+        stored = open_separate(folder / "transformer", expert or folder / EXPERT_FOLDER)
+    vae_class = layout.index["vae"][1]
+    with torch.device("meta"):
+        vae = _build_vae(vae_class, read_json(folder / "vae" / "config.json"))
+    defaults = layout.index.get("generation_defaults")
+    if defaults is None:
+        defaults = released_defaults(layout.format.name, stored.skeleton, vae)
+    config = read_json(folder / "text_encoder" / "config.json")
+    text = _describe_text_encoder(config, _count_stored(folder / "text_encoder"))
+    image, pictures = None, 0
+    if layout.has("image_encoder"):
+        config = read_json(folder / "image_encoder" / "config.json")
+        config = config.get("vision_config", config)
+        image = _describe_image_encoder(config, _count_stored(folder / "image_encoder"))
+        pictures = _count_image_tokens(config)
+    described = _describe(name, stored.format, stored.skeleton, vae, defaults, guided, text, image)
+    half = sum(tensor.num_bytes for tensor in stored.tensors.values() if tensor.dtype == "BF16")
+    is_half = 2 * half > sum(tensor.num_bytes for tensor in stored.tensors.values())
+    # Released models are computed in the precision in which they are stored; those trained here in float32.
+    is_half = is_half and (layout.kind != "own" or described.attention_mode == "joint")
+    length = described.num_text_tokens or _count_tokenizer(folder / "tokenizer")
+    return replace(
+        described,
+        dtype="bfloat16" if is_half else "float32",
+        num_text_tokens=length,
+        num_image_tokens=pictures if described.image_encoder else 0,
+    )
+
+
+def _describe(
+    name: str,
+    kind: "TransformerFormat",
+    transformer: Any,
+    vae: Any,
+    defaults: Mapping[str, Any],
+    guided: Guided,
+    text: "EncoderWeights",
+    image: "EncoderWeights | None",
+) -> "ModelMemory":
+    from sememe.diffusion.guidance import video_as_prompt_guidance
+    from sememe.pipelines.activations import TransformerShape
+    from sememe.pipelines.defaults import GenerationDefaults
+    from sememe.pipelines.planning import ModelMemory, count_weights
+
+    config = transformer.config
+    settings = GenerationDefaults.from_config(defaults).override(
+        guidance_scale=guided.guidance_scale,
+        reference_guidance_scale=guided.reference_guidance_scale,
+        batching=guided.batching,
+    )
+    guidance = video_as_prompt_guidance(settings.guidance_scale, settings.reference_guidance_scale)
+    groups = guidance.groups(settings.batching)  # type: ignore[arg-type]
+    needed = config.get("max_text_seq_length") if kind.name == "cogvideox" else None
+    return ModelMemory(
+        name=name,
+        shape=TransformerShape.from_config(kind.name, config),
+        transformer=count_weights(transformer),
+        attention_mode=config.attention_mode,
+        in_channels=config.in_channels,
+        text_encoder=text,
+        image_encoder=image if kind.name == "wan" and config.image_dim else None,
+        vae=_describe_vae(vae, transformer),
+        dtype="float32",
+        height=settings.height,
+        width=settings.width,
+        num_frames=settings.num_frames,
+        num_text_tokens=needed or settings.max_sequence_length or 0,
+        num_texts=len(groups),
+        batch_size=max(len(group) for group in groups),
+    )
+
+
+def _build_vae(class_name: str, config: Mapping[str, Any]) -> Any:
+    import diffusers
+
+    from sememe.pipelines.folders import ALLOWED_CLASSES
+
+    if class_name not in ALLOWED_CLASSES["vae"]["diffusers"]:
+        raise ModelError(f"expected one of {', '.join(sorted(ALLOWED_CLASSES['vae']['diffusers']))}, got {class_name}")
+    return getattr(diffusers, class_name).from_config(dict(config))
+
+
+def _describe_vae(vae: Any, transformer: Any) -> "AutoencoderShape":
+    from sememe.models.autoencoder import latent_grid
+    from sememe.pipelines.planning import AutoencoderShape
+
+    class_name, config = type(vae).__name__, vae.config
+    patch = transformer.config.patch_size
+    widths = {
+        "AutoencoderKLWan": lambda: config.get("decoder_base_dim") or config.base_dim,
+        "AutoencoderKLCogVideoX": lambda: config.block_out_channels[0],
+        "AutoencoderKLCosmos": lambda: config.decode_block_out_channels[0],
+    }
+    return AutoencoderShape(
+        class_name=class_name,
+        grid=latent_grid(vae, patch if isinstance(patch, int) else patch[-1]),
+        total=sum(parameter.numel() for parameter in vae.parameters()),
+        width=widths[class_name](),
+        patch=(config.get("patch_size") or 1) if class_name != "AutoencoderKLCogVideoX" else 1,
+    )
+
+
+def _describe_text_encoder(config: Mapping[str, Any], total: int) -> "EncoderWeights":
+    from sememe.pipelines.planning import EncoderWeights
+
+    width = config["d_model"]
+    return EncoderWeights(total, config["vocab_size"] * width, width, config["d_ff"], config["num_heads"])
+
+
+def _describe_image_encoder(config: Mapping[str, Any], total: int) -> "EncoderWeights":
+    from sememe.pipelines.planning import EncoderWeights
+
+    width, wide = config["hidden_size"], config["intermediate_size"]
+    return EncoderWeights(total, width * wide, width, wide, config["num_attention_heads"])
+
+
+def _count_text_encoder(config: Mapping[str, Any]) -> int:
+    """Numbers in T5's encoder with gated feed-forwards; UMT5 has a table of distances in every block."""
+    width, inner = config["d_model"], config["num_heads"] * config["d_kv"]
+    block = 4 * width * inner + 3 * width * config["d_ff"] + 2 * width
+    tables = config["num_layers"] if config["model_type"] == "umt5" else 1
+    words = config["vocab_size"] * width
+    return words + config["num_layers"] * block + tables * 32 * config["num_heads"] + width
+
+
+def _count_clip(config: Mapping[str, Any]) -> int:
+    """Numbers in CLIP's vision tower."""
+    width, wide, patch = config["hidden_size"], config["intermediate_size"], config["patch_size"]
+    block = 4 * (width + 1) * width + 2 * width * wide + width + wide + 4 * width
+    tables = (3 * patch**2 + 1 + _count_image_tokens(config) + 4) * width
+    return config["num_hidden_layers"] * block + tables
+
+
+def _count_image_tokens(config: Mapping[str, Any]) -> int:
+    return (config["image_size"] // config["patch_size"]) ** 2 + 1
+
+
+def _count_stored(folder: Path) -> int:
+    import math
+
+    from sememe.models.weight_files import read_stored_tensors
+
+    return sum(math.prod(tensor.shape) for tensor in read_stored_tensors(folder).values())
+
+
+def _count_tokenizer(folder: Path) -> int:
+    from sememe.models.tensor_files import read_json
+
+    length = read_json(folder / "tokenizer_config.json").get("model_max_length")
+    return min(length, _MAX_TEXT_TOKENS) if isinstance(length, int) else _MAX_TEXT_TOKENS

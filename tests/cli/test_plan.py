@@ -1,0 +1,60 @@
+"""`sememe models --plan`: lines, JSON, and what is refused on one line."""
+
+import json
+
+import pytest
+import torch
+
+from cli.runs import refused, run_here
+
+
+def test_lines_for_a_person(capsys: pytest.CaptureFixture[str]) -> None:
+    outcome = run_here(capsys, "models", "--plan", "wan-14b", "--vram", 24)
+    assert outcome.code == 0, outcome
+    first, *lines = outcome.out.splitlines()
+    assert first == "wan-14b, 832x480, 49 frames, 1 reference(s), on 24 GB: exact"
+    told = {line.split()[0]: line.split()[1:] for line in lines if not line.startswith("  -")}
+    assert told["offload"] == ["group"]
+    assert told["dtype"] == ["bfloat16"]
+    assert float(told["peak"][0]) <= 24
+    assert {"weights", "activations", "reference_record", "text_encoder_phase", "vae_decode_phase"} <= told.keys()
+    assert any("offload none would take" in line for line in lines)
+
+
+def test_json_for_a_program(capsys: pytest.CaptureFixture[str]) -> None:
+    size = ("--height", 32, "--width", 96, "--num-frames", 9)
+    outcome = run_here(capsys, "models", "--plan", "tiny", "--vram", 8, *size, "--json")
+    document = json.loads(outcome.out)
+    assert (document["height"], document["width"], document["num_frames"]) == (32, 96, 9)
+    assert (document["offload"], document["label"]) == ("none", "exact")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--plan", "cogvideox-5b", "--vram", 3), "does not fit in 3 GB; the least that would do is"),
+        (("--plan", "cogvideox-5b"), "expected --plan MODEL and --vram GB together"),
+        (("--vram", 24), "expected --plan MODEL and --vram GB together"),
+        (("--plan", "wan-14b", "--vram", -1), "above 0"),
+        (("--plan", "wan-14b", "--vram", 24, "--height", 481), "height must be a multiple of 16"),
+        (("--plan", "nothing", "--vram", 24), "'nothing' is neither"),
+    ],
+)
+def test_mistakes(arguments: tuple[object, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert message in refused(run_here(capsys, "models", *arguments))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has what is to be missing")
+def test_no_gpu_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: object) -> None:
+    from pathlib import Path
+
+    from pipelines.factories import make_clip, make_picture
+    from sememe.video import write_clip, write_image
+
+    folder = Path(str(tmp_path))
+    write_clip(make_clip(), folder / "r.mp4")
+    write_image(make_picture(), folder / "i.png")
+    files = ("--reference", folder / "r.mp4", "--image", folder / "i.png", "-o", folder / "o.mp4")
+    for flags in (("--device", "cuda"), ("--device", "cuda", "--vram", 24)):
+        outcome = run_here(capsys, "generate", "video-as-prompt", *files, *flags)
+        assert "expected a device of this machine" in refused(outcome)

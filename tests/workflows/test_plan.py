@@ -1,0 +1,216 @@
+"""Plans: what is chosen for which card, what is said of it, and that a planned generation is the plain one."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import CLIPVisionConfig, CLIPVisionModel, T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
+
+from model_folders import save_published
+from pipelines.factories import make_clip, make_picture
+from sememe.errors import InputError, ModelError
+from sememe.video import write_clip, write_image
+from sememe.workflows import model_memory
+from sememe.workflows.generate import VideoAsPromptRequest, generate_video_as_prompt
+from sememe.workflows.loading import choose_device
+from sememe.workflows.plan import MemoryPlan, PlanRequest, plan_document, plan_memory
+
+
+@pytest.fixture(scope="module")
+def released() -> Callable[..., MemoryPlan]:
+    """Plans for the released models, of which each is described once."""
+    described = {name: model_memory.read_model_memory(name) for name in model_memory.RELEASED}
+
+    def plan(name: str, vram: float, **settings: Any) -> MemoryPlan:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("sememe.workflows.plan.read_model_memory", lambda asked, *_: described[asked])
+            return plan_memory(name, PlanRequest(vram, **settings))
+
+    return plan
+
+
+def test_the_released_models_are_counted(released: Callable[..., MemoryPlan]) -> None:
+    wan, cogvideox = (released(name, 500.0).model for name in ("wan-14b", "cogvideox-5b"))
+    assert wan.transformer.total / 1e9 == pytest.approx(20.67, abs=0.01)
+    assert cogvideox.transformer.total / 1e9 == pytest.approx(11.11, abs=0.01)
+    assert wan.text_encoder.total / 1e9 == pytest.approx(5.68, abs=0.01)
+    assert cogvideox.text_encoder.total / 1e9 == pytest.approx(4.76, abs=0.01)
+    assert wan.image_encoder is not None
+    assert wan.image_encoder.total / 1e6 == pytest.approx(632, abs=2)
+    assert (wan.num_text_tokens, wan.num_image_tokens, cogvideox.num_text_tokens) == (512, 257, 226)
+    assert (wan.height, wan.width, wan.num_frames, cogvideox.width) == (480, 832, 49, 720)
+    # One forward: 20280 tokens of 5120 numbers each, and the same of the reference.
+    assert wan.shape.count_tokens(13, 60, 104) == 20280
+
+
+def test_encoders_are_counted_as_they_are_built() -> None:
+    text = {"vocab_size": 11, "d_model": 16, "d_kv": 4, "d_ff": 24, "num_layers": 3, "num_heads": 2}
+    for kind, config_class, model_class in (("t5", T5Config, T5EncoderModel), ("umt5", UMT5Config, UMT5EncoderModel)):
+        model = model_class(config_class(**text, feed_forward_proj="gated-gelu"))
+        built = sum(parameter.numel() for parameter in model.parameters())
+        assert model_memory._count_text_encoder(text | {"model_type": kind}) == built
+    vision = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "image_size": 16, "patch_size": 8}
+    clip = CLIPVisionModel(CLIPVisionConfig(**vision, num_attention_heads=2))
+    assert model_memory._count_clip(vision) == sum(parameter.numel() for parameter in clip.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "vram", "offload", "label"),
+    [
+        ("wan-14b", 80, "none", "exact"),
+        ("wan-14b", 24, "group", "exact"),
+        ("wan-14b", 8, "group-leaf", "approximate"),
+        ("cogvideox-5b", 80, "none", "exact"),
+        ("cogvideox-5b", 24, "group", "approximate"),
+    ],
+)
+def test_what_is_chosen(released: Callable[..., MemoryPlan], name: str, vram: float, offload: str, label: str) -> None:
+    plan = released(name, vram)
+    document = plan_document(plan)
+    assert (document["offload"], document["label"], document["dtype"]) == (offload, label, "bfloat16")
+    assert plan.chosen.estimate.peak <= vram * 1e9
+    assert all(candidate.estimate.peak > vram * 1e9 for candidate in plan.rejected)
+    assert len(document["why"]) >= len(plan.rejected) + 1
+    assert json.loads(json.dumps(document)) == document
+
+
+def test_more_memory_never_makes_it_slower(released: Callable[..., MemoryPlan]) -> None:
+    order = ["none", "model", "group", "group-leaf", "sequential"]
+    exact: dict[str, list[int]] = {"exact": [], "approximate": []}
+    for vram in (7, 12, 20, 30, 45, 60, 80):
+        plan = released("wan-14b", vram)
+        exact[plan.label].append(order.index(plan.strategy.offload))
+    assert all(ranks == sorted(ranks, reverse=True) for ranks in exact.values())
+
+
+def test_fewer_bits_on_request(released: Callable[..., MemoryPlan]) -> None:
+    full, stored = released("wan-14b", 80), released("wan-14b", 80, storage="int8wo")
+    assert full.strategy.storage == "full"
+    assert stored.label == "approximate"
+    assert stored.shortcuts == ["weights stored as int8wo"]
+    parts = [plan_document(plan)["parts_gb"]["weights"] for plan in (full, stored)]
+    # A byte less for each number in a block.
+    assert parts[0] - parts[1] == pytest.approx(20, abs=1)
+    faster = released("cogvideox-5b", 24).faster
+    assert faster is not None
+    assert faster.strategy.storage == "fp8"
+
+
+def test_nothing_fits(released: Callable[..., MemoryPlan]) -> None:
+    with pytest.raises(
+        InputError, match=r"wan-14b at 832x480, 49 frames does not fit in 2 GB; the least .* is"
+    ) as told:
+        released("wan-14b", 2)
+    least = float(str(told.value).split("would do is ")[1].split(" GB")[0])
+    assert released("wan-14b", least).chosen.estimate.peak <= least * 1e9
+    with pytest.raises(InputError, match="does not fit"):
+        released("wan-14b", least - 0.2)
+    small = released("wan-14b", least - 0.2, height=240, width=416, num_frames=17)
+    assert small.chosen.estimate.peak < least * 1e9
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"vram": 0.0}, "above 0"),
+        ({"vram": float("nan")}, "above 0"),
+        ({"vram": 24, "storage": "int3"}, "expected storage to be one of full, fp8"),
+        ({"vram": 24, "dtype": "float8"}, "expected dtype to be one of"),
+        ({"vram": 24, "height": 0}, "height of at least 1"),
+        ({"vram": 24, "num_references": -1}, "num_references of 0 or more"),
+    ],
+)
+def test_bad_requests(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        plan_memory("wan-14b", PlanRequest(**settings))
+
+
+def test_unknown_models() -> None:
+    with pytest.raises(ModelError, match="plans are also made for wan-14b and cogvideox-5b"):
+        plan_memory("wan-15b", PlanRequest(24))
+    with pytest.raises(ModelError, match="a built-in model or a folder"):
+        plan_memory("owner/name", PlanRequest(24))
+
+
+def test_folders_are_read_and_not_loaded(model_folder: Path, tmp_path: Path) -> None:
+    plan = plan_memory(model_folder, PlanRequest(24, num_frames=9))
+    assert (plan.strategy.dtype, plan.strategy.offload, plan.label) == ("float32", "none", "exact")
+    assert plan.generation.num_frames == 9
+    weights = plan.chosen.estimate.phases["steps"].weights
+    files = list(model_folder.rglob("*.safetensors"))
+    assert weights == pytest.approx(sum(path.stat().st_size for path in files), rel=0.25)
+    published = plan_memory(save_published(tmp_path / "published"), PlanRequest(24))
+    assert published.model.num_image_tokens == 5
+    assert published.model.attention_mode == "joint"
+
+
+@pytest.fixture
+def request_of_files(tmp_path: Path, model_folder: Path) -> VideoAsPromptRequest:
+    write_clip(make_clip(), tmp_path / "reference.mp4")
+    write_image(make_picture(), tmp_path / "image.png")
+    return VideoAsPromptRequest(
+        references=(tmp_path / "reference.mp4",),
+        image=tmp_path / "image.png",
+        output=tmp_path / "out.mp4",
+        model=str(model_folder),
+        prompt="a red ball",
+        reference_prompts=("a cat",),
+        seed=7,
+        device="cpu",
+    )
+
+
+def run(request: VideoAsPromptRequest, **changes: Any) -> dict[str, Any]:
+    import dataclasses
+
+    return generate_video_as_prompt(dataclasses.replace(request, **changes)).document
+
+
+def test_a_planned_generation_is_the_plain_one(
+    request_of_files: VideoAsPromptRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sememe.workflows import plan as module
+
+    plain = run(request_of_files)
+    assert plain["computing"] == {"attention": None, "compiled": False, "plan": None}
+    placements = (("group-leaf", False), ("sequential", False), ("none", True))
+    assert set(placements) <= set(module._PLACEMENTS)
+    for placement in placements:
+        monkeypatch.setattr(module, "_PLACEMENTS", (placement,))
+        planned = run(request_of_files, vram=24.0)
+        told = planned["computing"]["plan"]
+        assert (told["offload"], told["texts"]) == (placement[0], "freed" if placement[1] else "kept")
+        assert told["label"] == planned["exactness"]["label"] == "exact"
+        assert planned["output"]["sha256"] == plain["output"]["sha256"], placement
+    # Once more without reference, of whose captions the encoded texts know.
+    influenced = run(request_of_files, vram=24.0, influence=True)
+    assert influenced["computing"]["plan"]["texts"] == "freed"
+    assert influenced["influence"]["rms"] > 0
+
+
+def test_shortcuts_of_a_plan_are_told(request_of_files: VideoAsPromptRequest) -> None:
+    planned = run(request_of_files, vram=24.0, storage="fp8", dtype="bfloat16")
+    assert planned["exactness"] == {
+        "label": "approximate",
+        "shortcuts": ["weights stored as fp8", "bfloat16 in place of float32"],
+    }
+    assert planned["model"]["dtype"] == "bfloat16"
+
+
+def test_attention_is_chosen(request_of_files: VideoAsPromptRequest) -> None:
+    assert run(request_of_files, attention="native")["computing"]["attention"] == "native"
+    with pytest.raises(InputError, match="expected an attention backend"):
+        run(request_of_files, attention="quick")
+
+
+def test_refused_before_anything_is_read(request_of_files: VideoAsPromptRequest) -> None:
+    with pytest.raises(InputError, match="storage has an effect only with vram"):
+        run(request_of_files, storage="fp8")
+    with pytest.raises(InputError, match="does not fit in 1e-06 GB; the least"):
+        run(request_of_files, vram=1e-6)
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match="expected a device of this machine"):
+            choose_device("cuda")
