@@ -16,7 +16,7 @@ DEV_STAMP := $(VENV)/.installed-dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-demo demo test check-format lint types layers unit format gallery evidence clean
+.PHONY: help install install-demo demo test check-format lint types layers unit format gallery evidence bench clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,9 +55,12 @@ gallery: install-demo  ## draw the gallery of all conditions of the procedural w
 evidence: install-demo  ## measure the built-in Video-As-Prompt model again (long)
 	$(BIN)/sememe evaluate video-as-prompt --model tiny --json
 
+bench: install-demo  ## measure speed and memory on this machine's CPU; see docs/benchmarks.md (minutes, nothing else running)
+	$(BIN)/python -m benchmarks
+
 clean:  ## remove caches and builds; .venv stays
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
-	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -1,0 +1,143 @@
+"""Both programs run from end to end at sizes of seconds, and write what they found."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import __main__ as cpu
+from benchmarks import gpu
+from benchmarks.gpu_models import Case, fit_layers, native_layers
+from benchmarks.results import ROOT, describe_run
+
+CONTESTANTS = {"stock", "official", "ours, exact", "ours, stock null", "ours, one-way"}
+
+
+@pytest.fixture(autouse=True)
+def keep_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+
+
+def run_cpu(folder: Path, *parts: str) -> dict[str, Any]:
+    output = folder / "result.json"
+    assert cpu.main(["--quick", "--rounds", "1", "--output", str(output), "--only", *parts]) == 0
+    record: dict[str, Any] = json.loads(output.read_text())
+    return record
+
+
+def test_a_result_says_where_it_comes_from(tmp_path: Path) -> None:
+    record = run_cpu(tmp_path, "reference")
+    run = record["run"]
+    assert {"date", "commit", "uncommitted_changes", "versions", "machine"} <= run.keys()
+    assert run["versions"]["torch"] == torch.__version__
+    assert run["machine"]["num_threads"] == torch.get_num_threads()
+    assert record["kind"].startswith("quick")
+    assert str(ROOT) not in json.dumps(run), "no path of one machine"
+    assert describe_run()["versions"]["sememe"]
+
+
+def test_the_reference_is_embedded_once(tmp_path: Path) -> None:
+    rows = {row["name"]: row for row in run_cpu(tmp_path, "reference")["reference"]}
+    steps = rows["official"]["num_steps"]
+    assert rows["official"]["num_reference_embeddings"] == 2 * steps
+    assert {name: row["num_reference_embeddings"] for name, row in rows.items() if name != "official"} == {
+        name: 1 for name in rows if name != "official"
+    }
+    passes = {name: row["num_expert_passes"] for name, row in rows.items()}
+    assert passes == {
+        "official": 2 * steps,
+        "ours, exact": 2 * steps,
+        "ours, stock null": steps,
+        "ours, one-way": 1,
+    }
+
+
+def test_the_rival_is_checked(tmp_path: Path) -> None:
+    found = run_cpu(tmp_path, "rival")["rival"]
+    assert [entry["expected"] for entry in found["expectations"]] == [2.5, 1.4, 2.9, 1.6]
+    assert found["holds"] == all(entry["holds"] for entry in found["expectations"])
+
+
+def test_guided_steps(tmp_path: Path) -> None:
+    found = run_cpu(tmp_path, "steps")["steps"]
+    assert {(entry["dtype"], entry["placement"]) for entry in found} == {
+        (dtype, placement) for dtype in ("float32", "bfloat16") for placement in ("every block", "one block in four")
+    }
+    for entry in found:
+        rows = {row["name"]: row for row in entry["rows"]}
+        assert rows.keys() >= CONTESTANTS
+        assert all(rows[name]["exactness"] and rows[name]["step_peak_bytes"] > 0 for name in CONTESTANTS)
+        # Both hold keys and values of a reference for longer than a block.
+        assert rows["ours, one-way"]["kept_bytes"] > entry["reference_record_bytes"]["one-way"]
+        assert rows["official"]["gain_over_official"] == 1.0
+
+
+def test_memory_of_a_generation_stays_near_the_stock_pipeline(tmp_path: Path) -> None:
+    found = run_cpu(tmp_path, "memory")["memory"]
+    assert found["stock"]["peak_bytes"] > found["stock"]["weight_bytes"]
+    for row in found["ours"]:
+        assert row["holds"], row
+        assert row["weight_bytes"] == found["stock"]["weight_bytes"] + row["expert_bytes"]
+
+
+def test_growth(tmp_path: Path) -> None:
+    found = run_cpu(tmp_path, "growth")["growth"]
+    assert len(found["tokens"]) == len(found["references"]) == 2
+    assert "official" not in found["references"][0]["timings"]
+    assert {row["name"] for row in found["steps"]["rows"]} == CONTESTANTS
+
+
+def run_gpu(folder: Path, family: str, *parts: str) -> dict[str, Any]:
+    output = folder / "result.json"
+    options = ["--device", "cpu", "--quick", "--rounds", "1", "--families", family, "--output", str(output)]
+    assert gpu.main([*options, "--only", *parts]) == 0
+    (case,) = json.loads(output.read_text())["cases"]
+    found: dict[str, Any] = case
+    return found
+
+
+@pytest.mark.parametrize("family", ["wan", "cogvideox"])
+def test_steps_on_an_accelerator(family: str, tmp_path: Path) -> None:
+    rows = run_gpu(tmp_path, family, "steps")["steps"]
+    assert {row["name"] for row in rows} == CONTESTANTS - ({"official"} if family == "cogvideox" else set())
+    assert all(row["operations"] > 0 and row["step_peak_bytes"] > 0 for row in rows)
+
+
+@pytest.mark.slow
+def test_offload_on_an_accelerator(tmp_path: Path) -> None:
+    found = run_gpu(tmp_path, "wan", "offload")["offload"]
+    assert found.keys() == {"none", "model", "group", "sequential"}
+    assert not [rows for rows in found.values() if "failed" in rows]
+
+
+@pytest.mark.slow
+def test_attention_backends_on_an_accelerator(tmp_path: Path) -> None:
+    rows = {row["backend"]: row for row in run_gpu(tmp_path, "wan", "attention")["attention"]}
+    assert rows["native"]["largest_deviation"] == 0.0
+    assert all(row["largest_deviation"] < 1e-2 for row in rows.values() if "largest_deviation" in row)
+
+
+def test_what_fails_says_why_and_the_rest_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_arguments: Any, **_settings: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(gpu, "time_in_turns", fail)
+    found = run_gpu(tmp_path, "wan", "steps")
+    assert found["steps"] == {"failed": "RuntimeError: out of memory"}
+    assert found["weight_bytes"] > 0
+
+
+def test_without_a_device_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(SystemExit):
+        gpu.main([])
+    assert "--device cpu --quick" in capsys.readouterr().err
+
+
+def test_fewer_layers_where_they_do_not_fit() -> None:
+    case = Case(family="wan", experts="every", num_layers=native_layers("wan", is_quick=False), is_quick=False)
+    assert fit_layers(case, 200 * 2**30, 2) == 40
+    assert fit_layers(case, 24 * 2**30, 2) < 12
