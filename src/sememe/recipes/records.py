@@ -203,8 +203,8 @@ class SchedulerSettings:
     `shift` moves the steps towards the noisy end, as in training.
     """
 
-    kind: Literal["euler", "unipc"] = "unipc"
-    shift: float = 5.0
+    kind: Literal["euler", "unipc"] = "euler"
+    shift: float = 3.0
 
     def __post_init__(self) -> None:
         _check(self.shift > 0, f"scheduler.shift must be above 0, got {self.shift}")
@@ -220,7 +220,7 @@ class GenerationSettings:
     fps: float = 8.0
     num_inference_steps: int = 12
     guidance_scale: float = 1.0
-    reference_guidance_scale: float = 2.0
+    reference_guidance_scale: float = 6.0
     batching: Literal["sequential", "batched"] = "sequential"
     autocast: Literal["off", "bfloat16"] = "off"
 
