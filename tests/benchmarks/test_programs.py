@@ -114,9 +114,11 @@ def test_offload_on_an_accelerator(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_attention_backends_on_an_accelerator(tmp_path: Path) -> None:
-    rows = {row["backend"]: row for row in run_gpu(tmp_path, "wan", "attention")["attention"]}
+    # In float32: guidance enlarges the rounding of bfloat16 to hundredths of the output.
+    found = run_gpu(tmp_path, "wan", "attention", "--dtype", "float32")["attention"]
+    rows = {row["backend"]: row for row in found}
     assert rows["native"]["largest_deviation"] == 0.0
-    assert all(row["largest_deviation"] < 1e-2 for row in rows.values() if "largest_deviation" in row)
+    assert all(row["largest_deviation"] < 1e-4 for row in rows.values() if "largest_deviation" in row)
 
 
 def test_what_fails_says_why_and_the_rest_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,83 +1,37 @@
 """Two ranks that share out target and reference compute what one does."""
 
+import json
 import socket
-from typing import Any
+from pathlib import Path
 
 import pytest
-import torch
-import torch.distributed as dist
-from diffusers import ContextParallelConfig
-from torch.distributed.device_mesh import init_device_mesh
 from torch.multiprocessing.spawn import start_processes
 
-from models import cogvideox_factories, factories
-from sememe.models.reference import ReferenceInputs
+from pipelines.context_parallel_ranks import compare_all
+
+CASES = [("wan", "joint"), ("wan", "cached"), ("cogvideox", "joint"), ("cogvideox", "cached")]
 
 
-def make_wan(mode: str) -> tuple[Any, dict[str, Any], ReferenceInputs]:
-    # No expert in the first block: the target is split before there is a reference beside it.
-    blocks = [1, 2] if mode == "cached" else None
-    model = factories.make_transformer(attention_mode=mode, expert_blocks=blocks)
-    return model, factories.make_target(), factories.make_reference(num_frames=(3, 1))
-
-
-def make_cogvideox(mode: str) -> tuple[Any, dict[str, Any], ReferenceInputs]:
-    model = cogvideox_factories.make_transformer(attention_mode=mode)
-    # Texts are shared out as well, so their tokens must be even in number.
-    target = cogvideox_factories.make_target(model) | {"encoder_hidden_states": torch.randn(2, 6, 16)}
-    reference = cogvideox_factories.make_reference(num_frames=(3, 1))
-    return model, target, ReferenceInputs(reference.latents, (torch.randn(2, 4, 16), torch.randn(2, 6, 16)))
-
-
-@torch.no_grad()
-def predict(model: Any, target: dict[str, Any], reference: ReferenceInputs) -> list[torch.Tensor]:
-    if model.config.attention_mode == "cached":
-        given = model.encode_reference(reference.latents, reference.text_embeds)
-        again = []
-    else:
-        given = model.embed_reference(reference)
-        names = ("hidden_states", "encoder_hidden_states", "timestep")
-        if "image_rotary_emb" not in target:
-            names = ("hidden_states", "timestep", "encoder_hidden_states")
-        others = {name: value for name, value in target.items() if name not in names}
-        refreshed = model.refresh_reference(*(target[name] for name in names), reference=given, **others)
-        again = [refreshed.sample, model(**target, reference=refreshed.reference).sample]
-    weaker = model(**target, reference=given, reference_strength=0.5).sample
-    return [model(**target).sample, model(**target, reference=given).sample, weaker, *again]
-
-
-def compare(rank: int, port: int, family: str, mode: str) -> None:
-    """Runs in a process of its own; what it raises is raised by the test."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://localhost:{port}", rank=rank, world_size=2)
-    # diffusers counts accelerators, and divides by their number.
-    torch.accelerator.device_count = lambda: 1
-    torch.manual_seed(0)
-    model, target, reference = (make_wan if family == "wan" else make_cogvideox)(mode)
-    expected = predict(model, target, reference)
-    mesh = init_device_mesh("cpu", (1, 2), mesh_dim_names=("ring", "ulysses"))
-    model.enable_parallelism(config=ContextParallelConfig(ulysses_degree=2, mesh=mesh))
-    shares: list[int] = []
-    model.proj_out.register_forward_pre_hook(lambda _, inputs: shares.append(inputs[0].shape[1]))
-    for got, wanted in zip(predict(model, target, reference), expected, strict=True):
-        torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-4)
-    assert set(shares) == {18}, "each rank computes half of the 36 tokens"
-    dist.destroy_process_group()
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("mode", ["joint", "cached"])
-@pytest.mark.parametrize("family", ["wan", "cogvideox"])
-def test_two_ranks_equal_one(family: str, mode: str) -> None:
+@pytest.fixture(scope="module")
+def failures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What either rank found wrong, by case. One pair of processes compares all cases, for starting it costs seconds."""
+    folder = tmp_path_factory.mktemp("ranks")
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    # Forked, so that nothing is imported anew; one thread each, as threads do not survive a fork.
-    ranks = start_processes(compare, (port, family, mode), nprocs=2, join=False, start_method="fork")
+    # Not forked: the threads of this process would not survive it, and locks that they hold would stay held.
+    ranks = start_processes(compare_all, (port, CASES, str(folder)), nprocs=2, join=False, start_method="spawn")
     assert ranks is not None
     for _ in range(60):
         if ranks.join(timeout=5):
-            return
+            found = [json.loads(path.read_text()) for path in sorted(Path(folder).glob("*.json"))]
+            assert len(found) == 2
+            return found[0] | found[1]
     for process in ranks.processes:
         process.kill()
     pytest.fail("the ranks wait for each other")
+
+
+@pytest.mark.parametrize(("family", "mode"), CASES)
+def test_two_ranks_equal_one(family: str, mode: str, failures: dict[str, str]) -> None:
+    assert failures.get(f"{family}-{mode}", "") == ""
