@@ -75,7 +75,7 @@ class Bench:
         return rows
 
     def measure_attention(self, model: Any, given: StepInputs) -> list[dict[str, Any]]:
-        """Every attention backend that works here: time, and the largest deviation from `native` over the largest output."""
+        """Every attention backend that works here: time, and distance from `native` relative to the largest output."""
         pipeline, entries = self._make_pipeline(model), self._choose(model, given)
         set_attention(pipeline, "native")
         step = self._prepare(entries, given)["ours, exact"]

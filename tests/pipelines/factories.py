@@ -60,6 +60,7 @@ def make_pipeline(
     *,
     clip: bool = False,
     in_channels: int | None = None,
+    expand_timesteps: bool = False,
     **defaults: Any,
 ) -> VideoAsPromptPipeline:
     """A pipeline of 32x48 pixels and 5 frames, with or without CLIP; with 4 `in_channels` from text alone."""
@@ -87,6 +88,7 @@ def make_pipeline(
         transformer=make_transformer(attention_mode=attention_mode, **settings),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
         generation_defaults=DEFAULTS | defaults,
+        expand_timesteps=expand_timesteps,
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -1,14 +1,24 @@
 """The same pipeline on CogVideoX, and on backbones that make videos from text alone."""
 
+from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import pytest
 import torch
-from diffusers import CogVideoXDPMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    CogVideoXDPMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    WanImageToVideoPipeline,
+    WanPipeline,
+)
 
 from pipelines.factories import make_clip, make_cogvideox_pipeline, make_picture, make_pipeline
-from sememe.errors import InputError
+from sememe.errors import InputError, ModelError
+from sememe.models.autoencoder import encode_video
+from sememe.models.pixels import clips_to_video
 from sememe.pipelines.video_as_prompt import VideoAsPromptPipeline
+from sememe.video import Clip, resize_clip
 
 
 def generate(pipe: VideoAsPromptPipeline, seed: int = 1, **changes: Any) -> torch.Tensor:
@@ -119,6 +129,67 @@ def test_text_to_video_takes_a_reference_and_no_picture(family: str) -> None:
     assert generate(pipe, image=None, prompt=["a cat", "a red ball"]).shape[0] == 2
     with pytest.raises(InputError, match="text alone"):
         generate(pipe, prompt="a cat")
+
+
+def make_ti2v_pipeline(attention_mode: str = "joint", **defaults: Any) -> VideoAsPromptPipeline:
+    """As Wan2.2-TI2V: a picture or none, no condition channels, and a timestep for each token."""
+    return make_pipeline(attention_mode, in_channels=4, expand_timesteps=True, **defaults)
+
+
+@pytest.mark.parametrize("stock_class", [WanImageToVideoPipeline, WanPipeline])
+def test_a_timestep_for_each_token_is_as_in_the_stock_pipelines(stock_class: Any) -> None:
+    pipe = make_ti2v_pipeline(guidance_scale=3.0, negative_prompt="blurry", reference_guidance_scale=0.0)
+    parts = {name: pipe.components[name] for name in ("tokenizer", "text_encoder", "vae", "scheduler", "transformer")}
+    stock = stock_class(**parts, expand_timesteps=True)
+    stock.set_progress_bar_config(disable=True)
+    noise = torch.randn(1, 4, 2, 4, 6, generator=torch.Generator().manual_seed(5))
+    texts = {text: pipe.family.encode_texts([text], pipe.defaults) for text in ("a cat", "blurry")}
+    has_image = stock_class is WanImageToVideoPipeline
+    picture = resize_clip(Clip.from_image(make_picture()), 32, 48).frames[0]
+    expected = stock(
+        **({"image": PIL.Image.fromarray(picture)} if has_image else {}),
+        prompt_embeds=texts["a cat"],
+        negative_prompt_embeds=texts["blurry"],
+        height=32,
+        width=48,
+        num_frames=5,
+        num_inference_steps=2,
+        guidance_scale=3.0,
+        latents=noise,
+        output_type="latent",
+    ).frames
+    got = generate(pipe, image=picture if has_image else None, references=None, prompt="a cat", latents=noise)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("attention_mode", ["joint", "cached"])
+def test_a_timestep_for_each_token_goes_with_references(attention_mode: str) -> None:
+    pipe = make_ti2v_pipeline(attention_mode, reference_guidance_scale=2.0)
+    base = generate(pipe)
+    given = encode_video(pipe.vae, clips_to_video([resize_clip(Clip.from_image(make_picture()), 32, 48)]))
+    torch.testing.assert_close(base[:, :, :1], given)
+    later = [base, generate(pipe, image=None), generate(pipe, references=[make_clip(1)])]
+    assert not torch.allclose(later[0][:, :, 1:], later[1][:, :, 1:], atol=1e-5)
+    assert not torch.allclose(later[0][:, :, 1:], later[2][:, :, 1:], atol=1e-5)
+    torch.testing.assert_close(generate(pipe, batching="batched"), base, atol=1e-4, rtol=1e-4)
+    pictures = [make_picture(51), make_picture()]
+    generators = [torch.Generator().manual_seed(2), torch.Generator().manual_seed(1)]
+    torch.testing.assert_close(generate(pipe, image=pictures, generator=generators)[1:], base, atol=1e-4, rtol=1e-4)
+    with pytest.raises(InputError, match="last frame"):
+        generate(pipe, last_image=make_picture())
+
+
+def test_a_timestep_for_each_token_is_kept_on_disk(tmp_path: Path) -> None:
+    pipe = make_ti2v_pipeline()
+    pipe.save_pretrained(tmp_path / "model")
+    again = VideoAsPromptPipeline.from_pretrained(tmp_path / "model")
+    again.set_progress_bar_config(disable=True)
+    assert torch.equal(generate(again), generate(pipe))
+
+
+def test_condition_channels_and_a_timestep_for_each_token_exclude_each_other() -> None:
+    with pytest.raises(ModelError, match="expand_timesteps goes with Wan backbones that have no condition channels"):
+        make_pipeline(expand_timesteps=True)
 
 
 def test_a_last_frame_is_refused_where_it_cannot_be_told() -> None:

@@ -14,7 +14,7 @@ CASES = [("wan", "joint"), ("wan", "cached"), ("cogvideox", "joint"), ("cogvideo
 
 @pytest.fixture(scope="module")
 def failures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What either rank found wrong, by case. One pair of processes compares all cases, for starting it costs seconds."""
+    """What either rank found wrong, by case. One pair of processes compares all, for starting it costs seconds."""
     folder = tmp_path_factory.mktemp("ranks")
     with socket.socket() as free:
         free.bind(("localhost", 0))

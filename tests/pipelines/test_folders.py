@@ -282,13 +282,13 @@ def test_experts_that_do_not_fit_are_told(copy: Path, tmp_path: Path) -> None:
 
 def test_cogvideox_travels_in_our_layout(tmp_path: Path) -> None:
     parts = load_components(save_published(tmp_path / "a", "cogvideox"), None, {}, "VideoAsPromptPipeline")
-    defaults = parts.pop("generation_defaults")
-    save_components(tmp_path / "b", parts, defaults, "VideoAsPromptPipeline", None)
+    settings = {name: parts.pop(name) for name in ("generation_defaults", "expand_timesteps")}
+    save_components(tmp_path / "b", parts, settings, "VideoAsPromptPipeline", None)
     index = json.loads((tmp_path / "b" / "model_index.json").read_text())
     assert index["transformer"] == ["diffusers", "CogVideoXTransformer3DModel"]
     assert index["expert"] == ["sememe", "CogVideoXVideoAsPromptExpert"]
     loaded = load_components(tmp_path / "b", None, {}, "VideoAsPromptPipeline")
-    assert loaded["generation_defaults"] == defaults
+    assert loaded["generation_defaults"] == settings["generation_defaults"]
     expected = parts["transformer"].state_dict()
     assert all(torch.equal(value, expected[key]) for key, value in loaded["transformer"].state_dict().items())
 

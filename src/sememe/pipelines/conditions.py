@@ -74,12 +74,20 @@ class Conditions:
         texts: embeddings (batch, token, dim) of the texts that guidance needs.
         image_embeds: (batch, token, dim), for backbones that read them.
         references: what is read under a choice of reference and of text.
+        first_latents: what stands in place of the first latent frame (batch, channel, 1, height, width), if any.
     """
 
     channels: torch.Tensor | None
     texts: Mapping[Text, torch.Tensor]
     image_embeds: torch.Tensor | None
     references: Mapping[tuple[ReferenceChoice, Text], Reference]
+    first_latents: torch.Tensor | None = None
+
+    def put_first(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents with the first frame that is given."""
+        if self.first_latents is None:
+            return latents
+        return torch.cat([self.first_latents.to(latents), latents[:, :, 1:]], dim=2)
 
 
 class ConditionEncoder:
@@ -105,7 +113,7 @@ class ConditionEncoder:
         )
         seen = [request.images, request.last_images] if self._has_quirk("uncropped_image_embeds") else [firsts, lasts]
         embeds = self.family.encode_pictures(_pair_up(seen))
-        return Conditions(channels, texts, embeds, {})
+        return Conditions(channels, texts, embeds, {}, self.family.encode_first_latents(images))
 
     def encode_references(
         self, request: Request, guidance: Guidance, generator: Generators
@@ -265,7 +273,10 @@ class Predictor:
     def __call__(self, latents: torch.Tensor, timestep: torch.Tensor, variants: tuple[Variant, ...]) -> torch.Tensor:
         num_variants, batch_size = len(variants), latents.shape[0]
         given, transformer = self.conditions, self.family.transformer
-        channels = latents.to(transformer.dtype)
+        channels = given.put_first(latents).to(transformer.dtype)
+        steps = self.family.spread_timestep(
+            timestep.to(latents.device), latents, is_first_given=given.first_latents is not None
+        )
         if given.channels is not None:
             channels = torch.cat([channels, given.channels.to(channels)], dim=1)
         name = "+".join(f"{variant.text}-{variant.reference}" for variant in variants)
@@ -273,7 +284,7 @@ class Predictor:
             text, image_embeds = self._find_text(variants)
             inputs = ForwardInputs(
                 channels.repeat(num_variants, 1, 1, 1, 1),
-                timestep.to(latents.device).expand(num_variants * batch_size),
+                torch.cat([steps] * num_variants),
                 text,
                 image_embeds,
             )

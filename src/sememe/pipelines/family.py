@@ -29,7 +29,7 @@ class ForwardInputs:
 
     Attributes:
         channels: latents and their condition (batch, channel, frame, height, width).
-        timestep: (batch,), in 0..1000.
+        timestep: (batch,) or (batch, token), in 0..1000.
         text: embeddings (batch, token, dim), or what `keep_text` made of them and of the image embeddings.
         image_embeds: (batch, token, dim), for backbones that read them.
     """
@@ -45,7 +45,6 @@ class BackboneFamily(ABC):
 
     name: ClassVar[str]
     prediction: ClassVar[PredictionType]
-    takes_last_image: ClassVar[bool] = False
     has_sampled_latents: ClassVar[bool] = False
     """Whether the official pipeline draws its latents from the posterior."""
     spreads_references: ClassVar[bool] = False
@@ -67,6 +66,16 @@ class BackboneFamily(ABC):
     @abstractmethod
     def takes_image(self) -> bool:
         """Whether the backbone is told a first frame; one for text alone is not."""
+
+    @property
+    def needs_image(self) -> bool:
+        """Whether it cannot do without one."""
+        return self.takes_image
+
+    @property
+    def takes_last_image(self) -> bool:
+        """Whether it can be told a last frame too."""
+        return False
 
     @property
     @abstractmethod
@@ -97,6 +106,24 @@ class BackboneFamily(ABC):
             num_frames: of the clip.
             generator: to draw latents from the posterior; None for its mode.
         """
+
+    def encode_first_latents(self, images: torch.Tensor) -> torch.Tensor | None:
+        """First latent frames (batch, channel, 1, height, width), for backbones that are told a picture by them alone.
+
+        Args:
+            images: (batch, 3, height, width) in [-1, 1].
+        """
+        return None
+
+    def spread_timestep(self, timestep: torch.Tensor, latents: torch.Tensor, *, is_first_given: bool) -> torch.Tensor:
+        """The transformer's timesteps: (batch,), or (batch, token) for backbones that have one for each.
+
+        Args:
+            timestep: a scalar in 0..1000.
+            latents: (batch, channel, frame, height, width).
+            is_first_given: whether the first latent frame is given, and thus free of noise.
+        """
+        return timestep.expand(latents.shape[0])
 
     def draw_noise(self, shape: tuple[int, ...], generator: Generators, *, frames_first: bool) -> torch.Tensor:
         """Noise (batch, channel, frame, height, width) on the CPU or where the generator lives.

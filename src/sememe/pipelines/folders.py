@@ -104,7 +104,7 @@ def load_components(
     class_name: str,
     expert: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Loads what `model_index.json` names, except what is given; and the generation defaults.
+    """Loads what `model_index.json` names, except what is given; and the settings of the pipeline.
 
     Args:
         folder: a model in one of the layouts.
@@ -131,14 +131,16 @@ def load_components(
         parts["transformer"] = _load_transformer(layout, source, torch_dtype)
     defaults = layout.index.get("generation_defaults")
     if defaults is None:
-        defaults = released_defaults(layout.format.name, parts["transformer"], parts["vae"])
-    return {name: parts[name] for name in ("transformer", *ALLOWED_CLASSES)} | {"generation_defaults": defaults}
+        name = f"{layout.format.name}-ti2v" if layout.has_token_timesteps else layout.format.name
+        defaults = released_defaults(name, parts["transformer"], parts["vae"])
+    settings = {"generation_defaults": defaults, "expand_timesteps": layout.has_token_timesteps}
+    return {name: parts[name] for name in ("transformer", *ALLOWED_CLASSES)} | settings
 
 
 def save_components(
     folder: Path,
     components: Mapping[str, Any],
-    generation_defaults: Mapping[str, Any] | None,
+    settings: Mapping[str, Any],
     class_name: str,
     max_shard_size: int | str | None,
 ) -> None:
@@ -153,8 +155,8 @@ def save_components(
     index: dict[str, Any] = {
         "_class_name": class_name,
         "_diffusers_version": diffusers.__version__,
-        "generation_defaults": generation_defaults,
         EXPERT_FOLDER: ["sememe", known.expert_class],
+        **settings,
     }
     for name, component in components.items():
         if component is None:

@@ -71,17 +71,31 @@ def make_request(
     negative_references: Any = None,
     *,
     takes_image: bool = True,
+    needs_image: bool = True,
     takes_last_image: bool = False,
     needs_reference: bool = True,
 ) -> Request:
     """Checks the arguments of a pipeline's call.
+
+    Args:
+        image: pictures to start from.
+        prompt: one text, or one for each picture.
+        negative_prompt: the same.
+        last_image: pictures to end with.
+        references: clips, or what was made of them.
+        reference_prompts: captions of references.
+        negative_references: clips to lead away from.
+        takes_image: whether the backbone can be told a picture.
+        needs_image: whether it must be.
+        takes_last_image: whether it can be told a last one.
+        needs_reference: whether a reference is read at all.
 
     Raises:
         InputError: where one is not what was expected, or would have no effect.
     """
     if not takes_image and image is not None:
         raise InputError("this model makes videos from text alone, so that image has no effect; leave it out")
-    if last_image is not None and not (takes_image and takes_last_image):
+    if last_image is not None and not takes_last_image:
         raise InputError("this model cannot be told a last frame; leave last_image out")
     if not references and needs_reference:
         raise InputError(
@@ -90,8 +104,8 @@ def make_request(
         )
     if negative_references and not needs_reference:
         raise InputError("negative_references have no effect without a reference; leave them out")
-    images = _to_pictures("image", image) if takes_image else ()
-    count = len(images) if takes_image else len(prompt) if isinstance(prompt, (list, tuple)) else 1
+    images = _to_pictures("image", image) if needs_image or image is not None else ()
+    count = len(images) or (len(prompt) if isinstance(prompt, (list, tuple)) else 1)
     last_images = () if last_image is None else _to_pictures("last_image", last_image)
     if last_images and len(last_images) != count:
         raise InputError(f"expected one last_image per picture, got {len(last_images)} for {count}")

@@ -61,6 +61,11 @@ class ModelLayout:
         entry = self.index.get(component)
         return component not in OPTIONAL_COMPONENTS or bool(entry and entry[0] is not None)
 
+    @property
+    def has_token_timesteps(self) -> bool:
+        """Whether each token has a timestep of its own, as in Wan2.2-TI2V."""
+        return bool(self.index.get("expand_timesteps"))
+
 
 def read_layout(folder: Path) -> ModelLayout:
     """Looks at the index of a model folder.

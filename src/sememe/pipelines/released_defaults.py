@@ -17,6 +17,15 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "guidance_scale": 5.0,
         "max_sequence_length": 512,
     },
+    "wan-ti2v": {
+        "height": 704,
+        "width": 1280,
+        "num_frames": 121,
+        "fps": 24.0,
+        "num_inference_steps": 50,
+        "guidance_scale": 5.0,
+        "max_sequence_length": 512,
+    },
     "cogvideox": {
         "height": 480,
         "width": 720,
@@ -37,7 +46,7 @@ def released_defaults(name: str, transformer: nn.Module, vae: nn.Module) -> dict
     text for which it was made.
 
     Args:
-        name: `wan` or `cogvideox`.
+        name: `wan`, `wan-ti2v` (Wan2.2-TI2V) or `cogvideox`.
         transformer: of the model.
         vae: of the model, which says how many pixels a latent covers.
     """

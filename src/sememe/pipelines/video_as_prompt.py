@@ -11,7 +11,7 @@ from diffusers import DiffusionPipeline
 
 from sememe.diffusion.denoise import GuidanceSchedule, check_scheduler, denoise, set_truncated_timesteps
 from sememe.diffusion.guidance import Batching, Guidance, dynamic_guidance_scale, video_as_prompt_guidance
-from sememe.errors import InputError
+from sememe.errors import InputError, ModelError
 from sememe.models.autoencoder import LatentGrid, decode_latents, latent_grid
 from sememe.models.feature_caches import check_generation
 from sememe.models.pixels import video_to_clips
@@ -64,6 +64,8 @@ class VideoAsPromptPipeline(PromptEncoding, DiffusionPipeline, BackboneAdapterMi
         image_encoder: CLIP, for backbones that read image embeddings.
         image_processor: of the image encoder.
         generation_defaults: see `GenerationDefaults`; those not given have its values.
+        expand_timesteps: for Wan backbones that make videos from a picture or from text alone (Wan2.2-TI2V): each token
+            has a timestep of its own, and a picture is told by standing in place of the first latent frame.
     """
 
     model_cpu_offload_seq = "text_encoder->image_encoder->transformer->vae"
@@ -82,6 +84,7 @@ class VideoAsPromptPipeline(PromptEncoding, DiffusionPipeline, BackboneAdapterMi
         image_encoder: Any = None,
         image_processor: Any = None,
         generation_defaults: Mapping[str, Any] | None = None,
+        expand_timesteps: bool = False,  # noqa: FBT001, FBT002 (the stock signature)
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -94,7 +97,9 @@ class VideoAsPromptPipeline(PromptEncoding, DiffusionPipeline, BackboneAdapterMi
             image_processor=image_processor,
         )
         defaults = GenerationDefaults.from_config(generation_defaults)
-        self.register_to_config(generation_defaults=defaults.to_config())
+        self.register_to_config(generation_defaults=defaults.to_config(), expand_timesteps=expand_timesteps)
+        if expand_timesteps and (self.family.name != "wan" or self.family.needs_image):
+            raise ModelError("expand_timesteps goes with Wan backbones that have no condition channels")
         self._interrupt = False
 
     @property
@@ -164,8 +169,13 @@ class VideoAsPromptPipeline(PromptEncoding, DiffusionPipeline, BackboneAdapterMi
             raise InputError("the text encoder was unloaded, and a model without it is not whole; load it anew to save")
         check_unadapted(self.transformer)
         save_components(
-            Path(save_directory), self.components, self.config.generation_defaults, type(self).__name__, max_shard_size
+            Path(save_directory), self.components, self._own_settings(), type(self).__name__, max_shard_size
         )
+
+    def _own_settings(self) -> dict[str, Any]:
+        # What a model does not do is not written, so that folders of models without it stay as they were.
+        expanded = {"expand_timesteps": True} if self.config.expand_timesteps else {}
+        return {"generation_defaults": self.config.generation_defaults} | expanded
 
     @torch.no_grad()
     def encode_reference(
@@ -343,6 +353,7 @@ class VideoAsPromptPipeline(PromptEncoding, DiffusionPipeline, BackboneAdapterMi
             told.reference_prompts,
             negative_references,
             takes_image=family.takes_image,
+            needs_image=family.needs_image,
             takes_last_image=family.takes_last_image,
             needs_reference=settings.reference_guidance_scale != 0,
         )
@@ -404,6 +415,7 @@ class VideoAsPromptPipeline(PromptEncoding, DiffusionPipeline, BackboneAdapterMi
                 is_interrupted=lambda: self._interrupt,
                 set_timesteps=set_truncated_timesteps if "truncated_timesteps" in quirks else None,
             )
+        result = conditions.put_first(result)
         watch.lap("denoise")
         clips, frames = self._make_frames(result, settings.fps, output_type)
         watch.lap("decode")

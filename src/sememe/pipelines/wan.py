@@ -1,4 +1,8 @@
-"""Wan backbones: image-to-video with or without CLIP, and text-to-video."""
+"""Wan backbones: image-to-video with or without CLIP, text-to-video, and both in one (Wan2.2-TI2V).
+
+The last has no condition channels. A picture is put in place of the first latent frame before every forward, and the
+timestep, one for each token, is 0 there.
+"""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -10,6 +14,7 @@ from diffusers.utils.torch_utils import get_module_execution_device
 
 from sememe.diffusion.denoise import PredictionType
 from sememe.errors import ModelError
+from sememe.models.autoencoder import encode_video
 from sememe.models.condition import frame_condition
 from sememe.models.cross_attention import KeptText
 from sememe.models.reference import ReferenceTokens
@@ -23,12 +28,23 @@ class WanFamily(BackboneFamily):
 
     name: ClassVar[str] = "wan"
     prediction: ClassVar[PredictionType] = "flow"
-    takes_last_image: ClassVar[bool] = True
     spreads_references: ClassVar[bool] = True
 
     @property
     def takes_image(self) -> bool:
+        return self.needs_image or self._has_token_timesteps
+
+    @property
+    def needs_image(self) -> bool:
         return self.transformer.config.in_channels != self.transformer.config.out_channels
+
+    @property
+    def takes_last_image(self) -> bool:
+        return self.needs_image
+
+    @property
+    def _has_token_timesteps(self) -> bool:
+        return bool(self.pipeline.config.expand_timesteps)
 
     @property
     def text_length(self) -> int | None:
@@ -60,11 +76,25 @@ class WanFamily(BackboneFamily):
     def encode_condition(
         self, images: torch.Tensor, last_images: torch.Tensor | None, num_frames: int, generator: Generators
     ) -> torch.Tensor | None:
-        if not self.takes_image:
+        if not self.needs_image:
             return None
         fill = self.transformer.config.first_frame_fill
         condition = frame_condition(self.pipeline.vae, images, num_frames, fill, last_images)
         return condition.to(self.device)
+
+    def encode_first_latents(self, images: torch.Tensor) -> torch.Tensor | None:
+        if not self._has_token_timesteps:
+            return None
+        return encode_video(self.pipeline.vae, images.unsqueeze(2)).to(self.device)
+
+    def spread_timestep(self, timestep: torch.Tensor, latents: torch.Tensor, *, is_first_given: bool) -> torch.Tensor:
+        if not self._has_token_timesteps:
+            return super().spread_timestep(timestep, latents, is_first_given=is_first_given)
+        sizes = zip(latents.shape[-3:], self.transformer.config.patch_size, strict=True)
+        steps = timestep.repeat(*(size // patch for size, patch in sizes))
+        if is_first_given:
+            steps[0] = 0
+        return steps.flatten().expand(latents.shape[0], -1)
 
     def keep_text(self, text: torch.Tensor, image_embeds: torch.Tensor | None) -> KeptText | None:
         return self.transformer.keep_text(text, image_embeds) if self._may_project_apart() else None

@@ -199,6 +199,8 @@ def _make_index(layout: ModelLayout, target: str) -> dict[str, Any]:
     known = layout.format
     components = {name: layout.index.get(name, [None, None]) for name in COMPONENTS}
     defaults = {"generation_defaults": layout.index.get("generation_defaults")}
+    if layout.has_token_timesteps:
+        defaults["expand_timesteps"] = True
     version = {"_diffusers_version": diffusers.__version__}
     if target == "own":
         expert = {EXPERT_FOLDER: ["sememe", known.expert_class]}

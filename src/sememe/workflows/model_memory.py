@@ -108,6 +108,8 @@ def _describe_folder(name: str, folder: Path, expert: Path | None, guided: Guide
     from sememe.pipelines.released_defaults import released_defaults
 
     layout = read_layout(folder)
+    if layout.has_token_timesteps:
+        raise ModelError(f"no plan can be made for {folder}: memory of a timestep for each token is not counted yet")
     check_whole(layout, (), needs_expert=layout.kind == "own" and expert is None)
     if layout.kind == "published":
         stored = open_merged(folder / "transformer")

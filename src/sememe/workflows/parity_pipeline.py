@@ -66,14 +66,14 @@ def compare_generation(
     try:
         with _record(pipe) as recording:
             # Recorded are the embeddings that the official transformer is given.
-            inputs = {"latents": swap(given["initial_latents"]), "text_keys": "recomputed"}
-            out = pipe(**_arguments(call, given), **inputs)
+            latents = swap(given["initial_latents"])
+            out = pipe(**_arguments(call, given), latents=latents, text_keys="recomputed")
         got = _name_calls(family, recording)
         errors = [_difference(name, got, expected) for name in expected if name.partition(".")[0] in _CALLS]
-        latents = float((swap(out.frames) - expected["latents"]).abs().max())
+        largest = float((swap(out.frames) - expected["latents"]).abs().max())
     except KeyError as error:
         raise InputError(f"expected {error} among the arguments and tensors in {folder}, there is none") from error
-    return PipelineErrors(max(errors), latents)
+    return PipelineErrors(max(errors), largest)
 
 
 def _arguments(call: Mapping[str, Any], given: Mapping[str, torch.Tensor]) -> dict[str, Any]:
