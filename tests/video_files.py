@@ -50,6 +50,8 @@ def encode(path: Path, frames: np.ndarray, recipe: Recipe | None = None) -> Path
             if recipe.times is not None:
                 frame.pts, frame.time_base = round(recipe.times[number] * 1000), Fraction(1, 1000)
             output.mux(stream.encode(frame))
+        if not len(frames):
+            output.start_encoding()  # without a frame nothing else would write the file
         output.mux(stream.encode(None))
         if sound is not None:
             assert isinstance(sound, AudioStream)

@@ -245,6 +245,9 @@ def test_what_does_not_fit_is_named() -> None:
         model.embed_reference(make_reference(num_frames=(32, 32)))
     with pytest.raises(ModelError, match="batch of 3, but 2 targets"):
         model(**target, reference=model.embed_reference(make_reference(batch_size=3)))
+    other = encode(make_transformer(expert_blocks=[0, 2]), make_reference())
+    with pytest.raises(ModelError, match="encoded by another model"):
+        model(**target, reference=other)
     with pytest.raises(ModelError, match="counts are"):
         ReferenceInputs((torch.randn(2, 12, 3, 8, 6),), ())
     for settings, message in (

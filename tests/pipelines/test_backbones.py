@@ -129,6 +129,8 @@ def test_text_to_video_takes_a_reference_and_no_picture(family: str) -> None:
     assert generate(pipe, image=None, prompt=["a cat", "a red ball"]).shape[0] == 2
     with pytest.raises(InputError, match="text alone"):
         generate(pipe, prompt="a cat")
+    with pytest.raises(InputError, match="expected prompt as a text or a list of texts, got an empty list"):
+        generate(pipe, image=None, prompt=[])
 
 
 def make_ti2v_pipeline(attention_mode: str = "joint", **defaults: Any) -> VideoAsPromptPipeline:

@@ -10,6 +10,7 @@ import torch
 from pipelines.factories import make_clip, make_cogvideox_pipeline, make_picture, make_pipeline
 from sememe.errors import InputError
 from sememe.pipelines.acceleration import compile_transformer
+from sememe.pipelines.memory import apply_offload, apply_storage
 
 
 @pytest.fixture(autouse=True)
@@ -51,6 +52,31 @@ def test_blocks_compile_once_in_whole_graphs(kind: str, num_graphs: int) -> None
     assert counts == [num_graphs] * 3
     with pytest.raises(InputError, match="compiled already"):
         compile_transformer(pipe)
+
+
+@pytest.mark.parametrize(
+    ("storage", "kind", "level", "message"),
+    [
+        ("full", "group", "block", "offloaded in groups"),
+        ("full", "group", "leaf", "offloaded in groups"),
+        ("full", "sequential", "block", "layer by layer"),
+        ("fp8", "none", "block", "fp8 storage casts weights within a block"),
+    ],
+)
+def test_what_no_graph_can_hold_is_refused(storage: str, kind: str, level: str, message: str) -> None:
+    pipe = make("joint")
+    apply_storage(pipe, storage)
+    apply_offload(pipe, kind, "cpu", group_level=level)
+    with pytest.raises(InputError, match=message):
+        compile_transformer(pipe, backend="eager")
+
+
+def test_offloaded_as_a_whole_it_compiles() -> None:
+    pipe = make("joint")
+    apply_offload(pipe, "model", "cpu")
+    expected = generate(pipe)
+    compile_transformer(pipe, backend="eager")
+    torch.testing.assert_close(generate(pipe), expected)
 
 
 def test_without_a_compiler_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

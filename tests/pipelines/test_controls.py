@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from pipelines.factories import make_clip, make_cogvideox_pipeline, make_picture, make_pipeline
-from sememe.errors import InputError
+from sememe.diffusion.guidance import video_as_prompt_guidance
+from sememe.errors import InputError, ModelError
 from sememe.models.reference import ReferenceCache, ReferenceTokens
 from sememe.pipelines.conditions import ConditionEncoder, EncodingOptions
-from sememe.pipelines.inputs import check_references
+from sememe.pipelines.inputs import check_references, make_request
 from sememe.pipelines.quirks import choose_quirks, stretch_clip, stretch_pictures
 from sememe.pipelines.video_as_prompt import VideoAsPromptPipeline
 
@@ -96,6 +97,17 @@ def test_references_may_have_a_grid_of_their_own(mode: str) -> None:
     assert not torch.allclose(dense, spread, atol=1e-5)
     full = generate(pipe, num_frames=9)
     torch.testing.assert_close(generate(pipe, num_frames=9, reference_positions="spread"), full, atol=1e-4, rtol=1e-4)
+
+
+def test_encoded_references_of_one_batch_must_lie_at_equal_positions() -> None:
+    pipe = make_pipeline("joint", num_frames=9)
+    options: dict[str, Any] = {"num_reference_frames": 5, "reference_positions": "spread"}
+    spread = [pipe.encode_reference(make_clip(seed), **options) for seed in (0, 1)]
+    dense = pipe.encode_reference(make_clip(), num_reference_frames=5)
+    images = [make_picture(), make_picture(1)]
+    assert generate(pipe, image=images, references=spread).shape[0] == 2
+    with pytest.raises(ModelError, match="equal positions"):
+        generate(pipe, image=images, references=[dense, spread[0]])
 
 
 def count_tokens(record: ReferenceCache | ReferenceTokens) -> int:
@@ -195,6 +207,34 @@ def test_dynamic_guidance_changes_what_text_guidance_does() -> None:
     assert not torch.allclose(plain, dynamic, atol=1e-5)
 
 
+@pytest.mark.parametrize(("scale", "reference_scale"), [(3.0, 3.0), (3.0, 0.0), (1.0, 1.0), (0.0, 1.0)])
+def test_dynamic_guidance_goes_with_every_scale(scale: float, reference_scale: float) -> None:
+    pipe = make_pipeline(guidance_scale=scale, reference_guidance_scale=reference_scale, negative_prompt="blurry")
+    plain, dynamic = generate(pipe, prompt="a cat"), generate(pipe, prompt="a cat", use_dynamic_cfg=True)
+    assert torch.equal(plain, dynamic) == (scale <= 1.0), "guidance that is off stays off"
+
+
+@pytest.mark.parametrize("batching", ["sequential", "batched"])
+def test_what_variants_share_is_projected_once(batching: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = make_pipeline("joint", guidance_scale=3.0, reference_guidance_scale=2.0, negative_prompt="blurry")
+    counts = dict.fromkeys(("keep_text", "keep_captions"), 0)
+
+    def count(name: str) -> None:
+        original = getattr(pipe.transformer, name)
+
+        def counted(*args: Any) -> Any:
+            counts[name] += 1
+            return original(*args)
+
+        monkeypatch.setattr(pipe.transformer, name, counted)
+
+    for name in counts:
+        count(name)
+    # The negative text stands beside no reference and beside the given one, which both texts stand beside.
+    generate(pipe, prompt="a cat", batching=batching)
+    assert counts == {"keep_text": 2, "keep_captions": 1}
+
+
 @pytest.mark.parametrize("quirk", ["stretched_frames", "uncropped_image_embeds", "negative_reference_prompt"])
 def test_each_quirk_changes_the_result(quirk: str) -> None:
     pipe = make_pipeline("joint", clip=True, guidance_scale=3.0, negative_prompt="blurry", num_inference_steps=1)
@@ -240,6 +280,31 @@ def test_under_the_quirk_the_reference_has_the_negative_prompt_too() -> None:
         official_quirks=["negative_reference_prompt"],
     )
     torch.testing.assert_close(same, plain, atol=1e-5, rtol=1e-5)
+
+
+def test_a_reference_told_with_two_captions_is_drawn_once() -> None:
+    pipe = make_cogvideox_pipeline(guidance_scale=3.0)
+    quirks = choose_quirks(["sampled_latents", "negative_reference_prompt"])
+    encoder = ConditionEncoder(pipe.family, pipe.defaults, EncodingOptions(quirks=quirks))
+    request = make_request(make_picture(), "a cat", "blurry", references=[make_clip()], reference_prompts="melts")
+    guidance = video_as_prompt_guidance(3.0, 1.0)
+    found = encoder.encode_references(request, guidance, torch.Generator().manual_seed(1))
+    positive, negative = found["given", "positive"], found["given", "negative"]
+    assert isinstance(positive, ReferenceTokens)
+    assert isinstance(negative, ReferenceTokens)
+    assert torch.equal(positive.hidden_states, negative.hidden_states)
+    assert not torch.equal(positive.stream.texts[0], negative.stream.texts[0])
+
+
+def test_a_generator_for_each_picture_goes_with_a_shared_reference_that_is_drawn() -> None:
+    pipe = make_cogvideox_pipeline(num_inference_steps=1)
+    generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+    images = [make_picture(), make_picture(1)]
+    both = generate(pipe, image=images, generator=generators, official_quirks=["sampled_latents"])
+    alone = generate(pipe, image=images[0], seed=1, official_quirks=["sampled_latents"])
+    torch.testing.assert_close(both[:1], alone, atol=1e-4, rtol=1e-4)
+    with pytest.raises(InputError, match="one generator per picture, got 2 for 1"):
+        generate(pipe, generator=generators, official_quirks=["sampled_latents"])
 
 
 def test_a_prompt_that_is_cut_says_what_is_lost(caplog: pytest.LogCaptureFixture) -> None:

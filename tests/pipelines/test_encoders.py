@@ -1,5 +1,7 @@
 """Texts that are encoded once, and a text encoder that is gone after that."""
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -8,6 +10,7 @@ import torch
 from pipelines.factories import make_clip, make_cogvideox_pipeline, make_picture, make_pipeline
 from sememe.errors import InputError
 from sememe.models.reference import ReferenceCache
+from sememe.pipelines.memory import apply_offload
 from sememe.pipelines.video_as_prompt import VideoAsPromptPipeline
 
 TEXTS: dict[str, Any] = {"prompt": "a red ball", "negative_prompt": "blurry", "reference_prompts": "melts"}
@@ -30,6 +33,17 @@ def test_an_encoded_prompt_stands_for_its_texts(make: Any) -> None:
     with pytest.raises(InputError, match="text encoder was unloaded"):
         pipe.save_pretrained("nowhere")
     assert torch.equal(generate(pipe, prompt=record), expected)
+
+
+@pytest.mark.parametrize("offload", ["none", "model", "group", "sequential"])
+def test_an_unloaded_encoder_takes_no_memory(offload: str) -> None:
+    pipe = make_pipeline(clip=True)
+    apply_offload(pipe, offload, "cpu")
+    encoder, record = weakref.ref(pipe.text_encoder), pipe.encode_prompt("a cat")
+    pipe.unload_text_encoders()
+    gc.collect()
+    assert encoder() is None
+    assert generate(pipe, prompt=record).isfinite().all()
 
 
 def test_an_encoded_prompt_serves_batches_and_encoded_references() -> None:

@@ -22,6 +22,7 @@ from sememe.models.formats import format_of_model
 from sememe.models.merged_files import load_merged
 from sememe.pipelines.folders import find_folder, load_components, save_components
 from sememe.pipelines.video_as_prompt import VideoAsPromptPipeline
+from sememe.zoo import resolve_model
 
 FRESH_PROCESS = """
 import sys
@@ -187,6 +188,13 @@ def test_what_is_no_model_is_named(tmp_path: Path) -> None:
             find_folder(tmp_path / name)
     with pytest.raises(ModelError, match=r"expected a repository .* to go with revision v1, got"):
         find_folder(tmp_path, "v1")
+
+
+def test_a_folder_does_not_hide_a_built_in_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tiny").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert find_folder("tiny") == resolve_model("tiny") != Path("tiny")
+    assert find_folder("./tiny") == find_folder(Path("tiny")) == Path("tiny")
 
 
 def test_all_that_is_missing_is_named_at_once(copy: Path) -> None:

@@ -128,6 +128,14 @@ def test_what_rests_can_be_changed() -> None:
     assert {parameter.device.type for parameter in pipe.transformer.parameters()} == {"cpu"}
 
 
+def test_a_refusal_leaves_nothing_behind() -> None:
+    pipe = make("joint")
+    with pytest.raises(InputError, match="two-way expert"):
+        apply_offload(pipe, "none", "cpu", resting=["encoders", "expert"])
+    assert not hasattr(pipe.text_encoder, "_hf_hook")
+    assert not pipe.transformer.patch_embedding._forward_pre_hooks
+
+
 def test_what_cannot_be_is_refused() -> None:
     pipe = make("joint")
     for arguments, message in (

@@ -315,6 +315,11 @@ def test_sequential_offload_gives_the_same_clip() -> None:
         ({"references": "clip.mp4"}, "got str"),
         ({"references": [[make_clip()], [make_clip()]]}, "got 2 for 1 pictures"),
         ({"references": [[]]}, "an empty list"),
+        ({"references": np.zeros((9, 8, 8, 3), np.uint8)}, "got ndarray"),
+        (
+            {"negative_references": np.zeros((9, 8, 8, 3), np.uint8), "reference_guidance_scale": 2.0},
+            "reference clips .* got ndarray",
+        ),
         ({"image": []}, "at least one picture"),
         ({"image": make_clip()}, "clip of 9 frames"),
         ({"image": "picture.png"}, "got str"),
@@ -334,6 +339,7 @@ def test_sequential_offload_gives_the_same_clip() -> None:
         ({"batching": "both"}, "batching must be one of"),
         ({"reference_sampling": "random"}, "sampling"),
         ({"fps": 0.0}, "fps must be above 0"),
+        ({"max_sequence_length": -1}, "max_sequence_length must be at least 1, got -1"),
         ({"generator": []}, "one generator per picture"),
     ],
 )
@@ -365,6 +371,12 @@ def test_a_two_way_model_can_be_run_from_an_approximate_cache() -> None:
     assert isinstance(encoded.payload, ReferenceCache)
     approximate = run(pipe, references=encoded, output_type="latent").frames
     assert 1e-6 < (approximate - exact).abs().max() < 0.5 * exact.abs().max()
+    assert run(pipe, references=encoded).settings["approximate"], "the record says what the result is"
+    assert not run(pipe).settings["approximate"]
+    with pytest.raises(InputError, match="reference_refresh has no effect"):
+        run(pipe, references=encoded, approximate=True, reference_refresh=1)
+    with pytest.raises(InputError, match="approximate has no effect"):
+        run(pipe, references=pipe.encode_reference(make_clip()), approximate=True)
 
 
 def test_lora_weights_of_the_backbone_load(tmp_path: Path) -> None:

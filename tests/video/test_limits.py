@@ -84,7 +84,7 @@ def test_only_sound(tmp_path: Path) -> None:
 
 def test_no_frame_at_all(tmp_path: Path) -> None:
     path = encode(tmp_path / "a.mkv", np.zeros((0, 32, 32, 3), np.uint8), Recipe(codec="ffv1", pixel_format="bgr0"))
-    refusal(path)
+    assert "is none" in refusal(path)
 
 
 def test_a_codec_off_the_list(tmp_path: Path) -> None:

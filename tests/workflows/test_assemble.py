@@ -75,6 +75,11 @@ def test_files_are_small_and_of_half_precision(parts: dict[str, Path], tmp_path:
         assert torch.equal(one.bfloat16().float(), other), name
 
 
+def test_no_path_of_this_machine_is_written(parts: dict[str, Path], tmp_path: Path) -> None:
+    for path in assemble(tmp_path / "made", parts).rglob("*.json"):
+        assert str(parts["vae"].parent) not in path.read_text(), path
+
+
 def test_the_card(parts: dict[str, Path], tmp_path: Path) -> None:
     folder = assemble(tmp_path / "made", parts)
     record = describe_model(folder)

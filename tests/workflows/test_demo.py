@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from sememe.errors import ModelError, OutputError
+from sememe.errors import InputError, ModelError, OutputError
 from sememe.video import read_clip, read_image
 from sememe.workflows.demo import CONDITIONS, DemoRequest, run_demo
 from sememe.world import conditions
@@ -28,6 +28,8 @@ def test_everything_is_there_and_the_reference_matters(tmp_path: Path, model_fol
 def test_mistakes_are_told_before_anything_is_made(tmp_path: Path, model_folder: Path) -> None:
     with pytest.raises(ModelError, match="'huge' is neither"):
         run_demo(DemoRequest(output_dir=tmp_path / "demo", model="huge"))
+    with pytest.raises(InputError, match="expected a seed of 0 to"):
+        run_demo(DemoRequest(output_dir=tmp_path / "demo", model=str(model_folder), seed=-1))
     assert not (tmp_path / "demo").exists()
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="file"):

@@ -1,6 +1,7 @@
 """Plans: what is chosen for which card, what is said of it, and that a planned generation is the plain one."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,46 @@ def test_fewer_bits_on_request(released: Callable[..., MemoryPlan]) -> None:
     faster = released("cogvideox-5b", 24).faster
     assert faster is not None
     assert faster.strategy.storage == "fp8"
+
+
+def test_each_variant_of_guidance_keeps_its_texts(model_folder: Path) -> None:
+    for batching, batch_size in (("sequential", 1), ("batched", 2)):
+        guided = model_memory.Guided(guidance_scale=3.0, reference_guidance_scale=2.0, batching=batching)
+        model = model_memory.read_model_memory(model_folder, guided=guided)
+        assert (model.num_texts, model.batch_size) == (3, batch_size)
+
+
+def test_learned_positions_have_one_size(released: Callable[..., MemoryPlan]) -> None:
+    assert released("cogvideox-5b", 80, height=480, width=720).strategy.offload == "none"
+    with pytest.raises(InputError, match="learned positions for 480x720 pixels only, got 256x720"):
+        released("cogvideox-5b", 80, height=256)
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value"),
+    [
+        ("model_index.json", "vae", ["diffusers"]),
+        ("model_index.json", "generation_defaults", 3),
+        ("text_encoder/config.json", "d_model", None),
+        ("vae/config.json", "dim_mult", "wide"),
+    ],
+)
+def test_a_folder_that_is_not_whole_is_told_in_one_line(
+    file: str, key: str, value: Any, model_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "broken"
+    shutil.copytree(model_folder, folder)
+    config = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps(config | {key: value}))
+    with pytest.raises(ModelError, match="no plan can be made") as told:
+        plan_memory(folder, PlanRequest(24))
+    assert "\n" not in str(told.value)
+
+
+def test_storage_that_takes_more_says_so(released: Callable[..., MemoryPlan]) -> None:
+    with pytest.raises(InputError, match=r"does not fit in 24 GB; .* leave storage out, or ask for a smaller size"):
+        released("wan-14b", 24, storage="int8")
+    assert released("wan-14b", 24).chosen.estimate.peak <= 24e9
 
 
 def test_nothing_fits(released: Callable[..., MemoryPlan]) -> None:

@@ -15,16 +15,18 @@ def register(app: typer.Typer) -> None:
 
 def demo(
     output_dir: Annotated[Path, typer.Option(help="Folder for the files; made if it is not there.")] = Path("demo"),
+    image: Annotated[Path | None, typer.Option(help="Your picture; one is drawn if left out.")] = None,
     model: Annotated[str, typer.Option(help="Built-in name (see `sememe models`) or folder.")] = "tiny",
     seed: Annotated[int, typer.Option(help="0 or more.")] = 0,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; a GPU if there is one.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print where everything is as JSON.")] = False,
 ) -> None:
-    """Render two references and a picture, generate, and lay all out on a contact sheet."""
+    """Render two references, have a picture do the same, and lay all out on a contact sheet."""
     from sememe.workflows.demo import DemoRequest, run_demo
 
     with show_progress() as on_progress:
-        result = run_demo(DemoRequest(output_dir=output_dir, model=model, seed=seed, device=device), on_progress)
+        request = DemoRequest(output_dir=output_dir, image=image, model=model, seed=seed, device=device)
+        result = run_demo(request, on_progress)
     if as_json:
         pairs = [
             {"condition": pair.condition, "reference": str(pair.reference), "result": str(pair.result)}

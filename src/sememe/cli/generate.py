@@ -78,6 +78,14 @@ def generate_video_as_prompt(
         float | None,
         typer.Option(help="Strength of the reference; 1 is off, 0 leaves it out.", rich_help_panel=_GUIDANCE),
     ] = None,
+    guidance_interval: Annotated[
+        tuple[float, float] | None,
+        typer.Option(
+            help="Timesteps, as parts of 1000, between which guidance acts; 0 1 is always.",
+            metavar="LOW HIGH",
+            rich_help_panel=_GUIDANCE,
+        ),
+    ] = None,
     last_image: Annotated[
         Path | None,
         typer.Option(help="Picture that the result ends with, for models that take it.", rich_help_panel=_INPUTS),
@@ -222,6 +230,7 @@ def generate_video_as_prompt(
         fps=fps,
         guidance_scale=guidance_scale,
         reference_guidance_scale=reference_guidance_scale,
+        guidance_interval=guidance_interval,
         reference_sampling=reference_sampling,
         batching=batching,
         autocast=autocast,

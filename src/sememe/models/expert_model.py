@@ -176,6 +176,7 @@ class ExpertModel(TwoFolderFiles):
     ) -> ReferenceCache | ReferenceTokens:
         """The reference as the blocks take it in this model's mode; `step` is passed on where it is encoded."""
         if isinstance(reference, ReferenceCache):
+            _check_cache(reference, self.config)
             return reference
         tokens = self.embed_reference(reference) if isinstance(reference, ReferenceInputs) else reference
         if self.config.attention_mode == "joint":
@@ -210,6 +211,16 @@ def check_grid(reference: ReferenceCache | ReferenceTokens, grid: tuple[int, int
         raise ModelError(
             f"reference and target must have the same height and width: got {reference.grid} and {grid} "
             "(rows, columns of tokens)"
+        )
+
+
+def _check_cache(cache: ReferenceCache, config: Any) -> None:
+    expected = (len(config.expert_blocks), config.num_attention_heads, config.attention_head_dim)
+    got = (len(cache.keys), *cache.keys[0].shape[2:])
+    if got != expected:
+        raise ModelError(
+            f"this reference was encoded by another model: it has {got} experts, heads and channels of a head, this "
+            f"model has {expected}"
         )
 
 

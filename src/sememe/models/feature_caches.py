@@ -78,13 +78,14 @@ def check_two_way(model: Any, reference: ReferenceTokens) -> None:
         )
 
 
-def check_generation(model: Any, num_forwards: int, num_inference_steps: int) -> None:
+def check_generation(model: Any, num_forwards: int, num_inference_steps: int, *, is_limited: bool = False) -> None:
     """Checks the model's feature cache, if it has one, against a generation.
 
     Args:
         model: a transformer with experts.
         num_forwards: per step.
         num_inference_steps: of the scheduler.
+        is_limited: whether guidance acts at some of the steps only, so that forwards differ from step to step.
 
     Raises:
         ModelError: where they do not go together.
@@ -93,6 +94,8 @@ def check_generation(model: Any, num_forwards: int, num_inference_steps: int) ->
     if config is None:
         return
     name = _name(config)
+    if is_limited:
+        raise ModelError(f"{name} expects the same forwards at every step; set guidance_interval to (0, 1)")
     if name in _FOR_ONE_FORWARD and num_forwards > 1:
         raise ModelError(
             f"{name} keeps one state for all forwards, but guidance takes {num_forwards} of them per step; turn "

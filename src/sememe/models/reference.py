@@ -8,7 +8,7 @@ import torch
 from sememe.errors import ModelError
 from sememe.models.cross_attention import TextKeys
 from sememe.models.reference_attention import ReferenceStream
-from sememe.models.rotary import TokenExtent
+from sememe.models.rotary import RotaryTables, TokenExtent
 
 
 @dataclass(frozen=True)
@@ -161,6 +161,7 @@ def join_references(
         )
     if tokens and not caches:
         _check_equal([(entry.stream.lengths, entry.grid) for entry in tokens])
+        _check_positions([entry.stream.rotary for entry in tokens])
         texts = zip(*(entry.stream.texts for entry in tokens), strict=True)
         return replace(
             tokens[0],
@@ -174,6 +175,12 @@ def join_references(
 def _check_equal(shapes: Sequence[object]) -> None:
     if any(shape != shapes[0] for shape in shapes):
         raise ModelError(f"references of one batch must agree in number, length and size, got {list(shapes)}")
+
+
+def _check_positions(tables: Sequence[RotaryTables | None]) -> None:
+    for table in tables[1:]:
+        if not all(torch.equal(one, other) for one, other in zip(tables[0] or (), table or (), strict=False)):
+            raise ModelError("references of one batch must lie at equal positions; encode them with equal settings")
 
 
 def _check_expansion(batch_size: int, num_targets: int) -> None:

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from diffusers.hooks.group_offloading import _is_group_offload_enabled
+from diffusers.hooks.layerwise_casting import _is_layerwise_casting_active
 from diffusers.models.attention_dispatch import (
     AttentionBackendName,
     _AttentionBackendRegistry,
@@ -67,11 +69,19 @@ def compile_transformer(pipeline: Any, *, backend: str | Callable[..., Any] = "i
         options: of `torch.compile`, such as `mode` or `dynamic`.
 
     Raises:
-        InputError: where there is no compiler, or the blocks are compiled already.
+        InputError: where there is no compiler, the blocks are compiled already, or their weights come and go, or are
+            cast, within a block's forward, which no whole graph can hold.
     """
     blocks = [block for block in pipeline.transformer.modules() if _is_repeated(pipeline.transformer, block)]
     if any(block._compiled_call_impl is not None for block in blocks):
         raise InputError("the transformer is compiled already")
+    if _is_layerwise_casting_active(pipeline.transformer):
+        raise InputError("fp8 storage casts weights within a block, which cannot be compiled; use fp8wo or int8wo")
+    if _is_group_offload_enabled(pipeline.transformer) or any(hasattr(block, "_hf_hook") for block in blocks):
+        raise InputError(
+            "blocks that are offloaded in groups or layer by layer cannot be compiled; leave compiling out, or have "
+            "enough memory for offload 'model' or 'none'"
+        )
     compilers = (os.environ.get("CXX", "g++"), "g++", "clang++")
     device = pipeline._execution_device
     if backend == "inductor" and device.type == "cpu" and not any(map(shutil.which, compilers)):

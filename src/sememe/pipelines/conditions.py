@@ -83,6 +83,18 @@ class Conditions:
     references: Mapping[tuple[ReferenceChoice, Text], Reference]
     first_latents: torch.Tensor | None = None
 
+    def are_approximate(self, attention_mode: str) -> bool:
+        """Whether a reference of a model trained two-way was encoded by itself, by whomever."""
+        return attention_mode == "joint" and any(isinstance(each, ReferenceCache) for each in self.references.values())
+
+    def check_reading(self, *, approximate: bool, refresh: int | None) -> None:
+        """Raises `InputError` for references that were encoded ahead otherwise than the generation is to read them."""
+        are_carried = any(isinstance(each, ReferenceTokens) for each in self.references.values())
+        if refresh is not None and self.references and not are_carried:
+            raise InputError("reference_refresh has no effect on references encoded with approximate; leave it out")
+        if approximate and refresh is None and are_carried:
+            raise InputError("approximate has no effect on references encoded without it; say it to encode_reference")
+
     def put_first(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents with the first frame that is given."""
         if self.first_latents is None:
@@ -95,6 +107,7 @@ class ConditionEncoder:
 
     def __init__(self, family: BackboneFamily, settings: GenerationDefaults, options: EncodingOptions) -> None:
         self.family, self.settings, self.options = family, settings, options
+        self._encoded: dict[tuple[int, ...], torch.Tensor] = {}
         self._check_positions()
 
     def encode_targets(self, request: Request, guidance: Guidance, generator: Generators) -> Conditions:
@@ -135,6 +148,7 @@ class ConditionEncoder:
             for text in sorted(texts, reverse=True):
                 told = entries if text == "positive" else _recaption(entries, request.negative_prompts)
                 found[choice, text] = self._encode_entries(told, generator)
+        self._encoded.clear()
         return found
 
     def encode_clips(self, entries: Sequence[ReferenceClips], generator: Generators = None) -> Reference:
@@ -144,7 +158,9 @@ class ConditionEncoder:
                 "this model reads its reference at the target's timestep, which changes from step to step, so that it "
                 "cannot be encoded once; give reference_refresh with approximate"
             )
-        inputs = self._make_inputs(entries, self._posterior_source(generator))
+        source = self._posterior_source(generator)
+        # A reference that all pictures share is drawn by the generator of the first.
+        inputs = self._make_inputs(entries, source[: len(entries)] if isinstance(source, list) else source)
         with precision(self.family.device, self.settings, self.family.transformer.dtype):
             if self.options.approximate or self.family.transformer.config.attention_mode == "cached":
                 return self.family.encode_reference(inputs, approximate=self.options.approximate)
@@ -183,17 +199,23 @@ class ConditionEncoder:
         for place in range(len(entries[0].clips)):
             num_frames = self.options.count_frames(place, len(entries[0].clips), self.settings)
             clips = [self._fit_clip(entry.clips[place], num_frames) for entry in entries]
-            video = clips_to_video(clips)
-            encoded = encode_video(self.family.pipeline.vae, video, generator).to(self.family.device)
-            condition = self.family.encode_condition(video[:, :, 0], None, video.shape[2], generator)
-            channels = encoded if condition is None else torch.cat([encoded, condition.to(encoded)], dim=1)
-            latents.append(channels.to(dtype=dtype))
+            # What comes again with another caption is not drawn again.
+            known = (place, *(id(entry.clips) for entry in entries))
+            if known not in self._encoded:
+                self._encoded[known] = self._encode_channels(clips_to_video(clips), generator)
+            latents.append(self._encoded[known].to(dtype=dtype))
             texts.append(self.encode_texts([entry.prompts[place] for entry in entries]))
             uncropped = self._has_quirk("uncropped_image_embeds")
             seen = [entry.clips[place] for entry in entries] if uncropped else clips
             images.append(self.family.encode_pictures([[clip.frames[0]] for clip in seen]))
         embeds = tuple(image for image in images if image is not None) or None
         return ReferenceInputs(tuple(latents), tuple(texts), embeds, self._find_extent())
+
+    def _encode_channels(self, video: torch.Tensor, generator: Generators) -> torch.Tensor:
+        """A reference's latents, and behind them the condition of its first frame, if there is one."""
+        encoded = encode_video(self.family.pipeline.vae, video, generator).to(self.family.device)
+        condition = self.family.encode_condition(video[:, :, 0], None, video.shape[2], generator)
+        return encoded if condition is None else torch.cat([encoded, condition.to(encoded)], dim=1)
 
     def _find_extent(self) -> TokenExtent | None:
         if not self.options.are_spread:
@@ -267,8 +289,8 @@ class Predictor:
         self.family, self.conditions, self.settings, self.options = family, conditions, settings, options
         self._num_calls: dict[tuple[Variant, ...], int] = {}
         self._kept: dict[tuple[Variant, ...], ReferenceCache] = {}
-        self._texts: dict[tuple[Variant, ...], torch.Tensor | KeptText] = {}
-        self._references: dict[tuple[Variant, ...], Reference | None] = {}
+        self._texts: dict[tuple[Text, ...], torch.Tensor | KeptText] = {}
+        self._references: dict[tuple[int, ...], Reference | None] = {}
 
     def __call__(self, latents: torch.Tensor, timestep: torch.Tensor, variants: tuple[Variant, ...]) -> torch.Tensor:
         num_variants, batch_size = len(variants), latents.shape[0]
@@ -308,20 +330,24 @@ class Predictor:
         given = self.conditions
         embeds, images = given.texts, given.image_embeds
         images = None if images is None else images.repeat(len(variants), 1, 1)
-        if variants not in self._texts:
-            joined = torch.cat([embeds[variant.text] for variant in variants])
+        told = tuple(variant.text for variant in variants)
+        if told not in self._texts:
+            joined = torch.cat([embeds[text] for text in told])
             kept = self.family.keep_text(joined, images) if self.settings.text_keys == "kept" else None
-            self._texts[variants] = joined if kept is None else kept
-        text = self._texts[variants]
+            self._texts[told] = joined if kept is None else kept
+        text = self._texts[told]
         return text, None if isinstance(text, KeptText) else images
 
     def _find_reference(self, variants: tuple[Variant, ...], batch_size: int) -> Reference | None:
-        if variants not in self._references:
+        # Variants that see the same share it. The conditions hold what is seen, so that its id stays its own.
+        given = self.conditions.references
+        seen = tuple(id(given.get((variant.reference, variant.text))) for variant in variants)
+        if seen not in self._references:
             reference = self._join_references(variants, batch_size)
             if isinstance(reference, ReferenceTokens) and self.settings.text_keys == "kept":
                 reference = self.family.keep_captions(reference)
-            self._references[variants] = reference
-        return self._references[variants]
+            self._references[seen] = reference
+        return self._references[seen]
 
     def _join_references(self, variants: tuple[Variant, ...], batch_size: int) -> Reference | None:
         choices = {variant.reference for variant in variants}

@@ -1,10 +1,10 @@
 """A model's own settings for generation, which hold wherever a caller says None."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
-from sememe.diffusion.guidance import Batching
+from sememe.diffusion.guidance import Batching, check_interval
 from sememe.errors import InputError, ModelError
 
 Autocast = Literal["off", "bfloat16"]
@@ -23,6 +23,8 @@ class GenerationDefaults:
         num_inference_steps: of the scheduler.
         guidance_scale: of the text, 1 for off.
         reference_guidance_scale: of the reference, 1 for off, 0 for no reference at all.
+        guidance_interval: timesteps, as parts of 1000, between which both guidances act; outside them there is one
+            forward with text and reference. (0, 1) is always.
         negative_prompt: what text guidance leads away from.
         max_sequence_length: tokens per prompt; None for as many as the tokenizer was made for.
         batching: whether variants of the conditions share a forward.
@@ -38,6 +40,7 @@ class GenerationDefaults:
     num_inference_steps: int = 50
     guidance_scale: float = 5.0
     reference_guidance_scale: float = 1.0
+    guidance_interval: Sequence[float] = (0.0, 1.0)
     negative_prompt: str = ""
     max_sequence_length: int | None = None
     batching: str = "sequential"
@@ -49,8 +52,16 @@ class GenerationDefaults:
         for name, allowed in ((name, get_args(choice)) for name, choice in choices.items()):
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        # Files have lists for pairs.
+        object.__setattr__(self, "guidance_interval", check_interval(self.guidance_interval))
+        if self.guidance_interval != (0.0, 1.0) and self.guidance_scale == 0:
+            raise InputError(
+                "guidance_scale 0 leaves the text out, but outside guidance_interval it is told; use (0, 1)"
+            )
         if not self.fps > 0:
             raise InputError(f"fps must be above 0, got {self.fps}")
+        if self.max_sequence_length is not None and self.max_sequence_length < 1:
+            raise InputError(f"max_sequence_length must be at least 1, got {self.max_sequence_length}")
         if self.num_inference_steps < 1:
             raise InputError(f"num_inference_steps must be at least 1, got {self.num_inference_steps}")
 
@@ -75,4 +86,4 @@ class GenerationDefaults:
         return replace(self, **{name: value for name, value in settings.items() if value is not None})
 
     def to_config(self) -> dict[str, Any]:
-        return asdict(self)
+        return asdict(self) | {"guidance_interval": list(self.guidance_interval)}

@@ -109,6 +109,8 @@ class PromptEncoding:
         The tokenizer stays, and so does the image encoder, which reads each new picture.
         """
         self.register_modules(text_encoder=None)
+        # The hooks of offload 'model' would keep it alive.
+        self.maybe_free_model_hooks()
 
 
 def encode_texts_once(

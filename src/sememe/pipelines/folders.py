@@ -72,7 +72,7 @@ def find_folder(name: str | Path, revision: str | None = None) -> Path:
     if revision is not None:
         raise ModelError(f"expected a repository of the hub (owner/name) to go with revision {revision}, got {name}")
     if Path(name).is_dir():
-        return Path(name)
+        return resolve_model(name)  # a built-in model goes before a folder of its name, everywhere
     if Path(name).is_file():
         reason = PICKLE_REASON if Path(name).suffix in PICKLED_SUFFIXES else "give the folder of a whole model"
         raise ModelError(f"expected a model folder, got the file {name}; {reason}")
@@ -167,8 +167,16 @@ def save_components(
             index[name] = ["diffusers", known.stock_class]
         else:
             component.save_pretrained(folder / name, **(size if isinstance(component, torch.nn.Module) else {}))
+            _forget_source(folder / name / "config.json")
             index[name] = [type(component).__module__.split(".")[0], type(component).__name__]
     write_text(folder / INDEX_NAME, json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+def _forget_source(path: Path) -> None:
+    """Takes out of a configuration where diffusers read it: a path of this machine."""
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if config.pop("_name_or_path", None) is not None:
+        write_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def _choose_expert(layout: ModelLayout, class_name: str, expert: str | Path | None) -> Path | None:

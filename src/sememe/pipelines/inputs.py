@@ -1,7 +1,8 @@
 """What people pass to a pipeline, checked and brought to one form."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import PIL.Image
@@ -97,13 +98,13 @@ def make_request(
         raise InputError("this model makes videos from text alone, so that image has no effect; leave it out")
     if last_image is not None and not takes_last_image:
         raise InputError("this model cannot be told a last frame; leave last_image out")
-    if not references and needs_reference:
+    if needs_reference and _is_nothing(references):
         raise InputError(
             "expected at least one reference clip, got none; to run the backbone without a reference say "
             "reference_guidance_scale=0"
         )
-    if negative_references and not needs_reference:
-        raise InputError("negative_references have no effect without a reference; leave them out")
+    if not needs_reference and not _is_nothing(negative_references):
+        raise InputError("negative_references need a reference_guidance_scale other than 0 and 1, got 0")
     images = _to_pictures("image", image) if needs_image or image is not None else ()
     count = len(images) or (len(prompt) if isinstance(prompt, (list, tuple)) else 1)
     last_images = () if last_image is None else _to_pictures("last_image", last_image)
@@ -115,7 +116,9 @@ def make_request(
         images=images,
         last_images=last_images,
         references=_make_references(references, reference_prompts, count) if needs_reference else (),
-        negative_references=_make_references(negative_references, None, count) if negative_references else (),
+        negative_references=()
+        if _is_nothing(negative_references)
+        else _make_references(negative_references, None, count),
     )
 
 
@@ -144,6 +147,17 @@ def to_picture(image: Any) -> np.ndarray:
     if isinstance(image, np.ndarray):
         return Clip.from_image(image).frames[0]
     raise InputError(f"expected a PIL image, a uint8 array or a one-frame Clip as image, got {type(image).__name__}")
+
+
+def check_choice(name: str, value: str, choices: Any) -> None:
+    """Raises `InputError` for a value that is none of a `Literal`."""
+    if value not in get_args(choices):
+        raise InputError(f"expected {name} to be one of {', '.join(get_args(choices))}, got {value!r}")
+
+
+def as_counts(counts: int | Sequence[int] | None) -> int | tuple[int, ...] | None:
+    """One number for all references, or a tuple with one for each."""
+    return counts if counts is None or isinstance(counts, int) else tuple(counts)
 
 
 def check_references(clips: Any, prompts: Any = None) -> ReferenceClips:
@@ -197,11 +211,16 @@ def _make_references(references: Any, prompts: Any, num_images: int) -> tuple[Re
 def _spread_texts(name: str, texts: Any, count: int, of: str = "picture") -> tuple[str, ...]:
     if isinstance(texts, str):
         return (texts,) * count
-    if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
+    if not isinstance(texts, (list, tuple)) or not texts or not all(isinstance(text, str) for text in texts):
         raise InputError(f"expected {name} as a text or a list of texts, got {_describe(texts)}")
     if len(texts) != count:
         raise InputError(f"expected one {name} per {of}, got {len(texts)} for {count}")
     return tuple(texts)
+
+
+def _is_nothing(references: Any) -> bool:
+    """Whether there are none; what is neither a list nor a clip, such as an array, is refused further on."""
+    return references is None or (isinstance(references, (list, tuple)) and not references)
 
 
 def _describe(value: Any) -> str:

@@ -14,7 +14,14 @@ from diffusers.hooks.layerwise_casting import DEFAULT_SKIP_MODULES_PATTERN, _is_
 from torch import nn
 
 from sememe.errors import InputError
-from sememe.pipelines.offload import Resting, expert_modules, place_without, rest_encoders, rest_expert
+from sememe.pipelines.offload import (
+    Resting,
+    check_can_rest,
+    expert_modules,
+    place_without,
+    rest_encoders,
+    rest_expert,
+)
 from sememe.pipelines.quantization import Parts, Quantization, find_library, quantize_transformer
 
 OffloadKind = Literal["none", "model", "sequential", "group"]
@@ -155,6 +162,8 @@ def _check_combination(pipeline: Any, kind: str, resting: Collection[str]) -> No
         raise InputError(f"resting encoders have no effect with offload {kind!r}, which moves them anyway")
     if "expert" in resting and kind not in ("none", "model"):
         raise InputError(f"a resting expert has no effect with offload {kind!r}, which moves it anyway")
+    if "expert" in resting:
+        check_can_rest(pipeline.transformer)
     library = find_library(pipeline.transformer)
     if kind == "sequential" and library is not None:
         raise InputError(f"weights of {library} cannot be offloaded layer by layer; use offload 'model' or 'none'")

@@ -36,9 +36,8 @@ def rest_expert(transformer: nn.Module, rest_device: torch.device | str = "cpu")
     Raises:
         InputError: a two-way expert, which is needed at every step.
     """
+    check_can_rest(transformer)
     model: Any = transformer
-    if model.config.attention_mode != "cached":
-        raise InputError("a two-way expert is needed at every step, so that it cannot leave the device in between")
     gate, parts = _first_module(transformer), expert_modules(transformer)
 
     def fetch(*_: Any) -> None:
@@ -51,6 +50,13 @@ def rest_expert(transformer: nn.Module, rest_device: torch.device | str = "cpu")
     # Not on the experts themselves: a hook there would break the graph of a compiled block.
     hooks = (model.expert_embedder.register_forward_pre_hook(fetch), gate.register_forward_pre_hook(leave))
     return Resting(tuple(hook.remove for hook in hooks))
+
+
+def check_can_rest(transformer: nn.Module) -> None:
+    """Raises `InputError` for a two-way expert, which is needed at every step."""
+    model: Any = transformer
+    if model.config.attention_mode != "cached":
+        raise InputError("a two-way expert is needed at every step, so that it cannot leave the device in between")
 
 
 def rest_encoders(pipeline: Any, device: torch.device | str) -> Resting:

@@ -174,8 +174,9 @@ class ModelMemory:
         num_frames: the same.
         num_text_tokens: of a prompt.
         num_image_tokens: of a picture, which stand beside a prompt's.
-        num_texts: forwards of guidance that differ, each with its text.
+        num_texts: variants of guidance, each with its text.
         batch_size: variants of guidance that share a forward.
+        only_size: height and width in pixels, where the model can make no others.
     """
 
     name: str
@@ -194,6 +195,7 @@ class ModelMemory:
     num_image_tokens: int = 0
     num_texts: int = 2
     batch_size: int = 1
+    only_size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -294,7 +296,7 @@ def estimate_memory(model: ModelMemory, generation: Generation, strategy: Strate
     keeps_texts = not strategy.offload.startswith("group")
     record = record_bytes(shape, counts, number_bytes, reading, batch)
     if generation.keeps_keys and reading == "joint":
-        record += model.num_texts * record_bytes(shape, counts, number_bytes, "cached", batch)
+        record += model.num_texts * record_bytes(shape, counts, number_bytes, "cached")
     texts = text_bytes(shape, counts, number_bytes, reading, num_texts=model.num_texts) if keeps_texts else 0
     way: dict[str, Any] = {"batch_size": batch, "own_forward": keeps_texts and shape.family == "wan"}
     step = forward_bytes(shape, counts, number_bytes, reading, **way)
@@ -322,6 +324,11 @@ def count_tokens(model: ModelMemory, generation: Generation) -> TokenCounts:
     Raises:
         InputError: the model cannot make a video of that size.
     """
+    only, size = model.only_size, (generation.height, generation.width)
+    if only is not None and only != size:
+        raise InputError(
+            f"this model has learned positions for {only[0]}x{only[1]} pixels only, got {size[0]}x{size[1]}"
+        )
     grid = model.vae.grid
     _, frames, height, width = grid.latent_shape(generation.num_frames, generation.height, generation.width)
     reference = 0

@@ -4,13 +4,13 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, cast
 
 import torch
 from diffusers import DiffusionPipeline
 
-from sememe.diffusion.denoise import GuidanceSchedule, check_scheduler, denoise, set_truncated_timesteps
-from sememe.diffusion.guidance import Batching, Guidance, dynamic_guidance_scale, video_as_prompt_guidance
+from sememe.diffusion.denoise import check_scheduler, denoise, set_truncated_timesteps
+from sememe.diffusion.guidance import Batching
 from sememe.errors import InputError, ModelError
 from sememe.models.autoencoder import LatentGrid, decode_latents, latent_grid
 from sememe.models.feature_caches import check_generation
@@ -23,7 +23,8 @@ from sememe.pipelines.encoders import KnowingEncoder, PromptEncoding, resolve_ca
 from sememe.pipelines.families import choose_family
 from sememe.pipelines.family import BackboneFamily, Generators
 from sememe.pipelines.folders import find_folder, load_components, save_components
-from sememe.pipelines.inputs import EncodedReference, check_references, make_request
+from sememe.pipelines.guidance_schedule import VideoAsPromptSchedule
+from sememe.pipelines.inputs import EncodedReference, as_counts, check_choice, check_references, make_request
 from sememe.pipelines.quirks import choose_quirks
 from sememe.pipelines.tiling import check_tiling
 from sememe.video import Clip, Sampling
@@ -216,12 +217,12 @@ class VideoAsPromptPipeline(PromptEncoding, DiffusionPipeline, BackboneAdapterMi
         settings = self.defaults.override(
             height=height, width=width, num_frames=num_frames, max_sequence_length=max_sequence_length
         )
-        _check_choice("reference_sampling", reference_sampling, Sampling)
-        _check_choice("reference_positions", reference_positions, ReferencePositions)
+        check_choice("reference_sampling", reference_sampling, Sampling)
+        check_choice("reference_positions", reference_positions, ReferencePositions)
         self._latent_shape(settings, is_decoded=False)
         options = EncodingOptions(
             reference_sampling=cast(Sampling, reference_sampling),
-            num_reference_frames=_as_counts(num_reference_frames),
+            num_reference_frames=as_counts(num_reference_frames),
             reference_positions=cast(ReferencePositions, reference_positions),
             reference_downscale=reference_downscale,
             approximate=approximate,
@@ -245,6 +246,7 @@ class VideoAsPromptPipeline(PromptEncoding, DiffusionPipeline, BackboneAdapterMi
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         reference_guidance_scale: float | None = None,
+        guidance_interval: Sequence[float] | None = None,
         generator: Generators = None,
         reference_sampling: str = "even",
         latents: torch.Tensor | None = None,
@@ -284,6 +286,8 @@ class VideoAsPromptPipeline(PromptEncoding, DiffusionPipeline, BackboneAdapterMi
             guidance_scale: of the text; 1 is off. It has no effect where prompt and negative prompt are equal.
             reference_guidance_scale: how far the reference leads away from what the backbone does by itself; 1 is
                 off, 0 leaves the reference out.
+            guidance_interval: timesteps, as parts of 1000, between which guidance acts, such as (0.7, 1); outside them
+                there is one forward with text and reference.
             generator: source of the noise, which is drawn on its own device; one, or one per picture.
             reference_sampling: how frames are taken of a reference.
             latents: the noise to start from (batch, channel, frame, height, width), unit variance, for any backbone.
@@ -327,22 +331,18 @@ class VideoAsPromptPipeline(PromptEncoding, DiffusionPipeline, BackboneAdapterMi
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             reference_guidance_scale=reference_guidance_scale,
+            guidance_interval=guidance_interval,
             max_sequence_length=max_sequence_length,
             batching=batching,
             autocast=autocast,
             text_keys=text_keys,
         )
-        _check_choice("output_type", output_type, OutputType)
-        _check_choice("reference_sampling", reference_sampling, Sampling)
-        _check_choice("reference_positions", reference_positions, ReferencePositions)
+        check_choice("output_type", output_type, OutputType)
+        check_choice("reference_sampling", reference_sampling, Sampling)
+        check_choice("reference_positions", reference_positions, ReferencePositions)
         family, quirks = self.family, choose_quirks(official_quirks)
         check_scheduler(self.scheduler, family.prediction)
         shape = self._latent_shape(settings, is_decoded=output_type != "latent")
-        if negative_references and settings.reference_guidance_scale in (0.0, 1.0):
-            raise InputError(
-                "negative_references need a reference_guidance_scale other than 0 and 1, "
-                f"got {settings.reference_guidance_scale:g}"
-            )
         told = resolve_texts(prompt, negative_prompt, reference_prompts, settings)
         request = make_request(
             image,
@@ -357,30 +357,26 @@ class VideoAsPromptPipeline(PromptEncoding, DiffusionPipeline, BackboneAdapterMi
             takes_last_image=family.takes_last_image,
             needs_reference=settings.reference_guidance_scale != 0,
         )
-
-        def make_guidance(guidance_scale: float) -> Guidance:
-            return video_as_prompt_guidance(
-                guidance_scale,
-                settings.reference_guidance_scale,
-                texts_differ=request.prompts != request.negative_prompts,
-                null_reference="negative" if request.negative_references else "none",
-            )
-
-        def make_dynamic_guidance(timestep: float) -> Guidance:
-            scale = dynamic_guidance_scale(settings.guidance_scale, timestep, settings.num_inference_steps)
-            return make_guidance(scale)
-
-        guidance = make_guidance(settings.guidance_scale)
-        num_forwards = len(guidance.groups(cast(Batching, settings.batching)))
-        check_generation(self.transformer, num_forwards, settings.num_inference_steps)
-        schedule: Guidance | GuidanceSchedule = make_dynamic_guidance if use_dynamic_cfg else guidance
+        if request.negative_references and settings.reference_guidance_scale == 1.0:
+            raise InputError("negative_references need a reference_guidance_scale other than 0 and 1, got 1")
+        if isinstance(generator, list) and len(generator) != request.batch_size:
+            raise InputError(f"expected one generator per picture, got {len(generator)} for {request.batch_size}")
+        schedule = VideoAsPromptSchedule(
+            settings=settings,
+            texts_differ=request.prompts != request.negative_prompts,
+            null_reference="negative" if request.negative_references else "none",
+            is_dynamic=use_dynamic_cfg,
+        )
+        needed = schedule.needed
+        num_forwards = len(needed.groups(cast(Batching, settings.batching)))
+        check_generation(self.transformer, num_forwards, settings.num_inference_steps, is_limited=schedule.is_limited)
         reading = ReadingOptions(strength=reference_strength, refresh=reference_refresh)
         self._check_reading(reading, approximate=approximate)
         watch = _Stopwatch()
         self._interrupt = False
         options = EncodingOptions(
             reference_sampling=cast(Sampling, reference_sampling),
-            num_reference_frames=_as_counts(num_reference_frames),
+            num_reference_frames=as_counts(num_reference_frames),
             reference_positions=cast(ReferencePositions, reference_positions),
             reference_downscale=reference_downscale,
             quirks=quirks,
@@ -388,11 +384,12 @@ class VideoAsPromptPipeline(PromptEncoding, DiffusionPipeline, BackboneAdapterMi
         )
         encoder = KnowingEncoder(family, settings, options, told.known)
         # In this order the official pipelines draw from the generator: picture, noise, references.
-        targets = encoder.encode_targets(request, guidance, generator)
+        targets = encoder.encode_targets(request, needed, generator)
         noise = self._make_noise(
             (request.batch_size, *shape), generator, latents, frames_first="sampled_latents" in quirks
         )
-        conditions = replace(targets, references=encoder.encode_references(request, guidance, generator))
+        conditions = replace(targets, references=encoder.encode_references(request, needed, generator))
+        conditions.check_reading(approximate=approximate, refresh=reference_refresh)
         watch.lap("encode")
         with self.progress_bar(total=settings.num_inference_steps) as bar:
 
@@ -406,7 +403,7 @@ class VideoAsPromptPipeline(PromptEncoding, DiffusionPipeline, BackboneAdapterMi
                 begin_generation(self, Predictor(family, conditions, settings, reading)),
                 self.scheduler,
                 noise,
-                schedule,
+                schedule.by_timestep,
                 settings.num_inference_steps,
                 batching=cast(Batching, settings.batching),
                 prediction=family.prediction,
@@ -427,11 +424,11 @@ class VideoAsPromptPipeline(PromptEncoding, DiffusionPipeline, BackboneAdapterMi
             "reference_positions": reference_positions,
             "reference_downscale": reference_downscale,
             "reference_strength": reference_strength,
-            "approximate": approximate,
+            "approximate": approximate or conditions.are_approximate(self.transformer.config.attention_mode),
             "reference_refresh": reference_refresh,
             "use_dynamic_cfg": use_dynamic_cfg,
             "official_quirks": sorted(quirks),
-            "guidance": guidance.to_table(),
+            "guidance": schedule.base.to_table(),
         }
         return VideoAsPromptOutput(clips, frames, resolved, watch.seconds)
 
@@ -461,8 +458,6 @@ class VideoAsPromptPipeline(PromptEncoding, DiffusionPipeline, BackboneAdapterMi
                 got = tuple(given.shape) if isinstance(given, torch.Tensor) else type(given).__name__
                 raise InputError(f"expected latents of shape {shape}, got {got}")
             return given.to(self._execution_device, torch.float32)
-        if isinstance(generator, list) and len(generator) != shape[0]:
-            raise InputError(f"expected one generator per picture, got {len(generator)} for {shape[0]}")
         frames_first = frames_first and self.family.has_sampled_latents
         return self.family.draw_noise(shape, generator, frames_first=frames_first).to(self._execution_device)
 
@@ -477,15 +472,6 @@ class VideoAsPromptPipeline(PromptEncoding, DiffusionPipeline, BackboneAdapterMi
             return clips, [[Image.fromarray(frame) for frame in clip.frames] for clip in clips]
         scaled = video.float().permute(0, 2, 1, 3, 4).add(1.0).div(2.0)
         return clips, scaled if output_type == "pt" else scaled.permute(0, 1, 3, 4, 2).cpu().numpy()
-
-
-def _as_counts(counts: int | Sequence[int] | None) -> int | tuple[int, ...] | None:
-    return counts if counts is None or isinstance(counts, int) else tuple(counts)
-
-
-def _check_choice(name: str, value: str, choices: Any) -> None:
-    if value not in get_args(choices):
-        raise InputError(f"expected {name} to be one of {', '.join(get_args(choices))}, got {value!r}")
 
 
 class _Stopwatch:

@@ -61,8 +61,9 @@ class TrainingConfig:
 
     `ema_decay` 0 keeps no average of the weights; its decay is held down in the first steps, as (1 + n) / (10 + n).
     `optimizer` "muon" trains hidden matrices with Muon (step sizes matched to AdamW's, so the learning rate means the
-    same) and everything else, including matrices whose name contains one of `muon_exclude`, with AdamW. It is meant for
-    a GPU: on one CPU core its update of 32 million parameters takes 3.4 s (AdamW's 20 ms).
+    same) and everything else, including matrices whose name contains one of `muon_exclude`, with AdamW. The time of its
+    update grows with the matrices' width: on one CPU core 3.4 s for a network of 32 million parameters (AdamW's 20 ms),
+    but an eighth of a step of 24 clips for one of 5 million at width 192, which it more than makes up for.
     `gradient_clip` 0 does not clip. `prefetch_batches` makes that many batches ahead in as many threads.
     `num_threads` 0 leaves torch's setting. Steps count optimiser steps, each of `accumulation_steps` batches.
     """

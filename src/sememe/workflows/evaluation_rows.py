@@ -23,7 +23,7 @@ Method = Literal["generate", "backbone", "paste", "autoencoder"]
 NegativeReference = Literal["neutral"]
 CONTROLS = (
     *("reference_strength", "approximate", "reference_refresh"),
-    *("num_reference_frames", "reference_positions", "reference_downscale"),
+    *("num_reference_frames", "reference_positions", "reference_downscale", "guidance_interval"),
 )
 """Arguments of the pipeline whose effect can be measured."""
 RANGES = SeedRanges(first_scene=EVALUATION_SEED, first_reference=2 * EVALUATION_SEED)

@@ -46,6 +46,7 @@ class VideoAsPromptRequest:
         fps: frames a second of the result.
         guidance_scale: of the text; 1 is off.
         reference_guidance_scale: of the reference; 1 is off, 0 leaves it out.
+        guidance_interval: timesteps, as parts of 1000, between which guidance acts.
         reference_sampling: how frames are taken of a reference: `even`, `fps` or `first`.
         batching: `sequential` or `batched`.
         autocast: `off` or `bfloat16`.
@@ -87,6 +88,7 @@ class VideoAsPromptRequest:
     fps: float | None = None
     guidance_scale: float | None = None
     reference_guidance_scale: float | None = None
+    guidance_interval: tuple[float, float] | None = None
     reference_sampling: str = "even"
     batching: str | None = None
     autocast: str | None = None
@@ -219,9 +221,15 @@ def _check_request(request: VideoAsPromptRequest, files: OutputFiles) -> None:
     files.check(inputs if request.last_image is None else [*inputs, request.last_image])
 
 
+def check_seed(seed: int) -> None:
+    """Raises `InputError` for a seed that a generation cannot have."""
+    if not 0 <= seed <= MAX_SEED:
+        raise InputError(f"expected a seed of 0 to {MAX_SEED}, got {seed}")
+
+
 def _check_numbers(request: VideoAsPromptRequest) -> None:
-    if request.seed is not None and not 0 <= request.seed <= MAX_SEED:
-        raise InputError(f"expected a seed of 0 to {MAX_SEED}, got {request.seed}")
+    if request.seed is not None:
+        check_seed(request.seed)
     for name in ("num_inference_steps", "num_frames", "num_reference_frames", "height", "width"):
         value = getattr(request, name)
         if value is not None and value < 1:
@@ -230,6 +238,10 @@ def _check_numbers(request: VideoAsPromptRequest) -> None:
         value = getattr(request, name)
         if value is not None and not 0 <= value < math.inf:
             raise InputError(f"expected {name} of at least 0 (1 is off), got {value}")
+    if request.guidance_interval is not None:
+        from sememe.diffusion.guidance import check_interval
+
+        check_interval(request.guidance_interval)
     if not 0 <= request.reference_strength <= 1:
         raise InputError(f"expected reference_strength to be within 0..1, got {request.reference_strength}")
     if request.reference_downscale < 1:
@@ -325,6 +337,7 @@ class _Generation:
             num_inference_steps=request.num_inference_steps,
             guidance_scale=request.guidance_scale,
             reference_guidance_scale=request.reference_guidance_scale if self.references else 0.0,
+            guidance_interval=request.guidance_interval,
             # On the CPU, whatever computes: a seed means the same on every device.
             generator=torch.Generator("cpu").manual_seed(self.seed),
             reference_sampling=request.reference_sampling,

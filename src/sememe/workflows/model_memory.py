@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sememe.errors import ModelError
+from sememe.errors import ModelError, SememeError
 from sememe.zoo import is_hub_id, resolve_model
 
 if TYPE_CHECKING:
@@ -75,7 +75,13 @@ def read_model_memory(name: str | Path, expert: Path | None = None, guided: Guid
         folder = resolve_model(name)
     except ModelError as error:
         raise ModelError(f"{error}; plans are also made for {' and '.join(RELEASED)}") from error
-    return _describe_folder(str(name), folder, expert, guided or Guided())
+    try:
+        return _describe_folder(str(name), folder, expert, guided or Guided())
+    except SememeError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise ModelError(f"no plan can be made for {folder}: its configurations are not whole ({reason})") from error
 
 
 def _describe_released(name: str, guided: Guided) -> "ModelMemory":
@@ -169,6 +175,11 @@ def _describe(
     guidance = video_as_prompt_guidance(settings.guidance_scale, settings.reference_guidance_scale)
     groups = guidance.groups(settings.batching)  # type: ignore[arg-type]
     needed = config.get("max_text_seq_length") if kind.name == "cogvideox" else None
+    described_vae = _describe_vae(vae, transformer)
+    only_size: tuple[int, int] | None = None
+    if config.get("use_learned_positional_embeddings"):
+        ratio = described_vae.grid.spatial_ratio
+        only_size = (config.sample_height * ratio, config.sample_width * ratio)
     return ModelMemory(
         name=name,
         shape=TransformerShape.from_config(kind.name, config),
@@ -177,14 +188,15 @@ def _describe(
         in_channels=config.in_channels,
         text_encoder=text,
         image_encoder=image if kind.name == "wan" and config.image_dim else None,
-        vae=_describe_vae(vae, transformer),
+        vae=described_vae,
         dtype="float32",
         height=settings.height,
         width=settings.width,
         num_frames=settings.num_frames,
         num_text_tokens=needed or settings.max_sequence_length or 0,
-        num_texts=len(groups),
+        num_texts=sum(len(group) for group in groups),
         batch_size=max(len(group) for group in groups),
+        only_size=only_size,
     )
 
 

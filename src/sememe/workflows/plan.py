@@ -142,10 +142,12 @@ def choose_plan(model: "ModelMemory", generation: "Generation", request: PlanReq
         rejected.append(candidate)
     least = min(rejected, key=lambda candidate: candidate.estimate.peak)
     size = f"{generation.width}x{generation.height}, {generation.num_frames} frames"
+    # Weights in fewer bits cannot be offloaded in all ways, so that without them less memory may do.
+    other = "" if request.storage in (None, "full") else "leave storage out, or "
     raise InputError(
         f"{model.name} at {size} does not fit in {request.vram:g} GB; the least that would do is "
-        f"{_ceil_tenth(least.estimate.peak):.1f} GB ({describe_strategy(least.strategy)}); ask for a smaller size or "
-        "fewer frames"
+        f"{_ceil_tenth(least.estimate.peak):.1f} GB ({describe_strategy(least.strategy)}); {other}ask for a smaller "
+        "size or fewer frames"
     )
 
 

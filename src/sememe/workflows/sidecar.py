@@ -146,6 +146,7 @@ def make_comment(document: Mapping[str, Any]) -> dict[str, str]:
         "num_inference_steps": str(settings["num_inference_steps"]),
         "guidance_scale": f"{settings['guidance_scale']:g}",
         "reference_guidance_scale": f"{settings['reference_guidance_scale']:g}",
+        "guidance_interval": " ".join(f"{end:g}" for end in settings["guidance_interval"]),
     }
 
 
