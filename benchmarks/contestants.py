@@ -112,7 +112,8 @@ def encode_reference(model: Any, given: StepInputs) -> Reference:
 def make_family(model: Any, device: torch.device) -> BackboneFamily:
     """What a pipeline knows of a transformer, with nothing around it."""
     family = CogVideoXFamily if isinstance(model, CogVideoXVideoAsPromptTransformer) else WanFamily
-    return family(SimpleNamespace(transformer=model, _execution_device=device))
+    config = SimpleNamespace(expand_timesteps=False)
+    return family(SimpleNamespace(transformer=model, _execution_device=device, config=config))
 
 
 def _make_ours(

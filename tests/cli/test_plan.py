@@ -1,6 +1,7 @@
 """`sememe models --plan`: lines, JSON, and what is refused on one line."""
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -29,9 +30,25 @@ def test_json_for_a_program(capsys: pytest.CaptureFixture[str]) -> None:
     assert (document["offload"], document["label"]) == ("none", "exact")
 
 
+def test_what_a_generation_will_be_told_counts(capsys: pytest.CaptureFixture[str]) -> None:
+    size = ("--plan", "tiny", "--vram", 8, "--height", 256, "--width", 256, "--num-frames", 17, "--json")
+
+    def plan(*flags: object) -> dict[str, Any]:
+        document: dict[str, Any] = json.loads(run_here(capsys, "models", *size, *flags).out)
+        return document
+
+    plain = plan("--reference-guidance-scale", 2, "--guidance-scale", 1)["parts_gb"]["reference_record"]
+    for flags in (("--num-reference-frames", 33), ("--num-negative-references", 1), ("--num-references", 2)):
+        changed = plan("--reference-guidance-scale", 2, "--guidance-scale", 1, *flags)
+        assert changed["parts_gb"]["reference_record"] > 1.2 * plain, flags
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (("--plan", "tiny", "--vram", 8, "--guidance-scale", -1), "guidance_scale must be a number of at least 0"),
+        (("--plan", "tiny", "--vram", 8, "--expert", "nowhere"), "'nowhere' is neither"),
+        (("--plan", "wan-14b", "--vram", 24, "--expert", "tiny"), "wan-14b has one; leave it out"),
         (("--plan", "cogvideox-5b", "--vram", 3), "does not fit in 3 GB; the least that would do is"),
         (("--plan", "cogvideox-5b"), "expected --plan MODEL and --vram GB together"),
         (("--vram", 24), "expected --plan MODEL and --vram GB together"),

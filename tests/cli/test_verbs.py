@@ -77,6 +77,7 @@ def test_every_flag_reaches_the_workflow(
         "--storage": "fp8",
     }
     arguments = [part for flag in flags.items() for part in flag]
+    arguments += ["--guidance-interval", "0.25", "1"]
     arguments += ["--reference", "a.mp4", "--reference", "b.mp4", "--reference-prompt", "x", "--reference-prompt", "y"]
     outcome = run_here(
         capsys,
@@ -104,6 +105,7 @@ def test_every_flag_reaches_the_workflow(
     assert untouched == set()
     assert request.references == (Path("a.mp4"), Path("b.mp4"))
     assert request.reference_prompts == ("x", "y")
+    assert request.guidance_interval == (0.25, 1.0)
     assert (request.num_inference_steps, request.fps, request.sheet) == (4, 12.5, Path("s.png"))
 
 

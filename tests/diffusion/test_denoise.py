@@ -189,5 +189,8 @@ def test_what_cannot_work_is_refused() -> None:
         denoise(Oracle(), DDIMScheduler(), torch.ones(1, 3), guidance, 2)
     with pytest.raises(InputError, match="v-prediction"):
         denoise(Oracle(), FlowMatchEulerDiscreteScheduler(), torch.ones(1, 3), guidance, 2, prediction="v")
+    scheduler = CogVideoXDDIMScheduler(prediction_type="v_prediction")
+    with pytest.raises(InputError, match=r"CogVideoXDDIMScheduler cannot take num_inference_steps 1001 .* most 1000"):
+        denoise(Oracle(), scheduler, torch.ones(1, 3), guidance, 1001, prediction="v")
     with pytest.raises(InputError, match="at least 1, got 0"):
         denoise(Oracle(), FlowMatchEulerDiscreteScheduler(), torch.ones(1, 3), guidance, 0)

@@ -1,5 +1,6 @@
 """The choice of an attention backend reaches every attention of a transformer with experts, and nothing else."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 
 from models import cogvideox_factories, factories
-from pipelines.factories import make_cogvideox_pipeline, make_pipeline
+from pipelines.factories import make_clip, make_cogvideox_pipeline, make_picture, make_pipeline
 from sememe.errors import InputError
 from sememe.pipelines.acceleration import list_usable_attention, set_attention
 
@@ -44,6 +45,32 @@ def test_every_attention_takes_the_chosen_backend(kind: str, backend: str, monke
         monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", refuse)
     for got, wanted in zip(predict(pipe), expected, strict=True):
         torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_a_weaker_reference_needs_attention_that_takes_a_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = make_pipeline()
+    set_attention(pipe, "_native_flash")
+    given: dict[str, Any] = {"image": make_picture(), "references": [make_clip()], "output_type": "latent"}
+    with monkeypatch.context() as patch:
+        patch.setattr(type(pipe.text_encoder), "forward", refuse)
+        with pytest.raises(
+            InputError, match=r"needs attention that takes a mask, .* one of the backends .*native"
+        ) as told:
+            pipe(**given, reference_strength=0.5)
+    assert "\n" not in str(told.value)
+    for strength in (0.0, 1.0):
+        pipe(**given, reference_strength=strength, num_inference_steps=1)
+    # A backend that takes a mask and does nothing with it.
+    native = _AttentionBackendRegistry._backends
+    deaf = {name: partial(leave_out_mask, function) for name, function in native.items()}
+    monkeypatch.setattr(_AttentionBackendRegistry, "_backends", deaf)
+    set_attention(pipe, "native")
+    with pytest.raises(InputError, match="it leaves the mask out"):
+        pipe(**given, reference_strength=0.5)
+
+
+def leave_out_mask(function: Any, *args: Any, attn_mask: Any = None, **kwargs: Any) -> Any:
+    return function(*args, attn_mask=None, **kwargs)
 
 
 def test_what_cannot_be_used_is_refused_in_one_line() -> None:

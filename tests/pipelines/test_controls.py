@@ -5,13 +5,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import FirstBlockCacheConfig
 
 from pipelines.factories import make_clip, make_cogvideox_pipeline, make_picture, make_pipeline
 from sememe.diffusion.guidance import video_as_prompt_guidance
-from sememe.errors import InputError, ModelError
+from sememe.errors import InputError
 from sememe.models.reference import ReferenceCache, ReferenceTokens
 from sememe.pipelines.conditions import ConditionEncoder, EncodingOptions
 from sememe.pipelines.inputs import check_references, make_request
+from sememe.pipelines.memory import apply_offload
 from sememe.pipelines.quirks import choose_quirks, stretch_clip, stretch_pictures
 from sememe.pipelines.video_as_prompt import VideoAsPromptPipeline
 
@@ -106,8 +108,28 @@ def test_encoded_references_of_one_batch_must_lie_at_equal_positions() -> None:
     dense = pipe.encode_reference(make_clip(), num_reference_frames=5)
     images = [make_picture(), make_picture(1)]
     assert generate(pipe, image=images, references=spread).shape[0] == 2
-    with pytest.raises(ModelError, match="equal positions"):
+    with pytest.raises(InputError, match="encoded with one reference_positions, got dense and spread"):
         generate(pipe, image=images, references=[dense, spread[0]])
+    # Clips beside an encoded reference are laid out as it is.
+    short = generate(pipe, image=images, references=[[make_clip()], [make_clip(1)]], **options)
+    mixed = generate(pipe, image=images, references=[spread[0], [make_clip(1)]], num_reference_frames=5)
+    torch.testing.assert_close(mixed, short)
+
+
+def test_the_record_says_how_an_encoded_reference_was_made() -> None:
+    pipe = make_pipeline("cached", num_frames=9, height=64, width=64)
+    options: dict[str, Any] = {"num_reference_frames": 5, "reference_positions": "spread", "reference_downscale": 2}
+    encoded = pipe.encode_reference(make_clip(), **options)
+    given: dict[str, Any] = {"image": make_picture(), "references": encoded, "output_type": "latent"}
+    settings = pipe(**given).settings
+    assert (settings["reference_positions"], settings["reference_downscale"]) == ("spread", 2)
+    assert settings["encoded_references"] == [{"height": 64, "width": 64, "num_frames": 9} | options]
+    assert pipe(**given, reference_downscale=2).settings["reference_downscale"] == 2
+    with pytest.raises(InputError, match="made with reference_downscale 2, but the generation says 4"):
+        pipe(**given, reference_downscale=4)
+    with pytest.raises(InputError, match="made for 9 frames, but the result is to have 5"):
+        pipe(**given, num_frames=5)
+    assert pipe(make_picture(), [make_clip()], output_type="latent").settings["encoded_references"] == []
 
 
 def count_tokens(record: ReferenceCache | ReferenceTokens) -> int:
@@ -199,6 +221,40 @@ def test_approximations_without_effect_are_refused() -> None:
         generate(make_pipeline("joint"), reference_refresh=2)
     with pytest.raises(InputError, match="at least 1 step"):
         generate(make_pipeline("joint"), approximate=True, reference_refresh=0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"reference_prompts": "melts"}, "reference_prompts have no effect"),
+        ({"reference_prompts": [["melts"]]}, "reference_prompts have no effect"),
+        ({"reference_strength": 0.5}, "reference_strength, approximate .* no effect"),
+        ({"approximate": True}, "reference_strength, approximate .* no effect"),
+        ({"approximate": True, "reference_refresh": 2}, "reference_strength, approximate .* no effect"),
+    ],
+)
+def test_what_is_said_of_no_reference_is_refused(changes: dict[str, Any], message: str) -> None:
+    pipe = make_pipeline("joint", num_inference_steps=1)
+    for references in (None, [make_clip()]):
+        with pytest.raises(InputError, match=message):
+            generate(pipe, references=references, reference_guidance_scale=0.0, **changes)
+    generate(pipe, references=None, reference_guidance_scale=0.0, reference_prompts=[""])
+
+
+def test_the_record_says_whether_texts_were_kept() -> None:
+    def text_keys(pipe: VideoAsPromptPipeline, **settings: Any) -> str:
+        given: dict[str, Any] = {"image": make_picture(), "references": [make_clip()], "output_type": "latent"}
+        return str(pipe(**given, **settings).settings["text_keys"])
+
+    pipe = make_pipeline(num_inference_steps=1)
+    assert text_keys(pipe) == "kept"
+    assert text_keys(pipe, text_keys="recomputed") == "recomputed"
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.1))
+    assert text_keys(pipe) == "recomputed"
+    grouped = make_pipeline(num_inference_steps=1)
+    apply_offload(grouped, "group", "cpu")
+    assert text_keys(grouped) == "recomputed"
+    assert text_keys(make_cogvideox_pipeline(num_inference_steps=1)) == "recomputed"
 
 
 def test_dynamic_guidance_changes_what_text_guidance_does() -> None:

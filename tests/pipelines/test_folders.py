@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from model_folders import make_stock, save_published
 from models import cogvideox_factories
 from models.factories import make_transformer, make_wan_vae
-from pipelines.factories import make_clip, make_picture, make_pipeline
+from pipelines.factories import make_clip, make_cogvideox_pipeline, make_picture, make_pipeline
 from sememe.errors import InputError, ModelError
 from sememe.models.formats import format_of_model
 from sememe.models.merged_files import load_merged
@@ -299,6 +299,15 @@ def test_cogvideox_travels_in_our_layout(tmp_path: Path) -> None:
     assert loaded["generation_defaults"] == settings["generation_defaults"]
     expected = parts["transformer"].state_dict()
     assert all(torch.equal(value, expected[key]) for key, value in loaded["transformer"].state_dict().items())
+
+
+def test_a_timestep_for_each_token_goes_with_wan_alone(tmp_path: Path) -> None:
+    make_cogvideox_pipeline().save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    del index["generation_defaults"]
+    (tmp_path / "model_index.json").write_text(json.dumps(index | {"expand_timesteps": True}))
+    with pytest.raises(ModelError, match="expected expand_timesteps with a Wan transformer alone"):
+        VideoAsPromptPipeline.from_pretrained(tmp_path)
 
 
 def test_a_tokenizer_file_is_read_as_it_is(copy: Path) -> None:

@@ -74,6 +74,24 @@ def test_a_reference_encoded_under_offload_serves_many_pictures(
         assert torch.equal(generate(pipe, references=record), expected)
 
 
+def test_nothing_stays_on_the_device_behind_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = make("cached")
+    safe = hide_offloaded(monkeypatch)
+    apply_offload(pipe, "model", "cpu")
+
+    def fail(*_: Any) -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        generate(pipe, callback_on_step_end=fail)
+    assert safe.hides(pipe.transformer.expert_embedder)
+    pipe.encode_reference([make_clip()])
+    assert safe.hides(pipe.transformer.expert_embedder)
+    pipe.encode_prompt("a cat")
+    assert safe.hides(pipe.text_encoder)
+    generate(pipe)
+
+
 @pytest.mark.parametrize("kind", ["none", "model"])
 def test_a_resting_expert_is_gone_while_steps_are_taken(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = generate(make("cached"))

@@ -121,7 +121,7 @@ def test_the_sidecar_says_how_it_was_made(request_of_files: VideoAsPromptRequest
         {"text": "positive", "reference": "given", "weight": 3.0},
     ]
     assert document["settings"]["batching"] == "sequential"
-    assert document["exactness"] == {"label": "exact", "shortcuts": []}
+    assert document["exactness"] == {"label": "exact", "shortcuts": [], "adapters": []}
     assert set(document["timings"]) == {"read", "load", "encode", "denoise", "decode", "write", "total"}
     assert document["timings"]["total"] >= sum(document["timings"].values()) - document["timings"]["total"] - 0.01
     assert document["peak_memory"]["process_bytes"] > 50e6
@@ -165,6 +165,9 @@ def test_influence_is_the_distance_to_the_result_without_reference(
     assert with_it["rms"] == pytest.approx(np.sqrt(np.mean((clips[0] - clips[1]) ** 2)), abs=6)
     alone = run(request_of_files, model, references=(), reference_guidance_scale=0.0)
     assert alone.document["inputs"]["references"] == []
+    # The second generation leaves out all that is about the reference.
+    weaker = {"reference_strength": 0.5, "reference_prompts": ("melts",)}
+    assert run(request_of_files, model, influence=True, **weaker).document["influence"]["rms"] > 0
 
 
 def test_the_contact_sheet_has_a_row_for_each_clip(request_of_files: VideoAsPromptRequest, model: LoadedModel) -> None:
@@ -217,6 +220,9 @@ def test_suffixes_that_are_promised_can_be_written(tmp_path: Path) -> None:
         ({"references": ()}, "at least one reference"),
         ({"reference_prompts": ("a", "b")}, "got 2 for 1"),
         ({"influence": True, "reference_guidance_scale": 0.0}, "influence has no meaning"),
+        ({"reference_prompts": ("a",), "reference_guidance_scale": 0.0}, "got reference_prompts; leave it out"),
+        ({"reference_strength": 0.5, "reference_guidance_scale": 0.0, "references": ()}, "got reference_strength"),
+        ({"approximate": True, "reference_refresh": 2, "reference_guidance_scale": 0.0}, "got approximate, reference_"),
         ({"model": "huge"}, "'huge' is neither"),
         ({"dtype": "int8"}, "float32, bfloat16, float16"),
         ({"output": Path("out.txt")}, "ends in .mp4"),
@@ -291,7 +297,7 @@ def test_all_files_are_written_or_none(
 
 def test_autocast_is_called_approximate(request_of_files: VideoAsPromptRequest, model: LoadedModel) -> None:
     document = run(request_of_files, model, autocast="bfloat16").document
-    assert document["exactness"] == {"label": "approximate", "shortcuts": ["autocast bfloat16"]}
+    assert document["exactness"] == {"label": "approximate", "shortcuts": ["autocast bfloat16"], "adapters": []}
 
 
 def test_a_long_reference_is_read_at_the_size_the_model_needs(

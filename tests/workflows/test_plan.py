@@ -10,13 +10,13 @@ import pytest
 import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel, T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
 
-from model_folders import save_published
+from model_folders import make_stock, save_published
 from pipelines.factories import make_clip, make_picture
 from sememe.errors import InputError, ModelError
 from sememe.video import write_clip, write_image
 from sememe.workflows import model_memory
 from sememe.workflows.generate import VideoAsPromptRequest, generate_video_as_prompt
-from sememe.workflows.loading import choose_device
+from sememe.workflows.loading import choose_device, load_model
 from sememe.workflows.plan import MemoryPlan, PlanRequest, plan_document, plan_memory
 
 
@@ -100,11 +100,57 @@ def test_fewer_bits_on_request(released: Callable[..., MemoryPlan]) -> None:
     assert faster.strategy.storage == "fp8"
 
 
-def test_each_variant_of_guidance_keeps_its_texts(model_folder: Path) -> None:
-    for batching, batch_size in (("sequential", 1), ("batched", 2)):
-        guided = model_memory.Guided(guidance_scale=3.0, reference_guidance_scale=2.0, batching=batching)
-        model = model_memory.read_model_memory(model_folder, guided=guided)
-        assert (model.num_texts, model.batch_size) == (3, batch_size)
+@pytest.mark.parametrize(("batching", "batch_size", "num_texts"), [("sequential", 1, 2), ("batched", 2, 3)])
+def test_as_many_texts_are_counted_as_are_kept(
+    batching: str, batch_size: int, num_texts: int, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scales: dict[str, Any] = {"guidance_scale": 3.0, "reference_guidance_scale": 2.0, "batching": batching}
+    model = model_memory.read_model_memory(model_folder, guided=model_memory.Guided(**scales))
+    assert (model.num_texts, model.num_readers, model.batch_size) == (num_texts, 2, batch_size)
+    pipeline, kept = load_model(str(model_folder), "cpu").pipeline, []
+    original = pipeline.transformer.keep_text
+
+    def counted(text: torch.Tensor, *args: Any) -> Any:
+        kept.append(len(text))
+        return original(text, *args)
+
+    monkeypatch.setattr(pipeline.transformer, "keep_text", counted)
+    told: dict[str, Any] = {"prompt": "a cat", "negative_prompt": "blurry", "output_type": "latent"}
+    pipeline(image=make_picture(), references=[make_clip()], **told, **scales)
+    assert sum(kept) == num_texts
+
+
+def test_negative_references_are_kept_beside_the_others(model_folder: Path) -> None:
+    def plan(**settings: Any) -> MemoryPlan:
+        return plan_memory(model_folder, PlanRequest(24, guided=model_memory.Guided(None, 2.0), **settings))
+
+    alone, both, two = plan(), plan(num_negative_references=1), plan(num_references=2)
+    steps = [each.chosen.estimate.phases["steps"] for each in (alone, both, two)]
+    assert steps[1].record == steps[2].record > steps[0].record
+    assert steps[1].activations == steps[0].activations < steps[2].activations, "a forward carries one at a time"
+    assert (alone.model.num_readers, both.model.num_readers) == (2, 3), "as if texts differed"
+    assert plan_document(both)["num_negative_references"] == 1
+
+
+def test_a_plan_takes_an_expert_as_a_generation_does(model_folder: Path, tmp_path: Path) -> None:
+    stock = tmp_path / "stock"
+    shutil.copytree(model_folder, stock)
+    make_stock(stock, "WanImageToVideoPipeline")
+    size: dict[str, Any] = {"height": 32, "width": 48, "num_frames": 5}
+    plans = [plan_memory(stock, PlanRequest(24, **size), each) for each in (model_folder, model_folder / "expert")]
+    assert plans[0].model.transformer == plans[1].model.transformer == read(model_folder).transformer
+    with pytest.raises(ModelError, match=r"is a stock WanImageToVideoPipeline without an expert; say which"):
+        plan_memory(stock, PlanRequest(24, **size))
+    with pytest.raises(ModelError, match="expected an expert in"):
+        plan_memory(stock, PlanRequest(24, **size), stock)
+    with pytest.raises(ModelError, match="has an expert merged in"):
+        plan_memory(save_published(tmp_path / "published"), PlanRequest(24), model_folder)
+    with pytest.raises(ModelError, match="but wan-14b has one"):
+        plan_memory("wan-14b", PlanRequest(24), model_folder)
+
+
+def read(folder: Path) -> Any:
+    return model_memory.read_model_memory(folder)
 
 
 def test_learned_positions_have_one_size(released: Callable[..., MemoryPlan]) -> None:
@@ -162,6 +208,7 @@ def test_nothing_fits(released: Callable[..., MemoryPlan]) -> None:
         ({"vram": 24, "dtype": "float8"}, "expected dtype to be one of"),
         ({"vram": 24, "height": 0}, "height of at least 1"),
         ({"vram": 24, "num_references": -1}, "num_references of 0 or more"),
+        ({"vram": 24, "num_negative_references": -1}, "num_negative_references of 0 or more"),
     ],
 )
 def test_bad_requests(settings: dict[str, Any], message: str) -> None:
@@ -237,6 +284,7 @@ def test_shortcuts_of_a_plan_are_told(request_of_files: VideoAsPromptRequest) ->
     assert planned["exactness"] == {
         "label": "approximate",
         "shortcuts": ["weights stored as fp8", "bfloat16 in place of float32"],
+        "adapters": [],
     }
     assert planned["model"]["dtype"] == "bfloat16"
 

@@ -1,6 +1,6 @@
 """`sememe models`: what there is to load, and how it fits a card."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -30,6 +30,22 @@ def list_models(
     width: Annotated[int | None, typer.Option(help="Pixels, the same.", rich_help_panel=_PLAN)] = None,
     num_frames: Annotated[int | None, typer.Option(help="Of the result, the same.", rich_help_panel=_PLAN)] = None,
     num_references: Annotated[int, typer.Option(help="Videos that are read.", rich_help_panel=_PLAN)] = 1,
+    num_reference_frames: Annotated[
+        int | None, typer.Option(help="Of each, if not as many as the result has.", rich_help_panel=_PLAN)
+    ] = None,
+    num_negative_references: Annotated[int, typer.Option(help="Videos to lead away from.", rich_help_panel=_PLAN)] = 0,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="Of the text, the model's own if not given.", rich_help_panel=_PLAN)
+    ] = None,
+    reference_guidance_scale: Annotated[
+        float | None, typer.Option(help="Of the reference, the same.", rich_help_panel=_PLAN)
+    ] = None,
+    expert: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder of an expert, for a stock model that has none.", metavar="FOLDER", rich_help_panel=_PLAN
+        ),
+    ] = None,
     dtype: Annotated[
         str | None,
         typer.Option(help="Only this precision: float32, bfloat16 or float16.", rich_help_panel=_PLAN),
@@ -50,6 +66,7 @@ def list_models(
     if plan is None or vram is None:
         _list(as_json)
         return
+    from sememe.workflows.model_memory import Guided
     from sememe.workflows.plan import PlanRequest, plan_document, plan_memory
 
     request = PlanRequest(
@@ -58,13 +75,20 @@ def list_models(
         width=width,
         num_frames=num_frames,
         num_references=num_references,
+        num_reference_frames=num_reference_frames,
+        num_negative_references=num_negative_references,
         dtype=dtype,
         storage=storage,
+        guided=Guided(guidance_scale, reference_guidance_scale),
     )
-    document = plan_document(plan_memory(plan, request))
+    document = plan_document(plan_memory(plan, request, expert))
     if as_json:
         echo_json(document)
-        return
+    else:
+        _tell_plan(document)
+
+
+def _tell_plan(document: dict[str, Any]) -> None:
     typer.echo(
         f"{document['model']}, {document['width']}x{document['height']}, {document['num_frames']} frames, "
         f"{document['num_references']} reference(s), on {document['vram_gb']:g} GB: {document['label']}"

@@ -69,15 +69,10 @@ def denoise(
         set_timesteps: sets the scheduler's steps, given it, their number and the device; None for its own method.
 
     Raises:
-        InputError: where the scheduler does not fit the prediction, or there is no step to do.
+        InputError: where the scheduler does not fit the prediction, or cannot take so many steps.
     """
     check_scheduler(scheduler, prediction)
-    if num_inference_steps < 1:
-        raise InputError(f"num_inference_steps must be at least 1, got {num_inference_steps}")
-    if set_timesteps is None:
-        scheduler.set_timesteps(num_inference_steps, device=latents.device)
-    else:
-        set_timesteps(scheduler, num_inference_steps, latents.device)
+    _set_steps(scheduler, num_inference_steps, latents.device, set_timesteps or _set_timesteps)
     stepper = _Stepper(scheduler, generator)
     latents = latents.float() * getattr(scheduler, "init_noise_sigma", 1.0)
     for step, timestep in enumerate(scheduler.timesteps):
@@ -130,6 +125,23 @@ def set_truncated_timesteps(scheduler: Any, num_inference_steps: int, device: to
     scheduler.set_timesteps(num_inference_steps, device=device, sigmas=sigmas[:0:-1].copy())
     levels = scheduler.sigmas[:num_inference_steps].double() * scheduler.config.num_train_timesteps
     scheduler.timesteps = levels.to(torch.int64).to(device)
+
+
+def _set_timesteps(scheduler: Any, num_inference_steps: int, device: torch.device) -> None:
+    scheduler.set_timesteps(num_inference_steps, device=device)
+
+
+def _set_steps(scheduler: Any, num_inference_steps: int, device: torch.device, set_timesteps: SetTimesteps) -> None:
+    if num_inference_steps < 1:
+        raise InputError(f"num_inference_steps must be at least 1, got {num_inference_steps}")
+    try:
+        set_timesteps(scheduler, num_inference_steps, device)
+    except (ValueError, ArithmeticError, LookupError) as error:
+        most, reason = scheduler.config.get("num_train_timesteps"), " ".join(str(error).split())[:120]
+        raise InputError(
+            f"{type(scheduler).__name__} cannot take num_inference_steps {num_inference_steps} ({reason}); ask for "
+            f"another number, of at most {most}"
+        ) from error
 
 
 class _Stepper:

@@ -4,6 +4,7 @@ Backends and compilation change results by rounding only, except the backends th
 Feature caches are approximate; `sememe.models.feature_caches` says which work.
 """
 
+import math
 import os
 import shutil
 import warnings
@@ -52,9 +53,42 @@ def set_attention(pipeline: Any, name: str) -> None:
         _AttentionBackendRegistry.set_active_backend(others)
 
 
-def list_usable_attention(pipeline: Any) -> tuple[str, ...]:
+def list_usable_attention(pipeline: Any, *, needs_mask: bool = False) -> tuple[str, ...]:
     """The attention backends that compute on the pipeline's device, in its precision; each is tried."""
-    return tuple(backend.value for backend in AttentionBackendName if _find_obstacle(pipeline, backend) is None)
+    return tuple(
+        backend.value
+        for backend in AttentionBackendName
+        if _find_obstacle(pipeline, backend, needs_mask=needs_mask) is None
+    )
+
+
+def check_weaker_reference(pipeline: Any, strength: float) -> None:
+    """Checks that the chosen attention can weigh a reference down, for which it has to take a mask.
+
+    Args:
+        pipeline: a pipeline with a `transformer`.
+        strength: of the reference; 0 and 1 need nothing.
+
+    Raises:
+        InputError: it cannot; the message names the backends that can.
+    """
+    if not 0.0 < strength < 1.0:
+        return
+    default, _ = _AttentionBackendRegistry.get_active_backend()
+    for name in list_attention(pipeline) or (default.value,):
+        reason = _find_obstacle(pipeline, AttentionBackendName(name), needs_mask=True)
+        if reason is not None:
+            able = list_usable_attention(pipeline, needs_mask=True)
+            raise InputError(
+                f"reference_strength {strength:g} needs attention that takes a mask, which {name!r} does not "
+                f"({reason}); use strength 1 or one of the backends {', '.join(able)}"
+            )
+
+
+def list_attention(pipeline: Any) -> tuple[str, ...]:
+    """The backends that were chosen for the attentions of the transformer and its expert, by name."""
+    chosen = {processor._attention_backend for processor in pipeline.transformer.attn_processors.values()}
+    return tuple(sorted(AttentionBackendName(backend).value for backend in chosen if backend is not None))
 
 
 def compile_transformer(pipeline: Any, *, backend: str | Callable[..., Any] = "inductor", **options: Any) -> None:
@@ -106,8 +140,8 @@ def begin_generation(pipeline: Any, predict: Predict) -> Predict:
 
 
 @torch.no_grad()
-def _find_obstacle(pipeline: Any, backend: AttentionBackendName) -> str | None:
-    """Why a backend cannot be used; None where it can."""
+def _find_obstacle(pipeline: Any, backend: AttentionBackendName, *, needs_mask: bool = False) -> str | None:
+    """Why a backend cannot be used, or not with a mask; None where it can."""
     if backend.value.endswith("_hub"):
         return "it would fetch code from the hub and run it; install its package and take the name without _hub"
     transformer = pipeline.transformer
@@ -120,10 +154,21 @@ def _find_obstacle(pipeline: Any, backend: AttentionBackendName) -> str | None:
         _check_attention_backend_requirements(backend)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            if needs_mask:
+                return _try_mask(features, backend)
             dispatch_attention_fn(features, features, features, backend=backend)
     except Exception as error:  # a kernel may fail in any way; which one does is what is asked
         return _first_line(error)
     return None
+
+
+def _try_mask(features: torch.Tensor, backend: AttentionBackendName) -> str | None:
+    """Attends to as many zeros as ones, which weigh half as much: their mean is a third, with equal weights a half."""
+    keys = torch.cat([features, features], dim=1)
+    values = torch.cat([features, torch.ones_like(features)], dim=1)
+    bias = values[:, :, :1, :1].permute(0, 2, 3, 1) * -math.log(2.0)
+    mean = float(dispatch_attention_fn(features, keys, values, attn_mask=bias, backend=backend).float().mean())
+    return None if abs(mean - 1 / 3) < 1 / 24 else "it leaves the mask out"
 
 
 def _is_repeated(transformer: Any, module: torch.nn.Module) -> bool:

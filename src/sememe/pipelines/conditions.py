@@ -176,13 +176,6 @@ class ConditionEncoder:
         return embeds[[distinct.index(prompt) for prompt in prompts]]
 
     def _encode_entries(self, entries: Sequence[ReferenceClips | EncodedReference], generator: Generators) -> Reference:
-        height, width = self.settings.height, self.settings.width
-        for entry in entries:
-            if isinstance(entry, EncodedReference) and (entry.height, entry.width) != (height, width):
-                raise InputError(
-                    f"the encoded reference is {entry.height}x{entry.width}, but the result is to be "
-                    f"{height}x{width}; encode it at that size"
-                )
         clips = [entry for entry in entries if isinstance(entry, ReferenceClips)]
         if len(clips) == len(entries):
             return self.encode_clips(clips, generator)
@@ -278,6 +271,33 @@ class ReadingOptions:
 
     strength: float = 1.0
     refresh: int | None = None
+
+    def check(self, attention_mode: str, *, approximate: bool, is_read: bool) -> None:
+        """Checks them against a generation.
+
+        Args:
+            attention_mode: of the model.
+            approximate: whether the reference is not to be carried through every step.
+            is_read: whether there is a reference at all.
+
+        Raises:
+            InputError: a value out of range, or one without effect.
+        """
+        if not 0.0 <= self.strength <= 1.0:
+            raise InputError(f"reference_strength must be within 0..1, got {self.strength}")
+        if not is_read and (self.strength != 1.0 or approximate or self.refresh is not None):
+            raise InputError(
+                "reference_strength, approximate and reference_refresh have no effect with reference_guidance_scale 0, "
+                "which leaves the reference out; leave them out too"
+            )
+        if approximate and attention_mode == "cached":
+            raise InputError("approximate has no effect on a model that was trained one-way; leave it out")
+        if self.refresh is None:
+            return
+        if not approximate:
+            raise InputError("reference_refresh has an effect only with approximate=True; say both or neither")
+        if self.refresh < 1:
+            raise InputError(f"reference_refresh must be at least 1 step, got {self.refresh}")
 
 
 class Predictor:

@@ -10,6 +10,7 @@ from sememe.errors import InputError
 from sememe.pipelines.conditions import ConditionEncoder, EncodingOptions
 from sememe.pipelines.defaults import GenerationDefaults
 from sememe.pipelines.family import BackboneFamily
+from sememe.pipelines.offload import sends_modules_back
 
 Texts = str | tuple[str, ...]
 
@@ -81,6 +82,7 @@ class PromptEncoding:
     """Methods of a pipeline that encodes texts ahead of a generation."""
 
     @torch.no_grad()
+    @sends_modules_back
     def encode_prompt(
         self: Any,
         prompt: Any = "",

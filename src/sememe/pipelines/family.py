@@ -151,6 +151,11 @@ class BackboneFamily(ABC):
             arranged.latents, arranged.text_embeds, arranged.image_embeds, approximate=approximate, **spread
         )
 
+    @property
+    def keeps_texts(self) -> bool:
+        """Whether what `text_keys` speaks of can be kept, as the pipeline is set up."""
+        return False
+
     def keep_text(self, text: torch.Tensor, image_embeds: torch.Tensor | None) -> KeptText | None:
         """What is the same of texts at every step, computed once; None where a backbone has nothing of the kind."""
         return None

@@ -119,7 +119,7 @@ def load_components(
     layout = read_layout(folder)
     source = None
     if "transformer" not in given:
-        source = _choose_expert(layout, class_name, expert)
+        source = choose_expert(layout, class_name, expert)
     elif expert is not None:
         raise ModelError(f"expected an expert or a transformer that has one, got both: {expert} and the transformer")
     check_whole(layout, given.keys(), needs_expert=source == folder / EXPERT_FOLDER)
@@ -179,8 +179,17 @@ def _forget_source(path: Path) -> None:
         write_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def _choose_expert(layout: ModelLayout, class_name: str, expert: str | Path | None) -> Path | None:
-    """The folder of the expert, or None where it is merged with the backbone."""
+def choose_expert(layout: ModelLayout, class_name: str, expert: str | Path | None) -> Path | None:
+    """The folder of the expert that goes with a model, or None where it is merged with the backbone.
+
+    Args:
+        layout: of the model.
+        class_name: of the pipeline that asks.
+        expert: that was asked for, as `find_expert` takes it; None for the model's own.
+
+    Raises:
+        ModelError: a model without an expert, one that cannot be given another, or an expert for another backbone.
+    """
     if layout.kind == "published":
         if expert is not None:
             raise ModelError(

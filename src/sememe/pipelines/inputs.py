@@ -1,6 +1,6 @@
 """What people pass to a pipeline, checked and brought to one form."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -20,13 +20,33 @@ class EncodedReference:
 
     Attributes:
         payload: what the transformer reads, of batch 1.
-        height: pixels.
-        width: pixels.
+        height: pixels of the results for which it was made.
+        width: pixels, the same.
+        num_frames: the same.
+        num_reference_frames: that were taken of each reference, or of each in turn; None for as many.
+        reference_positions: at which they lie.
+        reference_downscale: by how much they are smaller than the results.
     """
 
     payload: ReferenceCache | ReferenceTokens
     height: int
     width: int
+    num_frames: int
+    num_reference_frames: int | tuple[int, ...] | None
+    reference_positions: str
+    reference_downscale: int
+
+    def to_record(self) -> dict[str, Any]:
+        """How it was made, as plain values."""
+        counts = self.num_reference_frames
+        return {
+            "height": self.height,
+            "width": self.width,
+            "num_frames": self.num_frames,
+            "num_reference_frames": list(counts) if isinstance(counts, tuple) else counts,
+            "reference_positions": self.reference_positions,
+            "reference_downscale": self.reference_downscale,
+        }
 
 
 @dataclass(frozen=True)
@@ -60,6 +80,12 @@ class Request:
     @property
     def batch_size(self) -> int:
         return len(self.prompts)
+
+    @property
+    def encoded(self) -> tuple[EncodedReference, ...]:
+        """The references, negative ones too, that were encoded ahead."""
+        entries = (*self.references, *self.negative_references)
+        return tuple(entry for entry in entries if isinstance(entry, EncodedReference))
 
 
 def make_request(
@@ -105,6 +131,8 @@ def make_request(
         )
     if not needs_reference and not _is_nothing(negative_references):
         raise InputError("negative_references need a reference_guidance_scale other than 0 and 1, got 0")
+    if not needs_reference and _says_something(reference_prompts):
+        raise InputError("reference_prompts have no effect with reference_guidance_scale 0; leave them out")
     images = _to_pictures("image", image) if needs_image or image is not None else ()
     count = len(images) or (len(prompt) if isinstance(prompt, (list, tuple)) else 1)
     last_images = () if last_image is None else _to_pictures("last_image", last_image)
@@ -120,6 +148,46 @@ def make_request(
         if _is_nothing(negative_references)
         else _make_references(negative_references, None, count),
     )
+
+
+def match_encoded(
+    encoded: Sequence[EncodedReference], height: int, width: int, num_frames: int, said: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Settings of a generation's references, those of encoded ones where it does not say otherwise.
+
+    Args:
+        encoded: references that were encoded ahead.
+        height: pixels of the result.
+        width: pixels, the same.
+        num_frames: the same.
+        said: `reference_positions` and `reference_downscale` of the generation.
+
+    Raises:
+        InputError: one was made for another result, or otherwise than the generation says or another one was made.
+    """
+    for each in encoded:
+        if (each.height, each.width) != (height, width):
+            raise InputError(
+                f"the encoded reference is {each.height}x{each.width}, but the result is to be {height}x{width}; "
+                "encode it at that size"
+            )
+        if each.num_frames != num_frames:
+            raise InputError(
+                f"the encoded reference was made for {each.num_frames} frames, but the result is to have {num_frames}; "
+                f"encode it with num_frames={num_frames}, and with num_reference_frames to keep its own length"
+            )
+    matched = dict(said)
+    for name, usual in (("reference_positions", "dense"), ("reference_downscale", 1)):
+        made = sorted({getattr(each, name) for each in encoded})
+        if len(made) > 1:
+            raise InputError(f"expected references encoded with one {name}, got {' and '.join(map(str, made))}")
+        if made and said[name] not in (usual, made[0]):
+            raise InputError(
+                f"the encoded reference was made with {name} {made[0]}, but the generation says {said[name]}; "
+                "leave that out, or encode the reference anew"
+            )
+        matched[name] = made[0] if made else said[name]
+    return matched
 
 
 def _to_pictures(name: str, image: Any) -> tuple[np.ndarray, ...]:
@@ -221,6 +289,11 @@ def _spread_texts(name: str, texts: Any, count: int, of: str = "picture") -> tup
 def _is_nothing(references: Any) -> bool:
     """Whether there are none; what is neither a list nor a clip, such as an array, is refused further on."""
     return references is None or (isinstance(references, (list, tuple)) and not references)
+
+
+def _says_something(texts: Any) -> bool:
+    """Whether any of some texts, or lists of them, is not empty."""
+    return any(map(_says_something, texts)) if isinstance(texts, (list, tuple)) else bool(texts)
 
 
 def _describe(value: Any) -> str:

@@ -71,7 +71,7 @@ def read_layout(folder: Path) -> ModelLayout:
     """Looks at the index of a model folder.
 
     Raises:
-        ModelError: it has none, or one that names another pipeline or transformer.
+        ModelError: it has none, or one that names another pipeline or transformer, or what that cannot do.
     """
     index = read_json(folder / INDEX_NAME)
     class_name = index.get("_class_name")
@@ -91,7 +91,13 @@ def read_layout(folder: Path) -> ModelLayout:
             f"expected a model with one transformer, but {folder} has two (transformer_2 takes over at low noise), "
             "which is not supported; use a model with one"
         )
-    return ModelLayout(folder, kind, _format_of_index(folder, kind, index), index)
+    layout = ModelLayout(folder, kind, _format_of_index(folder, kind, index), index)
+    if layout.has_token_timesteps and layout.format.name != "wan":
+        raise ModelError(
+            f"expected expand_timesteps with a Wan transformer alone, but {folder} has a {layout.format.stock_class}; "
+            f"take it out of its {INDEX_NAME}"
+        )
+    return layout
 
 
 def check_whole(layout: ModelLayout, given: Collection[str], *, needs_expert: bool) -> None:

@@ -2,13 +2,31 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from accelerate import cpu_offload_with_hook
 from torch import nn
 
 from sememe.errors import InputError
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+
+
+def sends_modules_back(method: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+    """For methods of a pipeline: under offload 'model' no module stays on the device behind them, come what may."""
+
+    @wraps(method)
+    def call(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+        pipeline: Any = args[0]
+        try:
+            return method(*args, **kwargs)
+        finally:
+            pipeline.maybe_free_model_hooks()
+
+    return call
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from `sememe.pipelines.activations`. 1 GB is 1e9 bytes.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from torch import nn
@@ -168,13 +168,15 @@ class ModelMemory:
         text_encoder: its weights and sizes.
         image_encoder: the same, where there is one; it is kept in float32.
         vae: of the model.
-        dtype: the precision in which it is to be computed; any lower one is approximate.
+        dtype: the precision in which it is to be computed; any other than that and float32 is approximate.
         height: pixels, by default.
         width: pixels, the same.
         num_frames: the same.
         num_text_tokens: of a prompt.
         num_image_tokens: of a picture, which stand beside a prompt's.
-        num_texts: variants of guidance, each with its text.
+        num_texts: texts that are kept, projected, over the steps: each that guidance tells, and those that share a
+            forward once more for it.
+        num_readers: variants of guidance that read a reference.
         batch_size: variants of guidance that share a forward.
         only_size: height and width in pixels, where the model can make no others.
     """
@@ -194,6 +196,7 @@ class ModelMemory:
     num_text_tokens: int
     num_image_tokens: int = 0
     num_texts: int = 2
+    num_readers: int = 1
     batch_size: int = 1
     only_size: tuple[int, int] | None = None
 
@@ -208,6 +211,7 @@ class Generation:
         num_frames: of the result.
         num_references: videos that are read.
         num_reference_frames: of each.
+        num_negative_references: videos to lead away from, which another forward reads.
         keeps_keys: whether keys and values of a reference that is read two-way are kept too (`approximate`).
     """
 
@@ -216,6 +220,7 @@ class Generation:
     num_frames: int
     num_references: int = 1
     num_reference_frames: int | None = None
+    num_negative_references: int = 0
     keeps_keys: bool = False
 
     @property
@@ -289,30 +294,34 @@ def estimate_memory(model: ModelMemory, generation: Generation, strategy: Strate
     Raises:
         InputError: the model cannot make a video of that size.
     """
-    counts, number_bytes = count_tokens(model, generation), NUMBER_BYTES[strategy.dtype]
-    reading: Reading = "none" if not generation.num_references else model.attention_mode
+    # A forward reads the references or the negative ones, while both are kept.
+    groups = (generation.num_references, generation.num_negative_references)
+    counts, kept = (count_tokens(model, replace(generation, num_references=take(groups))) for take in (max, sum))
+    number_bytes = NUMBER_BYTES[strategy.dtype]
+    reading: Reading = "none" if not any(groups) else model.attention_mode
     shape, batch = model.shape, model.batch_size
     # Blocks that come and go have no weights between forwards, so that no text is projected ahead.
     keeps_texts = not strategy.offload.startswith("group")
-    record = record_bytes(shape, counts, number_bytes, reading, batch)
+    record = record_bytes(shape, kept, number_bytes, reading, batch)
     if generation.keeps_keys and reading == "joint":
-        record += model.num_texts * record_bytes(shape, counts, number_bytes, "cached")
-    texts = text_bytes(shape, counts, number_bytes, reading, num_texts=model.num_texts) if keeps_texts else 0
+        record += model.num_readers * record_bytes(shape, counts, number_bytes, "cached")
+    texts = text_bytes(shape, kept, number_bytes, reading, num_texts=model.num_texts) if keeps_texts else 0
     way: dict[str, Any] = {"batch_size": batch, "own_forward": keeps_texts and shape.family == "wan"}
     step = forward_bytes(shape, counts, number_bytes, reading, **way)
     latents = _latent_bytes(model, generation, number_bytes)
     encoded = 0
     if reading == "cached":
-        encoded = encode_bytes(shape, counts, number_bytes)
+        # Its own keys are part of it, and of the record.
+        encoded = encode_bytes(shape, counts, number_bytes) - record_bytes(shape, counts, number_bytes, reading, batch)
     size = (generation.height, generation.width)
-    most = max(generation.num_frames, generation.reference_frames if generation.num_references else 0)
+    most = max(generation.num_frames, generation.reference_frames if any(groups) else 0)
     vae_encode = model.vae.encode_bytes(most, *size, tiled=strategy.tiles)
     vae_decode = model.vae.decode_bytes(generation.num_frames, *size, tiled=strategy.tiles)
     resident = _Resident(model, strategy)
     phases = {
         "texts": Phase(resident.texts, model.text_encoder.forward_bytes(model.num_text_tokens, number_bytes)),
         "encode": Phase(resident.encode, vae_encode + latents),
-        "steps": Phase(resident.steps, max(step, encoded - record) + latents, record + texts),
+        "steps": Phase(resident.steps, max(step, encoded) + latents, record + texts),
         "decode": Phase(resident.decode, vae_decode + latents, record),
     }
     return MemoryEstimate(phases, 0 if strategy.offload == "none" else int(resident.everything))

@@ -1,6 +1,5 @@
 """Video-As-Prompt: do to a picture what happens in a reference clip (arXiv 2510.20888)."""
 
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from sememe.errors import InputError, ModelError
 from sememe.models.autoencoder import LatentGrid, decode_latents, latent_grid
 from sememe.models.feature_caches import check_generation
 from sememe.models.pixels import video_to_clips
-from sememe.pipelines.acceleration import begin_generation
+from sememe.pipelines.acceleration import begin_generation, check_weaker_reference
 from sememe.pipelines.adapters import BackboneAdapterMixin, check_unadapted
 from sememe.pipelines.conditions import EncodingOptions, Predictor, ReadingOptions, ReferencePositions
 from sememe.pipelines.defaults import GenerationDefaults
@@ -24,8 +23,17 @@ from sememe.pipelines.families import choose_family
 from sememe.pipelines.family import BackboneFamily, Generators
 from sememe.pipelines.folders import find_folder, load_components, save_components
 from sememe.pipelines.guidance_schedule import VideoAsPromptSchedule
-from sememe.pipelines.inputs import EncodedReference, as_counts, check_choice, check_references, make_request
+from sememe.pipelines.inputs import (
+    EncodedReference,
+    as_counts,
+    check_choice,
+    check_references,
+    make_request,
+    match_encoded,
+)
+from sememe.pipelines.offload import sends_modules_back
 from sememe.pipelines.quirks import choose_quirks
+from sememe.pipelines.stopwatch import Stopwatch
 from sememe.pipelines.tiling import check_tiling
 from sememe.video import Clip, Sampling
 
@@ -179,6 +187,7 @@ class VideoAsPromptPipeline(PromptEncoding, DiffusionPipeline, BackboneAdapterMi
         return {"generation_defaults": self.config.generation_defaults} | expanded
 
     @torch.no_grad()
+    @sends_modules_back
     def encode_reference(
         self,
         clips: Any,
@@ -230,9 +239,18 @@ class VideoAsPromptPipeline(PromptEncoding, DiffusionPipeline, BackboneAdapterMi
         told = resolve_captions(prompts, settings)
         encoder = KnowingEncoder(self.family, settings, options, told.known)
         payload = encoder.encode_clips([check_references(clips, told.reference_prompts)])
-        return EncodedReference(payload, settings.height, settings.width)
+        return EncodedReference(
+            payload,
+            settings.height,
+            settings.width,
+            settings.num_frames,
+            options.num_reference_frames,
+            reference_positions,
+            reference_downscale,
+        )
 
     @torch.no_grad()
+    @sends_modules_back
     def __call__(
         self,
         image: Any = None,
@@ -274,8 +292,9 @@ class VideoAsPromptPipeline(PromptEncoding, DiffusionPipeline, BackboneAdapterMi
             image: the first frame: a PIL image, a uint8 array (height, width, 3) or a one-frame Clip; a list of them
                 for a batch. It is made to cover the target size, and what sticks out is cropped. None for models that
                 make videos from text alone.
-            references: clips of at least 2 frames, or what `encode_reference` returned; for a batch also a list with
-                such an entry per picture. Not needed where `reference_guidance_scale` is 0.
+            references: clips of at least 2 frames, or what `encode_reference` returned, which keeps the positions and
+                the size that it was made with; for a batch also a list with such an entry per picture. Not needed where
+                `reference_guidance_scale` is 0, which leaves no effect to what else is said of references.
             prompt: what the result shows; one for all pictures or one each; or what `encode_prompt` returned.
             negative_prompt: what text guidance leads away from.
             reference_prompts: captions of the references; None for empty ones.
@@ -371,16 +390,22 @@ class VideoAsPromptPipeline(PromptEncoding, DiffusionPipeline, BackboneAdapterMi
         num_forwards = len(needed.groups(cast(Batching, settings.batching)))
         check_generation(self.transformer, num_forwards, settings.num_inference_steps, is_limited=schedule.is_limited)
         reading = ReadingOptions(strength=reference_strength, refresh=reference_refresh)
-        self._check_reading(reading, approximate=approximate)
-        watch = _Stopwatch()
+        reading.check(
+            self.transformer.config.attention_mode,
+            approximate=approximate,
+            is_read=settings.reference_guidance_scale != 0,
+        )
+        check_weaker_reference(self, reference_strength)
+        said = {"reference_positions": reference_positions, "reference_downscale": reference_downscale}
+        matched = match_encoded(request.encoded, settings.height, settings.width, settings.num_frames, said)
+        watch = Stopwatch(self._execution_device)
         self._interrupt = False
         options = EncodingOptions(
             reference_sampling=cast(Sampling, reference_sampling),
             num_reference_frames=as_counts(num_reference_frames),
-            reference_positions=cast(ReferencePositions, reference_positions),
-            reference_downscale=reference_downscale,
             quirks=quirks,
             approximate=approximate and reference_refresh is None,
+            **matched,
         )
         encoder = KnowingEncoder(family, settings, options, told.known)
         # In this order the official pipelines draw from the generator: picture, noise, references.
@@ -416,13 +441,13 @@ class VideoAsPromptPipeline(PromptEncoding, DiffusionPipeline, BackboneAdapterMi
         watch.lap("denoise")
         clips, frames = self._make_frames(result, settings.fps, output_type)
         watch.lap("decode")
-        self.maybe_free_model_hooks()
         resolved = settings.to_config() | {
+            "text_keys": settings.text_keys if family.keeps_texts else "recomputed",
             "negative_prompt": list(request.negative_prompts),
             "reference_sampling": reference_sampling,
             "num_reference_frames": options.num_reference_frames,
-            "reference_positions": reference_positions,
-            "reference_downscale": reference_downscale,
+            **matched,
+            "encoded_references": [each.to_record() for each in request.encoded],
             "reference_strength": reference_strength,
             "approximate": approximate or conditions.are_approximate(self.transformer.config.attention_mode),
             "reference_refresh": reference_refresh,
@@ -431,18 +456,6 @@ class VideoAsPromptPipeline(PromptEncoding, DiffusionPipeline, BackboneAdapterMi
             "guidance": schedule.base.to_table(),
         }
         return VideoAsPromptOutput(clips, frames, resolved, watch.seconds)
-
-    def _check_reading(self, reading: ReadingOptions, *, approximate: bool) -> None:
-        if not 0.0 <= reading.strength <= 1.0:
-            raise InputError(f"reference_strength must be within 0..1, got {reading.strength}")
-        if approximate and self.transformer.config.attention_mode == "cached":
-            raise InputError("approximate has no effect on a model that was trained one-way; leave it out")
-        if reading.refresh is None:
-            return
-        if not approximate:
-            raise InputError("reference_refresh has an effect only with approximate=True; say both or neither")
-        if reading.refresh < 1:
-            raise InputError(f"reference_refresh must be at least 1 step, got {reading.refresh}")
 
     def _latent_shape(self, settings: GenerationDefaults, *, is_decoded: bool) -> tuple[int, int, int, int]:
         shape = self.grid.latent_shape(settings.num_frames, settings.height, settings.width, is_decoded=is_decoded)
@@ -472,16 +485,3 @@ class VideoAsPromptPipeline(PromptEncoding, DiffusionPipeline, BackboneAdapterMi
             return clips, [[Image.fromarray(frame) for frame in clip.frames] for clip in clips]
         scaled = video.float().permute(0, 2, 1, 3, 4).add(1.0).div(2.0)
         return clips, scaled if output_type == "pt" else scaled.permute(0, 1, 3, 4, 2).cpu().numpy()
-
-
-class _Stopwatch:
-    """Seconds between laps, by name."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._start = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.seconds[name] = now - self._start
-        self._start = now

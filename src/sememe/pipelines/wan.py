@@ -97,12 +97,13 @@ class WanFamily(BackboneFamily):
         return steps.flatten().expand(latents.shape[0], -1)
 
     def keep_text(self, text: torch.Tensor, image_embeds: torch.Tensor | None) -> KeptText | None:
-        return self.transformer.keep_text(text, image_embeds) if self._may_project_apart() else None
+        return self.transformer.keep_text(text, image_embeds) if self.keeps_texts else None
 
     def keep_captions(self, reference: ReferenceTokens) -> ReferenceTokens:
-        return self.transformer.keep_captions(reference) if self._may_project_apart() else reference
+        return self.transformer.keep_captions(reference) if self.keeps_texts else reference
 
-    def _may_project_apart(self) -> bool:
+    @property
+    def keeps_texts(self) -> bool:
         # Blocks that are offloaded as a whole have their weights only during their own forward, and caches of
         # features know nothing of texts that were projected before.
         transformer = self.transformer

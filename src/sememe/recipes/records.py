@@ -221,7 +221,7 @@ class GenerationSettings:
     num_inference_steps: int = 12
     guidance_scale: float = 1.0
     reference_guidance_scale: float = 6.0
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    guidance_interval: tuple[float, float] = (0.5, 1.0)
     batching: Literal["sequential", "batched"] = "sequential"
     autocast: Literal["off", "bfloat16"] = "off"
 

@@ -62,7 +62,7 @@ def tiny_backbone() -> BackboneRecipe:
         # Tokens of 8x8 pixels: at equal compute, four times as many tokens of half the width learn far better.
         network=WanNetwork(patch_size=1, num_attention_heads=3, ffn_dim=768),
         settings=BackboneSettings(batch_size=48),
-        training=_transformer_training(learning_rate=1.8e-3, warmup_steps=80, ema_decay=0.998, max_minutes=60.0),
+        training=_transformer_training(learning_rate=1.5e-3, warmup_steps=80, ema_decay=0.998, max_minutes=60.0),
     )
 
 
@@ -185,6 +185,7 @@ def _transformer_training(
     return TrainingConfig(
         num_steps=_UNBOUNDED,
         learning_rate=learning_rate,
+        optimizer="muon",
         betas=(0.9, 0.98),
         weight_decay=0.01,
         schedule=ScheduleConfig(warmup_steps=warmup_steps, shape="cosine", final_ratio=0.03),

@@ -14,9 +14,9 @@ from sememe.workflows.loading import LoadedModel, check_model_request, load_mode
 from sememe.world import random_scene, render
 
 # Scenes that no training has seen.
-_PICTURE_SCENE = EVALUATION_SEED + 7
-_REFERENCE_SCENES = (EVALUATION_SEED + 1, EVALUATION_SEED + 2)
-CONDITIONS = ("inflate_and_float", "melt")
+_PICTURE_SCENE = EVALUATION_SEED + 21
+_REFERENCE_SCENES = (EVALUATION_SEED + 1000, EVALUATION_SEED + 1004)
+CONDITIONS = ("flood", "heart")
 
 
 @dataclass(frozen=True, kw_only=True)

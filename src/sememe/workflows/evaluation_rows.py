@@ -192,7 +192,8 @@ class Maker:
         alone = row.method == "backbone"
         oracles = self.oracles(row)
         extra: dict[str, Any] = {} if alone else dict(self.sampler.controls)
-        if row.is_misled:
+        settings = self.pipeline.defaults.override(reference_guidance_scale=self.sampler.reference_guidance_scale)
+        if row.is_misled and settings.reference_guidance_scale != 0:
             extra["reference_prompts"] = [[oracles.caption(case.reference_scene, case.condition)] for case in cases]
         if self.sampler.negative_reference is not None and not alone:
             extra["negative_references"] = [[oracles.film(case.reference_scene, None)] for case in cases]

@@ -212,6 +212,8 @@ def _check_request(request: VideoAsPromptRequest, files: OutputFiles) -> None:
         raise InputError("influence has no meaning with reference_guidance_scale 0: the reference is left out anyway")
     if not request.references and request.reference_guidance_scale != 0:
         raise InputError("expected at least one reference video, got none; give one, or reference_guidance_scale 0")
+    if request.reference_guidance_scale == 0:
+        _check_left_out(request)
     if len(request.reference_prompts) not in {0, 1, len(request.references)}:
         raise InputError(
             f"expected one reference prompt per reference, or one for all, got {len(request.reference_prompts)} for "
@@ -219,6 +221,20 @@ def _check_request(request: VideoAsPromptRequest, files: OutputFiles) -> None:
         )
     inputs = [*request.references, *request.negative_references, request.image]
     files.check(inputs if request.last_image is None else [*inputs, request.last_image])
+
+
+def _check_left_out(request: VideoAsPromptRequest) -> None:
+    """Raises `InputError` for what would have no effect where the reference is left out."""
+    wanted = {
+        "reference_prompts": any(request.reference_prompts),
+        "negative_references": bool(request.negative_references),
+        "reference_strength": request.reference_strength != 1.0,
+        "approximate": request.approximate,
+        "reference_refresh": request.reference_refresh is not None,
+    }
+    idle = ", ".join(name for name, is_wanted in wanted.items() if is_wanted)
+    if idle:
+        raise InputError(f"expected nothing of the reference with reference_guidance_scale 0, got {idle}; leave it out")
 
 
 def check_seed(seed: int) -> None:
@@ -268,8 +284,9 @@ def _plan_request(request: VideoAsPromptRequest) -> PlanRequest | None:
         height=request.height,
         width=request.width,
         num_frames=request.num_frames,
-        num_references=max(len(request.references), len(request.negative_references)),
+        num_references=len(request.references),
         num_reference_frames=request.num_reference_frames,
+        num_negative_references=len(request.negative_references),
         dtype=request.dtype,
         storage=request.storage,
         keeps_keys=request.approximate,
@@ -348,7 +365,7 @@ class _Generation:
             num_reference_frames=request.num_reference_frames,
             last_image=None if last_image is None else last_image.pixels,
             negative_references=self.negative_references or None,
-            reference_strength=request.reference_strength,
+            reference_strength=request.reference_strength if self.references else 1.0,
             approximate=request.approximate and bool(self.references),
             reference_refresh=request.reference_refresh if self.references else None,
             reference_positions=request.reference_positions,

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sememe.errors import InputError
+from sememe.workflows.model_memory import read_own_dtype
 from sememe.workflows.plan import MemoryPlan, PlanRequest, Texts, apply_plan, check_plan_request, plan_memory
 from sememe.zoo import ModelFingerprint, fingerprint_model, is_hub_id, resolve_model
 
@@ -41,6 +42,7 @@ class LoadedModel:
         pipeline: on `device`.
         device: `cpu`, `cuda`, `mps`, ...
         dtype: precision of the transformer's weights.
+        own_dtype: the precision in which the model is to be computed.
         expert: where it lies apart.
         attention: backend of its attention; None for the one of the library.
         is_compiled: whether its blocks are compiled.
@@ -54,6 +56,7 @@ class LoadedModel:
     pipeline: "VideoAsPromptPipeline"
     device: str
     dtype: str
+    own_dtype: str
     expert: LoadedExpert | None = None
     attention: str | None = None
     is_compiled: bool = False
@@ -150,6 +153,7 @@ def load_model(
         pipeline=pipeline,
         device=str(place),
         dtype=weights,
+        own_dtype=read_own_dtype(folder, apart),
         expert=own,
         attention=wanted.attention,
         is_compiled=wanted.compiles,

@@ -1,6 +1,6 @@
 """What a memory plan needs to know of a model: read from its folder without loading it, or known of a released one."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,9 +10,11 @@ from sememe.zoo import is_hub_id, resolve_model
 
 if TYPE_CHECKING:
     from sememe.models.formats import TransformerFormat
+    from sememe.models.weight_files import StoredTensor
     from sememe.pipelines.planning import AutoencoderShape, EncoderWeights, ModelMemory
 
 _MAX_TEXT_TOKENS = 512
+_HALVES = {"BF16": "bfloat16", "F16": "float16"}
 
 
 @dataclass(frozen=True)
@@ -49,25 +51,37 @@ RELEASED: Mapping[str, _Released] = {
 
 @dataclass(frozen=True)
 class Guided:
-    """Settings of a generation that decide how many forwards a step takes; None for the model's own."""
+    """Settings of a generation that decide how many forwards a step takes; None for the model's own.
+
+    Attributes:
+        guidance_scale: of the text.
+        reference_guidance_scale: of the reference.
+        batching: `sequential` or `batched`.
+        leads_away: whether reference guidance leads away from other references instead of from the backbone.
+    """
 
     guidance_scale: float | None = None
     reference_guidance_scale: float | None = None
     batching: str | None = None
+    leads_away: bool = False
 
 
-def read_model_memory(name: str | Path, expert: Path | None = None, guided: Guided | None = None) -> "ModelMemory":
+def read_model_memory(
+    name: str | Path, expert: str | Path | None = None, guided: Guided | None = None
+) -> "ModelMemory":
     """Reads what a plan needs to know.
 
     Args:
         name: `wan-14b`, `cogvideox-5b`, a built-in name, or a local folder.
-        expert: the folder of an expert that goes with it.
+        expert: the folder of an expert that goes with it, or of a model that has one.
         guided: settings other than the model's own.
 
     Raises:
-        ModelError: there is no such model, or it is not whole.
+        ModelError: there is no such model or expert, it is not whole, or they do not go together.
     """
     if name in RELEASED:
+        if expert is not None:
+            raise ModelError(f"expected a stock model to put the expert {expert} on, but {name} has one; leave it out")
         return _describe_released(str(name), guided or Guided())
     if is_hub_id(name):
         raise ModelError(f"expected {', '.join(RELEASED)}, a built-in model or a folder to plan for, got {name}")
@@ -82,6 +96,41 @@ def read_model_memory(name: str | Path, expert: Path | None = None, guided: Guid
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise ModelError(f"no plan can be made for {folder}: its configurations are not whole ({reason})") from error
+
+
+def read_own_dtype(folder: Path, expert: Path | None = None) -> str:
+    """The precision in which a model is to be computed, by the headers of its files.
+
+    Args:
+        folder: of a model.
+        expert: the folder of an expert alone that goes with it.
+
+    Raises:
+        ModelError: it is not whole.
+    """
+    from sememe.models.tensor_files import CONFIG_NAME, read_json
+    from sememe.models.weight_files import read_stored_tensors
+    from sememe.pipelines.layouts import EXPERT_FOLDER, read_layout
+
+    layout = read_layout(folder)
+    tensors = [*read_stored_tensors(folder / "transformer").values()]
+    if layout.kind == "published":
+        return _choose_dtype(tensors, is_trained_here=False)
+    apart = expert or folder / EXPERT_FOLDER
+    tensors += read_stored_tensors(apart).values()
+    is_one_way = read_json(apart / CONFIG_NAME).get("attention_mode") != "joint"
+    return _choose_dtype(tensors, is_trained_here=layout.kind == "own" and is_one_way)
+
+
+def _choose_dtype(tensors: "Iterable[StoredTensor]", *, is_trained_here: bool) -> str:
+    """Released models are computed in the precision in which most of them is stored; those trained here in float32."""
+    if is_trained_here:
+        return "float32"
+    sizes: dict[str, int] = {}
+    for tensor in tensors:
+        sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.num_bytes
+    kind = max(sizes, key=lambda name: sizes[name])
+    return _HALVES.get(kind, "float32") if 2 * sizes[kind] > sum(sizes.values()) else "float32"
 
 
 def _describe_released(name: str, guided: Guided) -> "ModelMemory":
@@ -104,25 +153,22 @@ def _describe_released(name: str, guided: Guided) -> "ModelMemory":
     return replace(described, dtype="bfloat16", num_image_tokens=pictures)
 
 
-def _describe_folder(name: str, folder: Path, expert: Path | None, guided: Guided) -> "ModelMemory":
+def _describe_folder(name: str, folder: Path, expert: str | Path | None, guided: Guided) -> "ModelMemory":
     import torch
 
     from sememe.models.merged_files import open_merged
     from sememe.models.separate_files import open_separate
     from sememe.models.tensor_files import read_json
-    from sememe.pipelines.layouts import EXPERT_FOLDER, check_whole, read_layout
+    from sememe.pipelines.folders import choose_expert
+    from sememe.pipelines.layouts import EXPERT_FOLDER, OWN_CLASS, check_whole, read_layout
     from sememe.pipelines.released_defaults import released_defaults
 
     layout = read_layout(folder)
     if layout.has_token_timesteps:
         raise ModelError(f"no plan can be made for {folder}: memory of a timestep for each token is not counted yet")
-    check_whole(layout, (), needs_expert=layout.kind == "own" and expert is None)
-    if layout.kind == "published":
-        stored = open_merged(folder / "transformer")
-    elif layout.kind == "stock" and expert is None:
-        raise ModelError(f"{folder} has no expert; say which goes with it (expert=FOLDER)")
-    else:
-        stored = open_separate(folder / "transformer", expert or folder / EXPERT_FOLDER)
+    source = choose_expert(layout, OWN_CLASS, expert)
+    check_whole(layout, (), needs_expert=source == folder / EXPERT_FOLDER)
+    stored = open_merged(folder / "transformer") if source is None else open_separate(folder / "transformer", source)
     vae_class = layout.index["vae"][1]
     with torch.device("meta"):
         vae = _build_vae(vae_class, read_json(folder / "vae" / "config.json"))
@@ -138,14 +184,11 @@ def _describe_folder(name: str, folder: Path, expert: Path | None, guided: Guide
         image = _describe_image_encoder(config, _count_stored(folder / "image_encoder"))
         pictures = _count_image_tokens(config)
     described = _describe(name, stored.format, stored.skeleton, vae, defaults, guided, text, image)
-    half = sum(tensor.num_bytes for tensor in stored.tensors.values() if tensor.dtype == "BF16")
-    is_half = 2 * half > sum(tensor.num_bytes for tensor in stored.tensors.values())
-    # Released models are computed in the precision in which they are stored; those trained here in float32.
-    is_half = is_half and (layout.kind != "own" or described.attention_mode == "joint")
+    is_trained_here = layout.kind == "own" and described.attention_mode == "cached"
     length = described.num_text_tokens or _count_tokenizer(folder / "tokenizer")
     return replace(
         described,
-        dtype="bfloat16" if is_half else "float32",
+        dtype=_choose_dtype(stored.tensors.values(), is_trained_here=is_trained_here),
         num_text_tokens=length,
         num_image_tokens=pictures if described.image_encoder else 0,
     )
@@ -172,7 +215,11 @@ def _describe(
         reference_guidance_scale=guided.reference_guidance_scale,
         batching=guided.batching,
     )
-    guidance = video_as_prompt_guidance(settings.guidance_scale, settings.reference_guidance_scale)
+    guidance = video_as_prompt_guidance(
+        settings.guidance_scale,
+        settings.reference_guidance_scale,
+        null_reference="negative" if guided.leads_away else "none",
+    )
     groups = guidance.groups(settings.batching)  # type: ignore[arg-type]
     needed = config.get("max_text_seq_length") if kind.name == "cogvideox" else None
     described_vae = _describe_vae(vae, transformer)
@@ -194,7 +241,9 @@ def _describe(
         width=settings.width,
         num_frames=settings.num_frames,
         num_text_tokens=needed or settings.max_sequence_length or 0,
-        num_texts=sum(len(group) for group in groups),
+        # What is kept of texts serves every forward that is told the same.
+        num_texts=sum(map(len, {tuple(row.variant.text for row in group) for group in groups})),
+        num_readers=sum(row.variant.reference != "none" for row in guidance.rows),
         batch_size=max(len(group) for group in groups),
         only_size=only_size,
     )

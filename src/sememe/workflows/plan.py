@@ -1,7 +1,7 @@
 """Memory plans: the fastest way to compute that fits a card, said before anything is loaded, and applied on request."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,7 @@ class PlanRequest:
         num_frames: of the result.
         num_references: videos that are read.
         num_reference_frames: of each.
+        num_negative_references: videos to lead away from.
         dtype: precision, where it is given.
         storage: how the transformer's weights are stored; None for as they are. Others are approximate.
         keeps_keys: whether a two-way model keeps keys and values of its reference (`approximate`).
@@ -50,6 +51,7 @@ class PlanRequest:
     num_frames: int | None = None
     num_references: int = 1
     num_reference_frames: int | None = None
+    num_negative_references: int = 0
     dtype: str | None = None
     storage: str | None = None
     keeps_keys: bool = False
@@ -98,7 +100,7 @@ class MemoryPlan:
         return "approximate" if self.shortcuts else "exact"
 
 
-def plan_memory(name: str | Path, request: PlanRequest, expert: Path | None = None) -> MemoryPlan:
+def plan_memory(name: str | Path, request: PlanRequest, expert: str | Path | None = None) -> MemoryPlan:
     """Chooses the fastest way that fits; an exact one wherever there is one.
 
     A card of 24 GB has 24 GiB: the 7 % between that and 24e9 bytes are left to the driver and the allocator.
@@ -106,22 +108,24 @@ def plan_memory(name: str | Path, request: PlanRequest, expert: Path | None = No
     Args:
         name: `wan-14b`, `cogvideox-5b`, a built-in name, or a local folder.
         request: what is generated, on which card.
-        expert: the folder of an expert that goes with it.
+        expert: the folder of an expert that goes with it, or of a model that has one.
 
     Raises:
-        ModelError: there is no such model, or it is not whole.
+        ModelError: there is no such model or expert, it is not whole, or they do not go together.
         InputError: the size is none that the model can make, or nothing fits; says what the least would be.
     """
     check_plan_request(request)
     from sememe.pipelines.planning import Generation
 
-    model = read_model_memory(name, expert, request.guided)
+    guided = replace(request.guided or Guided(), leads_away=request.num_negative_references > 0)
+    model = read_model_memory(name, expert, guided)
     generation = Generation(
         height=request.height or model.height,
         width=request.width or model.width,
         num_frames=request.num_frames or model.num_frames,
         num_references=request.num_references,
         num_reference_frames=request.num_reference_frames,
+        num_negative_references=request.num_negative_references,
         keeps_keys=request.keeps_keys,
     )
     return choose_plan(model, generation, request)
@@ -199,8 +203,9 @@ def check_plan_request(request: PlanRequest) -> None:
         value = getattr(request, name)
         if value is not None and value < 1:
             raise InputError(f"expected {name} of at least 1, got {value}")
-    if request.num_references < 0:
-        raise InputError(f"expected num_references of 0 or more, got {request.num_references}")
+    for name in ("num_references", "num_negative_references"):
+        if getattr(request, name) < 0:
+            raise InputError(f"expected {name} of 0 or more, got {getattr(request, name)}")
 
 
 def describe_strategy(strategy: "Strategy") -> str:
@@ -247,6 +252,7 @@ def plan_document(plan: MemoryPlan) -> dict[str, Any]:
         "width": generation.width,
         "num_frames": generation.num_frames,
         "num_references": generation.num_references,
+        "num_negative_references": generation.num_negative_references,
         "dtype": strategy.dtype,
         "storage": strategy.storage,
         "offload": strategy.offload,
@@ -313,9 +319,12 @@ def _list_shortcuts(model: "ModelMemory", strategy: "Strategy") -> list[str]:
         found.append(f"weights stored as {strategy.storage}")
     if strategy.tiles:
         found.append("autoencoder in tiles")
-    if model.dtype == "float32" and strategy.dtype != "float32":
-        found.append(f"{strategy.dtype} in place of {model.dtype}")
-    return found
+    return found + list_dtype_shortcuts(model.dtype, strategy.dtype)
+
+
+def list_dtype_shortcuts(own: str, used: str) -> list[str]:
+    """What departs from the precision in which a model is to be computed: nothing does in that or in float32."""
+    return [] if used in (own, "float32") else [f"{used} in place of {own}"]
 
 
 def _in_gb(num_bytes: float) -> float:

@@ -13,10 +13,8 @@ import sememe
 from sememe.files import write_text
 from sememe.workflows.inputs import ImageFile, ReferenceFile
 from sememe.workflows.loading import LoadedModel
-from sememe.workflows.plan import plan_document
+from sememe.workflows.plan import list_dtype_shortcuts, plan_document
 
-# Backends that compute in 8 bits.
-_APPROXIMATE_ATTENTION = ("sage", "_sage")
 _PACKAGES = ("torch", "diffusers", "transformers", "av", "numpy")
 
 
@@ -47,7 +45,8 @@ def describe_model_used(model: LoadedModel) -> dict[str, Any]:
         "revision": model.fingerprint.revision,
         "files": dict(model.fingerprint.files),
         "expert": None if model.expert is None else {"folder": str(model.expert.folder), "sha256": model.expert.sha256},
-        "dtype": model.dtype if model.plan is None else model.plan.strategy.dtype,
+        "dtype": _computing_dtype(model),
+        "own_dtype": model.own_dtype,
         "attention_mode": model.pipeline.transformer.config.attention_mode,
     }
 
@@ -99,8 +98,14 @@ def _describe_video(reference: ReferenceFile) -> dict[str, Any]:
     }
 
 
-def describe_exactness(settings: Mapping[str, Any], model: LoadedModel | None = None) -> dict[str, Any]:
-    """Whether anything was switched on that departs from what the model was trained for, and what."""
+def describe_exactness(settings: Mapping[str, Any], model: LoadedModel) -> dict[str, Any]:
+    """Whether anything was switched on that departs from what the model was trained for, and what.
+
+    The label is `exact`, `adapted` where nothing but LoRA weights makes the result another than the model's own, or
+    `approximate`.
+    """
+    from sememe.pipelines.exactness import find_departures
+
     shortcuts = [f"autocast {settings['autocast']}"] if settings.get("autocast", "off") != "off" else []
     if settings.get("approximate"):
         refresh = settings.get("reference_refresh")
@@ -111,11 +116,16 @@ def describe_exactness(settings: Mapping[str, Any], model: LoadedModel | None = 
         shortcuts.append(f"references smaller by {settings['reference_downscale']}")
     if settings.get("reference_positions", "dense") != "dense":
         shortcuts.append(f"reference positions {settings['reference_positions']}")
-    if model is not None and model.plan is not None:
-        shortcuts += model.plan.shortcuts
-    if model is not None and (model.attention or "").startswith(_APPROXIMATE_ATTENTION):
-        shortcuts.append(f"attention backend {model.attention}")
-    return {"label": "approximate" if shortcuts else "exact", "shortcuts": shortcuts}
+    stored = None if model.plan is None else model.plan.strategy.storage
+    size = (settings["height"], settings["width"])
+    departures = find_departures(model.pipeline, *size, storage=None if stored == "full" else stored)
+    shortcuts += [*departures.shortcuts, *list_dtype_shortcuts(model.own_dtype, _computing_dtype(model))]
+    label = "approximate" if shortcuts else "adapted" if departures.adapters else "exact"
+    return {"label": label, "shortcuts": shortcuts, "adapters": list(departures.adapters)}
+
+
+def _computing_dtype(model: LoadedModel) -> str:
+    return model.dtype if model.plan is None else model.plan.strategy.dtype
 
 
 def peak_memory(device: str) -> dict[str, int | None]:

@@ -1,0 +1,68 @@
+"""What of a pipeline's state makes its results other than those of the model as it was trained."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from diffusers.hooks.layerwise_casting import _is_layerwise_casting_active
+
+from sememe.pipelines.acceleration import list_attention
+from sememe.pipelines.quantization import find_library
+
+# Backends that compute in 8 bits.
+_APPROXIMATE_ATTENTION = ("sage", "_sage")
+
+
+@dataclass(frozen=True)
+class Departures:
+    """In which a pipeline differs from its model.
+
+    Attributes:
+        shortcuts: what is computed with less work or memory than the model asks for; empty where it is exact.
+        adapters: names of LoRA weights that act, loaded or fused; what they give is not the model's own.
+    """
+
+    shortcuts: tuple[str, ...]
+    adapters: tuple[str, ...]
+
+
+def find_departures(pipeline: Any, height: int, width: int, storage: str | None = None) -> Departures:
+    """Asks a pipeline how it is set up.
+
+    Args:
+        pipeline: a `VideoAsPromptPipeline`.
+        height: pixels of the result, on which it depends whether tiles are at work.
+        width: pixels.
+        storage: as what the transformer's weights were stored in fewer bits, where a plan says so.
+    """
+    transformer = pipeline.transformer
+    library = find_library(transformer)
+    found = []
+    if storage is not None or _is_layerwise_casting_active(transformer):
+        found.append(f"weights stored as {storage or 'fp8'}")
+    elif library is not None:
+        found.append(f"weights quantised by {library}")
+    if _is_tiled(pipeline.vae, height, width):
+        found.append("autoencoder in tiles")
+    if transformer.is_cache_enabled:
+        found.append(f"feature cache {type(transformer._cache_config).__name__.removesuffix('Config')}")
+    in_use = [name for name in list_attention(pipeline) if name.startswith(_APPROXIMATE_ATTENTION)]
+    found += [f"attention backend {name}" for name in in_use]
+    return Departures(tuple(found), _list_adapters(pipeline))
+
+
+def _is_tiled(vae: Any, height: int, width: int) -> bool:
+    if not getattr(vae, "use_tiling", False):
+        return False
+    return height > vae.tile_sample_min_height or width > vae.tile_sample_min_width
+
+
+def _list_adapters(pipeline: Any) -> tuple[str, ...]:
+    """Adapters that act, in the order of their names."""
+    fused = set(pipeline.fused_loras)
+    if not getattr(pipeline.transformer, "peft_config", None):
+        return tuple(sorted(fused))
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [module for module in pipeline.transformer.modules() if isinstance(module, BaseTunerLayer)]
+    active = {name for layer in layers if not layer.disable_adapters for name in layer.active_adapters}
+    return tuple(sorted(fused | active))

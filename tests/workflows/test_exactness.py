@@ -1,0 +1,116 @@
+"""The label of a result: exact, adapted or approximate, and why, whatever made it so."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import FirstBlockCacheConfig
+from peft import LoraConfig
+
+from model_folders import make_stock, save_model, save_published
+from pipelines.factories import make_clip, make_picture, make_pipeline
+from sememe.pipelines.memory import apply_storage
+from sememe.pipelines.tiling import enable_tiling
+from sememe.video import write_clip, write_image
+from sememe.workflows.generate import VideoAsPromptRequest, generate_video_as_prompt
+from sememe.workflows.loading import LoadedModel, load_model
+from sememe.workflows.model_memory import read_model_memory, read_own_dtype
+from sememe.workflows.sidecar import describe_exactness
+
+SETTINGS = {"height": 32, "width": 48}
+
+
+def label(model: LoadedModel, **settings: Any) -> dict[str, Any]:
+    return describe_exactness(SETTINGS | settings, model)
+
+
+@pytest.fixture
+def model(model_folder: Path) -> LoadedModel:
+    return load_model(str(model_folder), "cpu")
+
+
+def test_another_precision_is_approximate_without_a_plan_too(model_folder: Path, tmp_path: Path) -> None:
+    write_clip(make_clip(), tmp_path / "reference.mp4")
+    write_image(make_picture(), tmp_path / "image.png")
+    files: dict[str, Any] = {"references": (tmp_path / "reference.mp4",), "image": tmp_path / "image.png"}
+    request = VideoAsPromptRequest(**files, output=tmp_path / "out.mp4", model=str(model_folder), seed=7, device="cpu")
+    for dtype in ("bfloat16", "float16"):
+        document = generate_video_as_prompt(dataclasses.replace(request, dtype=dtype)).document
+        assert document["exactness"]["label"] == "approximate"
+        assert document["exactness"]["shortcuts"] == [f"{dtype} in place of float32"]
+        assert (document["model"]["dtype"], document["model"]["own_dtype"]) == (dtype, "float32")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_released_models_have_the_precision_of_their_files(dtype: str, tmp_path: Path) -> None:
+    folder = save_published(tmp_path / "published")
+    torch_dtype = getattr(torch, dtype)
+    from sememe.models.merged_files import load_merged, save_merged
+
+    save_merged(load_merged(folder / "transformer", torch_dtype), folder / "transformer")
+    assert read_own_dtype(folder) == read_model_memory(folder).dtype == dtype
+    for used in ("float32", "bfloat16", "float16"):
+        told = label(load_model(str(folder), "cpu", used))
+        expected = [] if used in (dtype, "float32") else [f"{used} in place of {dtype}"]
+        assert told["shortcuts"] == expected, used
+
+
+def test_models_of_which_no_plan_is_made_have_a_precision(tmp_path: Path) -> None:
+    folder = save_model(tmp_path / "ti2v", in_channels=4, expand_timesteps=True)
+    assert label(load_model(str(folder), "cpu"))["label"] == "exact"
+    told = label(load_model(str(folder), "cpu", "bfloat16"))
+    assert told["shortcuts"] == ["bfloat16 in place of float32"]
+
+
+def test_an_expert_apart_counts(model_folder: Path, tmp_path: Path) -> None:
+    stock = tmp_path / "stock"
+    make_pipeline().to(torch.bfloat16).save_pretrained(stock)
+    make_stock(stock, "WanImageToVideoPipeline")
+    # Half of the numbers are a float32 expert's, which take more bytes than the backbone's.
+    assert read_own_dtype(stock, model_folder / "expert") == "float32"
+    halved = tmp_path / "halved"
+    make_pipeline("joint").to(torch.bfloat16).save_pretrained(halved)
+    assert read_own_dtype(stock, halved / "expert") == read_own_dtype(halved) == "bfloat16"
+    one_way = json.loads((halved / "expert/config.json").read_text()) | {"attention_mode": "cached"}
+    (halved / "expert/config.json").write_text(json.dumps(one_way))
+    assert read_own_dtype(halved) == "float32", "what is trained here computes in float32, however it is stored"
+
+
+def test_what_was_set_up_on_the_pipeline_is_told(model: LoadedModel) -> None:
+    assert label(model) == {"label": "exact", "shortcuts": [], "adapters": []}
+    enable_tiling(model.pipeline.vae)
+    assert label(model)["label"] == "exact", "one tile covers all of it"
+    assert label(model, width=512)["shortcuts"] == ["autoencoder in tiles"]
+    model.pipeline.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.5))
+    assert label(model)["shortcuts"] == ["feature cache FirstBlockCache"]
+    model.pipeline.transformer.disable_cache()
+    apply_storage(model.pipeline, "fp8")
+    assert label(model) == {"label": "approximate", "shortcuts": ["weights stored as fp8"], "adapters": []}
+
+
+def test_quantised_weights_are_told(model: LoadedModel) -> None:
+    pytest.importorskip("torchao")
+    apply_storage(model.pipeline, "int8wo")
+    assert label(model)["shortcuts"] == ["weights quantised by torchao"]
+
+
+def test_lora_weights_are_named(model: LoadedModel) -> None:
+    pipeline = model.pipeline
+    pipeline.transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q"]), "quick")
+    assert label(model) == {"label": "adapted", "shortcuts": [], "adapters": ["quick"]}
+    assert label(model, autocast="bfloat16")["label"] == "approximate"
+    pipeline.disable_lora()
+    assert label(model)["label"] == "exact"
+    pipeline.enable_lora()
+    pipeline.fuse_lora(adapter_names=["quick"], components=["transformer"])
+    pipeline.unload_lora_weights()
+    assert label(model)["adapters"] == ["quick"], "fused it stays in the weights"
+
+
+def test_attention_in_8_bits_is_told(model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    for processor in model.pipeline.transformer.attn_processors.values():
+        monkeypatch.setattr(processor, "_attention_backend", "sage")
+    assert label(model)["shortcuts"] == ["attention backend sage"]
