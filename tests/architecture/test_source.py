@@ -1,6 +1,7 @@
 """Rules about the source files themselves."""
 
 import ast
+import json
 import re
 from pathlib import Path
 
@@ -85,9 +86,18 @@ def test_the_project_speaks_of_itself_alone() -> None:
     """No path of one machine and no address of a package index in what is handed on."""
     pattern = re.compile(r"(?<![\w.-])/(work|root|home)/|index-url\s+\S+://|extra-index")
     suffixes = {".py", ".md", ".toml", ".yaml", ".yml", ".json", ""}
-    folders = [PACKAGE, ROOT / "docs", ROOT / "tests", ROOT / ".ci"]
+    folders = [PACKAGE, ROOT / "docs", ROOT / "tests", ROOT / "benchmarks", ROOT / ".ci"]
     files = [path for folder in folders for path in folder.rglob("*") if path.suffix in suffixes and path.is_file()]
     files += [path for path in ROOT.iterdir() if path.is_file() and path.suffix in suffixes]
     for path in files:
         if path != Path(__file__):
             assert not pattern.search(path.read_text(errors="replace")), path
+
+
+def test_shipped_configurations_name_no_folder() -> None:
+    """Loaders write down where they read a model; that place is one machine's."""
+    configurations = [path for path in (PACKAGE / "zoo" / "weights").rglob("*.json") if "config" in path.name]
+    assert configurations
+    for path in configurations:
+        values = json.loads(path.read_text()).values()
+        assert not [value for value in values if isinstance(value, str) and value.startswith(("/", "~"))], path
