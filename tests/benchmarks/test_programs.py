@@ -56,8 +56,13 @@ def test_the_reference_is_embedded_once(tmp_path: Path) -> None:
 
 def test_the_rival_is_checked(tmp_path: Path) -> None:
     found = run_cpu(tmp_path, "rival")["rival"]
-    assert [entry["expected"] for entry in found["expectations"]] == [2.5, 1.4, 2.9, 1.6]
-    assert found["holds"] == all(entry["holds"] for entry in found["expectations"])
+    for way in ("as_measured", "at_rate"):
+        costs = [entry["expected"] for forward in found["forwards"] for entry in forward[way]]
+        assert costs == [2.5, 1.4, 2.9, 1.6]
+    assert found["holds"] == all(entry["holds"] for forward in found["forwards"] for entry in forward["at_rate"])
+    for forward in found["forwards"]:
+        assert forward["product_flops_per_second"] > 1e9
+        assert all(sum(shares.values()) == pytest.approx(1.0) for shares in forward["shares"].values())
 
 
 def test_guided_steps(tmp_path: Path) -> None:
