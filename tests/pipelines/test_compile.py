@@ -30,16 +30,12 @@ def generate(pipe: Any, **settings: Any) -> torch.Tensor:
     return pipe(**given, generator=torch.Generator().manual_seed(0), **settings).frames
 
 
-# Graphs: without a reference (the null of guidance), with one, and the last expert, whose reference nobody reads.
-# One-way there are two of a reference alone and two of the target. CogVideoX's first block is given views of a tensor.
-@pytest.mark.parametrize(("kind", "num_graphs"), [("joint", 3), ("cached", 4), ("cogvideox", 4)])
-def test_blocks_compile_once_in_whole_graphs(kind: str, num_graphs: int) -> None:
-    pipe = make(kind)
-    expected = generate(pipe)
+def count_graphs_by_step(pipe: Any, expected: torch.Tensor) -> list[int]:
+    """Compiles, generates what is expected, and tells how many graphs there were behind each step."""
     graphs: list[int] = []
     counts: list[int] = []
 
-    def count_graphs(graph: torch.fx.GraphModule, _: Any) -> Any:
+    def keep_graph(graph: torch.fx.GraphModule, _: Any) -> Any:
         graphs.append(len(graph.graph.nodes))
         return graph.forward
 
@@ -47,9 +43,18 @@ def test_blocks_compile_once_in_whole_graphs(kind: str, num_graphs: int) -> None
         counts.append(len(graphs))
         return {}
 
-    compile_transformer(pipe, backend=count_graphs)
+    compile_transformer(pipe, backend=keep_graph)
     torch.testing.assert_close(generate(pipe, callback_on_step_end=note), expected)
-    assert counts == [num_graphs] * 3
+    return counts
+
+
+# Graphs: without a reference (the null of guidance), with one, and the last expert, whose reference nobody reads.
+# One-way there are two of a reference alone and two of the target. CogVideoX's first block is given views of a tensor.
+@pytest.mark.parametrize(("kind", "num_graphs"), [("joint", 3), ("cached", 4), ("cogvideox", 4)])
+def test_blocks_compile_once_in_whole_graphs(kind: str, num_graphs: int) -> None:
+    pipe = make(kind)
+    expected = generate(pipe)
+    assert count_graphs_by_step(pipe, expected) == [num_graphs] * 3
     with pytest.raises(InputError, match="compiled already"):
         compile_transformer(pipe)
 
@@ -57,8 +62,7 @@ def test_blocks_compile_once_in_whole_graphs(kind: str, num_graphs: int) -> None
 @pytest.mark.parametrize(
     ("storage", "kind", "level", "message"),
     [
-        ("full", "group", "block", "offloaded in groups"),
-        ("full", "group", "leaf", "offloaded in groups"),
+        ("full", "group", "leaf", "layer by layer"),
         ("full", "sequential", "block", "layer by layer"),
         ("fp8", "none", "block", "fp8 storage casts weights within a block"),
     ],
@@ -71,12 +75,15 @@ def test_what_no_graph_can_hold_is_refused(storage: str, kind: str, level: str, 
         compile_transformer(pipe, backend="eager")
 
 
-def test_offloaded_as_a_whole_it_compiles() -> None:
-    pipe = make("joint")
-    apply_offload(pipe, "model", "cpu")
+@pytest.mark.parametrize("mode", ["joint", "cached"])
+@pytest.mark.parametrize("kind", ["model", "group"])
+def test_offloaded_as_a_whole_or_by_block_it_compiles(mode: str, kind: str) -> None:
+    pipe = make(mode)
+    apply_offload(pipe, kind, "cpu")
     expected = generate(pipe)
-    compile_transformer(pipe, backend="eager")
-    torch.testing.assert_close(generate(pipe), expected)
+    counts = count_graphs_by_step(pipe, expected)
+    assert counts[0] > 0
+    assert counts == counts[:1] * 3, "nothing is compiled anew behind the first step"
 
 
 def test_without_a_compiler_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -186,6 +186,17 @@ def test_storage_that_takes_more_says_so(released: Callable[..., MemoryPlan]) ->
     assert released("wan-14b", 24).chosen.estimate.peak <= 24e9
 
 
+def test_what_is_to_be_compiled_is_not_offloaded_layer_by_layer(released: Callable[..., MemoryPlan]) -> None:
+    assert released("wan-14b", 24, compiles=True).strategy.offload == "group"
+    assert released("wan-14b", 8).strategy.offload == "group-leaf"
+    with pytest.raises(InputError, match=r"does not fit in 8 GB; .* offload group.*; leave compiling out, or ask"):
+        released("wan-14b", 8, compiles=True)
+    with pytest.raises(InputError, match=r"fp8 storage .* cannot be compiled; use fp8wo or int8wo"):
+        released("wan-14b", 24, compiles=True, storage="fp8")
+    plan = released("cogvideox-5b", 24, compiles=True)
+    assert plan.faster is None or plan.faster.strategy.storage != "fp8"
+
+
 def test_nothing_fits(released: Callable[..., MemoryPlan]) -> None:
     with pytest.raises(
         InputError, match=r"wan-14b at 832x480, 49 frames does not fit in 2 GB; the least .* is"

@@ -56,6 +56,9 @@ def list_models(
             help="With weights stored as fp8, int8wo, nf4 ... (approximate).", metavar="KIND", rich_help_panel=_PLAN
         ),
     ] = None,
+    compiles: Annotated[
+        bool, typer.Option("--compile", help="With compiled blocks, which not all ways allow.", rich_help_panel=_PLAN)
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List the models that come with the package, or plan how one fits a card."""
@@ -79,6 +82,7 @@ def list_models(
         num_negative_references=num_negative_references,
         dtype=dtype,
         storage=storage,
+        compiles=compiles,
         guided=Guided(guidance_scale, reference_guidance_scale),
     )
     document = plan_document(plan_memory(plan, request, expert))

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from diffusers.hooks.group_offloading import _is_group_offload_enabled
+from diffusers.hooks.group_offloading import GroupOffloadingType, _get_top_level_group_offload_hook
 from diffusers.hooks.layerwise_casting import _is_layerwise_casting_active
 from diffusers.models.attention_dispatch import (
     AttentionBackendName,
@@ -36,9 +36,7 @@ def set_attention(pipeline: Any, name: str) -> None:
     Raises:
         InputError: where there is no such backend, or it cannot be used here; the message names those that can.
     """
-    known = [backend.value for backend in AttentionBackendName]
-    if name not in known:
-        raise InputError(f"expected an attention backend, one of {', '.join(known)}, got {name!r}")
+    check_attention_name(name)
     reason = _find_obstacle(pipeline, AttentionBackendName(name))
     if reason is not None:
         usable = ", ".join(list_usable_attention(pipeline))
@@ -51,6 +49,13 @@ def set_attention(pipeline: Any, name: str) -> None:
         raise InputError(f"attention backend {name!r} cannot be used here ({_first_line(error)})") from error
     finally:
         _AttentionBackendRegistry.set_active_backend(others)
+
+
+def check_attention_name(name: str) -> None:
+    """Raises `InputError` for an attention backend that diffusers does not know; what is known may not work here."""
+    known = [backend.value for backend in AttentionBackendName]
+    if name not in known:
+        raise InputError(f"expected an attention backend, one of {', '.join(known)}, got {name!r}")
 
 
 def list_usable_attention(pipeline: Any, *, needs_mask: bool = False) -> tuple[str, ...]:
@@ -95,7 +100,7 @@ def compile_transformer(pipeline: Any, *, backend: str | Callable[..., Any] = "i
     """Compiles the transformer's blocks, with and without experts, each kind once, without graph breaks.
 
     The first step of a generation of a new size then takes longer, by minutes on large models; choose attention, LoRA
-    weights and offload before.
+    weights and offload before. Blocks that are offloaded one at a time (offload 'group') are fetched between graphs.
 
     Args:
         pipeline: a pipeline with a `transformer`.
@@ -111,16 +116,23 @@ def compile_transformer(pipeline: Any, *, backend: str | Callable[..., Any] = "i
         raise InputError("the transformer is compiled already")
     if _is_layerwise_casting_active(pipeline.transformer):
         raise InputError("fp8 storage casts weights within a block, which cannot be compiled; use fp8wo or int8wo")
-    if _is_group_offload_enabled(pipeline.transformer) or any(hasattr(block, "_hf_hook") for block in blocks):
+    groups = _get_top_level_group_offload_hook(pipeline.transformer)
+    by_layer = groups is not None and groups.config.offload_type is GroupOffloadingType.LEAF_LEVEL
+    if by_layer or any(hasattr(block, "_hf_hook") for block in blocks):
         raise InputError(
-            "blocks that are offloaded in groups or layer by layer cannot be compiled; leave compiling out, or have "
-            "enough memory for offload 'model' or 'none'"
+            "blocks that are offloaded layer by layer cannot be compiled; leave compiling out, or have enough memory "
+            "for offload 'group', 'model' or 'none'"
         )
+    if backend == "inductor":
+        check_compiler(pipeline._execution_device)
+    pipeline.transformer.compile_repeated_blocks(fullgraph=groups is None, backend=backend, **options)
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raises `InputError` where torch cannot compile for a device, because it finds no compiler."""
     compilers = (os.environ.get("CXX", "g++"), "g++", "clang++")
-    device = pipeline._execution_device
-    if backend == "inductor" and device.type == "cpu" and not any(map(shutil.which, compilers)):
+    if device.type == "cpu" and not any(map(shutil.which, compilers)):
         raise InputError("compiling needs a C++ compiler on a CPU, and none was found; install one (g++)")
-    pipeline.transformer.compile_repeated_blocks(fullgraph=True, backend=backend, **options)
 
 
 def begin_generation(pipeline: Any, predict: Predict) -> Predict:

@@ -290,6 +290,7 @@ def _plan_request(request: VideoAsPromptRequest) -> PlanRequest | None:
         dtype=request.dtype,
         storage=request.storage,
         keeps_keys=request.approximate,
+        compiles=request.compiles,
         guided=Guided(request.guidance_scale, request.reference_guidance_scale, request.batching),
     )
 

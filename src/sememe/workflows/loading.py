@@ -126,10 +126,15 @@ def load_model(
     import torch
     from diffusers.utils.logging import disable_progress_bar
 
+    from sememe.pipelines.acceleration import check_attention_name, check_compiler
     from sememe.pipelines.folders import find_expert, find_folder
     from sememe.pipelines.video_as_prompt import VideoAsPromptPipeline
 
     place = choose_device(device)
+    if wanted.attention is not None:
+        check_attention_name(wanted.attention)
+    if wanted.compiles:
+        check_compiler(place)
     folder = find_folder(name, revision)
     apart = None if expert is None else find_expert(expert)
     plan = None if wanted.plan is None else plan_memory(folder, wanted.plan, apart)

@@ -23,6 +23,7 @@ _PLACEMENTS: Sequence[tuple[Any, bool]] = (
     ("group-leaf", False),
     ("sequential", False),
 )
+_BY_LAYER = ("group-leaf", "sequential")
 _PHASES = {"texts": "texts are encoded", "encode": "references are encoded", "steps": "it takes its steps"}
 _PHASES |= {"decode": "the result is decoded"}
 
@@ -42,6 +43,7 @@ class PlanRequest:
         dtype: precision, where it is given.
         storage: how the transformer's weights are stored; None for as they are. Others are approximate.
         keeps_keys: whether a two-way model keeps keys and values of its reference (`approximate`).
+        compiles: whether the transformer's blocks are to be compiled, which not all ways allow.
         guided: settings of guidance.
     """
 
@@ -55,6 +57,7 @@ class PlanRequest:
     dtype: str | None = None
     storage: str | None = None
     keeps_keys: bool = False
+    compiles: bool = False
     guided: Guided | None = None
 
 
@@ -139,7 +142,7 @@ def choose_plan(model: "ModelMemory", generation: "Generation", request: PlanReq
     """
     budget = request.vram * _GIGABYTE
     rejected: list[Candidate] = []
-    for candidate in _list_candidates(model, generation, request.dtype, request.storage or "full"):
+    for candidate in _list_candidates(model, generation, request, request.storage or "full"):
         if candidate.estimate.peak <= budget:
             faster = None if request.storage else _find_faster(model, generation, request, candidate)
             return MemoryPlan(model, generation, request.vram, candidate, tuple(rejected), faster)
@@ -147,11 +150,12 @@ def choose_plan(model: "ModelMemory", generation: "Generation", request: PlanReq
     least = min(rejected, key=lambda candidate: candidate.estimate.peak)
     size = f"{generation.width}x{generation.height}, {generation.num_frames} frames"
     # Weights in fewer bits cannot be offloaded in all ways, so that without them less memory may do.
-    other = "" if request.storage in (None, "full") else "leave storage out, or "
+    ways_out = [] if request.storage in (None, "full") else ["leave storage out"]
+    ways_out += ["leave compiling out"] if request.compiles else []
+    ways_out.append("ask for a smaller size or fewer frames")
     raise InputError(
         f"{model.name} at {size} does not fit in {request.vram:g} GB; the least that would do is "
-        f"{_ceil_tenth(least.estimate.peak):.1f} GB ({describe_strategy(least.strategy)}); {other}ask for a smaller "
-        "size or fewer frames"
+        f"{_ceil_tenth(least.estimate.peak):.1f} GB ({describe_strategy(least.strategy)}); {', or '.join(ways_out)}"
     )
 
 
@@ -199,6 +203,8 @@ def check_plan_request(request: PlanRequest) -> None:
         raise InputError(f"expected storage to be one of {', '.join(STORAGES)}, got {request.storage!r}")
     if request.dtype is not None and request.dtype not in ("float32", "bfloat16", "float16"):
         raise InputError(f"expected dtype to be one of float32, bfloat16, float16, got {request.dtype!r}")
+    if request.compiles and request.storage == "fp8":
+        raise InputError("fp8 storage casts weights within a block, which cannot be compiled; use fp8wo or int8wo")
     for name in ("height", "width", "num_frames", "num_reference_frames"):
         value = getattr(request, name)
         if value is not None and value < 1:
@@ -276,25 +282,27 @@ def plan_document(plan: MemoryPlan) -> dict[str, Any]:
 
 
 def _list_candidates(
-    model: "ModelMemory", generation: "Generation", dtype: str | None, storage: str
+    model: "ModelMemory", generation: "Generation", request: PlanRequest, storage: str
 ) -> Iterator[Candidate]:
     """Exact ones first, and among those that are equally exact the fastest first."""
     from sememe.pipelines.planning import Strategy, estimate_memory
 
-    dtypes = [dtype or model.dtype]
-    if dtype is None and model.dtype == "float32":
+    dtypes = [request.dtype or model.dtype]
+    if request.dtype is None and model.dtype == "float32":
         dtypes.append("bfloat16")
     can_tile = model.vae.can_tile and model.vae.tiles_at(generation.height, generation.width)
     for precision in dtypes:
         for tiles in (False, True) if can_tile else (False,):
             for offload, frees_texts in _PLACEMENTS:
                 strategy = Strategy(precision, storage, offload, frees_texts, tiles)
-                if _can_be(strategy):
+                if _can_be(strategy, compiles=request.compiles):
                     yield Candidate(strategy, estimate_memory(model, generation, strategy))
 
 
-def _can_be(strategy: "Strategy") -> bool:
-    """Not all storages can be offloaded in all ways."""
+def _can_be(strategy: "Strategy", *, compiles: bool) -> bool:
+    """Not all storages can be offloaded in all ways, nor all that comes and goes be compiled."""
+    if compiles and (strategy.offload in _BY_LAYER or strategy.storage == "fp8"):
+        return False
     if strategy.storage in ("int8", "nf4"):
         return strategy.offload in ("none", "model")
     return strategy.storage == "full" or strategy.offload != "sequential"
@@ -306,7 +314,7 @@ def _find_faster(
     """A way with weights in 8 bits that is offloaded less and fits."""
     order = [offload for offload, _ in _PLACEMENTS]
     rank = order.index(chosen.strategy.offload)
-    for candidate in _list_candidates(model, generation, request.dtype, "fp8"):
+    for candidate in _list_candidates(model, generation, request, "fp8"):
         is_less = order.index(candidate.strategy.offload) < rank
         if is_less and candidate.estimate.peak <= request.vram * _GIGABYTE:
             return candidate
