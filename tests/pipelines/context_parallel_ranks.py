@@ -5,13 +5,15 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from diffusers import ContextParallelConfig
 from torch.distributed.device_mesh import init_device_mesh
 
 from models import cogvideox_factories, factories
-from sememe.models.reference import ReferenceInputs
+from sememe.errors import ModelError
+from sememe.models.reference import ReferenceCache, ReferenceInputs, ReferenceTokens
 
 
 def make_wan(mode: str) -> tuple[Any, dict[str, Any], ReferenceInputs]:
@@ -30,12 +32,16 @@ def make_cogvideox(mode: str) -> tuple[Any, dict[str, Any], ReferenceInputs]:
 
 
 @torch.no_grad()
-def predict(model: Any, target: dict[str, Any], reference: ReferenceInputs) -> list[torch.Tensor]:
+def encode(model: Any, reference: ReferenceInputs) -> ReferenceCache | ReferenceTokens:
     if model.config.attention_mode == "cached":
-        given = model.encode_reference(reference.latents, reference.text_embeds)
-        again = []
-    else:
-        given = model.embed_reference(reference)
+        return model.encode_reference(reference.latents, reference.text_embeds)
+    return model.embed_reference(reference)
+
+
+@torch.no_grad()
+def predict(model: Any, target: dict[str, Any], reference: ReferenceInputs) -> list[torch.Tensor]:
+    given, again = encode(model, reference), []
+    if model.config.attention_mode == "joint":
         names = ("hidden_states", "encoder_hidden_states", "timestep")
         if "image_rotary_emb" not in target:
             names = ("hidden_states", "timestep", "encoder_hidden_states")
@@ -66,8 +72,11 @@ def compare(family: str, mode: str) -> None:
     torch.manual_seed(0)
     model, target, reference = (make_wan if family == "wan" else make_cogvideox)(mode)
     expected = predict(model, target, reference)
+    whole = encode(model, reference)
     mesh = init_device_mesh("cpu", (1, 2), mesh_dim_names=("ring", "ulysses"))
     model.enable_parallelism(config=ContextParallelConfig(ulysses_degree=2, mesh=mesh))
+    with pytest.raises(ModelError, match=r"encoded for 1 rank\(s\), but .* among 2"):
+        model(**target, reference=whole)
     shares: list[int] = []
     model.proj_out.register_forward_pre_hook(lambda _, inputs: shares.append(inputs[0].shape[1]))
     for got, wanted in zip(predict(model, target, reference), expected, strict=True):

@@ -26,7 +26,7 @@ from sememe.models.cogvideox_expert import (
     TextAndVideo,
     TwoPartStream,
 )
-from sememe.models.context_parallel import SPLIT_TOKENS, TokenSplit, split_reference, split_rotary
+from sememe.models.context_parallel import SPLIT_TOKENS, TokenSplit, count_ranks, split_reference, split_rotary
 from sememe.models.expert_model import ExpertModel, as_tuple, check_grid, check_strength
 from sememe.models.key_map import KeyMap
 from sememe.models.key_map_cogvideox import COGVIDEOX_KEYS
@@ -259,7 +259,9 @@ class CogVideoXVideoAsPromptTransformer(ExpertModel, CogVideoXTransformer3DModel
         patch = self.config.patch_size
         videos = torch.cat([tokens.video for tokens in embedded], dim=1)
         tokens = ReferenceTokens(videos, stream, (height // patch, width // patch))
-        return tokens if self._parallel_config is None else split_reference(self.split, tokens, has_text_tokens=True)
+        if self._parallel_config is None:
+            return tokens
+        return split_reference(self.split, tokens, count_ranks(self._parallel_config), has_text_tokens=True)
 
     @apply_forward_hook  # type: ignore[untyped-decorator]
     def encode_reference(
@@ -318,7 +320,7 @@ class CogVideoXVideoAsPromptTransformer(ExpertModel, CogVideoXTransformer3DModel
             videos, texts = encoded.hidden_states, encoded.encoder_hidden_states
             keys.append(encoded.key)
             values.append(encoded.value)
-        return ReferenceCache(tuple(keys), tuple(values), reference.grid)
+        return ReferenceCache(tuple(keys), tuple(values), reference.grid, reference.num_ranks)
 
     def forward(
         self,

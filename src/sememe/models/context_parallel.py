@@ -8,12 +8,14 @@ Every sequence must divide by the number of ranks, unless diffusers is told `uly
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from diffusers.models._modeling_parallel import ContextParallelInput
 from torch import nn
 
-from sememe.models.reference import ReferenceTokens
+from sememe.errors import ModelError
+from sememe.models.reference import ReferenceCache, ReferenceTokens
 from sememe.models.rotary import RotaryTables
 
 SPLIT_TOKENS = {0: ContextParallelInput(split_dim=1, split_output=True)}
@@ -27,7 +29,27 @@ class TokenSplit(nn.Module):
         return tokens
 
 
-def split_reference(split: TokenSplit, reference: ReferenceTokens, *, has_text_tokens: bool) -> ReferenceTokens:
+def count_ranks(parallel_config: Any) -> int:
+    """Among how many ranks a model shares its sequences out; 1 without a configuration."""
+    if parallel_config is None:
+        return 1
+    shares = parallel_config.context_parallel_config
+    return int(shares.ring_degree * shares.ulysses_degree)
+
+
+def check_ranks(reference: ReferenceTokens | ReferenceCache, parallel_config: Any) -> None:
+    """Raises `ModelError` for a reference that was shared out among other ranks than a model's sequences are now."""
+    num_ranks = count_ranks(parallel_config)
+    if reference.num_ranks != num_ranks:
+        raise ModelError(
+            f"this reference was encoded for {reference.num_ranks} rank(s), but the model now shares its tokens out "
+            f"among {num_ranks}; encode it again, behind enable_parallelism"
+        )
+
+
+def split_reference(
+    split: TokenSplit, reference: ReferenceTokens, num_ranks: int, *, has_text_tokens: bool
+) -> ReferenceTokens:
     """A rank's share of every reference; with `has_text_tokens` of their captions too, which then attend with them."""
     stream, lengths = reference.stream, list(reference.stream.lengths)
     shares = [split(piece) for piece in reference.hidden_states.split(lengths, dim=1)]
@@ -36,7 +58,7 @@ def split_reference(split: TokenSplit, reference: ReferenceTokens, *, has_text_t
         texts=tuple(split(text) for text in stream.texts) if has_text_tokens else stream.texts,
         rotary=None if stream.rotary is None else split_rotary(split, stream.rotary, lengths),
     )
-    return replace(reference, hidden_states=torch.cat(shares, dim=1), stream=stream)
+    return replace(reference, hidden_states=torch.cat(shares, dim=1), stream=stream, num_ranks=num_ranks)
 
 
 def split_rotary(split: TokenSplit, rotary: RotaryTables, lengths: Sequence[int]) -> RotaryTables:

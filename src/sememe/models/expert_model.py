@@ -12,6 +12,7 @@ from torch import nn
 
 from sememe.errors import ModelError
 from sememe.models.adapters import restrict_to_backbone
+from sememe.models.context_parallel import check_ranks
 from sememe.models.expert_files import TwoFolderFiles
 from sememe.models.feature_caches import check_two_way, enable_checked
 from sememe.models.reference import ReferenceCache, ReferenceInputs, ReferenceTokens
@@ -159,10 +160,8 @@ class ExpertModel(TwoFolderFiles):
         output = self._forward_with_reference(
             *arguments, reference=reference, strength=reference_strength, kept=kept, **settings
         )
-        cache = ReferenceCache(
-            tuple(encoded.key for encoded in kept), tuple(encoded.value for encoded in kept), reference.grid
-        )
-        return RefreshedPrediction(output.sample, cache)
+        keys, values = tuple(encoded.key for encoded in kept), tuple(encoded.value for encoded in kept)
+        return RefreshedPrediction(output.sample, ReferenceCache(keys, values, reference.grid, reference.num_ranks))
 
     def _check_may_encode(self: Any, *, approximate: bool) -> None:
         if self.config.attention_mode != "cached" and not approximate:
@@ -175,6 +174,8 @@ class ExpertModel(TwoFolderFiles):
         self: Any, reference: ReferenceCache | ReferenceTokens | ReferenceInputs, **step: Any
     ) -> ReferenceCache | ReferenceTokens:
         """The reference as the blocks take it in this model's mode; `step` is passed on where it is encoded."""
+        if not isinstance(reference, ReferenceInputs):
+            check_ranks(reference, self._parallel_config)
         if isinstance(reference, ReferenceCache):
             _check_cache(reference, self.config)
             return reference

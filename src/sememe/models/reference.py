@@ -48,12 +48,14 @@ class ReferenceTokens:
         stream: their captions, lengths, modulation and positions.
         grid: (height, width) in tokens, of the target.
         text_keys: per expert block and reference, the keys and values of its caption, where they are kept.
+        num_ranks: among which the references were shared out; this is one rank's share.
     """
 
     hidden_states: torch.Tensor
     stream: ReferenceStream
     grid: tuple[int, int]
     text_keys: tuple[tuple[TextKeys, ...], ...] | None = None
+    num_ranks: int = 1
 
     @property
     def batch_size(self) -> int:
@@ -100,11 +102,13 @@ class ReferenceCache:
         keys: per expert block (batch, token, head, head_dim), rotated.
         values: per expert block, of the same shape.
         grid: (height, width) in tokens, which the target must share.
+        num_ranks: among which the references were shared out; this is one rank's share.
     """
 
     keys: tuple[torch.Tensor, ...]
     values: tuple[torch.Tensor, ...]
     grid: tuple[int, int]
+    num_ranks: int = 1
 
     @property
     def batch_size(self) -> int:

@@ -24,7 +24,7 @@ from torch import nn
 
 from sememe.errors import ModelError
 from sememe.models.condition import FirstFrameFill, check_fill
-from sememe.models.context_parallel import SPLIT_TOKENS, TokenSplit, split_reference
+from sememe.models.context_parallel import SPLIT_TOKENS, TokenSplit, count_ranks, split_reference
 from sememe.models.cross_attention import KeptText, TextAttnProcessor, project_text
 from sememe.models.expert_model import ExpertModel, as_tuple, check_grid, check_strength
 from sememe.models.key_map import KeyMap
@@ -245,7 +245,9 @@ class WanVideoAsPromptTransformer(ExpertModel, WanTransformer3DModel):
             state = "needs" if self.config.image_dim else "does not take"
             raise ModelError(f"this model {state} image embeddings of its references (image_dim in its config)")
         tokens: ReferenceTokens = self.expert_embedder(inputs, self.config.reference_timestep)
-        return tokens if self._parallel_config is None else split_reference(self.split, tokens, has_text_tokens=False)
+        if self._parallel_config is None:
+            return tokens
+        return split_reference(self.split, tokens, count_ranks(self._parallel_config), has_text_tokens=False)
 
     @apply_forward_hook  # type: ignore[untyped-decorator]
     def encode_reference(
@@ -287,7 +289,7 @@ class WanVideoAsPromptTransformer(ExpertModel, WanTransformer3DModel):
             hidden_states = encoded.hidden_states
             keys.append(encoded.key)
             values.append(encoded.value)
-        return ReferenceCache(tuple(keys), tuple(values), reference.grid)
+        return ReferenceCache(tuple(keys), tuple(values), reference.grid, reference.num_ranks)
 
     @apply_forward_hook  # type: ignore[untyped-decorator]
     def keep_text(self, text_embeds: torch.Tensor, image_embeds: torch.Tensor | None = None) -> KeptText:
