@@ -59,7 +59,8 @@ def test_the_rival_is_checked(tmp_path: Path) -> None:
     for way in ("as_measured", "at_rate"):
         costs = [entry["expected"] for forward in found["forwards"] for entry in forward[way]]
         assert [round(cost, 2) for cost in costs] == [2.48, 1.39, 2.89, 1.56]
-    assert found["holds"] == all(entry["holds"] for forward in found["forwards"] for entry in forward["at_rate"])
+        for forward in found["forwards"]:
+            assert found["holds"][way][forward["dtype"]] == all(entry["holds"] for entry in forward[way])
     for forward in found["forwards"]:
         assert forward["product_flops_per_second"] > 1e9
         assert all(sum(shares.values()) == pytest.approx(1.0) for shares in forward["shares"].values())

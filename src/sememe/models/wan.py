@@ -31,7 +31,7 @@ from sememe.models.key_map import KeyMap
 from sememe.models.key_map_wan import WAN_KEYS
 from sememe.models.reference import ReferenceCache, ReferenceInputs, ReferenceTokens
 from sememe.models.reference_attention import ReferenceAttention, ReferenceStream
-from sememe.models.rotary import ReferenceRotaryPosEmbed, TokenExtent
+from sememe.models.rotary import ReferenceRotaryPosEmbed, RotaryTables, TokenExtent
 from sememe.models.wan_expert import EncodedReference, WanVideoAsPromptBlock
 
 
@@ -292,6 +292,11 @@ class WanVideoAsPromptTransformer(ExpertModel, WanTransformer3DModel):
         return ReferenceCache(tuple(keys), tuple(values), reference.grid, reference.num_ranks)
 
     @apply_forward_hook  # type: ignore[untyped-decorator]
+    def rotary_tables(self, latents: torch.Tensor) -> RotaryTables:
+        """What `forward` takes as `image_rotary_emb` for latents of this size (batch, channel, frame, height, width)."""
+        return RotaryTables(*self.rope(latents))
+
+    @apply_forward_hook  # type: ignore[untyped-decorator]
     def keep_text(self, text_embeds: torch.Tensor, image_embeds: torch.Tensor | None = None) -> KeptText:
         """Projects a text to the keys and values of every block, for `forward` at all steps; the result is the same.
 
@@ -324,6 +329,7 @@ class WanVideoAsPromptTransformer(ExpertModel, WanTransformer3DModel):
         attention_kwargs: dict[str, Any] | None = None,
         reference: ReferenceCache | ReferenceTokens | ReferenceInputs | None = None,
         reference_strength: float = 1.0,
+        image_rotary_emb: RotaryTables | None = None,
     ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
         """Predicts, for a target that reads a reference.
 
@@ -336,6 +342,7 @@ class WanVideoAsPromptTransformer(ExpertModel, WanTransformer3DModel):
                 the model's own mode. A cache of batch 1 serves every target.
             reference_strength: 0..1, a factor on the weight of the reference's tokens in the target's softmax, before
                 it is normalised: 0 is the stock forward, 1 what the model was trained for.
+            image_rotary_emb: what `rotary_tables` returned, for all steps; None to compute it.
 
         Raises:
             ModelError: where reference and target do not fit together.
@@ -361,6 +368,7 @@ class WanVideoAsPromptTransformer(ExpertModel, WanTransformer3DModel):
             strength=reference_strength,
             return_dict=return_dict,
             attention_kwargs=attention_kwargs,
+            image_rotary_emb=image_rotary_emb,
         )
 
     @apply_lora_scale("attention_kwargs")  # type: ignore[untyped-decorator]
@@ -376,6 +384,7 @@ class WanVideoAsPromptTransformer(ExpertModel, WanTransformer3DModel):
         return_dict: bool = True,
         attention_kwargs: dict[str, Any] | None = None,
         kept: list[EncodedReference] | None = None,
+        image_rotary_emb: RotaryTables | None = None,
     ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
         given = None if reference is None else self._prepare_reference(reference)
         if given is not None:
@@ -383,7 +392,7 @@ class WanVideoAsPromptTransformer(ExpertModel, WanTransformer3DModel):
             check_grid(given, (latents.shape[-2] // patch_height, latents.shape[-1] // patch_width))
             given = given.expand(latents.shape[0])
 
-        rotary = self.rope(latents)
+        rotary = self.rope(latents) if image_rotary_emb is None else image_rotary_emb
         patches = self.patch_embedding(latents)
         tokens = self.split(patches.flatten(2).transpose(1, 2)).contiguous()
         timestep = self.split(timestep) if timestep.ndim == 2 else timestep

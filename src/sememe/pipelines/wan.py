@@ -16,8 +16,10 @@ from sememe.diffusion.denoise import PredictionType
 from sememe.errors import ModelError
 from sememe.models.autoencoder import encode_video
 from sememe.models.condition import frame_condition
+from sememe.models.context_parallel import count_ranks
 from sememe.models.cross_attention import KeptText
 from sememe.models.reference import ReferenceTokens
+from sememe.models.rotary import RotaryTables
 from sememe.models.text import MAX_SEQUENCE_LENGTH, default_sequence_length, encode_prompts
 from sememe.pipelines.defaults import GenerationDefaults
 from sememe.pipelines.family import BackboneFamily, ForwardInputs, Generators
@@ -29,6 +31,10 @@ class WanFamily(BackboneFamily):
     name: ClassVar[str] = "wan"
     prediction: ClassVar[PredictionType] = "flow"
     spreads_references: ClassVar[bool] = True
+
+    def __init__(self, pipeline: Any) -> None:
+        super().__init__(pipeline)
+        self._rotary: dict[tuple[Any, ...], RotaryTables] = {}
 
     @property
     def takes_image(self) -> bool:
@@ -110,4 +116,11 @@ class WanFamily(BackboneFamily):
         return not (transformer.is_cache_enabled or _is_group_offload_enabled(transformer))
 
     def forward_arguments(self, inputs: ForwardInputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return (inputs.channels, inputs.timestep, inputs.text, inputs.image_embeds), {}
+        given = (inputs.channels, inputs.timestep, inputs.text, inputs.image_embeds)
+        return given, {"image_rotary_emb": self._find_rotary(inputs.channels)} if self.keeps_texts else {}
+
+    def _find_rotary(self, channels: torch.Tensor) -> RotaryTables:
+        key = (channels.shape[2:], channels.device, count_ranks(self.transformer._parallel_config))
+        if key not in self._rotary:
+            self._rotary = {key: self.transformer.rotary_tables(channels)}
+        return self._rotary[key]
