@@ -293,7 +293,7 @@ class WanVideoAsPromptTransformer(ExpertModel, WanTransformer3DModel):
 
     @apply_forward_hook  # type: ignore[untyped-decorator]
     def rotary_tables(self, latents: torch.Tensor) -> RotaryTables:
-        """What `forward` takes as `image_rotary_emb` for latents of this size (batch, channel, frame, height, width)."""
+        """What `forward` takes as `image_rotary_emb` for latents (batch, channel, frame, height, width) of one size."""
         return RotaryTables(*self.rope(latents))
 
     @apply_forward_hook  # type: ignore[untyped-decorator]
