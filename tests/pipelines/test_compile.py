@@ -1,13 +1,15 @@
 """Compiled blocks with experts: whole graphs, each kind of block once, and nothing anew from step to step."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
+from diffusers import FirstBlockCacheConfig, MagCacheConfig
 
 from pipelines.factories import make_clip, make_cogvideox_pipeline, make_picture, make_pipeline
+from pipelines.feature_cache_configs import faster, pyramid, taylor
 from sememe.errors import InputError
 from sememe.pipelines.acceleration import compile_transformer
 from sememe.pipelines.memory import apply_offload, apply_storage
@@ -30,8 +32,24 @@ def generate(pipe: Any, **settings: Any) -> torch.Tensor:
     return pipe(**given, generator=torch.Generator().manual_seed(0), **settings).frames
 
 
-def count_graphs_by_step(pipe: Any, expected: torch.Tensor) -> list[int]:
-    """Compiles, generates what is expected, and tells how many graphs there were behind each step."""
+def nothing(_: Any) -> None:
+    """Leaves a pipeline as it is."""
+
+
+def cache(pipe: Any) -> None:
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.5))
+
+
+def mag(pipe: Any) -> None:
+    pipe.transformer.enable_cache(MagCacheConfig(num_inference_steps=3, mag_ratios=[1.0] * 3, max_skip_steps=1))
+
+
+def group(pipe: Any) -> None:
+    apply_offload(pipe, "group", "cpu")
+
+
+def count_graphs_by_step(pipe: Any, expected: torch.Tensor, behind: Callable[[Any], None] = nothing) -> list[int]:
+    """Compiles, does one thing more, generates what is expected, and counts the graphs there were behind each step."""
     graphs: list[int] = []
     counts: list[int] = []
 
@@ -44,6 +62,7 @@ def count_graphs_by_step(pipe: Any, expected: torch.Tensor) -> list[int]:
         return {}
 
     compile_transformer(pipe, backend=keep_graph)
+    behind(pipe)
     torch.testing.assert_close(generate(pipe, callback_on_step_end=note), expected)
     return counts
 
@@ -60,19 +79,74 @@ def test_blocks_compile_once_in_whole_graphs(kind: str, num_graphs: int) -> None
 
 
 @pytest.mark.parametrize(
-    ("storage", "kind", "level", "message"),
+    ("choose", "message"),
     [
-        ("full", "group", "leaf", "layer by layer"),
-        ("full", "sequential", "block", "layer by layer"),
-        ("fp8", "none", "block", "fp8 storage casts weights within a block"),
+        (lambda pipe: apply_offload(pipe, "group", "cpu", group_level="leaf"), "offloaded layer by layer"),
+        (lambda pipe: apply_offload(pipe, "sequential", "cpu"), "offloaded layer by layer"),
+        (lambda pipe: apply_storage(pipe, "fp8"), "fp8 storage casts weights within a block"),
+        (lambda pipe: pipe.transformer.enable_cache(taylor(pipe)), "TaylorSeerCacheConfig keeps .* within a block"),
+        (lambda pipe: pipe.transformer.enable_cache(pyramid(pipe)), "use FirstBlockCacheConfig or MagCacheConfig"),
+        (lambda pipe: pipe.transformer.enable_cache(faster(pipe)), "use FirstBlockCacheConfig or MagCacheConfig"),
     ],
 )
-def test_what_no_graph_can_hold_is_refused(storage: str, kind: str, level: str, message: str) -> None:
+def test_what_no_graph_can_hold_is_refused_before_and_after(choose: Callable[[Any], None], message: str) -> None:
     pipe = make("joint")
-    apply_storage(pipe, storage)
-    apply_offload(pipe, kind, "cpu", group_level=level)
-    with pytest.raises(InputError, match=message):
+    choose(pipe)
+    with pytest.raises(InputError, match=message) as refused:
         compile_transformer(pipe, backend="eager")
+    assert "\n" not in str(refused.value)
+    pipe = make("joint")
+    expected = generate(pipe)
+    compile_transformer(pipe, backend="eager")
+    with pytest.raises(InputError, match=message) as refused:
+        choose(pipe)
+    assert "\n" not in str(refused.value)
+    # Nothing of what was refused is left behind.
+    assert torch.equal(generate(pipe), expected)
+
+
+# As many graphs as without, and whole ones: what skips or fetches a block does so outside of them.
+@pytest.mark.parametrize(
+    ("is_first", "kind", "num_graphs", "choose"),
+    [
+        (True, "joint", 3, cache),
+        (False, "joint", 3, mag),
+        (False, "cached", 4, cache),
+        (False, "cached", 4, group),
+        (True, "cogvideox", 4, mag),
+    ],
+)
+def test_block_caches_and_group_offload_go_with_compiled_blocks(
+    is_first: bool, kind: str, num_graphs: int, choose: Callable[[Any], None]
+) -> None:
+    pipe, expected = make(kind), make(kind)
+    choose(expected)
+    if is_first:
+        choose(pipe)
+    counts = count_graphs_by_step(pipe, generate(expected), nothing if is_first else choose)
+    assert counts == [num_graphs] * 3
+    if choose is not group:
+        pipe.transformer.disable_cache()
+        assert torch.equal(generate(pipe), generate(make(kind))), "switched off, it is as if it never was"
+
+
+def test_a_cache_a_group_offload_and_compiled_blocks_at_once() -> None:
+    expected = make("joint")
+    cache(expected)
+    pipe = make("joint")
+    group(pipe)
+    cache(pipe)
+    assert count_graphs_by_step(pipe, generate(expected)) == [3] * 3
+
+
+@pytest.mark.parametrize("storage", ["int8wo", "nf4"])
+def test_quantised_behind_compiling_it_is_as_before_it(storage: str) -> None:
+    expected = make("joint")
+    apply_storage(expected, storage)
+    pipe = make("joint")
+    compile_transformer(pipe, backend="eager")
+    apply_storage(pipe, storage)
+    torch.testing.assert_close(generate(pipe), generate(expected))
 
 
 @pytest.mark.parametrize("mode", ["joint", "cached"])

@@ -9,16 +9,15 @@ from diffusers import (
     FasterCacheConfig,
     FirstBlockCacheConfig,
     MagCacheConfig,
-    PyramidAttentionBroadcastConfig,
     TaylorSeerCacheConfig,
 )
 from diffusers.hooks import SeaCacheConfig, TextKVCacheConfig
 
 from pipelines.factories import make_clip, make_cogvideox_pipeline, make_picture, make_pipeline
+from pipelines.feature_cache_configs import faster, pyramid, taylor
 from sememe.errors import ModelError
 
 NUM_STEPS = 6
-ATTENTIONS = r"(transformer_)?blocks\.\d+\.attn\d"
 
 
 def make(kind: str) -> Any:
@@ -37,33 +36,6 @@ def first_block(_: Any) -> Any:
 
 def mag(_: Any) -> Any:
     return MagCacheConfig(num_inference_steps=NUM_STEPS, mag_ratios=[1.0] * NUM_STEPS, max_skip_steps=1)
-
-
-def taylor(_: Any) -> Any:
-    return TaylorSeerCacheConfig(
-        cache_interval=2,
-        disable_cache_before_step=2,
-        cache_identifiers=[ATTENTIONS],
-        taylor_factors_dtype=torch.float32,
-    )
-
-
-def pyramid(pipe: Any) -> Any:
-    return PyramidAttentionBroadcastConfig(
-        spatial_attention_block_skip_range=2,
-        spatial_attention_timestep_skip_range=(100, 900),
-        current_timestep_callback=lambda: pipe.current_timestep,
-    )
-
-
-def faster(pipe: Any) -> Any:
-    return FasterCacheConfig(
-        spatial_attention_block_skip_range=2,
-        spatial_attention_timestep_skip_range=(-1, 700),
-        attention_weight_callback=lambda _: 0.3,
-        is_guidance_distilled=True,
-        current_timestep_callback=lambda: pipe.current_timestep,
-    )
 
 
 # The most that a cache may be off, as a part of the largest latent: twice what was measured. Of six steps these
@@ -118,6 +90,13 @@ def test_what_has_no_effect_or_a_wrong_one_is_refused(kind: str) -> None:
             pipe.transformer.enable_cache(config)
         assert "\n" not in str(refused.value)
         assert not pipe.transformer.is_cache_enabled
+
+
+def test_a_second_cache_is_refused() -> None:
+    pipe = make("joint")
+    pipe.transformer.enable_cache(first_block(pipe))
+    with pytest.raises(ModelError, match="FirstBlockCacheConfig is enabled already; call disable_cache"):
+        pipe.transformer.enable_cache(mag(pipe))
 
 
 def test_what_a_cache_cannot_follow_is_refused_before_anything_is_computed() -> None:

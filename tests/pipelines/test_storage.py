@@ -10,8 +10,9 @@ from torch import nn
 from models import cogvideox_factories, factories
 from pipelines.factories import make_clip, make_cogvideox_pipeline, make_picture, make_pipeline
 from sememe.errors import InputError, MissingExtraError
+from sememe.models.weight_storage import find_library
 from sememe.pipelines.memory import apply_offload, apply_storage, cast_layerwise
-from sememe.pipelines.quantization import find_library, quantizable_layers, quantize_transformer
+from sememe.pipelines.quantization import quantizable_layers, quantize_transformer
 from sememe.pipelines.video_as_prompt import VideoAsPromptPipeline
 
 # Relative distance of a forward, with room above what was seen: 0.0012, 0.0022, 0.0076, 0.0013 and 0.03.
@@ -174,3 +175,15 @@ def test_what_cannot_be_is_refused() -> None:
     for kind, message in (("group", "bitsandbytes cannot be offloaded in groups"), ("sequential", "layer by layer")):
         with pytest.raises(InputError, match=message):
             apply_offload(pipe, kind, "cpu")
+
+
+@pytest.mark.parametrize("kind", ["sequential", "group"])
+@pytest.mark.parametrize("storage", ["fp8", "int8wo", "nf4"])
+def test_the_storage_is_chosen_before_the_offload(storage: str, kind: str) -> None:
+    pipe = make_pipeline()
+    expected = generate(pipe)
+    apply_offload(pipe, kind, "cpu")
+    with pytest.raises(InputError, match="choose the storage first, then the offload") as refused:
+        apply_storage(pipe, storage)
+    assert "\n" not in str(refused.value)
+    assert torch.equal(generate(pipe), expected)

@@ -14,13 +14,42 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from diffusers.hooks.group_offloading import _maybe_remove_and_reapply_group_offloading
 from diffusers.loaders import PeftAdapterMixin
 from safetensors import SafetensorError
 
 from sememe.errors import ModelError
+from sememe.models.weight_storage import find_storage
 
 EXPERT_LORA_NAME = "expert_lora.safetensors"
-_ADAPTER_PART = re.compile(r"\.(?:lora|lokr)_.*")
+ADAPTER_LAYER_PATTERN = r"\.(?:lora|lokr)_"
+"""Found in the names of what PEFT puts beside a layer."""
+_ADAPTER_PART = re.compile(ADAPTER_LAYER_PATTERN + ".*")
+
+
+def is_adapter_layer(name: str) -> bool:
+    """Whether a name within a model is that of an adapter's own layer."""
+    return re.search(ADAPTER_LAYER_PATTERN, name) is not None
+
+
+def check_can_adapt(model: Any, *, of_expert: bool) -> None:
+    """Checks that new adapters can be put on the expert, or on the backbone.
+
+    Raises:
+        ModelError: its weights are 8-bit floats (quantised ones may be adapted), or out of reach.
+    """
+    weights = [weight for name, weight in model.named_parameters() if model.key_map.is_expert_key(name) == of_expert]
+    part = "expert" if of_expert else "backbone"
+    if find_storage(weights) == "fp8":
+        raise ModelError(
+            f"the {part}'s weights are stored as 8-bit floats (fp8), to which no adapter can be added; load the model "
+            "anew, then the adapter, and choose the storage after that"
+        )
+    if of_expert and any(weight.is_meta for weight in weights):
+        raise ModelError(
+            "the expert's weights are offloaded layer by layer, so that no adapter can be added; load the adapter "
+            "first and choose the offload after that"
+        )
 
 
 def restrict_to_backbone(model: Any, config: Any) -> Any:
@@ -42,12 +71,14 @@ def add_expert_adapter(model: Any, config: Any, name: str = "default") -> None:
         name: of the adapter.
 
     Raises:
-        ModelError: where no layer of the expert is a target.
+        ModelError: where no layer of the expert is a target, or the expert cannot be changed as it is.
     """
-    try:
-        PeftAdapterMixin.add_adapter(model, restrict_to_expert(model, config), name)
-    except ValueError as error:
-        raise ModelError(f"no layer of the expert can take the adapter {name!r}: {_first_line(error)}") from error
+    check_can_adapt(model, of_expert=True)
+    with _fetched_anew(model):
+        try:
+            PeftAdapterMixin.add_adapter(model, restrict_to_expert(model, config), name)
+        except ValueError as error:
+            raise ModelError(f"no layer of the expert can take the adapter {name!r}: {_first_line(error)}") from error
 
 
 @torch.no_grad()
@@ -73,7 +104,8 @@ def load_expert_adapter(model: Any, folder: str | Path, name: str = "default") -
     """Reads what `save_expert_adapter` wrote.
 
     Raises:
-        ModelError: where there is no such adapter, or it does not fit this model's expert.
+        ModelError: where there is no such adapter, it does not fit this model's expert, or the expert cannot be
+            changed as it is.
     """
     path = Path(folder) / EXPERT_LORA_NAME
     if not path.is_file():
@@ -83,7 +115,8 @@ def load_expert_adapter(model: Any, folder: str | Path, name: str = "default") -
     except SafetensorError as error:
         raise ModelError(f"{path} is not a whole safetensors file: {_first_line(error)}") from error
     check_adapter(model, tensors, str(path), of_expert=True)
-    with without_injection_warnings():
+    check_can_adapt(model, of_expert=True)
+    with without_injection_warnings(), _fetched_anew(model):
         model.load_lora_adapter(
             folder,
             prefix=None,
@@ -95,11 +128,23 @@ def load_expert_adapter(model: Any, folder: str | Path, name: str = "default") -
 
 
 @contextmanager
+def _fetched_anew(model: Any) -> Iterator[None]:
+    """Under offload 'group', blocks are then fetched with the layers that are new, and a feature cache stays on."""
+    with model._without_feature_cache():
+        yield
+        _maybe_remove_and_reapply_group_offloading(model)
+
+
+@contextmanager
 def without_injection_warnings() -> Iterator[None]:
-    """The weights say which layers they are for; that their settings would match others as well is no news."""
+    """The weights say which layers they are for; that their settings would match others as well is no news.
+
+    Nor is it that nothing can be fused with weights of torchao, which is refused in any case.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="While injecting the PEFT adapters")
         warnings.filterwarnings("ignore", message="You have passed exclude_modules")
+        warnings.filterwarnings("ignore", message="TorchaoLoraLinear was instantiated")
         yield
 
 

@@ -9,6 +9,7 @@ from sememe.errors import ModelError
 from sememe.models.component_files import load_strictly
 from sememe.models.key_map import KeyMap
 from sememe.models.tensor_files import CONFIG_NAME, iterate_tensors, read_json, write_tensors
+from sememe.models.weight_storage import check_savable
 
 
 class TwoFolderFiles:
@@ -29,12 +30,23 @@ class TwoFolderFiles:
     shared_settings: ClassVar[tuple[str, ...]]
     key_map: ClassVar[KeyMap]
 
+    def save_pretrained(self: Any, *arguments: Any, **settings: Any) -> None:
+        """Writes backbone and expert to one folder, as the stock method does.
+
+        Raises:
+            ModelError: weights are stored in fewer bits.
+        """
+        check_savable(self.parameters())
+        super().save_pretrained(*arguments, **settings)  # type: ignore[misc]
+
     def save_expert(self: Any, folder: str | Path, max_shard_size: int | str = "5GB") -> None:
         """Writes the expert alone: its tensors, its settings and what it expects of a backbone.
 
         Raises:
+            ModelError: the expert's weights are stored in fewer bits.
             OutputError: where the folder cannot be written.
         """
+        check_savable(weight for name, weight in self.named_parameters() if self.key_map.is_expert_key(name))
         names = self.own_settings + self.shared_settings
         config = {"_class_name": self.expert_class_name} | {name: _to_plain(self.config[name]) for name in names}
         tensors = {key: tensor for key, tensor in self.state_dict().items() if self.key_map.is_expert_key(key)}
@@ -63,7 +75,12 @@ class TwoFolderFiles:
             self.load_state_dict({key: copy}, strict=False, assign=True)
 
     def save_backbone(self: Any, folder: str | Path, max_shard_size: int | str = "10GB") -> None:
-        """Writes the frozen backbone as a folder of the stock class, without the expert."""
+        """Writes the frozen backbone as a folder of the stock class, without the expert.
+
+        Raises:
+            ModelError: its weights are stored in fewer bits.
+        """
+        check_savable(weight for name, weight in self.named_parameters() if not self.key_map.is_expert_key(name))
         config = {key: value for key, value in self.config.items() if not key.startswith("_")}
         with torch.device("meta"):
             stock = self.backbone_class(**{key: config[key] for key in config.keys() - set(self.own_settings)})

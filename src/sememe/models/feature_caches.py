@@ -12,6 +12,7 @@ They save work by using results of earlier steps again, so all of them are appro
 
 One forward per step means guidance that is off, or variants that share a forward. Two caches keep one state for all
 forwards, and would take what one variant of the conditions gave for another. A reference is encoded without any cache.
+With compiled blocks (`compile_transformer`) go those that skip whole blocks: FirstBlockCache and MagCache.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from typing import Any
 from torch import nn
 
 from sememe.errors import ModelError
+from sememe.models.compiled_blocks import is_compiled
 from sememe.models.reference import ReferenceTokens
 
 # What these keep belongs to whole blocks; what all others keep belongs to one attention each.
@@ -43,6 +45,8 @@ def enable_checked(model: Any, config: Any, enable: Callable[[Any], None]) -> No
         ModelError: where it cannot.
     """
     name = _name(config)
+    if model.is_cache_enabled:
+        raise ModelError(f"{_name(model._cache_config)} is enabled already; call disable_cache before {name}")
     if name == "SeaCacheConfig":
         raise ModelError(
             "SeaCache needs to be told the noise level of every forward and knows no model that takes a picture; "
@@ -53,12 +57,23 @@ def enable_checked(model: Any, config: Any, enable: Callable[[Any], None]) -> No
             "FasterCache guesses half of a batch that guidance here does not form; say is_guidance_distilled=True, "
             "which leaves its cache of attentions, or use FirstBlockCacheConfig"
         )
+    if is_compiled(model):
+        check_compiled_cache(config)
     before = set(_find_hooks(model))
     enable(config)
     if set(_find_hooks(model)) == before:
         model.disable_cache()
         advice = _ADVICE.get(name, "use FirstBlockCacheConfig").format(blocks=model.key_map.blocks)
         raise ModelError(f"{name} finds nothing to keep in a {type(model).__name__}; {advice}")
+
+
+def check_compiled_cache(config: Any) -> None:
+    """Raises `ModelError` for a cache (None is no cache) that works within blocks, which compiled ones cannot hold."""
+    if config is not None and _name(config) not in _OF_BLOCKS:
+        raise ModelError(
+            f"{_name(config)} keeps results of layers within a block, which cannot be compiled; use "
+            "FirstBlockCacheConfig or MagCacheConfig, or leave compiling out"
+        )
 
 
 def check_two_way(model: Any, reference: ReferenceTokens) -> None:

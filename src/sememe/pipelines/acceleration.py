@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from diffusers.hooks.group_offloading import GroupOffloadingType, _get_top_level_group_offload_hook
 from diffusers.hooks.layerwise_casting import _is_layerwise_casting_active
 from diffusers.models.attention_dispatch import (
     AttentionBackendName,
@@ -24,6 +23,9 @@ from diffusers.models.attention_dispatch import (
 from sememe.diffusion.denoise import Predict
 from sememe.diffusion.guidance import Variant
 from sememe.errors import InputError
+from sememe.models.compiled_blocks import compile_blocks, is_compiled
+from sememe.models.feature_caches import check_compiled_cache
+from sememe.pipelines.offload import is_offloaded_by_layer
 
 
 def set_attention(pipeline: Any, name: str) -> None:
@@ -100,7 +102,8 @@ def compile_transformer(pipeline: Any, *, backend: str | Callable[..., Any] = "i
     """Compiles the transformer's blocks, with and without experts, each kind once, without graph breaks.
 
     The first step of a generation of a new size then takes longer, by minutes on large models; choose attention, LoRA
-    weights and offload before. Blocks that are offloaded one at a time (offload 'group') are fetched between graphs.
+    weights and storage before. Blocks that are fetched one at a time (offload 'group') or skipped (FirstBlockCache,
+    MagCache) are so outside of the graphs; these may be chosen before or after.
 
     Args:
         pipeline: a pipeline with a `transformer`.
@@ -108,24 +111,23 @@ def compile_transformer(pipeline: Any, *, backend: str | Callable[..., Any] = "i
         options: of `torch.compile`, such as `mode` or `dynamic`.
 
     Raises:
-        InputError: where there is no compiler, the blocks are compiled already, or their weights come and go, or are
-            cast, within a block's forward, which no whole graph can hold.
+        InputError: where there is no compiler, the blocks are compiled already, or their weights come and go, are
+            cast, or give way to kept results within a block's forward, which no whole graph can hold.
     """
-    blocks = [block for block in pipeline.transformer.modules() if _is_repeated(pipeline.transformer, block)]
-    if any(block._compiled_call_impl is not None for block in blocks):
+    transformer = pipeline.transformer
+    if is_compiled(transformer):
         raise InputError("the transformer is compiled already")
-    if _is_layerwise_casting_active(pipeline.transformer):
+    if _is_layerwise_casting_active(transformer):
         raise InputError("fp8 storage casts weights within a block, which cannot be compiled; use fp8wo or int8wo")
-    groups = _get_top_level_group_offload_hook(pipeline.transformer)
-    by_layer = groups is not None and groups.config.offload_type is GroupOffloadingType.LEAF_LEVEL
-    if by_layer or any(hasattr(block, "_hf_hook") for block in blocks):
+    if is_offloaded_by_layer(transformer):
         raise InputError(
             "blocks that are offloaded layer by layer cannot be compiled; leave compiling out, or have enough memory "
             "for offload 'group', 'model' or 'none'"
         )
+    check_compiled_cache(transformer._cache_config)
     if backend == "inductor":
         check_compiler(pipeline._execution_device)
-    pipeline.transformer.compile_repeated_blocks(fullgraph=groups is None, backend=backend, **options)
+    compile_blocks(transformer, backend=backend, **options)
 
 
 def check_compiler(device: torch.device) -> None:
@@ -181,10 +183,6 @@ def _try_mask(features: torch.Tensor, backend: AttentionBackendName) -> str | No
     bias = values[:, :, :1, :1].permute(0, 2, 3, 1) * -math.log(2.0)
     mean = float(dispatch_attention_fn(features, keys, values, attn_mask=bias, backend=backend).float().mean())
     return None if abs(mean - 1 / 3) < 1 / 24 else "it leaves the mask out"
-
-
-def _is_repeated(transformer: Any, module: torch.nn.Module) -> bool:
-    return type(module).__name__ in transformer._repeated_blocks
 
 
 def _first_line(error: Exception) -> str:

@@ -5,14 +5,20 @@ Weights made for a stock Wan or CogVideoX serve as they are, step-distilled ones
 and unloading leave the expert alone. Adapters of an expert are in `sememe.models.adapters`.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from diffusers.hooks.group_offloading import _maybe_remove_and_reapply_group_offloading
 from diffusers.loaders import CogVideoXLoraLoaderMixin, WanLoraLoaderMixin
+from peft.tuners.tuners_utils import BaseTunerLayer
 
 from sememe.errors import InputError, ModelError
-from sememe.models.adapters import check_adapter, without_injection_warnings
+from sememe.models.adapters import check_adapter, check_can_adapt, without_injection_warnings
+from sememe.models.weight_storage import find_storage
+from sememe.pipelines.memory import without_offload
 
 _PREFIX = "transformer."
 
@@ -38,7 +44,8 @@ class BackboneAdapterMixin(WanLoraLoaderMixin):
             kwargs: as diffusers takes them, such as `weight_name`.
 
         Raises:
-            ModelError: where there are no such weights, or they were made for another backbone.
+            ModelError: where there are no such weights, they were made for another backbone, or the backbone is
+                stored as 8-bit floats.
         """
         source = pretrained_model_name_or_path_or_dict
         shown = "the given tensors" if isinstance(source, dict) else str(source)
@@ -50,9 +57,11 @@ class BackboneAdapterMixin(WanLoraLoaderMixin):
                 f"{shown} holds no LoRA weights of a transformer ('{_PREFIX}...'); it has {_show(tensors)}"
             )
         check_adapter(self.transformer, own, shown, of_expert=False)
+        if not hotswap:
+            check_can_adapt(self.transformer, of_expert=False)
         if adapter_name in getattr(self.transformer, "peft_config", {}) and not hotswap:
             raise InputError(f"an adapter {adapter_name!r} is loaded already; choose another adapter_name or unload it")
-        with without_injection_warnings():
+        with without_injection_warnings(), _changeable(self):
             self.load_lora_into_transformer(
                 tensors,
                 transformer=self.transformer,
@@ -62,6 +71,28 @@ class BackboneAdapterMixin(WanLoraLoaderMixin):
                 hotswap=hotswap,
                 **low_memory,
             )
+
+    def fuse_lora(self: Any, *arguments: Any, **settings: Any) -> None:
+        """Adds loaded weights to those of the model, as diffusers does.
+
+        Raises:
+            InputError: these are stored in fewer bits.
+        """
+        _check_can_fuse(self.transformer)
+        with _changeable(self):
+            super().fuse_lora(*arguments, **settings)
+            _maybe_remove_and_reapply_group_offloading(self.transformer)
+
+    def unfuse_lora(self: Any, *arguments: Any, **settings: Any) -> None:
+        """Takes fused weights out again, as diffusers does.
+
+        Raises:
+            InputError: the model's weights are stored in fewer bits.
+        """
+        _check_can_fuse(self.transformer)
+        with _changeable(self):
+            super().unfuse_lora(*arguments, **settings)
+            _maybe_remove_and_reapply_group_offloading(self.transformer)
 
     def _read_lora(self: Any, source: Any, shown: str, options: dict[str, Any]) -> tuple[dict[str, Any], Any]:
         loader = WanLoraLoaderMixin if self.family.name == "wan" else CogVideoXLoraLoaderMixin
@@ -80,6 +111,26 @@ class BackboneAdapterMixin(WanLoraLoaderMixin):
         if loader is WanLoraLoaderMixin:
             tensors = self._maybe_expand_t2v_lora_for_i2v(self.transformer, tensors)
         return tensors, metadata
+
+
+@contextmanager
+def _changeable(pipeline: Any) -> Iterator[None]:
+    """Sets aside what is hooked on the transformer while its layers change, and puts the same on again.
+
+    diffusers does so for some offloads, but not to the device that was chosen, and not in the way of a feature cache.
+    """
+    with pipeline.transformer._without_feature_cache(), without_offload(pipeline):
+        yield
+
+
+def _check_can_fuse(transformer: Any) -> None:
+    adapted = (module for module in transformer.modules() if isinstance(module, BaseTunerLayer))
+    storage = find_storage(weight for module in adapted for weight in module.parameters())
+    if storage is not None:
+        raise InputError(
+            f"LoRA weights cannot be fused with weights in fewer bits ({storage}), nor taken out of them; leave them "
+            "loaded, or load the pipeline anew, fuse, and choose the storage after that"
+        )
 
 
 def check_unadapted(transformer: Any) -> None:

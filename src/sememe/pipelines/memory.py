@@ -1,9 +1,12 @@
 """A pipeline made to fit: where its modules are, and in which form its weights are stored.
 
-In this order: `apply_storage`, then `apply_offload`; `enable_tiling` of `sememe.pipelines.tiling` at any time.
+In this order: `apply_storage`, then `apply_offload`; `enable_tiling` of `sememe.pipelines.tiling` at any time. LoRA
+weights go before or after, but for storage "fp8", before which they have to be loaded.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
@@ -14,15 +17,19 @@ from diffusers.hooks.layerwise_casting import DEFAULT_SKIP_MODULES_PATTERN, _is_
 from torch import nn
 
 from sememe.errors import InputError
+from sememe.models.adapters import ADAPTER_LAYER_PATTERN
+from sememe.models.compiled_blocks import is_compiled
+from sememe.models.weight_storage import find_library
 from sememe.pipelines.offload import (
     Resting,
     check_can_rest,
     expert_modules,
+    is_offloaded_by_layer,
     place_without,
     rest_encoders,
     rest_expert,
 )
-from sememe.pipelines.quantization import Parts, Quantization, find_library, quantize_transformer
+from sememe.pipelines.quantization import Parts, Quantization, quantize_transformer
 
 OffloadKind = Literal["none", "model", "sequential", "group"]
 """Where the modules are:
@@ -43,6 +50,17 @@ Storage = Literal["full", "fp8", Quantization]
 (`fp8`, layerwise casting); or quantised."""
 
 _EXPERT_PATTERN = r"(^|\.)expert(_embedder)?(\.|$)"
+
+
+@dataclass(frozen=True)
+class _Offload:
+    """What `apply_offload` was asked for."""
+
+    kind: str
+    device: torch.device
+    group_level: str
+    host_memory: str
+    resting: tuple[str, ...]
 
 
 def apply_offload(
@@ -76,9 +94,10 @@ def apply_offload(
     for part in resting:
         _check(("resting", part, RestingPart))
     target = check_device(device)
+    chosen = _Offload(kind, target, group_level, host_memory, tuple(resting))
     if any(_is_group_offload_enabled(module) for module in _modules(pipeline).values()):
         raise InputError("this pipeline is under group offload, which cannot be changed; load it anew")
-    _check_combination(pipeline, kind, resting)
+    _check_combination(pipeline, kind, group_level, resting)
     _clear(pipeline)
     rests: list[Resting] = []
     if kind == "none":
@@ -94,6 +113,32 @@ def apply_offload(
     if "expert" in resting:
         rests.append(rest_expert(pipeline.transformer))
     pipeline._resting = tuple(rests)
+    pipeline._offload = chosen
+
+
+@contextmanager
+def without_offload(pipeline: Any) -> Iterator[None]:
+    """Takes the hooks of `apply_offload` off, which keep weights out of reach, and puts the same on again.
+
+    Those of offload 'group' stay.
+    """
+    chosen: _Offload | None = getattr(pipeline, "_offload", None)
+    is_on = any(hasattr(module, "_hf_hook") for module in _modules(pipeline).values())
+    if chosen is None or chosen.kind == "group" or not is_on:
+        yield
+        return
+    _clear(pipeline)
+    try:
+        yield
+    finally:
+        apply_offload(
+            pipeline,
+            chosen.kind,
+            chosen.device,
+            group_level=chosen.group_level,
+            host_memory=chosen.host_memory,
+            resting=chosen.resting,
+        )
 
 
 def apply_storage(pipeline: Any, storage: str, parts: str = "both", compute_dtype: torch.dtype | None = None) -> None:
@@ -106,7 +151,8 @@ def apply_storage(pipeline: Any, storage: str, parts: str = "both", compute_dtyp
         compute_dtype: of "fp8": in which layers compute; None for the transformer's own precision.
 
     Raises:
-        InputError: an unknown storage or part, or a transformer that is not in full precision any more.
+        InputError: an unknown storage or part, or a transformer that is not in full precision any more, is offloaded
+            by layers or blocks, or is compiled (for fp8).
         MissingExtraError: the library for this quantisation is not installed.
     """
     _check(("storage", storage, Storage), ("parts", parts, Parts))
@@ -115,6 +161,13 @@ def apply_storage(pipeline: Any, storage: str, parts: str = "both", compute_dtyp
     transformer = pipeline.transformer
     if _is_layerwise_casting_active(transformer) or find_library(transformer) is not None:
         raise InputError("the transformer's weights are in fewer bits already; load the pipeline anew to change that")
+    if is_offloaded_by_layer(transformer) or _is_group_offload_enabled(transformer):
+        raise InputError(
+            f"the transformer is offloaded by layers or blocks, whose storage cannot be changed to {storage!r}; load "
+            "the pipeline anew and choose the storage first, then the offload"
+        )
+    if storage == "fp8" and is_compiled(transformer):
+        raise InputError("fp8 storage casts weights within a block, but the blocks are compiled; use fp8wo or int8wo")
     if storage == "fp8":
         cast_layerwise(transformer, parts, compute_dtype)
     else:
@@ -124,10 +177,10 @@ def apply_storage(pipeline: Any, storage: str, parts: str = "both", compute_dtyp
 def cast_layerwise(transformer: nn.Module, parts: str = "both", compute_dtype: torch.dtype | None = None) -> None:
     """Stores layers as 8-bit floats (e4m3) and casts each to `compute_dtype` while it computes.
 
-    Embedders, norms with what modulates them, and the output layer stay in full precision.
+    Embedders, norms with what modulates them, the output layer, and adapters stay in full precision.
     """
     model: Any = transformer
-    patterns: tuple[str, ...] = DEFAULT_SKIP_MODULES_PATTERN
+    patterns: tuple[str, ...] = (*DEFAULT_SKIP_MODULES_PATTERN, ADAPTER_LAYER_PATTERN)
     if parts == "backbone":
         patterns += (_EXPERT_PATTERN,)
     elif parts == "expert":
@@ -157,7 +210,13 @@ def check_device(device: torch.device | str) -> torch.device:
     return found
 
 
-def _check_combination(pipeline: Any, kind: str, resting: Collection[str]) -> None:
+def _check_combination(pipeline: Any, kind: str, group_level: str, resting: Collection[str]) -> None:
+    is_by_layer = kind == "sequential" or (kind == "group" and group_level == "leaf")
+    if is_by_layer and is_compiled(pipeline.transformer):
+        raise InputError(
+            "compiled blocks cannot be offloaded layer by layer; use offload 'group' by block, 'model' or 'none', or "
+            "leave compiling out"
+        )
     if "encoders" in resting and kind != "none":
         raise InputError(f"resting encoders have no effect with offload {kind!r}, which moves them anyway")
     if "expert" in resting and kind not in ("none", "model"):

@@ -7,6 +7,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 from accelerate import cpu_offload_with_hook
+from diffusers.hooks.group_offloading import GroupOffloadingType, _get_top_level_group_offload_hook
 from torch import nn
 
 from sememe.errors import InputError
@@ -92,6 +93,15 @@ def rest_encoders(pipeline: Any, device: torch.device | str) -> Resting:
 
     at_step = _first_module(pipeline.transformer).register_forward_pre_hook(leave)
     return Resting((at_step.remove, *(hook.remove for hook in hooks)))
+
+
+def is_offloaded_by_layer(transformer: nn.Module) -> bool:
+    """Whether weights come and go within a block: offload 'sequential', or 'group' by single layers."""
+    groups = _get_top_level_group_offload_hook(transformer)
+    if groups is not None and groups.config.offload_type is GroupOffloadingType.LEAF_LEVEL:
+        return True
+    # Offload 'model' has its hook on the whole transformer.
+    return any(hasattr(module, "_hf_hook") for module in transformer.modules() if module is not transformer)
 
 
 def expert_modules(transformer: nn.Module) -> tuple[nn.Module, ...]:

@@ -13,6 +13,8 @@ import torch
 from torch import nn
 
 from sememe.errors import InputError, MissingExtraError
+from sememe.models.adapters import is_adapter_layer
+from sememe.models.weight_storage import find_library
 
 Quantization = Literal["int8wo", "int8dq", "fp8wo", "int8", "nf4"]
 """What a linear layer becomes:
@@ -51,7 +53,8 @@ class QuantizationReport:
 def quantize_transformer(transformer: nn.Module, kind: str, parts: str = "both") -> QuantizationReport:
     """Quantises the linear layers in a transformer's blocks, in place and for inference only.
 
-    Do it before the transformer is moved, offloaded or compiled. A quantised transformer cannot be saved.
+    Do it before the transformer is moved, offloaded or compiled; LoRA weights may be loaded before or after, and stay
+    as they are. A quantised transformer cannot be saved, and nothing be fused into it.
 
     Args:
         transformer: with experts, in the precision in which it is to compute.
@@ -79,27 +82,17 @@ def quantize_transformer(transformer: nn.Module, kind: str, parts: str = "both")
 
 
 def quantizable_layers(transformer: nn.Module, parts: str = "both") -> Iterator[tuple[str, nn.Linear]]:
-    """Names and layers that `quantize_transformer` would change."""
+    """Names and layers that `quantize_transformer` would change; those of adapters are not among them."""
     keys: Any = transformer.key_map
     for name, module in transformer.named_modules():
         # CogVideoX's modulated norms hold a linear layer each.
         if not isinstance(module, nn.Linear) or not name.startswith(f"{keys.blocks}.") or "norm" in name:
             continue
+        if is_adapter_layer(name):
+            continue
         owner = "expert" if keys.is_expert_key(name) else "backbone"
         if parts in (owner, "both"):
             yield name, module
-
-
-def find_library(module: nn.Module) -> Literal["torchao", "bitsandbytes"] | None:
-    """The library that has quantised a weight in `module`, if any has."""
-    for parameter in module.parameters():
-        for kind in (type(parameter), type(parameter.data)):
-            package = kind.__module__.split(".")[0]
-            if package == "torchao":
-                return "torchao"
-            if package == "bitsandbytes":
-                return "bitsandbytes"
-    return None
 
 
 def _quantize_with_torchao(transformer: nn.Module, names: frozenset[str], config: str) -> None:

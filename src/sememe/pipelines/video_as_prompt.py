@@ -14,6 +14,7 @@ from sememe.errors import InputError, ModelError
 from sememe.models.autoencoder import LatentGrid, decode_latents, latent_grid
 from sememe.models.feature_caches import check_generation
 from sememe.models.pixels import video_to_clips
+from sememe.models.weight_storage import check_savable
 from sememe.pipelines.acceleration import begin_generation, check_weaker_reference
 from sememe.pipelines.adapters import BackboneAdapterMixin, check_unadapted
 from sememe.pipelines.conditions import EncodingOptions, Predictor, ReadingOptions, ReferencePositions
@@ -31,6 +32,7 @@ from sememe.pipelines.inputs import (
     make_request,
     match_encoded,
 )
+from sememe.pipelines.memory import without_offload
 from sememe.pipelines.offload import sends_modules_back
 from sememe.pipelines.quirks import choose_quirks
 from sememe.pipelines.stopwatch import Stopwatch
@@ -171,15 +173,18 @@ class VideoAsPromptPipeline(PromptEncoding, DiffusionPipeline, BackboneAdapterMi
         """Writes the model as a folder that `from_pretrained` reads: stock backbone and expert apart, safetensors only.
 
         Raises:
-            InputError: where the text encoder was unloaded.
+            InputError: where the text encoder was unloaded, adapters are loaded, or the transformer's weights are
+                stored in fewer bits.
             OutputError: where the folder cannot be written.
         """
         if self.text_encoder is None:
             raise InputError("the text encoder was unloaded, and a model without it is not whole; load it anew to save")
         check_unadapted(self.transformer)
-        save_components(
-            Path(save_directory), self.components, self._own_settings(), type(self).__name__, max_shard_size
-        )
+        check_savable(self.transformer.parameters())
+        with without_offload(self):
+            save_components(
+                Path(save_directory), self.components, self._own_settings(), type(self).__name__, max_shard_size
+            )
 
     def _own_settings(self) -> dict[str, Any]:
         # What a model does not do is not written, so that folders of models without it stay as they were.
