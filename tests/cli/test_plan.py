@@ -20,6 +20,8 @@ def test_lines_for_a_person(capsys: pytest.CaptureFixture[str]) -> None:
     assert float(told["peak"][0]) <= 24
     assert {"weights", "activations", "reference_record", "text_encoder_phase", "vae_decode_phase"} <= told.keys()
     assert any("offload none would take" in line for line in lines)
+    assert (told["text_keys"], told["resting"], told["host_memory"]) == (["recomputed"], ["none"], ["lean"])
+    assert any("with 111.5 GB free there, weights would be pinned ahead" in line for line in lines)
 
 
 def test_json_for_a_program(capsys: pytest.CaptureFixture[str]) -> None:
@@ -41,6 +43,9 @@ def test_what_a_generation_will_be_told_counts(capsys: pytest.CaptureFixture[str
     for flags in (("--num-reference-frames", 33), ("--num-negative-references", 1), ("--num-references", 2)):
         changed = plan("--reference-guidance-scale", 2, "--guidance-scale", 1, *flags)
         assert changed["parts_gb"]["reference_record"] > 1.2 * plain, flags
+    changed = plan("--reference-guidance-scale", 2, "--guidance-scale", 1, "--reference-downscale", 2)
+    assert changed["parts_gb"]["reference_record"] < 0.5 * plain
+    assert plan("--text-keys", "recomputed")["text_keys"] == "recomputed"
 
 
 @pytest.mark.parametrize(
@@ -52,6 +57,9 @@ def test_what_a_generation_will_be_told_counts(capsys: pytest.CaptureFixture[str
         (("--plan", "cogvideox-5b", "--vram", 3), "does not fit in 3 GB; the least that would do is"),
         (("--plan", "cogvideox-5b"), "expected --plan MODEL and --vram GB together"),
         (("--vram", 24), "expected --plan MODEL and --vram GB together"),
+        (("--height", 64), "expected --plan MODEL and --vram GB with --height, got neither"),
+        (("--num-references", 1, "--compile"), "with --num-references, --compile, got neither"),
+        (("--guidance-scale", 2, "--expert", "e", "--json"), "with --guidance-scale, --expert, got neither"),
         (("--plan", "wan-14b", "--vram", -1), "above 0"),
         (("--plan", "wan-14b", "--vram", 24, "--height", 481), "height must be a multiple of 16"),
         (("--plan", "nothing", "--vram", 24), "'nothing' is neither"),
@@ -74,4 +82,4 @@ def test_no_gpu_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: object
     files = ("--reference", folder / "r.mp4", "--image", folder / "i.png", "-o", folder / "o.mp4")
     for flags in (("--device", "cuda"), ("--device", "cuda", "--vram", 24)):
         outcome = run_here(capsys, "generate", "video-as-prompt", *files, *flags)
-        assert "expected a device of this machine" in refused(outcome)
+        assert "expected a device of this machine, got 'cuda'; torch finds no accelerator here" in refused(outcome)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKLCogVideoX, AutoencoderKLWan
+from diffusers import AutoencoderKLCogVideoX, AutoencoderKLCosmos, AutoencoderKLWan
 
 from models import cogvideox_factories, factories
 from sememe.errors import InputError
@@ -14,12 +14,13 @@ from sememe.evaluation.memory import measure_peak, track_memory
 from sememe.models.autoencoder import decode_latents, encode_video, latent_grid
 from sememe.models.reference import ReferenceCache, ReferenceInputs
 from sememe.pipelines.activations import TokenCounts, TransformerShape, encode_bytes, forward_bytes, record_bytes
+from sememe.pipelines.autoencoder_memory import AutoencoderShape
 from sememe.pipelines.planning import (
-    AutoencoderShape,
     EncoderWeights,
     Generation,
     ModelMemory,
     Strategy,
+    count_tokens,
     count_weights,
     estimate_memory,
 )
@@ -166,6 +167,38 @@ def test_autoencoders(name: str) -> None:
     assert_near(shape.encode_bytes(*size, tiled=False), encoded, 0.2)
 
 
+@pytest.mark.parametrize("num_frames", [1, 17])
+@pytest.mark.parametrize(
+    ("patch", "widths"),
+    [
+        (8, ((104, 104), (128, 128))),
+        (8, ((16, 16), (16, 16))),
+        (4, ((32, 48, 64), (96, 96, 96))),
+        (2, ((64, 64, 64, 64), (32, 32, 32, 32))),
+        (2, ((8, 8, 8, 8), (64, 64, 64, 64))),
+    ],
+    ids=str,
+)
+@torch.no_grad()
+def test_cosmos(patch: int, widths: tuple[tuple[int, ...], tuple[int, ...]], num_frames: int) -> None:
+    """As the built-in model has it, and where wide blocks take more than wavelets."""
+    encoder, decoder = widths
+    vae = AutoencoderKLCosmos(
+        encoder_block_out_channels=encoder,
+        decode_block_out_channels=decoder,
+        attention_resolutions=(),
+        patch_size=patch,
+        spatial_compression_ratio=8,
+        temporal_compression_ratio=8 if patch == 8 else 4,
+    ).eval()
+    shape = AutoencoderShape(type(vae).__name__, latent_grid(vae), 0, decoder[0], patch, encoder[0])
+    size = (num_frames, 32, 32)
+    latents, video = torch.zeros(1, *shape.grid.latent_shape(*size)), torch.zeros(1, 3, *size)
+    assert_near(shape.decode_bytes(*size, tiled=False), measure_peak(lambda: decode_latents(vae, latents)))
+    encoded = measure_peak(lambda: encode_video(vae, video)) + video.nbytes
+    assert_near(shape.encode_bytes(*size, tiled=False), encoded, 0.15)
+
+
 @torch.no_grad()
 def test_an_autoencoder_in_tiles() -> None:
     vae = AutoencoderKLWan(base_dim=4, z_dim=4, latents_mean=[0.0] * 4, latents_std=[1.0] * 4).eval()
@@ -243,6 +276,52 @@ def test_more_is_more() -> None:
     assert peak(GENERATION, batch_size=2) > 1.6 * plain
     assert peak(replace(GENERATION, keeps_keys=True)) > plain
     assert peak(GENERATION, num_texts=3) > plain
+
+
+def test_what_rests_is_gone_in_the_steps() -> None:
+    weights = replace(make_model().transformer, experts=2 * 10**8, expert_embedder=10**6)
+    image = EncoderWeights(10**8, 10**6, 100, 200, 2)
+    model = make_model(transformer=weights, attention_mode="cached", image_encoder=image)
+    plain, expert, both = (
+        estimate_memory(model, GENERATION, Strategy("bfloat16", resting=resting)).phases
+        for resting in ((), ("expert",), ("encoders", "expert"))
+    )
+    assert list(plain) == ["texts", "encode", "expert", "steps", "decode"]
+    gone = {name: plain[name].weights - expert[name].weights for name in plain}
+    assert gone == {"texts": 402e6, "encode": 402e6, "expert": 0, "steps": 402e6, "decode": 402e6}
+    gone = {name: expert[name].weights - both[name].weights for name in plain}
+    assert gone == {"texts": 0, "encode": 0, "expert": 0, "steps": 2.4e9, "decode": 2.4e9}
+    twice = estimate_memory(
+        model, replace(GENERATION, num_negative_references=1), Strategy("bfloat16", resting=("expert",))
+    )
+    assert twice.phases["encode"].weights == plain["encode"].weights, "the first references' expert is still there"
+    moved = estimate_memory(model, GENERATION, Strategy("bfloat16", offload="model", resting=("expert",))).phases
+    assert moved["expert"].weights - moved["steps"].weights == 402e6
+
+
+def test_texts_that_are_not_kept_are_not_counted() -> None:
+    kept, recomputed = (
+        estimate_memory(make_model(), GENERATION, Strategy("bfloat16", keeps_texts=keeps)).phases["steps"]
+        for keeps in (True, False)
+    )
+    assert recomputed.record < kept.record
+    assert recomputed.activations <= kept.activations
+
+
+def test_smaller_references_have_fewer_tokens() -> None:
+    counts = [count_tokens(make_model(), replace(GENERATION, reference_downscale=scale)) for scale in (1, 2)]
+    assert counts[0].reference == 4 * counts[1].reference
+    assert counts[0].target == counts[1].target
+    with pytest.raises(InputError, match="reference_downscale 3 needs a height that is a multiple of 48, got 64"):
+        count_tokens(make_model(), replace(GENERATION, reference_downscale=3))
+
+
+def test_texts_that_are_encoded_together_count_together() -> None:
+    one, two = (
+        estimate_memory(make_model(num_texts=number), GENERATION, Strategy("bfloat16")).phases["texts"].activations
+        for number in (1, 2)
+    )
+    assert two == 2 * one
 
 
 def test_a_size_that_the_model_cannot_make() -> None:

@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, T5Config, T5EncoderM
 from model_folders import make_stock, save_published
 from pipelines.factories import make_clip, make_picture
 from sememe.errors import InputError, ModelError
+from sememe.pipelines.planning import Generation, ModelMemory, Strategy, estimate_memory
 from sememe.video import write_clip, write_image
 from sememe.workflows import model_memory
+from sememe.workflows.candidates import Candidate, Wish, list_candidates
 from sememe.workflows.generate import VideoAsPromptRequest, generate_video_as_prompt
 from sememe.workflows.loading import choose_device, load_model
 from sememe.workflows.plan import MemoryPlan, PlanRequest, plan_document, plan_memory
@@ -78,6 +81,42 @@ def test_what_is_chosen(released: Callable[..., MemoryPlan], name: str, vram: fl
     assert json.loads(json.dumps(document)) == document
 
 
+def test_savings_that_cost_little_go_before_the_next_slower_offload(released: Callable[..., MemoryPlan]) -> None:
+    """Keys of texts cost a little in every step, a block that is moved much; the result is the same."""
+    keys, freed = released("wan-14b", 48), released("wan-14b", 52)
+    assert (keys.strategy.offload, keys.strategy.keeps_texts, keys.label) == ("model", False, "exact")
+    assert released("wan-14b", 48, text_keys="kept").strategy.offload == "group"
+    assert (freed.strategy.offload, freed.strategy.frees_texts, freed.strategy.resting) == ("none", True, ("encoders",))
+    assert plan_document(keys)["text_keys"] == "recomputed"
+    assert plan_document(freed)["resting"] == ["encoders"]
+    asked = released("wan-14b", 80, text_keys="recomputed")
+    assert asked.strategy.keeps_texts is False
+    assert asked.chosen.estimate.phases["steps"].record < released("wan-14b", 80).chosen.estimate.phases["steps"].record
+
+
+def test_an_expert_rests_where_that_saves(released: Callable[..., MemoryPlan]) -> None:
+    two_way = released("wan-14b", 500)
+    one_way = replace(two_way.model, attention_mode="cached")
+    ways = [each.strategy for each in list_candidates(one_way, two_way.generation, Wish()) if not each.strategy.tiles]
+    told = [(way.offload, way.frees_texts, way.resting, way.keeps_texts) for way in ways[:9]]
+    assert told[:2] == [("none", False, (), True), ("none", True, (), True)]
+    assert ("none", True, ("encoders", "expert"), True) in told
+    assert told.index(("model", False, ("expert",), True)) == told.index(("model", False, (), True)) + 1
+    offloads = [way.offload for way in ways]
+    assert offloads == sorted(offloads, key=["none", "model", "group", "group-leaf", "sequential"].index)
+    assert not any("expert" in each.strategy.resting for each in two_way.rejected)
+
+
+def test_no_saving_that_saves_nothing(released: Callable[..., MemoryPlan]) -> None:
+    plan = released("wan-14b", 6.9)
+    by_way: dict[tuple[str, bool], list[int]] = {}
+    for candidate in (*plan.rejected, plan.chosen):
+        strategy = candidate.strategy
+        by_way.setdefault((strategy.offload, strategy.tiles), []).append(candidate.estimate.peak)
+    assert any(len(peaks) > 1 for peaks in by_way.values())
+    assert all(peaks == sorted(set(peaks), reverse=True) for peaks in by_way.values())
+
+
 def test_more_memory_never_makes_it_slower(released: Callable[..., MemoryPlan]) -> None:
     order = ["none", "model", "group", "group-leaf", "sequential"]
     exact: dict[str, list[int]] = {"exact": [], "approximate": []}
@@ -98,6 +137,11 @@ def test_fewer_bits_on_request(released: Callable[..., MemoryPlan]) -> None:
     faster = released("cogvideox-5b", 24).faster
     assert faster is not None
     assert faster.strategy.storage == "fp8"
+    # Eight bits do not bring all of it on the card, four do.
+    faster = released("wan-14b", 24).faster
+    assert faster is not None
+    assert (faster.strategy.storage, faster.strategy.offload) == ("nf4", "none")
+    assert released("wan-14b", 24, storage="nf4").strategy == faster.strategy
 
 
 @pytest.mark.parametrize(("batching", "batch_size", "num_texts"), [("sequential", 1, 2), ("batched", 2, 3)])
@@ -189,12 +233,39 @@ def test_storage_that_takes_more_says_so(released: Callable[..., MemoryPlan]) ->
 def test_what_is_to_be_compiled_is_not_offloaded_layer_by_layer(released: Callable[..., MemoryPlan]) -> None:
     assert released("wan-14b", 24, compiles=True).strategy.offload == "group"
     assert released("wan-14b", 8).strategy.offload == "group-leaf"
-    with pytest.raises(InputError, match=r"does not fit in 8 GB; .* offload group.*; leave compiling out, or ask"):
+    # The text encoder alone takes more, so that no size would help.
+    with pytest.raises(InputError, match=r"does not fit in 8 GB; .* offload group\); leave compiling out$"):
         released("wan-14b", 8, compiles=True)
     with pytest.raises(InputError, match=r"fp8 storage .* cannot be compiled; use fp8wo or int8wo"):
         released("wan-14b", 24, compiles=True, storage="fp8")
     plan = released("cogvideox-5b", 24, compiles=True)
-    assert plan.faster is None or plan.faster.strategy.storage != "fp8"
+    assert plan.faster is not None
+    assert plan.faster.strategy.storage == "int8wo"
+
+
+def test_only_what_would_help_is_advised(released: Callable[..., MemoryPlan]) -> None:
+    with pytest.raises(InputError, match=r"does not fit in 2 GB; .*; use a larger card$"):
+        released("wan-14b", 2, compiles=True)
+    with pytest.raises(InputError, match=r"8 GB; .*; leave compiling out$"):
+        released("wan-14b", 8, compiles=True, storage="int8wo")
+    with pytest.raises(InputError, match=r"8 GB; .*; leave storage and compiling out$"):
+        released("wan-14b", 8, compiles=True, storage="nf4")
+    with pytest.raises(InputError, match=r"offload sequential, .*; ask for fewer frames$"):
+        released("cogvideox-5b", 6)
+
+
+def test_the_least_does_for_small_models(model_folder: Path) -> None:
+    with pytest.raises(InputError, match="the least that would do is") as told:
+        plan_memory(model_folder, PlanRequest(1e-6))
+    least = float(str(told.value).split("would do is ")[1].split(" GB")[0])
+    peak = plan_memory(model_folder, PlanRequest(least)).chosen.estimate.peak
+    assert least * 1e9 / 1.1 < peak <= least * 1e9
+
+
+def test_references_that_are_smaller_take_less(released: Callable[..., MemoryPlan]) -> None:
+    plain, small = (released("wan-14b", 80, height=512, reference_downscale=scale) for scale in (1, 2))
+    steps = [plan.chosen.estimate.phases["steps"] for plan in (plain, small)]
+    assert steps[1].activations + steps[1].record < 0.8 * (steps[0].activations + steps[0].record)
 
 
 def test_nothing_fits(released: Callable[..., MemoryPlan]) -> None:
@@ -218,6 +289,8 @@ def test_nothing_fits(released: Callable[..., MemoryPlan]) -> None:
         ({"vram": 24, "storage": "int3"}, "expected storage to be one of full, fp8"),
         ({"vram": 24, "dtype": "float8"}, "expected dtype to be one of"),
         ({"vram": 24, "height": 0}, "height of at least 1"),
+        ({"vram": 24, "reference_downscale": 0}, "reference_downscale of at least 1"),
+        ({"vram": 24, "text_keys": "lost"}, "text_keys to be kept or recomputed"),
         ({"vram": 24, "num_references": -1}, "num_references of 0 or more"),
         ({"vram": 24, "num_negative_references": -1}, "num_negative_references of 0 or more"),
     ],
@@ -232,6 +305,13 @@ def test_unknown_models() -> None:
         plan_memory("wan-15b", PlanRequest(24))
     with pytest.raises(ModelError, match="a built-in model or a folder"):
         plan_memory("owner/name", PlanRequest(24))
+
+
+def test_released_models_are_known_by_their_repositories() -> None:
+    assert model_memory.find_released("ByteDance/Video-As-Prompt-CogVideoX-5B") == "cogvideox-5b"
+    plan = plan_memory("ByteDance/Video-As-Prompt-CogVideoX-5B", PlanRequest(24))
+    assert plan.chosen == plan_memory("cogvideox-5b", PlanRequest(24)).chosen
+    assert plan_document(plan)["model"] == "Video-As-Prompt-CogVideoX-5B"
 
 
 def test_folders_are_read_and_not_loaded(model_folder: Path, tmp_path: Path) -> None:
@@ -263,31 +343,58 @@ def request_of_files(tmp_path: Path, model_folder: Path) -> VideoAsPromptRequest
 
 
 def run(request: VideoAsPromptRequest, **changes: Any) -> dict[str, Any]:
-    import dataclasses
+    return generate_video_as_prompt(replace(request, **changes)).document
 
-    return generate_video_as_prompt(dataclasses.replace(request, **changes)).document
+
+def choose(strategy: Strategy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes this the only way there is."""
+
+    def only(model: ModelMemory, generation: Generation, _: Wish) -> Iterator[Candidate]:
+        return iter([Candidate(strategy, estimate_memory(model, generation, strategy))])
+
+    monkeypatch.setattr("sememe.workflows.plan.list_candidates", only)
 
 
 def test_a_planned_generation_is_the_plain_one(
     request_of_files: VideoAsPromptRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sememe.workflows import plan as module
-
     plain = run(request_of_files)
     assert plain["computing"] == {"attention": None, "compiled": False, "plan": None}
-    placements = (("group-leaf", False), ("sequential", False), ("none", True))
-    assert set(placements) <= set(module._PLACEMENTS)
-    for placement in placements:
-        monkeypatch.setattr(module, "_PLACEMENTS", (placement,))
+    strategies = (
+        Strategy("float32", offload="group-leaf"),
+        Strategy("float32", offload="group"),
+        Strategy("float32", offload="sequential"),
+        Strategy("float32", offload="model", resting=("expert",), keeps_texts=False),
+        Strategy("float32", resting=("expert",)),
+        Strategy("float32", frees_texts=True, resting=("encoders", "expert"), keeps_texts=False),
+    )
+    for strategy in strategies:
+        choose(strategy, monkeypatch)
         planned = run(request_of_files, vram=24.0)
         told = planned["computing"]["plan"]
-        assert (told["offload"], told["texts"]) == (placement[0], "freed" if placement[1] else "kept")
+        assert (told["offload"], told["resting"]) == (strategy.offload, list(strategy.resting))
+        assert told["texts"] == ("freed" if strategy.frees_texts else "kept")
         assert told["label"] == planned["exactness"]["label"] == "exact"
-        assert planned["output"]["sha256"] == plain["output"]["sha256"], placement
+        assert planned["output"]["sha256"] == plain["output"]["sha256"], strategy
+        are_kept = strategy.keeps_texts and not strategy.offload.startswith("group")
+        assert planned["settings"]["text_keys"] == told["text_keys"] == ("kept" if are_kept else "recomputed")
     # Once more without reference, of whose captions the encoded texts know.
     influenced = run(request_of_files, vram=24.0, influence=True)
     assert influenced["computing"]["plan"]["texts"] == "freed"
     assert influenced["influence"]["rms"] > 0
+
+
+def test_an_image_encoder_may_leave(
+    request_of_files: VideoAsPromptRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published = str(save_published(tmp_path / "published"))
+    size: dict[str, Any] = {"height": 32, "width": 48, "num_frames": 5, "num_inference_steps": 2}
+    request = replace(request_of_files, model=published, **size)
+    plain = run(request)
+    choose(Strategy("float32", frees_texts=True, resting=("encoders",)), monkeypatch)
+    planned = run(request, vram=24.0)
+    assert planned["computing"]["plan"]["resting"] == ["encoders"]
+    assert planned["output"]["sha256"] == plain["output"]["sha256"]
 
 
 def test_shortcuts_of_a_plan_are_told(request_of_files: VideoAsPromptRequest) -> None:

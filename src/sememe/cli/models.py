@@ -18,7 +18,7 @@ def list_models(
     plan: Annotated[
         str | None,
         typer.Option(
-            help="Plan for this model: wan-14b, cogvideox-5b, a built-in name, or a folder.",
+            help="Plan for this model: wan-14b, cogvideox-5b, their names on the hub, a built-in name, or a folder.",
             metavar="MODEL",
             rich_help_panel=_PLAN,
         ),
@@ -29,11 +29,15 @@ def list_models(
     ] = None,
     width: Annotated[int | None, typer.Option(help="Pixels, the same.", rich_help_panel=_PLAN)] = None,
     num_frames: Annotated[int | None, typer.Option(help="Of the result, the same.", rich_help_panel=_PLAN)] = None,
-    num_references: Annotated[int, typer.Option(help="Videos that are read.", rich_help_panel=_PLAN)] = 1,
+    num_references: Annotated[
+        int | None, typer.Option(help="Videos that are read; 1 if not given.", rich_help_panel=_PLAN)
+    ] = None,
     num_reference_frames: Annotated[
         int | None, typer.Option(help="Of each, if not as many as the result has.", rich_help_panel=_PLAN)
     ] = None,
-    num_negative_references: Annotated[int, typer.Option(help="Videos to lead away from.", rich_help_panel=_PLAN)] = 0,
+    num_negative_references: Annotated[
+        int | None, typer.Option(help="Videos to lead away from.", rich_help_panel=_PLAN)
+    ] = None,
     guidance_scale: Annotated[
         float | None, typer.Option(help="Of the text, the model's own if not given.", rich_help_panel=_PLAN)
     ] = None,
@@ -59,6 +63,13 @@ def list_models(
     compiles: Annotated[
         bool, typer.Option("--compile", help="With compiled blocks, which not all ways allow.", rich_help_panel=_PLAN)
     ] = False,
+    reference_downscale: Annotated[
+        int | None, typer.Option(help="References are smaller than the result by this.", rich_help_panel=_PLAN)
+    ] = None,
+    text_keys: Annotated[
+        str | None,
+        typer.Option(help="Only kept, or only recomputed, over the steps.", metavar="WAY", rich_help_panel=_PLAN),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List the models that come with the package, or plan how one fits a card."""
@@ -66,24 +77,30 @@ def list_models(
 
     if (plan is None) != (vram is None):
         raise InputError("expected --plan MODEL and --vram GB together, got one of them")
+    wanted: dict[str, Any] = {
+        "height": height,
+        "width": width,
+        "num_frames": num_frames,
+        "num_references": num_references,
+        "num_reference_frames": num_reference_frames,
+        "num_negative_references": num_negative_references,
+        "reference_downscale": reference_downscale,
+        "text_keys": text_keys,
+        "dtype": dtype,
+        "storage": storage,
+    }
+    given = {name: value for name, value in wanted.items() if value is not None}
     if plan is None or vram is None:
+        scales = {"guidance_scale": guidance_scale, "reference_guidance_scale": reference_guidance_scale}
+        others = scales | {"expert": expert, "compile": compiles or None}
+        _check_idle([*given, *(name for name, value in others.items() if value is not None)])
         _list(as_json)
         return
     from sememe.workflows.model_memory import Guided
     from sememe.workflows.plan import PlanRequest, plan_document, plan_memory
 
     request = PlanRequest(
-        vram=vram,
-        height=height,
-        width=width,
-        num_frames=num_frames,
-        num_references=num_references,
-        num_reference_frames=num_reference_frames,
-        num_negative_references=num_negative_references,
-        dtype=dtype,
-        storage=storage,
-        compiles=compiles,
-        guided=Guided(guidance_scale, reference_guidance_scale),
+        vram=vram, compiles=compiles, guided=Guided(guidance_scale, reference_guidance_scale), **given
     )
     document = plan_document(plan_memory(plan, request, expert))
     if as_json:
@@ -92,12 +109,21 @@ def list_models(
         _tell_plan(document)
 
 
+def _check_idle(names: list[str]) -> None:
+    """Refuses options that have an effect on a plan only."""
+    from sememe.errors import InputError
+
+    if names:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in names)
+        raise InputError(f"expected --plan MODEL and --vram GB with {flags}, got neither; say both")
+
+
 def _tell_plan(document: dict[str, Any]) -> None:
     typer.echo(
         f"{document['model']}, {document['width']}x{document['height']}, {document['num_frames']} frames, "
         f"{document['num_references']} reference(s), on {document['vram_gb']:g} GB: {document['label']}"
     )
-    for name in ("dtype", "storage", "offload", "texts", "vae_tiling"):
+    for name in ("dtype", "storage", "offload", "texts", "text_keys", "resting", "vae_tiling", "host_memory"):
         typer.echo(f"    {name:<22}{_tell(document[name])}")
     typer.echo(f"    {'peak':<22}{document['peak_gb']:g} GB")
     for name, size in document["parts_gb"].items():
@@ -108,7 +134,11 @@ def _tell_plan(document: dict[str, Any]) -> None:
 
 
 def _tell(value: object) -> str:
-    return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return "-" if value is None else str(value)
 
 
 def _list(as_json: bool) -> None:

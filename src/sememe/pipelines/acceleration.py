@@ -38,8 +38,7 @@ def set_attention(pipeline: Any, name: str) -> None:
     Raises:
         InputError: where there is no such backend, or it cannot be used here; the message names those that can.
     """
-    check_attention_name(name)
-    reason = _find_obstacle(pipeline, AttentionBackendName(name))
+    reason = _find_obstacle(pipeline, _find_backend(name))
     if reason is not None:
         usable = ", ".join(list_usable_attention(pipeline))
         raise InputError(f"attention backend {name!r} cannot be used here ({reason}); these can: {usable}")
@@ -54,10 +53,32 @@ def set_attention(pipeline: Any, name: str) -> None:
 
 
 def check_attention_name(name: str) -> None:
-    """Raises `InputError` for an attention backend that diffusers does not know; what is known may not work here."""
+    """Checks what can be known of an attention backend before a model is loaded; it may still not compute there.
+
+    Raises:
+        InputError: diffusers does not know it, what it needs is not installed, or it would be fetched from the hub.
+    """
+    reason = _find_lack(_find_backend(name))
+    if reason is not None:
+        raise InputError(f"attention backend {name!r} cannot be used here ({reason}); 'native' always can")
+
+
+def _find_backend(name: str) -> AttentionBackendName:
     known = [backend.value for backend in AttentionBackendName]
     if name not in known:
         raise InputError(f"expected an attention backend, one of {', '.join(known)}, got {name!r}")
+    return AttentionBackendName(name)
+
+
+def _find_lack(backend: AttentionBackendName) -> str | None:
+    """What a backend needs and does not have, on any device."""
+    if backend.value.endswith("_hub"):
+        return "it would fetch code from the hub and run it; install its package and take the name without _hub"
+    try:
+        _check_attention_backend_requirements(backend)
+    except Exception as error:  # each backend checks in its own way
+        return _first_line(error)
+    return None
 
 
 def list_usable_attention(pipeline: Any, *, needs_mask: bool = False) -> tuple[str, ...]:
@@ -156,8 +177,9 @@ def begin_generation(pipeline: Any, predict: Predict) -> Predict:
 @torch.no_grad()
 def _find_obstacle(pipeline: Any, backend: AttentionBackendName, *, needs_mask: bool = False) -> str | None:
     """Why a backend cannot be used, or not with a mask; None where it can."""
-    if backend.value.endswith("_hub"):
-        return "it would fetch code from the hub and run it; install its package and take the name without _hub"
+    lack = _find_lack(backend)
+    if lack is not None:
+        return lack
     transformer = pipeline.transformer
     dtype = transformer.dtype
     if dtype == torch.float32 and pipeline.defaults.autocast == "bfloat16":
@@ -165,7 +187,6 @@ def _find_obstacle(pipeline: Any, backend: AttentionBackendName, *, needs_mask: 
     size = (1, 16, 2, transformer.config.attention_head_dim)
     features = torch.zeros(size, device=pipeline._execution_device, dtype=dtype)
     try:
-        _check_attention_backend_requirements(backend)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if needs_mask:

@@ -20,6 +20,7 @@ from sememe.errors import InputError
 from sememe.models.adapters import ADAPTER_LAYER_PATTERN
 from sememe.models.compiled_blocks import is_compiled
 from sememe.models.weight_storage import find_library
+from sememe.pipelines.devices import find_device
 from sememe.pipelines.offload import (
     Resting,
     check_can_rest,
@@ -93,7 +94,7 @@ def apply_offload(
     )
     for part in resting:
         _check(("resting", part, RestingPart))
-    target = check_device(device)
+    target = find_device(device)
     chosen = _Offload(kind, target, group_level, host_memory, tuple(resting))
     if any(_is_group_offload_enabled(module) for module in _modules(pipeline).values()):
         raise InputError("this pipeline is under group offload, which cannot be changed; load it anew")
@@ -187,27 +188,6 @@ def cast_layerwise(transformer: nn.Module, parts: str = "both", compute_dtype: t
         # Whatever is not under an expert: layers of the blocks themselves.
         patterns += (rf"^{model.key_map.blocks}\.\d+\.(?!expert(\.|$))\w",)
     model.enable_layerwise_casting(torch.float8_e4m3fn, compute_dtype or model.dtype, skip_modules_pattern=patterns)
-
-
-def check_device(device: torch.device | str) -> torch.device:
-    """The device, if this machine has it.
-
-    Raises:
-        InputError: it has not.
-    """
-    try:
-        found = torch.device(device)
-    except RuntimeError as error:
-        raise InputError(f"expected a device such as cpu or cuda, got {device!r}") from error
-    if found.type == "cpu":
-        return found
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    if accelerator is None or accelerator.type != found.type:
-        has = "no accelerator" if accelerator is None else accelerator.type
-        raise InputError(f"expected a device of this machine, got {found}; torch finds {has} here")
-    if found.index is not None and found.index >= torch.accelerator.device_count():
-        raise InputError(f"expected a device up to {found.type}:{torch.accelerator.device_count() - 1}, got {found}")
-    return found
 
 
 def _check_combination(pipeline: Any, kind: str, group_level: str, resting: Collection[str]) -> None:

@@ -12,7 +12,6 @@ from typing import Any, Literal
 from torch import nn
 
 from sememe.errors import InputError
-from sememe.models.autoencoder import LatentGrid
 from sememe.pipelines.activations import (
     Reading,
     TokenCounts,
@@ -22,6 +21,8 @@ from sememe.pipelines.activations import (
     record_bytes,
     text_bytes,
 )
+from sememe.pipelines.autoencoder_memory import AutoencoderShape
+from sememe.pipelines.offload import expert_modules
 
 GIGABYTE = 1e9
 NUMBER_BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -38,15 +39,11 @@ STORED_BYTES: Mapping[str, float] = {
 Placement = Literal["none", "model", "group", "group-leaf", "sequential"]
 """`none`, `model`, `group` and `sequential` as `apply_offload` has them; `group-leaf` is `group` by single layers."""
 
-# Tensors of full resolution alive at the peak of an autoencoder: numbers of (chunk frames, height, width, first width).
-# Wan keeps two frames of every convolution's input beside a residual block's work; CogVideoX normalises in copies
-# and interpolates its conditions to full size; Cosmos works on all frames at once.
-_VAE_PEAKS: Mapping[str, tuple[float, float]] = {
-    "AutoencoderKLWan": (12.7, 9.2),
-    "AutoencoderKLCogVideoX": (22.4, 9.4),
-    "AutoencoderKLCosmos": (5.0, 5.0),
-}
-_TILE, _TILE_STRIDE = 256, 192
+# Of blocks or layers under offload by groups: one computes while the next comes, where the device can do that.
+_GROUPS_TOGETHER = 2
+
+RestingPart = Literal["encoders", "expert"]
+"""What is on the device only while it is needed, as `apply_offload` has it."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +54,15 @@ class TransformerWeights:
         blocks: of each block, with its expert.
         rest: of what is outside the blocks.
         largest_layer: of the largest single layer.
+        experts: of all experts in the blocks, which count among those too.
+        expert_embedder: of the experts' own embedder, which counts in `rest` too.
     """
 
     blocks: tuple[int, ...]
     rest: int
     largest_layer: int
+    experts: int = 0
+    expert_embedder: int = 0
 
     @property
     def total(self) -> int:
@@ -75,6 +76,10 @@ class TransformerWeights:
         """Of the largest blocks that are on the device together, and of the rest."""
         largest = sum(sorted(self.blocks)[-num_blocks:])
         return largest * self._block_bytes(number_bytes, storage) + self.rest * number_bytes
+
+    def expert_bytes(self, number_bytes: int, storage: str) -> float:
+        """Of what the expert alone has."""
+        return self.experts * self._block_bytes(number_bytes, storage) + self.expert_embedder * number_bytes
 
     def _block_bytes(self, number_bytes: int, storage: str) -> float:
         return number_bytes if storage == "full" else STORED_BYTES[storage]
@@ -105,57 +110,6 @@ class EncoderWeights:
 
 
 @dataclass(frozen=True)
-class AutoencoderShape:
-    """A video autoencoder, which computes in float32.
-
-    Attributes:
-        class_name: of diffusers.
-        grid: what it makes of a video's shape.
-        total: numbers in its weights.
-        width: channels at the highest resolution.
-        patch: pixels that it folds into channels before anything else, in height and width.
-    """
-
-    class_name: str
-    grid: LatentGrid
-    total: int
-    width: int
-    patch: int = 1
-
-    @property
-    def can_tile(self) -> bool:
-        return self.class_name != "AutoencoderKLCosmos"
-
-    @staticmethod
-    def tiles_at(height: int, width: int) -> bool:
-        """Whether a picture is larger than a tile."""
-        return max(height, width) > _TILE
-
-    def decode_bytes(self, num_frames: int, height: int, width: int, *, tiled: bool) -> int:
-        """The peak of decoding one video, the result included."""
-        return self._peak(0, num_frames, height, width, tiled=tiled) + self._result(
-            num_frames, height, width, tiled=tiled
-        )
-
-    def encode_bytes(self, num_frames: int, height: int, width: int, *, tiled: bool) -> int:
-        """The peak of encoding one video, which is itself on the device."""
-        return self._peak(1, num_frames, height, width, tiled=tiled) + 3 * num_frames * height * width * 4
-
-    def _peak(self, place: int, num_frames: int, height: int, width: int, *, tiled: bool) -> int:
-        if tiled and self.can_tile:
-            height, width = min(height, _TILE), min(width, _TILE)
-        chunk = {"AutoencoderKLWan": 4, "AutoencoderKLCogVideoX": 8}.get(self.class_name, num_frames)
-        unit = min(chunk, num_frames) * (height // self.patch) * (width // self.patch) * self.width * 4
-        return int(_VAE_PEAKS[self.class_name][place] * unit)
-
-    def _result(self, num_frames: int, height: int, width: int, *, tiled: bool) -> int:
-        """Tiles overlap, and are joined when all are there."""
-        if tiled and self.can_tile:
-            return self._result(num_frames, _covered(height), _covered(width), tiled=False)
-        return 3 * num_frames * height * width * 4
-
-
-@dataclass(frozen=True)
 class ModelMemory:
     """All that a plan needs to know of a model.
 
@@ -179,6 +133,7 @@ class ModelMemory:
         num_readers: variants of guidance that read a reference.
         batch_size: variants of guidance that share a forward.
         only_size: height and width in pixels, where the model can make no others.
+        keeps_texts: whether keys and values of texts are kept over the steps, by default.
     """
 
     name: str
@@ -199,6 +154,7 @@ class ModelMemory:
     num_readers: int = 1
     batch_size: int = 1
     only_size: tuple[int, int] | None = None
+    keeps_texts: bool = True
 
 
 @dataclass(frozen=True)
@@ -213,6 +169,7 @@ class Generation:
         num_reference_frames: of each.
         num_negative_references: videos to lead away from, which another forward reads.
         keeps_keys: whether keys and values of a reference that is read two-way are kept too (`approximate`).
+        reference_downscale: by how much references are smaller than the result in height and width.
     """
 
     height: int
@@ -222,6 +179,7 @@ class Generation:
     num_reference_frames: int | None = None
     num_negative_references: int = 0
     keeps_keys: bool = False
+    reference_downscale: int = 1
 
     @property
     def reference_frames(self) -> int:
@@ -238,6 +196,9 @@ class Strategy:
         offload: where the modules are.
         frees_texts: whether texts are encoded first and their encoder is dropped before anything else is loaded.
         tiles: whether the autoencoder works in tiles.
+        resting: what is on the device only while it is needed: "encoders", with offload `none`, leave it while the
+            transformer works; "expert", one-way and with offload `none` or `model`, while it takes steps.
+        keeps_texts: whether keys and values of texts are kept over the steps, where backbone and offload allow it.
     """
 
     dtype: str
@@ -245,6 +206,8 @@ class Strategy:
     offload: Placement = "none"
     frees_texts: bool = False
     tiles: bool = False
+    resting: tuple[RestingPart, ...] = ()
+    keeps_texts: bool = True
 
 
 @dataclass(frozen=True)
@@ -268,7 +231,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """The phases of a generation, by name: texts, encode, steps, decode.
+    """The phases of a generation, by name: texts, encode, expert (one-way only), steps, decode.
 
     Attributes:
         phases: in the order in which they come.
@@ -300,31 +263,39 @@ def estimate_memory(model: ModelMemory, generation: Generation, strategy: Strate
     number_bytes = NUMBER_BYTES[strategy.dtype]
     reading: Reading = "none" if not any(groups) else model.attention_mode
     shape, batch = model.shape, model.batch_size
-    # Blocks that come and go have no weights between forwards, so that no text is projected ahead.
-    keeps_texts = not strategy.offload.startswith("group")
+    keeps_texts = are_texts_kept(model, strategy)
     record = record_bytes(shape, kept, number_bytes, reading, batch)
     if generation.keeps_keys and reading == "joint":
         record += model.num_readers * record_bytes(shape, counts, number_bytes, "cached")
     texts = text_bytes(shape, kept, number_bytes, reading, num_texts=model.num_texts) if keeps_texts else 0
-    way: dict[str, Any] = {"batch_size": batch, "own_forward": keeps_texts and shape.family == "wan"}
+    way: dict[str, Any] = {"batch_size": batch, "own_forward": keeps_texts}
     step = forward_bytes(shape, counts, number_bytes, reading, **way)
     latents = _latent_bytes(model, generation, number_bytes)
-    encoded = 0
-    if reading == "cached":
-        # Its own keys are part of it, and of the record.
-        encoded = encode_bytes(shape, counts, number_bytes) - record_bytes(shape, counts, number_bytes, reading, batch)
     size = (generation.height, generation.width)
     most = max(generation.num_frames, generation.reference_frames if any(groups) else 0)
     vae_encode = model.vae.encode_bytes(most, *size, tiled=strategy.tiles)
     vae_decode = model.vae.decode_bytes(generation.num_frames, *size, tiled=strategy.tiles)
-    resident = _Resident(model, strategy)
+    # Prompt and negative prompt are encoded together, unless each text is encoded ahead.
+    together = 1 if strategy.frees_texts else min(2, model.num_texts)
+    told = model.text_encoder.forward_bytes(model.num_text_tokens, number_bytes)
+    resident = _Resident(model, strategy, encodes_twice=all(groups))
     phases = {
-        "texts": Phase(resident.texts, model.text_encoder.forward_bytes(model.num_text_tokens, number_bytes)),
+        "texts": Phase(resident.texts, together * told),
         "encode": Phase(resident.encode, vae_encode + latents),
-        "steps": Phase(resident.steps, max(step, encoded) + latents, record + texts),
-        "decode": Phase(resident.decode, vae_decode + latents, record),
     }
+    if reading == "cached":
+        # The keys and values of the group that is read are part of the pass, and of the record.
+        own = record_bytes(shape, counts, number_bytes, reading, batch)
+        phases["expert"] = Phase(resident.expert, encode_bytes(shape, counts, number_bytes) - own + latents, record)
+    phases["steps"] = Phase(resident.steps, step + latents, record + texts)
+    phases["decode"] = Phase(resident.decode, vae_decode + latents, record)
     return MemoryEstimate(phases, 0 if strategy.offload == "none" else int(resident.everything))
+
+
+def are_texts_kept(model: ModelMemory, strategy: Strategy) -> bool:
+    """Whether keys and values of texts are kept over the steps: only backbones with cross-attention have such."""
+    # Blocks that come and go have no weights between forwards, so that no text is projected ahead.
+    return strategy.keeps_texts and model.shape.family == "wan" and not strategy.offload.startswith("group")
 
 
 def count_tokens(model: ModelMemory, generation: Generation) -> TokenCounts:
@@ -342,7 +313,14 @@ def count_tokens(model: ModelMemory, generation: Generation) -> TokenCounts:
     _, frames, height, width = grid.latent_shape(generation.num_frames, generation.height, generation.width)
     reference = 0
     if generation.num_references:
-        arguments = (generation.reference_frames, generation.height, generation.width)
+        downscale = generation.reference_downscale
+        for name, pixels in (("height", generation.height), ("width", generation.width)):
+            if pixels % (downscale * grid.size_multiple):
+                raise InputError(
+                    f"reference_downscale {downscale} needs a {name} that is a multiple of "
+                    f"{downscale * grid.size_multiple}, got {pixels}"
+                )
+        arguments = (generation.reference_frames, generation.height // downscale, generation.width // downscale)
         per_clip = grid.latent_shape(*arguments, is_decoded=False, what="num_reference_frames")
         reference = generation.num_references * model.shape.count_tokens(*per_clip[1:])
     text = model.num_text_tokens + model.num_image_tokens
@@ -357,7 +335,9 @@ def count_weights(transformer: Any) -> TransformerWeights:
     """Counts the numbers of one of our transformers, which may be on the meta device."""
     blocks = getattr(transformer, transformer.key_map.blocks)
     inside = tuple(_count(block) for block in blocks)
-    return TransformerWeights(inside, _count(transformer) - sum(inside), largest_layer([transformer]))
+    embedder, *experts = (_count(module) for module in expert_modules(transformer))
+    rest = _count(transformer) - sum(inside)
+    return TransformerWeights(inside, rest, largest_layer([transformer]), sum(experts), embedder)
 
 
 def largest_layer(modules: Sequence[nn.Module]) -> int:
@@ -367,9 +347,18 @@ def largest_layer(modules: Sequence[nn.Module]) -> int:
 
 
 class _Resident:
-    """Bytes of weights that each phase has on the device under a strategy."""
+    """Bytes of weights that each phase has on the device under a strategy.
 
-    def __init__(self, model: ModelMemory, strategy: Strategy) -> None:
+    Attributes:
+        everything: all of the model's.
+        texts: while texts are encoded.
+        encode: while pictures and references are.
+        expert: while a one-way expert reads the references.
+        steps: while the transformer takes its steps.
+        decode: while the result is decoded.
+    """
+
+    def __init__(self, model: ModelMemory, strategy: Strategy, *, encodes_twice: bool = False) -> None:
         number_bytes, storage = NUMBER_BYTES[strategy.dtype], strategy.storage
         weights = model.transformer
         transformer = weights.bytes_as(number_bytes, storage)
@@ -379,27 +368,33 @@ class _Resident:
         self.everything = transformer + text + image + vae
         # Weights in fewer bits are widened layer by layer.
         widened = 0 if storage == "full" else weights.largest_layer * number_bytes
+        resting = weights.expert_bytes(number_bytes, storage) if "expert" in strategy.resting else 0
         if strategy.offload == "none":
-            later = transformer + image + vae + (0 if strategy.frees_texts else text)
-            self._set(text if strategy.frees_texts else later, later, later + widened, later)
+            encoders = image + (0 if strategy.frees_texts else text)
+            at_steps = transformer - resting + vae + (0 if "encoders" in strategy.resting else encoders)
+            before = transformer - resting + vae + encoders
+            self.texts = int(text if strategy.frees_texts else before)
+            # A resting expert comes behind the first group of references, and is there when the second is encoded.
+            self.encode = int(before + (resting if encodes_twice else 0))
+            self.expert = int(before + resting + widened)
+            self.steps, self.decode = int(at_steps + widened), int(at_steps)
         elif strategy.offload == "model":
             # The autoencoder has no later neighbour that would send it away, and stays during the steps.
-            waiting = text + image + vae
-            self._set(waiting, waiting, transformer + vae + widened, vae)
+            self.texts = self.encode = int(text + image + vae)
+            self.expert = int(transformer + vae + widened)
+            self.steps, self.decode = int(self.expert - resting), vae
         elif strategy.offload == "group":
             # The next block comes while one computes. Encoders nest their blocks too deep to be parted.
-            blocks = weights.largest_blocks(2, number_bytes, storage)
-            self._set(text, max(image, vae), blocks + widened, vae)
+            parted = min(vae, _GROUPS_TOGETHER * 4 * model.vae.largest_layer) if model.vae.is_parted_by_layer else vae
+            self.texts, self.encode, self.decode = text, max(image, parted), parted
+            self.expert = self.steps = int(weights.largest_blocks(_GROUPS_TOGETHER, number_bytes, storage) + widened)
         else:
             # By single layers: the largest, and where they are fetched ahead another one.
-            ahead = 2 if strategy.offload == "group-leaf" else 1
+            together = _GROUPS_TOGETHER if strategy.offload == "group-leaf" else 1
             words = model.text_encoder
-            text_layers = (words.largest_layer + (ahead - 1) * words.width * words.ffn_dim) * number_bytes
-            layers = ahead * weights.largest_layer * number_bytes
-            self._set(text_layers, vae, layers, vae)
-
-    def _set(self, texts: float, encode: float, steps: float, decode: float) -> None:
-        self.texts, self.encode, self.steps, self.decode = map(int, (texts, encode, steps, decode))
+            self.texts = (words.largest_layer + (together - 1) * words.width * words.ffn_dim) * number_bytes
+            self.encode = self.decode = min(vae, together * 4 * model.vae.largest_layer)
+            self.expert = self.steps = together * weights.largest_layer * number_bytes
 
 
 def _latent_bytes(model: ModelMemory, generation: Generation, number_bytes: int) -> int:
@@ -407,11 +402,6 @@ def _latent_bytes(model: ModelMemory, generation: Generation, number_bytes: int)
     channels, *sizes = model.vae.grid.latent_shape(generation.num_frames, generation.height, generation.width)
     places = sizes[0] * sizes[1] * sizes[2]
     return places * (4 * 4 * channels + 3 * model.in_channels * number_bytes * model.batch_size)
-
-
-def _covered(pixels: int) -> int:
-    """Pixels of all tiles along a side, where those that overlap count twice."""
-    return sum(min(_TILE, pixels - start) for start in range(0, pixels, _TILE_STRIDE))
 
 
 def _count(module: nn.Module) -> int:

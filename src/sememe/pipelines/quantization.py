@@ -6,6 +6,7 @@ sensitive to rounding (embedders, norms with what modulates them, the output lay
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any, Literal, get_args
 
@@ -79,6 +80,13 @@ def quantize_transformer(transformer: nn.Module, kind: str, parts: str = "both")
         _quantize_with_bitsandbytes(transformer, layers, kind)
     after = sum(_count_bytes(transformer.get_submodule(name)) for name in layers)
     return QuantizationReport(len(layers), before, after)
+
+
+def check_installed(kind: str) -> None:
+    """Raises `MissingExtraError` where the library that does a quantisation is not installed."""
+    library = "torchao" if kind in _TORCHAO_CONFIGS else "bitsandbytes"
+    if find_spec(library) is None:
+        raise MissingExtraError(library, "quant")
 
 
 def quantizable_layers(transformer: nn.Module, parts: str = "both") -> Iterator[tuple[str, nn.Linear]]:

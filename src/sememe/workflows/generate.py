@@ -292,6 +292,8 @@ def _plan_request(request: VideoAsPromptRequest) -> PlanRequest | None:
         keeps_keys=request.approximate,
         compiles=request.compiles,
         guided=Guided(request.guidance_scale, request.reference_guidance_scale, request.batching),
+        reference_downscale=request.reference_downscale,
+        text_keys=request.text_keys,
     )
 
 
@@ -371,7 +373,7 @@ class _Generation:
             reference_refresh=request.reference_refresh if self.references else None,
             reference_positions=request.reference_positions,
             reference_downscale=request.reference_downscale,
-            text_keys=request.text_keys,
+            text_keys=request.text_keys or self.model.planned_text_keys,
             use_dynamic_cfg=request.use_dynamic_cfg,
             official_quirks=True if request.official_quirks == ("all",) else request.official_quirks,
         )

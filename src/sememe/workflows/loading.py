@@ -1,11 +1,12 @@
 """A model in memory, ready to generate, and what it was loaded from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from sememe.errors import InputError
-from sememe.workflows.model_memory import read_own_dtype
+from sememe.workflows.host_memory import read_free_memory
+from sememe.workflows.model_memory import find_released, read_own_dtype
 from sememe.workflows.plan import MemoryPlan, PlanRequest, Texts, apply_plan, check_plan_request, plan_memory
 from sememe.zoo import ModelFingerprint, fingerprint_model, is_hub_id, resolve_model
 
@@ -63,6 +64,11 @@ class LoadedModel:
     plan: MemoryPlan | None = None
     prompt: "EncodedPrompt | None" = None
 
+    @property
+    def planned_text_keys(self) -> str | None:
+        """What a generation is to be told as `text_keys` to compute as planned; None for the model's own."""
+        return None if self.plan is None or self.plan.strategy.keeps_texts else "recomputed"
+
 
 @dataclass(frozen=True)
 class Computing:
@@ -116,7 +122,8 @@ def load_model(
 
     Raises:
         ModelError: there is no such model, or it is not whole.
-        InputError: the device is not there, the precision is unknown, or nothing fits in what the plan is for.
+        InputError: the device is not there or has less memory than is planned for, the precision is unknown, attention
+            cannot be had, or nothing fits in what the plan is for.
         MissingExtraError: what is to store the weights is not installed.
     """
     check_model_request(name, dtype, revision)
@@ -131,13 +138,17 @@ def load_model(
     from sememe.pipelines.video_as_prompt import VideoAsPromptPipeline
 
     place = choose_device(device)
+    request = None if wanted.plan is None else _ask_machine(wanted.plan, place)
     if wanted.attention is not None:
         check_attention_name(wanted.attention)
     if wanted.compiles:
         check_compiler(place)
+    if request is not None and is_hub_id(name) and find_released(name):
+        # By what is known of it, before tens of GB are fetched for nothing.
+        plan_memory(name, request, expert)
     folder = find_folder(name, revision)
     apart = None if expert is None else find_expert(expert)
-    plan = None if wanted.plan is None else plan_memory(folder, wanted.plan, apart)
+    plan = None if request is None else plan_memory(folder, request, apart, called=name)
     disable_progress_bar()
     chosen = dtype if plan is None else plan.strategy.dtype
     precision = None if chosen is None else getattr(torch, chosen)
@@ -176,21 +187,33 @@ def _accelerate(pipeline: "VideoAsPromptPipeline", wanted: Computing) -> None:
         compile_transformer(pipeline)
 
 
-def choose_device(device: str | None) -> "torch.device":
-    """The device of that name, which is there.
+def _ask_machine(request: PlanRequest, place: "torch.device") -> PlanRequest:
+    """The request with what the machine has, which is to be enough for it.
 
     Raises:
-        InputError: it is not.
+        InputError: the device has less memory than is planned for.
+        MissingExtraError: what is to store the weights is not installed.
+    """
+    from sememe.pipelines.devices import check_vram
+    from sememe.pipelines.quantization import Quantization, check_installed
+
+    check_vram(place, request.vram)
+    if request.storage is not None and request.storage in get_args(Quantization):
+        check_installed(request.storage)
+    free = read_free_memory()
+    return replace(request, host=None if free is None else free / 1e9)
+
+
+def choose_device(device: str | None) -> "torch.device":
+    """The device of that name; without one a GPU where there is one, the CPU otherwise.
+
+    Raises:
+        InputError: this machine has none of that name.
     """
     import torch
 
+    from sememe.pipelines.devices import find_device
+
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        place = torch.device(device)
-        torch.empty(1, device=place)
-    except (RuntimeError, AssertionError, ImportError, NotImplementedError) as error:
-        raise InputError(f"expected a device of this machine (cpu, cuda, cuda:1, mps ...), got {device!r}") from error
-    if place.type == "meta":
-        raise InputError("expected a device that computes (cpu, cuda, mps ...), got 'meta'")
-    return place
+    return find_device(device)

@@ -1,6 +1,6 @@
 """What a memory plan needs to know of a model: read from its folder without loading it, or known of a released one."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,8 @@ from sememe.zoo import is_hub_id, resolve_model
 if TYPE_CHECKING:
     from sememe.models.formats import TransformerFormat
     from sememe.models.weight_files import StoredTensor
-    from sememe.pipelines.planning import AutoencoderShape, EncoderWeights, ModelMemory
+    from sememe.pipelines.autoencoder_memory import AutoencoderShape
+    from sememe.pipelines.planning import EncoderWeights, ModelMemory
 
 _MAX_TEXT_TOKENS = 512
 _HALVES = {"BF16": "bfloat16", "F16": "float16"}
@@ -25,6 +26,7 @@ class _Released:
     transformer: Mapping[str, Any]
     vae_class: str
     text_encoder: Mapping[str, Any]
+    hub_id: str
     image_encoder: Mapping[str, Any] | None = None
 
 
@@ -35,6 +37,7 @@ RELEASED: Mapping[str, _Released] = {
         transformer={"in_channels": 36, "image_dim": 1280, "added_kv_proj_dim": 5120},
         vae_class="AutoencoderKLWan",
         text_encoder=_T5_XXL | {"vocab_size": 256384, "model_type": "umt5"},
+        hub_id="ByteDance/Video-As-Prompt-Wan2.1-14B",
         image_encoder={"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32}
         | {"num_attention_heads": 16, "image_size": 224, "patch_size": 14},
     ),
@@ -44,9 +47,15 @@ RELEASED: Mapping[str, _Released] = {
         | {"use_rotary_positional_embeddings": True, "use_learned_positional_embeddings": True},
         vae_class="AutoencoderKLCogVideoX",
         text_encoder=_T5_XXL | {"vocab_size": 32128, "model_type": "t5"},
+        hub_id="ByteDance/Video-As-Prompt-CogVideoX-5B",
     ),
 }
 """Video-As-Prompt on Wan2.1-I2V-14B and on CogVideoX-5B-I2V."""
+
+
+def find_released(name: str | Path) -> str | None:
+    """The released model of that name or of that repository on the hub, if it is one; asks no network."""
+    return next((each for each, known in RELEASED.items() if name in (each, known.hub_id)), None)
 
 
 @dataclass(frozen=True)
@@ -72,17 +81,18 @@ def read_model_memory(
     """Reads what a plan needs to know.
 
     Args:
-        name: `wan-14b`, `cogvideox-5b`, a built-in name, or a local folder.
+        name: `wan-14b`, `cogvideox-5b` or their repositories on the hub, a built-in name, or a local folder.
         expert: the folder of an expert that goes with it, or of a model that has one.
         guided: settings other than the model's own.
 
     Raises:
         ModelError: there is no such model or expert, it is not whole, or they do not go together.
     """
-    if name in RELEASED:
+    released = find_released(name)
+    if released is not None and (name == released or is_hub_id(name)):
         if expert is not None:
             raise ModelError(f"expected a stock model to put the expert {expert} on, but {name} has one; leave it out")
-        return _describe_released(str(name), guided or Guided())
+        return replace(_describe_released(released, guided or Guided()), name=str(name))
     if is_hub_id(name):
         raise ModelError(f"expected {', '.join(RELEASED)}, a built-in model or a folder to plan for, got {name}")
     try:
@@ -243,6 +253,7 @@ def _describe(
         num_text_tokens=needed or settings.max_sequence_length or 0,
         # What is kept of texts serves every forward that is told the same.
         num_texts=sum(map(len, {tuple(row.variant.text for row in group) for group in groups})),
+        keeps_texts=settings.text_keys == "kept",
         num_readers=sum(row.variant.reference != "none" for row in guidance.rows),
         batch_size=max(len(group) for group in groups),
         only_size=only_size,
@@ -261,21 +272,25 @@ def _build_vae(class_name: str, config: Mapping[str, Any]) -> Any:
 
 def _describe_vae(vae: Any, transformer: Any) -> "AutoencoderShape":
     from sememe.models.autoencoder import latent_grid
-    from sememe.pipelines.planning import AutoencoderShape
+    from sememe.pipelines.autoencoder_memory import AutoencoderShape
+    from sememe.pipelines.planning import largest_layer
 
     class_name, config = type(vae).__name__, vae.config
     patch = transformer.config.patch_size
-    widths = {
-        "AutoencoderKLWan": lambda: config.get("decoder_base_dim") or config.base_dim,
-        "AutoencoderKLCogVideoX": lambda: config.block_out_channels[0],
-        "AutoencoderKLCosmos": lambda: config.decode_block_out_channels[0],
+    widths: Mapping[str, Callable[[], tuple[int, int]]] = {
+        "AutoencoderKLWan": lambda: (config.get("decoder_base_dim") or config.base_dim, config.base_dim),
+        "AutoencoderKLCogVideoX": lambda: (config.block_out_channels[0],) * 2,
+        "AutoencoderKLCosmos": lambda: (config.decode_block_out_channels[0], config.encoder_block_out_channels[0]),
     }
+    width, encoder_width = widths[class_name]()
     return AutoencoderShape(
         class_name=class_name,
         grid=latent_grid(vae, patch if isinstance(patch, int) else patch[-1]),
         total=sum(parameter.numel() for parameter in vae.parameters()),
-        width=widths[class_name](),
+        width=width,
         patch=(config.get("patch_size") or 1) if class_name != "AutoencoderKLCogVideoX" else 1,
+        encoder_width=encoder_width,
+        largest_layer=largest_layer([vae]),
     )
 
 

@@ -1,0 +1,57 @@
+"""The devices of this machine."""
+
+import torch
+
+from sememe.errors import InputError
+
+# A card says a few per cent less than is written on it, where part of its memory checks the rest.
+_VRAM_TOLERANCE = 1.05
+_GIGABYTE = 1e9
+
+
+def find_device(name: torch.device | str) -> torch.device:
+    """The device of that name, if this machine has it; the CPU has no number.
+
+    Raises:
+        InputError: it has not; says which it has.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(_refuse(name)) from error
+    if device.type == "cpu" and not device.index:
+        return torch.device("cpu")
+    if device.type == "meta":
+        raise InputError(_refuse(name, "device that computes"))
+    kind, count = _find_accelerator()
+    if device.type != kind or (device.index or 0) >= count:
+        raise InputError(_refuse(name))
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().split("\n", maxsplit=1)[0]
+        raise InputError(f"expected a device that computes, but {device} does not ({reason})") from error
+    return device
+
+
+def check_vram(device: torch.device, vram: float) -> None:
+    """Raises `InputError` for more GB than a CUDA device has; what others have is not known."""
+    if device.type != "cuda":
+        return
+    total = torch.cuda.get_device_properties(device).total_memory
+    if vram * _GIGABYTE > _VRAM_TOLERANCE * total:
+        has = int(total / _GIGABYTE * 10) / 10
+        raise InputError(f"expected a vram of at most the {has:g} GB that {device} has, got {vram:g}")
+
+
+def _find_accelerator() -> tuple[str | None, int]:
+    """Kind and number of the accelerators that torch finds."""
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return (None, 0) if found is None else (found.type, torch.accelerator.device_count())
+
+
+def _refuse(name: torch.device | str, what: str = "device of this machine") -> str:
+    kind, count = _find_accelerator()
+    numbered = [f"{kind}:{index}" for index in range(count)]
+    found = f"cpu, {', '.join(numbered)}" if numbered else "no accelerator here, only cpu"
+    return f"expected a {what}, got {str(name)!r}; torch finds {found}"
