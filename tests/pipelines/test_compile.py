@@ -160,6 +160,23 @@ def test_offloaded_as_a_whole_or_by_block_it_compiles(mode: str, kind: str) -> N
     assert counts == counts[:1] * 3, "nothing is compiled anew behind the first step"
 
 
+def test_more_graphs_than_torch_expects() -> None:
+    pipe = make("cached")
+    graphs: list[int] = []
+
+    def keep_graph(graph: torch.fx.GraphModule, _: Any) -> Any:
+        graphs.append(len(graph.graph.nodes))
+        return graph.forward
+
+    ways: list[dict[str, Any]] = [{"height": 32, "width": 48}, {"height": 64, "width": 64}]
+    ways += [{"reference_strength": strength} for strength in (0.3, 0.5)]
+    expected = [generate(pipe, **way, num_inference_steps=1) for way in ways]
+    compile_transformer(pipe, backend=keep_graph)
+    for way, wanted in zip(ways, expected, strict=True):
+        torch.testing.assert_close(generate(pipe, **way, num_inference_steps=1), wanted)
+    assert len(graphs) > 8, "torch refuses a ninth unless it is told"
+
+
 def test_without_a_compiler_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda _: None)
     with pytest.raises(InputError, match="install one"):

@@ -5,9 +5,14 @@ which is whole all the same, and may be put on and taken off before and after.
 """
 
 from collections.abc import Iterator
+from inspect import signature
 from typing import Any
 
 import torch
+
+_MOST_GRAPHS = 64
+"""Of one kind of block, of all models of a process: a way of reading, a size and a strength may each need their own.
+A ninth is an error unless torch is told; older versions cannot be told here."""
 
 _MARK = "_is_compiled_beneath_hooks"
 
@@ -19,16 +24,19 @@ def compile_blocks(model: Any, **options: Any) -> None:
         model: of diffusers; its `_repeated_blocks` name the classes.
         options: of `torch.compile`.
     """
+    options = {"fullgraph": True} | options
+    if "recompile_limit" in signature(torch.compile).parameters:
+        options = {"recompile_limit": _MOST_GRAPHS} | options
     for block in list(_repeated_blocks(model)):
         # Blocks of one kind share their code, and with it the graphs.
         registry = getattr(block, "_diffusers_hook", None)
         first = registry._fn_refs[0] if registry is not None and registry._fn_refs else None
         if first is None:
-            block.forward = torch.compile(block.forward, fullgraph=True, **options)
+            block.forward = torch.compile(block.forward, **options)
         elif first.original_forward is not None:
-            first.original_forward = torch.compile(first.original_forward, fullgraph=True, **options)
+            first.original_forward = torch.compile(first.original_forward, **options)
         else:
-            first.forward = torch.compile(first.forward, fullgraph=True, **options)
+            first.forward = torch.compile(first.forward, **options)
         setattr(block, _MARK, True)
 
 
