@@ -142,14 +142,13 @@ def without_offload(pipeline: Any) -> Iterator[None]:
         )
 
 
-def apply_storage(pipeline: Any, storage: str, parts: str = "both", compute_dtype: torch.dtype | None = None) -> None:
+def apply_storage(pipeline: Any, storage: str, parts: str = "both") -> None:
     """Stores the weights of the transformer's blocks in fewer bits; approximate but for "full".
 
     Args:
         pipeline: a `VideoAsPromptPipeline`.
         storage: one of `Storage`.
         parts: whether the backbone, the experts or both are meant.
-        compute_dtype: of "fp8": in which layers compute; None for the transformer's own precision.
 
     Raises:
         InputError: an unknown storage or part, or a transformer that is not in full precision any more, is offloaded
@@ -170,13 +169,13 @@ def apply_storage(pipeline: Any, storage: str, parts: str = "both", compute_dtyp
     if storage == "fp8" and is_compiled(transformer):
         raise InputError("fp8 storage casts weights within a block, but the blocks are compiled; use fp8wo or int8wo")
     if storage == "fp8":
-        cast_layerwise(transformer, parts, compute_dtype)
+        cast_layerwise(transformer, parts)
     else:
         quantize_transformer(transformer, storage, parts)
 
 
-def cast_layerwise(transformer: nn.Module, parts: str = "both", compute_dtype: torch.dtype | None = None) -> None:
-    """Stores layers as 8-bit floats (e4m3) and casts each to `compute_dtype` while it computes.
+def cast_layerwise(transformer: nn.Module, parts: str = "both") -> None:
+    """Stores layers as 8-bit floats (e4m3) and casts each to its own precision while it computes.
 
     Embedders, norms with what modulates them, the output layer, and adapters stay in full precision.
     """
@@ -187,7 +186,7 @@ def cast_layerwise(transformer: nn.Module, parts: str = "both", compute_dtype: t
     elif parts == "expert":
         # Whatever is not under an expert: layers of the blocks themselves.
         patterns += (rf"^{model.key_map.blocks}\.\d+\.(?!expert(\.|$))\w",)
-    model.enable_layerwise_casting(torch.float8_e4m3fn, compute_dtype or model.dtype, skip_modules_pattern=patterns)
+    model.enable_layerwise_casting(torch.float8_e4m3fn, model.dtype, skip_modules_pattern=patterns)
 
 
 def _check_combination(pipeline: Any, kind: str, group_level: str, resting: Collection[str]) -> None:
