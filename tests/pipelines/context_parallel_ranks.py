@@ -49,6 +49,9 @@ def predict(model: Any, target: dict[str, Any], reference: ReferenceInputs) -> l
         refreshed = model.refresh_reference(*(target[name] for name in names), reference=given, **others)
         again = [refreshed.sample, model(**target, reference=refreshed.reference).sample]
     weaker = model(**target, reference=given, reference_strength=0.5).sample
+    if "image_rotary_emb" not in target:
+        kept = model.rotary_tables(target["hidden_states"])
+        again.append(model(**target, reference=given, image_rotary_emb=kept).sample)
     return [model(**target).sample, model(**target, reference=given).sample, weaker, *again]
 
 

@@ -23,6 +23,7 @@ from sememe.models.weight_storage import find_library
 from sememe.pipelines.devices import find_device
 from sememe.pipelines.offload import (
     Resting,
+    RestingPart,
     check_can_rest,
     expert_modules,
     is_offloaded_by_layer,
@@ -45,7 +46,6 @@ All give the same result.
 
 GroupLevel = Literal["block", "leaf"]
 HostMemory = Literal["lean", "pinned"]
-RestingPart = Literal["encoders", "expert"]
 Storage = Literal["full", "fp8", Quantization]
 """How the transformer's weights are stored: as they were loaded; as 8-bit floats that are cast for each layer
 (`fp8`, layerwise casting); or quantised."""

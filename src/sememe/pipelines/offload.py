@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import torch
 from accelerate import cpu_offload_with_hook
@@ -11,6 +11,9 @@ from diffusers.hooks.group_offloading import GroupOffloadingType, _get_top_level
 from torch import nn
 
 from sememe.errors import InputError
+
+RestingPart = Literal["encoders", "expert"]
+"""What can be on the device only while it is needed."""
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")

@@ -22,9 +22,8 @@ from sememe.pipelines.activations import (
     text_bytes,
 )
 from sememe.pipelines.autoencoder_memory import AutoencoderShape
-from sememe.pipelines.offload import expert_modules
+from sememe.pipelines.offload import RestingPart, expert_modules
 
-GIGABYTE = 1e9
 NUMBER_BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 # A quantised weight with its scales: nf4 has a float32 for each 64.
 STORED_BYTES: Mapping[str, float] = {
@@ -41,9 +40,6 @@ Placement = Literal["none", "model", "group", "group-leaf", "sequential"]
 
 # Of blocks or layers under offload by groups: one computes while the next comes, where the device can do that.
 _GROUPS_TOGETHER = 2
-
-RestingPart = Literal["encoders", "expert"]
-"""What is on the device only while it is needed, as `apply_offload` has it."""
 
 
 @dataclass(frozen=True)
