@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sememe.errors import InputError
-from sememe.evaluation.metrics import PSNR_LIMIT, psnr, ssim, temporal_energy
+from sememe.evaluation.metrics import PSNR_LIMIT, psnr, ssim
 from sememe.video import Clip
 
 
@@ -61,16 +61,9 @@ def test_ssim_of_one_window() -> None:
     assert ssim(first, second) == pytest.approx(np.mean(expected), abs=1e-6)
 
 
-def test_temporal_energy() -> None:
-    assert temporal_energy(flat(9, 9, 9)) == 0
-    assert temporal_energy(flat(0, 51, 0)) == pytest.approx(0.04, abs=1e-6)
-
-
 def test_wrong_input() -> None:
     for metric in (psnr, ssim):
         with pytest.raises(InputError, match="one shape"):
             metric(flat(0, 0), flat(0, 0, 0))
     with pytest.raises(InputError, match="at least 7 pixels"):
         ssim(flat(0, 0, size=6), flat(0, 0, size=6))
-    with pytest.raises(InputError, match="at least 2 frames"):
-        temporal_energy(flat(0))

@@ -6,12 +6,14 @@ import pytest
 
 from sememe.errors import InputError
 from sememe.evaluation.cases import Case
-from sememe.evaluation.rows import CaseResult, summarise_row, to_table
+from sememe.evaluation.grid import GridDifferences
+from sememe.evaluation.rows import CaseResult, summarise_row, to_group_table, to_table
 
 
 def result(scene: int, condition: str, rank: int, noise_seed: int = 0) -> CaseResult:
     nearest = condition if rank == 1 else "other"
-    return CaseResult(Case(scene, condition, 99, noise_seed), nearest, rank, 0.1, 20.0 + scene, 0.5)
+    made, true = GridDifferences(3, 1, 4, 2, 3), GridDifferences(2, 1, 2, 2, 4)
+    return CaseResult(Case(scene, condition, 99, noise_seed), nearest, rank, 0.1, 20.0 + scene, 0.5, made, true)
 
 
 def test_figures() -> None:
@@ -25,7 +27,10 @@ def test_figures() -> None:
     assert row.psnr.value == pytest.approx(21.8)
     assert {group: estimate.value for group, estimate in row.by_group.items()} == {"A": pytest.approx(2 / 3), "B": 0.5}
     assert [(each.expected, each.nearest) for each in row.confusions] == [("a", "other"), ("b", "other")]
+    assert (row.grid.tiles.value, row.grid.seams.value, row.grid.flicker.value) == (1.5, 2, 0.75)
     assert "60.0 %" in to_table({"seen": row})
+    assert "1.50 (1.50–1.50)" in to_table({"seen": row})
+    assert "66.7 %" in to_group_table({"seen": row})
 
 
 def test_a_pair_follows_only_if_both_do() -> None:

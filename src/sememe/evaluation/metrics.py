@@ -1,4 +1,4 @@
-"""How near a clip is to another, and how much it moves. Frames are uint8, results are for values in 0..1."""
+"""How close a clip is to its true target. Frames are uint8, results are for values in 0..1."""
 
 import math
 
@@ -48,18 +48,6 @@ def ssim(clip: Clip, truth: Clip, *, skip_first: bool = True) -> float:
     luminance = (2 * mean_1 * mean_2 + c_1) / (mean_1**2 + mean_2**2 + c_1)
     structure = (2 * covariance + c_2) / (variance_1 + variance_2 + c_2)
     return float(np.mean(luminance * structure))
-
-
-def temporal_energy(clip: Clip) -> float:
-    """Mean squared difference of successive frames, values in 0..1; 0 for a still picture.
-
-    Raises:
-        InputError: for a clip of one frame.
-    """
-    if clip.num_frames < 2:
-        raise InputError("expected a clip of at least 2 frames, got 1: nothing can have moved")
-    steps = np.diff(clip.frames.astype(np.float32), axis=0) / 255
-    return float(np.mean(np.square(steps), dtype=np.float64))
 
 
 def _pair(clip: Clip, truth: Clip, *, skip_first: bool) -> tuple[np.ndarray, np.ndarray]:

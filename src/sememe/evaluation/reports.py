@@ -8,7 +8,8 @@ from typing import Any
 
 from sememe.errors import InputError
 from sememe.evaluation.cases import Case
-from sememe.evaluation.rows import CaseResult, RowSummary, to_table
+from sememe.evaluation.grid import GridDifferences
+from sememe.evaluation.rows import CaseResult, RowSummary, to_group_table, to_table
 from sememe.evaluation.tables import to_json
 from sememe.files import write_text
 
@@ -78,8 +79,9 @@ class EvaluationReport:
         }
 
     def to_markdown(self) -> str:
-        """The headline table of the rows that have results."""
-        return to_table({row.name: row.summary for row in self.rows if row.summary is not None})
+        """The headline figures of the rows that have results, and their accuracy by group of conditions."""
+        summaries = {row.name: row.summary for row in self.rows if row.summary is not None}
+        return f"{to_table(summaries)}\n\n{to_group_table(summaries)}"
 
 
 def write_report(report: EvaluationReport, path: Path) -> None:
@@ -132,5 +134,7 @@ def _read_cases(rows: Sequence[Mapping[str, Any]]) -> tuple[CaseResult, ...]:
     results = []
     for row in rows:
         rest = {name: value for name, value in row.items() if name not in names}
+        for name in ("differences", "true_differences"):
+            rest[name] = GridDifferences(**rest[name])
         results.append(CaseResult(case=Case(**{name: row[name] for name in names}), **rest))
     return tuple(results)

@@ -1,20 +1,34 @@
 """Results of single cases, and the figures of a row of them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from sememe.errors import InputError
 from sememe.evaluation.cases import Case
+from sememe.evaluation.grid import GridDifferences, GridTraces, compare_grids, measure_grid
 from sememe.evaluation.metrics import psnr, ssim
 from sememe.evaluation.oracle import Confusion, Oracle, Verdict, count_confusions
 from sememe.evaluation.statistics import Estimate, bootstrap_interval, wilson_interval
 from sememe.evaluation.tables import format_mean, format_share, to_markdown
+from sememe.models.autoencoder import LatentGrid
 from sememe.video import Clip
 
 
 @dataclass(frozen=True, slots=True)
 class CaseResult:
-    """What became of a case: the oracle's verdict, the distance to the true target, and what a prompt said instead."""
+    """What a case gave.
+
+    Attributes:
+        case: what was asked for.
+        nearest: the condition that the oracle sees.
+        rank: place of the right condition among the candidates, 1 for the nearest.
+        distance: mean squared distance to the true target, as the oracle measures it.
+        psnr: against the true target, decibels.
+        ssim: the same.
+        differences: between neighbouring pixels and frames of the clip.
+        true_differences: the same in the true target.
+        told: another condition that the prompt named; None where it named none.
+    """
 
     case: Case
     nearest: str
@@ -22,6 +36,8 @@ class CaseResult:
     distance: float
     psnr: float
     ssim: float
+    differences: GridDifferences
+    true_differences: GridDifferences
     told: str | None = None
 
     @property
@@ -56,6 +72,7 @@ class RowSummary:
         follow_text: the nearest condition was the other one, that the prompt named; None where prompts name none.
         psnr: against the true target, decibels, over scenes.
         ssim: the same.
+        grid: traces of the latent grid, relative to the true targets.
         by_group: accuracy by group of conditions, such as families.
         confusions: the most frequent wrong verdicts.
     """
@@ -69,15 +86,36 @@ class RowSummary:
     follow_text: Share | None
     psnr: Estimate
     ssim: Estimate
+    grid: GridTraces
     by_group: dict[str, Estimate]
     confusions: tuple[Confusion, ...]
 
 
-def judge_case(case: Case, clip: Clip, truth: Clip, oracle: Oracle, told: str | None = None) -> CaseResult:
-    """Compare a clip with all candidates and with its true target; `told` is another condition that a prompt named."""
+def judge_case(
+    case: Case, clip: Clip, truth: Clip, oracle: Oracle, grid: LatentGrid, told: str | None = None
+) -> CaseResult:
+    """Compare a clip with all candidates and with its true target.
+
+    Args:
+        case: what was asked for.
+        clip: what was made.
+        truth: the true target.
+        oracle: of the case's scene.
+        grid: of the autoencoder that decoded the clip.
+        told: another condition that the prompt named.
+    """
     verdict = oracle.judge(clip, case.condition)
-    likeness = round(psnr(clip, truth), 4), round(ssim(clip, truth), 5)
-    return CaseResult(case, verdict.nearest, verdict.rank, verdict.distance, *likeness, told)
+    return CaseResult(
+        case=case,
+        nearest=verdict.nearest,
+        rank=verdict.rank,
+        distance=verdict.distance,
+        psnr=round(psnr(clip, truth), 4),
+        ssim=round(ssim(clip, truth), 5),
+        differences=measure_grid(clip, grid),
+        true_differences=measure_grid(truth, grid),
+        told=told,
+    )
 
 
 def summarise_row(
@@ -118,12 +156,15 @@ def summarise_row(
         else None,
         psnr=bootstrap_interval([result.psnr for result in results], scenes),
         ssim=bootstrap_interval([result.ssim for result in results], scenes),
+        grid=compare_grids(
+            [result.differences for result in results], [result.true_differences for result in results], scenes
+        ),
         by_group={group: wilson_interval(sum(right), len(right)) for group, right in sorted(members.items())},
         confusions=count_confusions([result.verdict for result in results])[:12],
     )
 
 
-def to_table(summaries: dict[str, RowSummary]) -> str:
+def to_table(summaries: Mapping[str, RowSummary]) -> str:
     """The headline figures of rows as Markdown."""
     return to_markdown(
         [
@@ -138,7 +179,20 @@ def to_table(summaries: dict[str, RowSummary]) -> str:
                 "both follow": format_share(row.both_follow.wilson) if row.both_follow else None,
                 "follow text": format_share(row.follow_text.wilson) if row.follow_text else None,
                 "PSNR": format_mean(row.psnr, "dB"),
+                "tiles": format_mean(row.grid.tiles, digits=2),
+                "seams": format_mean(row.grid.seams, digits=2),
+                "flicker": format_mean(row.grid.flicker, digits=2),
             }
+            for name, row in summaries.items()
+        ]
+    )
+
+
+def to_group_table(summaries: Mapping[str, RowSummary]) -> str:
+    """The accuracy of rows by group of conditions as Markdown."""
+    return to_markdown(
+        [
+            {"row": name} | {group: format_share(share) for group, share in row.by_group.items()}
             for name, row in summaries.items()
         ]
     )

@@ -35,41 +35,26 @@ def wilson_interval(successes: int, count: int, confidence: float = 0.95) -> Est
     return Estimate(share, min(share, max(0.0, middle - half)), max(share, min(1.0, middle + half)), count)
 
 
-def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Estimate:
-    """A mean with the interval of the normal approximation.
-
-    Raises:
-        InputError: if there are no values.
-    """
-    if not values:
-        raise InputError("expected at least one value, got none")
-    data = np.asarray(values, np.float64)
-    error = float(data.std(ddof=1)) / math.sqrt(len(data)) if len(data) > 1 else 0.0
-    half = NormalDist().inv_cdf(0.5 + confidence / 2) * error
-    mean = float(data.mean())
-    return Estimate(mean, mean - half, mean + half, len(data))
-
-
 def bootstrap_interval(
-    values: Sequence[float],
+    values: Sequence[float] | Sequence[Sequence[float]],
     groups: Sequence[Hashable] | None = None,
     *,
     confidence: float = 0.95,
     num_draws: int = 2000,
     seed: int = 0,
-    statistic: Callable[[np.ndarray], float] | None = None,
+    statistic: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Estimate:
-    """A mean with the percentile interval of a bootstrap over groups.
+    """A mean, or a function of several means, with the percentile interval of a bootstrap over groups.
 
     Values of one group (such as all generations of one scene) depend on each other; whole groups are drawn.
 
     Args:
-        values: one per trial.
+        values: one number per trial, or a row of numbers for `statistic`.
         groups: the group of each value; None draws single values.
         confidence: of the interval.
         num_draws: resamples.
         seed: of the draws.
-        statistic: of the values instead of their mean.
+        statistic: maps the means of the columns, (..., num_columns), to the figure, (...).
 
     Raises:
         InputError: if there are no values, or not one group for each.
@@ -78,20 +63,14 @@ def bootstrap_interval(
         raise InputError("expected at least one value, got none")
     if groups is not None and len(groups) != len(values):
         raise InputError(f"expected one group per value, got {len(groups)} for {len(values)}")
-    data = np.asarray(values, np.float64)
-    keys: Sequence[Hashable] = range(len(values)) if groups is None else groups
-    members: dict[Hashable, list[int]] = {}
-    for index, key in enumerate(keys):
-        members.setdefault(key, []).append(index)
-    parts = [data[indices] for indices in members.values()]
-    rng = np.random.Generator(np.random.PCG64(seed))
-    draws = rng.integers(len(parts), size=(num_draws, len(parts)))
-    if statistic is None:
-        sums, counts = np.array([part.sum() for part in parts]), np.array([len(part) for part in parts])
-        results = sums[draws].sum(axis=1) / counts[draws].sum(axis=1)
-        value = float(data.mean())
-    else:
-        results = np.array([statistic(np.concatenate([parts[index] for index in draw])) for draw in draws])
-        value = statistic(data)
+    data = np.asarray(values, np.float64).reshape(len(values), -1)  # (trial, column)
+    places: dict[Hashable, int] = {}
+    members = [places.setdefault(key, len(places)) for key in (range(len(values)) if groups is None else groups)]
+    counts = np.bincount(members)
+    sums = np.zeros((len(counts), data.shape[1]))
+    np.add.at(sums, members, data)
+    draws = np.random.Generator(np.random.PCG64(seed)).integers(len(counts), size=(num_draws, len(counts)))
+    means = np.concatenate([data.mean(axis=0)[None], sums[draws].sum(axis=1) / counts[draws].sum(axis=1)[:, None]])
+    value, *results = means[:, 0] if statistic is None else statistic(means)
     low, high = np.quantile(results, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Estimate(value, float(low), float(high), len(data))
+    return Estimate(float(value), float(low), float(high), len(data))

@@ -38,9 +38,10 @@ def format_share(estimate: Estimate) -> str:
     return f"{100 * estimate.value:.1f} % ({100 * estimate.low:.1f}–{100 * estimate.high:.1f})"
 
 
-def format_mean(estimate: Estimate, unit: str = "") -> str:
+def format_mean(estimate: Estimate, unit: str = "", digits: int = 1) -> str:
     """A mean with its interval: "21.3 dB (20.9–21.7)"."""
-    return f"{estimate.value:.1f}{f' {unit}' if unit else ''} ({estimate.low:.1f}–{estimate.high:.1f})"
+    value, low, high = (f"{number:.{digits}f}" for number in (estimate.value, estimate.low, estimate.high))
+    return f"{value}{f' {unit}' if unit else ''} ({low}–{high})"
 
 
 def format_cell(value: Any) -> str:

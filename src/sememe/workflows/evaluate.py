@@ -16,7 +16,7 @@ from sememe.evaluation.cases import Case
 from sememe.evaluation.reports import EvaluationReport, RowReport, SavedRow, read_saved_rows, write_report
 from sememe.evaluation.rows import CaseResult, judge_case, summarise_row
 from sememe.files import check_writable
-from sememe.video import SheetRow, contact_sheet, write_image
+from sememe.video import Clip, SheetRow, contact_sheet, write_image
 from sememe.workflows.evaluation_rows import (
     CONTROLS,
     REFERENCE_QUALITY,
@@ -208,11 +208,12 @@ class _Evaluation:
 
     def _judge(self, row: Row, cases: tuple[Case, ...]) -> list[CaseResult]:
         clips = self.maker.make(row, cases)
-        oracles = self.maker.oracles(row)
-        return [
-            judge_case(case, clip, self.maker.truth(row, case), oracles.oracle(case.scene), find_told(row, case))
-            for case, clip in zip(cases, clips, strict=True)
-        ]
+        return [self._judge_one(row, case, clip) for case, clip in zip(cases, clips, strict=True)]
+
+    def _judge_one(self, row: Row, case: Case, clip: Clip) -> CaseResult:
+        maker = self.maker
+        oracle = maker.oracles(row).oracle(case.scene)
+        return judge_case(case, clip, maker.truth(row, case), oracle, maker.pipeline.grid, find_told(row, case))
 
     def _deal(self, row: Row) -> tuple[Case, ...]:
         return deal_row(row, self.settings.generations, self.settings.per_scene, self.settings.seed)
@@ -251,8 +252,7 @@ class _Evaluation:
             return []
         strips = []
         for case, clip in zip(cases, self.maker.make(row, cases), strict=True):
-            truth = self.maker.truth(row, case)
-            result = judge_case(case, clip, truth, self.maker.oracles(row).oracle(case.scene))
+            truth, result = self.maker.truth(row, case), self._judge_one(row, case, clip)
             says = "right" if result.is_right else f"wrong: taken for {result.nearest}, right one at rank {result.rank}"
             if row.method in {"generate", "paste"}:
                 strips.append(SheetRow(f"reference: {case.condition}", self.maker.reference(row, case, 0)))
