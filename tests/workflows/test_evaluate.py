@@ -13,8 +13,8 @@ from sememe.errors import InputError
 from sememe.evaluation.cases import Case
 from sememe.video import Clip, read_image
 from sememe.workflows import evaluate as workflow
-from sememe.workflows.evaluate import EvaluationSettings, evaluate_video_as_prompt, parse_controls
-from sememe.workflows.evaluation_rows import Maker, Row, Sampler, list_rows, paste_changes, scene_oracles
+from sememe.workflows.evaluate import EvaluationSettings, choose_rows, evaluate_video_as_prompt, parse_controls
+from sememe.workflows.evaluation_rows import Maker, Row, Sampler, deal_row, list_rows, paste_changes, scene_oracles
 from sememe.workflows.events import Progress
 from sememe.world import random_scene
 from sememe.world.captions import full_caption
@@ -133,7 +133,7 @@ def test_the_true_target_is_recognised(settings: EvaluationSettings, monkeypatch
     assert summary is not None
     assert summary.accuracy.wilson.value == 1
     assert summary.psnr.value == 100
-    assert set(summary.by_group) == {"seen", "unseen", "concept", "style", "camera"}
+    assert set(summary.by_group) == {"seen", "unseen_validation", "concept", "style", "camera"}
 
 
 def test_the_backbone_is_asked_without_a_reference(
@@ -234,7 +234,21 @@ def test_wrong_numbers(change: dict[str, int], message: str) -> None:
         replace(EvaluationSettings(), **change)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("rows", [("seen", "sene"), ("seen", "seen"), ()])
+def test_rows_for_choosing_share_nothing_with_the_others() -> None:
+    rows = list_rows(make_pipeline())
+    choosing, table = choose_rows(rows, ("validation",)), choose_rows(rows, None)
+    assert [row.name for row in choosing] == ["seen_validation", "unseen_validation"]
+    assert {row.name for row in choosing}.isdisjoint(row.name for row in table)
+    chosen, reported = ([case for row in some for case in deal_row(row, 50, 8, 0)] for some in (choosing, table))
+    for scene in ("scene", "reference_scene"):
+        assert {getattr(case, scene) for case in chosen}.isdisjoint(getattr(case, scene) for case in reported)
+    unseen = {case.condition for case in deal_row(choosing[1], 50, 8, 0)}
+    by_name = {row.name: row for row in table}
+    assert unseen.isdisjoint(case.condition for case in deal_row(by_name["unseen"], 50, 8, 0))
+    assert deal_row(by_name["paste"], 50, 8, 0) == deal_row(by_name["unseen"], 50, 8, 0)
+
+
+@pytest.mark.parametrize("rows", [("seen", "sene"), ("seen", "seen"), ("validation", "seen_validation"), ()])
 def test_wrong_rows(settings: EvaluationSettings, rows: tuple[str, ...]) -> None:
     with pytest.raises(InputError, match="expected different rows of seen, unseen"):
         evaluate_video_as_prompt(replace(settings, rows=rows))

@@ -32,8 +32,8 @@ def evaluate_video_as_prompt(
     rows: Annotated[
         list[str] | None,
         typer.Option(
-            help="seen, unseen, novel, sensitivity, misled, floor, paste, ceiling, shorter, longer or wide; with "
-            "commas, or repeated; all if left out.",
+            help="seen, unseen, novel, sensitivity, misled, floor, paste, ceiling, shorter, longer or wide; all of "
+            "these if left out; or validation, the rows to choose settings and checkpoints by.",
             metavar="ROW,...",
             rich_help_panel=_CASES,
         ),

@@ -159,7 +159,7 @@ def summarise_row(
         grid=compare_grids(
             [result.differences for result in results], [result.true_differences for result in results], scenes
         ),
-        by_group={group: wilson_interval(sum(right), len(right)) for group, right in sorted(members.items())},
+        by_group={group: wilson_interval(sum(right), len(right)) for group, right in members.items()},
         confusions=count_confusions([result.verdict for result in results])[:12],
     )
 

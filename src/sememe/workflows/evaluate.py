@@ -15,6 +15,7 @@ from sememe.errors import InputError
 from sememe.evaluation.cases import Case
 from sememe.evaluation.reports import EvaluationReport, RowReport, SavedRow, read_saved_rows, write_report
 from sememe.evaluation.rows import CaseResult, judge_case, summarise_row
+from sememe.evaluation.splits import condition_groups
 from sememe.files import check_writable
 from sememe.video import Clip, SheetRow, contact_sheet, write_image
 from sememe.workflows.evaluation_rows import (
@@ -26,13 +27,14 @@ from sememe.workflows.evaluation_rows import (
     Sampler,
     deal_row,
     find_told,
-    groups_of,
     list_rows,
 )
 from sememe.workflows.events import Progress, ProgressHandler, ignore_progress
 from sememe.workflows.loading import LoadedModel, check_model_request, load_model
 from sememe.workflows.sidecar import describe_machine, describe_software
 from sememe.world import WORLD_VERSION
+
+VALIDATION = "validation"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +44,7 @@ class EvaluationSettings:
     Attributes:
         model: a built-in name, a folder, or a repository on the Hugging Face hub.
         generations: cases of each row.
-        rows: names of rows, in this order; None for all.
+        rows: names of rows, in this order, or `VALIDATION` for those to choose by; None for all others.
         per_scene: cases that share a scene, at most.
         num_inference_steps: None for the model's own, as in the next two.
         guidance_scale: of the text.
@@ -134,18 +136,18 @@ def evaluate_video_as_prompt(
 
 
 def choose_rows(rows: tuple[Row, ...], names: tuple[str, ...] | None) -> tuple[Row, ...]:
-    """The rows of these names, in this order.
+    """The rows of these names, in this order; `VALIDATION` stands for the rows to choose by, None for all others.
 
     Raises:
         InputError: a row does not exist or comes twice.
     """
     if names is None:
-        return rows
-    by_name = {row.name: row for row in rows}
-    unknown = [name for name in names if name not in by_name]
-    if unknown or len(set(names)) != len(names) or not names:
+        return tuple(row for row in rows if not row.is_validation)
+    by_name = {row.name: (row,) for row in rows} | {VALIDATION: tuple(row for row in rows if row.is_validation)}
+    chosen = [row for name in names for row in by_name.get(name, ())]
+    if not by_name.keys() >= set(names) or len(set(chosen)) != len(chosen) or not chosen:
         raise InputError(f"expected different rows of {', '.join(by_name)}, got {', '.join(names) or 'none'}")
-    return tuple(by_name[name] for name in names)
+    return tuple(chosen)
 
 
 def parse_controls(assignments: Sequence[str]) -> dict[str, Any]:
@@ -224,7 +226,7 @@ class _Evaluation:
             raise InputError(
                 f"the saved cases of row {row.name} are not those of these settings; choose another output"
             )
-        summary = summarise_row(results, len(row.candidates), groups_of) if results else None
+        summary = summarise_row(results, len(row.candidates), condition_groups) if results else None
         about = {"about": row.about, "split": row.split or "seen and unseen", "method": row.method} | {
             "num_frames": row.num_frames,
             "height": row.height,

@@ -11,13 +11,13 @@ import torch
 
 from sememe.evaluation.candidates import SceneOracles
 from sememe.evaluation.cases import Case, SeedRanges, deal_cases
+from sememe.evaluation.splits import split_conditions
 from sememe.models.autoencoder import decode_latents, encode_video
 from sememe.models.pixels import clips_to_video, video_to_clips
 from sememe.pipelines.defaults import GenerationDefaults
 from sememe.recipes.world_clips import EVALUATION_SEED
 from sememe.video import Clip, read_clip, write_clip
 from sememe.world import conditions
-from sememe.world.catalogue import parts_of
 
 Method = Literal["generate", "backbone", "paste", "autoencoder"]
 NegativeReference = Literal["neutral"]
@@ -27,6 +27,7 @@ CONTROLS = (
 )
 """Arguments of the pipeline whose effect can be measured."""
 RANGES = SeedRanges(first_scene=EVALUATION_SEED, first_reference=2 * EVALUATION_SEED)
+VALIDATION_RANGES = SeedRanges(first_scene=3 * EVALUATION_SEED, first_reference=4 * EVALUATION_SEED)
 REFERENCE_QUALITY = 23.0  # the usual rate factor of H.264: references are lossy, as people's files are
 _SECOND_DEAL = ("sensitivity",)  # rows with scenes of their own; all others share theirs, and so the renders
 
@@ -38,13 +39,14 @@ class Row:
     Attributes:
         name: by which it is asked for.
         about: what it measures.
-        split: of the conditions that targets show; None for seen and unseen.
+        split: of the conditions that targets show (see `split_conditions`).
         method: how the clips come about.
         num_frames: of targets and references.
         height: pixels.
         width: pixels.
         is_misled: whether prompts name another condition than the reference shows, and captions of references theirs;
             otherwise all are empty.
+        is_validation: whether it is for choosing settings and checkpoints, in scenes that no other row shows.
     """
 
     name: str
@@ -55,10 +57,11 @@ class Row:
     height: int
     width: int
     is_misled: bool = False
+    is_validation: bool = False
 
     @property
     def conditions(self) -> list[str]:
-        return conditions(split=self.split)
+        return split_conditions(self.split)
 
     @property
     def candidates(self) -> list[str]:
@@ -74,21 +77,23 @@ def list_rows(pipeline: Any) -> tuple[Row, ...]:
     shorter, longer = grid.nearest_num_frames((frames + 1) // 2), grid.nearest_num_frames(2 * frames - 1)
     wide = grid.nearest_size(width * 3 // 2)
 
-    def row(name: str, about: str, split: str | None, method: Method = "generate", **shape: Any) -> Row:
-        return Row(name, about, split, method, **({"num_frames": frames, "height": height, "width": width} | shape))
+    def row(name: str, about: str, split: str | None, method: Method = "generate", **more: Any) -> Row:
+        return Row(name, about, split, method, **({"num_frames": frames, "height": height, "width": width} | more))
 
     return (
         row("seen", "conditions that the expert was trained on", "seen"),
-        row("unseen", "conditions that the expert never saw", "unseen"),
+        row("unseen", "conditions that the expert never saw and nothing was chosen on", "unseen"),
         row("novel", "two seen conditions at once, which nothing was trained on", "novel"),
         row("sensitivity", "same picture, prompt and noise, two references: do both results follow theirs?", "seen"),
         row("misled", "the prompt names another condition than the reference shows", "seen", is_misled=True),
         row("floor", "the backbone without a reference, judged against a condition drawn at random", None, "backbone"),
-        row("paste", "no model: the reference's changes of pixels added to the picture", None, "paste"),
+        row("paste", "no model: the reference's changes of pixels added to the picture", "unseen", "paste"),
         row("ceiling", "the true target through the autoencoder", None, "autoencoder"),
         row("shorter", "another length than the model was tuned for", "seen", num_frames=shorter),
         row("longer", "another length than the model was tuned for", "seen", num_frames=longer),
         row("wide", "a picture that is not square", "seen", width=wide),
+        row("seen_validation", "for choosing: seen conditions", "seen", is_validation=True),
+        row("unseen_validation", "for choosing: unseen conditions", "unseen_validation", is_validation=True),
     )
 
 
@@ -97,7 +102,7 @@ def deal_row(row: Row, generations: int, per_scene: int, seed: int) -> tuple[Cas
     return deal_cases(
         row.conditions,
         generations,
-        RANGES,
+        VALIDATION_RANGES if row.is_validation else RANGES,
         per_scene=per_scene,
         seed=2 * seed + (row.name in _SECOND_DEAL),
         same_noise=row.method != "backbone",  # without a reference the same noise would give the same clip
@@ -111,12 +116,6 @@ def find_told(row: Row, case: Case) -> str | None:
     others = [name for name in row.conditions if name != case.condition]
     random = np.random.Generator(np.random.PCG64([case.scene, row.conditions.index(case.condition)]))
     return others[int(random.integers(len(others)))]
-
-
-def groups_of(name: str) -> tuple[str, ...]:
-    """The groups in which the accuracy of a condition is counted: its family and its split."""
-    parts = parts_of(name)
-    return ("novel",) if len(parts) > 1 else (parts[0].family, parts[0].split)
 
 
 @lru_cache(maxsize=4)
