@@ -25,7 +25,7 @@ install: $(DEV_STAMP)  ## make .venv with the package (editable) and the tools o
 
 install-demo: $(RUN_STAMP)  ## make .venv with the package (editable) only
 
-demo: install-demo  ## a reference clip, a picture doing the same, and a contact sheet of both
+demo: install-demo  ## two reference clips, two pictures doing the same, and a contact sheet
 	$(BIN)/sememe demo
 
 test: install check-format lint types layers unit  ## everything CI checks: format, lint, types, layers, tests

@@ -148,14 +148,16 @@ def test_the_demo_tells_where_everything_is(
     def note(request: DemoRequest, _: Any) -> DemoResult:
         requests.append(request)
         folder = request.output_dir
-        pairs = (DemoPair("melt", folder / "reference.mp4", folder / "result.mp4"),)
-        return DemoResult(folder / "image.png", pairs, folder / "sheet.png")
+        pair = DemoPair("melt", *(folder / name for name in ("reference.mp4", "image.png", "result.mp4")))
+        return DemoResult((pair,), folder / "sheet.png")
 
     monkeypatch.setattr(demo, "run_demo", note)
     lines = run_here(capsys, "demo").out.splitlines()
-    assert lines[1].split() == ["reference", "demo/reference.mp4", "(melt)"]
+    assert lines[0].split() == ["reference", "demo/reference.mp4", "(melt)"]
     assert lines[-1].split() == ["sheet", "demo/sheet.png"]
     document = json.loads(run_here(capsys, "demo", "--output-dir", "d", "--model", "m", "--seed", 3, "--json").out)
     assert document["sheet"] == "d/sheet.png"
-    assert document["pairs"] == [{"condition": "melt", "reference": "d/reference.mp4", "result": "d/result.mp4"}]
+    assert document["pairs"] == [
+        {"condition": "melt", "reference": "d/reference.mp4", "image": "d/image.png", "result": "d/result.mp4"}
+    ]
     assert requests == [DemoRequest(output_dir=Path("demo")), DemoRequest(output_dir=Path("d"), model="m", seed=3)]

@@ -1,28 +1,46 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sememe.errors import InputError, ModelError, OutputError
-from sememe.video import read_clip, read_image
-from sememe.workflows.demo import CONDITIONS, DemoRequest, run_demo
-from sememe.world import conditions
+from sememe.video import read_clip, read_image, write_image
+from sememe.workflows.demo import DemoRequest, choose_conditions, run_demo
+from sememe.world.catalogue import FAMILIES, condition
 
 
-def test_everything_is_there_and_the_reference_matters(tmp_path: Path, model_folder: Path) -> None:
-    result = run_demo(DemoRequest(output_dir=tmp_path / "new" / "demo", model=str(model_folder)))
-    assert [pair.condition for pair in result.pairs] == list(CONDITIONS)
-    assert set(CONDITIONS) <= set(conditions())
-    assert read_image(result.image).shape == (32, 48, 3)
-    first, second = (read_clip(pair.result) for pair in result.pairs)
-    assert first.frames.shape == (5, 32, 48, 3)
-    assert first != second
-    assert read_clip(result.pairs[0].reference) != read_clip(result.pairs[1].reference)
-    assert read_image(result.sheet).shape[0] > 4 * 32
+def test_everything_is_there(tmp_path: Path, model_folder: Path) -> None:
+    result = run_demo(DemoRequest(output_dir=tmp_path / "new" / "demo", model=str(model_folder), seed=1))
+    assert tuple(pair.condition for pair in result.pairs) == choose_conditions(1)
+    first, second = result.pairs
+    assert not np.array_equal(read_image(first.image), read_image(second.image))
+    assert read_clip(first.reference) != read_clip(second.reference)
     for pair in result.pairs:
+        assert read_image(pair.image).shape == (32, 48, 3)
+        assert read_clip(pair.result).frames.shape == (5, 32, 48, 3)
         document = json.loads(pair.result.with_suffix(".json").read_text())
         assert document["inputs"]["references"][0]["path"] == str(pair.reference)
-        assert document["inputs"]["image"]["path"] == str(result.image)
+        assert document["inputs"]["image"]["path"] == str(pair.image)
+    assert read_image(result.sheet).shape[0] > 4 * 32
+
+
+def test_your_own_picture_is_used_and_kept(tmp_path: Path, model_folder: Path) -> None:
+    own = tmp_path / "own.png"
+    write_image(np.full((32, 48, 3), 90, np.uint8), own)
+    before = own.read_bytes()
+    result = run_demo(DemoRequest(output_dir=tmp_path / "demo", model=str(model_folder), image=own))
+    assert [pair.image.name for pair in result.pairs] == ["image.png", "own.png"]
+    assert own.read_bytes() == before
+    assert not (tmp_path / "demo" / "image_2.png").exists()
+
+
+def test_the_seed_decides_and_families_take_turns() -> None:
+    assert choose_conditions(5) == choose_conditions(5)
+    assert len({choose_conditions(seed) for seed in range(40)}) > 35
+    for start in range(6):
+        names = [name for seed in (start, start + 1) for name in choose_conditions(seed)]
+        assert {condition(name).family for name in names} == set(FAMILIES)
 
 
 def test_mistakes_are_told_before_anything_is_made(tmp_path: Path, model_folder: Path) -> None:

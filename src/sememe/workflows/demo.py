@@ -1,7 +1,9 @@
-"""The demonstration: two references, one picture, two results, and a sheet of them all."""
+"""The demonstration: two references, two pictures that do the same, and a sheet of them all."""
 
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from sememe.errors import OutputError
 from sememe.files import check_writable, describe_write_error
@@ -11,12 +13,10 @@ from sememe.workflows.events import Progress, ProgressHandler, ignore_progress
 from sememe.workflows.generate import VideoAsPromptRequest, check_seed, generate_video_as_prompt
 from sememe.workflows.inputs import read_picture
 from sememe.workflows.loading import LoadedModel, check_model_request, load_model
-from sememe.world import random_scene, render
+from sememe.world import conditions, random_scene, render
+from sememe.world.catalogue import FAMILIES, condition
 
-# Scenes that no training has seen.
-_PICTURE_SCENE = EVALUATION_SEED + 21
-_REFERENCE_SCENES = (EVALUATION_SEED + 1000, EVALUATION_SEED + 1004)
-CONDITIONS = ("flood", "heart")
+_NUM_SCENES = 1_000_000  # to draw from, none of which any training has seen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,9 +25,9 @@ class DemoRequest:
 
     Attributes:
         output_dir: folder for the files; made if it is not there.
-        image: picture file to bring to life; None for one of the procedural world.
+        image: picture file to use instead of the second picture.
         model: a Video-As-Prompt model, by name or folder.
-        seed: of both results.
+        seed: of the conditions, the scenes and both results; families take turns from one seed to the next.
         device: where to compute; None for a GPU where there is one, the CPU otherwise.
     """
 
@@ -40,10 +40,11 @@ class DemoRequest:
 
 @dataclass(frozen=True)
 class DemoPair:
-    """A reference, and the picture doing the same."""
+    """A condition in a reference, a picture, and the picture doing the same."""
 
     condition: str
     reference: Path
+    image: Path
     result: Path
 
 
@@ -51,13 +52,12 @@ class DemoPair:
 class DemoResult:
     """Where everything is."""
 
-    image: Path
     pairs: tuple[DemoPair, ...]
     sheet: Path
 
 
 def run_demo(request: DemoRequest, on_progress: ProgressHandler = ignore_progress) -> DemoResult:
-    """Renders two references and a picture, generates from the files, and lays all out on a contact sheet.
+    """Render two references and two pictures, generate from the files, and lay all out on a contact sheet.
 
     Raises:
         ModelError: there is no such model.
@@ -73,48 +73,59 @@ def run_demo(request: DemoRequest, on_progress: ProgressHandler = ignore_progres
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(describe_write_error(folder, error)) from error
+    first, second = choose_conditions(request.seed)
     result = DemoResult(
-        request.image or folder / "image.png",
-        tuple(
-            DemoPair(condition, folder / f"reference{suffix}.mp4", folder / f"result{suffix}.mp4")
-            for condition, suffix in zip(CONDITIONS, ("", "_2"), strict=True)
+        (
+            DemoPair(first, folder / "reference.mp4", folder / "image.png", folder / "result.mp4"),
+            DemoPair(
+                second, folder / "reference_2.mp4", request.image or folder / "image_2.png", folder / "result_2.mp4"
+            ),
         ),
         folder / "sheet.png",
     )
     check_writable(result.sheet)
     on_progress(Progress(f"loading {request.model}"))
     model = load_model(request.model, request.device)
-    on_progress(Progress("filming the references"))
-    _film(result, model, draws_picture=request.image is None)
+    on_progress(Progress("rendering references and pictures"))
+    _render_inputs(result, request, model)
     for pair in result.pairs:
         inputs = VideoAsPromptRequest(
             references=(pair.reference,),
-            image=result.image,
+            image=pair.image,
             output=pair.result,
             model=request.model,
             seed=request.seed,
         )
         generate_video_as_prompt(inputs, on_progress, model)
-    _lay_out(result)
+    _write_sheet(result)
     return result
 
 
-def _film(result: DemoResult, model: LoadedModel, *, draws_picture: bool) -> None:
-    """Writes the references, and the picture where none is given, at the model's own size."""
-    made = model.pipeline.defaults
-    size = (made.height, made.width)
-    for pair, seed in zip(result.pairs, _REFERENCE_SCENES, strict=True):
-        take = render(random_scene(seed), pair.condition, num_frames=made.num_frames, size=size, fps=made.fps)
+def choose_conditions(seed: int) -> tuple[str, str]:
+    """Two conditions of different families, which take turns; seen and unseen ones, drawn and never picked by hand."""
+    rng = np.random.Generator(np.random.PCG64(seed))
+    first, second = (str(rng.choice(conditions(family=FAMILIES[(seed + shift) % len(FAMILIES)]))) for shift in (0, 2))
+    return first, second
+
+
+def _render_inputs(result: DemoResult, request: DemoRequest, model: LoadedModel) -> None:
+    """Write the references, and the pictures that are not given, at the model's own size."""
+    defaults = model.pipeline.defaults
+    size = (defaults.height, defaults.width)
+    rng = np.random.Generator(np.random.PCG64([request.seed, 1]))
+    scenes = iter(EVALUATION_SEED + rng.choice(_NUM_SCENES, 2 * len(result.pairs), replace=False))
+    for pair in result.pairs:
+        reference, picture = (random_scene(int(next(scenes))) for _ in range(2))
+        take = render(reference, pair.condition, num_frames=defaults.num_frames, size=size, fps=defaults.fps)
         write_clip(take.clip, pair.reference)
-    if not draws_picture:
-        return
-    picture = render(random_scene(_PICTURE_SCENE), None, num_frames=1, size=size)
-    write_image(picture.clip.frames[0], result.image)
+        if pair.image != request.image:
+            write_image(render(picture, None, num_frames=1, size=size).clip.frames[0], pair.image)
 
 
-def _lay_out(result: DemoResult) -> None:
+def _write_sheet(result: DemoResult) -> None:
     rows = []
     for pair in result.pairs:
-        rows.append(SheetRow(f"reference: {pair.condition}", read_clip(pair.reference)))
-        rows.append(SheetRow(f"the picture, following it: {pair.result.name}", read_clip(pair.result)))
+        shown = condition(pair.condition)
+        label = f"{shown.name} ({shown.family}, {shown.split} in training): reference above, result below"
+        rows += [SheetRow(label, read_clip(pair.reference)), SheetRow("", read_clip(pair.result))]
     write_image(contact_sheet(rows), result.sheet)
