@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from sememe.backbones.autoencoder import LatentGrid
 from sememe.evaluation.grid import GridDifferences, compare_grids, measure_grid
-from sememe.models.autoencoder import LatentGrid
 from sememe.video import Clip
 from sememe.world import random_scene, render
 

@@ -14,9 +14,9 @@ from diffusers import (
 )
 
 from pipelines.factories import make_clip, make_cogvideox_pipeline, make_picture, make_pipeline
+from sememe.backbones.autoencoder import encode_video
+from sememe.backbones.pixels import clips_to_video
 from sememe.errors import InputError, ModelError
-from sememe.models.autoencoder import encode_video
-from sememe.models.pixels import clips_to_video
 from sememe.pipelines.video_as_prompt import VideoAsPromptPipeline
 from sememe.video import Clip, resize_clip
 

@@ -9,9 +9,9 @@ import torch
 from diffusers import AutoencoderKLCogVideoX, AutoencoderKLCosmos, AutoencoderKLWan
 
 from models import cogvideox_factories, factories
+from sememe.backbones.autoencoder import decode_latents, encode_video, latent_grid
 from sememe.errors import InputError
 from sememe.evaluation.memory import measure_peak, track_memory
-from sememe.models.autoencoder import decode_latents, encode_video, latent_grid
 from sememe.models.reference import ReferenceCache, ReferenceInputs
 from sememe.pipelines.activations import TokenCounts, TransformerShape, encode_bytes, forward_bytes, record_bytes
 from sememe.pipelines.autoencoder_memory import AutoencoderShape

@@ -12,12 +12,12 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, UniPCMulti
 from peft import LoraConfig, get_peft_model_state_dict
 
 from pipelines.factories import make_clip, make_picture, make_pipeline
+from sememe.backbones.autoencoder import decode_latents
+from sememe.backbones.first_frame import frame_condition
+from sememe.backbones.pixels import clips_to_video
+from sememe.backbones.text import encode_prompts
 from sememe.errors import InputError
-from sememe.models.autoencoder import decode_latents
-from sememe.models.condition import frame_condition
-from sememe.models.pixels import clips_to_video
 from sememe.models.reference import ReferenceCache
-from sememe.models.text import encode_prompts
 from sememe.models.wan import WanVideoAsPromptTransformer
 from sememe.pipelines.video_as_prompt import VideoAsPromptOutput, VideoAsPromptPipeline
 from sememe.video import Clip, resize_image

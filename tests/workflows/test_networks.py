@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from sememe.models.autoencoder import latent_grid
+from sememe.backbones.autoencoder import latent_grid
 from sememe.recipes.records import AutoencoderRecipe, BackboneRecipe, TextNetwork
 from sememe.recipes.table import RECIPES, find_recipe
 from sememe.workflows.networks import make_autoencoder, make_text_encoder, make_transformer, train_tokenizer

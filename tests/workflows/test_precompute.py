@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from sememe.backbones.autoencoder import encode_video
+from sememe.backbones.first_frame import encode_first_frame
 from sememe.data.latents import LatentCache
 from sememe.data.manifest import VideoSample, write_manifest, write_vap_data
 from sememe.errors import InputError, ModelError, RecipeError
-from sememe.models.autoencoder import encode_video
-from sememe.models.condition import encode_first_frame
 from sememe.recipes.records import LatentsRecipe
 from sememe.recipes.world_clips import render_item, world_item
 from sememe.training.autoencoder import to_video

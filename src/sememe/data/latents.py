@@ -43,7 +43,7 @@ class LatentItem:
 class CacheOrigin:
     """What latents were made from (a dataset's or the world's version) and by (an autoencoder's fingerprint).
 
-    `first_frame_fill` is what follows the picture in condition latents, see `sememe.models.condition`.
+    `first_frame_fill` is what follows the picture in condition latents, see `sememe.backbones.first_frame`.
     """
 
     dataset: str

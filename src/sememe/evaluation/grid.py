@@ -10,8 +10,8 @@ from dataclasses import astuple, dataclass
 
 import numpy as np
 
+from sememe.backbones.autoencoder import LatentGrid
 from sememe.evaluation.statistics import Estimate, bootstrap_interval
-from sememe.models.autoencoder import LatentGrid
 from sememe.video import Clip
 
 _LEAST = 1e-6  # levels; keeps ratios finite where nothing differs, far below what a clip of bytes can show

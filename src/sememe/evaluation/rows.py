@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from sememe.backbones.autoencoder import LatentGrid
 from sememe.errors import InputError
 from sememe.evaluation.cases import Case
 from sememe.evaluation.grid import GridDifferences, GridTraces, compare_grids, measure_grid
@@ -10,7 +11,6 @@ from sememe.evaluation.metrics import psnr, ssim
 from sememe.evaluation.oracle import Confusion, Oracle, Verdict, count_confusions
 from sememe.evaluation.statistics import Estimate, bootstrap_interval, wilson_interval
 from sememe.evaluation.tables import format_mean, format_share, to_markdown
-from sememe.models.autoencoder import LatentGrid
 from sememe.video import Clip
 
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from sememe.backbones.cross_attention import TextKeys
 from sememe.errors import ModelError
-from sememe.models.cross_attention import TextKeys
 from sememe.models.reference_attention import ReferenceStream
 from sememe.models.rotary import RotaryTables, TokenExtent
 

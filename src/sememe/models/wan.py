@@ -22,10 +22,10 @@ from diffusers.utils import apply_lora_scale
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
+from sememe.backbones.cross_attention import KeptText, TextAttnProcessor, project_text
+from sememe.backbones.first_frame import FirstFrameFill, check_fill
 from sememe.errors import ModelError
-from sememe.models.condition import FirstFrameFill, check_fill
 from sememe.models.context_parallel import SPLIT_TOKENS, TokenSplit, count_ranks, split_reference
-from sememe.models.cross_attention import KeptText, TextAttnProcessor, project_text
 from sememe.models.expert_model import ExpertModel, as_tuple, check_grid, check_strength
 from sememe.models.key_map import KeyMap
 from sememe.models.key_map_wan import WAN_KEYS
@@ -92,7 +92,7 @@ class WanVideoAsPromptTransformer(ExpertModel, WanTransformer3DModel):
         attention_mode: `joint` (two-way) or `cached` (one-way); what the expert was trained for.
         reference_timestep: the fixed timestep, in 0..1000, at which the reference is read. The released models use 1.
         first_frame_fill: what follows the first frame in the condition that the model was trained with: `grey`, as in
-            the released models, or `repeat` (see `sememe.models.condition`).
+            the released models, or `repeat` (see `sememe.backbones.first_frame`).
 
     The other arguments are those of the stock class.
     """

@@ -22,7 +22,7 @@ from diffusers.models.transformers.transformer_wan import (
 )
 from torch import nn
 
-from sememe.models.cross_attention import TextAttnProcessor, TextKeys
+from sememe.backbones.cross_attention import TextAttnProcessor, TextKeys
 from sememe.models.reference_attention import IsolatedAttention, ReferenceAttention, ReferenceStream, attend_beside
 from sememe.models.rotary import RotaryTables, rotate
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sememe.models.autoencoder import LatentGrid
+from sememe.backbones.autoencoder import LatentGrid
 
 # Tensors of full resolution alive at the peak: numbers of (chunk frames, height, width, first width). Wan keeps two
 # frames of every convolution's input beside a residual block's work; CogVideoX normalises in copies and interpolates

@@ -6,13 +6,13 @@ from typing import Any, ClassVar
 
 import torch
 
+from sememe.backbones.autoencoder import latent_grid
+from sememe.backbones.first_frame import leading_frame_condition
+from sememe.backbones.text import encode_prompts_padded
 from sememe.diffusion.denoise import PredictionType
 from sememe.errors import InputError
-from sememe.models.autoencoder import latent_grid
-from sememe.models.condition import leading_frame_condition
 from sememe.models.reference import ReferenceInputs
 from sememe.models.rotary import RotaryTables
-from sememe.models.text import encode_prompts_padded
 from sememe.pipelines.defaults import GenerationDefaults
 from sememe.pipelines.family import BackboneFamily, ForwardInputs, Generators
 

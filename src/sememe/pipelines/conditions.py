@@ -9,11 +9,11 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 
+from sememe.backbones.autoencoder import encode_video
+from sememe.backbones.cross_attention import KeptText
+from sememe.backbones.pixels import clips_to_video
 from sememe.diffusion.guidance import Guidance, ReferenceChoice, Text, Variant
 from sememe.errors import InputError
-from sememe.models.autoencoder import encode_video
-from sememe.models.cross_attention import KeptText
-from sememe.models.pixels import clips_to_video
 from sememe.models.reference import ReferenceCache, ReferenceInputs, ReferenceTokens, join_references
 from sememe.models.rotary import TokenExtent
 from sememe.pipelines.defaults import GenerationDefaults

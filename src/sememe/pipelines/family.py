@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
+from sememe.backbones.cross_attention import KeptText
 from sememe.diffusion.denoise import PredictionType
-from sememe.models.cross_attention import KeptText
 from sememe.models.reference import ReferenceCache, ReferenceInputs, ReferenceTokens
 from sememe.pipelines.defaults import GenerationDefaults
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from sememe.models.autoencoder import latent_grid
+from sememe.backbones.autoencoder import latent_grid
 
 _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "wan": {

@@ -8,12 +8,12 @@ from typing import Any, Literal, cast
 import torch
 from diffusers import DiffusionPipeline
 
+from sememe.backbones.autoencoder import LatentGrid, decode_latents, latent_grid
+from sememe.backbones.pixels import video_to_clips
 from sememe.diffusion.denoise import check_scheduler, denoise, set_truncated_timesteps
 from sememe.diffusion.guidance import Batching
 from sememe.errors import InputError, ModelError
-from sememe.models.autoencoder import LatentGrid, decode_latents, latent_grid
 from sememe.models.feature_caches import check_generation
-from sememe.models.pixels import video_to_clips
 from sememe.models.weight_storage import check_savable
 from sememe.pipelines.acceleration import begin_generation, check_weaker_reference
 from sememe.pipelines.adapters import BackboneAdapterMixin, check_unadapted
@@ -68,7 +68,7 @@ class VideoAsPromptPipeline(PromptEncoding, DiffusionPipeline, BackboneAdapterMi
     Args:
         tokenizer: of the text encoder.
         text_encoder: `UMT5EncoderModel` or `T5EncoderModel`.
-        vae: a causal video autoencoder, see `sememe.models.autoencoder`.
+        vae: a causal video autoencoder, see `sememe.backbones.autoencoder`.
         transformer: `WanVideoAsPromptTransformer` or `CogVideoXVideoAsPromptTransformer`.
         scheduler: for Wan one for flow matching, such as `FlowMatchEulerDiscreteScheduler` or
             `UniPCMultistepScheduler`; for CogVideoX one for v-prediction, such as `CogVideoXDDIMScheduler`.

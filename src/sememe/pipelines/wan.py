@@ -12,15 +12,15 @@ import torch
 from diffusers.hooks.group_offloading import _is_group_offload_enabled
 from diffusers.utils.torch_utils import get_module_execution_device
 
+from sememe.backbones.autoencoder import encode_video
+from sememe.backbones.cross_attention import KeptText
+from sememe.backbones.first_frame import frame_condition
+from sememe.backbones.text import MAX_SEQUENCE_LENGTH, default_sequence_length, encode_prompts
 from sememe.diffusion.denoise import PredictionType
 from sememe.errors import ModelError
-from sememe.models.autoencoder import encode_video
-from sememe.models.condition import frame_condition
 from sememe.models.context_parallel import count_ranks
-from sememe.models.cross_attention import KeptText
 from sememe.models.reference import ReferenceTokens
 from sememe.models.rotary import RotaryTables
-from sememe.models.text import MAX_SEQUENCE_LENGTH, default_sequence_length, encode_prompts
 from sememe.pipelines.defaults import GenerationDefaults
 from sememe.pipelines.family import BackboneFamily, ForwardInputs, Generators
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sememe.models.condition import mark_first_frame
-from sememe.models.text import clean_prompt, default_sequence_length
+from sememe.backbones.first_frame import mark_first_frame
+from sememe.backbones.text import clean_prompt, default_sequence_length
 
 
 @runtime_checkable
@@ -68,7 +68,7 @@ class CaptionTokens:
 
 
 def embed_tokens(text_encoder: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
-    """Text embeddings (caption, token, text_dim), zero behind each caption's end, as `models.text` makes them."""
+    """Text embeddings (caption, token, text_dim), zero behind each caption's end, as `backbones.text` makes them."""
     embeds = text_encoder(ids, mask).last_hidden_state
     return embeds * mask.unsqueeze(-1).to(embeds.dtype)
 

@@ -9,11 +9,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from sememe.backbones.autoencoder import decode_latents, encode_video
+from sememe.backbones.pixels import clips_to_video, video_to_clips
 from sememe.evaluation.candidates import SceneOracles
 from sememe.evaluation.cases import Case, SeedRanges, deal_cases
 from sememe.evaluation.splits import split_conditions
-from sememe.models.autoencoder import decode_latents, encode_video
-from sememe.models.pixels import clips_to_video, video_to_clips
 from sememe.pipelines.defaults import GenerationDefaults
 from sememe.recipes.world_clips import EVALUATION_SEED
 from sememe.video import Clip, read_clip, write_clip

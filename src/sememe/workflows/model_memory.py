@@ -271,7 +271,7 @@ def _build_vae(class_name: str, config: Mapping[str, Any]) -> Any:
 
 
 def _describe_vae(vae: Any, transformer: Any) -> "AutoencoderShape":
-    from sememe.models.autoencoder import latent_grid
+    from sememe.backbones.autoencoder import latent_grid
     from sememe.pipelines.autoencoder_memory import AutoencoderShape
     from sememe.pipelines.planning import largest_layer
 

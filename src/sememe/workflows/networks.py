@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-from sememe.models.text import clean_prompt
+from sememe.backbones.text import clean_prompt
 from sememe.recipes.records import CosmosNetwork, TextNetwork, WanNetwork
 from sememe.training.autoencoder import ClipSource, to_video
 from sememe.training.principal import start_from_principal_components

@@ -119,7 +119,7 @@ class _Encoding:
         self.batch_size, self.fill, self.on_progress = recipe.batch_size, recipe.first_frame_fill, on_progress
 
     def encode_first_frames(self) -> None:
-        from sememe.models.condition import encode_first_frame
+        from sememe.backbones.first_frame import encode_first_frame
         from sememe.training.autoencoder import to_video
 
         names = self.clips.first_frame_names()
@@ -133,7 +133,7 @@ class _Encoding:
         self._run("encoding first frames", self.writer.num_first_frames, len(names), encode)
 
     def encode_clips(self) -> None:
-        from sememe.models.autoencoder import encode_video
+        from sememe.backbones.autoencoder import encode_video
         from sememe.workflows.networks import read_video
 
         def encode(start: int, stop: int) -> None:

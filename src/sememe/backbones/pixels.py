@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from sememe.models.autoencoder import Video
+from sememe.backbones.autoencoder import Video
 from sememe.video import Clip
 
 

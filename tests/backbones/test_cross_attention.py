@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from models.factories import make_reference, make_target, make_transformer
-from sememe.models.cross_attention import KeptText
+from sememe.backbones.cross_attention import KeptText
 from sememe.models.wan import WanVideoAsPromptTransformer
 
 CLIP: dict[str, Any] = {"image_dim": 20, "added_kv_proj_dim": 48}

@@ -7,7 +7,7 @@ import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor, _get_added_kv_projections
 
-from sememe.models.text import MAX_SEQUENCE_LENGTH
+from sememe.backbones.text import MAX_SEQUENCE_LENGTH
 
 
 class TextKeys(NamedTuple):

@@ -5,9 +5,9 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderKLCogVideoX
 
 from models.factories import make_cosmos_vae, make_wan_vae
+from sememe.backbones.autoencoder import LatentGrid, decode_latents, encode_video, latent_grid
+from sememe.backbones.first_frame import encode_first_frame, frame_condition, mark_first_frame
 from sememe.errors import InputError, ModelError
-from sememe.models.autoencoder import LatentGrid, decode_latents, encode_video, latent_grid
-from sememe.models.condition import encode_first_frame, frame_condition, mark_first_frame
 
 
 def make_video(num_frames: int = 5, seed: int = 0) -> torch.Tensor:

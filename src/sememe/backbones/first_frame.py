@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import nn
 
+from sememe.backbones.autoencoder import Generators, Latents, encode_video, latent_grid
 from sememe.errors import InputError, ModelError
-from sememe.models.autoencoder import Generators, Latents, encode_video, latent_grid
 
 Images = Float[torch.Tensor, "batch 3 height width"]
 FirstFrameFill = Literal["grey", "repeat"]

@@ -1,0 +1,1 @@
+"""What stock networks and autoencoders need from us, whatever the system. Import the modules."""
