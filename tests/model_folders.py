@@ -10,9 +10,9 @@ from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, UniPCMulti
 
 from models import cogvideox_factories, factories
 from pipelines.factories import make_pipeline
-from sememe.models.formats import format_of_model
-from sememe.models.merged_files import save_merged
-from sememe.pipelines.layouts import PUBLISHED_CLASSES
+from sememe.checkpoints.formats import format_of_model
+from sememe.checkpoints.layouts import PUBLISHED_CLASSES
+from sememe.checkpoints.merged_files import save_merged
 
 CARD = """---
 license: apache-2.0

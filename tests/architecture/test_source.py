@@ -96,7 +96,7 @@ def test_the_project_speaks_of_itself_alone() -> None:
 
 def test_shipped_configurations_name_no_folder() -> None:
     """Loaders write down where they read a model; that place is one machine's."""
-    configurations = [path for path in (PACKAGE / "zoo" / "weights").rglob("*.json") if "config" in path.name]
+    configurations = [path for path in (PACKAGE / "checkpoints" / "weights").rglob("*.json") if "config" in path.name]
     assert configurations
     for path in configurations:
         values = json.loads(path.read_text()).values()

@@ -9,11 +9,11 @@ import pytest
 
 from cli.runs import refused, run_here
 from model_folders import save_model
+from sememe.checkpoints import zoo
 from sememe.workflows import demo, generate, parity
 from sememe.workflows.demo import DemoPair, DemoRequest, DemoResult
 from sememe.workflows.generate import VideoAsPromptRequest, VideoAsPromptResult
 from sememe.workflows.parity import ParityResult
-from sememe.zoo import catalogue
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ def test_every_flag_reaches_the_workflow(
 def test_models_are_listed_for_people_and_programs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(catalogue, "WEIGHTS_FOLDER", tmp_path)
+    monkeypatch.setattr(zoo, "WEIGHTS_FOLDER", tmp_path)
     assert "no model" in run_here(capsys, "models").err
     assert json.loads(run_here(capsys, "models", "--json").out) == []
     save_model(tmp_path / "random")

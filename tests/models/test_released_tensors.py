@@ -20,10 +20,10 @@ from typing import Any
 import pytest
 import torch
 
-from models.safetensors_headers import write_sharded_headers
+from checkpoints.safetensors_headers import write_sharded_headers
+from sememe.checkpoints.formats import COGVIDEOX, WAN, TransformerFormat
+from sememe.checkpoints.merged_files import open_merged
 from sememe.errors import ModelError
-from sememe.models.formats import COGVIDEOX, WAN, TransformerFormat
-from sememe.models.merged_files import open_merged
 
 FOLDER = Path(__file__).parent / "released"
 NAMES = {"wan2.1_14b": WAN, "cogvideox_5b": COGVIDEOX}

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from sememe.checkpoints.formats import format_of_model
+from sememe.checkpoints.merged_files import official_config
 from sememe.models.cogvideox import CogVideoXVideoAsPromptTransformer
-from sememe.models.formats import format_of_model
-from sememe.models.merged_files import official_config
 from sememe.models.reference import ReferenceInputs
 from sememe.models.wan import WanVideoAsPromptTransformer
 

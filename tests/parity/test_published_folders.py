@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
-from sememe.models.merged_files import load_merged, save_merged
-from sememe.models.tensor_files import WEIGHTS_NAME
-from sememe.pipelines.folders import load_components
+from sememe.checkpoints.merged_files import load_merged, save_merged
+from sememe.checkpoints.model_folders import load_components
+from sememe.checkpoints.tensor_files import WEIGHTS_NAME
 from sememe.workflows.convert import ConversionRequest, convert_model
 
 PARITY = Path(__file__).parents[2].parent / "shared" / "parity"

@@ -11,8 +11,8 @@ from safetensors import safe_open
 
 from model_folders import make_stock, save_model, save_published
 from models.factories import make_transformer
+from sememe.checkpoints.model_folders import load_components
 from sememe.errors import InputError, ModelError, OutputError
-from sememe.pipelines.folders import load_components
 from sememe.workflows.convert import ConversionRequest, ConversionResult, convert_model
 from sememe.workflows.events import Progress
 

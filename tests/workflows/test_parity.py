@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from models import cogvideox_factories, factories
+from sememe.checkpoints.merged_files import official_config
 from sememe.errors import InputError, ModelError
-from sememe.models.merged_files import official_config
 from sememe.models.reference import ReferenceInputs
 from sememe.workflows.parity import check_parity
 

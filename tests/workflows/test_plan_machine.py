@@ -65,7 +65,7 @@ def test_a_generation_asks_its_machine(model_folder: Path, monkeypatch: pytest.M
 
 
 def test_a_model_has_one_name(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sememe.pipelines.folders.resolve_model", lambda _: model_folder)
+    monkeypatch.setattr("sememe.checkpoints.model_folders.resolve_model", lambda _: model_folder)
     with pytest.raises(InputError, match=r"^tiny at 48x32"):
         load_model("tiny", "cpu", computing=Computing(plan=PlanRequest(1e-6)))
 
@@ -102,7 +102,7 @@ def unloaded(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("nothing was to be loaded")
 
     monkeypatch.setattr("sememe.pipelines.video_as_prompt.VideoAsPromptPipeline.from_pretrained", fail)
-    monkeypatch.setattr("sememe.pipelines.folders._download", fail)
+    monkeypatch.setattr("sememe.checkpoints.model_folders._download", fail)
 
 
 @pytest.mark.usefixtures("unloaded")

@@ -9,6 +9,7 @@ import torch
 
 from sememe.backbones.autoencoder import encode_video
 from sememe.backbones.first_frame import encode_first_frame
+from sememe.checkpoints.components import load_autoencoder
 from sememe.data.latents import LatentCache
 from sememe.data.manifest import VideoSample, write_manifest, write_vap_data
 from sememe.errors import InputError, ModelError, RecipeError
@@ -19,7 +20,6 @@ from sememe.training.latent_batches import LatentSource
 from sememe.video import write_clip
 from sememe.workflows import precompute
 from sememe.workflows.clips import open_clips
-from sememe.workflows.components import load_autoencoder
 from sememe.workflows.events import Progress
 from sememe.workflows.networks import fingerprint_encoder
 from sememe.workflows.precompute import open_latents, precompute_latents

@@ -17,6 +17,7 @@ from diffusers.utils import apply_lora_scale
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
+from sememe.checkpoints.key_map import KeyMap
 from sememe.errors import ModelError
 from sememe.models.cogvideox_embedder import CogVideoXExpertEmbedder, check_reference
 from sememe.models.cogvideox_expert import (
@@ -28,7 +29,6 @@ from sememe.models.cogvideox_expert import (
 )
 from sememe.models.context_parallel import SPLIT_TOKENS, TokenSplit, count_ranks, split_reference, split_rotary
 from sememe.models.expert_model import ExpertModel, as_tuple, check_grid, check_strength
-from sememe.models.key_map import KeyMap
 from sememe.models.key_map_cogvideox import COGVIDEOX_KEYS
 from sememe.models.reference import ReferenceCache, ReferenceInputs, ReferenceTokens
 from sememe.models.reference_attention import ReferenceAttention, ReferenceStream

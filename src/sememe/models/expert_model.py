@@ -10,10 +10,10 @@ from accelerate import init_empty_weights
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
+from sememe.checkpoints.expert_files import TwoFolderFiles
 from sememe.errors import ModelError
 from sememe.models.adapters import restrict_to_backbone
 from sememe.models.context_parallel import check_ranks
-from sememe.models.expert_files import TwoFolderFiles
 from sememe.models.feature_caches import check_two_way, enable_checked
 from sememe.models.reference import ReferenceCache, ReferenceInputs, ReferenceTokens
 

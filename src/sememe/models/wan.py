@@ -24,10 +24,10 @@ from torch import nn
 
 from sememe.backbones.cross_attention import KeptText, TextAttnProcessor, project_text
 from sememe.backbones.first_frame import FirstFrameFill, check_fill
+from sememe.checkpoints.key_map import KeyMap
 from sememe.errors import ModelError
 from sememe.models.context_parallel import SPLIT_TOKENS, TokenSplit, count_ranks, split_reference
 from sememe.models.expert_model import ExpertModel, as_tuple, check_grid, check_strength
-from sememe.models.key_map import KeyMap
 from sememe.models.key_map_wan import WAN_KEYS
 from sememe.models.reference import ReferenceCache, ReferenceInputs, ReferenceTokens
 from sememe.models.reference_attention import ReferenceAttention, ReferenceStream

@@ -10,6 +10,7 @@ from diffusers import DiffusionPipeline
 
 from sememe.backbones.autoencoder import LatentGrid, decode_latents, latent_grid
 from sememe.backbones.pixels import video_to_clips
+from sememe.checkpoints.model_folders import find_folder, load_components, save_components
 from sememe.diffusion.denoise import check_scheduler, denoise, set_truncated_timesteps
 from sememe.diffusion.guidance import Batching
 from sememe.errors import InputError, ModelError
@@ -22,7 +23,6 @@ from sememe.pipelines.defaults import GenerationDefaults
 from sememe.pipelines.encoders import KnowingEncoder, PromptEncoding, resolve_captions, resolve_texts
 from sememe.pipelines.families import choose_family
 from sememe.pipelines.family import BackboneFamily, Generators
-from sememe.pipelines.folders import find_folder, load_components, save_components
 from sememe.pipelines.guidance_schedule import VideoAsPromptSchedule
 from sememe.pipelines.inputs import (
     EncodedReference,

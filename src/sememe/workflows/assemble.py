@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import sememe
+from sememe.checkpoints.fingerprint import fingerprint_model
+from sememe.checkpoints.parts import find_part
+from sememe.checkpoints.zoo import resolve_model
 from sememe.errors import ModelError, RecipeError
 from sememe.files import write_text
 from sememe.recipes.records import ModelRecipe, SchedulerSettings
 from sememe.workflows.folders import atomic_folder
 from sememe.workflows.model_card import ModelCard, write_card
-from sememe.workflows.parts import find_part
 from sememe.workflows.run_record import describe_run, read_run, read_summary
-from sememe.zoo import fingerprint_model, resolve_model
 
 if TYPE_CHECKING:
     from sememe.pipelines.defaults import GenerationDefaults
@@ -146,7 +147,7 @@ def _describe_source(source: str) -> str:
 
 def _check_encoder(vae: Path, runs: Mapping[str, str]) -> None:
     """The backbone and the expert must have been trained on latents of this very encoder."""
-    from sememe.workflows.components import load_autoencoder
+    from sememe.checkpoints.components import load_autoencoder
     from sememe.workflows.networks import fingerprint_encoder
 
     known = {
@@ -176,9 +177,9 @@ def _load_parts(
 ) -> Any:
     import torch
 
+    from sememe.checkpoints.components import load_autoencoder, load_text_encoder, load_tokenizer
     from sememe.models.wan import WanVideoAsPromptTransformer
     from sememe.pipelines.video_as_prompt import VideoAsPromptPipeline
-    from sememe.workflows.components import load_autoencoder, load_text_encoder, load_tokenizer
 
     return VideoAsPromptPipeline(
         tokenizer=load_tokenizer(tokenizer),

@@ -13,10 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from sememe.checkpoints.parts import find_part
 from sememe.errors import ModelError, RecipeError
 from sememe.recipes.records import AutoencoderRecipe, BackboneRecipe, ExpertRecipe, TrainingRecipe
 from sememe.workflows.folders import atomic_folder
-from sememe.workflows.parts import find_part
 
 START_NAME = "start"
 _PARTS = {

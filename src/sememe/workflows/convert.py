@@ -1,7 +1,7 @@
 """From the layout of the released models to ours and back, tensor by tensor and bit for bit.
 
 Ours keeps the backbone as diffusers writes it and the expert in a folder of its own, so that one backbone serves many
-experts; a released folder has both in one (see `sememe.pipelines.layouts`).
+experts; a released folder has both in one (see `sememe.checkpoints.layouts`).
 """
 
 import json
@@ -16,14 +16,7 @@ from typing import Any
 
 import diffusers
 
-from sememe.errors import InputError, ModelError, OutputError
-from sememe.files import write_text
-from sememe.models.merged_files import open_merged, write_merged
-from sememe.models.separate_files import open_separate, write_separate
-from sememe.models.stored_transformer import StoredTransformer
-from sememe.models.weight_files import list_weight_files, read_stored_tensors
-from sememe.pipelines.folders import find_expert, find_folder
-from sememe.pipelines.layouts import (
+from sememe.checkpoints.layouts import (
     COMPONENTS,
     EXPERT_FOLDER,
     INDEX_NAME,
@@ -33,6 +26,13 @@ from sememe.pipelines.layouts import (
     check_whole,
     read_layout,
 )
+from sememe.checkpoints.merged_files import open_merged, write_merged
+from sememe.checkpoints.model_folders import find_expert, find_folder
+from sememe.checkpoints.separate_files import open_separate, write_separate
+from sememe.checkpoints.stored_transformer import StoredTransformer
+from sememe.checkpoints.weight_files import list_weight_files, read_stored_tensors
+from sememe.errors import InputError, ModelError, OutputError
+from sememe.files import write_text
 from sememe.workflows.events import ProgressHandler, StepCounter, ignore_progress
 from sememe.workflows.folders import atomic_folder
 

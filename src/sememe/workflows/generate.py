@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 
 import numpy as np
 
+from sememe.checkpoints.fingerprint import hash_file
 from sememe.errors import InputError
 from sememe.video import Clip, Sampling, SheetRow, VideoLimits, contact_sheet, write_clip, write_image
 from sememe.workflows import sidecar
@@ -17,7 +18,6 @@ from sememe.workflows.loading import Computing, LoadedModel, check_model_request
 from sememe.workflows.model_memory import Guided
 from sememe.workflows.outputs import OutputFiles
 from sememe.workflows.plan import PlanRequest, Texts, check_plan_request
-from sememe.zoo import hash_file
 
 if TYPE_CHECKING:
     from sememe.pipelines.video_as_prompt import VideoAsPromptOutput

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
+from sememe.checkpoints.fingerprint import hash_file
 from sememe.errors import VideoError
 from sememe.video import Clip, Sampling, VideoLimits, read_clip, read_image
 from sememe.video.source import open_source
-from sememe.zoo import hash_file
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
+from sememe.checkpoints.fingerprint import ModelFingerprint, fingerprint_model
+from sememe.checkpoints.zoo import is_hub_id, resolve_model
 from sememe.errors import InputError
 from sememe.workflows.host_memory import read_free_memory
 from sememe.workflows.model_memory import find_released, read_own_dtype
 from sememe.workflows.plan import MemoryPlan, PlanRequest, Texts, apply_plan, check_plan_request, plan_memory
-from sememe.zoo import ModelFingerprint, fingerprint_model, is_hub_id, resolve_model
 
 if TYPE_CHECKING:
     import torch
@@ -133,8 +134,8 @@ def load_model(
     import torch
     from diffusers.utils.logging import disable_progress_bar
 
+    from sememe.checkpoints.model_folders import find_expert, find_folder
     from sememe.pipelines.acceleration import check_attention_name, check_compiler
-    from sememe.pipelines.folders import find_expert, find_folder
     from sememe.pipelines.video_as_prompt import VideoAsPromptPipeline
 
     place = choose_device(device)

@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sememe.checkpoints.zoo import is_hub_id, resolve_model
 from sememe.errors import ModelError, SememeError
-from sememe.zoo import is_hub_id, resolve_model
 
 if TYPE_CHECKING:
-    from sememe.models.formats import TransformerFormat
-    from sememe.models.weight_files import StoredTensor
+    from sememe.checkpoints.formats import TransformerFormat
+    from sememe.checkpoints.weight_files import StoredTensor
     from sememe.pipelines.autoencoder_memory import AutoencoderShape
     from sememe.pipelines.planning import EncoderWeights, ModelMemory
 
@@ -118,9 +118,9 @@ def read_own_dtype(folder: Path, expert: Path | None = None) -> str:
     Raises:
         ModelError: it is not whole.
     """
-    from sememe.models.tensor_files import CONFIG_NAME, read_json
-    from sememe.models.weight_files import read_stored_tensors
-    from sememe.pipelines.layouts import EXPERT_FOLDER, read_layout
+    from sememe.checkpoints.layouts import EXPERT_FOLDER, read_layout
+    from sememe.checkpoints.tensor_files import CONFIG_NAME, read_json
+    from sememe.checkpoints.weight_files import read_stored_tensors
 
     layout = read_layout(folder)
     tensors = [*read_stored_tensors(folder / "transformer").values()]
@@ -146,7 +146,7 @@ def _choose_dtype(tensors: "Iterable[StoredTensor]", *, is_trained_here: bool) -
 def _describe_released(name: str, guided: Guided) -> "ModelMemory":
     import torch
 
-    from sememe.models.formats import FORMATS
+    from sememe.checkpoints.formats import FORMATS
     from sememe.pipelines.released_defaults import released_defaults
 
     known = RELEASED[name]
@@ -166,11 +166,11 @@ def _describe_released(name: str, guided: Guided) -> "ModelMemory":
 def _describe_folder(name: str, folder: Path, expert: str | Path | None, guided: Guided) -> "ModelMemory":
     import torch
 
-    from sememe.models.merged_files import open_merged
-    from sememe.models.separate_files import open_separate
-    from sememe.models.tensor_files import read_json
-    from sememe.pipelines.folders import choose_expert
-    from sememe.pipelines.layouts import EXPERT_FOLDER, OWN_CLASS, check_whole, read_layout
+    from sememe.checkpoints.layouts import EXPERT_FOLDER, OWN_CLASS, check_whole, read_layout
+    from sememe.checkpoints.merged_files import open_merged
+    from sememe.checkpoints.model_folders import choose_expert
+    from sememe.checkpoints.separate_files import open_separate
+    from sememe.checkpoints.tensor_files import read_json
     from sememe.pipelines.released_defaults import released_defaults
 
     layout = read_layout(folder)
@@ -263,7 +263,7 @@ def _describe(
 def _build_vae(class_name: str, config: Mapping[str, Any]) -> Any:
     import diffusers
 
-    from sememe.pipelines.folders import ALLOWED_CLASSES
+    from sememe.checkpoints.model_folders import ALLOWED_CLASSES
 
     if class_name not in ALLOWED_CLASSES["vae"]["diffusers"]:
         raise ModelError(f"expected one of {', '.join(sorted(ALLOWED_CLASSES['vae']['diffusers']))}, got {class_name}")
@@ -332,13 +332,13 @@ def _count_image_tokens(config: Mapping[str, Any]) -> int:
 def _count_stored(folder: Path) -> int:
     import math
 
-    from sememe.models.weight_files import read_stored_tensors
+    from sememe.checkpoints.weight_files import read_stored_tensors
 
     return sum(math.prod(tensor.shape) for tensor in read_stored_tensors(folder).values())
 
 
 def _count_tokenizer(folder: Path) -> int:
-    from sememe.models.tensor_files import read_json
+    from sememe.checkpoints.tensor_files import read_json
 
     length = read_json(folder / "tokenizer_config.json").get("model_max_length")
     return min(length, _MAX_TEXT_TOKENS) if isinstance(length, int) else _MAX_TEXT_TOKENS

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sememe.zoo import ModelRecord, list_models
+from sememe.checkpoints.zoo import ModelRecord, list_models
 
 
 def list_built_in_models() -> list[ModelRecord]:

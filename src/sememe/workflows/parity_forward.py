@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
+from sememe.checkpoints.merged_files import load_merged
 from sememe.errors import InputError
 from sememe.models.cogvideox import CogVideoXVideoAsPromptTransformer
-from sememe.models.merged_files import load_merged
 from sememe.models.reference import ReferenceInputs
 
 _STEMS = ("weights",)

@@ -10,8 +10,8 @@ from typing import Any, get_args
 
 import torch
 
+from sememe.checkpoints.tensor_files import read_json
 from sememe.errors import InputError
-from sememe.models.tensor_files import read_json
 from sememe.pipelines.quirks import Quirk
 from sememe.pipelines.video_as_prompt import VideoAsPromptPipeline
 from sememe.video import Clip

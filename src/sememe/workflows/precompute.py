@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sememe.checkpoints.parts import find_part
 from sememe.data.latents import CacheOrigin, LatentCache, LatentCacheWriter
 from sememe.errors import InputError
 from sememe.files import write_text
 from sememe.recipes.records import LatentsRecipe
 from sememe.workflows.clips import ClipCollection, open_clips
 from sememe.workflows.events import Progress, ProgressHandler, ignore_progress
-from sememe.workflows.parts import find_part
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,8 +61,8 @@ def precompute_latents(
     """
     import torch
 
+    from sememe.checkpoints.components import load_autoencoder
     from sememe.training.distribution import choose_device
-    from sememe.workflows.components import load_autoencoder
     from sememe.workflows.networks import fingerprint_encoder
 
     begin, folder = time.monotonic(), Path(output_dir)

@@ -10,6 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from sememe.checkpoints.components import load_autoencoder, load_backbone, load_text_encoder, load_tokenizer
+from sememe.checkpoints.fingerprint import fingerprint_model
+from sememe.checkpoints.parts import find_part
+from sememe.checkpoints.zoo import resolve_model
 from sememe.data.latents import LatentCache, LatentSubset
 from sememe.errors import ModelError, RecipeError
 from sememe.recipes.records import AutoencoderRecipe, BackboneRecipe, ExpertRecipe, TrainingRecipe
@@ -21,12 +25,9 @@ from sememe.training.stage import Stage
 from sememe.workflows import networks
 from sememe.workflows.beginnings import InitialWeights, prepare_start
 from sememe.workflows.clips import open_clips
-from sememe.workflows.components import load_autoencoder, load_backbone, load_text_encoder, load_tokenizer
 from sememe.workflows.events import Progress, ProgressHandler
-from sememe.workflows.parts import find_part
 from sememe.workflows.precompute import open_latents
 from sememe.workflows.run_record import read_run
-from sememe.zoo import fingerprint_model, resolve_model
 
 # Clips that the sizes of wavelet bands are measured on.
 _NUM_BALANCE_CLIPS = 96

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from sememe.checkpoints.formats import FORMATS, TransformerFormat, format_of_class
+from sememe.checkpoints.tensor_files import read_json
+from sememe.checkpoints.weight_files import list_missing_shards
 from sememe.errors import ModelError
-from sememe.models.formats import FORMATS, TransformerFormat, format_of_class
-from sememe.models.tensor_files import read_json
-from sememe.models.weight_files import list_missing_shards
 
 INDEX_NAME = "model_index.json"
 EXPERT_FOLDER = "expert"

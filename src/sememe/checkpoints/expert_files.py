@@ -5,10 +5,10 @@ from typing import Any, ClassVar
 
 import torch
 
+from sememe.checkpoints.component_files import load_strictly
+from sememe.checkpoints.key_map import KeyMap
+from sememe.checkpoints.tensor_files import CONFIG_NAME, iterate_tensors, read_json, write_tensors
 from sememe.errors import ModelError
-from sememe.models.component_files import load_strictly
-from sememe.models.key_map import KeyMap
-from sememe.models.tensor_files import CONFIG_NAME, iterate_tensors, read_json, write_tensors
 from sememe.models.weight_storage import check_savable
 
 

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+from sememe.checkpoints.component_files import load_strictly
+from sememe.checkpoints.tensor_files import read_json
 from sememe.errors import ModelError
-from sememe.models.component_files import load_strictly
-from sememe.models.tensor_files import read_json
 
 
 def load_tokenizer(folder: Path) -> Any:

@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 
 from models import cogvideox_factories, factories
 from models.two_way_models import Make, each_family, equal, make_cogvideox, make_wan
+from sememe.checkpoints.formats import COGVIDEOX, WAN, TransformerFormat, format_of_config, format_of_model
+from sememe.checkpoints.merged_files import load_merged, official_config, open_merged, save_merged
+from sememe.checkpoints.tensor_files import INDEX_NAME, WEIGHTS_NAME
 from sememe.errors import ModelError
-from sememe.models.formats import COGVIDEOX, WAN, TransformerFormat, format_of_config, format_of_model
-from sememe.models.merged_files import load_merged, official_config, open_merged, save_merged
-from sememe.models.tensor_files import INDEX_NAME, WEIGHTS_NAME
 
 
 def change_config(folder: Path, **changes: Any) -> None:

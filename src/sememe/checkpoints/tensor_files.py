@@ -10,8 +10,8 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from sememe.checkpoints.weight_files import describe_names, iterate_stored, read_stored_tensors
 from sememe.errors import ModelError, OutputError
-from sememe.models.weight_files import describe_names, iterate_stored, read_stored_tensors
 
 CONFIG_NAME = "config.json"
 _STEM = "diffusion_pytorch_model"

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from sememe.models.tensor_files import INDEX_NAME
+from sememe.checkpoints.tensor_files import INDEX_NAME
 
 BYTES = {"BF16": 2, "F32": 4}
 

@@ -4,8 +4,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from sememe.checkpoints.zoo import resolve_model
 from sememe.errors import ModelError
-from sememe.zoo import resolve_model
 
 # What a part's folder holds once it is written.
 _MARKS: Mapping[str, str] = {"tokenizer": "tokenizer_config.json"}

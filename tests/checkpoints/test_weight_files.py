@@ -7,15 +7,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from models.safetensors_headers import write_sharded_headers
-from sememe.errors import ModelError
-from sememe.models.weight_files import (
+from checkpoints.safetensors_headers import write_sharded_headers
+from sememe.checkpoints.weight_files import (
     describe_names,
     iterate_stored,
     list_missing_shards,
     list_weight_files,
     read_stored_tensors,
 )
+from sememe.errors import ModelError
 
 TENSORS = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4, dtype=torch.bfloat16)}
 NAME = "diffusion_pytorch_model.safetensors"

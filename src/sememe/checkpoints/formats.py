@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sememe.checkpoints.key_map import KeyMap
 from sememe.errors import ModelError
 from sememe.models.cogvideox import CogVideoXVideoAsPromptTransformer
-from sememe.models.key_map import KeyMap
 from sememe.models.wan import WanVideoAsPromptTransformer
 
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from sememe.checkpoints.weight_files import check_weight_files
 from sememe.errors import ModelError
-from sememe.models.weight_files import check_weight_files
 
 
 def load_strictly(component: type, folder: str | Path, **settings: Any) -> Any:

@@ -4,8 +4,9 @@ import pytest
 
 from model_folders import save_model
 from pipelines.factories import make_pipeline
+from sememe.checkpoints import zoo
+from sememe.checkpoints.zoo import describe_model, is_hub_id, list_models, resolve_model
 from sememe.errors import ModelError
-from sememe.zoo import catalogue, describe_model, is_hub_id, list_models, resolve_model
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +19,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def shelf_in_place(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalogue, "WEIGHTS_FOLDER", shelf)
+    monkeypatch.setattr(zoo, "WEIGHTS_FOLDER", shelf)
 
 
 def test_a_record_tells_what_the_files_say(shelf: Path) -> None:
@@ -48,7 +49,7 @@ def test_an_unknown_name_is_told_what_there_is() -> None:
 
 
 def test_an_empty_shelf_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalogue, "WEIGHTS_FOLDER", tmp_path / "none")
+    monkeypatch.setattr(zoo, "WEIGHTS_FOLDER", tmp_path / "none")
     assert list_models() == []
     with pytest.raises(ModelError, match="there is none"):
         resolve_model("tiny")

@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 
 from models import factories
 from models.cogvideox_factories import LEARNED, SINES, make_backbone, make_reference, make_target, make_transformer
+from sememe.checkpoints.tensor_files import WEIGHTS_NAME
 from sememe.errors import ModelError
 from sememe.models.cogvideox import CogVideoXVideoAsPromptTransformer
 from sememe.models.key_map_cogvideox import is_expert_key
-from sememe.models.tensor_files import WEIGHTS_NAME
 
 
 @pytest.mark.parametrize("kind", [{}, LEARNED, SINES])

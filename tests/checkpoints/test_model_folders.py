@@ -17,12 +17,12 @@ from model_folders import make_stock, save_published
 from models import cogvideox_factories
 from models.factories import make_transformer, make_wan_vae
 from pipelines.factories import make_clip, make_cogvideox_pipeline, make_picture, make_pipeline
+from sememe.checkpoints.formats import format_of_model
+from sememe.checkpoints.merged_files import load_merged
+from sememe.checkpoints.model_folders import find_folder, load_components, save_components
+from sememe.checkpoints.zoo import resolve_model
 from sememe.errors import InputError, ModelError
-from sememe.models.formats import format_of_model
-from sememe.models.merged_files import load_merged
-from sememe.pipelines.folders import find_folder, load_components, save_components
 from sememe.pipelines.video_as_prompt import VideoAsPromptPipeline
-from sememe.zoo import resolve_model
 
 FRESH_PROCESS = """
 import sys

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from sememe.zoo import fingerprint as module
-from sememe.zoo import fingerprint_model, hash_file
+from sememe.checkpoints import fingerprint as module
+from sememe.checkpoints.fingerprint import fingerprint_model, hash_file
 
 
 def make_folder(folder: Path) -> Path:

@@ -17,16 +17,16 @@ from typing import Any
 import diffusers
 import torch
 
+from sememe.checkpoints.component_files import load_strictly
+from sememe.checkpoints.formats import format_of_model
+from sememe.checkpoints.layouts import EXPERT_FOLDER, INDEX_NAME, ModelLayout, check_whole, read_layout
+from sememe.checkpoints.merged_files import load_merged
+from sememe.checkpoints.separate_files import check_pair
+from sememe.checkpoints.weight_files import PICKLE_REASON, PICKLED_SUFFIXES
+from sememe.checkpoints.zoo import is_hub_id, resolve_model
 from sememe.errors import ModelError
 from sememe.files import write_text
-from sememe.models.component_files import load_strictly
-from sememe.models.formats import format_of_model
-from sememe.models.merged_files import load_merged
-from sememe.models.separate_files import check_pair
-from sememe.models.weight_files import PICKLE_REASON, PICKLED_SUFFIXES
-from sememe.pipelines.layouts import EXPERT_FOLDER, INDEX_NAME, ModelLayout, check_whole, read_layout
 from sememe.pipelines.released_defaults import released_defaults
-from sememe.zoo import is_hub_id, resolve_model
 
 # Only these classes are ever loaded, whatever a model_index.json names; those of transformers see `layouts`.
 ALLOWED_CLASSES: Mapping[str, Mapping[str, frozenset[str]]] = {
