@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from benchmarks.contestants import TEXT_SCALE, Models, make_contestants, run_steps
 from benchmarks.geometry import LATENT_CHANNELS, QUICK, AttentionMode, make_inputs, make_transformer
-from sememe.evaluation.memory import track_memory
+from sememe.compute.tracker import track_memory
 from sememe.models.reference import ReferenceCache, ReferenceTokens
 from sememe.models.wan import WanVideoAsPromptTransformer
 from sememe.pipelines.video_as_prompt import VideoAsPromptPipeline

@@ -19,10 +19,10 @@ from benchmarks.geometry import AttentionMode, StepInputs
 from benchmarks.gpu_models import Case, fit_layers, make_case_inputs, make_model, native_layers, see_as, share_weights
 from benchmarks.results import RESULTS, describe_run, write_result
 from benchmarks.timing import time_in_turns, time_once
+from sememe.compute.placement import apply_offload
+from sememe.compute.speed import compile_transformer, list_usable_attention, set_attention
+from sememe.compute.tracker import track_memory
 from sememe.errors import SememeError
-from sememe.evaluation.memory import track_memory
-from sememe.pipelines.acceleration import compile_transformer, list_usable_attention, set_attention
-from sememe.pipelines.memory import apply_offload
 from sememe.pipelines.video_as_prompt import VideoAsPromptPipeline
 
 PARTS = ("steps", "attention", "compile", "offload")

@@ -9,8 +9,8 @@ from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 
 from models import cogvideox_factories, factories
 from pipelines.factories import make_clip, make_cogvideox_pipeline, make_picture, make_pipeline
+from sememe.compute.speed import list_usable_attention, set_attention
 from sememe.errors import InputError
-from sememe.pipelines.acceleration import list_usable_attention, set_attention
 
 
 def predict(pipe: Any) -> list[torch.Tensor]:

@@ -8,12 +8,12 @@ import torch
 from diffusers import FirstBlockCacheConfig
 
 from pipelines.factories import make_clip, make_cogvideox_pipeline, make_picture, make_pipeline
+from sememe.compute.placement import apply_offload
 from sememe.diffusion.guidance import video_as_prompt_guidance
 from sememe.errors import InputError
 from sememe.models.reference import ReferenceCache, ReferenceTokens
 from sememe.pipelines.conditions import ConditionEncoder, EncodingOptions
 from sememe.pipelines.inputs import check_references, make_request
-from sememe.pipelines.memory import apply_offload
 from sememe.pipelines.quirks import choose_quirks, stretch_clip, stretch_pictures
 from sememe.pipelines.video_as_prompt import VideoAsPromptPipeline
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from pipelines.factories import make_clip, make_cogvideox_pipeline, make_picture, make_pipeline
+from sememe.compute.placement import apply_offload
 from sememe.errors import InputError
 from sememe.models.reference import ReferenceCache
-from sememe.pipelines.memory import apply_offload
 from sememe.pipelines.video_as_prompt import VideoAsPromptPipeline
 
 TEXTS: dict[str, Any] = {"prompt": "a red ball", "negative_prompt": "blurry", "reference_prompts": "melts"}

@@ -10,8 +10,9 @@ from diffusers import AutoencoderKLCogVideoX, AutoencoderKLCosmos, AutoencoderKL
 
 from models import cogvideox_factories, factories
 from sememe.backbones.autoencoder import decode_latents, encode_video, latent_grid
+from sememe.compute.tiling import enable_tiling
+from sememe.compute.tracker import measure_peak, track_memory
 from sememe.errors import InputError
-from sememe.evaluation.memory import measure_peak, track_memory
 from sememe.models.reference import ReferenceCache, ReferenceInputs
 from sememe.pipelines.activations import TokenCounts, TransformerShape, encode_bytes, forward_bytes, record_bytes
 from sememe.pipelines.autoencoder_memory import AutoencoderShape
@@ -24,7 +25,6 @@ from sememe.pipelines.planning import (
     count_weights,
     estimate_memory,
 )
-from sememe.pipelines.tiling import enable_tiling
 
 BOUND = 0.10
 NUM_LAYERS = 4

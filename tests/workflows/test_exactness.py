@@ -12,8 +12,8 @@ from peft import LoraConfig
 
 from model_folders import make_stock, save_model, save_published
 from pipelines.factories import make_clip, make_picture, make_pipeline
-from sememe.pipelines.memory import apply_storage
-from sememe.pipelines.tiling import enable_tiling
+from sememe.compute.placement import apply_storage
+from sememe.compute.tiling import enable_tiling
 from sememe.video import write_clip, write_image
 from sememe.workflows.generate import VideoAsPromptRequest, generate_video_as_prompt
 from sememe.workflows.loading import LoadedModel, load_model

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from sememe.compute import placement, speed
 from sememe.errors import InputError, MissingExtraError
-from sememe.pipelines import acceleration, memory, quantization
 from sememe.pipelines.planning import Strategy
 from sememe.workflows import host_memory, loading, model_memory
 from sememe.workflows import plan as planning
@@ -51,7 +51,7 @@ def test_the_choice_is_applied(how: str, model_folder: Path, monkeypatch: pytest
     plan = plan_memory(model_folder, PlanRequest(24, host=500.0 if how == "pinned" else 1.0))
     group = Candidate(Strategy("float32", offload="group"), dataclasses.replace(plan.chosen.estimate, host_bytes=10**9))
     seen: list[dict[str, Any]] = []
-    monkeypatch.setattr(memory, "apply_offload", lambda *_, **settings: seen.append(settings))
+    monkeypatch.setattr(placement, "apply_offload", lambda *_, **settings: seen.append(settings))
     apply_plan(load_model(str(model_folder), "cpu").pipeline, dataclasses.replace(plan, chosen=group), "cpu", Texts())
     assert seen == [{"group_level": "block", "host_memory": how, "resting": ()}]
 
@@ -76,9 +76,9 @@ def test_free_memory_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(host_memory, "_GROUPS", tmp_path)
     assert host_memory.read_free_memory() == 512000
     for name, text in (("max", "max"), ("current", "90000"), ("stat", "anon 50000\nfile 30000\n")):
-        (tmp_path / f"memory.{name}").write_text(text)
+        (tmp_path / f"placement.{name}").write_text(text)
     assert host_memory.read_free_memory() == 512000, "no limit"
-    (tmp_path / "memory.max").write_text("100000\n")
+    (tmp_path / "placement.max").write_text("100000\n")
     assert host_memory.read_free_memory() == 40000, "what files take makes room"
 
 
@@ -112,7 +112,7 @@ def unloaded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_missing_extra_is_told_before_loading(
     storage: str, package: str | None, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quantization, "find_spec", lambda _: None)
+    monkeypatch.setattr(storage, "find_spec", lambda _: None)
     wanted = Computing(plan=PlanRequest(24, storage=storage))
     expected: Any = (AssertionError, "nothing was to be loaded")
     if package is not None:
@@ -128,7 +128,7 @@ def test_attention_that_is_not_installed_is_told_before_loading(
     def miss(_: Any) -> None:
         raise RuntimeError("Flash Attention backend 'flash' is not usable.\nInstall it.")
 
-    monkeypatch.setattr(acceleration, "_check_attention_backend_requirements", miss)
+    monkeypatch.setattr(speed, "_check_attention_backend_requirements", miss)
     with pytest.raises(
         InputError, match=r"'flash' cannot be used here \(Flash Attention .* not usable.\); 'native' always"
     ):

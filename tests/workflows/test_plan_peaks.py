@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKLCogVideoX, AutoencoderKLWan
 
-from pipelines.counted_weights import count_device
+from compute.counted_weights import count_device
 from pipelines.factories import make_clip, make_cogvideox_pipeline, make_picture, make_pipeline
 from sememe.pipelines import planning
 from sememe.pipelines.planning import Generation, Strategy, estimate_memory

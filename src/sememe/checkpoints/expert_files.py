@@ -8,8 +8,8 @@ import torch
 from sememe.checkpoints.component_files import load_strictly
 from sememe.checkpoints.key_map import KeyMap
 from sememe.checkpoints.tensor_files import CONFIG_NAME, iterate_tensors, read_json, write_tensors
+from sememe.compute.weight_storage import check_savable
 from sememe.errors import ModelError
-from sememe.models.weight_storage import check_savable
 
 
 class TwoFolderFiles:

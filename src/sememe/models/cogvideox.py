@@ -27,12 +27,12 @@ from sememe.models.cogvideox_expert import (
     TextAndVideo,
     TwoPartStream,
 )
-from sememe.models.context_parallel import SPLIT_TOKENS, TokenSplit, count_ranks, split_reference, split_rotary
 from sememe.models.expert_model import ExpertModel, as_tuple, check_grid, check_strength
 from sememe.models.key_map_cogvideox import COGVIDEOX_KEYS
 from sememe.models.reference import ReferenceCache, ReferenceInputs, ReferenceTokens
 from sememe.models.reference_attention import ReferenceAttention, ReferenceStream
 from sememe.models.rotary import RotaryTables, cogvideox_reference_rotary, cogvideox_rotary
+from sememe.video_as_prompt.context_parallel import SPLIT_TOKENS, TokenSplit, count_ranks, split_reference, split_rotary
 
 
 class CogVideoXVideoAsPromptTransformer(ExpertModel, CogVideoXTransformer3DModel):

@@ -11,11 +11,11 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
 from sememe.checkpoints.expert_files import TwoFolderFiles
+from sememe.compute.expert_lora import restrict_to_backbone
+from sememe.compute.feature_caches import check_two_way, enable_checked
 from sememe.errors import ModelError
-from sememe.models.adapters import restrict_to_backbone
-from sememe.models.context_parallel import check_ranks
-from sememe.models.feature_caches import check_two_way, enable_checked
 from sememe.models.reference import ReferenceCache, ReferenceInputs, ReferenceTokens
+from sememe.video_as_prompt.context_parallel import check_ranks
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class ExpertModel(TwoFolderFiles):
         return [parameter for name, parameter in self.expert_named_parameters() if not name.startswith(unread)]
 
     def add_adapter(self: Any, adapter_config: Any, adapter_name: str = "default") -> None:
-        """Puts a new adapter of PEFT on the backbone; for the expert see `sememe.models.adapters`.
+        """Puts a new adapter of PEFT on the backbone; for the expert see `sememe.compute.expert_lora`.
 
         Args:
             adapter_config: such as `LoraConfig`; its targets are looked for outside the expert.
@@ -86,7 +86,7 @@ class ExpertModel(TwoFolderFiles):
         super().add_adapter(restrict_to_backbone(self, adapter_config), adapter_name)  # type: ignore[misc]
 
     def enable_cache(self: Any, config: Any) -> None:
-        """Enables one of diffusers' feature caches; `sememe.models.feature_caches` says which work.
+        """Enables one of diffusers' feature caches; `sememe.compute.feature_caches` says which work.
 
         Raises:
             ModelError: where it would have no effect, or a wrong one.

@@ -26,13 +26,13 @@ from sememe.backbones.cross_attention import KeptText, TextAttnProcessor, projec
 from sememe.backbones.first_frame import FirstFrameFill, check_fill
 from sememe.checkpoints.key_map import KeyMap
 from sememe.errors import ModelError
-from sememe.models.context_parallel import SPLIT_TOKENS, TokenSplit, count_ranks, split_reference
 from sememe.models.expert_model import ExpertModel, as_tuple, check_grid, check_strength
 from sememe.models.key_map_wan import WAN_KEYS
 from sememe.models.reference import ReferenceCache, ReferenceInputs, ReferenceTokens
 from sememe.models.reference_attention import ReferenceAttention, ReferenceStream
 from sememe.models.rotary import ReferenceRotaryPosEmbed, RotaryTables, TokenExtent
 from sememe.models.wan_expert import EncodedReference, WanVideoAsPromptBlock
+from sememe.video_as_prompt.context_parallel import SPLIT_TOKENS, TokenSplit, count_ranks, split_reference
 
 
 class WanExpertEmbedder(nn.Module):

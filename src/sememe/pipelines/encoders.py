@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
+from sememe.compute.offload import sends_modules_back
 from sememe.errors import InputError
 from sememe.pipelines.conditions import ConditionEncoder, EncodingOptions
 from sememe.pipelines.defaults import GenerationDefaults
 from sememe.pipelines.family import BackboneFamily
-from sememe.pipelines.offload import sends_modules_back
 
 Texts = str | tuple[str, ...]
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from sememe.compute.offload import RestingPart, expert_modules
 from sememe.errors import InputError
 from sememe.pipelines.activations import (
     Reading,
@@ -22,7 +23,6 @@ from sememe.pipelines.activations import (
     text_bytes,
 )
 from sememe.pipelines.autoencoder_memory import AutoencoderShape
-from sememe.pipelines.offload import RestingPart, expert_modules
 
 NUMBER_BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 # A quantised weight with its scales: nf4 has a float32 for each 64.

@@ -11,13 +11,17 @@ from diffusers import DiffusionPipeline
 from sememe.backbones.autoencoder import LatentGrid, decode_latents, latent_grid
 from sememe.backbones.pixels import video_to_clips
 from sememe.checkpoints.model_folders import find_folder, load_components, save_components
+from sememe.compute.feature_caches import check_generation
+from sememe.compute.lora import BackboneAdapterMixin, check_unadapted
+from sememe.compute.offload import sends_modules_back
+from sememe.compute.placement import without_offload
+from sememe.compute.speed import begin_generation, check_weaker_reference
+from sememe.compute.stopwatch import Stopwatch
+from sememe.compute.tiling import check_tiling
+from sememe.compute.weight_storage import check_savable
 from sememe.diffusion.denoise import check_scheduler, denoise, set_truncated_timesteps
 from sememe.diffusion.guidance import Batching
 from sememe.errors import InputError, ModelError
-from sememe.models.feature_caches import check_generation
-from sememe.models.weight_storage import check_savable
-from sememe.pipelines.acceleration import begin_generation, check_weaker_reference
-from sememe.pipelines.adapters import BackboneAdapterMixin, check_unadapted
 from sememe.pipelines.conditions import EncodingOptions, Predictor, ReadingOptions, ReferencePositions
 from sememe.pipelines.defaults import GenerationDefaults
 from sememe.pipelines.encoders import KnowingEncoder, PromptEncoding, resolve_captions, resolve_texts
@@ -32,11 +36,7 @@ from sememe.pipelines.inputs import (
     make_request,
     match_encoded,
 )
-from sememe.pipelines.memory import without_offload
-from sememe.pipelines.offload import sends_modules_back
 from sememe.pipelines.quirks import choose_quirks
-from sememe.pipelines.stopwatch import Stopwatch
-from sememe.pipelines.tiling import check_tiling
 from sememe.video import Clip, Sampling
 
 OutputType = Literal["np", "pt", "pil", "latent"]

@@ -18,11 +18,11 @@ from sememe.backbones.first_frame import frame_condition
 from sememe.backbones.text import MAX_SEQUENCE_LENGTH, default_sequence_length, encode_prompts
 from sememe.diffusion.denoise import PredictionType
 from sememe.errors import ModelError
-from sememe.models.context_parallel import count_ranks
 from sememe.models.reference import ReferenceTokens
 from sememe.models.rotary import RotaryTables
 from sememe.pipelines.defaults import GenerationDefaults
 from sememe.pipelines.family import BackboneFamily, ForwardInputs, Generators
+from sememe.video_as_prompt.context_parallel import count_ranks
 
 
 class WanFamily(BackboneFamily):

@@ -135,7 +135,7 @@ def load_model(
     from diffusers.utils.logging import disable_progress_bar
 
     from sememe.checkpoints.model_folders import find_expert, find_folder
-    from sememe.pipelines.acceleration import check_attention_name, check_compiler
+    from sememe.compute.speed import check_attention_name, check_compiler
     from sememe.pipelines.video_as_prompt import VideoAsPromptPipeline
 
     place = choose_device(device)
@@ -180,7 +180,7 @@ def load_model(
 
 
 def _accelerate(pipeline: "VideoAsPromptPipeline", wanted: Computing) -> None:
-    from sememe.pipelines.acceleration import compile_transformer, set_attention
+    from sememe.compute.speed import compile_transformer, set_attention
 
     if wanted.attention is not None:
         set_attention(pipeline, wanted.attention)
@@ -195,8 +195,8 @@ def _ask_machine(request: PlanRequest, place: "torch.device") -> PlanRequest:
         InputError: the device has less memory than is planned for.
         MissingExtraError: what is to store the weights is not installed.
     """
-    from sememe.pipelines.devices import check_vram
-    from sememe.pipelines.quantization import Quantization, check_installed
+    from sememe.compute.devices import check_vram
+    from sememe.compute.storage import Quantization, check_installed
 
     check_vram(place, request.vram)
     if request.storage is not None and request.storage in get_args(Quantization):
@@ -213,7 +213,7 @@ def choose_device(device: str | None) -> "torch.device":
     """
     import torch
 
-    from sememe.pipelines.devices import find_device
+    from sememe.compute.devices import find_device
 
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

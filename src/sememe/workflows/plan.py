@@ -174,8 +174,8 @@ def apply_plan(pipeline: Any, plan: MemoryPlan, device: Any, texts: "Texts") -> 
     Returns:
         The encoded texts, where the plan drops their encoder; they are then to be passed as `prompt`.
     """
-    from sememe.pipelines.memory import apply_offload, apply_storage
-    from sememe.pipelines.tiling import enable_tiling
+    from sememe.compute.placement import apply_offload, apply_storage
+    from sememe.compute.tiling import enable_tiling
 
     strategy = plan.strategy
     if strategy.tiles:

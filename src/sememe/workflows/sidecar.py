@@ -104,7 +104,7 @@ def describe_exactness(settings: Mapping[str, Any], model: LoadedModel) -> dict[
     The label is `exact`, `adapted` where nothing but LoRA weights makes the result another than the model's own, or
     `approximate`.
     """
-    from sememe.pipelines.exactness import find_departures
+    from sememe.compute.exactness import find_departures
 
     shortcuts = [f"autocast {settings['autocast']}"] if settings.get("autocast", "off") != "off" else []
     if settings.get("approximate"):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sememe.pipelines.stopwatch import Stopwatch
+from sememe.compute.stopwatch import Stopwatch
 
 
 def test_a_lap_waits_for_the_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -14,7 +14,7 @@ def test_a_lap_waits_for_the_accelerator(monkeypatch: pytest.MonkeyPatch) -> Non
         waited.append(device)
         clock["now"] += 5.0
 
-    monkeypatch.setattr("sememe.pipelines.stopwatch.time.perf_counter", lambda: clock["now"])
+    monkeypatch.setattr("sememe.compute.stopwatch.time.perf_counter", lambda: clock["now"])
     monkeypatch.setattr(torch.accelerator, "synchronize", finish)
     watch = Stopwatch(torch.device("cuda", 0))
     clock["now"] += 1.0

@@ -1,7 +1,7 @@
 """Ways to compute faster: attention backends, compilation, and what a generation owes to a feature cache.
 
 Backends and compilation change results by rounding only, except the backends that compute in 8 bits (`sage...`).
-Feature caches are approximate; `sememe.models.feature_caches` says which work.
+Feature caches are approximate; `sememe.compute.feature_caches` says which work.
 """
 
 import math
@@ -20,12 +20,12 @@ from diffusers.models.attention_dispatch import (
     dispatch_attention_fn,
 )
 
+from sememe.compute.compiled_blocks import compile_blocks, is_compiled
+from sememe.compute.feature_caches import check_compiled_cache
+from sememe.compute.offload import is_offloaded_by_layer
 from sememe.diffusion.denoise import Predict
 from sememe.diffusion.guidance import Variant
 from sememe.errors import InputError
-from sememe.models.compiled_blocks import compile_blocks, is_compiled
-from sememe.models.feature_caches import check_compiled_cache
-from sememe.pipelines.offload import is_offloaded_by_layer
 
 
 def set_attention(pipeline: Any, name: str) -> None:

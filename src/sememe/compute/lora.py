@@ -2,7 +2,7 @@
 
 Weights made for a stock Wan or CogVideoX serve as they are, step-distilled ones included: load them, turn guidance off
 (`guidance_scale` 1, and `reference_guidance_scale` 1) and ask for as few steps as they were made for. Loading, fusing
-and unloading leave the expert alone. Adapters of an expert are in `sememe.models.adapters`.
+and unloading leave the expert alone. Adapters of an expert are in `sememe.compute.expert_lora`.
 """
 
 from collections.abc import Iterator
@@ -15,10 +15,10 @@ from diffusers.hooks.group_offloading import _maybe_remove_and_reapply_group_off
 from diffusers.loaders import CogVideoXLoraLoaderMixin, WanLoraLoaderMixin
 from peft.tuners.tuners_utils import BaseTunerLayer
 
+from sememe.compute.expert_lora import check_adapter, check_can_adapt, without_injection_warnings
+from sememe.compute.placement import without_offload
+from sememe.compute.weight_storage import find_storage
 from sememe.errors import InputError, ModelError
-from sememe.models.adapters import check_adapter, check_can_adapt, without_injection_warnings
-from sememe.models.weight_storage import find_storage
-from sememe.pipelines.memory import without_offload
 
 _PREFIX = "transformer."
 

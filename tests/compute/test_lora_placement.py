@@ -9,14 +9,14 @@ import torch
 from diffusers import FirstBlockCacheConfig
 from peft import LoraConfig
 
+from compute.hidden_weights import hide_offloaded
+from compute.test_lora import TARGETS, each_family, make, make_target, predict, train, write_lora
 from pipelines.factories import make_clip, make_picture, make_pipeline
-from pipelines.hidden_weights import hide_offloaded
-from pipelines.test_lora import TARGETS, each_family, make, make_target, predict, train, write_lora
+from sememe.compute.expert_lora import add_expert_adapter, is_adapter_layer, load_expert_adapter, save_expert_adapter
+from sememe.compute.placement import apply_offload, apply_storage
+from sememe.compute.storage import quantizable_layers
+from sememe.compute.weight_storage import find_storage
 from sememe.errors import InputError, ModelError
-from sememe.models.adapters import add_expert_adapter, is_adapter_layer, load_expert_adapter, save_expert_adapter
-from sememe.models.weight_storage import find_storage
-from sememe.pipelines.memory import apply_offload, apply_storage
-from sememe.pipelines.quantization import quantizable_layers
 from sememe.pipelines.video_as_prompt import VideoAsPromptPipeline
 
 KINDS = [("model", "block"), ("sequential", "block"), ("group", "block"), ("group", "leaf")]

@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 import torch
 
+from compute.hidden_weights import hide_offloaded
 from pipelines.factories import make_clip, make_cogvideox_pipeline, make_picture, make_pipeline
-from pipelines.hidden_weights import hide_offloaded
+from sememe.compute.offload import expert_modules
+from sememe.compute.placement import apply_offload
 from sememe.errors import InputError
-from sememe.pipelines.memory import apply_offload
-from sememe.pipelines.offload import expert_modules
 from sememe.pipelines.video_as_prompt import VideoAsPromptPipeline
 
 GUIDANCE: dict[str, Any] = {"guidance_scale": 2.0, "reference_guidance_scale": 2.0, "negative_prompt": "blurry"}

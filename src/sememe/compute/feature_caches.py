@@ -20,8 +20,8 @@ from typing import Any
 
 from torch import nn
 
+from sememe.compute.compiled_blocks import is_compiled
 from sememe.errors import ModelError
-from sememe.models.compiled_blocks import is_compiled
 from sememe.models.reference import ReferenceTokens
 
 # What these keep belongs to whole blocks; what all others keep belongs to one attention each.

@@ -1,6 +1,6 @@
 """What a whole generation has on its device, counted on the CPU: tensors that are made, and weights that are there.
 
-Weights that leave are hidden (see `pipelines.hidden_weights`), and count only while they are shown.
+Weights that leave are hidden (see `compute.hidden_weights`), and count only while they are shown.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -13,9 +13,9 @@ from accelerate.hooks import AlignDevicesHook
 from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from pipelines.hidden_weights import hide_offloaded, tensors_of
-from sememe.evaluation.memory import TrackedMemory, track_memory
-from sememe.pipelines.memory import apply_offload
+from compute.hidden_weights import hide_offloaded, tensors_of
+from sememe.compute.placement import apply_offload
+from sememe.compute.tracker import TrackedMemory, track_memory
 
 
 class CountedDevice:

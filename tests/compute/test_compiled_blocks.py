@@ -8,11 +8,11 @@ import pytest
 import torch
 from diffusers import FirstBlockCacheConfig, MagCacheConfig
 
+from compute.feature_cache_configs import faster, pyramid, taylor
 from pipelines.factories import make_clip, make_cogvideox_pipeline, make_picture, make_pipeline
-from pipelines.feature_cache_configs import faster, pyramid, taylor
+from sememe.compute.placement import apply_offload, apply_storage
+from sememe.compute.speed import compile_transformer
 from sememe.errors import InputError
-from sememe.pipelines.acceleration import compile_transformer
-from sememe.pipelines.memory import apply_offload, apply_storage
 
 
 @pytest.fixture(autouse=True)

@@ -9,10 +9,10 @@ from torch import nn
 
 from models import cogvideox_factories, factories
 from pipelines.factories import make_clip, make_cogvideox_pipeline, make_picture, make_pipeline
+from sememe.compute.placement import apply_offload, apply_storage, cast_layerwise
+from sememe.compute.storage import quantizable_layers, quantize_transformer
+from sememe.compute.weight_storage import find_library
 from sememe.errors import InputError, MissingExtraError
-from sememe.models.weight_storage import find_library
-from sememe.pipelines.memory import apply_offload, apply_storage, cast_layerwise
-from sememe.pipelines.quantization import quantizable_layers, quantize_transformer
 from sememe.pipelines.video_as_prompt import VideoAsPromptPipeline
 
 # Relative distance of a forward, with room above what was seen: 0.0012, 0.0022, 0.0076, 0.0013 and 0.03.

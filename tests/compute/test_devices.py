@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from sememe.compute import devices
+from sememe.compute.devices import check_vram, find_device
 from sememe.errors import InputError
-from sememe.pipelines import devices
-from sememe.pipelines.devices import check_vram, find_device
 
 
 @pytest.mark.parametrize("name", ["cpu", "cpu:0", torch.device("cpu")])

@@ -58,7 +58,7 @@ def check_tiling(vae: nn.Module) -> None:
             raise InputError(
                 f"tiles of {pixels} pixels in {side} that overlap by {overlap:g} do not fit together in "
                 f"{type(vae).__name__}; choose sizes of which the overlap is a whole number of latents, "
-                "as enable_tiling of sememe.pipelines.tiling does"
+                "as enable_tiling of sememe.compute.tiling does"
             )
 
 

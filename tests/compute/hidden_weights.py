@@ -13,7 +13,7 @@ from accelerate.hooks import CpuOffload
 from diffusers.hooks.group_offloading import ModuleGroup
 from torch import nn
 
-from sememe.pipelines import offload
+from sememe.compute import offload
 
 
 class Safe:

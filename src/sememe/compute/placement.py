@@ -1,6 +1,6 @@
 """A pipeline made to fit: where its modules are, and in which form its weights are stored.
 
-In this order: `apply_storage`, then `apply_offload`; `enable_tiling` of `sememe.pipelines.tiling` at any time. LoRA
+In this order: `apply_storage`, then `apply_offload`; `enable_tiling` of `sememe.compute.tiling` at any time. LoRA
 weights go before or after, but for storage "fp8", before which they have to be loaded.
 """
 
@@ -16,12 +16,10 @@ from diffusers.hooks.group_offloading import _is_group_offload_enabled
 from diffusers.hooks.layerwise_casting import DEFAULT_SKIP_MODULES_PATTERN, _is_layerwise_casting_active
 from torch import nn
 
-from sememe.errors import InputError
-from sememe.models.adapters import ADAPTER_LAYER_PATTERN
-from sememe.models.compiled_blocks import is_compiled
-from sememe.models.weight_storage import find_library
-from sememe.pipelines.devices import find_device
-from sememe.pipelines.offload import (
+from sememe.compute.compiled_blocks import is_compiled
+from sememe.compute.devices import find_device
+from sememe.compute.expert_lora import ADAPTER_LAYER_PATTERN
+from sememe.compute.offload import (
     Resting,
     RestingPart,
     check_can_rest,
@@ -31,7 +29,9 @@ from sememe.pipelines.offload import (
     rest_encoders,
     rest_expert,
 )
-from sememe.pipelines.quantization import Parts, Quantization, quantize_transformer
+from sememe.compute.storage import Parts, Quantization, quantize_transformer
+from sememe.compute.weight_storage import find_library
+from sememe.errors import InputError
 
 OffloadKind = Literal["none", "model", "sequential", "group"]
 """Where the modules are:

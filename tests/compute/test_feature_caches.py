@@ -13,8 +13,8 @@ from diffusers import (
 )
 from diffusers.hooks import SeaCacheConfig, TextKVCacheConfig
 
+from compute.feature_cache_configs import faster, pyramid, taylor
 from pipelines.factories import make_clip, make_cogvideox_pipeline, make_picture, make_pipeline
-from pipelines.feature_cache_configs import faster, pyramid, taylor
 from sememe.errors import ModelError
 
 NUM_STEPS = 6

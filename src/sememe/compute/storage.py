@@ -13,9 +13,9 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 
+from sememe.compute.expert_lora import is_adapter_layer
+from sememe.compute.weight_storage import find_library
 from sememe.errors import InputError, MissingExtraError
-from sememe.models.adapters import is_adapter_layer
-from sememe.models.weight_storage import find_library
 
 Quantization = Literal["int8wo", "int8dq", "fp8wo", "int8", "nf4"]
 """What a linear layer becomes:

@@ -3,7 +3,7 @@
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from sememe.evaluation.memory import measure_peak, track_memory
+from sememe.compute.tracker import measure_peak, track_memory
 
 
 def test_birth_and_death() -> None:

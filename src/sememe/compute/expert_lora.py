@@ -18,8 +18,8 @@ from diffusers.hooks.group_offloading import _maybe_remove_and_reapply_group_off
 from diffusers.loaders import PeftAdapterMixin
 from safetensors import SafetensorError
 
+from sememe.compute.weight_storage import find_storage
 from sememe.errors import ModelError
-from sememe.models.weight_storage import find_storage
 
 EXPERT_LORA_NAME = "expert_lora.safetensors"
 ADAPTER_LAYER_PATTERN = r"\.(?:lora|lokr)_"

@@ -13,8 +13,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 from models import cogvideox_factories, factories
 from pipelines.factories import make_clip, make_cogvideox_pipeline, make_picture, make_pipeline
+from sememe.compute.expert_lora import EXPERT_LORA_NAME, add_expert_adapter, load_expert_adapter, save_expert_adapter
 from sememe.errors import InputError, ModelError
-from sememe.models.adapters import EXPERT_LORA_NAME, add_expert_adapter, load_expert_adapter, save_expert_adapter
 
 # Endings that backbone and expert have alike.
 TARGETS = ["to_q", "to_out.0", "linear_1", "proj_out"]
