@@ -13,14 +13,14 @@ from benchmarks.geometry import AttentionMode, Geometry, StepInputs, make_inputs
 from benchmarks.official import OfficialForward
 from sememe.diffusion.denoise import Predict, denoise
 from sememe.diffusion.guidance import Guidance, ReferenceChoice, Text, Variant, video_as_prompt_guidance
-from sememe.models.cogvideox import CogVideoXVideoAsPromptTransformer
-from sememe.models.expert_model import ExpertModel
-from sememe.models.wan import WanVideoAsPromptTransformer
-from sememe.pipelines.cogvideox import CogVideoXFamily
-from sememe.pipelines.conditions import Conditions, Predictor, ReadingOptions
-from sememe.pipelines.defaults import GenerationDefaults
-from sememe.pipelines.family import BackboneFamily, Reference
-from sememe.pipelines.wan import WanFamily
+from sememe.video_as_prompt.backbone_family import BackboneFamily, Reference
+from sememe.video_as_prompt.conditioning import Conditions, Predictor, ReadingOptions
+from sememe.video_as_prompt.defaults import GenerationDefaults
+from sememe.video_as_prompt.expert_model import ExpertModel
+from sememe.video_as_prompt.family_cogvideox import CogVideoXFamily
+from sememe.video_as_prompt.family_wan import WanFamily
+from sememe.video_as_prompt.network_cogvideox import CogVideoXVideoAsPromptTransformer
+from sememe.video_as_prompt.network_wan import WanVideoAsPromptTransformer
 
 TEXT_SCALE = 5.0
 

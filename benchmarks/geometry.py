@@ -8,8 +8,8 @@ from accelerate import init_empty_weights
 from diffusers import WanTransformer3DModel
 from torch import nn
 
-from sememe.models.reference import ReferenceInputs
-from sememe.models.wan import WanVideoAsPromptTransformer
+from sememe.video_as_prompt.network_wan import WanVideoAsPromptTransformer
+from sememe.video_as_prompt.references import ReferenceInputs
 
 AttentionMode = Literal["joint", "cached"]
 

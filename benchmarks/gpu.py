@@ -23,7 +23,7 @@ from sememe.compute.placement import apply_offload
 from sememe.compute.speed import compile_transformer, list_usable_attention, set_attention
 from sememe.compute.tracker import track_memory
 from sememe.errors import SememeError
-from sememe.pipelines.video_as_prompt import VideoAsPromptPipeline
+from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
 
 PARTS = ("steps", "attention", "compile", "offload")
 OFFLOADS = ("none", "model", "group", "sequential")

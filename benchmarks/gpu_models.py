@@ -9,9 +9,9 @@ from accelerate import init_empty_weights
 
 from benchmarks.contestants import Models
 from benchmarks.geometry import WAN_14B, WAN_QUICK, AttentionMode, StepInputs, fill_weights, make_inputs
-from sememe.models.cogvideox import CogVideoXVideoAsPromptTransformer
-from sememe.models.reference import ReferenceInputs
-from sememe.models.wan import WanVideoAsPromptTransformer
+from sememe.video_as_prompt.network_cogvideox import CogVideoXVideoAsPromptTransformer
+from sememe.video_as_prompt.network_wan import WanVideoAsPromptTransformer
+from sememe.video_as_prompt.references import ReferenceInputs
 
 SHARE_FOR_WEIGHTS = 0.7
 """Of a device's memory: the rest is for what is computed, and for the records of all contestants."""

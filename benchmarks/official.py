@@ -20,9 +20,9 @@ import torch
 from einops import rearrange
 from torch.nn import functional as F
 
-from sememe.models.reference import ReferenceInputs
-from sememe.models.wan import WanVideoAsPromptTransformer
-from sememe.models.wan_expert import WanExpert
+from sememe.video_as_prompt.blocks_wan import WanExpert
+from sememe.video_as_prompt.network_wan import WanVideoAsPromptTransformer
+from sememe.video_as_prompt.references import ReferenceInputs
 
 _THETA = 10000.0
 

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, UniPCMultistepScheduler
 
-from models import cogvideox_factories, factories
-from pipelines.factories import make_pipeline
 from sememe.checkpoints.formats import format_of_model
 from sememe.checkpoints.layouts import PUBLISHED_CLASSES
 from sememe.checkpoints.merged_files import save_merged
+from video_as_prompt import cogvideox_factories, wan_factories
+from video_as_prompt.pipeline_factories import make_pipeline
 
 CARD = """---
 license: apache-2.0
@@ -35,7 +35,7 @@ def save_published(folder: Path, family: str = "wan") -> Path:
     if family == "wan":
         pipeline = make_pipeline("joint", clip=True)
         network = {"image_dim": 20, "added_kv_proj_dim": 48}
-        transformer: Any = factories.make_transformer(
+        transformer: Any = wan_factories.make_transformer(
             attention_mode="joint", expert_blocks=[0, 2], reference_timestep=1.0, **network
         )
         vae, scheduler = pipeline.vae, UniPCMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction")

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
         SememeError,
         VideoError,
     )
-    from sememe.pipelines.video_as_prompt import VideoAsPromptPipeline
     from sememe.video import Clip, VideoLimits, read_clip, read_image, write_clip, write_image
+    from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
 
 __version__ = "0.1.0"
 
@@ -48,7 +48,7 @@ _HOMES = {
     "OutputError": "sememe.errors",
     "RecipeError": "sememe.errors",
     "SememeError": "sememe.errors",
-    "VideoAsPromptPipeline": "sememe.pipelines.video_as_prompt",
+    "VideoAsPromptPipeline": "sememe.video_as_prompt.pipeline",
     "VideoError": "sememe.errors",
     "VideoLimits": "sememe.video",
     "read_clip": "sememe.video",

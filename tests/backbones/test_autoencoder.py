@@ -4,10 +4,10 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderKLCogVideoX
 
-from models.factories import make_cosmos_vae, make_wan_vae
 from sememe.backbones.autoencoder import LatentGrid, decode_latents, encode_video, latent_grid
 from sememe.backbones.first_frame import encode_first_frame, frame_condition, mark_first_frame
 from sememe.errors import InputError, ModelError
+from video_as_prompt.wan_factories import make_cosmos_vae, make_wan_vae
 
 
 def make_video(num_frames: int = 5, seed: int = 0) -> torch.Tensor:

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 
-from models.factories import make_reference, make_target, make_transformer
 from sememe.backbones.cross_attention import KeptText
-from sememe.models.wan import WanVideoAsPromptTransformer
+from sememe.video_as_prompt.network_wan import WanVideoAsPromptTransformer
+from video_as_prompt.wan_factories import make_reference, make_target, make_transformer
 
 CLIP: dict[str, Any] = {"image_dim": 20, "added_kv_proj_dim": 48}
 

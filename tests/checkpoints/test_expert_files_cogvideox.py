@@ -9,12 +9,19 @@ import torch
 from diffusers import CogVideoXTransformer3DModel
 from safetensors.torch import load_file
 
-from models import factories
-from models.cogvideox_factories import LEARNED, SINES, make_backbone, make_reference, make_target, make_transformer
 from sememe.checkpoints.tensor_files import WEIGHTS_NAME
 from sememe.errors import ModelError
-from sememe.models.cogvideox import CogVideoXVideoAsPromptTransformer
-from sememe.models.key_map_cogvideox import is_expert_key
+from sememe.video_as_prompt.keys_cogvideox import is_expert_key
+from sememe.video_as_prompt.network_cogvideox import CogVideoXVideoAsPromptTransformer
+from video_as_prompt import wan_factories
+from video_as_prompt.cogvideox_factories import (
+    LEARNED,
+    SINES,
+    make_backbone,
+    make_reference,
+    make_target,
+    make_transformer,
+)
 
 
 @pytest.mark.parametrize("kind", [{}, LEARNED, SINES])
@@ -56,8 +63,8 @@ def test_an_expert_for_another_backbone_is_refused(tmp_path: Path) -> None:
     model.save_expert(tmp_path / "expert")
     with pytest.raises(ModelError, match="max_text_seq_length = 5, but the model at hand has 6"):
         make_transformer(max_text_seq_length=6).load_expert(tmp_path / "expert")
-    factories.make_transformer().save_expert(tmp_path / "wan")
+    wan_factories.make_transformer().save_expert(tmp_path / "wan")
     with pytest.raises(ModelError, match="expected to hold a CogVideoXVideoAsPromptExpert"):
         model.load_expert(tmp_path / "wan")
     with pytest.raises(ModelError, match="expected to hold a WanVideoAsPromptExpert"):
-        factories.make_transformer().load_expert(tmp_path / "expert")
+        wan_factories.make_transformer().load_expert(tmp_path / "expert")

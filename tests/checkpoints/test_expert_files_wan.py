@@ -8,11 +8,11 @@ import torch
 from diffusers import WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 
-from models.factories import make_backbone, make_reference, make_target, make_transformer
 from sememe.checkpoints.tensor_files import INDEX_NAME, WEIGHTS_NAME
 from sememe.errors import ModelError
-from sememe.models.key_map_wan import is_expert_key
-from sememe.models.wan import WanVideoAsPromptTransformer
+from sememe.video_as_prompt.keys_wan import is_expert_key
+from sememe.video_as_prompt.network_wan import WanVideoAsPromptTransformer
+from video_as_prompt.wan_factories import make_backbone, make_reference, make_target, make_transformer
 
 
 @torch.no_grad()

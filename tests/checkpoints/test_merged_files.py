@@ -9,12 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from models import cogvideox_factories, factories
-from models.two_way_models import Make, each_family, equal, make_cogvideox, make_wan
 from sememe.checkpoints.formats import COGVIDEOX, WAN, TransformerFormat, format_of_config, format_of_model
 from sememe.checkpoints.merged_files import load_merged, official_config, open_merged, save_merged
 from sememe.checkpoints.tensor_files import INDEX_NAME, WEIGHTS_NAME
 from sememe.errors import ModelError
+from video_as_prompt import cogvideox_factories, wan_factories
+from video_as_prompt.two_way_models import Make, each_family, equal, make_cogvideox, make_wan
 
 
 def change_config(folder: Path, **changes: Any) -> None:
@@ -63,7 +63,7 @@ def test_a_loaded_model_computes_the_same(make: Make, tmp_path: Path) -> None:
     results = []
     for given in (model, loaded):
         if make is make_wan:
-            arguments, reference = factories.make_target(), factories.make_reference()
+            arguments, reference = wan_factories.make_target(), wan_factories.make_reference()
         else:
             arguments, reference = cogvideox_factories.make_target(given), cogvideox_factories.make_reference()
         results.append(given(**arguments, reference=reference).sample)
@@ -172,11 +172,11 @@ def test_weights_may_have_another_name_and_the_config_no_class(tmp_path: Path) -
 
 def test_what_a_released_folder_cannot_state_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"expected a model with attention_mode = joint, .*, got cached"):
-        save_merged(factories.make_transformer(reference_timestep=1.0), tmp_path)
+        save_merged(wan_factories.make_transformer(reference_timestep=1.0), tmp_path)
     with pytest.raises(ModelError, match=r"reference_timestep = 1\.0, .*, got 5\.0"):
-        official_config(factories.make_transformer(attention_mode="joint", reference_timestep=5.0))
+        official_config(wan_factories.make_transformer(attention_mode="joint", reference_timestep=5.0))
     with pytest.raises(ModelError, match="expected a WanVideoAsPromptTransformer or CogVideoX"):
-        save_merged(factories.make_backbone(), tmp_path)
+        save_merged(wan_factories.make_backbone(), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -3,10 +3,10 @@ from pathlib import Path
 import pytest
 
 from model_folders import save_model
-from pipelines.factories import make_pipeline
 from sememe.checkpoints import zoo
 from sememe.checkpoints.zoo import describe_model, is_hub_id, list_models, resolve_model
 from sememe.errors import ModelError
+from video_as_prompt.pipeline_factories import make_pipeline
 
 
 @pytest.fixture(scope="module")

@@ -73,8 +73,8 @@ def test_mistakes(arguments: tuple[object, ...], message: str, capsys: pytest.Ca
 def test_no_gpu_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: object) -> None:
     from pathlib import Path
 
-    from pipelines.factories import make_clip, make_picture
     from sememe.video import write_clip, write_image
+    from video_as_prompt.pipeline_factories import make_clip, make_picture
 
     folder = Path(str(tmp_path))
     write_clip(make_clip(), folder / "r.mp4")

@@ -9,10 +9,10 @@ import torch
 from diffusers import FirstBlockCacheConfig, MagCacheConfig
 
 from compute.feature_cache_configs import faster, pyramid, taylor
-from pipelines.factories import make_clip, make_cogvideox_pipeline, make_picture, make_pipeline
 from sememe.compute.placement import apply_offload, apply_storage
 from sememe.compute.speed import compile_transformer
 from sememe.errors import InputError
+from video_as_prompt.pipeline_factories import make_clip, make_cogvideox_pipeline, make_picture, make_pipeline
 
 
 @pytest.fixture(autouse=True)

@@ -14,8 +14,8 @@ from diffusers import (
 from diffusers.hooks import SeaCacheConfig, TextKVCacheConfig
 
 from compute.feature_cache_configs import faster, pyramid, taylor
-from pipelines.factories import make_clip, make_cogvideox_pipeline, make_picture, make_pipeline
 from sememe.errors import ModelError
+from video_as_prompt.pipeline_factories import make_clip, make_cogvideox_pipeline, make_picture, make_pipeline
 
 NUM_STEPS = 6
 

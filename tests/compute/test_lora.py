@@ -11,10 +11,10 @@ from diffusers.loaders import WanLoraLoaderMixin
 from peft import LoraConfig, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from models import cogvideox_factories, factories
-from pipelines.factories import make_clip, make_cogvideox_pipeline, make_picture, make_pipeline
 from sememe.compute.expert_lora import EXPERT_LORA_NAME, add_expert_adapter, load_expert_adapter, save_expert_adapter
 from sememe.errors import InputError, ModelError
+from video_as_prompt import cogvideox_factories, wan_factories
+from video_as_prompt.pipeline_factories import make_clip, make_cogvideox_pipeline, make_picture, make_pipeline
 
 # Endings that backbone and expert have alike.
 TARGETS = ["to_q", "to_out.0", "linear_1", "proj_out"]
@@ -61,7 +61,7 @@ def write_lora(pipe: Any, folder: Path, *, has_settings: bool = True) -> Any:
 
 def make_target(pipe: Any) -> dict[str, Any]:
     if pipe.family.name == "wan":
-        return factories.make_target()
+        return wan_factories.make_target()
     return cogvideox_factories.make_target(pipe.transformer)
 
 
@@ -199,7 +199,7 @@ def test_weights_that_do_not_fit_are_refused_in_one_line(family: str, tmp_path: 
 def test_an_adapter_of_the_expert_saves_and_loads_alone(family: str, tmp_path: Path) -> None:
     pipe, target = make(family), make_target(make(family))
     model = pipe.transformer
-    random = factories.make_reference() if family == "wan" else cogvideox_factories.make_reference()
+    random = wan_factories.make_reference() if family == "wan" else cogvideox_factories.make_reference()
     plain, backbone = predict(model, target), model(**target, reference=random).sample
     add_expert_adapter(model, LoraConfig(r=2, target_modules=TARGETS), "style")
     train(model)
@@ -220,7 +220,7 @@ def test_an_adapter_of_the_expert_saves_and_loads_alone(family: str, tmp_path: P
         load_expert_adapter(other, tmp_path / "nowhere")
     with pytest.raises(ModelError, match="no layer of the expert"):
         add_expert_adapter(make(family).transformer, LoraConfig(r=2, target_modules=["proj_out"]))
-    fewer = factories.make_transformer(expert_blocks=[0]) if family == "wan" else None
+    fewer = wan_factories.make_transformer(expert_blocks=[0]) if family == "wan" else None
     if fewer is not None:
         with pytest.raises(ModelError, match="another model"):
             load_expert_adapter(fewer, tmp_path)

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from compute.hidden_weights import hide_offloaded
-from pipelines.factories import make_clip, make_cogvideox_pipeline, make_picture, make_pipeline
 from sememe.compute.offload import expert_modules
 from sememe.compute.placement import apply_offload
 from sememe.errors import InputError
-from sememe.pipelines.video_as_prompt import VideoAsPromptPipeline
+from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
+from video_as_prompt.pipeline_factories import make_clip, make_cogvideox_pipeline, make_picture, make_pipeline
 
 GUIDANCE: dict[str, Any] = {"guidance_scale": 2.0, "reference_guidance_scale": 2.0, "negative_prompt": "blurry"}
 KINDS = [("model", "block"), ("sequential", "block"), ("group", "block"), ("group", "leaf")]

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from models import cogvideox_factories, factories
-from pipelines.factories import make_clip, make_cogvideox_pipeline, make_picture, make_pipeline
 from sememe.compute.placement import apply_offload, apply_storage, cast_layerwise
 from sememe.compute.storage import quantizable_layers, quantize_transformer
 from sememe.compute.weight_storage import find_library
 from sememe.errors import InputError, MissingExtraError
-from sememe.pipelines.video_as_prompt import VideoAsPromptPipeline
+from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
+from video_as_prompt import cogvideox_factories, wan_factories
+from video_as_prompt.pipeline_factories import make_clip, make_cogvideox_pipeline, make_picture, make_pipeline
 
 # Relative distance of a forward, with room above what was seen: 0.0012, 0.0022, 0.0076, 0.0013 and 0.03.
 BOUNDS = {"int8wo": 0.005, "int8dq": 0.01, "fp8wo": 0.03, "int8": 0.005, "nf4": 0.1}
@@ -21,14 +21,14 @@ KEPT = ("embed", "norm", "proj_out", "modulation")
 
 
 def make_model(family: str, mode: str = "cached") -> Any:
-    made: Any = factories if family == "wan" else cogvideox_factories
+    made: Any = wan_factories if family == "wan" else cogvideox_factories
     return made.make_transformer(attention_mode=mode)
 
 
 @torch.no_grad()
 def predict(model: Any, family: str) -> torch.Tensor:
     if family == "wan":
-        return model(**factories.make_target(), reference=factories.make_reference()).sample
+        return model(**wan_factories.make_target(), reference=wan_factories.make_reference()).sample
     target = cogvideox_factories.make_target(model)
     return model(**target, reference=cogvideox_factories.make_reference()).sample
 
@@ -135,7 +135,8 @@ def test_quantised_backbone_and_both(family: str, kind: str) -> None:
 def test_quantised_weights_compute_in_bfloat16(kind: str) -> None:
     model = make_model("wan").to(torch.bfloat16)
     target = {
-        key: value if key == "timestep" else value.to(torch.bfloat16) for key, value in factories.make_target().items()
+        key: value if key == "timestep" else value.to(torch.bfloat16)
+        for key, value in wan_factories.make_target().items()
     }
     with torch.no_grad():
         expected = model(**target).sample

@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 
 from sememe.checkpoints.formats import format_of_model
 from sememe.checkpoints.merged_files import official_config
-from sememe.models.cogvideox import CogVideoXVideoAsPromptTransformer
-from sememe.models.reference import ReferenceInputs
-from sememe.models.wan import WanVideoAsPromptTransformer
+from sememe.video_as_prompt.network_cogvideox import CogVideoXVideoAsPromptTransformer
+from sememe.video_as_prompt.network_wan import WanVideoAsPromptTransformer
+from sememe.video_as_prompt.references import ReferenceInputs
 
 FOLDER = Path(__file__).parent / "vectors"
 _NUM_TEXT_TOKENS = 512

@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sememe.models.cogvideox import CogVideoXVideoAsPromptTransformer
-from sememe.models.key_map_cogvideox import from_official_key, is_official_expert_key
-from sememe.models.reference import ReferenceInputs
-from sememe.models.rotary import cogvideox_reference_rotary, cogvideox_rotary
+from sememe.video_as_prompt.keys_cogvideox import from_official_key, is_official_expert_key
+from sememe.video_as_prompt.network_cogvideox import CogVideoXVideoAsPromptTransformer
+from sememe.video_as_prompt.references import ReferenceInputs
+from sememe.video_as_prompt.rotary import cogvideox_reference_rotary, cogvideox_rotary
 
 ROOT = Path(__file__).parents[2].parent / "shared" / "parity"
 pytestmark = pytest.mark.skipif(not ROOT.exists(), reason="the parity vectors are not beside the project")

@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sememe.models.key_map_wan import from_official_key, is_official_expert_key
-from sememe.models.reference import ReferenceInputs
-from sememe.models.wan import WanVideoAsPromptTransformer
+from sememe.video_as_prompt.keys_wan import from_official_key, is_official_expert_key
+from sememe.video_as_prompt.network_wan import WanVideoAsPromptTransformer
+from sememe.video_as_prompt.references import ReferenceInputs
 
 FOLDER = Path(__file__).parents[2].parent / "shared" / "parity" / "wan"
 

@@ -8,12 +8,10 @@ import pytest
 import torch
 from diffusers import AutoencoderKLCogVideoX, AutoencoderKLCosmos, AutoencoderKLWan
 
-from models import cogvideox_factories, factories
 from sememe.backbones.autoencoder import decode_latents, encode_video, latent_grid
 from sememe.compute.tiling import enable_tiling
 from sememe.compute.tracker import measure_peak, track_memory
 from sememe.errors import InputError
-from sememe.models.reference import ReferenceCache, ReferenceInputs
 from sememe.pipelines.activations import TokenCounts, TransformerShape, encode_bytes, forward_bytes, record_bytes
 from sememe.pipelines.autoencoder_memory import AutoencoderShape
 from sememe.pipelines.planning import (
@@ -25,6 +23,8 @@ from sememe.pipelines.planning import (
     count_weights,
     estimate_memory,
 )
+from sememe.video_as_prompt.references import ReferenceCache, ReferenceInputs
+from video_as_prompt import cogvideox_factories, wan_factories
 
 BOUND = 0.10
 NUM_LAYERS = 4
@@ -62,10 +62,10 @@ def make_bench(
     frames, height, width = size
     timestep = torch.tensor([500.0])
     if family == "wan":
-        model: Any = factories.make_transformer(
+        model: Any = wan_factories.make_transformer(
             attention_mode=mode, expert_blocks=experts, num_layers=NUM_LAYERS, ffn_dim=128
         )
-        video, text = torch.randn(1, factories.IN_CHANNELS, *size), torch.randn(1, 7, factories.TEXT_DIM)
+        video, text = torch.randn(1, wan_factories.IN_CHANNELS, *size), torch.randn(1, 7, wan_factories.TEXT_DIM)
         settings: dict[str, Any] = {}
     else:
         native: Any = {"sample_height": height, "sample_width": width, "num_layers": NUM_LAYERS}
@@ -213,8 +213,8 @@ def test_an_autoencoder_in_tiles() -> None:
 
 def make_model(**settings: Any) -> ModelMemory:
     """A made-up model, of which every part has a size that is easy to recognise."""
-    transformer = factories.make_transformer(expert_blocks=[0, 2])
-    vae = AutoencoderShape("AutoencoderKLWan", latent_grid(factories.make_wan_vae(), 2), 10**6, 4)
+    transformer = wan_factories.make_transformer(expert_blocks=[0, 2])
+    vae = AutoencoderShape("AutoencoderKLWan", latent_grid(wan_factories.make_wan_vae(), 2), 10**6, 4)
     described: dict[str, Any] = {
         "name": "made-up",
         "shape": TransformerShape.from_config("wan", transformer.config),

@@ -5,16 +5,16 @@ import torch
 from safetensors import safe_open
 
 from model_folders import save_model
-from pipelines.factories import DEFAULTS, make_clip, make_picture, make_pipeline
 from sememe.checkpoints.fingerprint import hash_file
 from sememe.checkpoints.parts import find_part
 from sememe.checkpoints.zoo import describe_model
 from sememe.errors import ModelError, OutputError
-from sememe.pipelines.defaults import GenerationDefaults
-from sememe.pipelines.video_as_prompt import VideoAsPromptPipeline
+from sememe.video_as_prompt.defaults import GenerationDefaults
+from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
 from sememe.workflows.assemble import SchedulerSettings, assemble_video_as_prompt, describe_runs, make_scheduler
 from sememe.workflows.model_card import ModelCard
 from sememe.workflows.run_record import RunRecord, RunSummary, write_run, write_summary
+from video_as_prompt.pipeline_factories import DEFAULTS, make_clip, make_picture, make_pipeline
 
 CARD = ModelCard(
     title="random",

@@ -10,11 +10,11 @@ import torch
 from safetensors import safe_open
 
 from model_folders import make_stock, save_model, save_published
-from models.factories import make_transformer
 from sememe.checkpoints.model_folders import load_components
 from sememe.errors import InputError, ModelError, OutputError
 from sememe.workflows.convert import ConversionRequest, ConversionResult, convert_model
 from sememe.workflows.events import Progress
+from video_as_prompt.wan_factories import make_transformer
 
 
 def convert(source: Path, output: Path, **settings: Any) -> ConversionResult:

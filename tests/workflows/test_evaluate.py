@@ -8,17 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines.factories import make_pipeline
 from sememe.errors import InputError
 from sememe.evaluation.cases import Case
 from sememe.video import Clip, read_image
+from sememe.video_as_prompt.evaluation import Maker, Row, Sampler, deal_row, list_rows, paste_changes, scene_oracles
 from sememe.workflows import evaluate as workflow
 from sememe.workflows.evaluate import EvaluationSettings, choose_rows, evaluate_video_as_prompt, parse_controls
-from sememe.workflows.evaluation_rows import Maker, Row, Sampler, deal_row, list_rows, paste_changes, scene_oracles
 from sememe.workflows.events import Progress
 from sememe.world import random_scene
 from sememe.world.captions import full_caption
 from sememe.world.catalogue import parts_of
+from video_as_prompt.pipeline_factories import make_pipeline
 
 CANDIDATES = ["melt", "zoom_in", "night", "burn"]
 

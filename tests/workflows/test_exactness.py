@@ -11,7 +11,6 @@ from diffusers import FirstBlockCacheConfig
 from peft import LoraConfig
 
 from model_folders import make_stock, save_model, save_published
-from pipelines.factories import make_clip, make_picture, make_pipeline
 from sememe.compute.placement import apply_storage
 from sememe.compute.tiling import enable_tiling
 from sememe.video import write_clip, write_image
@@ -19,6 +18,7 @@ from sememe.workflows.generate import VideoAsPromptRequest, generate_video_as_pr
 from sememe.workflows.loading import LoadedModel, load_model
 from sememe.workflows.model_memory import read_model_memory, read_own_dtype
 from sememe.workflows.sidecar import describe_exactness
+from video_as_prompt.pipeline_factories import make_clip, make_picture, make_pipeline
 
 SETTINGS = {"height": 32, "width": 48}
 

@@ -13,7 +13,6 @@ import av
 import numpy as np
 import pytest
 
-from pipelines.factories import make_clip, make_picture
 from sememe.errors import InputError, OutputError, VideoError
 from sememe.video import Clip, read_clip, read_image, write_clip, write_image
 from sememe.workflows import generate as module
@@ -23,6 +22,7 @@ from sememe.workflows.generate import VideoAsPromptRequest, VideoAsPromptResult,
 from sememe.workflows.inputs import read_reference
 from sememe.workflows.loading import LoadedModel, load_model
 from sememe.workflows.outputs import PICTURE_SUFFIXES, VIDEO_SUFFIXES
+from video_as_prompt.pipeline_factories import make_clip, make_picture
 
 
 @pytest.fixture(scope="module")

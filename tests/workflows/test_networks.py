@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from sememe.backbones.autoencoder import latent_grid
-from sememe.recipes.records import AutoencoderRecipe, BackboneRecipe, TextNetwork
-from sememe.recipes.table import RECIPES, find_recipe
+from sememe.video_as_prompt.recipe_records import AutoencoderRecipe, BackboneRecipe, TextNetwork
+from sememe.video_as_prompt.recipes import RECIPES, find_recipe
 from sememe.workflows.networks import make_autoencoder, make_text_encoder, make_transformer, train_tokenizer
 
 CAPTIONS = [

@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from models import cogvideox_factories, factories
 from sememe.checkpoints.merged_files import official_config
 from sememe.errors import InputError, ModelError
-from sememe.models.reference import ReferenceInputs
+from sememe.video_as_prompt.references import ReferenceInputs
 from sememe.workflows.parity import check_parity
+from video_as_prompt import cogvideox_factories, wan_factories
 
 OFFICIAL = Path(__file__).parents[2].parent / "shared" / "parity"
 
@@ -43,8 +43,8 @@ def write_vectors(
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Vectors of Wan."""
-    model = factories.make_transformer(attention_mode="joint", expert_blocks=[0, 2], reference_timestep=1.0)
-    target, reference = factories.make_target(batch_size=1), factories.make_reference(batch_size=1)
+    model = wan_factories.make_transformer(attention_mode="joint", expert_blocks=[0, 2], reference_timestep=1.0)
+    target, reference = wan_factories.make_target(batch_size=1), wan_factories.make_reference(batch_size=1)
     write_vectors(tmp_path, model, target, reference, frame_axis=2)
     return tmp_path
 

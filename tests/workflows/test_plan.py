@@ -12,7 +12,6 @@ import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel, T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
 
 from model_folders import make_stock, save_published
-from pipelines.factories import make_clip, make_picture
 from sememe.errors import InputError, ModelError
 from sememe.pipelines.planning import Generation, ModelMemory, Strategy, estimate_memory
 from sememe.video import write_clip, write_image
@@ -21,6 +20,7 @@ from sememe.workflows.candidates import Candidate, Wish, list_candidates
 from sememe.workflows.generate import VideoAsPromptRequest, generate_video_as_prompt
 from sememe.workflows.loading import choose_device, load_model
 from sememe.workflows.plan import MemoryPlan, PlanRequest, plan_document, plan_memory
+from video_as_prompt.pipeline_factories import make_clip, make_picture
 
 
 @pytest.fixture(scope="module")

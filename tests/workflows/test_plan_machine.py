@@ -101,7 +101,7 @@ def unloaded(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise AssertionError("nothing was to be loaded")
 
-    monkeypatch.setattr("sememe.pipelines.video_as_prompt.VideoAsPromptPipeline.from_pretrained", fail)
+    monkeypatch.setattr("sememe.video_as_prompt.pipeline.VideoAsPromptPipeline.from_pretrained", fail)
     monkeypatch.setattr("sememe.checkpoints.model_folders._download", fail)
 
 

@@ -9,11 +9,11 @@ import torch
 from diffusers import AutoencoderKLCogVideoX, AutoencoderKLWan
 
 from compute.counted_weights import count_device
-from pipelines.factories import make_clip, make_cogvideox_pipeline, make_picture, make_pipeline
 from sememe.pipelines import planning
 from sememe.pipelines.planning import Generation, Strategy, estimate_memory
-from sememe.pipelines.video_as_prompt import VideoAsPromptPipeline
+from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
 from sememe.workflows.model_memory import read_model_memory
+from video_as_prompt.pipeline_factories import make_clip, make_cogvideox_pipeline, make_picture, make_pipeline
 
 GUIDANCE: dict[str, Any] = {"guidance_scale": 2.0, "reference_guidance_scale": 2.0, "negative_prompt": "blurry"}
 BY_GROUPS = [Strategy("float32", offload="group"), Strategy("float32", offload="group-leaf")]

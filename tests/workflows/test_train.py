@@ -12,10 +12,10 @@ from torch import Tensor
 
 from sememe.data.latents import LatentCache
 from sememe.errors import InputError, ModelError, RecipeError
-from sememe.pipelines.video_as_prompt import VideoAsPromptPipeline
-from sememe.training.backbone import BackboneStage
-from sememe.training.expert import ExpertStage
 from sememe.training.progress import CheckpointSaved, TrainingEvent, TrainingProgress
+from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
+from sememe.video_as_prompt.stage_backbone import BackboneStage
+from sememe.video_as_prompt.stage_expert import ExpertStage
 from sememe.workflows import stages
 from sememe.workflows.beginnings import find_initial, prepare_start
 from sememe.workflows.events import Progress, ignore_progress

@@ -6,8 +6,8 @@ from typing import Any
 
 from sememe.checkpoints.key_map import KeyMap
 from sememe.errors import ModelError
-from sememe.models.cogvideox import CogVideoXVideoAsPromptTransformer
-from sememe.models.wan import WanVideoAsPromptTransformer
+from sememe.video_as_prompt.network_cogvideox import CogVideoXVideoAsPromptTransformer
+from sememe.video_as_prompt.network_wan import WanVideoAsPromptTransformer
 
 
 @dataclass(frozen=True)

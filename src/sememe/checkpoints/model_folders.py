@@ -26,7 +26,7 @@ from sememe.checkpoints.weight_files import PICKLE_REASON, PICKLED_SUFFIXES
 from sememe.checkpoints.zoo import is_hub_id, resolve_model
 from sememe.errors import ModelError
 from sememe.files import write_text
-from sememe.pipelines.released_defaults import released_defaults
+from sememe.video_as_prompt.released_defaults import released_defaults
 
 # Only these classes are ever loaded, whatever a model_index.json names; those of transformers see `layouts`.
 ALLOWED_CLASSES: Mapping[str, Mapping[str, frozenset[str]]] = {

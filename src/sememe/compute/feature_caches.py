@@ -22,7 +22,7 @@ from torch import nn
 
 from sememe.compute.compiled_blocks import is_compiled
 from sememe.errors import ModelError
-from sememe.models.reference import ReferenceTokens
+from sememe.video_as_prompt.references import ReferenceTokens
 
 # What these keep belongs to whole blocks; what all others keep belongs to one attention each.
 _OF_BLOCKS = ("FirstBlockCacheConfig", "MagCacheConfig")

@@ -15,8 +15,8 @@ from diffusers.models._modeling_parallel import ContextParallelInput
 from torch import nn
 
 from sememe.errors import ModelError
-from sememe.models.reference import ReferenceCache, ReferenceTokens
-from sememe.models.rotary import RotaryTables
+from sememe.video_as_prompt.references import ReferenceCache, ReferenceTokens
+from sememe.video_as_prompt.rotary import RotaryTables
 
 SPLIT_TOKENS = {0: ContextParallelInput(split_dim=1, split_output=True)}
 """What a plan says of a `TokenSplit`."""

@@ -11,13 +11,13 @@ from sememe.checkpoints.parts import find_part
 from sememe.checkpoints.zoo import resolve_model
 from sememe.errors import ModelError, RecipeError
 from sememe.files import write_text
-from sememe.recipes.records import ModelRecipe, SchedulerSettings
+from sememe.video_as_prompt.recipe_records import ModelRecipe, SchedulerSettings
 from sememe.workflows.folders import atomic_folder
 from sememe.workflows.model_card import ModelCard, write_card
 from sememe.workflows.run_record import describe_run, read_run, read_summary
 
 if TYPE_CHECKING:
-    from sememe.pipelines.defaults import GenerationDefaults
+    from sememe.video_as_prompt.defaults import GenerationDefaults
 
 __all__ = ["SchedulerSettings", "assemble_recipe", "assemble_video_as_prompt", "make_scheduler"]
 
@@ -101,7 +101,7 @@ def assemble_recipe(
         RecipeError: the parts were trained on latents of another autoencoder.
         OutputError: the folder cannot be written.
     """
-    from sememe.pipelines.defaults import GenerationDefaults
+    from sememe.video_as_prompt.defaults import GenerationDefaults
 
     sources = {"autoencoder": recipe.autoencoder, "backbone": recipe.backbone, "expert": recipe.expert}
     vae = find_part(recipe.autoencoder, "vae")
@@ -178,8 +178,8 @@ def _load_parts(
     import torch
 
     from sememe.checkpoints.components import load_autoencoder, load_text_encoder, load_tokenizer
-    from sememe.models.wan import WanVideoAsPromptTransformer
-    from sememe.pipelines.video_as_prompt import VideoAsPromptPipeline
+    from sememe.video_as_prompt.network_wan import WanVideoAsPromptTransformer
+    from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
 
     return VideoAsPromptPipeline(
         tokenizer=load_tokenizer(tokenizer),

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from sememe.checkpoints.parts import find_part
 from sememe.errors import ModelError, RecipeError
-from sememe.recipes.records import AutoencoderRecipe, BackboneRecipe, ExpertRecipe, TrainingRecipe
+from sememe.video_as_prompt.recipe_records import AutoencoderRecipe, BackboneRecipe, ExpertRecipe, TrainingRecipe
 from sememe.workflows.folders import atomic_folder
 
 START_NAME = "start"

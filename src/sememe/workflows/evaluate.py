@@ -18,7 +18,7 @@ from sememe.evaluation.rows import CaseResult, judge_case, summarise_row
 from sememe.evaluation.splits import condition_groups
 from sememe.files import check_writable
 from sememe.video import Clip, SheetRow, contact_sheet, write_image
-from sememe.workflows.evaluation_rows import (
+from sememe.video_as_prompt.evaluation import (
     CONTROLS,
     REFERENCE_QUALITY,
     Maker,

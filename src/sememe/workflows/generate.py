@@ -20,7 +20,7 @@ from sememe.workflows.outputs import OutputFiles
 from sememe.workflows.plan import PlanRequest, Texts, check_plan_request
 
 if TYPE_CHECKING:
-    from sememe.pipelines.video_as_prompt import VideoAsPromptOutput
+    from sememe.video_as_prompt.pipeline import VideoAsPromptOutput
 
 MAX_SEED = 2**63 - 1
 

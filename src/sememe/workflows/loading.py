@@ -14,8 +14,8 @@ from sememe.workflows.plan import MemoryPlan, PlanRequest, Texts, apply_plan, ch
 if TYPE_CHECKING:
     import torch
 
-    from sememe.pipelines.encoders import EncodedPrompt
-    from sememe.pipelines.video_as_prompt import VideoAsPromptPipeline
+    from sememe.video_as_prompt.encoders import EncodedPrompt
+    from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -136,7 +136,7 @@ def load_model(
 
     from sememe.checkpoints.model_folders import find_expert, find_folder
     from sememe.compute.speed import check_attention_name, check_compiler
-    from sememe.pipelines.video_as_prompt import VideoAsPromptPipeline
+    from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
 
     place = choose_device(device)
     request = None if wanted.plan is None else _ask_machine(wanted.plan, place)

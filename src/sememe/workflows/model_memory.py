@@ -147,7 +147,7 @@ def _describe_released(name: str, guided: Guided) -> "ModelMemory":
     import torch
 
     from sememe.checkpoints.formats import FORMATS
-    from sememe.pipelines.released_defaults import released_defaults
+    from sememe.video_as_prompt.released_defaults import released_defaults
 
     known = RELEASED[name]
     kind = next(each for each in FORMATS if each.name == known.family)
@@ -171,7 +171,7 @@ def _describe_folder(name: str, folder: Path, expert: str | Path | None, guided:
     from sememe.checkpoints.model_folders import choose_expert
     from sememe.checkpoints.separate_files import open_separate
     from sememe.checkpoints.tensor_files import read_json
-    from sememe.pipelines.released_defaults import released_defaults
+    from sememe.video_as_prompt.released_defaults import released_defaults
 
     layout = read_layout(folder)
     if layout.has_token_timesteps:
@@ -216,8 +216,8 @@ def _describe(
 ) -> "ModelMemory":
     from sememe.diffusion.guidance import video_as_prompt_guidance
     from sememe.pipelines.activations import TransformerShape
-    from sememe.pipelines.defaults import GenerationDefaults
     from sememe.pipelines.planning import ModelMemory, count_weights
+    from sememe.video_as_prompt.defaults import GenerationDefaults
 
     config = transformer.config
     settings = GenerationDefaults.from_config(defaults).override(

@@ -8,8 +8,8 @@ import torch
 
 from sememe.checkpoints.merged_files import load_merged
 from sememe.errors import InputError
-from sememe.models.cogvideox import CogVideoXVideoAsPromptTransformer
-from sememe.models.reference import ReferenceInputs
+from sememe.video_as_prompt.network_cogvideox import CogVideoXVideoAsPromptTransformer
+from sememe.video_as_prompt.references import ReferenceInputs
 
 _STEMS = ("weights",)
 

@@ -10,8 +10,8 @@ from sememe.workflows.candidates import Candidate, Wish, find_faster, find_first
 from sememe.workflows.model_memory import Guided, read_model_memory
 
 if TYPE_CHECKING:
-    from sememe.pipelines.encoders import EncodedPrompt
     from sememe.pipelines.planning import Generation, ModelMemory, Strategy
+    from sememe.video_as_prompt.encoders import EncodedPrompt
 
 STORAGES = ("full", "fp8", "int8wo", "int8dq", "fp8wo", "int8", "nf4")
 _GIGABYTE = 1e9

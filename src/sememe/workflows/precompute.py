@@ -13,7 +13,7 @@ from sememe.checkpoints.parts import find_part
 from sememe.data.latents import CacheOrigin, LatentCache, LatentCacheWriter
 from sememe.errors import InputError
 from sememe.files import write_text
-from sememe.recipes.records import LatentsRecipe
+from sememe.video_as_prompt.recipe_records import LatentsRecipe
 from sememe.workflows.clips import ClipCollection, open_clips
 from sememe.workflows.events import Progress, ProgressHandler, ignore_progress
 

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from sememe.recipes.table import RECIPES, find_recipe, kind_of
 from sememe.training.config import list_settings
+from sememe.video_as_prompt.recipes import RECIPES, find_recipe, kind_of
 
 _VERBS = {"latents": "precompute", "model": "assemble"}
 

@@ -16,12 +16,12 @@ from sememe.checkpoints.parts import find_part
 from sememe.checkpoints.zoo import resolve_model
 from sememe.data.latents import LatentCache, LatentSubset
 from sememe.errors import ModelError, RecipeError
-from sememe.recipes.records import AutoencoderRecipe, BackboneRecipe, ExpertRecipe, TrainingRecipe
 from sememe.training.autoencoder import AutoencoderStage, balance_bands
-from sememe.training.backbone import BackboneStage
 from sememe.training.distribution import choose_device
-from sememe.training.expert import ExpertStage
 from sememe.training.stage import Stage
+from sememe.video_as_prompt.recipe_records import AutoencoderRecipe, BackboneRecipe, ExpertRecipe, TrainingRecipe
+from sememe.video_as_prompt.stage_backbone import BackboneStage
+from sememe.video_as_prompt.stage_expert import ExpertStage
 from sememe.workflows import networks
 from sememe.workflows.beginnings import InitialWeights, prepare_start
 from sememe.workflows.clips import open_clips
@@ -114,7 +114,7 @@ def _prepare_backbone(
 def _prepare_expert(
     recipe: ExpertRecipe, output_dir: Path, initial: InitialWeights | None, on_progress: ProgressHandler
 ) -> PreparedStage:
-    from sememe.models.wan import WanVideoAsPromptTransformer
+    from sememe.video_as_prompt.network_wan import WanVideoAsPromptTransformer
 
     cache = _read_latents(recipe, on_progress)
     on_progress(Progress("loading the backbone"))

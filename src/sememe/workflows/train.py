@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from sememe.errors import RecipeError
-from sememe.recipes.records import AutoencoderRecipe, BackboneRecipe, ExpertRecipe, TrainingRecipe
-from sememe.recipes.table import find_recipe, kind_of
 from sememe.training.config import TrainingConfig, apply_overrides, list_settings
+from sememe.video_as_prompt.recipe_records import AutoencoderRecipe, BackboneRecipe, ExpertRecipe, TrainingRecipe
+from sememe.video_as_prompt.recipes import find_recipe, kind_of
 from sememe.workflows.events import Progress, ProgressHandler, ignore_progress
 from sememe.workflows.run_record import RunRecord, RunSummary, check_recipe, write_run, write_summary
 

@@ -1,1 +1,0 @@
-"""Networks: what computes a prediction. Import the modules; nothing is loaded by importing this package."""

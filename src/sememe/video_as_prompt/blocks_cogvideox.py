@@ -1,0 +1,342 @@
+"""The expert of Video-As-Prompt on CogVideoX's block: a second set of weights for the reference's tokens.
+
+Video-As-Prompt (arXiv 2510.20888, section 3.2) keeps the video transformer frozen and gives some of its blocks an
+expert. In a CogVideoX block text and video attend together, so a reference brings both: its caption's tokens and its
+video's, which share the expert's weights as the target's share the block's. All four meet in one attention.
+
+The parts of an expert (before, during and after that attention) are modules with a forward of their own, and each
+parameter belongs to the part that uses it: weights that are gathered, moved or cast by hooks on `forward` are then
+always in place. Blocks keep nothing between calls.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
+from diffusers.models.attention import FeedForward
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.attention_processor import Attention, CogVideoXAttnProcessor2_0
+from diffusers.models.normalization import CogVideoXLayerNormZero
+from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXBlock
+from torch import nn
+
+from sememe.video_as_prompt.reference_attention import IsolatedAttention, ReferenceAttention, attend_beside
+from sememe.video_as_prompt.rotary import RotaryTables, rotate
+
+# The stock block states it as a number, apart from the configuration.
+_QK_NORM_EPS = 1e-6
+
+
+class TwoPartStream(NamedTuple):
+    """The reference's side of a block's arguments.
+
+    Its video tokens stand behind the target's in `hidden_states`, its captions' behind the target's text in
+    `encoder_hidden_states`; `temb` is (batch or 1, time_embed_dim). `strength` and `keys_only` are those
+    of `ReferenceStream`.
+    """
+
+    num_text_tokens: int
+    num_video_tokens: int
+    temb: torch.Tensor
+    rotary: RotaryTables | None
+    strength: float = 1.0
+    keys_only: bool = False
+
+
+class EncodedReference(NamedTuple):
+    """A reference after one block that saw nothing else: video and text tokens, and the keys and values in it."""
+
+    hidden_states: torch.Tensor
+    encoder_hidden_states: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+
+
+class TextAndVideo(NamedTuple):
+    """One stream's tokens, or their gates, each (batch, token or 1, dim)."""
+
+    text: torch.Tensor
+    video: torch.Tensor
+
+
+class Projected(NamedTuple):
+    """A reference before an attention: its queries, keys and values, texts first, and the gates of the result."""
+
+    attention: ReferenceAttention
+    gates: TextAndVideo
+
+
+def rotate_video(features: torch.Tensor, num_text_tokens: int, rotary: RotaryTables | None) -> torch.Tensor:
+    """Rotates what stands behind the text in (batch, token, head, head_dim)."""
+    if rotary is None:
+        return features
+    text, video = features.tensor_split([num_text_tokens], dim=1)
+    return torch.cat([text, rotate(video, *rotary)], dim=1)
+
+
+def finish_block(
+    part: Any, tokens: TextAndVideo, attention: TextAndVideo, gates: TextAndVideo, temb: torch.Tensor
+) -> TextAndVideo:
+    """Gates and feed-forward of one stream, with the modules of `part` (a block or an expert)."""
+    text, video = tokens.text + gates.text * attention.text, tokens.video + gates.video * attention.video
+    normed_video, normed_text, video_gate, text_gate = part.norm2(video, text, temb)
+    both = part.ff(torch.cat([normed_text, normed_video], dim=1))
+    read_text, read_video = both.tensor_split([text.shape[1]], dim=1)
+    return TextAndVideo(text + text_gate * read_text, video + video_gate * read_video)
+
+
+class CogVideoXDispatchedAttnProcessor(CogVideoXAttnProcessor2_0):
+    """CogVideoX's attention on a chosen backend or over several ranks; by itself it is the stock one, bit for bit."""
+
+    _attention_backend: Any = None
+    _parallel_config: Any = None
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        image_rotary_emb: Any = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        # The stock class calls torch's attention itself, past the choice that diffusers offers elsewhere.
+        if self._attention_backend is None and self._parallel_config is None:
+            return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
+        query, key, value = self._project(attn, hidden_states, encoder_hidden_states, image_rotary_emb)
+        choice = {"backend": self._attention_backend, "parallel_config": self._parallel_config}
+        heads = dispatch_attention_fn(query, key, value, attn_mask=attention_mask, **choice)
+        result = attn.to_out[1](attn.to_out[0](heads.flatten(2, 3).type_as(query)))
+        text, video = result.tensor_split([encoder_hidden_states.shape[1]], dim=1)
+        return video, text
+
+    def _project(
+        self, attn: Attention, video: torch.Tensor, text: torch.Tensor, rotary: Any
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries, keys and values, each (batch, token, head, head_dim), texts first, normed and rotated."""
+        both, split = torch.cat([text, video], dim=1), (attn.heads, -1)
+        query, key, value = (project(both).unflatten(2, split) for project in (attn.to_q, attn.to_k, attn.to_v))
+        query = query if attn.norm_q is None else attn.norm_q(query)
+        key = key if attn.norm_k is None else attn.norm_k(key)
+        query = rotate_video(query, text.shape[1], rotary).type_as(value)
+        return query, rotate_video(key, text.shape[1], rotary).type_as(value), value
+
+
+class CogVideoXJointAttnProcessor(CogVideoXDispatchedAttnProcessor):
+    """CogVideoX's attention of the target, with the reference's tokens beside the target's."""
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        image_rotary_emb: Any = None,
+        reference: ReferenceAttention | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Attends; with a reference query, its heads' output (before any projection) follows the target's video."""
+        if reference is None:
+            return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
+
+        query, key, value = self._project(attn, hidden_states, encoder_hidden_states, image_rotary_emb)
+        num_text_tokens, num_target_tokens = encoder_hidden_states.shape[1], query.shape[1]
+        heads = attend_beside(self, query, key, value, reference, attention_mask)
+        target = attn.to_out[1](attn.to_out[0](heads[:, :num_target_tokens]))
+        text, video = target.tensor_split([num_text_tokens], dim=1)
+        if reference.query is None:
+            return video, text
+        return torch.cat([video, heads[:, num_target_tokens:].type_as(video)], dim=1), text
+
+
+class ExpertProjection(nn.Module):
+    """The expert before the attention: modulated norm, queries, keys and values, their norms, rotation."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        time_embed_dim: int,
+        *,
+        attention_bias: bool,
+        norm_elementwise_affine: bool,
+        norm_eps: float,
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm1 = CogVideoXLayerNormZero(time_embed_dim, dim, norm_elementwise_affine, norm_eps, bias=True)
+        self.to_q = nn.Linear(dim, dim, bias=attention_bias)
+        self.to_k = nn.Linear(dim, dim, bias=attention_bias)
+        self.to_v = nn.Linear(dim, dim, bias=attention_bias)
+        self.norm_q = nn.LayerNorm(dim // num_heads, eps=_QK_NORM_EPS)
+        self.norm_k = nn.LayerNorm(dim // num_heads, eps=_QK_NORM_EPS)
+
+    def forward(
+        self, tokens: TextAndVideo, temb: torch.Tensor, rotary: RotaryTables | None, *, needs_query: bool
+    ) -> Projected:
+        video, text, video_gate, text_gate = self.norm1(tokens.video, tokens.text, temb)
+        gates = TextAndVideo(text_gate, video_gate)
+        normed, num_text_tokens = torch.cat([text, video], dim=1), text.shape[1]
+        split = (self.num_heads, -1)
+        value = self.to_v(normed).unflatten(2, split)
+        # Keys may be kept for a whole generation: hold them in the precision in which they are used.
+        key = self.norm_k(self.to_k(normed).unflatten(2, split))
+        key = rotate_video(key, num_text_tokens, rotary).type_as(value)
+        if not needs_query:
+            return Projected(ReferenceAttention(None, key, value), gates)
+        query = self.norm_q(self.to_q(normed).unflatten(2, split))
+        query = rotate_video(query, num_text_tokens, rotary).type_as(value)
+        return Projected(ReferenceAttention(query, key, value), gates)
+
+
+class ExpertOutput(nn.Module):
+    """The expert after the attention: output projection, gates, modulated norm, feed-forward."""
+
+    def __init__(
+        self,
+        dim: int,
+        time_embed_dim: int,
+        *,
+        dropout: float,
+        activation_fn: str,
+        norm_elementwise_affine: bool,
+        norm_eps: float,
+    ) -> None:
+        super().__init__()
+        self.to_out = nn.ModuleList([nn.Linear(dim, dim), nn.Dropout(0.0)])
+        self.norm2 = CogVideoXLayerNormZero(time_embed_dim, dim, norm_elementwise_affine, norm_eps, bias=True)
+        self.ff = FeedForward(dim, dropout=dropout, activation_fn=activation_fn, final_dropout=True)
+
+    def forward(
+        self, tokens: TextAndVideo, heads: torch.Tensor, gates: TextAndVideo, temb: torch.Tensor
+    ) -> TextAndVideo:
+        attention = self.to_out[1](self.to_out[0](heads))
+        text, video = attention.tensor_split([tokens.text.shape[1]], dim=1)
+        return finish_block(self, tokens, TextAndVideo(text, video), gates, temb)
+
+
+class CogVideoXExpert(nn.Module):
+    """One block's weights for the reference, in three parts; its own forward runs the reference alone (one-way)."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        time_embed_dim: int,
+        *,
+        dropout: float,
+        activation_fn: str,
+        attention_bias: bool,
+        norm_elementwise_affine: bool,
+        norm_eps: float,
+    ) -> None:
+        super().__init__()
+        norms: dict[str, Any] = {"norm_elementwise_affine": norm_elementwise_affine, "norm_eps": norm_eps}
+        self.projection = ExpertProjection(dim, num_heads, time_embed_dim, attention_bias=attention_bias, **norms)
+        self.attention = IsolatedAttention()
+        self.output = ExpertOutput(dim, time_embed_dim, dropout=dropout, activation_fn=activation_fn, **norms)
+
+    def forward(self, tokens: TextAndVideo, stream: TwoPartStream, *, needs_output: bool) -> EncodedReference:
+        attended, gates = self.projection(tokens, stream.temb, stream.rotary, needs_query=needs_output)
+        if needs_output:
+            tokens = self.output(tokens, self.attention(attended), gates, stream.temb)
+        return EncodedReference(tokens.video, tokens.text, attended.key, attended.value)
+
+
+class CogVideoXVideoAsPromptBlock(CogVideoXBlock):
+    """CogVideoX's block with an expert. Without a reference it is the stock block, bit for bit."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_attention_heads: int,
+        attention_head_dim: int,
+        time_embed_dim: int,
+        dropout: float = 0.0,
+        activation_fn: str = "gelu-approximate",
+        attention_bias: bool = False,  # noqa: FBT001, FBT002 (the stock signature, as are the next)
+        norm_elementwise_affine: bool = True,  # noqa: FBT001, FBT002
+        norm_eps: float = 1e-5,
+        *,
+        is_last_expert: bool = False,
+    ) -> None:
+        settings: dict[str, Any] = {
+            "dropout": dropout,
+            "activation_fn": activation_fn,
+            "attention_bias": attention_bias,
+            "norm_elementwise_affine": norm_elementwise_affine,
+            "norm_eps": norm_eps,
+        }
+        super().__init__(dim, num_attention_heads, attention_head_dim, time_embed_dim, **settings)
+        self.attn1.set_processor(CogVideoXJointAttnProcessor())
+        self.expert = CogVideoXExpert(dim, num_attention_heads, time_embed_dim, **settings)
+        # Nobody reads the reference behind the last expert, so only its keys and values are computed there.
+        self.needs_reference_output = not is_last_expert
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        temb: torch.Tensor | None,
+        image_rotary_emb: Any = None,
+        attention_kwargs: dict[str, Any] | None = None,
+        reference: ReferenceAttention | TwoPartStream | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor] | EncodedReference:
+        """Runs the block in one of four ways, chosen by `reference`.
+
+        - None: the stock block on the target's tokens.
+        - `ReferenceAttention`: target tokens in and out; they also read the given (cached) keys and values.
+        - `TwoPartStream` with a `temb`: target and reference tokens joined on the token axis, video and text each, in
+          and out; all read all (two-way attention).
+        - `TwoPartStream` without `temb`: reference tokens only, which see only themselves; `EncodedReference` out.
+        """
+        if reference is None:
+            return super().forward(hidden_states, encoder_hidden_states, temb, image_rotary_emb, attention_kwargs)
+        tokens = TextAndVideo(encoder_hidden_states, hidden_states)
+        if isinstance(reference, TwoPartStream) and temb is None:
+            needs_output = self.needs_reference_output and not reference.keys_only
+            return self.expert(tokens, reference, needs_output=needs_output)
+
+        assert temb is not None
+        if isinstance(reference, ReferenceAttention):
+            target, _ = self._run_target(tokens, temb, image_rotary_emb, attention_kwargs, reference)
+            return target.video, target.text
+
+        num_texts, num_videos = encoder_hidden_states.shape[1], hidden_states.shape[1]
+        text, source_text = encoder_hidden_states.tensor_split([num_texts - reference.num_text_tokens], dim=1)
+        video, source_video = hidden_states.tensor_split([num_videos - reference.num_video_tokens], dim=1)
+        source = TextAndVideo(source_text, source_video)
+        attended, gates = self.expert.projection(
+            source, reference.temb, reference.rotary, needs_query=self.needs_reference_output
+        )
+        attended = attended._replace(strength=reference.strength)
+        target, heads = self._run_target(TextAndVideo(text, video), temb, image_rotary_emb, attention_kwargs, attended)
+        if self.needs_reference_output:
+            source = self.expert.output(source, heads, gates, reference.temb)
+        return torch.cat([target.video, source.video], dim=1), torch.cat([target.text, source.text], dim=1)
+
+    def _run_target(
+        self,
+        tokens: TextAndVideo,
+        temb: torch.Tensor,
+        rotary: Any,
+        attention_kwargs: dict[str, Any] | None,
+        reference: ReferenceAttention,
+    ) -> tuple[TextAndVideo, torch.Tensor]:
+        """The stock block beside a reference: the target, and the reference's heads where it has a query."""
+        video, text, video_gate, text_gate = self.norm1(tokens.video, tokens.text, temb)
+        video, text = self.attn1(
+            video,
+            encoder_hidden_states=text,
+            image_rotary_emb=rotary,
+            reference=reference,
+            **(attention_kwargs or {}),
+        )
+        video, heads = video.tensor_split([tokens.video.shape[1]], dim=1)
+        target = finish_block(self, tokens, TextAndVideo(text, video), TextAndVideo(text_gate, video_gate), temb)
+        return target, heads
+
+
+# diffusers' caching and compilation look blocks up by their class; a subclass is unknown until it is registered.
+TransformerBlockRegistry.register(
+    CogVideoXVideoAsPromptBlock,
+    TransformerBlockMetadata(return_hidden_states_index=0, return_encoder_hidden_states_index=1),
+)

@@ -1,0 +1,288 @@
+"""The expert of Video-As-Prompt on Wan's block: a second set of weights for the reference's tokens.
+
+Video-As-Prompt (arXiv 2510.20888, section 3.2) keeps the video transformer frozen and gives some of its blocks an
+expert. Target and reference have their own weights everywhere and meet in one self-attention only.
+
+The parts of an expert (before, during and after that attention) are modules with a forward of their own, and each
+parameter belongs to the part that uses it: weights that are gathered, moved or cast by hooks on `forward` are then
+always in place. Blocks keep nothing between calls.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
+from diffusers.models.attention import FeedForward
+from diffusers.models.normalization import FP32LayerNorm
+from diffusers.models.transformers.transformer_wan import (
+    WanAttention,
+    WanAttnProcessor,
+    WanTransformerBlock,
+    _get_qkv_projections,
+)
+from torch import nn
+
+from sememe.backbones.cross_attention import TextAttnProcessor, TextKeys
+from sememe.video_as_prompt.reference_attention import (
+    IsolatedAttention,
+    ReferenceAttention,
+    ReferenceStream,
+    attend_beside,
+)
+from sememe.video_as_prompt.rotary import RotaryTables, rotate
+
+
+class EncodedReference(NamedTuple):
+    """A reference after one block that saw nothing else: tokens (batch, token, dim), and the keys and values in it."""
+
+    hidden_states: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+
+
+class Modulation(NamedTuple):
+    """Shift, scale and gate of the self-attention and of the feed-forward, each (batch, 1 or token, dim)."""
+
+    shift: torch.Tensor
+    scale: torch.Tensor
+    gate: torch.Tensor
+    ffn_shift: torch.Tensor
+    ffn_scale: torch.Tensor
+    ffn_gate: torch.Tensor
+
+
+def make_modulation(table: torch.Tensor, temb: torch.Tensor) -> Modulation:
+    """Adds a block's table (1, 6, dim) to the timestep's (batch, 6, dim) or, per token, (batch, token, 6, dim)."""
+    if temb.ndim == 4:
+        return Modulation(*(table.unsqueeze(0) + temb.float()).unbind(dim=2))
+    return Modulation(*(table + temb.float()).chunk(6, dim=1))
+
+
+def finish_block(
+    part: Any, hidden_states: torch.Tensor, attention: torch.Tensor, texts: tuple, lengths: tuple, mod: Modulation
+) -> torch.Tensor:
+    """Gate, cross-attention and feed-forward of one stream, with the modules of `part` (a block or an expert)."""
+    hidden_states = (hidden_states.float() + attention * mod.gate).type_as(hidden_states)
+
+    queries = part.norm2(hidden_states.float()).type_as(hidden_states)
+    if len(texts) == 1:
+        read = part.attn2(queries, texts[0], None, None)
+    else:
+        pieces = queries.split(list(lengths), dim=1)
+        read = torch.cat([part.attn2(piece, text, None, None) for piece, text in zip(pieces, texts, strict=True)], 1)
+    hidden_states = hidden_states + read
+
+    normed = (part.norm3(hidden_states.float()) * (1 + mod.ffn_scale) + mod.ffn_shift).type_as(hidden_states)
+    return (hidden_states.float() + part.ffn(normed).float() * mod.ffn_gate).type_as(hidden_states)
+
+
+class JointAttnProcessor(WanAttnProcessor):
+    """Wan's self-attention of the target, with the reference's tokens beside the target's."""
+
+    def __call__(
+        self,
+        attn: WanAttention,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        rotary_emb: Any = None,
+        reference: ReferenceAttention | None = None,
+    ) -> torch.Tensor:
+        """Attends; with a reference query, its heads' output (before any projection) follows the target's result."""
+        if reference is None:
+            return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
+
+        query, key, value = _get_qkv_projections(attn, hidden_states, None)
+        query = rotate(attn.norm_q(query).unflatten(2, (attn.heads, -1)), *rotary_emb)
+        key = rotate(attn.norm_k(key).unflatten(2, (attn.heads, -1)), *rotary_emb)
+        value = value.unflatten(2, (attn.heads, -1))
+
+        num_target_tokens = query.shape[1]
+        heads = attend_beside(self, query, key, value, reference, attention_mask)
+        target = attn.to_out[1](attn.to_out[0](heads[:, :num_target_tokens]))
+        if reference.query is None:
+            return target
+        return torch.cat([target, heads[:, num_target_tokens:].type_as(target)], dim=1)
+
+
+class ExpertModulation(nn.Module):
+    """The expert's scale and shift table."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.scale_shift_table = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
+
+    def forward(self, temb: torch.Tensor) -> Modulation:
+        return make_modulation(self.scale_shift_table, temb)
+
+
+class ExpertProjection(nn.Module):
+    """The expert before the attention: norm, modulation, queries, keys and values, their norms, rotation."""
+
+    def __init__(self, dim: int, num_heads: int, eps: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm1 = FP32LayerNorm(dim, eps, elementwise_affine=False)
+        self.to_q = nn.Linear(dim, dim)
+        self.to_k = nn.Linear(dim, dim)
+        self.to_v = nn.Linear(dim, dim)
+        self.norm_q = nn.RMSNorm(dim, eps=eps)
+        self.norm_k = nn.RMSNorm(dim, eps=eps)
+
+    def forward(
+        self, hidden_states: torch.Tensor, mod: Modulation, rotary: RotaryTables, *, needs_query: bool
+    ) -> ReferenceAttention:
+        normed = (self.norm1(hidden_states.float()) * (1 + mod.scale) + mod.shift).type_as(hidden_states)
+        split = (self.num_heads, -1)
+        value = self.to_v(normed).unflatten(2, split)
+        # Keys may be kept for a whole generation: hold them in the precision in which they are used.
+        key = rotate(self.norm_k(self.to_k(normed)).unflatten(2, split), *rotary).type_as(value)
+        if not needs_query:
+            return ReferenceAttention(None, key, value)
+        query = rotate(self.norm_q(self.to_q(normed)).unflatten(2, split), *rotary).type_as(value)
+        return ReferenceAttention(query, key, value)
+
+
+class ExpertOutput(nn.Module):
+    """The expert after the attention: output projection, gate, cross-attention, feed-forward."""
+
+    def __init__(
+        self,
+        dim: int,
+        ffn_dim: int,
+        num_heads: int,
+        eps: float,
+        *,
+        cross_attn_norm: bool,
+        added_kv_proj_dim: int | None,
+    ) -> None:
+        super().__init__()
+        self.to_out = nn.ModuleList([nn.Linear(dim, dim), nn.Dropout(0.0)])
+        self.norm2 = FP32LayerNorm(dim, eps, elementwise_affine=True) if cross_attn_norm else nn.Identity()
+        self.attn2 = WanAttention(
+            dim=dim,
+            heads=num_heads,
+            dim_head=dim // num_heads,
+            eps=eps,
+            added_kv_proj_dim=added_kv_proj_dim,
+            cross_attention_dim_head=dim // num_heads,
+            processor=TextAttnProcessor(),
+        )
+        self.norm3 = FP32LayerNorm(dim, eps, elementwise_affine=False)
+        self.ffn = FeedForward(dim, inner_dim=ffn_dim, activation_fn="gelu-approximate")
+
+    def forward(
+        self, hidden_states: torch.Tensor, heads: torch.Tensor, mod: Modulation, texts: tuple, lengths: tuple
+    ) -> torch.Tensor:
+        attention = self.to_out[1](self.to_out[0](heads))
+        return finish_block(self, hidden_states, attention, texts, lengths, mod)
+
+
+class WanExpert(nn.Module):
+    """One block's weights for the reference, in four parts; its own forward runs the reference alone (one-way)."""
+
+    def __init__(
+        self,
+        dim: int,
+        ffn_dim: int,
+        num_heads: int,
+        eps: float,
+        *,
+        cross_attn_norm: bool,
+        added_kv_proj_dim: int | None,
+    ) -> None:
+        super().__init__()
+        self.modulation = ExpertModulation(dim)
+        self.projection = ExpertProjection(dim, num_heads, eps)
+        self.attention = IsolatedAttention()
+        self.output = ExpertOutput(
+            dim, ffn_dim, num_heads, eps, cross_attn_norm=cross_attn_norm, added_kv_proj_dim=added_kv_proj_dim
+        )
+
+    def forward(self, hidden_states: torch.Tensor, stream: ReferenceStream, *, needs_output: bool) -> EncodedReference:
+        assert stream.temb is not None
+        assert stream.rotary is not None
+        mod = self.modulation(stream.temb)
+        attended = self.projection(hidden_states, mod, stream.rotary, needs_query=needs_output)
+        if needs_output:
+            heads = self.attention(attended)
+            hidden_states = self.output(hidden_states, heads, mod, stream.texts, stream.lengths)
+        return EncodedReference(hidden_states, attended.key, attended.value)
+
+
+class WanVideoAsPromptBlock(WanTransformerBlock):
+    """Wan's block with an expert. Without a reference it is the stock block, bit for bit."""
+
+    def __init__(
+        self,
+        dim: int,
+        ffn_dim: int,
+        num_heads: int,
+        qk_norm: str = "rms_norm_across_heads",
+        cross_attn_norm: bool = False,  # noqa: FBT001, FBT002 (the stock signature)
+        eps: float = 1e-6,
+        added_kv_proj_dim: int | None = None,
+        *,
+        is_last_expert: bool = False,
+    ) -> None:
+        super().__init__(dim, ffn_dim, num_heads, qk_norm, cross_attn_norm, eps, added_kv_proj_dim)
+        self.attn1.set_processor(JointAttnProcessor())
+        self.expert = WanExpert(
+            dim, ffn_dim, num_heads, eps, cross_attn_norm=cross_attn_norm, added_kv_proj_dim=added_kv_proj_dim
+        )
+        # Nobody reads the reference behind the last expert, so only its keys and values are computed there.
+        self.needs_reference_output = not is_last_expert
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | TextKeys | None,
+        temb: torch.Tensor | None,
+        rotary_emb: Any,
+        reference: ReferenceAttention | ReferenceStream | None = None,
+    ) -> torch.Tensor | EncodedReference:
+        """Runs the block in one of four ways, chosen by `reference`.
+
+        - None: the stock block on the target's tokens.
+        - `ReferenceAttention`: target tokens in and out; they also read the given (cached) keys and values.
+        - `ReferenceStream` with a `temb`: target and reference tokens joined on the token axis, in and out; both
+          read both (two-way attention).
+        - `ReferenceStream` without `temb`: reference tokens only, which see only themselves; `EncodedReference` out.
+        """
+        if reference is None:
+            return super().forward(hidden_states, encoder_hidden_states, temb, rotary_emb)
+        if isinstance(reference, ReferenceStream) and temb is None:
+            needs_output = self.needs_reference_output and not reference.keys_only
+            return self.expert(hidden_states, reference, needs_output=needs_output)
+
+        assert temb is not None
+        mod = make_modulation(self.scale_shift_table, temb)
+        if isinstance(reference, ReferenceAttention):
+            normed = (self.norm1(hidden_states.float()) * (1 + mod.scale) + mod.shift).type_as(hidden_states)
+            attention = self.attn1(normed, None, None, rotary_emb, reference=reference)
+            return finish_block(self, hidden_states, attention, (encoder_hidden_states,), (), mod)
+
+        assert reference.temb is not None
+        assert reference.rotary is not None
+        num_reference_tokens = sum(reference.lengths)
+        target, source = hidden_states.split(
+            [hidden_states.shape[1] - num_reference_tokens, num_reference_tokens], dim=1
+        )
+        source_mod = self.expert.modulation(reference.temb)
+        attended = self.expert.projection(source, source_mod, reference.rotary, needs_query=self.needs_reference_output)
+        attended = attended._replace(strength=reference.strength)
+        normed = (self.norm1(target.float()) * (1 + mod.scale) + mod.shift).type_as(target)
+        attention = self.attn1(normed, None, None, rotary_emb, reference=attended)
+        num_target_tokens = target.shape[1]
+        target = finish_block(self, target, attention[:, :num_target_tokens], (encoder_hidden_states,), (), mod)
+        if self.needs_reference_output:
+            heads = attention[:, num_target_tokens:]
+            source = self.expert.output(source, heads, source_mod, reference.texts, reference.lengths)
+        return torch.cat([target, source], dim=1)
+
+
+# diffusers' caching and compilation look blocks up by their class; a subclass is unknown until it is registered.
+TransformerBlockRegistry.register(
+    WanVideoAsPromptBlock,
+    TransformerBlockMetadata(return_hidden_states_index=0, return_encoder_hidden_states_index=None),
+)

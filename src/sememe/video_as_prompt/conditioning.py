@@ -1,0 +1,414 @@
+"""What a transformer is told besides the latents, encoded once; and how it is asked under variants of that."""
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+
+from sememe.backbones.autoencoder import encode_video
+from sememe.backbones.cross_attention import KeptText
+from sememe.backbones.pixels import clips_to_video
+from sememe.diffusion.guidance import Guidance, ReferenceChoice, Text, Variant
+from sememe.errors import InputError
+from sememe.video import Clip, Sampling, resample_clip, resize_clip
+from sememe.video_as_prompt.backbone_family import BackboneFamily, ForwardInputs, Generators, Reference
+from sememe.video_as_prompt.defaults import GenerationDefaults
+from sememe.video_as_prompt.inputs import EncodedReference, ReferenceClips, Request
+from sememe.video_as_prompt.quirks import Quirks, stretch_clip
+from sememe.video_as_prompt.references import ReferenceCache, ReferenceInputs, ReferenceTokens, join_references
+from sememe.video_as_prompt.rotary import TokenExtent
+
+ReferencePositions = Literal["dense", "spread"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodingOptions:
+    """How inputs become conditions.
+
+    Attributes:
+        reference_sampling: how frames are taken of a reference.
+        num_reference_frames: how many, of each reference or of each in turn; None for as many as the result has.
+        reference_positions: where a reference of fewer frames than the result lies in time: "dense", one frame after
+            the other up to the result; or "spread" over as many as the result has.
+        reference_downscale: by how much references are smaller than the result in height and width.
+        quirks: of the official pipelines, see `sememe.video_as_prompt.quirks`.
+        approximate: for an expert that was trained two-way: let references see only themselves.
+    """
+
+    reference_sampling: Sampling = "even"
+    num_reference_frames: int | tuple[int, ...] | None = None
+    reference_positions: ReferencePositions = "dense"
+    reference_downscale: int = 1
+    quirks: Quirks = frozenset()
+    approximate: bool = False
+
+    @property
+    def are_spread(self) -> bool:
+        """Whether references lie at other positions than the model was trained with."""
+        return self.reference_positions == "spread" or self.reference_downscale > 1
+
+    def count_frames(self, place: int, num_places: int, settings: GenerationDefaults) -> int:
+        """Frames taken of the reference at a place among a picture's references.
+
+        Raises:
+            InputError: the counts are not one per reference.
+        """
+        count = self.num_reference_frames
+        if isinstance(count, tuple):
+            if len(count) != num_places:
+                raise InputError(f"expected num_reference_frames for {num_places} references, got {len(count)}")
+            return count[place]
+        return settings.num_frames if count is None else count
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What the transformer is told besides the latents: the same at every step.
+
+    Attributes:
+        channels: what stands behind the latents on the channel axis (batch, channel, frame, height, width), if any.
+        texts: embeddings (batch, token, dim) of the texts that guidance needs.
+        image_embeds: (batch, token, dim), for backbones that read them.
+        references: what is read under a choice of reference and of text.
+        first_latents: what stands in place of the first latent frame (batch, channel, 1, height, width), if any.
+    """
+
+    channels: torch.Tensor | None
+    texts: Mapping[Text, torch.Tensor]
+    image_embeds: torch.Tensor | None
+    references: Mapping[tuple[ReferenceChoice, Text], Reference]
+    first_latents: torch.Tensor | None = None
+
+    def are_approximate(self, attention_mode: str) -> bool:
+        """Whether a reference of a model trained two-way was encoded by itself, by whomever."""
+        return attention_mode == "joint" and any(isinstance(each, ReferenceCache) for each in self.references.values())
+
+    def check_reading(self, *, approximate: bool, refresh: int | None) -> None:
+        """Raises `InputError` for references that were encoded ahead otherwise than the generation is to read them."""
+        are_carried = any(isinstance(each, ReferenceTokens) for each in self.references.values())
+        if refresh is not None and self.references and not are_carried:
+            raise InputError("reference_refresh has no effect on references encoded with approximate; leave it out")
+        if approximate and refresh is None and are_carried:
+            raise InputError("approximate has no effect on references encoded without it; say it to encode_reference")
+
+    def put_first(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents with the first frame that is given."""
+        if self.first_latents is None:
+            return latents
+        return torch.cat([self.first_latents.to(latents), latents[:, :, 1:]], dim=2)
+
+
+class ConditionEncoder:
+    """Turns a request into conditions."""
+
+    def __init__(self, family: BackboneFamily, settings: GenerationDefaults, options: EncodingOptions) -> None:
+        self.family, self.settings, self.options = family, settings, options
+        self._encoded: dict[tuple[int, ...], torch.Tensor] = {}
+        self._check_positions()
+
+    def encode_targets(self, request: Request, guidance: Guidance, generator: Generators) -> Conditions:
+        """Everything but the references."""
+        firsts = self._fit(request.images)
+        lasts = self._fit(request.last_images)
+        told = {row.variant.text for row in guidance.rows}
+        prompts: dict[Text, tuple[str, ...]] = {"positive": request.prompts, "negative": request.negative_prompts}
+        texts = {text: self.encode_texts(prompts[text]) for text in prompts if text in told}
+        if not firsts:
+            return Conditions(None, texts, None, {})
+        images = clips_to_video(firsts)[:, :, 0]
+        last_images = clips_to_video(lasts)[:, :, 0] if lasts else None
+        channels = self.family.encode_condition(
+            images, last_images, self.settings.num_frames, self._posterior_source(generator)
+        )
+        seen = [request.images, request.last_images] if self._has_quirk("uncropped_image_embeds") else [firsts, lasts]
+        embeds = self.family.encode_pictures(_pair_up(seen))
+        return Conditions(channels, texts, embeds, {}, self.family.encode_first_latents(images))
+
+    def encode_references(
+        self, request: Request, guidance: Guidance, generator: Generators
+    ) -> dict[tuple[ReferenceChoice, Text], Reference]:
+        """The references of every variant that guidance needs; variants that see the same share it."""
+        found: dict[tuple[ReferenceChoice, Text], Reference] = {}
+        by_choice: dict[ReferenceChoice, tuple[ReferenceClips | EncodedReference, ...]] = {
+            "given": request.references,
+            "negative": request.negative_references,
+        }
+        for choice, entries in by_choice.items():
+            texts = {row.variant.text for row in guidance.rows if row.variant.reference == choice}
+            if not texts:
+                continue
+            if not self._has_quirk("negative_reference_prompt"):
+                shared = self._encode_entries(entries, generator)
+                found |= {(choice, text): shared for text in texts}
+                continue
+            for text in sorted(texts, reverse=True):
+                told = entries if text == "positive" else _recaption(entries, request.negative_prompts)
+                found[choice, text] = self._encode_entries(told, generator)
+        self._encoded.clear()
+        return found
+
+    def encode_clips(self, entries: Sequence[ReferenceClips], generator: Generators = None) -> Reference:
+        """A batch of references in one pass of the expert; each entry has the same number of clips."""
+        if self.options.approximate and self.family.transformer.config.reference_timestep is None:
+            raise InputError(
+                "this model reads its reference at the target's timestep, which changes from step to step, so that it "
+                "cannot be encoded once; give reference_refresh with approximate"
+            )
+        source = self._posterior_source(generator)
+        # A reference that all pictures share is drawn by the generator of the first.
+        inputs = self._make_inputs(entries, source[: len(entries)] if isinstance(source, list) else source)
+        with precision(self.family.device, self.settings, self.family.transformer.dtype):
+            if self.options.approximate or self.family.transformer.config.attention_mode == "cached":
+                return self.family.encode_reference(inputs, approximate=self.options.approximate)
+            return self.family.embed_reference(inputs)
+
+    def encode_texts(self, prompts: Sequence[str]) -> torch.Tensor:
+        """Embeddings (prompt, token, dim); each distinct prompt is encoded once."""
+        length, needed = self.settings.max_sequence_length, self.family.text_length
+        if length is not None and needed is not None and length != needed:
+            raise InputError(f"this model reads exactly {needed} text tokens, got max_sequence_length {length}")
+        distinct = sorted(set(prompts))
+        embeds = self.family.encode_texts(distinct, self.settings)
+        return embeds[[distinct.index(prompt) for prompt in prompts]]
+
+    def _encode_entries(self, entries: Sequence[ReferenceClips | EncodedReference], generator: Generators) -> Reference:
+        clips = [entry for entry in entries if isinstance(entry, ReferenceClips)]
+        if len(clips) == len(entries):
+            return self.encode_clips(clips, generator)
+        return join_references(
+            [
+                entry.payload if isinstance(entry, EncodedReference) else self.encode_clips([entry], generator)
+                for entry in entries
+            ]
+        )
+
+    def _make_inputs(self, entries: Sequence[ReferenceClips], generator: Generators) -> ReferenceInputs:
+        dtype = self.family.transformer.dtype
+        latents, texts, images = [], [], []
+        for place in range(len(entries[0].clips)):
+            num_frames = self.options.count_frames(place, len(entries[0].clips), self.settings)
+            clips = [self._fit_clip(entry.clips[place], num_frames) for entry in entries]
+            # What comes again with another caption is not drawn again.
+            known = (place, *(id(entry.clips) for entry in entries))
+            if known not in self._encoded:
+                self._encoded[known] = self._encode_channels(clips_to_video(clips), generator)
+            latents.append(self._encoded[known].to(dtype=dtype))
+            texts.append(self.encode_texts([entry.prompts[place] for entry in entries]))
+            uncropped = self._has_quirk("uncropped_image_embeds")
+            seen = [entry.clips[place] for entry in entries] if uncropped else clips
+            images.append(self.family.encode_pictures([[clip.frames[0]] for clip in seen]))
+        embeds = tuple(image for image in images if image is not None) or None
+        return ReferenceInputs(tuple(latents), tuple(texts), embeds, self._find_extent())
+
+    def _encode_channels(self, video: torch.Tensor, generator: Generators) -> torch.Tensor:
+        """A reference's latents, and behind them the condition of its first frame, if there is one."""
+        encoded = encode_video(self.family.pipeline.vae, video, generator).to(self.family.device)
+        condition = self.family.encode_condition(video[:, :, 0], None, video.shape[2], generator)
+        return encoded if condition is None else torch.cat([encoded, condition.to(encoded)], dim=1)
+
+    def _find_extent(self) -> TokenExtent | None:
+        if not self.options.are_spread:
+            return None
+        patch, settings = self.family.transformer.config.patch_size, self.settings
+        _, num_frames, height, width = self.family.pipeline.grid.latent_shape(
+            settings.num_frames, settings.height, settings.width, is_decoded=False
+        )
+        is_spread = self.options.reference_positions == "spread"
+        return TokenExtent(height // patch[1], width // patch[2], num_frames // patch[0] if is_spread else None)
+
+    def _check_positions(self) -> None:
+        downscale = self.options.reference_downscale
+        if downscale < 1:
+            raise InputError(f"expected reference_downscale to be 1, 2, 3, ..., got {downscale}")
+        if self.options.are_spread and not self.family.spreads_references:
+            raise InputError(
+                f"references on a coarser grid are not supported on {self.family.name} backbones; "
+                "leave out reference_downscale and reference_positions"
+            )
+        for name, pixels in (("height", self.settings.height), ("width", self.settings.width)):
+            if pixels % (downscale * self.family.pipeline.grid.size_multiple):
+                raise InputError(
+                    f"reference_downscale {downscale} needs a {name} that is a multiple of "
+                    f"{downscale * self.family.pipeline.grid.size_multiple}, got {pixels}"
+                )
+
+    def _fit(self, pictures: Sequence[np.ndarray]) -> list[Clip]:
+        """One-frame clips of the target's size."""
+        return [self._resize(Clip.from_image(picture)) for picture in pictures]
+
+    def _fit_clip(self, clip: Clip, num_frames: int) -> Clip:
+        self.family.pipeline.grid.latent_shape(
+            num_frames, self.settings.height, self.settings.width, is_decoded=False, what="num_reference_frames"
+        )
+        rate = self.settings.fps if self.options.reference_sampling == "fps" else None
+        resampled = resample_clip(clip, num_frames, self.options.reference_sampling, rate)
+        return self._resize(resampled, self.options.reference_downscale)
+
+    def _resize(self, clip: Clip, downscale: int = 1) -> Clip:
+        resize = stretch_clip if self._has_quirk("stretched_frames") else resize_clip
+        return resize(clip, self.settings.height // downscale, self.settings.width // downscale)
+
+    def _has_quirk(self, name: str) -> bool:
+        return name in self.options.quirks
+
+    def _posterior_source(self, generator: Generators) -> Generators:
+        return generator if self.family.has_sampled_latents and self._has_quirk("sampled_latents") else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadingOptions:
+    """How the target reads its reference.
+
+    Attributes:
+        strength: 0..1, on the reference's weight in the target's attention; 1 is exact.
+        refresh: None to carry a two-way reference through every step, which is exact; else it is carried through every
+            so many steps only, and its keys and values are used again in between, which is approximate.
+    """
+
+    strength: float = 1.0
+    refresh: int | None = None
+
+    def check(self, attention_mode: str, *, approximate: bool, is_read: bool) -> None:
+        """Checks them against a generation.
+
+        Args:
+            attention_mode: of the model.
+            approximate: whether the reference is not to be carried through every step.
+            is_read: whether there is a reference at all.
+
+        Raises:
+            InputError: a value out of range, or one without effect.
+        """
+        if not 0.0 <= self.strength <= 1.0:
+            raise InputError(f"reference_strength must be within 0..1, got {self.strength}")
+        if not is_read and (self.strength != 1.0 or approximate or self.refresh is not None):
+            raise InputError(
+                "reference_strength, approximate and reference_refresh have no effect with reference_guidance_scale 0, "
+                "which leaves the reference out; leave them out too"
+            )
+        if approximate and attention_mode == "cached":
+            raise InputError("approximate has no effect on a model that was trained one-way; leave it out")
+        if self.refresh is None:
+            return
+        if not approximate:
+            raise InputError("reference_refresh has an effect only with approximate=True; say both or neither")
+        if self.refresh < 1:
+            raise InputError(f"reference_refresh must be at least 1 step, got {self.refresh}")
+
+
+class Predictor:
+    """Asks the transformer under variants of fixed conditions."""
+
+    def __init__(
+        self, family: BackboneFamily, conditions: Conditions, settings: GenerationDefaults, options: ReadingOptions
+    ) -> None:
+        self.family, self.conditions, self.settings, self.options = family, conditions, settings, options
+        self._num_calls: dict[tuple[Variant, ...], int] = {}
+        self._kept: dict[tuple[Variant, ...], ReferenceCache] = {}
+        self._texts: dict[tuple[Text, ...], torch.Tensor | KeptText] = {}
+        self._references: dict[tuple[int, ...], Reference | None] = {}
+
+    def __call__(self, latents: torch.Tensor, timestep: torch.Tensor, variants: tuple[Variant, ...]) -> torch.Tensor:
+        num_variants, batch_size = len(variants), latents.shape[0]
+        given, transformer = self.conditions, self.family.transformer
+        channels = given.put_first(latents).to(transformer.dtype)
+        steps = self.family.spread_timestep(
+            timestep.to(latents.device), latents, is_first_given=given.first_latents is not None
+        )
+        if given.channels is not None:
+            channels = torch.cat([channels, given.channels.to(channels)], dim=1)
+        name = "+".join(f"{variant.text}-{variant.reference}" for variant in variants)
+        with transformer.cache_context(name), precision(latents.device, self.settings, transformer.dtype):
+            text, image_embeds = self._find_text(variants)
+            inputs = ForwardInputs(
+                channels.repeat(num_variants, 1, 1, 1, 1),
+                torch.cat([steps] * num_variants),
+                text,
+                image_embeds,
+            )
+            predicted = self._predict(inputs, variants, self._find_reference(variants, batch_size))
+        return predicted.float().unflatten(0, (num_variants, batch_size))
+
+    def _predict(
+        self, inputs: ForwardInputs, variants: tuple[Variant, ...], reference: Reference | None
+    ) -> torch.Tensor:
+        strength, refresh = self.options.strength, self.options.refresh
+        if refresh is None or not isinstance(reference, ReferenceTokens) or strength == 0.0:
+            return self.family.predict(inputs, reference, strength)
+        count = self._num_calls.get(variants, 0)
+        self._num_calls[variants] = count + 1
+        if count % refresh:
+            return self.family.predict(inputs, self._kept[variants], strength)
+        predicted, self._kept[variants] = self.family.predict_and_cache(inputs, reference, strength)
+        return predicted
+
+    def _find_text(self, variants: tuple[Variant, ...]) -> tuple[torch.Tensor | KeptText, torch.Tensor | None]:
+        given = self.conditions
+        embeds, images = given.texts, given.image_embeds
+        images = None if images is None else images.repeat(len(variants), 1, 1)
+        told = tuple(variant.text for variant in variants)
+        if told not in self._texts:
+            joined = torch.cat([embeds[text] for text in told])
+            kept = self.family.keep_text(joined, images) if self.settings.text_keys == "kept" else None
+            self._texts[told] = joined if kept is None else kept
+        text = self._texts[told]
+        return text, None if isinstance(text, KeptText) else images
+
+    def _find_reference(self, variants: tuple[Variant, ...], batch_size: int) -> Reference | None:
+        # Variants that see the same share it. The conditions hold what is seen, so that its id stays its own.
+        given = self.conditions.references
+        seen = tuple(id(given.get((variant.reference, variant.text))) for variant in variants)
+        if seen not in self._references:
+            reference = self._join_references(variants, batch_size)
+            if isinstance(reference, ReferenceTokens) and self.settings.text_keys == "kept":
+                reference = self.family.keep_captions(reference)
+            self._references[seen] = reference
+        return self._references[seen]
+
+    def _join_references(self, variants: tuple[Variant, ...], batch_size: int) -> Reference | None:
+        choices = {variant.reference for variant in variants}
+        assert len(choices) == 1, "variants of one forward agree in the reference"
+        if choices == {"none"}:
+            return None
+        references = [self.conditions.references[variant.reference, variant.text] for variant in variants]
+        if all(reference is references[0] for reference in references):
+            # A reference of batch 1 serves all targets as it is; others are repeated as the targets are.
+            return references[0] if references[0].batch_size == 1 else references[0].repeat(len(variants))
+        return join_references([reference.expand(batch_size) for reference in references])
+
+
+@contextmanager
+def precision(device: torch.device, settings: GenerationDefaults, dtype: torch.dtype) -> Iterator[None]:
+    """Computes float32 weights in bfloat16 where the settings say so."""
+    if settings.autocast == "off" or dtype != torch.float32:
+        yield
+        return
+    with warnings.catch_warnings(), torch.autocast(device.type, torch.bfloat16):
+        # The stock norms of queries and keys keep float32 weights under autocast, of which torch warns once.
+        warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
+        yield
+
+
+def _pair_up(groups: Sequence[Sequence[Any]]) -> list[list[np.ndarray]]:
+    """First and, where there are any, last pictures of each entry."""
+    pictures = [[entry.frames[0] if isinstance(entry, Clip) else entry for entry in group] for group in groups if group]
+    return [list(entry) for entry in zip(*pictures, strict=True)]
+
+
+def _recaption(
+    entries: Sequence[ReferenceClips | EncodedReference], prompts: Sequence[str]
+) -> tuple[ReferenceClips, ...]:
+    """The same references, each captioned with its picture's prompt."""
+    if any(isinstance(entry, EncodedReference) for entry in entries):
+        raise InputError("the quirk negative_reference_prompt needs reference clips, not encoded references")
+    if len(entries) == 1 and len(set(prompts)) > 1:
+        entries = list(entries) * len(prompts)
+    clips = cast(Sequence[ReferenceClips], entries)
+    return tuple(
+        ReferenceClips(entry.clips, (prompt,) * len(entry.clips))
+        for entry, prompt in zip(clips, prompts[: len(clips)], strict=True)
+    )

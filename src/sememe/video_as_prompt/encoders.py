@@ -1,0 +1,187 @@
+"""Texts that are encoded once and kept, so that the text encoder need not stay."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sememe.compute.offload import sends_modules_back
+from sememe.errors import InputError
+from sememe.video_as_prompt.backbone_family import BackboneFamily
+from sememe.video_as_prompt.conditioning import ConditionEncoder, EncodingOptions
+from sememe.video_as_prompt.defaults import GenerationDefaults
+
+Texts = str | tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """Texts of generations to come, as a pipeline has encoded them; passed as `prompt`.
+
+    Attributes:
+        prompt: one for all pictures or one each.
+        negative_prompt: the same.
+        reference_prompts: captions of the references; None for empty ones.
+        embeds: of each of those texts and of the empty one, (1, token, dim).
+        max_sequence_length: with which they were encoded.
+    """
+
+    prompt: Texts
+    negative_prompt: Texts
+    reference_prompts: Texts | None
+    embeds: Mapping[str, torch.Tensor]
+    max_sequence_length: int | None
+
+
+@dataclass(frozen=True)
+class TextArguments:
+    """What a generation is told in words, and what is known of it already."""
+
+    prompt: Any
+    negative_prompt: Any
+    reference_prompts: Any
+    known: Mapping[str, torch.Tensor]
+
+
+class KnowingEncoder(ConditionEncoder):
+    """Encodes conditions, and looks texts up before it encodes them."""
+
+    def __init__(
+        self,
+        family: BackboneFamily,
+        settings: GenerationDefaults,
+        options: EncodingOptions,
+        known: Mapping[str, torch.Tensor],
+    ) -> None:
+        super().__init__(family, settings, options)
+        self.known = known
+
+    def encode_texts(self, prompts: Sequence[str]) -> torch.Tensor:
+        """Embeddings (prompt, token, dim).
+
+        Raises:
+            InputError: a text that is not known, in a pipeline without its text encoder.
+        """
+        unknown = sorted({text for text in prompts if text not in self.known})
+        if unknown and self.family.pipeline.text_encoder is None:
+            raise InputError(
+                f"the text encoder was unloaded, so that {unknown[0]!r} cannot be encoded; "
+                "name it in encode_prompt before unload_text_encoders"
+            )
+        if not self.known:
+            return super().encode_texts(prompts)
+        found = {text: self.known[text] for text in prompts if text in self.known}
+        if unknown:
+            found |= dict(zip(unknown, super().encode_texts(unknown).split(1), strict=True))
+        transformer = self.family.transformer
+        return torch.cat([found[text].to(self.family.device, transformer.dtype) for text in prompts])
+
+
+class PromptEncoding:
+    """Methods of a pipeline that encodes texts ahead of a generation."""
+
+    @torch.no_grad()
+    @sends_modules_back
+    def encode_prompt(
+        self: Any,
+        prompt: Any = "",
+        negative_prompt: Any = None,
+        reference_prompts: Any = None,
+        max_sequence_length: int | None = None,
+    ) -> EncodedPrompt:
+        """Encodes texts once; pass the result as `prompt`, and as `prompts` to `encode_reference`.
+
+        Args:
+            prompt: what results show; one for all pictures or one each.
+            negative_prompt: what text guidance leads away from; None for the model's own.
+            reference_prompts: captions of the references; None for empty ones.
+            max_sequence_length: tokens per text, as in the generation to come.
+
+        Raises:
+            InputError: where an argument is not what was expected.
+        """
+        settings = self.defaults.override(max_sequence_length=max_sequence_length)
+        negative = settings.negative_prompt if negative_prompt is None else negative_prompt
+        return encode_texts_once(self.family, settings, prompt, negative, reference_prompts)
+
+    def unload_text_encoders(self: Any) -> None:
+        """Drops the text encoder: from here on only what `encode_prompt` returned can be given as a prompt.
+
+        The tokenizer stays, and so does the image encoder, which reads each new picture.
+        """
+        self.register_modules(text_encoder=None)
+        # The hooks of offload 'model' would keep it alive.
+        self.maybe_free_model_hooks()
+
+
+def encode_texts_once(
+    family: BackboneFamily, settings: GenerationDefaults, prompt: Any, negative_prompt: Any, reference_prompts: Any
+) -> EncodedPrompt:
+    """Encodes each distinct text by itself.
+
+    Raises:
+        InputError: something else than texts, or a pipeline without its text encoder.
+    """
+    told = [_to_texts("prompt", prompt), _to_texts("negative_prompt", negative_prompt)]
+    captions = None if reference_prompts is None else _to_texts("reference_prompts", reference_prompts)
+    texts = {"", *(text for group in (*told, captions or "") for text in _listed(group))}
+    encoder = KnowingEncoder(family, settings, EncodingOptions(), {})
+    embeds = {text: encoder.encode_texts([text]) for text in sorted(texts)}
+    return EncodedPrompt(told[0], told[1], captions, embeds, settings.max_sequence_length)
+
+
+def resolve_texts(
+    prompt: Any, negative_prompt: Any, reference_prompts: Any, settings: GenerationDefaults
+) -> TextArguments:
+    """Arguments of a generation in which `prompt` may be an `EncodedPrompt`; what else is given goes before it.
+
+    Raises:
+        InputError: texts that were encoded to another length.
+    """
+    negative = settings.negative_prompt if negative_prompt is None else negative_prompt
+    if not isinstance(prompt, EncodedPrompt):
+        return TextArguments(prompt, negative, reference_prompts, {})
+    _check_length(prompt, settings)
+    return TextArguments(
+        _as_argument(prompt.prompt),
+        _as_argument(prompt.negative_prompt) if negative_prompt is None else negative_prompt,
+        _as_argument(prompt.reference_prompts) if reference_prompts is None else reference_prompts,
+        prompt.embeds,
+    )
+
+
+def resolve_captions(prompts: Any, settings: GenerationDefaults) -> TextArguments:
+    """Captions of references, in which `prompts` may be an `EncodedPrompt`.
+
+    Raises:
+        InputError: texts that were encoded to another length.
+    """
+    if not isinstance(prompts, EncodedPrompt):
+        return TextArguments("", "", prompts, {})
+    _check_length(prompts, settings)
+    return TextArguments("", "", _as_argument(prompts.reference_prompts), prompts.embeds)
+
+
+def _check_length(prompt: EncodedPrompt, settings: GenerationDefaults) -> None:
+    if prompt.max_sequence_length != settings.max_sequence_length:
+        raise InputError(
+            f"the prompt was encoded with max_sequence_length {prompt.max_sequence_length}, but the generation has "
+            f"{settings.max_sequence_length}; say the same to both"
+        )
+
+
+def _to_texts(name: str, texts: Any) -> Texts:
+    if isinstance(texts, str):
+        return texts
+    if isinstance(texts, (list, tuple)) and texts and all(isinstance(text, str) for text in texts):
+        return tuple(texts)
+    raise InputError(f"expected {name} as a text or a list of texts, got {type(texts).__name__}")
+
+
+def _listed(texts: Texts) -> tuple[str, ...]:
+    return (texts,) if isinstance(texts, str) else texts
+
+
+def _as_argument(texts: Texts | None) -> Any:
+    return list(texts) if isinstance(texts, tuple) else texts

@@ -1,0 +1,266 @@
+"""What a recipe says: records of settings, one kind for each thing that can be run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from sememe.errors import RecipeError
+from sememe.training.config import TrainingConfig
+from sememe.training.settings import AutoencoderSettings, BackboneSettings, ExpertSettings
+
+
+def _check(is_valid: object, message: str) -> None:
+    if not is_valid:
+        raise RecipeError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldData:
+    """Clips of the procedural world; see `recipes.world_clips.world_item` for which they are."""
+
+    num_clips: int = 40_000
+    clips_per_scene: int = 8
+    num_frames: int = 17
+    height: int = 64
+    width: int = 64
+    fps: float = 8.0
+
+    def __post_init__(self) -> None:
+        for name in ("num_clips", "clips_per_scene", "num_frames", "height", "width"):
+            _check(getattr(self, name) >= 1, f"data.{name} must be 1 or more, got {getattr(self, name)}")
+        _check(self.fps > 0, f"data.fps must be above 0, got {self.fps}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CosmosNetwork:
+    """An `AutoencoderKLCosmos` that folds all of its compression into wavelet patches.
+
+    One latent stands for `patch_size` frames of `patch_size` x `patch_size` pixels. `num_start_clips` clips give the
+    principal components that it starts as.
+    """
+
+    latent_channels: int = 48
+    patch_size: int = 8
+    encoder_channels: int = 104
+    decoder_channels: int = 128
+    num_layers: int = 1
+    num_start_clips: int = 900
+    whitening: float = 0.5
+
+    def __post_init__(self) -> None:
+        _check(self.patch_size in {2, 4, 8}, f"network.patch_size must be 2, 4 or 8, got {self.patch_size}")
+        _check(self.latent_channels >= 1, f"network.latent_channels must be 1 or more, got {self.latent_channels}")
+        for name in ("encoder_channels", "decoder_channels"):
+            # Every component travels twice, with both signs, beside two constants.
+            least = 2 * self.latent_channels + 2
+            _check(getattr(self, name) >= least, f"network.{name} must be {least} or more, got {getattr(self, name)}")
+        _check(self.num_start_clips >= 1, f"network.num_start_clips must be 1 or more, got {self.num_start_clips}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WanNetwork:
+    """A `WanTransformer3DModel`; its channels follow from the latents.
+
+    A token stands for one latent frame of `patch_size` x `patch_size` latents.
+    """
+
+    patch_size: int = 2
+    num_layers: int = 8
+    num_attention_heads: int = 6
+    attention_head_dim: int = 64
+    ffn_dim: int = 1024
+    freq_dim: int = 256
+    rope_max_seq_len: int = 128
+
+    def __post_init__(self) -> None:
+        for name in ("patch_size", "num_layers", "num_attention_heads", "attention_head_dim", "ffn_dim", "freq_dim"):
+            _check(getattr(self, name) >= 1, f"network.{name} must be 1 or more, got {getattr(self, name)}")
+        _check(
+            self.attention_head_dim % 2 == 0,
+            f"network.attention_head_dim must be even, got {self.attention_head_dim}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextNetwork:
+    """A `UMT5EncoderModel` and the tokenizer of its captions, which is trained on every `caption_stride`-th of them."""
+
+    vocab_size: int = 1200
+    d_model: int = 192
+    d_kv: int = 32
+    d_ff: int = 384
+    num_layers: int = 2
+    num_heads: int = 6
+    max_tokens: int = 32
+    caption_stride: int = 3
+
+    def __post_init__(self) -> None:
+        for name in ("d_model", "d_kv", "d_ff", "num_layers", "num_heads", "max_tokens", "caption_stride"):
+            _check(getattr(self, name) >= 1, f"text.{name} must be 1 or more, got {getattr(self, name)}")
+        _check(self.vocab_size >= 64, f"text.vocab_size must be 64 or more, got {self.vocab_size}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderRecipe:
+    """Trains a video autoencoder on clips of the world, or of a dataset's folder if `dataset` is given."""
+
+    name: str
+    description: str
+    data: WorldData = field(default_factory=WorldData)
+    dataset: Path | None = None
+    network: CosmosNetwork = field(default_factory=CosmosNetwork)
+    settings: AutoencoderSettings = field(default_factory=AutoencoderSettings)
+    training: TrainingConfig
+
+    def __post_init__(self) -> None:
+        frames = self.settings.window
+        _check(
+            frames <= self.data.num_frames and frames % self.network.patch_size == 1,
+            f"settings.window must be 1 more than a multiple of {self.network.patch_size} and at most "
+            f"{self.data.num_frames} (data.num_frames), got {frames}",
+        )
+        _check_grid(self.data, self.network.patch_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentsRecipe:
+    """Encodes the clips of the world, or of a dataset's folder, once and for all.
+
+    `first_frame_fill` is what a backbone is told of the picture, in every latent frame after the first: nothing
+    ("grey", as Wan has it) or the same again ("repeat").
+    """
+
+    name: str
+    description: str
+    data: WorldData = field(default_factory=WorldData)
+    dataset: Path | None = None
+    autoencoder: str
+    first_frame_fill: Literal["grey", "repeat"] = "repeat"
+    batch_size: int = 32
+    dtype: Literal["float16", "bfloat16"] = "float16"
+    num_threads: int = 0
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        _check(self.batch_size >= 1, f"batch_size must be 1 or more, got {self.batch_size}")
+        _check(self.num_threads >= 0, f"num_threads must be 0 or more, got {self.num_threads}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneRecipe:
+    """Trains an image-to-video backbone and its text encoder on cached latents.
+
+    It meets all conditions, and is never told the names of those that are kept unseen.
+    """
+
+    name: str
+    description: str
+    latents: Path
+    network: WanNetwork = field(default_factory=WanNetwork)
+    text: TextNetwork = field(default_factory=TextNetwork)
+    settings: BackboneSettings = field(default_factory=BackboneSettings)
+    training: TrainingConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertRecipe:
+    """Trains an expert on a frozen backbone, on cached latents of the seen conditions.
+
+    `expert_blocks` are the backbone's blocks that carry an expert; none means all. `num_conditions` takes that many
+    of the seen conditions, each smaller number a part of each larger one; none means all.
+    """
+
+    name: str
+    description: str
+    latents: Path
+    backbone: str
+    attention_mode: Literal["cached", "joint"] = "cached"
+    expert_blocks: tuple[int, ...] | None = None
+    reference_timestep: float = 0.0
+    num_conditions: int | None = None
+    settings: ExpertSettings = field(default_factory=ExpertSettings)
+    training: TrainingConfig
+
+    def __post_init__(self) -> None:
+        _check(
+            0 <= self.reference_timestep <= 1000,
+            f"reference_timestep must be between 0 and 1000, got {self.reference_timestep}",
+        )
+        _check(
+            self.num_conditions is None or self.num_conditions >= 2,
+            f"num_conditions must be 2 or more, or none, got {self.num_conditions}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SchedulerSettings:
+    """The scheduler that a model comes with.
+
+    `kind` "euler" is `FlowMatchEulerDiscreteScheduler`, "unipc" `UniPCMultistepScheduler` in its flow-matching form.
+    `shift` moves the steps towards the noisy end, as in training.
+    """
+
+    kind: Literal["euler", "unipc"] = "euler"
+    shift: float = 3.0
+
+    def __post_init__(self) -> None:
+        _check(self.shift > 0, f"scheduler.shift must be above 0, got {self.shift}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationSettings:
+    """What a model makes if it is told nothing else; see `video_as_prompt.defaults.GenerationDefaults`."""
+
+    height: int = 64
+    width: int = 64
+    num_frames: int = 17
+    fps: float = 8.0
+    num_inference_steps: int = 12
+    guidance_scale: float = 1.0
+    reference_guidance_scale: float = 6.0
+    guidance_interval: tuple[float, float] = (0.5, 1.0)
+    batching: Literal["sequential", "batched"] = "sequential"
+    autocast: Literal["off", "bfloat16"] = "off"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRecipe:
+    """Puts a whole model together from the runs of its parts.
+
+    `precision` is that of the tensors in the files, which are at most `max_shard_size` each.
+    """
+
+    name: str
+    description: str
+    autoencoder: str
+    backbone: str
+    expert: str
+    generation: GenerationSettings = field(default_factory=GenerationSettings)
+    scheduler: SchedulerSettings = field(default_factory=SchedulerSettings)
+    precision: Literal["bfloat16", "float32"] = "bfloat16"
+    max_shard_size: str = "15MB"
+
+
+TrainingRecipe = AutoencoderRecipe | BackboneRecipe | ExpertRecipe
+Recipe = TrainingRecipe | LatentsRecipe | ModelRecipe
+
+KINDS: Mapping[type, str] = {
+    AutoencoderRecipe: "autoencoder",
+    LatentsRecipe: "latents",
+    BackboneRecipe: "backbone",
+    ExpertRecipe: "expert",
+    ModelRecipe: "model",
+}
+
+
+def _check_grid(data: WorldData, patch_size: int) -> None:
+    _check(
+        data.num_frames % patch_size == 1,
+        f"data.num_frames must be 1 more than a multiple of {patch_size}, got {data.num_frames}",
+    )
+    for name in ("height", "width"):
+        pixels = getattr(data, name)
+        _check(pixels % patch_size == 0, f"data.{name} must be a multiple of {patch_size}, got {pixels}")

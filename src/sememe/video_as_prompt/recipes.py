@@ -1,0 +1,55 @@
+"""All recipes by name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+
+from sememe.errors import RecipeError
+from sememe.video_as_prompt import recipes_small, recipes_smoke, recipes_tiny
+from sememe.video_as_prompt.recipe_records import KINDS, Recipe
+
+RECIPES: Mapping[str, Callable[[], Recipe]] = {
+    "tiny-autoencoder": recipes_tiny.tiny_autoencoder,
+    "tiny-latents": recipes_tiny.tiny_latents,
+    "tiny-backbone": recipes_tiny.tiny_backbone,
+    "tiny-expert": recipes_tiny.tiny_expert,
+    "tiny-expert-joint": recipes_tiny.tiny_expert_joint,
+    "tiny-expert-leaky-captions": recipes_tiny.tiny_expert_leaky_captions,
+    "tiny-expert-no-shared-scenes": recipes_tiny.tiny_expert_no_shared_scenes,
+    "tiny-expert-half-blocks": recipes_tiny.tiny_expert_half_blocks,
+    "tiny-expert-24-conditions": recipes_tiny.tiny_expert_24_conditions,
+    "tiny-expert-single-targets": recipes_tiny.tiny_expert_single_targets,
+    "tiny-released-expert": recipes_tiny.tiny_released_expert,
+    "tiny-model": recipes_tiny.tiny_model,
+    "small-autoencoder": recipes_small.small_autoencoder,
+    "small-latents": recipes_small.small_latents,
+    "small-backbone": recipes_small.small_backbone,
+    "small-expert": recipes_small.small_expert,
+    "small-model": recipes_small.small_model,
+    "smoke-autoencoder": recipes_smoke.smoke_autoencoder,
+    "smoke-latents": recipes_smoke.smoke_latents,
+    "smoke-backbone": recipes_smoke.smoke_backbone,
+    "smoke-expert": recipes_smoke.smoke_expert,
+    "smoke-expert-joint": recipes_smoke.smoke_expert_joint,
+    "smoke-model": recipes_smoke.smoke_model,
+}
+
+
+def find_recipe(name: str) -> Recipe:
+    """The recipe of that name; `tiny_expert` is the same as `tiny-expert`.
+
+    Raises:
+        RecipeError: there is none; says which names are near.
+    """
+    wanted = name.strip().lower().replace("_", "-")
+    if wanted in RECIPES:
+        return RECIPES[wanted]()
+    near = difflib.get_close_matches(wanted, RECIPES, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else "`sememe recipes` lists them"
+    raise RecipeError(f"expected the name of a recipe, got {name!r}; {hint}")
+
+
+def kind_of(recipe: Recipe) -> str:
+    """What it makes: `autoencoder`, `latents`, `backbone`, `expert` or `model`."""
+    return KINDS[type(recipe)]

@@ -1,0 +1,87 @@
+"""Two ranks that share out target and reference, each in a process of its own, and what one computes beside it."""
+
+import json
+import traceback
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from diffusers import ContextParallelConfig
+from torch.distributed.device_mesh import init_device_mesh
+
+from sememe.errors import ModelError
+from sememe.video_as_prompt.references import ReferenceCache, ReferenceInputs, ReferenceTokens
+from video_as_prompt import cogvideox_factories, wan_factories
+
+
+def make_wan(mode: str) -> tuple[Any, dict[str, Any], ReferenceInputs]:
+    # No expert in the first block: the target is split before there is a reference beside it.
+    blocks = [1, 2] if mode == "cached" else None
+    model = wan_factories.make_transformer(attention_mode=mode, expert_blocks=blocks)
+    return model, wan_factories.make_target(), wan_factories.make_reference(num_frames=(3, 1))
+
+
+def make_cogvideox(mode: str) -> tuple[Any, dict[str, Any], ReferenceInputs]:
+    model = cogvideox_factories.make_transformer(attention_mode=mode)
+    # Texts are shared out as well, so their tokens must be even in number.
+    target = cogvideox_factories.make_target(model) | {"encoder_hidden_states": torch.randn(2, 6, 16)}
+    reference = cogvideox_factories.make_reference(num_frames=(3, 1))
+    return model, target, ReferenceInputs(reference.latents, (torch.randn(2, 4, 16), torch.randn(2, 6, 16)))
+
+
+@torch.no_grad()
+def encode(model: Any, reference: ReferenceInputs) -> ReferenceCache | ReferenceTokens:
+    if model.config.attention_mode == "cached":
+        return model.encode_reference(reference.latents, reference.text_embeds)
+    return model.embed_reference(reference)
+
+
+@torch.no_grad()
+def predict(model: Any, target: dict[str, Any], reference: ReferenceInputs) -> list[torch.Tensor]:
+    given, again = encode(model, reference), []
+    if model.config.attention_mode == "joint":
+        names = ("hidden_states", "encoder_hidden_states", "timestep")
+        if "image_rotary_emb" not in target:
+            names = ("hidden_states", "timestep", "encoder_hidden_states")
+        others = {name: value for name, value in target.items() if name not in names}
+        refreshed = model.refresh_reference(*(target[name] for name in names), reference=given, **others)
+        again = [refreshed.sample, model(**target, reference=refreshed.reference).sample]
+    weaker = model(**target, reference=given, reference_strength=0.5).sample
+    if "image_rotary_emb" not in target:
+        kept = model.rotary_tables(target["hidden_states"])
+        again.append(model(**target, reference=given, image_rotary_emb=kept).sample)
+    return [model(**target).sample, model(**target, reference=given).sample, weaker, *again]
+
+
+def compare_all(rank: int, port: int, cases: list[tuple[str, str]], results: str) -> None:
+    """Compare every (family, mode), and leave the failures of this rank in the folder `results`."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://localhost:{port}", rank=rank, world_size=2)
+    # diffusers counts accelerators, and divides by their number.
+    torch.accelerator.device_count = lambda: 1
+    failures: dict[str, str] = {}
+    for family, mode in cases:
+        try:
+            compare(family, mode)
+        except Exception:
+            failures[f"{family}-{mode}"] = traceback.format_exc()
+    Path(results, f"{rank}.json").write_text(json.dumps(failures))
+    dist.destroy_process_group()
+
+
+def compare(family: str, mode: str) -> None:
+    torch.manual_seed(0)
+    model, target, reference = (make_wan if family == "wan" else make_cogvideox)(mode)
+    expected = predict(model, target, reference)
+    whole = encode(model, reference)
+    mesh = init_device_mesh("cpu", (1, 2), mesh_dim_names=("ring", "ulysses"))
+    model.enable_parallelism(config=ContextParallelConfig(ulysses_degree=2, mesh=mesh))
+    with pytest.raises(ModelError, match=r"encoded for 1 rank\(s\), but .* among 2"):
+        model(**target, reference=whole)
+    shares: list[int] = []
+    model.proj_out.register_forward_pre_hook(lambda _, inputs: shares.append(inputs[0].shape[1]))
+    for got, wanted in zip(predict(model, target, reference), expected, strict=True):
+        torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-4)
+    assert set(shares) == {18}, "each rank computes half of the 36 tokens"

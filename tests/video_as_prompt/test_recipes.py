@@ -1,0 +1,119 @@
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from sememe.errors import RecipeError
+from sememe.training.config import apply_overrides, list_settings
+from sememe.training.settings import AutoencoderSettings, BackboneSettings, ExpertSettings
+from sememe.video_as_prompt.recipe_records import (
+    KINDS,
+    AutoencoderRecipe,
+    CosmosNetwork,
+    ExpertRecipe,
+    LatentsRecipe,
+    WorldData,
+)
+from sememe.video_as_prompt.recipes import RECIPES, find_recipe, kind_of
+from sememe.video_as_prompt.recipes_tiny import tiny_autoencoder, tiny_expert
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_know_their_names(name: str) -> None:
+    recipe = find_recipe(name)
+    assert recipe.name == name
+    assert find_recipe(name.replace("-", "_").upper()) == recipe
+    assert kind_of(recipe) in name.split("-") or kind_of(recipe) == "latents"
+
+
+def test_there_is_a_quick_twin_of_every_kind() -> None:
+    kinds = {
+        size: {kind_of(find_recipe(name)) for name in RECIPES if name.startswith(size)}
+        for size in ("tiny", "smoke", "small")
+    }
+    assert kinds["tiny"] == kinds["smoke"] == kinds["small"] == set(KINDS.values())
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name.startswith("tiny-expert-")])
+def test_ablations_are_a_few_settings_away(name: str) -> None:
+    recipe = find_recipe(name)
+    assert isinstance(recipe, ExpertRecipe)
+    assert recipe.description.startswith("ablation: ")
+    ours, base = list_settings(recipe), list_settings(tiny_expert())
+    changed = {key for key in ours if ours[key] != base[key]} - {"name", "description"}
+    assert 1 <= len(changed) <= 3, changed
+
+
+def test_unknown_names() -> None:
+    with pytest.raises(RecipeError, match="did you mean tiny-expert"):
+        find_recipe("tiny-expart")
+    with pytest.raises(RecipeError, match="`sememe recipes` lists them"):
+        find_recipe("?")
+
+
+def test_overrides_reach_every_depth() -> None:
+    recipe = apply_overrides(
+        tiny_expert(),
+        [
+            "training.learning_rate=3e-4",
+            "settings.num_references=8",
+            "expert_blocks=0,4",
+            "settings.captions.full_share=1",
+        ],
+    )
+    assert (recipe.training.learning_rate, recipe.settings.num_references) == (3e-4, 8)
+    assert (recipe.expert_blocks, recipe.settings.captions.full_share) == ((0, 4), 1.0)
+    assert apply_overrides(recipe, ["expert_blocks=none"]).expert_blocks is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["settings.window=16"], "1 more than a multiple of 8"),
+        (["settings.window=25"], "at most 17"),
+        (["data.width=60"], "data.width must be a multiple of 8"),
+        (["data.num_frames=20", "settings.window=9"], "data.num_frames must be 1 more"),
+        (["network.decoder_channels=90"], "network.decoder_channels must be 98 or more"),
+        (["network.patch_size=3"], "2, 4 or 8"),
+    ],
+)
+def test_what_cannot_be_built_is_refused(settings: list[str], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        apply_overrides(tiny_autoencoder(), settings)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: AutoencoderSettings(window=1), "window must be 2"),
+        (lambda: AutoencoderSettings(latent_noise=-1), "latent_noise must be 0"),
+        (lambda: BackboneSettings(sigma_std=0), "sigma_std must be above 0"),
+        (lambda: BackboneSettings(batch_size=0), "batch_size must be 1"),
+        (lambda: ExpertSettings(num_references=0), "num_references must be 1"),
+        (lambda: ExpertSettings(same_scene_share=2), "same_scene_share must be between"),
+        (lambda: replace(tiny_expert(), num_conditions=1), "num_conditions must be 2"),
+        (lambda: replace(tiny_expert(), reference_timestep=-1.0), "reference_timestep must be between"),
+        (lambda: WorldData(num_clips=0), "num_clips must be 1"),
+        (lambda: WorldData(fps=0.0), "fps must be above 0"),
+        (lambda: CosmosNetwork(latent_channels=0), "latent_channels must be 1"),
+        (lambda: LatentsRecipe(name="a", description="b", autoencoder="c", batch_size=0), "batch_size must be 1"),
+    ],
+)
+def test_settings_that_make_no_sense(make: object, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        make()  # type: ignore[operator]
+
+
+def test_listing_loads_neither_torch_nor_the_world() -> None:
+    code = (
+        "import sys, sememe.workflows.recipes as r; r.list_recipes(); "
+        "sys.exit(bool({'torch', 'cv2', 'diffusers'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_autoencoder_of_tiny() -> None:
+    recipe = find_recipe("tiny-autoencoder")
+    assert isinstance(recipe, AutoencoderRecipe)
+    assert (recipe.network.latent_channels, recipe.network.patch_size, recipe.settings.trains) == (48, 8, "decoder")
