@@ -8,8 +8,8 @@ import torch
 from diffusers import AutoencoderKLCosmos
 from torch import Tensor
 
-from sememe.recipes.world_clips import render_item, world_item
-from sememe.training.autoencoder import to_video
+from sememe.training.stage_autoencoder import to_video
+from sememe.training.world_clips import render_item, world_item
 
 SIZE = 16
 NUM_FRAMES = 9

@@ -13,8 +13,8 @@ from sememe.checkpoints.components import load_autoencoder
 from sememe.data.latents import LatentCache
 from sememe.data.manifest import VideoSample, write_manifest, write_vap_data
 from sememe.errors import InputError, ModelError, RecipeError
-from sememe.recipes.world_clips import render_item, world_item
-from sememe.training.autoencoder import to_video
+from sememe.training.stage_autoencoder import to_video
+from sememe.training.world_clips import render_item, world_item
 from sememe.video import write_clip
 from sememe.video_as_prompt.latent_batches import LatentSource
 from sememe.video_as_prompt.recipe_records import LatentsRecipe

@@ -14,7 +14,7 @@ from sememe.backbones.pixels import clips_to_video, video_to_clips
 from sememe.evaluation.candidates import SceneOracles
 from sememe.evaluation.cases import Case, SeedRanges, deal_cases
 from sememe.evaluation.splits import split_conditions
-from sememe.recipes.world_clips import EVALUATION_SEED
+from sememe.training.world_clips import EVALUATION_SEED
 from sememe.video import Clip, read_clip, write_clip
 from sememe.video_as_prompt.defaults import GenerationDefaults
 from sememe.world import conditions

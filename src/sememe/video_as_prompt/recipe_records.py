@@ -19,7 +19,7 @@ def _check(is_valid: object, message: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class WorldData:
-    """Clips of the procedural world; see `recipes.world_clips.world_item` for which they are."""
+    """Clips of the procedural world; see `training.world_clips.world_item` for which they are."""
 
     num_clips: int = 40_000
     clips_per_scene: int = 8

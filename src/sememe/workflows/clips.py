@@ -14,7 +14,7 @@ from sememe.data.dataset import ClipDataset
 from sememe.data.latents import LatentItem
 from sememe.data.manifest import TRAINING_NAME, hash_file, read_manifest, read_vap_data
 from sememe.errors import InputError
-from sememe.recipes.world_clips import WorldItem, render_item, world_item
+from sememe.training.world_clips import WorldItem, render_item, world_item
 from sememe.video_as_prompt.recipe_records import WorldData
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import numpy as np
 
 from sememe.errors import OutputError
 from sememe.files import check_writable, describe_write_error
-from sememe.recipes.world_clips import EVALUATION_SEED
+from sememe.training.world_clips import EVALUATION_SEED
 from sememe.video import SheetRow, contact_sheet, read_clip, write_clip, write_image
 from sememe.workflows.events import Progress, ProgressHandler, ignore_progress
 from sememe.workflows.generate import VideoAsPromptRequest, check_seed, generate_video_as_prompt

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from sememe.backbones.text import clean_prompt
-from sememe.training.autoencoder import ClipSource, to_video
 from sememe.training.principal import start_from_principal_components
+from sememe.training.stage_autoencoder import ClipSource, to_video
 from sememe.video_as_prompt.recipe_records import CosmosNetwork, TextNetwork, WanNetwork
 
 _PAD, _END, _UNKNOWN = "<pad>", "</s>", "<unk>"

@@ -120,7 +120,7 @@ class _Encoding:
 
     def encode_first_frames(self) -> None:
         from sememe.backbones.first_frame import encode_first_frame
-        from sememe.training.autoencoder import to_video
+        from sememe.training.stage_autoencoder import to_video
 
         names = self.clips.first_frame_names()
         num_frames = len(self.clips.frames(0))

@@ -16,9 +16,9 @@ from sememe.checkpoints.parts import find_part
 from sememe.checkpoints.zoo import resolve_model
 from sememe.data.latents import LatentCache, LatentSubset
 from sememe.errors import ModelError, RecipeError
-from sememe.training.autoencoder import AutoencoderStage, balance_bands
 from sememe.training.distribution import choose_device
 from sememe.training.stage import Stage
+from sememe.training.stage_autoencoder import AutoencoderStage, balance_bands
 from sememe.video_as_prompt.recipe_records import AutoencoderRecipe, BackboneRecipe, ExpertRecipe, TrainingRecipe
 from sememe.video_as_prompt.stage_backbone import BackboneStage
 from sememe.video_as_prompt.stage_expert import ExpertStage

@@ -17,7 +17,7 @@ from sememe.data.manifest import (
 from sememe.errors import InputError, OutputError
 from sememe.evaluation.cases import Case, SeedRanges, deal_cases
 from sememe.files import check_writable, describe_write_error
-from sememe.recipes.world_clips import EVALUATION_SEED
+from sememe.training.world_clips import EVALUATION_SEED
 from sememe.video import write_clip, write_image
 from sememe.workflows.events import ProgressHandler, StepCounter, ignore_progress
 from sememe.workflows.gallery import draw_gallery

@@ -2,7 +2,7 @@ from collections import Counter
 
 import numpy as np
 
-from sememe.recipes.world_clips import EVALUATION_SEED, WorldItem, render_item, world_item
+from sememe.training.world_clips import EVALUATION_SEED, WorldItem, render_item, world_item
 from sememe.world import conditions, random_scene, render
 
 

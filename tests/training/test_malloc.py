@@ -3,13 +3,13 @@ import sys
 
 import pytest
 
-from sememe.training.memory import keep_freed_memory
+from sememe.training.malloc import keep_freed_memory
 
 # Ten times 64 MB, allocated and freed: how often did the system have to hand out a fresh page?
 COUNT_FAULTS = """
 import resource, sys
 if sys.argv[1] == "keep":
-    from sememe.training.memory import keep_freed_memory
+    from sememe.training.malloc import keep_freed_memory
     assert keep_freed_memory()
 for _ in range(10):
     block = bytearray(64_000_000)

@@ -1,1 +1,0 @@
-"""Named, typed runs: functions that return settings. Nothing here loads torch or does any work."""
