@@ -12,7 +12,7 @@ import sememe
 from cli.runs import refused, run_apart, run_here
 from sememe.cli.app import main
 from sememe.errors import ModelError, OutputError
-from sememe.workflows import models as verb
+from sememe.workflows import model_list as verb
 
 COMMANDS = [[], ["demo"], ["generate"], ["generate", "video-as-prompt"], ["models"], ["convert"], ["check-parity"]]
 HEAVY = {"accelerate", "av", "cv2", "diffusers", "peft", "torch", "transformers"}

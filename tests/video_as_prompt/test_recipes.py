@@ -107,7 +107,7 @@ def test_settings_that_make_no_sense(make: object, message: str) -> None:
 
 def test_listing_loads_neither_torch_nor_the_world() -> None:
     code = (
-        "import sys, sememe.workflows.recipes as r; r.list_recipes(); "
+        "import sys, sememe.workflows.recipe_list as r; r.list_recipes(); "
         "sys.exit(bool({'torch', 'cv2', 'diffusers'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -19,7 +19,7 @@ from sememe.workflows import generate as module
 from sememe.workflows import sidecar
 from sememe.workflows.events import Progress
 from sememe.workflows.generate import VideoAsPromptRequest, VideoAsPromptResult, generate_video_as_prompt
-from sememe.workflows.inputs import read_reference
+from sememe.workflows.input_files import read_reference
 from sememe.workflows.loading import LoadedModel, load_model
 from sememe.workflows.outputs import PICTURE_SUFFIXES, VIDEO_SUFFIXES
 from video_as_prompt.pipeline_factories import make_clip, make_picture

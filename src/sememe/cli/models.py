@@ -142,7 +142,7 @@ def _tell(value: object) -> str:
 
 
 def _list(as_json: bool) -> None:
-    from sememe.workflows.models import list_built_in_models, model_document
+    from sememe.workflows.model_list import list_built_in_models, model_document
 
     records = list_built_in_models()
     if as_json:

@@ -191,7 +191,7 @@ def recipes(
 
 
 def _list(recipe: str | None, *, as_json: bool, is_asked: bool) -> None:
-    from sememe.workflows.recipes import list_recipe_settings, list_recipes
+    from sememe.workflows.recipe_list import list_recipe_settings, list_recipes
 
     if recipe is not None:
         found = list_recipe_settings(recipe)

@@ -11,7 +11,7 @@ from sememe.training.world_clips import EVALUATION_SEED
 from sememe.video import SheetRow, contact_sheet, read_clip, write_clip, write_image
 from sememe.workflows.events import Progress, ProgressHandler, ignore_progress
 from sememe.workflows.generate import VideoAsPromptRequest, check_seed, generate_video_as_prompt
-from sememe.workflows.inputs import read_picture
+from sememe.workflows.input_files import read_picture
 from sememe.workflows.loading import LoadedModel, check_model_request, load_model
 from sememe.world import conditions, random_scene, render
 from sememe.world.catalogue import FAMILIES, condition

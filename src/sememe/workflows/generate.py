@@ -13,7 +13,7 @@ from sememe.errors import InputError
 from sememe.video import Clip, Sampling, SheetRow, VideoLimits, contact_sheet, write_clip, write_image
 from sememe.workflows import sidecar
 from sememe.workflows.events import Progress, ProgressHandler, StepCounter, Stopwatch, ignore_progress
-from sememe.workflows.inputs import ImageFile, ReferenceFile, read_picture, read_reference, survey_reference
+from sememe.workflows.input_files import ImageFile, ReferenceFile, read_picture, read_reference, survey_reference
 from sememe.workflows.loading import Computing, LoadedModel, check_model_request, load_model
 from sememe.workflows.model_memory import Guided
 from sememe.workflows.outputs import OutputFiles

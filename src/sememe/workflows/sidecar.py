@@ -11,7 +11,7 @@ from typing import Any
 
 import sememe
 from sememe.files import write_text
-from sememe.workflows.inputs import ImageFile, ReferenceFile
+from sememe.workflows.input_files import ImageFile, ReferenceFile
 from sememe.workflows.loading import LoadedModel
 from sememe.workflows.plan import list_dtype_shortcuts, plan_document
 
