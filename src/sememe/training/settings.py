@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from sememe.data.captions import CaptionPolicy
+from sememe.data.caption_policy import CaptionPolicy
 from sememe.errors import RecipeError
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from sememe.data.captions import CaptionPolicy
+from sememe.data.caption_policy import CaptionPolicy
 from sememe.training.config import ScheduleConfig, TrainingConfig
 from sememe.training.settings import BackboneSettings, ExpertSettings
 from sememe.video_as_prompt.recipe_records import (

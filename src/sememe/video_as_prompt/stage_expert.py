@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sememe.data.captions import draw_captions, pick_captions
+from sememe.data.caption_policy import draw_captions, pick_captions
 from sememe.data.pairing import PairSampler
 from sememe.diffusion.objectives import add_noise, sample_losses, sample_sigma, timestep_of, velocity_target
 from sememe.training.settings import ExpertSettings

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from sememe.data.captions import CaptionKind, CaptionPolicy, draw_captions, pick_captions
+from sememe.data.caption_policy import CaptionKind, CaptionPolicy, draw_captions, pick_captions
 from sememe.errors import InputError, RecipeError
 
 COUNT = 20_000
