@@ -88,7 +88,7 @@ def test_the_project_speaks_of_itself_alone() -> None:
     suffixes = {".py", ".md", ".toml", ".yaml", ".yml", ".json", ""}
     folders = [PACKAGE, ROOT / "docs", ROOT / "tests", ROOT / "benchmarks", ROOT / ".ci"]
     files = [path for folder in folders for path in folder.rglob("*") if path.suffix in suffixes and path.is_file()]
-    files += [path for path in ROOT.iterdir() if path.is_file() and path.suffix in suffixes]
+    files += [path for path in ROOT.iterdir() if path.is_file() and path.suffix in suffixes and path.name != ".git"]
     for path in files:
         if path != Path(__file__):
             assert not pattern.search(path.read_text(errors="replace")), path

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from sememe.compute import placement, speed
+from sememe.compute import storage as storage_module
 from sememe.errors import InputError, MissingExtraError
 from sememe.pipelines.planning import Strategy
 from sememe.workflows import host_memory, loading, model_memory
@@ -76,9 +77,9 @@ def test_free_memory_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(host_memory, "_GROUPS", tmp_path)
     assert host_memory.read_free_memory() == 512000
     for name, text in (("max", "max"), ("current", "90000"), ("stat", "anon 50000\nfile 30000\n")):
-        (tmp_path / f"placement.{name}").write_text(text)
+        (tmp_path / f"memory.{name}").write_text(text)
     assert host_memory.read_free_memory() == 512000, "no limit"
-    (tmp_path / "placement.max").write_text("100000\n")
+    (tmp_path / "memory.max").write_text("100000\n")
     assert host_memory.read_free_memory() == 40000, "what files take makes room"
 
 
@@ -112,7 +113,7 @@ def unloaded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_missing_extra_is_told_before_loading(
     storage: str, package: str | None, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage, "find_spec", lambda _: None)
+    monkeypatch.setattr(storage_module, "find_spec", lambda _: None)
     wanted = Computing(plan=PlanRequest(24, storage=storage))
     expected: Any = (AssertionError, "nothing was to be loaded")
     if package is not None:

@@ -1,1 +1,1 @@
-"""Where weights are kept and how blocks compute: placement, offload, storage, tiling, LoRA, caches. Import the modules."""
+"""Where weights are kept and how blocks compute: placement, offload, storage, tiling, LoRA, caches."""

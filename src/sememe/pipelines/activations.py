@@ -7,8 +7,8 @@ with the square of the number of tokens, because attention is computed in tiles.
 
 and the work is to count those. Each function below lists a moment of a block and what is alive in it; the peak is that
 of the worst moment. Masks, modulations, texts within a forward and scratch space of kernels are small and left out.
-The counts are those of the code in `sememe.models`, and tests compare them with measured peaks: who changes what a
-block keeps alive changes them here.
+The counts are those of the code in `sememe.video_as_prompt`, and tests compare them with measured peaks: who changes
+what a block keeps alive changes them here.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,8 +1,8 @@
 """Video-As-Prompt on CogVideoX: diffusers' transformer, frozen, with an expert for a reference video in its blocks.
 
 After arXiv 2510.20888 (Video-As-Prompt), section 3. The ways of attending, `joint` and `cached`, are those of
-`sememe.video_as_prompt.network_wan`. What differs: a reference's caption attends together with its video, and the released model reads
-its (clean) reference at the target's own timestep, so that it changes with every step.
+`sememe.video_as_prompt.network_wan`. What differs: a reference's caption attends together with its video, and the
+released model reads its (clean) reference at the target's own timestep, so that it changes with every step.
 """
 
 from collections.abc import Sequence
