@@ -1,6 +1,7 @@
 """`sememe train`, `precompute`, `assemble` and `recipes`, as they are typed."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
