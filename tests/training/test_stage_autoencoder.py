@@ -6,11 +6,11 @@ import torch
 from diffusers import AutoencoderKLCosmos
 from torch.nn.utils import parametrize
 
+from sememe.training.autoencoder_settings import AutoencoderSettings
 from sememe.training.config import ScheduleConfig, TrainingConfig
 from sememe.training.loop import train
 from sememe.training.principal import start_from_principal_components
 from sememe.training.progress import read_log
-from sememe.training.settings import AutoencoderSettings
 from sememe.training.stage_autoencoder import AutoencoderStage, balance_bands, fold_bands
 from training.small_video import NUM_FRAMES, SIZE, SmallClips, make_folding_vae, small_video
 

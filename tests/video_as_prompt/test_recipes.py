@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from sememe.errors import RecipeError
+from sememe.training.autoencoder_settings import AutoencoderSettings
 from sememe.training.config import apply_overrides, list_settings
-from sememe.training.settings import AutoencoderSettings, BackboneSettings, ExpertSettings
 from sememe.video_as_prompt.recipe_records import (
     KINDS,
     AutoencoderRecipe,
@@ -17,6 +17,7 @@ from sememe.video_as_prompt.recipe_records import (
 )
 from sememe.video_as_prompt.recipes import RECIPES, find_recipe, kind_of
 from sememe.video_as_prompt.recipes_tiny import tiny_autoencoder, tiny_expert
+from sememe.video_as_prompt.stage_settings import BackboneSettings, ExpertSettings
 
 
 @pytest.mark.parametrize("name", RECIPES)

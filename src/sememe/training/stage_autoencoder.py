@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
 
-from sememe.training.settings import AutoencoderSettings
+from sememe.training.autoencoder_settings import AutoencoderSettings
 from sememe.training.stage import StepLoss, Weights
 
 __all__ = ["AutoencoderSettings", "AutoencoderStage", "ClipSource", "balance_bands", "fold_bands"]

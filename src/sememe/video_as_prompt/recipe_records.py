@@ -7,14 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from sememe.errors import RecipeError
+from sememe.training.autoencoder_settings import AutoencoderSettings, check_setting
 from sememe.training.config import TrainingConfig
-from sememe.training.settings import AutoencoderSettings, BackboneSettings, ExpertSettings
-
-
-def _check(is_valid: object, message: str) -> None:
-    if not is_valid:
-        raise RecipeError(message)
+from sememe.video_as_prompt.stage_settings import BackboneSettings, ExpertSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +25,8 @@ class WorldData:
 
     def __post_init__(self) -> None:
         for name in ("num_clips", "clips_per_scene", "num_frames", "height", "width"):
-            _check(getattr(self, name) >= 1, f"data.{name} must be 1 or more, got {getattr(self, name)}")
-        _check(self.fps > 0, f"data.fps must be above 0, got {self.fps}")
+            check_setting(getattr(self, name) >= 1, f"data.{name} must be 1 or more, got {getattr(self, name)}")
+        check_setting(self.fps > 0, f"data.fps must be above 0, got {self.fps}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,13 +46,19 @@ class CosmosNetwork:
     whitening: float = 0.5
 
     def __post_init__(self) -> None:
-        _check(self.patch_size in {2, 4, 8}, f"network.patch_size must be 2, 4 or 8, got {self.patch_size}")
-        _check(self.latent_channels >= 1, f"network.latent_channels must be 1 or more, got {self.latent_channels}")
+        check_setting(self.patch_size in {2, 4, 8}, f"network.patch_size must be 2, 4 or 8, got {self.patch_size}")
+        check_setting(
+            self.latent_channels >= 1, f"network.latent_channels must be 1 or more, got {self.latent_channels}"
+        )
         for name in ("encoder_channels", "decoder_channels"):
             # Every component travels twice, with both signs, beside two constants.
             least = 2 * self.latent_channels + 2
-            _check(getattr(self, name) >= least, f"network.{name} must be {least} or more, got {getattr(self, name)}")
-        _check(self.num_start_clips >= 1, f"network.num_start_clips must be 1 or more, got {self.num_start_clips}")
+            check_setting(
+                getattr(self, name) >= least, f"network.{name} must be {least} or more, got {getattr(self, name)}"
+            )
+        check_setting(
+            self.num_start_clips >= 1, f"network.num_start_clips must be 1 or more, got {self.num_start_clips}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +78,8 @@ class WanNetwork:
 
     def __post_init__(self) -> None:
         for name in ("patch_size", "num_layers", "num_attention_heads", "attention_head_dim", "ffn_dim", "freq_dim"):
-            _check(getattr(self, name) >= 1, f"network.{name} must be 1 or more, got {getattr(self, name)}")
-        _check(
+            check_setting(getattr(self, name) >= 1, f"network.{name} must be 1 or more, got {getattr(self, name)}")
+        check_setting(
             self.attention_head_dim % 2 == 0,
             f"network.attention_head_dim must be even, got {self.attention_head_dim}",
         )
@@ -99,8 +100,8 @@ class TextNetwork:
 
     def __post_init__(self) -> None:
         for name in ("d_model", "d_kv", "d_ff", "num_layers", "num_heads", "max_tokens", "caption_stride"):
-            _check(getattr(self, name) >= 1, f"text.{name} must be 1 or more, got {getattr(self, name)}")
-        _check(self.vocab_size >= 64, f"text.vocab_size must be 64 or more, got {self.vocab_size}")
+            check_setting(getattr(self, name) >= 1, f"text.{name} must be 1 or more, got {getattr(self, name)}")
+        check_setting(self.vocab_size >= 64, f"text.vocab_size must be 64 or more, got {self.vocab_size}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +118,7 @@ class AutoencoderRecipe:
 
     def __post_init__(self) -> None:
         frames = self.settings.window
-        _check(
+        check_setting(
             frames <= self.data.num_frames and frames % self.network.patch_size == 1,
             f"settings.window must be 1 more than a multiple of {self.network.patch_size} and at most "
             f"{self.data.num_frames} (data.num_frames), got {frames}",
@@ -145,8 +146,8 @@ class LatentsRecipe:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        _check(self.batch_size >= 1, f"batch_size must be 1 or more, got {self.batch_size}")
-        _check(self.num_threads >= 0, f"num_threads must be 0 or more, got {self.num_threads}")
+        check_setting(self.batch_size >= 1, f"batch_size must be 1 or more, got {self.batch_size}")
+        check_setting(self.num_threads >= 0, f"num_threads must be 0 or more, got {self.num_threads}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,11 +186,11 @@ class ExpertRecipe:
     training: TrainingConfig
 
     def __post_init__(self) -> None:
-        _check(
+        check_setting(
             0 <= self.reference_timestep <= 1000,
             f"reference_timestep must be between 0 and 1000, got {self.reference_timestep}",
         )
-        _check(
+        check_setting(
             self.num_conditions is None or self.num_conditions >= 2,
             f"num_conditions must be 2 or more, or none, got {self.num_conditions}",
         )
@@ -207,7 +208,7 @@ class SchedulerSettings:
     shift: float = 3.0
 
     def __post_init__(self) -> None:
-        _check(self.shift > 0, f"scheduler.shift must be above 0, got {self.shift}")
+        check_setting(self.shift > 0, f"scheduler.shift must be above 0, got {self.shift}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,10 +258,10 @@ KINDS: Mapping[type, str] = {
 
 
 def _check_grid(data: WorldData, patch_size: int) -> None:
-    _check(
+    check_setting(
         data.num_frames % patch_size == 1,
         f"data.num_frames must be 1 more than a multiple of {patch_size}, got {data.num_frames}",
     )
     for name in ("height", "width"):
         pixels = getattr(data, name)
-        _check(pixels % patch_size == 0, f"data.{name} must be a multiple of {patch_size}, got {pixels}")
+        check_setting(pixels % patch_size == 0, f"data.{name} must be a multiple of {patch_size}, got {pixels}")

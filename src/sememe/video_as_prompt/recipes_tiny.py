@@ -10,7 +10,6 @@ from pathlib import Path
 
 from sememe.data.caption_policy import CaptionPolicy
 from sememe.training.config import ScheduleConfig, TrainingConfig
-from sememe.training.settings import BackboneSettings, ExpertSettings
 from sememe.video_as_prompt.recipe_records import (
     AutoencoderRecipe,
     BackboneRecipe,
@@ -19,6 +18,7 @@ from sememe.video_as_prompt.recipe_records import (
     ModelRecipe,
     WanNetwork,
 )
+from sememe.video_as_prompt.stage_settings import BackboneSettings, ExpertSettings
 
 _UNBOUNDED = 100_000
 """Steps of runs that end by the clock."""

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from sememe.data.caption_policy import draw_captions, pick_captions
 from sememe.diffusion.objectives import add_noise, sample_losses, sample_sigma, timestep_of, velocity_target
-from sememe.training.settings import BackboneSettings
 from sememe.training.stage import StepLoss, Weights
 from sememe.video_as_prompt.latent_batches import (
     CaptionTokens,
@@ -23,6 +22,7 @@ from sememe.video_as_prompt.latent_batches import (
     model_input,
     numpy_generator,
 )
+from sememe.video_as_prompt.stage_settings import BackboneSettings
 
 __all__ = ["BackboneBatch", "BackboneSettings", "BackboneStage"]
 

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from sememe.data.caption_policy import draw_captions, pick_captions
 from sememe.data.pairing import PairSampler
 from sememe.diffusion.objectives import add_noise, sample_losses, sample_sigma, timestep_of, velocity_target
-from sememe.training.settings import ExpertSettings
 from sememe.training.stage import StepLoss, Weights
 from sememe.video_as_prompt.latent_batches import (
     CaptionTokens,
@@ -28,6 +27,7 @@ from sememe.video_as_prompt.latent_batches import (
 )
 from sememe.video_as_prompt.network_wan import WanVideoAsPromptTransformer
 from sememe.video_as_prompt.references import ReferenceInputs
+from sememe.video_as_prompt.stage_settings import ExpertSettings
 
 __all__ = ["ExpertBatch", "ExpertSettings", "ExpertStage"]
 

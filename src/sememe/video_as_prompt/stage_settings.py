@@ -1,42 +1,11 @@
-"""Settings of the stages. Imports no torch."""
+"""Settings of the backbone's and the expert's stage. Imports no torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 from sememe.data.caption_policy import CaptionPolicy
-from sememe.errors import RecipeError
-
-
-def _check(is_valid: object, message: str) -> None:
-    if not is_valid:
-        raise RecipeError(message)
-
-
-@dataclass(frozen=True, kw_only=True)
-class AutoencoderSettings:
-    """What the autoencoder's training does.
-
-    `trains` "decoder" leaves the encoder as it is, so that latents never change and those that were cached stay valid;
-    "all" trains everything. Windows of `window` frames start anywhere in a clip. `latent_noise` is the standard
-    deviation of the noise on latents before decoding, in standard deviations of the batch's latents; a little of it
-    makes the decoder forgive what a diffusion model gets slightly wrong. `gradient_weight` weighs the error of spatial
-    differences, and `motion_weight` that of temporal ones, against the error of pixels (all mean absolute).
-    """
-
-    trains: Literal["decoder", "all"] = "decoder"
-    batch_size: int = 16
-    window: int = 17
-    latent_noise: float = 0.03
-    gradient_weight: float = 0.5
-    motion_weight: float = 0.25
-
-    def __post_init__(self) -> None:
-        _check(self.batch_size >= 1, f"batch_size must be 1 or more, got {self.batch_size}")
-        _check(self.window >= 2, f"window must be 2 frames or more, got {self.window}")
-        for name in ("latent_noise", "gradient_weight", "motion_weight"):
-            _check(getattr(self, name) >= 0, f"{name} must be 0 or more, got {getattr(self, name)}")
+from sememe.training.autoencoder_settings import check_setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +26,7 @@ class BackboneSettings:
     )
 
     def __post_init__(self) -> None:
-        _check(self.batch_size >= 1, f"batch_size must be 1 or more, got {self.batch_size}")
+        check_setting(self.batch_size >= 1, f"batch_size must be 1 or more, got {self.batch_size}")
         _check_noise(self)
 
 
@@ -85,8 +54,8 @@ class ExpertSettings:
 
     def __post_init__(self) -> None:
         for name in ("num_references", "targets_per_reference"):
-            _check(getattr(self, name) >= 1, f"{name} must be 1 or more, got {getattr(self, name)}")
-        _check(
+            check_setting(getattr(self, name) >= 1, f"{name} must be 1 or more, got {getattr(self, name)}")
+        check_setting(
             0 <= self.same_scene_share <= 1, f"same_scene_share must be between 0 and 1, got {self.same_scene_share}"
         )
         _check_noise(self)
@@ -94,4 +63,4 @@ class ExpertSettings:
 
 def _check_noise(settings: BackboneSettings | ExpertSettings) -> None:
     for name in ("sigma_std", "sigma_shift", "num_mask_channels"):
-        _check(getattr(settings, name) > 0, f"{name} must be above 0, got {getattr(settings, name)}")
+        check_setting(getattr(settings, name) > 0, f"{name} must be above 0, got {getattr(settings, name)}")
