@@ -8,20 +8,6 @@ from sememe.checkpoints.tensor_files import read_json
 from sememe.errors import ModelError
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a folder, of files alone.
-
-    Raises:
-        ModelError: it cannot be loaded.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ModelError(f"the tokenizer in {folder} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
-
-
 def load_text_encoder(folder: Path) -> Any:
     """The text encoder of a folder, in float32 and evaluation mode.
 

@@ -17,7 +17,7 @@ from typing import Any
 import diffusers
 import torch
 
-from sememe.checkpoints.component_files import load_strictly
+from sememe.checkpoints.component_files import load_strictly, load_tokenizer, load_without_weights
 from sememe.checkpoints.formats import format_of_model
 from sememe.checkpoints.layouts import EXPERT_FOLDER, INDEX_NAME, ModelLayout, check_whole, read_layout
 from sememe.checkpoints.merged_files import load_merged
@@ -39,9 +39,7 @@ ALLOWED_CLASSES: Mapping[str, Mapping[str, frozenset[str]]] = {
     },
     "text_encoder": {"transformers": frozenset({"UMT5EncoderModel", "T5EncoderModel"})},
     "tokenizer": {
-        "transformers": frozenset(
-            {"T5Tokenizer", "T5TokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend", "AutoTokenizer"}
-        )
+        "transformers": frozenset({"T5Tokenizer", "T5TokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend"})
     },
     "image_encoder": {"transformers": frozenset({"CLIPVisionModel", "CLIPVisionModelWithProjection"})},
     "image_processor": {
@@ -50,8 +48,6 @@ ALLOWED_CLASSES: Mapping[str, Mapping[str, frozenset[str]]] = {
 }
 # This name now stands for another resizing where torchvision is installed; released models mean that of PIL.
 _READ_AS = {"CLIPImageProcessor": "CLIPImageProcessorPil"}
-# These names now build a tokenizer anew from the vocabulary alone; a tokenizer.json is to be read as it is.
-_REBUILT_TOKENIZERS = frozenset({"T5Tokenizer", "T5TokenizerFast"})
 # Their errors of a few per cent are visible, and they are small: these stay in float32.
 _FULL_PRECISION = frozenset({"vae", "image_encoder"})
 _DOWNLOADED = ["model_index.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model"]
@@ -226,21 +222,13 @@ def _load_component(layout: ModelLayout, name: str, torch_dtype: torch.dtype | N
     if class_name not in ALLOWED_CLASSES[name].get(library, frozenset()):
         allowed = [f"{key}.{value}" for key, values in ALLOWED_CLASSES[name].items() for value in sorted(values)]
         raise ModelError(f"{name} of {folder} is a {library}.{class_name}; expected one of {', '.join(allowed)}")
-    component = getattr(importlib.import_module(library), _choose_class(class_name, folder / name))
+    if name == "tokenizer":
+        return load_tokenizer(folder / name)
+    component = getattr(importlib.import_module(library), _READ_AS.get(class_name, class_name))
     if hasattr(component, "forward"):
         dtype = None if name in _FULL_PRECISION else torch_dtype
         return load_strictly(component, folder / name, **{_dtype_argument(library): dtype or torch.float32})
-    try:
-        return component.from_pretrained(folder / name, local_files_only=True)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ModelError(f"the {name} in {folder / name} cannot be loaded: {reason}") from error
-
-
-def _choose_class(class_name: str, folder: Path) -> str:
-    if class_name in _REBUILT_TOKENIZERS and (folder / "tokenizer.json").is_file():
-        return "PreTrainedTokenizerFast"
-    return _READ_AS.get(class_name, class_name)
+    return load_without_weights(component, folder / name)
 
 
 def _dtype_argument(library: str) -> str:

@@ -18,6 +18,11 @@ _STEM = "diffusion_pytorch_model"
 WEIGHTS_NAME = f"{_STEM}.safetensors"
 INDEX_NAME = f"{WEIGHTS_NAME}.index.json"
 SHARD_PATTERN = _STEM + "{suffix}.safetensors"
+# Settings by which diffusers and transformers load code: a file of the folder, a kernel of the hub, a quantizer.
+_CODE_SETTINGS = frozenset(
+    {"auto_map", "custom_generate", "quantization_config", "fusion_config", "kernel_config", "attn_implementation"}
+    | {"_attn_implementation", "experts_implementation", "_experts_implementation"}
+)
 
 
 def write_tensors(
@@ -47,10 +52,10 @@ def write_tensors(
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object.
+    """Read a JSON object of a model folder.
 
     Raises:
-        ModelError: where the file is absent or holds something else.
+        ModelError: The file is absent, is not a JSON object, or has a setting that makes a library load code.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -60,7 +65,19 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ModelError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(content, dict):
         raise ModelError(f"{path} must hold a JSON object, got {type(content).__name__}")
+    chosen = sorted(_CODE_SETTINGS & _find_settings(content))
+    if chosen:
+        raise ModelError(f"{path} chooses code to run ({', '.join(chosen)}), which is never loaded from a model folder")
     return content
+
+
+def _find_settings(content: Any) -> set[str]:
+    """Return the names of all settings that have a value, those of nested objects included."""
+    if isinstance(content, list):
+        return set().union(*map(_find_settings, content))
+    if not isinstance(content, dict):
+        return set()
+    return {name for name, value in content.items() if value is not None}.union(*map(_find_settings, content.values()))
 
 
 def iterate_tensors(folder: Path, expected: Mapping[str, torch.Size]) -> Iterator[tuple[str, torch.Tensor]]:

@@ -79,15 +79,6 @@ def iterate_stored(tensors: Mapping[str, StoredTensor]) -> Iterator[tuple[str, t
             raise ModelError(f"{path} cannot be read ({error}); copy the folder again") from error
 
 
-def check_weight_files(folder: Path, stems: Sequence[str] = STEMS) -> None:
-    """Checks that every file of weights of a folder is there and whole.
-
-    Raises:
-        ModelError: as `read_stored_tensors`.
-    """
-    read_stored_tensors(folder, stems)
-
-
 def list_weight_files(folder: Path, stems: Sequence[str] = STEMS) -> list[Path]:
     """The safetensors files of a folder: those that an index names, or the only one.
 

@@ -177,7 +177,8 @@ def _load_parts(
 ) -> Any:
     import torch
 
-    from sememe.checkpoints.components import load_autoencoder, load_text_encoder, load_tokenizer
+    from sememe.checkpoints.component_files import load_tokenizer
+    from sememe.checkpoints.components import load_autoencoder, load_text_encoder
     from sememe.video_as_prompt.network_wan import WanVideoAsPromptTransformer
     from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
 

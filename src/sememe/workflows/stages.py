@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from sememe.checkpoints.components import load_autoencoder, load_backbone, load_text_encoder, load_tokenizer
+from sememe.checkpoints.component_files import load_tokenizer
+from sememe.checkpoints.components import load_autoencoder, load_backbone, load_text_encoder
 from sememe.checkpoints.fingerprint import fingerprint_model
 from sememe.checkpoints.parts import find_part
 from sememe.checkpoints.zoo import resolve_model

@@ -1,0 +1,150 @@
+"""Model folders that try to run code: each carries a canary, a file that appears as soon as any of its code runs."""
+
+import io
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from transformers import AutoTokenizer, UMT5EncoderModel
+from transformers.integrations import hub_kernels
+
+from cli.runs import Outcome, refused, run_here
+from sememe.video import write_image
+from video_files import counting_frames, encode
+
+EVIL_TOKENIZER = """
+from pathlib import Path
+from transformers import PreTrainedTokenizerFast
+Path({canary!r}).touch()
+class Evil(PreTrainedTokenizerFast): pass
+"""
+EVIL_MAP = {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}
+KERNEL = "stranger/kernel@branch"
+
+Run = Callable[[], Outcome]
+
+
+@pytest.fixture
+def canary(tmp_path: Path) -> Path:
+    return tmp_path / "canary"
+
+
+@pytest.fixture
+def folder(model_folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(model_folder, tmp_path / "model"))
+
+
+@pytest.fixture
+def outputs(tmp_path: Path) -> Path:
+    path = tmp_path / "outputs"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def generate(folder: Path, outputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs the command on good files with the model folder."""
+    video = encode(tmp_path / "good.mp4", counting_frames(12))
+    write_image(np.full((40, 40, 3), 90, np.uint8), tmp_path / "good.png")
+    given = ["--reference", video, "--image", tmp_path / "good.png", "--model", folder, "--output", outputs / "out.mp4"]
+    return lambda: run_here(capsys, "generate", "video-as-prompt", *given, "--device", "cpu")
+
+
+@pytest.fixture
+def consent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Answers y to every question."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 1000))
+    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+
+
+@pytest.fixture
+def kernels(monkeypatch: pytest.MonkeyPatch, canary: Path) -> None:
+    """A machine that has the package which fetches native code from the hub."""
+
+    def get_kernel(*_: object, **__: object) -> ModuleType:
+        canary.touch()
+        raise ValueError("fetched")
+
+    monkeypatch.setattr(hub_kernels, "is_kernels_available", lambda: True)
+    monkeypatch.setattr(hub_kernels, "get_kernel", get_kernel)
+
+
+def change(path: Path, **settings: Any) -> None:
+    content = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(content | settings))
+
+
+@pytest.mark.parametrize("place", ["tokenizer_config.json", "config.json"])
+@pytest.mark.parametrize("class_name", ["AutoTokenizer", "PreTrainedTokenizerFast"])
+@pytest.mark.usefixtures("consent")
+def test_code_of_the_folder_does_not_run_though_a_person_consents(
+    place: str, class_name: str, folder: Path, outputs: Path, canary: Path, generate: Run
+) -> None:
+    (folder / "tokenizer" / "evil.py").write_text(EVIL_TOKENIZER.format(canary=str(canary)))
+    change(folder / "tokenizer" / "tokenizer_config.json", tokenizer_class="Evil")
+    change(folder / "tokenizer" / place, auto_map=EVIL_MAP, model_type="evil")
+    change(folder / "model_index.json", tokenizer=["transformers", class_name])
+    error = refused(generate())
+    assert "auto_map" in error or "AutoTokenizer" in error
+    assert not canary.exists()
+    assert os.listdir(outputs) == []
+
+
+@pytest.mark.usefixtures("consent")
+def test_the_trap_of_the_tokenizer_works(folder: Path, canary: Path) -> None:
+    (folder / "tokenizer" / "evil.py").write_text(EVIL_TOKENIZER.format(canary=str(canary)))
+    change(folder / "tokenizer" / "tokenizer_config.json", auto_map=EVIL_MAP, tokenizer_class="Evil")
+    AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+    assert canary.exists()
+
+
+@pytest.mark.parametrize("name", ["attn_implementation", "_attn_implementation"])
+@pytest.mark.usefixtures("kernels")
+def test_a_config_does_not_choose_native_code(
+    name: str, folder: Path, outputs: Path, canary: Path, generate: Run
+) -> None:
+    change(folder / "text_encoder" / "config.json", **{name: KERNEL})
+    assert name in refused(generate())
+    assert not canary.exists()
+    assert os.listdir(outputs) == []
+    with pytest.raises(ValueError, match="fetched"):
+        UMT5EncoderModel.from_pretrained(folder / "text_encoder", local_files_only=True)
+    assert canary.exists(), "the trap does not work"
+
+
+@pytest.mark.parametrize(
+    ("part", "method"), [("text_encoder", "gptq"), ("transformer", "bitsandbytes"), ("vae", "torchao")]
+)
+def test_a_config_does_not_choose_a_quantizer(
+    part: str, method: str, folder: Path, outputs: Path, generate: Run
+) -> None:
+    change(folder / part / "config.json", quantization_config={"quant_method": method, "bits": 4})
+    assert "quantization_config" in refused(generate())
+    assert os.listdir(outputs) == []
+
+
+def test_a_nested_setting_is_found(folder: Path, generate: Run) -> None:
+    change(folder / "text_encoder" / "config.json", text_config=[{"auto_map": {"AutoModel": "evil.Evil"}}])
+    assert "auto_map" in refused(generate())
+
+
+def test_other_files_of_a_text_encoder_are_not_read(
+    folder: Path, generate: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the pickle of an adapter, nor a second config, nor other weights."""
+    part = folder / "text_encoder"
+    change(part / "adapter_config.json", peft_type="LORA", r=2, target_modules=["q"], base_model_name_or_path="other")
+    torch.save({"base_model.model.q.lora_A.weight": torch.zeros(2, 2)}, part / "adapter_model.bin")
+    change(part / "config.0.0.1.json", auto_map={"AutoModel": "evil.Evil"})
+    change(part / "config.json", configuration_files=["config.0.0.1.json"], transformers_weights="adapter_model.bin")
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("a pickle was read"))
+    assert generate().code == 0
