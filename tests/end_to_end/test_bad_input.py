@@ -1,6 +1,7 @@
 """Bad input through the command: one line, exit code 2, nothing half-written."""
 
 import errno
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -62,6 +63,21 @@ def attempt(files: Path, model_folder: Path, outputs: Path, capsys: pytest.Captu
 
 def test_the_attempt_succeeds_with_good_files(attempt: Run, outputs: Path) -> None:
     assert attempt().code == 0
+    assert sorted(os.listdir(outputs)) == ["out.json", "out.mp4"]
+
+
+def test_a_json_file_beside_the_output_survives(attempt: Run, outputs: Path) -> None:
+    (outputs / "out.json").write_text('{"mine": "precious notes"}')
+    assert "out.json" in refused(attempt())
+    assert (outputs / "out.json").read_text() == '{"mine": "precious notes"}'
+    assert os.listdir(outputs) == ["out.json"]
+
+
+def test_each_video_keeps_its_record(attempt: Run, outputs: Path) -> None:
+    for _ in range(2):
+        assert attempt().code == 0
+    assert "out.json" in refused(attempt(output=outputs / "out.gif"))
+    assert json.loads((outputs / "out.json").read_text())["output"]["path"].endswith("out.mp4")
     assert sorted(os.listdir(outputs)) == ["out.json", "out.mp4"]
 
 

@@ -153,7 +153,7 @@ def test_the_reference_and_the_picture_decide(request_of_files: VideoAsPromptReq
 def test_influence_is_the_distance_to_the_result_without_reference(
     request_of_files: VideoAsPromptRequest, model: LoadedModel
 ) -> None:
-    lossless = request_of_files.output.with_suffix(".mkv")
+    lossless = request_of_files.output.with_name("lossless.mkv")
     with_it = run(request_of_files, model, influence=True).document["influence"]
     assert with_it["rms"] > 0
     assert with_it["unit"] == "levels of 255"

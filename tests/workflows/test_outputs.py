@@ -1,3 +1,4 @@
+import json
 import os
 from pathlib import Path
 
@@ -26,6 +27,31 @@ def test_a_folder_in_the_way_of_the_sidecar(tmp_path: Path) -> None:
     (tmp_path / "a.json").mkdir()
     with pytest.raises(OutputError, match="got the folder"):
         OutputFiles.beside(tmp_path / "a.mp4").check([])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"mine": "precious notes"}',
+        '{"output": {"path": "/elsewhere/a.webm"}}',
+        '{"output": "a.mp4"}',
+        '["a.mp4"]',
+        "[" * 100_000,
+        "dear diary",
+        "",
+    ],
+)
+def test_a_json_file_of_a_person_is_not_replaced(content: str, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(OutputError, match=r"a\.json .* would be lost; move it or choose another output"):
+        OutputFiles.beside(tmp_path / "a.mp4").check([])
+    assert (tmp_path / "a.json").read_text() == content
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_the_record_of_an_earlier_video_of_this_name_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps({"output": {"path": "/before/the/move/a.mp4"}}))
+    OutputFiles.beside(tmp_path / "a.mp4").check([])
 
 
 def test_files_appear_together(tmp_path: Path) -> None:

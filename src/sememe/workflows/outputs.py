@@ -1,5 +1,6 @@
 """The files that a generation writes: checked before the slow part, and then all of them or none."""
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from pathlib import Path
 from sememe.errors import InputError, OutputError
 from sememe.files import atomic_path, check_writable, describe_write_error
 
+_MAX_SIDECAR = 10_000_000  # bytes; a record takes some thousands
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".gif")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -26,11 +28,12 @@ class OutputFiles:
         return cls(video, video.with_suffix(".json"), sheet)
 
     def check(self, inputs: Sequence[Path]) -> None:
-        """Raises what would go wrong at the end, before any work is spent.
+        """Raise what would go wrong at the end, before any work is spent.
 
         Raises:
-            OutputError: a name is of no known kind, or a folder is missing or cannot be written.
-            InputError: an output would overwrite one of `inputs`.
+            OutputError: A name is of no known kind, a folder is missing or cannot be written, or the sidecar would
+                replace another JSON file than the one of an earlier video of this name.
+            InputError: An output would overwrite one of `inputs`.
         """
         _check_suffix(self.video, VIDEO_SUFFIXES, "the result")
         if self.sheet is not None:
@@ -42,6 +45,11 @@ class OutputFiles:
             _probe(path)
             if any(path.exists() and given.exists() and path.samefile(given) for given in inputs):
                 raise InputError(f"{path} would overwrite an input of this generation; choose another output")
+        if self.sidecar.exists() and _read_recorded_name(self.sidecar) != self.video.name:
+            raise OutputError(
+                f"expected {self.sidecar} to be absent or the record of an earlier {self.video.name}, but it is another "
+                "file, which would be lost; move it or choose another output"
+            )
 
     @contextmanager
     def replace_together(self) -> Iterator["OutputFiles"]:
@@ -59,6 +67,16 @@ class OutputFiles:
 def _check_suffix(path: Path, suffixes: Sequence[str], what: str) -> None:
     if path.suffix.lower() not in suffixes:
         raise OutputError(f"expected a name for {what} that ends in {', '.join(suffixes)}, got {path}")
+
+
+def _read_recorded_name(path: Path) -> str | None:
+    """Return the name of the video that a sidecar describes, or None for any other file."""
+    try:
+        if path.stat().st_size > _MAX_SIDECAR:
+            return None
+        return Path(json.loads(path.read_text(encoding="utf-8"))["output"]["path"]).name
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
 
 
 def _probe(path: Path) -> None:
