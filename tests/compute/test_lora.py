@@ -1,5 +1,6 @@
 """LoRA on a pipeline with an expert: the backbone's as on the stock class, the expert's apart."""
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -193,6 +194,47 @@ def test_weights_that_do_not_fit_are_refused_in_one_line(family: str, tmp_path: 
             pipe.load_lora_weights(source, local_files_only=True)
         assert "\n" not in str(refused.value)
     assert adapted(pipe.transformer) == []
+
+
+class Canary:
+    """What appears as a file as soon as it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("suffix", [".bin", ""])
+@pytest.mark.parametrize("way", ["weight_name", "file", "both", "safetensors_and_weight_name"])
+def test_pickled_weights_are_never_read(suffix: str, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    canary, pickled, pipe = tmp_path / "canary", tmp_path / f"lora{suffix}", make("wan")
+    torch.save({"transformer.blocks.0.attn1.to_q.lora_A.weight": Canary(canary)}, pickled)
+    write_lora(pipe, tmp_path)
+    # As a torch whose own protection can be evaded.
+    unpickle = functools.partial(torch.load, weights_only=False)  # noqa: TID251 (the trap)
+    monkeypatch.setattr(torch, "load", lambda file, **_: unpickle(file))
+    source = {
+        "weight_name": tmp_path,
+        "file": pickled,
+        "both": pickled,
+        "safetensors_and_weight_name": tmp_path / "pytorch_lora_weights.safetensors",
+    }[way]
+    with pytest.raises(ModelError, match=r"in a \.safetensors file, got lora") as refused:
+        pipe.load_lora_weights(source, **({} if way == "file" else {"weight_name": pickled.name}))
+    assert "\n" not in str(refused.value)
+    assert not canary.exists()
+    unpickle(pickled)
+    assert canary.exists(), "the trap does not work"
+
+
+def test_a_misspelt_or_damaged_file_of_weights_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "damaged.safetensors").write_bytes(b"dear diary")
+    pipe = make("wan")
+    for name, message in (("nope.safetensors", "there is no such file"), ("damaged.safetensors", "no LoRA weights")):
+        with pytest.raises(ModelError, match=message):
+            pipe.load_lora_weights(tmp_path / name)
 
 
 @each_family

@@ -224,7 +224,7 @@ def _load_component(layout: ModelLayout, name: str, torch_dtype: torch.dtype | N
         raise ModelError(f"{name} of {folder} is a {library}.{class_name}; expected one of {', '.join(allowed)}")
     if name == "tokenizer":
         return load_tokenizer(folder / name)
-    component = getattr(importlib.import_module(library), _READ_AS.get(class_name, class_name))
+    component = getattr(importlib.import_module(library), str(_READ_AS.get(class_name, class_name)))
     if hasattr(component, "forward"):
         dtype = None if name in _FULL_PRECISION else torch_dtype
         return load_strictly(component, folder / name, **{_dtype_argument(library): dtype or torch.float32})

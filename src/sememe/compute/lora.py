@@ -14,6 +14,7 @@ import torch
 from diffusers.hooks.group_offloading import _maybe_remove_and_reapply_group_offloading
 from diffusers.loaders import CogVideoXLoraLoaderMixin, WanLoraLoaderMixin
 from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import SafetensorError
 
 from sememe.compute.expert_lora import check_adapter, check_can_adapt, without_injection_warnings
 from sememe.compute.placement import without_offload
@@ -95,6 +96,7 @@ class BackboneAdapterMixin(WanLoraLoaderMixin):
             _maybe_remove_and_reapply_group_offloading(self.transformer)
 
     def _read_lora(self: Any, source: Any, shown: str, options: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+        _check_lora_source(source, options.get("weight_name"))
         loader = WanLoraLoaderMixin if self.family.name == "wan" else CogVideoXLoraLoaderMixin
         given = dict(source) if isinstance(source, dict) else str(source)
         # Without the first of these diffusers falls back on pickled files.
@@ -103,7 +105,7 @@ class BackboneAdapterMixin(WanLoraLoaderMixin):
             raise InputError("LoRA weights are read from safetensors only; leave use_safetensors out")
         try:
             tensors, metadata = loader.lora_state_dict(given, **options)
-        except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, SafetensorError, LookupError, TypeError, AttributeError) as error:
             reason = str(error).strip().split("\n", maxsplit=1)[0]
             raise ModelError(
                 f"{shown} holds no LoRA weights for {self.family.name} in safetensors: {reason}"
@@ -111,6 +113,25 @@ class BackboneAdapterMixin(WanLoraLoaderMixin):
         if loader is WanLoraLoaderMixin:
             tensors = self._maybe_expand_t2v_lora_for_i2v(self.transformer, tensors)
         return tensors, metadata
+
+
+def _check_lora_source(source: Any, weight_name: str | None) -> None:
+    """Refuse what is not safetensors, which diffusers would unpickle, and a file that does not exist.
+
+    Raises:
+        ModelError: `source` or `weight_name` is not the name of safetensors weights.
+    """
+    if isinstance(source, dict):
+        return
+    path = Path(source)
+    if path.suffix == ".safetensors" and not path.is_file():
+        raise ModelError(f"expected LoRA weights in {path}, but there is no such file")
+    names = [path.name] if path.is_file() else []
+    if weight_name is not None:
+        names.append(weight_name)
+    for name in names:
+        if Path(name).suffix != ".safetensors":
+            raise ModelError(f"expected LoRA weights in a .safetensors file, got {name}; pickles can run code")
 
 
 @contextmanager

@@ -47,8 +47,8 @@ class OutputFiles:
                 raise InputError(f"{path} would overwrite an input of this generation; choose another output")
         if self.sidecar.exists() and _read_recorded_name(self.sidecar) != self.video.name:
             raise OutputError(
-                f"expected {self.sidecar} to be absent or the record of an earlier {self.video.name}, but it is another "
-                "file, which would be lost; move it or choose another output"
+                f"expected {self.sidecar} to be absent or the record of an earlier {self.video.name}, but it is "
+                "another file, which would be lost; move it or choose another output"
             )
 
     @contextmanager
