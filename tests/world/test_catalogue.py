@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 
 from sememe.errors import InputError
-from sememe.world import conditions
+from sememe.world import can_show, conditions
 from sememe.world.catalogue import CATALOGUE, FAMILIES, SPLITS, condition, parts_of
 from sememe.world.scene import random_scene
 
@@ -53,6 +53,22 @@ def test_mirror_twins_stand_in_one_split(one: str, other: str) -> None:
     assert twins
     for first, second in twins:
         assert condition(first).split == condition(second).split
+
+
+def test_whole_photographs_show_what_needs_no_layers() -> None:
+    drawn, photograph = (
+        next(scene for scene in map(random_scene, range(99)) if (scene.subject is None) is is_photograph)
+        for is_photograph in (False, True)
+    )
+    assert conditions(scene=drawn) == conditions()
+    assert conditions(split="novel", scene=drawn) == conditions(split="novel")
+    shown = conditions(scene=photograph)
+    assert shown == [entry.name for entry in sorted(CATALOGUE, key=lambda e: e.name) if not entry.needs_layers]
+    assert {"flood", "sketch", "zoom_in", "fisheye"} <= set(shown)
+    assert not {"melt", "jump", "silhouette", "depth_map", "orbit_left", "heart"} & set(shown)
+    assert conditions(split="novel", scene=photograph) == ["fire+rock", "flood+pan_right"]
+    assert can_show(photograph, "flood+pan_right")
+    assert not can_show(photograph, "melt+zoom_in")
 
 
 def test_every_phrase_is_its_own() -> None:

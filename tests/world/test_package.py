@@ -8,7 +8,7 @@ import sememe.world
 
 def test_public_names() -> None:
     assert all(hasattr(sememe.world, name) for name in sememe.world.__all__)
-    assert sememe.world.WORLD_VERSION == 1
+    assert sememe.world.WORLD_VERSION == 2
 
 
 def test_help_does_not_wait_for_libraries() -> None:

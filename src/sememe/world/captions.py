@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sememe.world.catalogue import Condition
-from sememe.world.scene import BODIES, Scene
+from sememe.world.scene import BODIES, Crop, Scene
 
 TEXTURE_WORDS = {
     "plain": "",
@@ -36,16 +36,47 @@ BACKDROP_WORDS = {
 }
 
 
+MATERIAL_WORDS = {
+    "brick": "brick ",
+    "clouds": "",
+    "fur": "furry ",
+    "grass": "grassy ",
+    "gravel": "gravelly ",
+    "marble": "marble ",
+    "pebbles": "pebbly ",
+    "rock": "rough ",
+    "wood": "wooden ",
+}
+PHOTOGRAPH_WORDS = {
+    "astronaut": "an astronaut",
+    "cameraman": "a man with a tripod",
+    "cat": "a cat",
+    "coffee": "a cup of coffee",
+    "officer": "an officer",
+    "raccoon": "a raccoon",
+    "rocket": "a rocket",
+    "stairs": "a man on stairs",
+}
+
+
 def neutral_caption(scene: Scene) -> str:
-    """Who and where, and nothing of what happens."""
-    subject = scene.subject
+    """Say who and where, and nothing of what happens."""
+    subject, backdrop = scene.subject, scene.backdrop
+    where = (
+        f"before a photo of {PHOTOGRAPH_WORDS[backdrop.name]}"
+        if isinstance(backdrop, Crop)
+        else BACKDROP_WORDS[backdrop.kind]
+    )
+    if subject is None:
+        return where.removeprefix("before ")
     creature = " creature" if subject.kind in BODIES and subject.has_face else ""
-    who = f"{TEXTURE_WORDS[subject.texture]}{subject.color_name} {subject.kind}{creature}"
+    material = "" if scene.finish is None else MATERIAL_WORDS[scene.finish.subject]
+    who = f"{material}{TEXTURE_WORDS[subject.texture]}{subject.color_name} {subject.kind}{creature}"
     article = "an" if who[0] in "aeio" else "a"
-    return f"{article} {who} {BACKDROP_WORDS[scene.backdrop.kind]}"
+    return f"{article} {who} {where}"
 
 
 def full_caption(scene: Scene, happenings: Sequence[Condition]) -> str:
-    """The neutral caption and what happens; without happenings it says that nothing moves."""
+    """Say who, where and what happens; without happenings, that nothing moves."""
     told = " and ".join(happening.phrase for happening in happenings) or "nothing moves"
     return f"{neutral_caption(scene)}; {told}"

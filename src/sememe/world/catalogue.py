@@ -14,6 +14,7 @@ from functools import partial
 
 from sememe.errors import InputError
 from sememe.world import cameras, concepts, elements, motions, prints, styles
+from sememe.world.scene import Scene
 from sememe.world.take import Take
 
 SEPIA = ((0.15, 0.07, 0.02), (0.72, 0.5, 0.28), (1.0, 0.93, 0.75))
@@ -56,6 +57,7 @@ class Condition:
         split: "seen" or "unseen" by the expert's training.
         apply: bends a take.
         phrase: the words that a full caption adds.
+        needs_layers: whether it acts on the subject or on distances; a whole photograph has neither.
     """
 
     name: str
@@ -63,10 +65,17 @@ class Condition:
     split: str
     apply: Callable[[Take], None]
     phrase: str
+    needs_layers: bool
+
+    def applies_to(self, scene: Scene) -> bool:
+        """Whether the scene has what the condition acts on."""
+        return scene.subject is not None or not self.needs_layers
 
 
-def _family(family: str, split: str, *rows: tuple[str, Callable[[Take], None], str]) -> tuple[Condition, ...]:
-    return tuple(Condition(name, family, split, apply, phrase) for name, apply, phrase in rows)
+def _family(
+    family: str, split: str, *rows: tuple[str, Callable[[Take], None], str], needs_layers: bool = False
+) -> tuple[Condition, ...]:
+    return tuple(Condition(name, family, split, apply, phrase, needs_layers) for name, apply, phrase in rows)
 
 
 CATALOGUE: tuple[Condition, ...] = (
@@ -104,6 +113,15 @@ CATALOGUE: tuple[Condition, ...] = (
         ("blocks", concepts.blocks, "it turns into coarse blocks"),
         ("spikes", concepts.spikes, "it grows spikes"),
         ("lose_head", concepts.lose_head, "its upper half slides off"),
+        ("spotlight", elements.spotlight, "a spotlight singles it out in the dark"),
+        ("glow", elements.glow, "a warm halo pulses around it"),
+        ("rays", elements.rays, "a sunburst turns behind it"),
+        ("heart", elements.heart, "a red heart grows over it"),
+        needs_layers=True,
+    ),
+    *_family(
+        "concept",
+        "seen",
         ("rain", elements.rain, "it begins to rain"),
         ("snow", elements.snow, "thick snow falls"),
         ("confetti", elements.confetti, "confetti falls"),
@@ -113,11 +131,7 @@ CATALOGUE: tuple[Condition, ...] = (
         ("fire", elements.fire, "flames rise from below"),
         ("fog", elements.fog, "fog drifts in from the left"),
         ("lightning", elements.lightning, "lightning strikes in the dark"),
-        ("spotlight", elements.spotlight, "a spotlight singles it out in the dark"),
-        ("glow", elements.glow, "a warm halo pulses around it"),
-        ("rays", elements.rays, "a sunburst turns behind it"),
         ("cage", elements.cage, "bars drop in front of it"),
-        ("heart", elements.heart, "a red heart grows over it"),
     ),
     *_family(
         "concept",
@@ -129,8 +143,21 @@ CATALOGUE: tuple[Condition, ...] = (
         ("ghost", concepts.ghost, "it becomes a hovering ghost"),
         ("multiply", concepts.multiply, "copies of it step out to both sides"),
         ("portal", elements.portal, "a portal opens behind and swallows it"),
-        ("curtains", elements.curtains, "red curtains close"),
         ("bubble", elements.bubble, "a soap bubble carries it up"),
+        needs_layers=True,
+    ),
+    *_family(
+        "concept",
+        "unseen",
+        ("curtains", elements.curtains, "red curtains close"),
+    ),
+    *_family(
+        "style",
+        "seen",
+        ("selective_color", styles.selective_color, "all but it turns grey"),
+        ("depth_map", styles.depth_map, "the picture shows only distance"),
+        ("silhouette", styles.silhouette, "it turns black before a yellow ground"),
+        needs_layers=True,
     ),
     *_family(
         "style",
@@ -151,10 +178,7 @@ CATALOGUE: tuple[Condition, ...] = (
         ("fade_to_white", partial(styles.fade, color=(1.0, 1.0, 1.0)), "the picture fades to white"),
         ("fade_to_black", partial(styles.fade, color=(0.0, 0.0, 0.0)), "the picture fades to black"),
         ("vignette", styles.vignette, "darkness creeps in from the corners"),
-        ("selective_color", styles.selective_color, "all but it turns grey"),
         ("vivid", styles.vivid, "the colours glow"),
-        ("depth_map", styles.depth_map, "the picture shows only distance"),
-        ("silhouette", styles.silhouette, "it turns black before a yellow ground"),
         ("sketch", prints.sketch, "the picture becomes a pencil sketch"),
         ("neon", prints.neon, "the picture becomes neon outlines"),
         ("blueprint", prints.blueprint, "the picture becomes a blueprint"),
@@ -213,6 +237,7 @@ CATALOGUE: tuple[Condition, ...] = (
         ("spring", motions.spring, "it quivers like a spring"),
         ("flip_over", motions.flip_over, "it tips over onto its head"),
         ("drift_away", motions.drift_away, "it drifts off into the corner, growing small"),
+        needs_layers=True,
     ),
     *_family(
         "motion",
@@ -224,6 +249,16 @@ CATALOGUE: tuple[Condition, ...] = (
         ("pendulum", motions.pendulum, "it swings as if hung from above"),
         ("peekaboo", motions.peekaboo, "it drops out of sight and comes back"),
         ("corkscrew", motions.corkscrew, "it whirls upwards and away"),
+        needs_layers=True,
+    ),
+    *_family(
+        "camera",
+        "seen",
+        ("dolly_zoom_in", partial(cameras.dolly_zoom, way=1.0), "the camera dollies in while it zooms out"),
+        ("dolly_zoom_out", partial(cameras.dolly_zoom, way=-1.0), "the camera dollies out while it zooms in"),
+        ("dolly_in", cameras.dolly_in, "the camera moves towards it"),
+        ("focus_pull", cameras.focus_pull, "the background blurs"),
+        needs_layers=True,
     ),
     *_family(
         "camera",
@@ -240,9 +275,6 @@ CATALOGUE: tuple[Condition, ...] = (
         ("roll_clockwise", partial(cameras.roll, quarter_turns=1.0), "the camera rolls clockwise"),
         ("roll_counterclockwise", partial(cameras.roll, quarter_turns=-1.0), "the camera rolls counterclockwise"),
         ("dutch_angle", cameras.dutch, "the horizon snaps askew"),
-        ("dolly_zoom_in", partial(cameras.dolly_zoom, way=1.0), "the camera dollies in while it zooms out"),
-        ("dolly_zoom_out", partial(cameras.dolly_zoom, way=-1.0), "the camera dollies out while it zooms in"),
-        ("dolly_in", cameras.dolly_in, "the camera moves towards it"),
         ("handheld", cameras.handheld, "the camera wanders in somebody's hand"),
         ("earthquake", cameras.earthquake, "the camera shakes hard"),
         ("rock", cameras.rock, "the horizon rocks"),
@@ -254,7 +286,6 @@ CATALOGUE: tuple[Condition, ...] = (
         ("turn_card", partial(cameras.turn_page, axis="y"), "the picture flips over upside down"),
         ("blink", cameras.blink, "lids close and open"),
         ("letterbox", cameras.letterbox, "black bars close to a slit"),
-        ("focus_pull", cameras.focus_pull, "the background blurs"),
         ("defocus", cameras.defocus, "everything goes out of focus"),
     ),
     *_family(
@@ -262,24 +293,30 @@ CATALOGUE: tuple[Condition, ...] = (
         "unseen",
         ("orbit_left", partial(cameras.orbit, side=-1.0), "the camera circles it to the left"),
         ("orbit_right", partial(cameras.orbit, side=1.0), "the camera circles it to the right"),
+        ("crane_up", cameras.crane_up, "the camera rises and looks down"),
+        needs_layers=True,
+    ),
+    *_family(
+        "camera",
+        "unseen",
         ("spiral_in", partial(cameras.spiral, factor=2.0), "the camera spirals in"),
         ("spiral_out", partial(cameras.spiral, factor=0.5), "the camera spirals out"),
         ("fisheye", partial(cameras.fisheye, amount=1.1), "the picture bulges"),
         ("iris_out", cameras.iris_out, "a black ring closes"),
-        ("crane_up", cameras.crane_up, "the camera rises and looks down"),
     ),
 )
 
 _BY_NAME = {condition.name: condition for condition in CATALOGUE}
 
 
-def conditions(family: str | None = None, split: str | None = None) -> list[str]:
+def conditions(family: str | None = None, split: str | None = None, *, scene: Scene | None = None) -> list[str]:
     """Names of conditions, sorted.
 
     Args:
         family: one of "concept", "style", "motion", "camera", or None for all.
         split: "seen", "unseen", "novel" (two seen conditions of different families at once, named "melt+zoom_in"), or
             None for seen and unseen.
+        scene: that they must apply to; None for every condition there is.
 
     Raises:
         InputError: for a family or split that does not exist.
@@ -289,12 +326,19 @@ def conditions(family: str | None = None, split: str | None = None) -> list[str]
     if split is not None and split not in SPLITS:
         raise InputError(f"expected a split of {', '.join(SPLITS)}, got {split!r}")
     if split == "novel":
-        return sorted(f"{first}+{second}" for first, second in NOVEL_PAIRS if family in (None, _BY_NAME[first].family))
-    return sorted(
-        condition.name
-        for condition in CATALOGUE
-        if family in (None, condition.family) and split in (None, condition.split)
-    )
+        names = [f"{first}+{second}" for first, second in NOVEL_PAIRS if family in (None, _BY_NAME[first].family)]
+    else:
+        names = [
+            condition.name
+            for condition in CATALOGUE
+            if family in (None, condition.family) and split in (None, condition.split)
+        ]
+    return sorted(name for name in names if scene is None or can_show(scene, name))
+
+
+def can_show(scene: Scene, name: str) -> bool:
+    """Whether a condition, or several joined by "+", can be applied to the scene."""
+    return all(part.applies_to(scene) for part in parts_of(name))
 
 
 def condition(name: str) -> Condition:

@@ -15,11 +15,12 @@ from sememe.world.captions import full_caption, neutral_caption
 from sememe.world.catalogue import parts_of
 from sememe.world.geometry import covered_rectangles, drop_repeats, layer_matrices, pose_matrices, to_pixels
 from sememe.world.scene import Scene
-from sememe.world.stage import Layer, Stage, build_stage, ground_closeness
+from sememe.world.stage import Layer, Stage, build_stage, ground_closeness, row_heights
 from sememe.world.take import Floats, Picture, Shard, Take, Warp
 
 MIN_SIDE = 16
 MAX_SIDE = 1024
+SHADOW = np.float32(0.42)  # how dark the subject's shadow is
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,7 @@ def render(
         fps: frames per second that the clip says of itself.
 
     Raises:
-        InputError: for an unknown condition, a size or number of frames out of range.
+        InputError: for an unknown condition or one that the scene cannot show, a size or number of frames out of range.
     """
     height, width = (size, size) if isinstance(size, int) else size
     if not (MIN_SIDE <= height <= MAX_SIDE and MIN_SIDE <= width <= MAX_SIDE):
@@ -78,6 +79,12 @@ def render(
     if num_frames < 1:
         raise InputError(f"expected num_frames of 1 or more, got {num_frames}")
     parts = parts_of(condition)
+    for part in parts:
+        if not part.applies_to(scene):
+            raise InputError(
+                f"expected a condition without a subject for a whole photograph, got {part.name!r}; "
+                "conditions(scene=scene) lists those that apply"
+            )
     opening = _opening(scene, height, width)
     take = Take.neutral(build_stage(scene, height, width), num_frames)
     for part in parts:
@@ -126,6 +133,8 @@ def _compose(take: Take) -> Picture:
     subject = _subject_pixels(take)
     for effect in take.subject_effects:
         subject = effect(take, subject)
+    if stage.has_shadow:
+        _lay_over(frames, _shadow_of(subject, stage))
     _lay_over(frames, subject)
     mask = np.ascontiguousarray(subject[..., 3])
     np.copyto(depth, (1 - take.camera.z)[:, None, None], where=mask > 0.5)
@@ -163,6 +172,18 @@ def _film_backdrop(take: Take) -> tuple[Floats, Floats]:
     return np.repeat(frames, repeats, axis=0), np.repeat(depth, repeats, axis=0)
 
 
+def _shadow_of(subject: Floats, stage: Stage) -> Floats:
+    """A soft shadow below what is left of the subject, whatever has become of it."""
+    reach = stage.subject_size * stage.density
+    shift = np.array([[1, 0, 0.06 * reach], [0, 1, 0.14 * reach]], np.float32)
+    out = np.zeros_like(subject)
+    for frame, alpha in zip(out, subject[..., 3], strict=True):
+        moved = cv2.warpAffine(np.ascontiguousarray(alpha), shift, (stage.width, stage.height))
+        cv2.GaussianBlur(moved, (0, 0), 0.14 * reach, dst=moved)
+        frame[..., 3] = SHADOW * moved
+    return out
+
+
 def _lay_over(frames: Floats, pixels: Floats) -> None:
     frames *= 1 - pixels[..., 3:]
     frames += pixels[..., :3]
@@ -183,9 +204,8 @@ def _layer_distance(take: Take, layer: Layer, matrices: Floats) -> Floats:
     near = np.maximum(layer.distance - take.camera.z, 0.15)[:, None, None]
     if layer.horizon is None:
         return near
-    rows = layer.pixels.shape[0]
-    y = (np.arange(rows, dtype=np.float32) + 0.5) / rows * 2 * layer.reach_y - layer.reach_y
-    closeness = np.repeat(ground_closeness(layer.horizon, y)[:, None], layer.pixels.shape[1], axis=1)
+    closeness = ground_closeness(layer.horizon, row_heights(layer.pixels, layer.reach_y))
+    closeness = np.repeat(closeness[:, None], layer.pixels.shape[1], axis=1)
     plane = _warp(closeness, matrices, take.stage, cv2.BORDER_REPLICATE)
     return np.maximum(1 / plane - take.camera.z[:, None, None], 0.15)
 

@@ -1,7 +1,10 @@
-"""What stands in front of the camera: a `Scene` is a record of choices, drawn from a seed.
+"""What is in front of the camera: a `Scene` is a record of choices, drawn from a seed.
 
 A scene holds no pixels. `random_scene` picks every parameter with NumPy's PCG64 generator, so that one seed gives
 the same scene on every machine. `world.stage` turns the record into layers, `world.renderer` films them.
+
+Most scenes are drawn in flat colours. Some are textured: the same subjects and backdrops in materials, light and
+shadow, or a subject in front of a photograph. In some, a photograph is all there is.
 
 Coordinates: x to the right, y down, the picture spans y from -1 to 1 and x from -aspect to aspect.
 """
@@ -56,6 +59,17 @@ COLORS = {
     "slate": (0.34, 0.40, 0.48),
 }
 
+EVALUATION_SEED = 10_000_000
+"""Scenes for evaluation have seeds from here on. They show photographs that no training scene shows."""
+TEXTURED_SHARE, PHOTOGRAPH_SHARE = 0.25, 0.15  # all other scenes are drawn in flat colours
+PHOTO_BACKDROP_SHARE = 0.35  # of the textured scenes have a photograph behind the subject
+
+PHOTOGRAPHS = ("astronaut", "cameraman", "coffee", "raccoon", "rocket", "stairs")
+HELD_OUT_PHOTOGRAPHS = ("cat", "officer")
+GREY_PHOTOGRAPHS = frozenset({"cameraman", "stairs"})
+MATERIALS = ("brick", "clouds", "fur", "grass", "marble", "pebbles", "rock", "wood")
+HELD_OUT_MATERIALS = ("gravel",)  # photographed, like brick and grass
+
 Color = tuple[float, float, float]
 
 
@@ -96,12 +110,74 @@ class Backdrop:
 
 
 @dataclass(frozen=True, slots=True)
+class Crop:
+    """A part of a photograph and how it is developed.
+
+    Attributes:
+        name: of the photograph.
+        x: place of the window, from 0 (left) to 1 (right).
+        y: place of the window, from 0 (top) to 1 (bottom).
+        fraction: side of the window in sides of the largest one that fits.
+        reach: half height of the window in scene units; beyond it the photograph is mirrored.
+        is_mirrored: whether left and right are exchanged.
+        gamma: exponent of the brightness.
+        gains: factors of red, green and blue.
+        tones: colours that print the darkest, middle and lightest grey; None for a coloured photograph.
+    """
+
+    name: str
+    x: float
+    y: float
+    fraction: float
+    reach: float
+    is_mirrored: bool
+    gamma: float
+    gains: Color
+    tones: tuple[Color, Color, Color] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """What makes a drawn scene look natural: materials, light and the focus of the lens.
+
+    Attributes:
+        subject: material of the subject.
+        far: material of the ridge at the horizon.
+        ground: material of the ground, or of the wall that a pattern is on.
+        contrast: strength of the materials.
+        saturation: factor of all colours' distance from grey.
+        light: direction that the light comes from, in radians clockwise from the right.
+        haze: how much the ridge takes on the colour of the sky.
+        blur: width of the blur of the backdrop, in scene units.
+        variant: seed of the materials' details.
+    """
+
+    subject: str
+    far: str
+    ground: str
+    contrast: float
+    saturation: float
+    light: float
+    haze: float
+    blur: float
+    variant: int
+
+
+@dataclass(frozen=True, slots=True)
 class Scene:
-    """A film set, as a record: the seed it was drawn from, a subject and a backdrop."""
+    """A film set, as a record.
+
+    Attributes:
+        seed: that the scene was drawn from.
+        subject: who acts; None in a scene that is a whole photograph.
+        backdrop: drawn, or a part of a photograph.
+        finish: of a textured scene; None for flat colours and whole photographs.
+    """
 
     seed: int
-    subject: Subject
-    backdrop: Backdrop
+    subject: Subject | None
+    backdrop: Backdrop | Crop
+    finish: Finish | None = None
 
 
 def random_scene(seed: int) -> Scene:
@@ -117,7 +193,16 @@ def random_scene(seed: int) -> Scene:
         raise InputError(f"expected a seed of 0 or more, got {seed}; give a whole number such as 7")
     rng = np.random.Generator(np.random.PCG64(seed))
     backdrop = _random_backdrop(rng)
-    return Scene(seed=seed, subject=_random_subject(rng, backdrop), backdrop=backdrop)
+    subject = _random_subject(rng, backdrop)
+    kind = rng.random()
+    held_out = seed >= EVALUATION_SEED
+    if kind < PHOTOGRAPH_SHARE:
+        return Scene(seed, None, _random_crop(rng, held_out=held_out))
+    if kind >= PHOTOGRAPH_SHARE + TEXTURED_SHARE:
+        return Scene(seed, subject, backdrop)
+    finish = _random_finish(rng, held_out=held_out)
+    in_front_of_photo = rng.random() < PHOTO_BACKDROP_SHARE
+    return Scene(seed, subject, _random_crop(rng, held_out=held_out) if in_front_of_photo else backdrop, finish)
 
 
 def _random_subject(rng: np.random.Generator, backdrop: Backdrop) -> Subject:
@@ -165,8 +250,47 @@ def _random_backdrop(rng: np.random.Generator) -> Backdrop:
     )
 
 
+def _random_crop(rng: np.random.Generator, *, held_out: bool) -> Crop:
+    name = str(rng.choice(HELD_OUT_PHOTOGRAPHS if held_out else PHOTOGRAPHS))
+    tint = COLORS[str(rng.choice(("brown", "teal", "slate", "blue")))]
+    tones = _jitter(rng, (0.07, 0.06, 0.08)), _jitter(rng, _mix(tint, (0.5, 0.5, 0.5))), _jitter(rng, (0.93, 0.9, 0.84))
+    exposure = rng.uniform(0.9, 1.1)
+    return Crop(
+        name=name,
+        x=float(rng.random()),
+        y=float(rng.random()),
+        fraction=float(rng.uniform(0.7, 1.0)),
+        reach=float(rng.uniform(1.0, 1.4)),
+        is_mirrored=bool(rng.random() < 0.5),
+        gamma=float(np.exp2(rng.uniform(-0.4, 0.4))),
+        gains=tuple((exposure * rng.uniform(0.85, 1.15, 3)).tolist()),
+        tones=tones if name in GREY_PHOTOGRAPHS else None,
+    )
+
+
+def _random_finish(rng: np.random.Generator, *, held_out: bool) -> Finish:
+    # Evaluation prefers the material that training never shows, but needs the drawn ones too.
+    materials = MATERIALS + 3 * HELD_OUT_MATERIALS if held_out else MATERIALS
+    return Finish(
+        subject=str(rng.choice(materials)),
+        far=str(rng.choice(("clouds", "grass", "rock", "pebbles"))),
+        ground=str(rng.choice(materials)),
+        contrast=float(rng.uniform(0.7, 1.3)),
+        saturation=float(rng.uniform(0.45, 0.95)),
+        light=float(rng.uniform(-np.pi, 0)),
+        haze=float(rng.uniform(0.0, 0.45)),
+        blur=float(rng.uniform(0.0, 0.05)),
+        variant=int(rng.integers(1 << 30)),
+    )
+
+
 def _distance(first: Color, second: Color) -> float:
     return sum(abs(a - b) for a, b in zip(first, second, strict=True))
+
+
+def _mix(first: Color, second: Color) -> Color:
+    red, green, blue = ((a + b) / 2 for a, b in zip(first, second, strict=True))
+    return red, green, blue
 
 
 def _jitter(rng: np.random.Generator, color: Color) -> Color:

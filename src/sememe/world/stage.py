@@ -14,7 +14,17 @@ from numpy.typing import NDArray
 
 from sememe.world.backdrops import draw_far, draw_foreground, draw_ground, draw_sky
 from sememe.world.drawing import Canvas, FloatImage
-from sememe.world.scene import Scene
+from sememe.world.finishes import (
+    finish_foreground,
+    finish_ground,
+    finish_pattern,
+    finish_ridge,
+    finish_sky,
+    finish_subject,
+)
+from sememe.world.materials import soften
+from sememe.world.photographs import crop_pixels
+from sememe.world.scene import PATTERN_BACKDROPS, Backdrop, Crop, Finish, Scene
 from sememe.world.subjects import draw_subject
 
 SKY_DISTANCE = 6.0
@@ -43,7 +53,7 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """All layers of a scene at one picture size, far to near."""
+    """All layers of a scene at one picture size, far to near; `has_shadow` is about the subject."""
 
     height: int
     width: int
@@ -53,6 +63,7 @@ class Stage:
     subject_y: float
     subject_size: float
     foreground: Layer | None
+    has_shadow: bool
 
     @property
     def density(self) -> float:
@@ -68,28 +79,72 @@ class Stage:
 @lru_cache(maxsize=64)
 def build_stage(scene: Scene, height: int, width: int) -> Stage:
     """Draw every layer of `scene` for pictures of `height` by `width` pixels."""
-    density = height / 2
-    supersample = 3 if height <= 96 else 2
+    if isinstance(scene.backdrop, Crop):
+        photograph = _hang_photograph(scene.backdrop, scene.finish, height, width)
+        backdrop: tuple[Layer, ...] = (photograph,)
+        foreground = None
+    else:
+        backdrop, foreground = _draw_backdrop(scene.backdrop, scene.finish, height, width)
+    if scene.subject is None:
+        nobody = Layer(np.zeros((2, 2, 4), np.float32), SUBJECT_REACH, SUBJECT_REACH, SUBJECT_DISTANCE)
+        return Stage(height, width, backdrop, nobody, 0.0, 0.0, 0.5, None, has_shadow=False)
+    size = scene.subject.size
+    canvas = Canvas(SUBJECT_REACH, SUBJECT_REACH, height / 2 * size * 1.25, _supersample(height) + 1)
+    draw_subject(canvas, scene.subject)
+    pixels = canvas.finish()
+    if scene.finish is not None:
+        finish_subject(pixels, scene.finish)
+    subject = Layer(pixels, SUBJECT_REACH, SUBJECT_REACH, SUBJECT_DISTANCE)
+    place = scene.subject.x, scene.subject.y, size
+    return Stage(height, width, backdrop, subject, *place, foreground, has_shadow=scene.finish is not None)
+
+
+def _draw_backdrop(
+    backdrop: Backdrop, finish: Finish | None, height: int, width: int
+) -> tuple[tuple[Layer, ...], Layer | None]:
+    """The layers behind the subject, far to near, and the one in front of it if there is one."""
     reach_x, reach_y = MARGIN * width / height, MARGIN
-    backdrop = scene.backdrop
+    ground = finish_pattern if backdrop.kind in PATTERN_BACKDROPS else finish_sky
+    parts = (
+        (draw_sky, ground, SKY_DISTANCE),
+        (draw_far, finish_ridge, FAR_DISTANCE),
+        (draw_ground, finish_ground, FAR_DISTANCE),
+        (draw_foreground, finish_foreground, FOREGROUND_DISTANCE),
+    )
     layers = []
-    for draw, distance in ((draw_sky, SKY_DISTANCE), (draw_far, FAR_DISTANCE), (draw_ground, FAR_DISTANCE)):
-        canvas = Canvas(reach_x, reach_y, density, supersample)
+    for draw, refine, distance in parts:
+        canvas = Canvas(reach_x, reach_y, height / 2, _supersample(height))
         draw(canvas, backdrop)
         pixels = canvas.finish()
-        if pixels[..., 3].any():
-            horizon = backdrop.horizon if draw is draw_ground else None
-            layers.append(Layer(pixels, reach_x, reach_y, distance, horizon))
-    foreground = None
-    if backdrop.foreground != "none":
-        canvas = Canvas(reach_x, reach_y, density, supersample)
-        draw_foreground(canvas, backdrop)
-        foreground = Layer(canvas.finish(), reach_x, reach_y, FOREGROUND_DISTANCE)
-    size = scene.subject.size
-    canvas = Canvas(SUBJECT_REACH, SUBJECT_REACH, density * size * 1.25, supersample + 1)
-    draw_subject(canvas, scene.subject)
-    subject = Layer(canvas.finish(), SUBJECT_REACH, SUBJECT_REACH, SUBJECT_DISTANCE)
-    return Stage(height, width, tuple(layers), subject, scene.subject.x, scene.subject.y, size, foreground)
+        if not pixels[..., 3].any():
+            continue
+        horizon = backdrop.horizon if draw is draw_ground else None
+        if finish is not None:
+            closeness = None if horizon is None else ground_closeness(horizon, row_heights(pixels, reach_y))
+            pixels = refine(pixels, backdrop, finish, closeness)
+        layers.append(Layer(pixels, reach_x, reach_y, distance, horizon))
+    foreground = layers.pop() if layers[-1].distance == FOREGROUND_DISTANCE else None
+    return tuple(layers), foreground
+
+
+def _hang_photograph(crop: Crop, finish: Finish | None, height: int, width: int) -> Layer:
+    """A photograph as the farthest layer; behind a subject it is a little out of focus."""
+    density = height / 2
+    reach_x, reach_y = crop.reach * width / height, crop.reach
+    pixels = crop_pixels(crop, round(2 * reach_y * density), round(2 * reach_x * density))
+    if finish is not None:
+        pixels = soften(pixels, finish.blur * density)
+    return Layer(pixels, reach_x, reach_y, SKY_DISTANCE)
+
+
+def _supersample(height: int) -> int:
+    return 3 if height <= 96 else 2
+
+
+def row_heights(pixels: FloatImage, reach_y: float) -> NDArray[np.float32]:
+    """The y of a layer's rows in scene units."""
+    rows = pixels.shape[0]
+    return (np.arange(rows, dtype=np.float32) + 0.5) / rows * 2 * reach_y - reach_y
 
 
 def ground_closeness(horizon: float, y: NDArray[np.float32]) -> NDArray[np.float32]:
