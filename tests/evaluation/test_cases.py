@@ -53,6 +53,19 @@ def test_few_conditions_make_small_scenes() -> None:
     assert list(Counter(case.scene for case in cases).values()) == [3, 3, 2]
 
 
+def test_scenes_and_references_are_dealt_what_they_can_show() -> None:
+    def applies(scene: int, name: str) -> bool:
+        return scene % 5 > 0 or int(name.removeprefix("condition_")) < 10
+
+    cases = deal_cases(NAMES, 240, RANGES, applies=applies)
+    assert all(applies(case.scene, case.condition) and applies(case.reference_scene, case.condition) for case in cases)
+    uses = Counter(case.condition for case in cases)
+    assert max(uses.values()) - min(uses.values()) <= 2, "the deal stays even"
+    only_elsewhere = deal_cases(NAMES[10:], 60, RANGES, applies=applies)
+    assert len(only_elsewhere) == 60
+    assert all(case.scene % 5 for case in only_elsewhere)
+
+
 def test_wrong_input() -> None:
     with pytest.raises(InputError, match="expected conditions"):
         deal_cases([], 8, RANGES)

@@ -2,22 +2,28 @@ from collections import Counter
 
 import numpy as np
 
-from sememe.training.world_clips import EVALUATION_SEED, WorldItem, render_item, world_item
-from sememe.world import conditions, random_scene, render
+from sememe.training.world_clips import WorldItem, render_item, world_item
+from sememe.world import EVALUATION_SEED, can_show, conditions, random_scene, render
+from sememe.world.catalogue import CATALOGUE
 
 
-def test_the_mapping_is_what_the_built_in_model_was_trained_on() -> None:
+def test_a_scene_has_so_many_clips() -> None:
     assert [world_item(index).scene for index in (0, 7, 8, 39_999)] == [0, 0, 1, 4_999]
-    deck = np.random.Generator(np.random.PCG64(4)).permutation(len(conditions()))
-    assert [world_item(24 + place).condition for place in range(8)] == [conditions()[n] for n in deck[:8]]
 
 
 def test_conditions_are_dealt_evenly_and_never_twice_to_a_scene() -> None:
-    items = [world_item(index) for index in range(8 * 400)]
+    items = [world_item(index) for index in range(8 * 2500)]
     assert max(Counter(items).values()) == 1
     counts = Counter(item.condition for item in items)
     assert set(counts) == set(conditions())
-    assert max(counts.values()) < 5 * min(counts.values())
+    layered = [counts[entry.name] for entry in CATALOGUE if entry.needs_layers]
+    others = [counts[entry.name] for entry in CATALOGUE if not entry.needs_layers]
+    assert abs(np.mean(layered) / np.mean(others) - 1) < 0.05, "photographs show the others alone, and it evens out"
+    assert max(counts.values()) < 2 * min(counts.values())
+
+
+def test_scenes_are_dealt_what_they_can_show() -> None:
+    assert all(can_show(random_scene(item.scene), item.condition) for item in map(world_item, range(8 * 100)))
 
 
 def test_a_scene_can_show_all_conditions() -> None:

@@ -56,7 +56,7 @@ def test_every_row_gives_figures(settings: EvaluationSettings, tmp_path: Path) -
     assert tuple(document["rows"]) == names == tuple(row.name for row in report.rows)
     assert document == json.loads(json.dumps(report.to_document()))
     assert document["is_complete"]
-    assert document["identity"]["world_version"] == 1
+    assert document["identity"]["world_version"] == 2
     for name, row in document["rows"].items():
         summary = row["summary"]
         assert len(row["cases"]) == summary["num_generations"] == 2

@@ -50,7 +50,7 @@ def test_latents_are_those_of_the_pipeline(runs: Path) -> None:
         assert (cache.captions[index], cache.full_captions[index]) == (rendered.caption, rendered.full_caption)
     assert cache.origin.first_frame_fill == "repeat"
     assert cache.origin.autoencoder == fingerprint_encoder(vae)
-    assert cache.origin.dataset == "world 1, 9 frames of 16x16 at 8 fps, 154 clips a scene"
+    assert cache.origin.dataset == "world 2, 9 frames of 16x16 at 8 fps, 154 clips a scene"
 
 
 def test_broken_off_work_is_continued(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,7 +71,7 @@ def test_a_run_tells_what_it_is(part: str, runs: Path) -> None:
     assert summary is not None
     assert record.recipe == summary.recipe == f"smoke-{part}"
     assert record.settings["training.num_steps"] == "4"
-    assert record.inputs["clips"].startswith("world 1, 9 frames of 16x16")
+    assert record.inputs["clips"].startswith("world 2, 9 frames of 16x16")
     assert (summary.step, summary.ending) == (4, "finished")
     assert summary.device.endswith("CPU threads")
     assert (runs / part / "start").is_dir()

@@ -5,14 +5,14 @@ from functools import lru_cache
 
 from sememe.evaluation.oracle import Oracle
 from sememe.video import Clip
-from sememe.world import random_scene, render
+from sememe.world import can_show, random_scene, render
 
 
 class SceneOracles:
     """Oracles of scenes at one size and length.
 
     Args:
-        names: the conditions that count as candidates.
+        names: the conditions that count as candidates, in scenes that can show them.
         num_frames: of the clips.
         height: pixels.
         width: pixels.
@@ -43,4 +43,5 @@ class SceneOracles:
         return render(random_scene(scene), condition, num_frames=2, size=size, fps=self.fps).full_caption
 
     def _build(self, scene: int) -> Oracle:
-        return Oracle({name: self.film(scene, name) for name in self.names})
+        record = random_scene(scene)
+        return Oracle({name: self.film(scene, name) for name in self.names if can_show(record, name)})

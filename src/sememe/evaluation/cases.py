@@ -1,6 +1,6 @@
 """Which scenes and conditions an evaluation films: a pure function of its settings."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,6 +43,7 @@ def deal_cases(
     num_cases: int,
     ranges: SeedRanges,
     *,
+    applies: Callable[[int, str], bool] = lambda scene, name: True,
     per_scene: int = 8,
     seed: int = 0,
     same_noise: bool = True,
@@ -53,6 +54,7 @@ def deal_cases(
         names: the conditions.
         num_cases: how many trials.
         ranges: of seeds.
+        applies: whether the scene of a seed can show a condition; targets and references are dealt what they can.
         per_scene: conditions that share a scene (and so its renders), at most.
         seed: of the dealing.
         same_noise: one noise seed for all cases of a scene, so that they differ in the reference alone; otherwise one
@@ -69,21 +71,22 @@ def deal_cases(
             f"expected conditions, num_cases and per_scene of 1 or more and a seed of 0 or more, got {len(names)} "
             f"conditions, {num_cases}, {per_scene} and {seed}"
         )
-    per_scene = min(per_scene, len(names))
-    num_scenes = -(-num_cases // per_scene)
-    if max(num_cases, num_scenes) > ranges.size:
+    if num_cases > ranges.size:
         raise InputError(f"expected at most {ranges.size} cases, got {num_cases}")
     rng = np.random.Generator(np.random.PCG64(seed))
-    scenes = ranges.first_scene + rng.choice(ranges.size, num_scenes, replace=False)
-    references = ranges.first_reference + rng.choice(ranges.size, num_cases, replace=False)
+    scenes = (ranges.first_scene + int(place) for place in rng.permutation(ranges.size))
+    references = (ranges.first_reference + int(place) for place in rng.permutation(ranges.size))
     uses = np.zeros(len(names))
     cases: list[Case] = []
-    for scene in scenes:
+    while len(cases) < num_cases:
+        scene = next(scenes)
         noise_seed = int(rng.integers(1 << 31))
         # The least used conditions come first, in random order among equals.
-        dealt = np.lexsort([rng.random(len(names)), uses])[: min(per_scene, num_cases - len(cases))]
+        order = np.lexsort([rng.random(len(names)), uses])
+        dealt = [index for index in order if applies(scene, names[index])][: min(per_scene, num_cases - len(cases))]
         uses[dealt] += 1
-        for index in rng.permutation(dealt):
+        for index in rng.permutation(dealt).astype(int):
             noise = noise_seed if same_noise else int(rng.integers(1 << 31))
-            cases.append(Case(int(scene), names[int(index)], int(references[len(cases)]), noise))
+            reference = next(seed for seed in references if applies(seed, names[index]))
+            cases.append(Case(scene, names[index], reference, noise))
     return tuple(cases)

@@ -14,10 +14,9 @@ from sememe.backbones.pixels import clips_to_video, video_to_clips
 from sememe.evaluation.candidates import SceneOracles
 from sememe.evaluation.cases import Case, SeedRanges, deal_cases
 from sememe.evaluation.splits import split_conditions
-from sememe.training.world_clips import EVALUATION_SEED
 from sememe.video import Clip, read_clip, write_clip
 from sememe.video_as_prompt.defaults import GenerationDefaults
-from sememe.world import conditions
+from sememe.world import EVALUATION_SEED, can_show, conditions, random_scene
 
 Method = Literal["generate", "backbone", "paste", "autoencoder"]
 NegativeReference = Literal["neutral"]
@@ -105,6 +104,7 @@ def deal_row(row: Row, generations: int, per_scene: int, seed: int) -> tuple[Cas
         VALIDATION_RANGES if row.is_validation else RANGES,
         per_scene=per_scene,
         seed=2 * seed + (row.name in _SECOND_DEAL),
+        applies=lambda scene, name: can_show(random_scene(scene), name),
         same_noise=row.method != "backbone",  # without a reference the same noise would give the same clip
     )
 
@@ -113,7 +113,8 @@ def find_told(row: Row, case: Case) -> str | None:
     """The other condition that the prompt names, where it names one."""
     if not row.is_misled:
         return None
-    others = [name for name in row.conditions if name != case.condition]
+    scene = random_scene(case.scene)
+    others = [name for name in row.conditions if name != case.condition and can_show(scene, name)]
     random = np.random.Generator(np.random.PCG64([case.scene, row.conditions.index(case.condition)]))
     return others[int(random.integers(len(others)))]
 

@@ -1,4 +1,4 @@
-"""The demonstration: two references, two pictures that do the same, and a sheet of them all."""
+"""The demonstration: two references, a drawn picture and a photograph that do the same, and a sheet of them all."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,14 +7,14 @@ import numpy as np
 
 from sememe.errors import OutputError
 from sememe.files import check_writable, describe_write_error
-from sememe.training.world_clips import EVALUATION_SEED
 from sememe.video import SheetRow, contact_sheet, read_clip, write_clip, write_image
 from sememe.workflows.events import Progress, ProgressHandler, ignore_progress
 from sememe.workflows.generate import VideoAsPromptRequest, check_seed, generate_video_as_prompt
 from sememe.workflows.input_files import read_picture
 from sememe.workflows.loading import LoadedModel, check_model_request, load_model
-from sememe.world import conditions, random_scene, render
+from sememe.world import EVALUATION_SEED, Scene, can_show, conditions, random_scene, render
 from sememe.world.catalogue import FAMILIES, condition
+from sememe.world.scene import Crop
 
 _NUM_SCENES = 1_000_000  # to draw from, none of which any training has seen
 
@@ -113,13 +113,21 @@ def _render_inputs(result: DemoResult, request: DemoRequest, model: LoadedModel)
     defaults = model.pipeline.defaults
     size = (defaults.height, defaults.width)
     rng = np.random.Generator(np.random.PCG64([request.seed, 1]))
-    scenes = iter(EVALUATION_SEED + rng.choice(_NUM_SCENES, 2 * len(result.pairs), replace=False))
-    for pair in result.pairs:
-        reference, picture = (random_scene(int(next(scenes))) for _ in range(2))
+    for place, pair in enumerate(result.pairs):
+        reference = _draw_scene(rng, pair.condition)
         take = render(reference, pair.condition, num_frames=defaults.num_frames, size=size, fps=defaults.fps)
         write_clip(take.clip, pair.reference)
         if pair.image != request.image:
+            picture = _draw_scene(rng, pair.condition, has_photograph=place > 0)
             write_image(render(picture, None, num_frames=1, size=size).clip.frames[0], pair.image)
+
+
+def _draw_scene(rng: np.random.Generator, name: str, *, has_photograph: bool | None = None) -> Scene:
+    """Draw a scene that can show the condition, with or without a photograph; None for either."""
+    while True:
+        scene = random_scene(EVALUATION_SEED + int(rng.integers(_NUM_SCENES)))
+        if can_show(scene, name) and has_photograph in (None, isinstance(scene.backdrop, Crop)):
+            return scene
 
 
 def _write_sheet(result: DemoResult) -> None:

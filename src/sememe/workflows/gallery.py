@@ -9,7 +9,7 @@ import PIL.ImageFont
 
 from sememe.video import Image, pick_frames
 from sememe.workflows.events import ProgressHandler, StepCounter, ignore_progress
-from sememe.world import conditions, random_scene, render
+from sememe.world import can_show, conditions, random_scene, render
 from sememe.world.catalogue import FAMILIES, parts_of
 
 _PAPER, _INK, _FAINT, _ACCENT = (252, 251, 247), (35, 35, 40), (120, 118, 112), (196, 74, 38)
@@ -55,6 +55,8 @@ def draw_gallery(
             row, column = divmod(index, columns)
             x, y = _MARGIN + column * (strip_width + _GAP), top + _HEADING + row * row_height
             draw.text((x, y), name, _INK, label)
+            while not can_show(random_scene(scene), name):
+                scene += 1
             if parts_of(name)[0].split == "unseen":
                 draw.text((x + strip_width - small.getlength("unseen"), y + 1), "unseen", _ACCENT, small)
             sheet.paste(PIL.Image.fromarray(_strip(name, scene, size, num_shown)), (x, y + _LABEL))

@@ -17,11 +17,10 @@ from sememe.data.manifest import (
 from sememe.errors import InputError, OutputError
 from sememe.evaluation.cases import Case, SeedRanges, deal_cases
 from sememe.files import check_writable, describe_write_error
-from sememe.training.world_clips import EVALUATION_SEED
 from sememe.video import write_clip, write_image
 from sememe.workflows.events import ProgressHandler, StepCounter, ignore_progress
 from sememe.workflows.gallery import draw_gallery
-from sememe.world import RenderedClip, conditions, random_scene, render
+from sememe.world import EVALUATION_SEED, RenderedClip, can_show, conditions, random_scene, render
 from sememe.world.catalogue import parts_of
 
 MANIFEST_NAME = "manifest.jsonl"
@@ -133,10 +132,22 @@ def write_world_dataset(settings: DatasetSettings, on_progress: ProgressHandler 
     # A condition needs two clips to make a pair: few clips mean few conditions.
     num_conditions = min(len(names), settings.num_clips // 2)
     some = [names[math.floor(place * len(names) / num_conditions)] for place in range(num_conditions)]
-    cases = deal_cases(some, settings.num_clips, _TRAINING_SCENES, per_scene=_PER_SCENE, seed=settings.seed)
+    cases = deal_cases(
+        some,
+        settings.num_clips,
+        _TRAINING_SCENES,
+        per_scene=_PER_SCENE,
+        seed=settings.seed,
+        applies=lambda scene, name: can_show(random_scene(scene), name),
+    )
     unseen = conditions(split="unseen")
     pairs = deal_cases(
-        unseen, settings.num_benchmark or len(unseen), _BENCHMARK_SCENES, per_scene=_PER_SCENE, seed=settings.seed
+        unseen,
+        settings.num_benchmark or len(unseen),
+        _BENCHMARK_SCENES,
+        per_scene=_PER_SCENE,
+        seed=settings.seed,
+        applies=lambda scene, name: can_show(random_scene(scene), name),
     )
     _make_folder(settings.folder)
     counter = StepCounter("clips", len(cases) + 2 * len(pairs), on_progress)
