@@ -12,14 +12,14 @@ def test_a_scene_has_so_many_clips() -> None:
 
 
 def test_conditions_are_dealt_evenly_and_never_twice_to_a_scene() -> None:
-    items = [world_item(index) for index in range(8 * 2500)]
+    items = [world_item(index) for index in range(8 * 800)]
     assert max(Counter(items).values()) == 1
     counts = Counter(item.condition for item in items)
     assert set(counts) == set(conditions())
     layered = [counts[entry.name] for entry in CATALOGUE if entry.needs_layers]
     others = [counts[entry.name] for entry in CATALOGUE if not entry.needs_layers]
-    assert abs(np.mean(layered) / np.mean(others) - 1) < 0.05, "photographs show the others alone, and it evens out"
-    assert max(counts.values()) < 2 * min(counts.values())
+    assert abs(np.mean(layered) / np.mean(others) - 1) < 0.1, "photographs show the others alone, and it evens out"
+    assert max(counts.values()) < 4 * min(counts.values())
 
 
 def test_scenes_are_dealt_what_they_can_show() -> None:
