@@ -64,7 +64,8 @@ class RowSummary:
     Attributes:
         num_generations: cases.
         num_scenes: different scenes among them.
-        num_candidates: conditions among which the oracle chose; a guess is right once in so many.
+        num_candidates: conditions among which the oracle chose, fewer in whole photographs; a guess is right once in so
+            many.
         accuracy: the right condition was the nearest.
         top_5: it was among the five nearest.
         both_follow: of disjoint pairs with the same picture and noise and two references, both were right; None
