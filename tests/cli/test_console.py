@@ -1,9 +1,10 @@
+import io
 import json
 import sys
 
 import pytest
 
-from sememe.cli import console
+from sememe.cli import app, console
 from sememe.workflows.events import Progress
 
 
@@ -49,6 +50,29 @@ def test_a_terminal_gets_a_bar_with_the_time_left(
     assert "generating [1]" in shown
     assert "3/8" in shown
     assert "5 s left" in shown
+
+
+class GoneReader(io.StringIO):
+    """Standard error whose reader has gone."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError(text)
+
+
+def test_a_reader_that_has_gone_does_not_end_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", GoneReader())
+    with console.show_progress() as handle:
+        handle(Progress("generating"))
+        handle(Progress("writing"))
+
+
+def test_a_closed_standard_error_does_not_end_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    with pytest.raises(SystemExit) as ended:
+        app.main(["--version"])
+    assert ended.value.code == 0
+    with console.show_progress() as handle:
+        handle(Progress("generating"))
 
 
 def test_json_keeps_letters(capsys: pytest.CaptureFixture[str]) -> None:

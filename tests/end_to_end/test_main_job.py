@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -75,6 +76,22 @@ def test_any_reference_and_any_picture(
     upright = read_image(files / image).shape[:2]
     assert (document["inputs"]["image"]["height"], document["inputs"]["image"]["width"]) == upright
     assert sorted(os.listdir(tmp_path)) == ["out.json", "out.mp4", "sheet.png"]
+
+
+def test_names_that_are_not_text(
+    files: Path, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As on an old disk: Latin-1 bytes, which Python hands on as lone surrogates."""
+    image, reference = (tmp_path / f"caf\udce9{suffix}" for suffix in (".png", ".mp4"))
+    shutil.copy(files / "alpha.png", image)
+    shutil.copy(files / "phone.mp4", reference)
+    output = tmp_path / "out.mp4"
+    inputs = {"reference": reference, "image": image, "sheet": tmp_path / "sheet.png"}
+    outcome = run_here(capsys, *arguments(files, model_folder, output, **inputs))
+    assert outcome.code == 0, outcome.err
+    document = json.loads(output.with_suffix(".json").read_text(encoding="utf-8"))
+    assert document["inputs"]["image"]["path"] == str(image)
+    assert (tmp_path / "sheet.png").is_file()
 
 
 def test_other_references_other_results(

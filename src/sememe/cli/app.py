@@ -3,6 +3,7 @@
 Exit codes: 0; 1 a fault of ours, or a check that did not pass; 2 a mistake of the user, told on one line; 130 Ctrl-C.
 """
 
+import io
 import os
 import sys
 import traceback
@@ -14,6 +15,7 @@ import typer
 
 import sememe
 from sememe.cli import convert, demo, evaluate, generate, models, parity, train, world
+from sememe.cli.console import drop_stderr
 from sememe.cli.quiet import silence_libraries
 from sememe.errors import SememeError
 
@@ -66,7 +68,11 @@ def _show_version(value: bool) -> bool:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the command with these arguments (those of the process if None) and exits."""
+    """Run the command with these arguments (those of the process if None) and exit."""
+    if sys.stderr is None:  # closed by the caller
+        drop_stderr()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text in this locale
     sys.exit(run(argv))
 
 

@@ -1,9 +1,11 @@
 """What a command shows while it runs: a bar with the time left on a terminal, plain lines otherwise; always stderr."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -24,6 +26,11 @@ def show_progress() -> Iterator[Callable[["Progress"], None]]:
         yield PlainLines()
 
 
+def drop_stderr() -> None:
+    """Send what is written to standard error nowhere, because nobody can read it."""
+    sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 (open until the process ends)
+
+
 def echo_json(document: Mapping[str, Any] | list[Any], *, indent: int | None = 2) -> None:
     """Writes a document to standard output; with `indent` None on one line."""
     typer.echo(json.dumps(document, indent=indent, ensure_ascii=False))
@@ -41,7 +48,10 @@ class PlainLines:
         if progress.stage == self._stage and tenth <= self._tenth and progress.step:
             return
         self._stage, self._tenth = progress.stage, tenth
-        typer.echo(_line(progress), err=True)
+        try:
+            typer.echo(_line(progress), err=True)
+        except OSError:  # a lost line of progress must not end the work
+            drop_stderr()
 
 
 def _line(progress: "Progress") -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import sememe
-from sememe.files import write_text
+from sememe.files import write_bytes
 from sememe.workflows.input_files import ImageFile, ReferenceFile
 from sememe.workflows.loading import LoadedModel
 from sememe.workflows.plan import list_dtype_shortcuts, plan_document
@@ -166,9 +166,11 @@ def now() -> str:
 
 
 def write_sidecar(document: Mapping[str, Any], path: Path) -> None:
-    """Writes the record as JSON.
+    """Write the record as JSON.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: It cannot be written.
     """
-    write_text(path, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    # Paths may hold bytes that are no UTF-8; what stands for them is valid JSON when it is escaped.
+    write_bytes(path, text.encode(errors="backslashreplace"))
