@@ -1,6 +1,8 @@
+import gc
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -74,6 +76,18 @@ def test_short_videos_repeat_frames(tmp_path: Path) -> None:
     path = encode(tmp_path / "a.mp4", counting_frames(3))
     assert frame_numbers(read_clip(path, num_frames=6)) == [0, 0, 0, 1, 1, 2]
     assert frame_numbers(read_clip(path, num_frames=5, sampling="first")) == [0, 1, 2, 2, 2]
+
+
+def test_decoded_frames_are_let_go(tmp_path: Path) -> None:
+    path = encode(tmp_path / "a.mp4", counting_frames(60))
+    gc.collect()
+    gc.disable()
+    try:
+        read_clip(path)
+        held = sum(isinstance(thing, av.VideoFrame) for thing in gc.get_objects())
+    finally:
+        gc.enable()
+    assert held <= 1
 
 
 def test_one_frame(tmp_path: Path) -> None:
