@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
+from PIL import ImageCms
 
 from sememe.errors import InputError, OutputError, VideoError
 from sememe.video import VideoLimits, read_image, write_image
@@ -87,6 +88,40 @@ def test_grey_sixteen_bits_and_cmyk(tmp_path: Path) -> None:
     assert "floating-point" in refusal(tmp_path / "float.tiff")
 
 
+def swapped_profile() -> bytes:
+    """A profile whose red is sRGB's blue, and whose blue its red."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for old, new in ((b"rXYZ", b"tXYZ"), (b"bXYZ", b"rXYZ"), (b"tXYZ", b"bXYZ"), (b"\0s\0R\0G\0B", b"\0o\0w\0n\0 ")):
+        assert old in profile
+        profile = profile.replace(old, new)
+    return profile
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+def test_colour_profiles_are_applied(tmp_path: Path, mode: str) -> None:
+    image = PIL.Image.fromarray(quadrants(32, 48)).convert(mode)
+    image.save(tmp_path / "a.png", icc_profile=swapped_profile())
+    assert corner_names(read_image(tmp_path / "a.png")) == "bgrw"
+
+
+@pytest.mark.parametrize(
+    "profile", [ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(), swapped_profile()[:200], b"none"]
+)
+def test_srgb_and_damaged_profiles_change_nothing(tmp_path: Path, profile: bytes) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 48, 3), np.uint8)
+    PIL.Image.fromarray(pixels).save(tmp_path / "a.png", icc_profile=profile)
+    assert np.array_equal(read_image(tmp_path / "a.png"), pixels)
+
+
+def test_damaged_avif_pictures_are_refused(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
+    PIL.Image.fromarray(pixels).save(tmp_path / "whole.avif")
+    content = (tmp_path / "whole.avif").read_bytes()
+    start = content.index(b"mdat") + 20
+    (tmp_path / "damaged.avif").write_bytes(content[:start] + bytes(64) + content[start + 64 :])
+    assert "damaged" in refusal(tmp_path / "damaged.avif")
+
+
 def test_an_animation_gives_its_first_frame(tmp_path: Path) -> None:
     first, second = PIL.Image.fromarray(quadrants(32, 48)), PIL.Image.new("RGB", (48, 32))
     first.save(tmp_path / "a.gif", save_all=True, append_images=[second])
@@ -103,7 +138,7 @@ def png_header(height: int, width: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
 
 
-@pytest.mark.parametrize("side", [12_000, 20_000, 60_000])
+@pytest.mark.parametrize("side", [7_300, 12_000, 20_000, 60_000])
 def test_huge_pictures_are_refused_by_their_header(tmp_path: Path, side: int) -> None:
     (tmp_path / "a.png").write_bytes(png_header(side, side))
     assert "megapixels" in refusal(tmp_path / "a.png")

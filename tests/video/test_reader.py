@@ -84,7 +84,7 @@ def test_decoded_frames_are_let_go(tmp_path: Path) -> None:
     gc.disable()
     try:
         read_clip(path)
-        held = sum(isinstance(thing, av.VideoFrame) for thing in gc.get_objects())
+        held = sum(type(thing) is av.VideoFrame for thing in gc.get_objects())
     finally:
         gc.enable()
     assert held <= 1

@@ -1,11 +1,13 @@
 """Reading and writing single pictures."""
 
+import io
 import warnings
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
+from PIL import ImageCms
 
 from sememe.errors import OutputError, VideoError
 from sememe.files import atomic_path
@@ -23,11 +25,11 @@ _PICTURE_SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "W
 def read_image(path: str | Path, *, limits: VideoLimits | None = None) -> Image:
     """Read a picture as a uint8 array (height, width, 3), RGB, upright as its EXIF data say.
 
-    What is transparent becomes white. Palettes, grey, 16 bits a channel and CMYK are converted; of an animation the
-    first frame is taken.
+    What is transparent becomes white. Colour profiles are applied; palettes, grey, 16 bits a channel and CMYK are
+    converted; of an animation the first frame is taken.
 
     Raises:
-        VideoError: the file is missing, is no picture, is damaged, or is not within the limits
+        VideoError: The file is missing, is no picture, is damaged, or is not within the limits
             (`VideoLimits.max_image_pixels` and `min_image_side`, checked before pixels are decoded).
     """
     limits = limits or VideoLimits()
@@ -48,17 +50,7 @@ def read_image(path: str | Path, *, limits: VideoLimits | None = None) -> Image:
         ) from error
     except PIL.UnidentifiedImageError as error:
         raise VideoError(f"{_EXPECTED}, but {path} is none, or is damaged") from error
-    # Pillow's decoders raise all of these on damaged files.
-    except (
-        OSError,
-        ValueError,
-        SyntaxError,
-        EOFError,
-        IndexError,
-        TypeError,
-        ZeroDivisionError,
-        OverflowError,
-    ) as error:
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise VideoError(f"{path} cannot be decoded ({reason}); the file is damaged or incomplete") from error
 
@@ -99,5 +91,23 @@ def _to_rgb(path: Path, image: PIL.Image.Image) -> np.ndarray:
     if image.mode == "F":
         raise VideoError(f"expected 8 or 16 bits a channel, but {path} holds floating-point values; convert it first")
     if image.has_transparency_data:
-        return over_white(np.asarray(image.convert("RGBA")))
+        image = image.convert("RGBA")
+    if image.info.get("icc_profile"):
+        image = _to_srgb(image, image.info["icc_profile"])
+    if image.has_transparency_data:
+        return over_white(np.asarray(image))
     return np.array(image.convert("RGB"))
+
+
+def _to_srgb(image: PIL.Image.Image, profile: bytes) -> PIL.Image.Image:
+    """Apply a colour profile; leave the picture as it is where the profile is damaged or is sRGB already."""
+    if image.mode not in {"RGB", "RGBA", "CMYK", "L"}:
+        image = image.convert("RGB")
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if "sRGB" in ImageCms.getProfileDescription(source):
+            return image
+        mode = "RGBA" if image.mode == "RGBA" else "RGB"
+        return ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode=mode) or image
+    except (ImageCms.PyCMSError, OSError):
+        return image
