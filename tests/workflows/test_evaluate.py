@@ -9,11 +9,24 @@ import numpy as np
 import pytest
 
 from sememe.errors import InputError
-from sememe.evaluation.cases import Case
+from sememe.evaluation.grid import GridDifferences
+from sememe.evaluation.rows import CaseResult, RowSummary
+from sememe.evaluation.runner import choose_rows
 from sememe.video import Clip, read_image
-from sememe.video_as_prompt.evaluation import Maker, Row, Sampler, deal_row, list_rows, paste_changes, scene_oracles
+from sememe.video_as_prompt.evaluation import (
+    Maker,
+    PromptedCase,
+    RowSettings,
+    Sampler,
+    build_row,
+    deal_row,
+    list_rows,
+    paste_changes,
+    scene_oracles,
+    summarise,
+)
 from sememe.workflows import evaluate as workflow
-from sememe.workflows.evaluate import EvaluationSettings, choose_rows, evaluate_video_as_prompt, parse_controls
+from sememe.workflows.evaluate import EvaluationSettings, evaluate_video_as_prompt, parse_controls
 from sememe.workflows.events import Progress
 from sememe.world import random_scene
 from sememe.world.captions import full_caption
@@ -33,8 +46,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def settings(model: Path, monkeypatch: pytest.MonkeyPatch) -> EvaluationSettings:
     """Four candidates instead of all, so that a scene is filmed in no time."""
-    monkeypatch.setattr(Row, "candidates", property(lambda _: CANDIDATES))
-    monkeypatch.setattr(Row, "conditions", property(lambda _: CANDIDATES))
+    monkeypatch.setattr(RowSettings, "candidates", property(lambda _: CANDIDATES))
+    monkeypatch.setattr(RowSettings, "conditions", property(lambda _: CANDIDATES))
     scene_oracles.cache_clear()
     return EvaluationSettings(model=str(model), generations=4, per_scene=4, rows=("seen",), batch_size=4, device="cpu")
 
@@ -60,9 +73,10 @@ def test_every_row_gives_figures(settings: EvaluationSettings, tmp_path: Path) -
     for name, row in document["rows"].items():
         summary = row["summary"]
         assert len(row["cases"]) == summary["num_generations"] == 2
-        assert {case["condition"] for case in row["cases"]} < set(CANDIDATES)
-        assert all(case["scene"] >= 10_000_000 and case["reference_scene"] >= 20_000_000 for case in row["cases"])
-        assert (summary["both_follow"] is None) == (name == "floor")
+        cases = [result["case"] for result in row["cases"]]
+        assert {case["condition"] for case in cases} < set(CANDIDATES)
+        assert all(case["scene"] >= 10_000_000 and case["reference_scene"] >= 20_000_000 for case in cases)
+        assert (summary["shares"]["both_follow"] is None) == (name == "floor")
         assert summary["accuracy"]["wilson"]["count"] == 2
     shapes = {name: (row["about"]["num_frames"], row["about"]["width"]) for name, row in document["rows"].items()}
     assert shapes["seen"] == (5, 48)
@@ -88,7 +102,7 @@ def test_a_broken_off_run_is_continued(
     made: list[int] = []
     make = Maker.make
 
-    def breaking(self: Maker, row: Row, cases: tuple[Case, ...]) -> list[Clip]:
+    def breaking(self: Maker, row: RowSettings, cases: tuple[PromptedCase, ...]) -> list[Clip]:
         if len(made) == 1:
             made.append(0)
             raise KeyboardInterrupt
@@ -130,7 +144,7 @@ def test_the_true_target_is_recognised(settings: EvaluationSettings, monkeypatch
     monkeypatch.setattr(Maker, "_through_autoencoder", lambda _, clips: clips)
     report = evaluate_video_as_prompt(replace(settings, rows=("ceiling",)))
     summary = report.rows[0].summary
-    assert summary is not None
+    assert isinstance(summary, RowSummary)
     assert summary.accuracy.wilson.value == 1
     assert summary.psnr.value == 100
     assert set(summary.by_group) == {"seen", "unseen_validation", "concept", "style", "camera"}
@@ -177,13 +191,14 @@ def test_a_misleading_prompt_names_another_condition(
     assert report.identity["controls"] == controls | {"negative_reference": "neutral"}
     (row,) = report.rows
     for result, prompt, captions in zip(row.results, calls[0]["prompt"], calls[0]["reference_prompts"], strict=True):
-        assert result.told in set(CANDIDATES) - {result.case.condition}
-        assert prompt == full_caption(random_scene(result.case.scene), parts_of(result.told))
+        assert result.case.told in set(CANDIDATES) - {result.case.condition}
+        assert prompt == full_caption(random_scene(result.case.scene), parts_of(result.case.told))
         assert captions == [full_caption(random_scene(result.case.reference_scene), parts_of(result.case.condition))]
-    assert row.summary is not None
-    assert row.summary.follow_text is not None
-    follow = [result.nearest == result.told for result in row.results]
-    assert row.summary.follow_text.wilson.value == sum(follow) / 4
+    assert isinstance(row.summary, RowSummary)
+    share = row.summary.shares["follow_text"]
+    assert share is not None
+    follow = [result.nearest == result.case.told for result in row.results]
+    assert share.wilson.value == sum(follow) / 4
     assert "follow text" in report.to_markdown()
 
 
@@ -204,7 +219,7 @@ def test_controls_are_read() -> None:
 def test_references_are_lossy_files_of_another_scene(settings: EvaluationSettings, tmp_path: Path) -> None:
     pipeline = make_pipeline()
     maker, row = Maker(pipeline, Sampler(), tmp_path), list_rows(pipeline)[0]
-    case = Case(10_000_000, "melt", 20_000_000, 1)
+    case = PromptedCase(10_000_000, "melt", 20_000_000, 1)
     clip = maker.reference(row, case, 3)
     exact = maker.oracles(row).film(20_000_000, "melt")
     assert (tmp_path / "reference_3.mp4").exists()
@@ -235,17 +250,39 @@ def test_wrong_numbers(change: dict[str, int], message: str) -> None:
 
 
 def test_rows_for_choosing_share_nothing_with_the_others() -> None:
-    rows = list_rows(make_pipeline())
+    pipeline = make_pipeline()
+    maker = Maker(pipeline, Sampler(), Path())
+    rows = [build_row(row, maker, deal_row(row, 50, 8, 0)) for row in list_rows(pipeline)]
     choosing, table = choose_rows(rows, ("validation",)), choose_rows(rows, None)
     assert [row.name for row in choosing] == ["seen_validation", "unseen_validation"]
     assert {row.name for row in choosing}.isdisjoint(row.name for row in table)
-    chosen, reported = ([case for row in some for case in deal_row(row, 50, 8, 0)] for some in (choosing, table))
+    chosen, reported = ([case for row in some for case in row.cases] for some in (choosing, table))
     for scene in ("scene", "reference_scene"):
         assert {getattr(case, scene) for case in chosen}.isdisjoint(getattr(case, scene) for case in reported)
-    unseen = {case.condition for case in deal_row(choosing[1], 50, 8, 0)}
-    by_name = {row.name: row for row in table}
-    assert unseen.isdisjoint(case.condition for case in deal_row(by_name["unseen"], 50, 8, 0))
-    assert deal_row(by_name["paste"], 50, 8, 0) == deal_row(by_name["unseen"], 50, 8, 0)
+    by_name = {row.name: row for row in rows}
+    unseen = {case.condition for case in by_name["unseen_validation"].cases}
+    assert unseen.isdisjoint(case.condition for case in by_name["unseen"].cases)
+    assert by_name["paste"].cases == by_name["unseen"].cases
+
+
+def result(scene: int, condition: str, rank: int, noise_seed: int = 0, told: str | None = None) -> CaseResult:
+    nearest = condition if rank == 1 else "other"
+    same = GridDifferences(1, 1, 1, 1, 1)
+    return CaseResult(PromptedCase(scene, condition, 99, noise_seed, told), nearest, rank, 0.1, 20.0, 0.5, same, same)
+
+
+@pytest.mark.parametrize(("ranks", "share"), [((1, 1, 1, 4), 0.5), ((1, 2, 2, 2), 0.0), ((1, 1, 1, 1), 1.0)])
+def test_a_pair_follows_only_if_both_do(ranks: tuple[int, ...], share: float) -> None:
+    places = [(1, "melt"), (1, "night"), (2, "melt"), (2, "night")]
+    row = summarise(154, [result(*place, rank) for place, rank in zip(places, ranks, strict=True)])
+    assert row.shares["both_follow"] is not None
+    assert (row.shares["both_follow"].wilson.value, row.shares["both_follow"].wilson.count) == (share, 2)
+    assert row.shares["follow_text"] is None
+
+
+def test_cases_with_different_noise_are_no_pairs() -> None:
+    results = [result(1, "melt", 1, 5), result(1, "night", 1, 6), result(1, "rain", 1, 7)]
+    assert summarise(154, results).shares["both_follow"] is None
 
 
 @pytest.mark.parametrize("rows", [("seen", "sene"), ("seen", "seen"), ("validation", "seen_validation"), ()])

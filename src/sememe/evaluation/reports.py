@@ -1,23 +1,49 @@
 """An evaluation as a document: what was measured with which settings, to be saved, read again and continued."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from sememe.errors import InputError
-from sememe.evaluation.cases import Case
-from sememe.evaluation.grid import GridDifferences
-from sememe.evaluation.rows import CaseResult, RowSummary, to_group_table, to_table
-from sememe.evaluation.tables import to_json
+from sememe.evaluation.statistics import Estimate
+from sememe.evaluation.tables import format_share, to_json, to_markdown
 from sememe.files import write_text
 
 REPORT_KIND = "sememe evaluation"
 
 
+@runtime_checkable
+class Result(Protocol):
+    """What became of a case; a dataclass."""
+
+    @property
+    def case(self) -> Any: ...
+
+    @property
+    def is_right(self) -> bool: ...
+
+
+ResultT = TypeVar("ResultT", bound=Result)
+
+
+@runtime_checkable
+class Summary(Protocol):
+    """The figures of a row; a dataclass."""
+
+    @property
+    def by_group(self) -> Mapping[str, Estimate]:
+        """Shares of right results by group of cases."""
+        ...
+
+    def to_cells(self) -> Mapping[str, Any]:
+        """The headline figures, by their column in a table."""
+        ...
+
+
 @dataclass(frozen=True)
-class RowReport:
+class RowReport(Generic[ResultT]):
     """A row, finished or not.
 
     Attributes:
@@ -32,8 +58,8 @@ class RowReport:
     name: str
     about: Mapping[str, Any]
     num_planned: int
-    results: tuple[CaseResult, ...]
-    summary: RowSummary | None
+    results: tuple[ResultT, ...]
+    summary: Summary | None
     seconds: float
 
     @property
@@ -55,7 +81,7 @@ class EvaluationReport:
     system: str
     identity: Mapping[str, Any]
     environment: Mapping[str, Any]
-    rows: tuple[RowReport, ...]
+    rows: tuple[RowReport[Any], ...] = ()
 
     def to_document(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -71,8 +97,8 @@ class EvaluationReport:
                     "is_complete": row.is_complete,
                     "num_planned": row.num_planned,
                     "seconds": round(row.seconds, 1),
-                    "summary": None if row.summary is None else asdict(row.summary),
-                    "cases": [_flatten(result) for result in row.results],
+                    "summary": None if row.summary is None else _plain(row.summary),
+                    "cases": [_plain(result) for result in row.results],
                 }
                 for row in self.rows
             },
@@ -80,8 +106,13 @@ class EvaluationReport:
 
     def to_markdown(self) -> str:
         """The headline figures of the rows that have results, and their accuracy by group of conditions."""
-        summaries = {row.name: row.summary for row in self.rows if row.summary is not None}
-        return f"{to_table(summaries)}\n\n{to_group_table(summaries)}"
+        rows = {row.name: row.summary for row in self.rows if row.summary is not None}
+        headline = [{"row": name} | dict(row.to_cells()) for name, row in rows.items()]
+        groups = [
+            {"row": name} | {group: format_share(share) for group, share in row.by_group.items()}
+            for name, row in rows.items()
+        ]
+        return f"{to_markdown(headline)}\n\n{to_markdown(groups)}"
 
 
 def write_report(report: EvaluationReport, path: Path) -> None:
@@ -90,15 +121,22 @@ def write_report(report: EvaluationReport, path: Path) -> None:
 
 
 @dataclass(frozen=True)
-class SavedRow:
+class SavedRow(Generic[ResultT]):
     """What an earlier run has done of a row."""
 
-    results: tuple[CaseResult, ...]
+    results: tuple[ResultT, ...]
     seconds: float
 
 
-def read_saved_rows(path: Path, identity: Mapping[str, Any]) -> dict[str, SavedRow]:
+def read_saved_rows(
+    path: Path, identity: Mapping[str, Any], readers: Mapping[str, Callable[[Mapping[str, Any]], ResultT]]
+) -> dict[str, SavedRow[ResultT]]:
     """Results of an earlier run with the same identity; none if there is no such file.
+
+    Args:
+        path: of the report.
+        identity: of this run.
+        readers: by row, what makes a result of its plain values.
 
     Raises:
         InputError: if the file is something else, or of another identity.
@@ -110,7 +148,10 @@ def read_saved_rows(path: Path, identity: Mapping[str, Any]) -> dict[str, SavedR
         if document["kind"] != REPORT_KIND:
             raise KeyError("kind")
         saved_identity = document["identity"]
-        rows = {name: SavedRow(_read_cases(row["cases"]), row["seconds"]) for name, row in document["rows"].items()}
+        rows = {
+            name: SavedRow(tuple(readers[name](case) for case in row["cases"]), row["seconds"])
+            for name, row in document["rows"].items()
+        }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} exists and is no report of an evaluation; choose another output") from error
     current = json.loads(to_json(dict(identity)))
@@ -124,17 +165,6 @@ def read_saved_rows(path: Path, identity: Mapping[str, Any]) -> dict[str, SavedR
     return rows
 
 
-def _flatten(result: CaseResult) -> dict[str, Any]:
-    values = asdict(result)
-    return values.pop("case") | values
-
-
-def _read_cases(rows: Sequence[Mapping[str, Any]]) -> tuple[CaseResult, ...]:
-    names = [field.name for field in fields(Case)]
-    results = []
-    for row in rows:
-        rest = {name: value for name, value in row.items() if name not in names}
-        for name in ("differences", "true_differences"):
-            rest[name] = GridDifferences(**rest[name])
-        results.append(CaseResult(case=Case(**{name: row[name] for name in names}), **rest))
-    return tuple(results)
+def _plain(record: Any) -> dict[str, Any]:
+    values: dict[str, Any] = asdict(record)
+    return values

@@ -1,7 +1,8 @@
-"""Results of single cases, and the figures of a row of them."""
+"""Results of cases that the oracle judges, and the figures of a row of them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sememe.backbones.autoencoder import LatentGrid
 from sememe.errors import InputError
@@ -10,7 +11,7 @@ from sememe.evaluation.grid import GridDifferences, GridTraces, compare_grids, m
 from sememe.evaluation.metrics import psnr, ssim
 from sememe.evaluation.oracle import Confusion, Oracle, Verdict, count_confusions
 from sememe.evaluation.statistics import Estimate, bootstrap_interval, wilson_interval
-from sememe.evaluation.tables import format_mean, format_share, to_markdown
+from sememe.evaluation.tables import format_mean, format_share
 from sememe.video import Clip
 
 
@@ -27,7 +28,6 @@ class CaseResult:
         ssim: the same.
         differences: between neighbouring pixels and frames of the clip.
         true_differences: the same in the true target.
-        told: another condition that the prompt named; None where it named none.
     """
 
     case: Case
@@ -38,7 +38,6 @@ class CaseResult:
     ssim: float
     differences: GridDifferences
     true_differences: GridDifferences
-    told: str | None = None
 
     @property
     def is_right(self) -> bool:
@@ -68,9 +67,7 @@ class RowSummary:
             many.
         accuracy: the right condition was the nearest.
         top_5: it was among the five nearest.
-        both_follow: of disjoint pairs with the same picture and noise and two references, both were right; None
-            where cases do not come in such pairs.
-        follow_text: the nearest condition was the other one, that the prompt named; None where prompts name none.
+        shares: what the system counts besides, by name; None where it does not apply to the row.
         psnr: against the true target, decibels, over scenes.
         ssim: the same.
         grid: traces of the latent grid, relative to the true targets.
@@ -83,18 +80,35 @@ class RowSummary:
     num_candidates: int
     accuracy: Share
     top_5: Share
-    both_follow: Share | None
-    follow_text: Share | None
+    shares: Mapping[str, Share | None]
     psnr: Estimate
     ssim: Estimate
     grid: GridTraces
     by_group: dict[str, Estimate]
     confusions: tuple[Confusion, ...]
 
+    def to_cells(self) -> dict[str, Any]:
+        """The headline figures, by their column in a table."""
+        shares = {
+            name.replace("_", " "): None if share is None else format_share(share.wilson)
+            for name, share in self.shares.items()
+        }
+        return {
+            "generations": self.num_generations,
+            "scenes": self.num_scenes,
+            "candidates": self.num_candidates,
+            "oracle accuracy": format_share(self.accuracy.wilson),
+            "over scenes": format_share(self.accuracy.scenes),
+            "top 5": format_share(self.top_5.wilson),
+            **shares,
+            "PSNR": format_mean(self.psnr, "dB"),
+            "tiles": format_mean(self.grid.tiles, digits=2),
+            "seams": format_mean(self.grid.seams, digits=2),
+            "flicker": format_mean(self.grid.flicker, digits=2),
+        }
 
-def judge_case(
-    case: Case, clip: Clip, truth: Clip, oracle: Oracle, grid: LatentGrid, told: str | None = None
-) -> CaseResult:
+
+def judge_case(case: Case, clip: Clip, truth: Clip, oracle: Oracle, grid: LatentGrid) -> CaseResult:
     """Compare a clip with all candidates and with its true target.
 
     Args:
@@ -103,7 +117,6 @@ def judge_case(
         truth: the true target.
         oracle: of the case's scene.
         grid: of the autoencoder that decoded the clip.
-        told: another condition that the prompt named.
     """
     verdict = oracle.judge(clip, case.condition)
     return CaseResult(
@@ -115,12 +128,30 @@ def judge_case(
         ssim=round(ssim(clip, truth), 5),
         differences=measure_grid(clip, grid),
         true_differences=measure_grid(truth, grid),
-        told=told,
     )
 
 
+def read_result(values: Mapping[str, Any], case: type[Case] = Case) -> CaseResult:
+    """The result that `dataclasses.asdict` made these values of.
+
+    Args:
+        values: plain.
+        case: the class of its case.
+    """
+    grids = {name: GridDifferences(**values[name]) for name in ("differences", "true_differences")}
+    return CaseResult(**(dict(values) | grids | {"case": case(**values["case"])}))
+
+
+def estimate_share(hits: Sequence[bool], scenes: Sequence[int]) -> Share:
+    """The proportion of hits among trials, each in one of the scenes."""
+    return Share(wilson_interval(sum(hits), len(hits)), bootstrap_interval([float(hit) for hit in hits], scenes))
+
+
 def summarise_row(
-    results: Sequence[CaseResult], num_candidates: int, groups: Callable[[str], Sequence[str]] | None = None
+    results: Sequence[CaseResult],
+    num_candidates: int,
+    groups: Callable[[str], Sequence[str]] | None = None,
+    shares: Mapping[str, Share | None] | None = None,
 ) -> RowSummary:
     """The figures of finished cases.
 
@@ -128,6 +159,7 @@ def summarise_row(
         results: at least one.
         num_candidates: of the oracle.
         groups: to which groups a condition belongs.
+        shares: what the system counts besides.
 
     Raises:
         InputError: if there are no results.
@@ -139,22 +171,13 @@ def summarise_row(
     for result in results:
         for group in groups(result.case.condition) if groups else ():
             members.setdefault(group, []).append(result.is_right)
-    pairs = _pairs(results)
-    told = [result for result in results if result.told is not None]
     return RowSummary(
         num_generations=len(results),
         num_scenes=len(set(scenes)),
         num_candidates=num_candidates,
-        accuracy=_share([result.is_right for result in results], scenes),
-        top_5=_share([result.rank <= 5 for result in results], scenes),
-        both_follow=_share(
-            [first.is_right and second.is_right for first, second in pairs], [first.case.scene for first, _ in pairs]
-        )
-        if pairs
-        else None,
-        follow_text=_share([result.nearest == result.told for result in told], [result.case.scene for result in told])
-        if told
-        else None,
+        accuracy=estimate_share([result.is_right for result in results], scenes),
+        top_5=estimate_share([result.rank <= 5 for result in results], scenes),
+        shares=shares or {},
         psnr=bootstrap_interval([result.psnr for result in results], scenes),
         ssim=bootstrap_interval([result.ssim for result in results], scenes),
         grid=compare_grids(
@@ -163,54 +186,3 @@ def summarise_row(
         by_group={group: wilson_interval(sum(right), len(right)) for group, right in members.items()},
         confusions=count_confusions([result.verdict for result in results])[:12],
     )
-
-
-def to_table(summaries: Mapping[str, RowSummary]) -> str:
-    """The headline figures of rows as Markdown."""
-    return to_markdown(
-        [
-            {
-                "row": name,
-                "generations": row.num_generations,
-                "scenes": row.num_scenes,
-                "candidates": row.num_candidates,
-                "oracle accuracy": format_share(row.accuracy.wilson),
-                "over scenes": format_share(row.accuracy.scenes),
-                "top 5": format_share(row.top_5.wilson),
-                "both follow": format_share(row.both_follow.wilson) if row.both_follow else None,
-                "follow text": format_share(row.follow_text.wilson) if row.follow_text else None,
-                "PSNR": format_mean(row.psnr, "dB"),
-                "tiles": format_mean(row.grid.tiles, digits=2),
-                "seams": format_mean(row.grid.seams, digits=2),
-                "flicker": format_mean(row.grid.flicker, digits=2),
-            }
-            for name, row in summaries.items()
-        ]
-    )
-
-
-def to_group_table(summaries: Mapping[str, RowSummary]) -> str:
-    """The accuracy of rows by group of conditions as Markdown."""
-    return to_markdown(
-        [
-            {"row": name} | {group: format_share(share) for group, share in row.by_group.items()}
-            for name, row in summaries.items()
-        ]
-    )
-
-
-def _share(hits: Sequence[bool], scenes: Sequence[int]) -> Share:
-    return Share(wilson_interval(sum(hits), len(hits)), bootstrap_interval([float(hit) for hit in hits], scenes))
-
-
-def _pairs(results: Sequence[CaseResult]) -> list[tuple[CaseResult, CaseResult]]:
-    """Disjoint pairs of neighbours that share the picture and the noise but not the condition."""
-    pairs, index = [], 0
-    while index + 1 < len(results):
-        first, second = results[index].case, results[index + 1].case
-        same = (first.scene, first.noise_seed) == (second.scene, second.noise_seed)
-        if same and first.condition != second.condition:
-            pairs.append((results[index], results[index + 1]))
-            index += 1
-        index += 1
-    return pairs

@@ -1,8 +1,8 @@
 """The rows of the Video-As-Prompt evaluation: what each one films, and how its clips come about."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,8 +13,10 @@ from sememe.backbones.autoencoder import decode_latents, encode_video
 from sememe.backbones.pixels import clips_to_video, video_to_clips
 from sememe.evaluation.candidates import SceneOracles
 from sememe.evaluation.cases import Case, SeedRanges, deal_cases
-from sememe.evaluation.splits import split_conditions
-from sememe.video import Clip, read_clip, write_clip
+from sememe.evaluation.rows import CaseResult, RowSummary, estimate_share, judge_case, read_result, summarise_row
+from sememe.evaluation.runner import TABLE, Row
+from sememe.evaluation.splits import condition_groups, split_conditions
+from sememe.video import Clip, SheetRow, read_clip, write_clip
 from sememe.video_as_prompt.defaults import GenerationDefaults
 from sememe.world import EVALUATION_SEED, can_show, conditions, random_scene
 
@@ -27,13 +29,23 @@ CONTROLS = (
 """Arguments of the pipeline whose effect can be measured."""
 RANGES = SeedRanges(first_scene=EVALUATION_SEED, first_reference=2 * EVALUATION_SEED)
 VALIDATION_RANGES = SeedRanges(first_scene=3 * EVALUATION_SEED, first_reference=4 * EVALUATION_SEED)
+VALIDATION = "validation"
+"""The group of the rows to choose settings and checkpoints by."""
 REFERENCE_QUALITY = 23.0  # the usual rate factor of H.264: references are lossy, as people's files are
+_scene = lru_cache(maxsize=4096)(random_scene)  # rows deal from the same scenes
 _SECOND_DEAL = ("sensitivity",)  # rows with scenes of their own; all others share theirs, and so the renders
 
 
+@dataclass(frozen=True, slots=True)
+class PromptedCase(Case):
+    """A case whose prompt may name another condition, `told`, than the reference shows."""
+
+    told: str | None = None
+
+
 @dataclass(frozen=True)
-class Row:
-    """One row of the evaluation.
+class RowSettings:
+    """What a row of the evaluation is made of.
 
     Attributes:
         name: by which it is asked for.
@@ -68,7 +80,7 @@ class Row:
         return conditions() + (conditions(split="novel") if self.split == "novel" else [])
 
 
-def list_rows(pipeline: Any) -> tuple[Row, ...]:
+def list_rows(pipeline: Any) -> tuple[RowSettings, ...]:
     """All rows, at the model's own size and length unless the row is about another one."""
     own: GenerationDefaults = pipeline.defaults
     grid = pipeline.grid
@@ -76,8 +88,10 @@ def list_rows(pipeline: Any) -> tuple[Row, ...]:
     shorter, longer = grid.nearest_num_frames((frames + 1) // 2), grid.nearest_num_frames(2 * frames - 1)
     wide = grid.nearest_size(width * 3 // 2)
 
-    def row(name: str, about: str, split: str | None, method: Method = "generate", **more: Any) -> Row:
-        return Row(name, about, split, method, **({"num_frames": frames, "height": height, "width": width} | more))
+    def row(name: str, about: str, split: str | None, method: Method = "generate", **more: Any) -> RowSettings:
+        return RowSettings(
+            name, about, split, method, **({"num_frames": frames, "height": height, "width": width} | more)
+        )
 
     return (
         row("seen", "conditions that the expert was trained on", "seen"),
@@ -96,27 +110,85 @@ def list_rows(pipeline: Any) -> tuple[Row, ...]:
     )
 
 
-def deal_row(row: Row, generations: int, per_scene: int, seed: int) -> tuple[Case, ...]:
+def deal_row(row: RowSettings, generations: int, per_scene: int, seed: int) -> tuple[PromptedCase, ...]:
     """The cases of a row."""
-    return deal_cases(
+    cases = deal_cases(
         row.conditions,
         generations,
         VALIDATION_RANGES if row.is_validation else RANGES,
         per_scene=per_scene,
         seed=2 * seed + (row.name in _SECOND_DEAL),
-        applies=lambda scene, name: can_show(random_scene(scene), name),
+        applies=lambda scene, name: can_show(_scene(scene), name),
         same_noise=row.method != "backbone",  # without a reference the same noise would give the same clip
     )
+    return tuple(PromptedCase(**asdict(case), told=_find_told(row, case) if row.is_misled else None) for case in cases)
 
 
-def find_told(row: Row, case: Case) -> str | None:
-    """The other condition that the prompt names, where it names one."""
-    if not row.is_misled:
-        return None
-    scene = random_scene(case.scene)
+def _find_told(row: RowSettings, case: Case) -> str:
+    """The other condition that the prompt names."""
+    scene = _scene(case.scene)
     others = [name for name in row.conditions if name != case.condition and can_show(scene, name)]
     random = np.random.Generator(np.random.PCG64([case.scene, row.conditions.index(case.condition)]))
     return others[int(random.integers(len(others)))]
+
+
+def build_row(row: RowSettings, maker: "Maker", cases: tuple[PromptedCase, ...]) -> Row[PromptedCase, CaseResult]:
+    """The row as the runner takes it."""
+    return Row(
+        name=row.name,
+        about={
+            "about": row.about,
+            "split": row.split or "seen and unseen",
+            "method": row.method,
+            "num_frames": row.num_frames,
+            "height": row.height,
+            "width": row.width,
+        },
+        cases=cases,
+        make=partial(maker.make, row),
+        judge=partial(maker.judge, row),
+        summarise=partial(summarise, len(row.candidates)),
+        read=partial(read_result, case=PromptedCase),
+        show=partial(maker.show, row),
+        group=VALIDATION if row.is_validation else TABLE,
+    )
+
+
+def summarise(num_candidates: int, results: Sequence[CaseResult]) -> RowSummary:
+    """The figures of a row, with those that concern references and prompts.
+
+    `both_follow` is the share of disjoint pairs with the same picture and noise and two references in which both were
+    right. `follow_text` is the share of results that show the other condition, which the prompt named.
+    """
+    pairs = _pairs(results)
+    told = [(result, result.case.told) for result in results if isinstance(result.case, PromptedCase)]
+    misled = [(result, name) for result, name in told if name is not None]
+    shares = {
+        "both_follow": [(first.case.scene, first.is_right and second.is_right) for first, second in pairs],
+        "follow_text": [(result.case.scene, result.nearest == name) for result, name in misled],
+    }
+    return summarise_row(
+        results,
+        num_candidates,
+        condition_groups,
+        {
+            name: estimate_share([hit for _, hit in trials], [scene for scene, _ in trials]) if trials else None
+            for name, trials in shares.items()
+        },
+    )
+
+
+def _pairs(results: Sequence[CaseResult]) -> list[tuple[CaseResult, CaseResult]]:
+    """Disjoint pairs of neighbours that share the picture and the noise but not the condition."""
+    pairs, index = [], 0
+    while index + 1 < len(results):
+        first, second = results[index].case, results[index + 1].case
+        same = (first.scene, first.noise_seed) == (second.scene, second.noise_seed)
+        if same and first.condition != second.condition:
+            pairs.append((results[index], results[index + 1]))
+            index += 1
+        index += 1
+    return pairs
 
 
 @lru_cache(maxsize=4)
@@ -158,12 +230,12 @@ class Maker:
         self.sampler = sampler
         self.folder = folder
 
-    def oracles(self, row: Row) -> SceneOracles:
+    def oracles(self, row: RowSettings) -> SceneOracles:
         """The oracles for a row."""
         fps = self.pipeline.defaults.fps
         return scene_oracles(tuple(row.candidates), row.num_frames, row.height, row.width, fps)
 
-    def make(self, row: Row, cases: Sequence[Case]) -> list[Clip]:
+    def make(self, row: RowSettings, cases: Sequence[PromptedCase]) -> list[Clip]:
         """One clip per case."""
         if row.method == "paste":
             return [
@@ -174,21 +246,37 @@ class Maker:
             return self._through_autoencoder([self.truth(row, case) for case in cases])
         return self._generate(row, cases)
 
-    def truth(self, row: Row, case: Case) -> Clip:
+    def truth(self, row: RowSettings, case: Case) -> Clip:
         """The true target."""
         return self.oracles(row).film(case.scene, case.condition)
 
-    def first_frame(self, row: Row, case: Case) -> np.ndarray:
+    def first_frame(self, row: RowSettings, case: Case) -> np.ndarray:
         """The picture that is given."""
         return self.oracles(row).film(case.scene, None).frames[0]
 
-    def reference(self, row: Row, case: Case, place: int) -> Clip:
+    def reference(self, row: RowSettings, case: Case, place: int) -> Clip:
         """The condition in another scene, through a file; `place` tells files of one batch apart."""
         path = self.folder / f"reference_{place}.mp4"
         write_clip(self.oracles(row).film(case.reference_scene, case.condition), path, quality=REFERENCE_QUALITY)
         return read_clip(path)
 
-    def _generate(self, row: Row, cases: Sequence[Case]) -> list[Clip]:
+    def judge(self, row: RowSettings, case: Case, clip: Clip) -> CaseResult:
+        """Compare a clip with renders of its scene."""
+        oracle = self.oracles(row).oracle(case.scene)
+        return judge_case(case, clip, self.truth(row, case), oracle, self.pipeline.grid)
+
+    def show(self, row: RowSettings, case: Case, clip: Clip, result: CaseResult) -> list[SheetRow]:
+        """Reference, result and truth, one above the other."""
+        says = "right" if result.is_right else f"wrong: taken for {result.nearest}, right one at rank {result.rank}"
+        strips = [
+            SheetRow(f"result ({row.name}): {says}", clip),
+            SheetRow(f"truth: {case.condition}", self.truth(row, case)),
+        ]
+        if row.method in {"generate", "paste"}:
+            strips.insert(0, SheetRow(f"reference: {case.condition}", self.reference(row, case, 0)))
+        return strips
+
+    def _generate(self, row: RowSettings, cases: Sequence[PromptedCase]) -> list[Clip]:
         alone = row.method == "backbone"
         oracles = self.oracles(row)
         extra: dict[str, Any] = {} if alone else dict(self.sampler.controls)
@@ -197,14 +285,10 @@ class Maker:
             extra["reference_prompts"] = [[oracles.caption(case.reference_scene, case.condition)] for case in cases]
         if self.sampler.negative_reference is not None and not alone:
             extra["negative_references"] = [[oracles.film(case.reference_scene, None)] for case in cases]
-        told = [find_told(row, case) for case in cases]
         output = self.pipeline(
             image=[self.first_frame(row, case) for case in cases],
             references=None if alone else [[self.reference(row, case, place)] for place, case in enumerate(cases)],
-            prompt=[
-                "" if name is None else oracles.caption(case.scene, name)
-                for case, name in zip(cases, told, strict=True)
-            ],
+            prompt=["" if case.told is None else oracles.caption(case.scene, case.told) for case in cases],
             num_frames=row.num_frames,
             height=row.height,
             width=row.width,

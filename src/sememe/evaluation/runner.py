@@ -1,0 +1,162 @@
+"""Run an evaluation: make clips, judge them, save what is done, and go on where an earlier run was stopped.
+
+A system supplies its rows as `Row` records; nothing here knows what it generates, or from what.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+
+from sememe.errors import InputError
+from sememe.evaluation.reports import (
+    EvaluationReport,
+    ResultT,
+    RowReport,
+    SavedRow,
+    Summary,
+    read_saved_rows,
+    write_report,
+)
+from sememe.video import Clip, SheetRow, contact_sheet, write_image
+
+CaseT = TypeVar("CaseT")
+OnProgress = Callable[[str, int, int, float | None], None]
+"""Called with the name of a row, its cases done, its cases in all, and an estimate of the seconds left."""
+TABLE = "table"
+"""The group of the rows that are measured unless others are asked for."""
+
+
+@dataclass(frozen=True)
+class Row(Generic[CaseT, ResultT]):
+    """One row of an evaluation.
+
+    Attributes:
+        name: by which it is asked for.
+        about: what it measures, as plain values.
+        cases: in the order in which they are done.
+        make: one clip for each of some cases.
+        judge: compares the clip of a case with what it should show.
+        summarise: the figures of finished cases.
+        read: a result from the plain values of a saved report.
+        show: strips of the sheet of examples, for a case, its clip and its result.
+        group: by whose name all its rows are asked for.
+    """
+
+    name: str
+    about: Mapping[str, Any]
+    cases: tuple[CaseT, ...]
+    make: Callable[[Sequence[CaseT]], list[Clip]]
+    judge: Callable[[CaseT, Clip], ResultT]
+    summarise: Callable[[Sequence[ResultT]], Summary]
+    read: Callable[[Mapping[str, Any]], ResultT]
+    show: Callable[[CaseT, Clip, ResultT], list[SheetRow]]
+    group: str = TABLE
+
+
+def choose_rows(rows: Sequence[Row[CaseT, ResultT]], names: Sequence[str] | None) -> tuple[Row[CaseT, ResultT], ...]:
+    """The rows with these names, in this order.
+
+    Args:
+        rows: all there are.
+        names: of rows or groups; None for the group `TABLE`.
+
+    Raises:
+        InputError: a row does not exist or comes twice.
+    """
+    groups = {
+        group: tuple(row for row in rows if row.group == group) for group in dict.fromkeys(row.group for row in rows)
+    }
+    by_name = {row.name: (row,) for row in rows} | groups
+    names = (TABLE,) if names is None else names
+    chosen = [row for name in names for row in by_name.get(name, ())]
+    if not by_name.keys() >= set(names) or len({row.name for row in chosen}) != len(chosen) or not chosen:
+        raise InputError(f"expected different rows of {', '.join(by_name)}, got {', '.join(names) or 'none'}")
+    return tuple(chosen)
+
+
+class Runner(Generic[CaseT, ResultT]):
+    """One evaluation, saved after every batch.
+
+    Args:
+        rows: all that the system has.
+        report: what is measured and where; its rows are replaced.
+        on_progress: called before a row and after every batch.
+        output: JSON report, continued if it is there; None to keep the results in memory only.
+        batch_size: cases that are made together.
+
+    Raises:
+        InputError: the output holds something else, or a report with another identity.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Row[CaseT, ResultT]],
+        report: EvaluationReport,
+        on_progress: OnProgress,
+        *,
+        output: Path | None = None,
+        batch_size: int = 8,
+    ) -> None:
+        self.rows, self.on_progress = tuple(rows), on_progress
+        self.output, self.batch_size = output, batch_size
+        self._report = report
+        self._done: dict[str, RowReport[ResultT]] = {}
+        if output is not None:
+            saved = read_saved_rows(output, report.identity, {row.name: row.read for row in rows})
+            for row in self.rows:
+                if row.name in saved:
+                    self._record(row, saved[row.name])
+
+    @property
+    def report(self) -> EvaluationReport:
+        """All rows that were measured so far, those of earlier runs first."""
+        return replace(self._report, rows=tuple(self._done.values()))
+
+    def measure(self, row: Row[CaseT, ResultT]) -> None:
+        """Do the cases of a row that are left."""
+        before = self._done.get(row.name)
+        results, seconds = (list(before.results), before.seconds) if before else ([], 0.0)
+        already, total, begin = len(results), len(row.cases), time.monotonic()
+        self.on_progress(row.name, already, total, None)
+        while len(results) < total:
+            cases = row.cases[len(results) : len(results) + self.batch_size]
+            results += [row.judge(case, clip) for case, clip in zip(cases, row.make(cases), strict=True)]
+            spent = time.monotonic() - begin
+            self._record(row, SavedRow(tuple(results), seconds + spent))
+            if self.output is not None:
+                write_report(self.report, self.output)
+            self.on_progress(row.name, len(results), total, spent / (len(results) - already) * (total - len(results)))
+
+    def write_sheet(
+        self, rows: Sequence[Row[CaseT, ResultT]], path: Path, *, num_examples: int = 2, seed: int = 0
+    ) -> None:
+        """Write a contact sheet with right and wrong examples of measured rows, drawn by the seed and made once more.
+
+        Args:
+            rows: in this order.
+            path: PNG.
+            num_examples: right ones and wrong ones of each row, at most.
+            seed: of the draw.
+        """
+        strips: list[SheetRow] = []
+        for row in rows:
+            for right in (True, False):
+                pool = [result for result in self._done[row.name].results if result.is_right is right]
+                picks = np.random.Generator(np.random.PCG64(seed)).permutation(len(pool))[:num_examples]
+                cases = [pool[pick].case for pick in picks]
+                for case, clip in zip(cases, row.make(cases) if cases else [], strict=True):
+                    strips += row.show(case, clip, row.judge(case, clip))
+        write_image(contact_sheet(strips, columns=9, cell_height=96), path)
+
+    def _record(self, row: Row[CaseT, ResultT], done: SavedRow[ResultT]) -> None:
+        results = done.results
+        if tuple(result.case for result in results) != row.cases[: len(results)]:
+            raise InputError(
+                f"the saved cases of row {row.name} are not those of these settings; choose another output"
+            )
+        summary = row.summarise(results) if results else None
+        self._done[row.name] = RowReport(row.name, row.about, len(row.cases), results, summary, done.seconds)
