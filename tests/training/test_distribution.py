@@ -33,6 +33,7 @@ def test_two_processes_equal_one_with_the_batches_of_both(tmp_path: Path) -> Non
     two, one = (load_file(tmp_path / name / "model" / "network.safetensors") for name in ("two", "one"))
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, atol=1e-6, rtol=1e-5)
+    assert torch.equal(one["unused"], torch.ones(2, 2))
     losses = [[line["loss"] for line in read_log(tmp_path / name)] for name in ("two", "one")]
     torch.testing.assert_close(losses[0], losses[1], atol=1e-6, rtol=1e-5)
     assert len(losses[0]) == 6

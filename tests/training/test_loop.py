@@ -13,6 +13,7 @@ from sememe.training.config import ScheduleConfig, TrainingConfig
 from sememe.training.export import export_checkpoint
 from sememe.training.loop import train
 from sememe.training.progress import CheckpointSaved, TrainingEvent, TrainingProgress, read_log
+from sememe.training.stage import StepLoss
 from training.small_stage import SmallStage
 
 
@@ -138,53 +139,88 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path: Pa
     assert not (tmp_path / "model").exists()
 
 
-def test_a_spent_budget_completes_the_run_with_a_complete_decay(tmp_path: Path) -> None:
-    config = make_config(
-        num_steps=10**6, max_minutes=0.6 / 60, time_decay=True, schedule=ScheduleConfig(shape="cosine")
-    )
-    summary = train(SmallStage(), config, tmp_path)
+class Clock:
+    """A clock that moves on by a second with every batch."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def make_stage(self) -> SmallStage:
+        clock = self
+
+        class OneSecondSteps(SmallStage):
+            def batch(self, step: int, generator: torch.Generator, device: torch.device) -> Any:
+                clock.seconds += 1.0
+                return super().batch(step, generator, device)
+
+        return OneSecondSteps()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("sememe.training.loop.time.monotonic", lambda: clock.seconds)
+    return clock
+
+
+def test_a_spent_budget_completes_the_run_with_a_complete_decay(tmp_path: Path, clock: Clock) -> None:
+    config = make_config(num_steps=10**6, max_minutes=20 / 60, time_decay=True, schedule=ScheduleConfig(shape="cosine"))
+    summary = train(clock.make_stage(), config, tmp_path)
     log = read_log(tmp_path)
-    assert summary.ending == "budget"
+    assert (summary.ending, summary.step, summary.seconds) == ("budget", 20, 20.0)
     assert summary.model is not None
-    assert summary.seconds < 5
     assert log[-1]["learning_rate"] < 0.01 * log[0]["learning_rate"]
-    again = train(SmallStage(), config, tmp_path)
+    again = train(clock.make_stage(), config, tmp_path)
     assert (again.ending, again.step) == ("budget", summary.step)
 
 
 def test_a_budget_that_is_spent_while_saving_does_not_prolong_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = 0.0
-
-    class OneSecondSteps(SmallStage):
-        def batch(self, step: int, generator: torch.Generator, device: torch.device) -> Any:
-            nonlocal clock
-            clock += 1.0
-            return super().batch(step, generator, device)
-
     def save_slowly(*arguments: Any) -> Path:
-        nonlocal clock
         path = save_checkpoint(*arguments)
-        clock += 0.5
+        clock.seconds += 0.5
         return path
 
-    monkeypatch.setattr("sememe.training.loop.time.monotonic", lambda: clock)
     monkeypatch.setattr("sememe.training.loop.save_checkpoint", save_slowly)
     # The second step is saved at 2.5 s, the budget ends at 2.8 s, and the save at 3.0 s.
     config = make_config(num_steps=10**6, max_minutes=2.8 / 60, save_every=1)
-    summary = train(OneSecondSteps(), config, tmp_path)
+    summary = train(clock.make_stage(), config, tmp_path)
     assert (summary.ending, summary.step) == ("budget", 2)
-    assert train(OneSecondSteps(), config, tmp_path).step == 2
+    assert train(clock.make_stage(), config, tmp_path).step == 2
 
 
-def test_a_limit_of_minutes_stops_one_call_only(tmp_path: Path) -> None:
-    limited = make_config(num_steps=10**6, stop_after_minutes=0.2 / 60, log_every=10**6)
-    first = train(SmallStage(), limited, tmp_path)
-    second = train(SmallStage(), limited, tmp_path)
+def test_a_limit_of_minutes_stops_one_call_only(tmp_path: Path, clock: Clock) -> None:
+    limited = make_config(num_steps=10**6, stop_after_minutes=3 / 60)
+    first = train(clock.make_stage(), limited, tmp_path)
+    second = train(clock.make_stage(), limited, tmp_path)
     assert first.ending == second.ending == "paused"
-    assert 0 < first.step < second.step
-    assert second.seconds > 0.35
+    assert (first.step, second.step, second.seconds) == (3, 6, 6.0)
+
+
+def test_micro_batches_count_by_their_weight(tmp_path: Path) -> None:
+    class ScaledStage(SmallStage):
+        """Micro-batches of weights 1 and 3, or both as one batch of weight 4."""
+
+        def __init__(self, weights: list[float]) -> None:
+            super().__init__()
+            self.network.eval()
+            self.weights = weights
+
+        def loss(self, batch: Any, generator: torch.Generator) -> StepLoss:
+            weights = [self.weights[batch[0] % 2]] if len(self.weights) == 2 else [1.0, 3.0]
+            bias = self.network.head.bias
+            total = torch.stack([weight * (bias - weight).square().sum() for weight in weights]).sum()
+            return StepLoss(total=total, num_samples=len(weights), weight=sum(weights), metrics={"weight": weights[-1]})
+
+    apart = train(ScaledStage([1.0, 3.0]), make_config(accumulation_steps=2), tmp_path / "apart")
+    together = train(ScaledStage([4.0]), make_config(), tmp_path / "together")
+    assert apart.num_samples == together.num_samples == 16
+    one, two = (load_file(tmp_path / name / "model" / "small.safetensors") for name in ("apart", "together"))
+    torch.testing.assert_close(one["head.bias"], two["head.bias"])
+    logs = [read_log(tmp_path / name) for name in ("apart", "together")]
+    assert [line["loss"] for line in logs[0]] == pytest.approx([line["loss"] for line in logs[1]])
+    assert logs[0][0]["weight"] == (1.0 + 3.0 * 3.0) / 4.0
 
 
 def test_a_run_can_begin_with_the_weights_of_another(tmp_path: Path) -> None:

@@ -82,6 +82,27 @@ def test_the_learning_rate_reaches_all_parameters() -> None:
     assert all(torch.equal(old, new) for old, new in zip(before, network.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_factors_of_the_learning_rate_follow_names(kind: str) -> None:
+    network, other = SmallNetwork(), SmallNetwork()
+    other.load_state_dict(network.state_dict())
+    factors = {"n.head.*": 0.5, "*.weight": 3.0}
+    before = {name: value.detach().clone() for name, value in network.named_parameters()}
+    for each, given in ((network, {}), (other, factors)):
+        optimizer = NamedOptimizer(
+            {"n": each}, make_config(optimizer=kind, weight_decay=0.0, learning_rate_factors=given)
+        )
+        optimizer.set_learning_rate(1e-3)
+        each.eval()(torch.arange(5), torch.ones(5, 3, 4, 4)).sum().backward()
+        optimizer.step()
+    for name, value in other.named_parameters():
+        factor = (0.5 if name.startswith("head.") else 1.0) * (3.0 if name.endswith(".weight") else 1.0)
+        plain = dict(network.named_parameters())[name]
+        torch.testing.assert_close(value - before[name], factor * (plain - before[name]), atol=1e-7, rtol=1e-3)
+    with pytest.raises(RecipeError, match="no trained parameter matches"):
+        NamedOptimizer({"n": network}, make_config(learning_rate_factors={"n.frozen*": 2.0}))
+
+
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(RecipeError, match="needs hidden matrices"):
         NamedOptimizer({"n": nn.LayerNorm(3)}, make_config(optimizer="muon"))

@@ -27,7 +27,7 @@ def make_started() -> Any:
 @torch.no_grad()
 def measure(stage: AutoencoderStage) -> float:
     """The loss on the clips of the test below."""
-    return float(stage.loss(small_video(0, 6), torch.Generator().manual_seed(0)).loss)
+    return float(stage.loss(small_video(0, 6), torch.Generator().manual_seed(0)).total)
 
 
 @torch.no_grad()
@@ -86,7 +86,7 @@ def test_training_the_decoder_lowers_the_loss_and_leaves_the_encoder(tmp_path: P
 def test_everything_can_be_trained() -> None:
     stage = AutoencoderStage(make_folding_vae(), SmallClips(4), AutoencoderSettings(trains="all", window=NUM_FRAMES))
     batch = stage.batch(0, torch.Generator().manual_seed(0), torch.device("cpu"))
-    stage.loss(batch, torch.Generator().manual_seed(0)).loss.backward()
+    stage.loss(batch, torch.Generator().manual_seed(0)).total.backward()
     assert stage.autoencoder.encoder.conv_in.conv_s.weight.grad.abs().max() > 0
 
 

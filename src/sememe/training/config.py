@@ -59,6 +59,8 @@ class TrainingConfig:
     the larger of the progress in steps and in time, so that its decay is complete when the budget is spent.
     `stop_after_minutes` limits one call only: it saves, stops, and the next call goes on.
 
+    `learning_rate_factors` maps patterns of parameter names, such as "transformer.*embed*", to factors of the learning
+    rate; where several match a name, their product counts. As text: "pattern:factor,pattern:factor".
     `ema_decay` 0 keeps no average of the weights; its decay is held down in the first steps, as (1 + n) / (10 + n).
     `optimizer` "muon" trains hidden matrices with Muon (step sizes matched to AdamW's, so the learning rate means the
     same) and everything else, including matrices whose name contains one of `muon_exclude`, with AdamW. The time of its
@@ -70,6 +72,7 @@ class TrainingConfig:
 
     num_steps: int
     learning_rate: float = 1e-3
+    learning_rate_factors: Mapping[str, float] = field(default_factory=dict)
     optimizer: Literal["adamw", "muon"] = "adamw"
     betas: tuple[float, float] = (0.9, 0.99)
     epsilon: float = 1e-8
@@ -104,6 +107,8 @@ class TrainingConfig:
             value = getattr(self, name)
             _check(value is None or value > 0, f"{name} must be above 0 or none, got {value}")
         _check(self.learning_rate > 0, f"learning_rate must be above 0, got {self.learning_rate}")
+        for pattern, factor in self.learning_rate_factors.items():
+            _check(factor > 0, f"learning_rate_factors must be above 0, got {factor} for {pattern}")
         _check(self.epsilon > 0, f"epsilon must be above 0, got {self.epsilon}")
         _check(all(0 <= beta < 1 for beta in self.betas), f"betas must be at least 0 and below 1, got {self.betas}")
         _check(0 <= self.muon_momentum < 1, f"muon_momentum must be at least 0 and below 1, got {self.muon_momentum}")
@@ -205,6 +210,9 @@ def _parse(text: str, kind: Any, key: str) -> object:
         raise RecipeError(f"{key} must be one of {', '.join(map(str, arguments))}, got {text!r}")
     if origin is tuple:
         return _parse_tuple(text, arguments, key)
+    if origin is Mapping:
+        pairs = [part.rpartition(":") for part in text.split(",") if part.strip()]
+        return {name.strip(): _parse(value, arguments[1], f"{key} for {name.strip()!r}") for name, _, value in pairs}
     if kind is bool:
         _check(text.lower() in _WORDS, f"{key} must be true or false, got {text!r}")
         return _WORDS[text.lower()]

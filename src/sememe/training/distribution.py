@@ -12,8 +12,6 @@ from torch import Tensor
 
 from sememe.errors import RecipeError
 
-_BUCKET_ELEMENTS = 16 * 1024 * 1024
-
 
 @dataclass(frozen=True, kw_only=True)
 class Distribution:
@@ -30,18 +28,22 @@ class Distribution:
         """Whether this process writes files and reports."""
         return self.rank == 0
 
-    def average_gradients(self, parameters: Sequence[Tensor]) -> None:
-        """Replace each gradient by its mean over the ranks; a parameter that got none counts as zero."""
+    def sum_gradients(self, parameters: Sequence[Tensor], weight: Tensor) -> None:
+        """Replace each gradient, and the weight of the loss, by its sum over the ranks, in place.
+
+        A parameter without a gradient on any rank keeps none, so that weight decay leaves it alone as in one process.
+        By hand, because DistributedDataParallel takes equal means and wraps `forward` only; stages call other methods.
+        """
         if self.num_ranks == 1:
             return
-        for bucket in _list_buckets(parameters):
-            gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket]
-            flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-            dist.all_reduce(flat)
-            flat /= self.num_ranks
-            pieces = flat.split([gradient.numel() for gradient in gradients])
-            for parameter, gradient, piece in zip(bucket, gradients, pieces, strict=True):
-                parameter.grad = gradient.copy_(piece.view(gradient.shape))
+        counts = self.reduce([float(parameter.grad is not None) for parameter in parameters])
+        reached = [parameter for parameter, count in zip(parameters, counts, strict=True) if count]
+        for parameter in reached:
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            parameter.grad = gradient.contiguous()
+        summed = [weight, *(parameter.grad for parameter in reached if parameter.grad is not None)]
+        for work in [dist.all_reduce(tensor, async_op=True) for tensor in summed]:
+            work.wait()
 
     def share_weights(self, tensors: Mapping[str, Tensor]) -> None:
         """Give all ranks the main rank's tensors, in place."""
@@ -104,13 +106,3 @@ def open_distribution(device_name: str) -> Iterator[Distribution]:
     finally:
         if not was_joined:
             dist.destroy_process_group()
-
-
-def _list_buckets(parameters: Sequence[Tensor]) -> list[list[Tensor]]:
-    buckets: dict[torch.dtype, list[list[Tensor]]] = {}
-    for parameter in parameters:
-        of_kind = buckets.setdefault(parameter.dtype, [[]])
-        if of_kind[-1] and sum(p.numel() for p in of_kind[-1]) + parameter.numel() > _BUCKET_ELEMENTS:
-            of_kind.append([])
-        of_kind[-1].append(parameter)
-    return [bucket for of_kind in buckets.values() for bucket in of_kind]

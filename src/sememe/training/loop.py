@@ -116,12 +116,12 @@ class _Run:
         self._optimizer = NamedOptimizer(self._modules, config)
         self._average: WeightAverage | None = None
         self._meter = IntervalMeter()
-        self._step = self._num_samples = 0
+        self._step = self._num_samples = self._num_uncounted = 0
         self._seconds_before, self._started = 0.0, time.monotonic()
         self._saved_seconds = 0.0
         self._loss: float | None = None
         self._saved: Path | None = None
-        self._saved_step, self._saved_at = -1, self._started
+        self._saved_step, self._saved_at = -1, 0.0
         self._first_bad_step = torch.full((), torch.inf, device=self._device)
 
     # Beginning
@@ -188,7 +188,7 @@ class _Run:
     def work(self, request: StopRequest) -> TrainingSummary:
         """Train until the end of the run, of its time, or of this call."""
         config, is_main = self._config, self._distribution.is_main
-        self._started = self._saved_at = time.monotonic()
+        self._started = time.monotonic()
         self._log = self._open_log() if is_main else None
         batches = BatchSource(
             self._stage,
@@ -205,8 +205,9 @@ class _Run:
             self._raise_if_bad()
             # The last checkpoint must know that the budget is spent, or the next call would take another step.
             forgets_ending = ending == "budget" and self._saved_seconds < 60.0 * (config.max_minutes or 0.0)
+            self._count_samples()
             if is_main and (self._saved_step != self._step or forgets_ending):
-                self._save()
+                self._write_checkpoint()
         finally:
             batches.close()
             if self._log is not None:
@@ -228,12 +229,13 @@ class _Run:
                 ending = "signal"
             if ending is not None:
                 return ending
+            if self._is_save_due(call_seconds):
+                self._save(request)
+                continue
             learning_rate = self._config.learning_rate * schedule_factor(self._config, self._step, seconds)
             grad_norm = self._take_step(batches, learning_rate)
             if self._step % self._config.log_every == 0 or self._step in (1, self._config.num_steps):
                 self._report(learning_rate, grad_norm)
-            if self._distribution.is_main and self._is_save_due():
-                self._save()
 
     def _agree(self, request: StopRequest) -> tuple[float, float, bool]:
         now = time.monotonic() - self._started
@@ -254,14 +256,15 @@ class _Run:
         return None
 
     def _take_step(self, batches: BatchSource, learning_rate: float) -> Tensor:
+        weight = torch.zeros((), device=self._device)
         for part in range(self._config.accumulation_steps):
             result = self._compute_loss(batches.take(), self._step * self._config.accumulation_steps + part)
-            (result.loss / self._config.accumulation_steps).backward()
-            num_samples = result.batch_size * self._distribution.num_ranks
-            self._num_samples += num_samples
-            self._meter.add({**result.metrics, "loss": result.loss}, num_samples)
-            self._watch(result.loss)
-        grad_norm = self._clip_gradients()
+            result.total.backward()  # type: ignore[no-untyped-call]
+            weight += result.divisor
+            self._num_uncounted += result.num_samples
+            self._meter.add(result)
+            self._watch(result.total)
+        grad_norm = self._finish_gradients(weight)
         self._watch(grad_norm)
         if self._device.type == "cpu":
             self._raise_if_bad()
@@ -281,13 +284,17 @@ class _Run:
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._config.precision == "bf16"):
             return self._stage.loss(batch, generator)
 
-    def _clip_gradients(self) -> Tensor:
+    def _finish_gradients(self, weight: Tensor) -> Tensor:
+        """Turn the sums of this rank into the mean over all samples of the step, and clip it; return its norm."""
         parameters = list(self._parameters.values())
-        self._distribution.average_gradients(parameters)
+        self._distribution.sum_gradients(parameters, weight)
         without = [name for name, parameter in self._parameters.items() if parameter.grad is None]
         if without and self._step == 0:
             logger.warning("%d of %d parameters got no gradient, such as %s", len(without), len(parameters), without[0])
-        grad_norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        # A step in which nothing weighs anything has gradients of zero.
+        torch._foreach_div_(gradients, torch.where(weight == 0, 1.0, weight))
+        grad_norm = get_total_norm(gradients)
         if self._config.gradient_clip:
             clip_grads_with_norm_(parameters, self._config.gradient_clip, grad_norm)
         return grad_norm
@@ -313,10 +320,11 @@ class _Run:
 
     def _report(self, learning_rate: float, grad_norm: Tensor) -> None:
         self._raise_if_bad()
-        means = self._meter.means()
-        names = sorted(means.values)
-        sums = self._distribution.reduce([means.values[name] for name in names])
-        values = {name: value / self._distribution.num_ranks for name, value in zip(names, sums, strict=True)}
+        interval = self._meter.read()
+        reduced = self._distribution.reduce([*interval.sums.values(), *interval.weights.values(), interval.num_samples])
+        *numbers, num_samples = reduced
+        pairs = zip(numbers[: len(interval.sums)], numbers[len(interval.sums) :], strict=True)
+        values = {name: total / (weight or 1.0) for name, (total, weight) in zip(interval.sums, pairs, strict=True)}
         self._meter.restart()
         loss = values.pop("loss")
         self._loss = loss if self._loss is None else 0.9 * self._loss + 0.1 * loss
@@ -328,9 +336,9 @@ class _Run:
             loss=self._loss,
             learning_rate=learning_rate,
             grad_norm=float(grad_norm),
-            samples_per_second=means.num_samples / max(means.seconds, 1e-9),
+            samples_per_second=num_samples / max(interval.seconds, 1e-9),
             seconds=self._seconds(),
-            seconds_left=self._estimate_left(means.seconds * self._config.accumulation_steps / means.num_batches),
+            seconds_left=self._estimate_left(interval.seconds * self._config.accumulation_steps / interval.num_batches),
             metrics=values,
         )
         self._log.write({**values, **_describe_line(progress, loss)})
@@ -342,13 +350,25 @@ class _Run:
             left = min(left, 60.0 * self._config.max_minutes - self._seconds())
         return max(left, 0.0)
 
-    def _is_save_due(self) -> bool:
-        minutes = (time.monotonic() - self._saved_at) / 60.0
-        limit = self._config.save_minutes
+    def _is_save_due(self, call_seconds: float) -> bool:
+        if self._step in (0, self._saved_step):
+            return False
+        minutes, limit = (call_seconds - self._saved_at) / 60.0, self._config.save_minutes
         return self._step % self._config.save_every == 0 or (limit is not None and minutes >= limit)
 
-    def _save(self) -> None:
+    def _save(self, request: StopRequest) -> None:
+        """Save, on all ranks together; the main rank writes."""
         self._raise_if_bad()
+        self._count_samples()
+        if self._distribution.is_main:
+            self._write_checkpoint()
+        self._saved_step, self._saved_at = self._step, self._agree(request)[1]
+
+    def _count_samples(self) -> None:
+        self._num_samples += int(self._distribution.reduce([self._num_uncounted])[0])
+        self._num_uncounted = 0
+
+    def _write_checkpoint(self) -> None:
         seconds = self._seconds()
         checkpoint = Checkpoint(
             step=self._step,
@@ -365,7 +385,7 @@ class _Run:
             },
         )
         self._saved = save_checkpoint(checkpoint, self._folder / "checkpoints", self._config.keep_checkpoints)
-        self._saved_step, self._saved_at, self._saved_seconds = self._step, time.monotonic(), seconds
+        self._saved_step, self._saved_seconds = self._step, seconds
         self._send(CheckpointSaved(step=self._step, path=self._saved))
 
     def _send(self, event: TrainingEvent) -> None:

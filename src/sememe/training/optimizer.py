@@ -1,7 +1,10 @@
 """Optimisers, built from settings, with a state of named tensors."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,14 +73,19 @@ def _is_hidden_matrix(name: str, parameter: Tensor, config: TrainingConfig) -> b
 
 
 class NamedOptimizer:
-    """One or two torch optimisers over named parameters, stepped together, with one learning rate.
+    """One or two torch optimisers over named parameters, stepped together.
 
-    Its state is a flat mapping of "parameter/quantity" to tensors, so that it can be kept in safetensors.
+    All follow one learning rate, times the factors that `config.learning_rate_factors` gives to names. The state is a
+    flat mapping of "parameter/quantity" to tensors, so that it can be kept in safetensors.
     """
 
     def __init__(self, modules: Mapping[str, nn.Module], config: TrainingConfig) -> None:
         self._parameters = trained_parameters(modules)
         self._names = {id(parameter): name for name, parameter in self._parameters.items()}
+        self._factors = config.learning_rate_factors
+        for pattern in self._factors:
+            if not any(fnmatchcase(name, pattern) for name in self._parameters):
+                raise RecipeError(f"learning_rate_factors: no trained parameter matches {pattern!r}; try *{pattern}*")
         split = split_parameters(modules, config)
         if config.optimizer == "muon" and not split.hidden:
             raise RecipeError("optimizer muon needs hidden matrices, but the stage has none; use optimizer adamw")
@@ -89,9 +97,9 @@ class NamedOptimizer:
 
     def _build_adamw(self, split: ParameterSplit, config: TrainingConfig) -> AdamW:
         groups = [
-            {"params": [self._parameters[name] for name in names], "weight_decay": decay}
+            group | {"weight_decay": decay}
             for names, decay in ((split.decayed, config.weight_decay), (split.plain, 0.0))
-            if names
+            for group in self._group(names)
         ]
         parameters = self._parameters.values()
         can_fuse = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
@@ -101,7 +109,7 @@ class NamedOptimizer:
         if not hasattr(torch.optim, "Muon"):
             raise RecipeError(f"optimizer muon needs torch 2.9 or newer, got {torch.__version__}; use optimizer adamw")
         return torch.optim.Muon(
-            [self._parameters[name] for name in split.hidden],
+            self._group(split.hidden),
             lr=config.learning_rate,
             weight_decay=config.weight_decay,
             momentum=config.muon_momentum,
@@ -109,11 +117,19 @@ class NamedOptimizer:
             adjust_lr_fn="match_rms_adamw",
         )
 
+    def _group(self, names: Sequence[str]) -> list[dict[str, Any]]:
+        """Groups of parameters, each with one factor of the learning rate."""
+        groups: dict[float, list[nn.Parameter]] = {}
+        for name in names:
+            factor = math.prod(factor for pattern, factor in self._factors.items() if fnmatchcase(name, pattern))
+            groups.setdefault(factor, []).append(self._parameters[name])
+        return [{"params": parameters, "factor": factor} for factor, parameters in groups.items()]
+
     def set_learning_rate(self, learning_rate: float) -> None:
-        """Set the learning rate of all parameters."""
+        """Set the learning rate that the groups' factors multiply."""
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate
+                group["lr"] = learning_rate * group["factor"]
 
     def step(self) -> None:
         """Update the parameters from their gradients."""

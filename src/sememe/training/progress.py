@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sememe.errors import MissingExtraError, OutputError
 from sememe.files import describe_write_error, write_text
+from sememe.training.stage import StepLoss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,13 +48,14 @@ EventHandler = Callable[[TrainingEvent], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class IntervalMeans:
-    """Means over the batches since the last line."""
+class IntervalSums:
+    """Sums over the batches since the last line, and the weight of each."""
 
     num_batches: int
     num_samples: int
     seconds: float
-    values: Mapping[str, float]
+    sums: Mapping[str, float]
+    weights: Mapping[str, float]
 
 
 class IntervalMeter:
@@ -65,33 +67,33 @@ class IntervalMeter:
     def restart(self) -> None:
         """Begin a new interval."""
         self._sums: dict[str, Tensor | float] = {}
-        self._counts: dict[str, int] = {}
+        self._weights: dict[str, Tensor | float] = {}
         self._num_batches = self._num_samples = 0
         self._since = time.monotonic()
 
-    def add(self, values: Mapping[str, Tensor | float], num_samples: int) -> None:
-        """Take in the figures of one batch."""
-        for name, value in values.items():
-            number = value.detach() if isinstance(value, Tensor) else value
-            self._sums[name] = self._sums[name] + number if name in self._sums else number
-            self._counts[name] = self._counts.get(name, 0) + 1
+    @torch.no_grad()
+    def add(self, result: StepLoss) -> None:
+        """Take in the loss and the metrics of one batch."""
+        weight = result.divisor
+        weighted = {name: value * weight for name, value in result.metrics.items()}
+        for name, value in {"loss": result.total.detach(), **weighted}.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+            self._weights[name] = self._weights.get(name, 0.0) + weight
         self._num_batches += 1
-        self._num_samples += num_samples
+        self._num_samples += result.num_samples
 
-    def means(self) -> IntervalMeans:
-        """The means of the interval; waits for the device once, for all of them."""
-        names = list(self._sums)
-        tensors = [name for name in names if isinstance(self._sums[name], Tensor)]
-        read = torch.stack([torch.as_tensor(self._sums[name]).float() for name in tensors]).tolist() if tensors else []
-        sums = {
-            **{name: float(self._sums[name]) for name in names if name not in tensors},
-            **dict(zip(tensors, read, strict=True)),
-        }
-        return IntervalMeans(
+    def read(self) -> IntervalSums:
+        """The sums of the interval; waits for the device once, for all of them."""
+        names = sorted(self._sums)
+        values = [*(self._sums[name] for name in names), *(self._weights[name] for name in names)]
+        device = next((value.device for value in values if isinstance(value, Tensor)), None)
+        numbers = torch.stack([torch.as_tensor(value, dtype=torch.float32, device=device) for value in values]).tolist()
+        return IntervalSums(
             num_batches=self._num_batches,
             num_samples=self._num_samples,
             seconds=time.monotonic() - self._since,
-            values={name: sums[name] / self._counts[name] for name in names},
+            sums=dict(zip(names, numbers[: len(names)], strict=True)),
+            weights=dict(zip(names, numbers[len(names) :], strict=True)),
         )
 
 

@@ -13,22 +13,26 @@ Weights = Literal["raw", "ema"]
 
 @dataclass(frozen=True, kw_only=True)
 class StepLoss:
-    """The loss of one batch.
+    """The loss of one batch, as a sum and the weight to divide it by.
 
-    `loss` is a scalar tensor that can be differentiated: the mean over the batch. `metrics` are logged as they are
-    (scalars; tensors are not read before a line is logged, so they may stay on the device). `per_sample` has shape
-    (batch,) and no gradient; where it is given, its length is the number of samples, else `num_samples` is.
+    The loop adds sums and weights over micro-batches and ranks and divides once, so that each batch counts by its size.
+
+    Attributes:
+        total: differentiable scalar, the sum over the batch.
+        num_samples: in the batch.
+        weight: what `total` adds up, such as tokens; None for `num_samples`.
+        metrics: means over the batch. Tensors are not read before a line is logged, so they may stay on the device.
     """
 
-    loss: Tensor
+    total: Tensor
+    num_samples: int
+    weight: Tensor | float | None = None
     metrics: Mapping[str, Tensor | float] = field(default_factory=dict)
-    per_sample: Tensor | None = None
-    num_samples: int = 1
 
     @property
-    def batch_size(self) -> int:
-        """How many samples the loss is the mean of."""
-        return self.num_samples if self.per_sample is None else int(self.per_sample.shape[0])
+    def divisor(self) -> Tensor | float:
+        """The weight, or the number of samples where no weight is given."""
+        return self.num_samples if self.weight is None else self.weight
 
 
 @runtime_checkable

@@ -71,7 +71,7 @@ class AutoencoderStage:
         loss = pixel + settings.gradient_weight * (across + down) + settings.motion_weight * motion
         with torch.no_grad():
             psnr = -10 * torch.log10(functional.mse_loss(decoded.clamp(-1, 1), batch) / 4)
-        return StepLoss(loss=loss, metrics={"psnr": psnr, "latent_std": spread}, num_samples=len(batch))
+        return StepLoss(total=loss * len(batch), metrics={"psnr": psnr, "latent_std": spread}, num_samples=len(batch))
 
     def _encode(self, video: Tensor) -> Tensor:
         if self.settings.trains == "all":

@@ -85,7 +85,7 @@ class BackboneStage:
         hidden = model_input(noisy, batch.first_frames, settings.num_mask_channels)
         predicted = self.transformer(hidden, timestep_of(sigma), text).sample
         losses = sample_losses(predicted, velocity_target(batch.clean, noise))
-        return StepLoss(loss=losses.mean(), per_sample=losses.detach())
+        return StepLoss(total=losses.sum(), num_samples=len(losses))
 
     def export(self, folder: Path, weights: Weights) -> None:
         """Write `transformer/`, `text_encoder/` and `tokenizer/`."""

@@ -99,7 +99,7 @@ class ExpertStage:
         reference = model_input(batch.reference_clean, batch.reference_first_frames, settings.num_mask_channels)
         target = velocity_target(batch.clean, noise)
         losses = self._losses(noisy, timestep_of(sigma), text, reference, reference_text, target, batch.keeps_reference)
-        return StepLoss(loss=losses.mean(), per_sample=losses.detach())
+        return StepLoss(total=losses.sum(), num_samples=len(losses), weight=batch.keeps_reference.sum())
 
     def _losses(
         self,

@@ -1,5 +1,6 @@
 """What recipes there are, for people."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sememe.training.config import list_settings
@@ -44,4 +45,6 @@ def list_recipe_settings(name: str) -> dict[str, str]:
 def _text(value: object) -> str:
     if value is None or isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, Mapping):
+        return ",".join(f"{name}:{item}" for name, item in value.items())
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
