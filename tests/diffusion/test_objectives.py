@@ -1,31 +1,52 @@
-"""Flow matching: its formulas invert each other, and sigmas are drawn as told."""
+"""Paths from clean latents to noise: formulas invert each other and agree with diffusers."""
 
+import pytest
 import torch
+from diffusers import CogVideoXDDIMScheduler, DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
-from sememe.diffusion.objectives import (
-    add_noise,
-    clean_from_velocity,
-    noise_from_velocity,
-    sample_losses,
-    sample_sigma,
-    shift_sigma,
-    timestep_of,
-    velocity_target,
-)
+from sememe.diffusion.objectives import FLOW, NoisePath, prediction_of, sample_losses, sample_sigma, shift_sigma
+
+CLEAN, NOISE = torch.randn(2, 3, 4, 2, generator=torch.Generator().manual_seed(0)).unbind()
+SCHEDULERS = {
+    "flow": FlowMatchEulerDiscreteScheduler(shift=3.0),
+    "v": CogVideoXDDIMScheduler(prediction_type="v_prediction", snr_shift_scale=1.0, rescale_betas_zero_snr=True),
+    "epsilon": DDIMScheduler(prediction_type="epsilon"),
+}
 
 
-def test_velocity_leads_to_both_ends() -> None:
-    torch.manual_seed(0)
-    clean, noise, sigma = torch.randn(3, 4, 2), torch.randn(3, 4, 2), torch.tensor([0.0, 0.3, 1.0])
-    noisy, velocity = add_noise(clean, noise, sigma), velocity_target(clean, noise)
-    assert torch.equal(noisy[0], clean[0])
-    assert torch.equal(noisy[2], noise[2])
-    torch.testing.assert_close(noisy[1], 0.7 * clean[1] + 0.3 * noise[1])
-    torch.testing.assert_close(clean_from_velocity(noisy, velocity, sigma), clean)
-    torch.testing.assert_close(noise_from_velocity(noisy, velocity, sigma), noise)
-    # The velocity is the derivative of the path.
-    later = add_noise(clean, noise, sigma + 1e-2)
-    torch.testing.assert_close((later - noisy) / 1e-2, velocity, atol=1e-3, rtol=1e-3)
+@pytest.mark.parametrize("prediction", SCHEDULERS)
+def test_targets_lead_back_to_clean_latents(prediction: str) -> None:
+    path, levels = NoisePath.of_scheduler(SCHEDULERS[prediction]), torch.tensor([0.0, 0.3, 0.9])
+    assert prediction_of(SCHEDULERS[prediction]) == path.prediction == prediction
+    noisy = path.add_noise(CLEAN, NOISE, levels)
+    target = path.target(CLEAN, NOISE, levels)
+    torch.testing.assert_close(path.clean_from(noisy, target, levels), CLEAN, atol=1e-5, rtol=1e-5)
+
+
+def test_flow_runs_straight_from_clean_latents_to_noise() -> None:
+    levels = torch.tensor([0.0, 0.3, 1.0])
+    noisy = FLOW.add_noise(CLEAN, NOISE, levels)
+    assert torch.equal(noisy[0], CLEAN[0])
+    assert torch.equal(noisy[2], NOISE[2])
+    torch.testing.assert_close(noisy[1], 0.7 * CLEAN[1] + 0.3 * NOISE[1])
+    later = FLOW.add_noise(CLEAN, NOISE, levels + 1e-2)
+    torch.testing.assert_close((later - noisy) / 1e-2, FLOW.target(CLEAN, NOISE, levels), atol=1e-3, rtol=1e-3)
+    assert torch.equal(FLOW.timesteps(torch.tensor([0.0, 0.5, 1.0])), torch.tensor([0.0, 500.0, 1000.0]))
+
+
+@pytest.mark.parametrize("prediction", ["v", "epsilon"])
+def test_diffusion_adds_noise_as_its_scheduler_does(prediction: str) -> None:
+    scheduler = SCHEDULERS[prediction]
+    path, levels = NoisePath.of_scheduler(scheduler), torch.tensor([0.0, 0.4567, 1.0])
+    timesteps = path.timesteps(levels)
+    assert timesteps.tolist() == [0.0, 456.0, 999.0]
+    expected = scheduler.add_noise(CLEAN, NOISE, timesteps.long())
+    torch.testing.assert_close(path.add_noise(CLEAN, NOISE, levels), expected)
+    target = path.target(CLEAN, NOISE, levels)
+    if prediction == "v":
+        torch.testing.assert_close(target, scheduler.get_velocity(CLEAN, NOISE, timesteps.long()))
+    else:
+        assert torch.equal(target, NOISE)
 
 
 def test_sigmas_are_logit_normal_and_shifted() -> None:
@@ -37,9 +58,7 @@ def test_sigmas_are_logit_normal_and_shifted() -> None:
     assert abs(logits.std() - 2.0) < 0.05
     again = sample_sigma(20_000, torch.Generator().manual_seed(0), mean=0.5, std=2.0, shift=3.0)
     torch.testing.assert_close(again, shift_sigma(sigma, 3.0))
-    ends = torch.tensor([0.0, 0.5, 1.0])
-    torch.testing.assert_close(shift_sigma(ends, 3.0), torch.tensor([0.0, 0.75, 1.0]))
-    assert torch.equal(timestep_of(ends), torch.tensor([0.0, 500.0, 1000.0]))
+    torch.testing.assert_close(shift_sigma(torch.tensor([0.0, 0.5, 1.0]), 3.0), torch.tensor([0.0, 0.75, 1.0]))
 
 
 def test_losses_stay_per_sample() -> None:

@@ -37,11 +37,11 @@ def test_every_backbone_can_be_built(name: str) -> None:
         vae = make_autoencoder(autoencoder.network, autoencoder.data.height)
         text_encoder = make_text_encoder(recipe.text, recipe.text.vocab_size)
         channels = autoencoder.network.latent_channels
-        transformer = make_transformer(recipe.network, channels, recipe.settings.num_mask_channels, recipe.text.d_model)
+        transformer = make_transformer(recipe.network, channels, recipe.text.d_model)
     grid = latent_grid(vae, 2)
     data = autoencoder.data
     assert grid.latent_shape(data.num_frames, data.height, data.width)[0] == channels
-    assert recipe.settings.num_mask_channels == grid.temporal_ratio, "one mask channel for each frame of a latent"
+    assert recipe.network.num_mask_channels == grid.temporal_ratio, "one mask channel for each frame of a latent"
     assert transformer.config.in_channels == 2 * channels + grid.temporal_ratio
     assert text_encoder.config.d_model == transformer.config.text_dim
 
@@ -55,7 +55,7 @@ def test_the_size_of_tiny() -> None:
         parts = [
             make_autoencoder(autoencoder.network, 64),
             make_text_encoder(recipe.text, recipe.text.vocab_size),
-            make_transformer(recipe.network, 48, 8, recipe.text.d_model),
+            make_transformer(recipe.network, 48, recipe.text.d_model),
         ]
     counts = [sum(parameter.numel() for parameter in part.parameters()) for part in parts]
     assert 2 * (sum(counts) + counts[-1]) < 98e6, "bytes in half precision, with an expert as large as the backbone"

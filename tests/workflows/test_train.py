@@ -14,11 +14,13 @@ from sememe.data.latents import LatentCache
 from sememe.errors import InputError, ModelError, RecipeError
 from sememe.training.progress import CheckpointSaved, TrainingEvent, TrainingProgress
 from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
+from sememe.video_as_prompt.recipe_records import WanNetwork
 from sememe.video_as_prompt.stage_backbone import BackboneStage
 from sememe.video_as_prompt.stage_expert import ExpertStage
 from sememe.workflows import stages
 from sememe.workflows.beginnings import find_initial, prepare_start
 from sememe.workflows.events import Progress, ignore_progress
+from sememe.workflows.networks import make_transformer
 from sememe.workflows.run_record import read_run, read_summary
 from sememe.workflows.train import resolve_training_recipe, train_recipe
 from sememe.world import conditions
@@ -240,8 +242,12 @@ def test_latents_of_another_autoencoder(runs: Path, tmp_path: Path) -> None:
 
 
 def test_latents_of_another_shape(runs: Path, tmp_path: Path) -> None:
-    given = [*settings(runs, "expert"), "settings.num_mask_channels=8"]
-    with pytest.raises(RecipeError, match="need a transformer of 16 input channels, got one of 12"):
+    shutil.copytree(runs / "backbone", tmp_path / "backbone")
+    path = tmp_path / "backbone" / "model" / "transformer" / "config.json"
+    network = make_transformer(WanNetwork(num_mask_channels=4, num_layers=1), 8, 16)
+    network.save_pretrained(path.parent)
+    given = [*settings(runs, "expert")[:-1], f"backbone={tmp_path / 'backbone'}"]
+    with pytest.raises(RecipeError, match="latents of 8 channels, got 4"):
         train_recipe(resolve_training_recipe("smoke-expert", given), tmp_path / "run")
 
 

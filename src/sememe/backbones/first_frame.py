@@ -15,6 +15,8 @@ from sememe.errors import InputError, ModelError
 
 Images = Float[torch.Tensor, "batch 3 height width"]
 FirstFrameFill = Literal["grey", "repeat"]
+CachedFill = Literal["grey", "repeat", "zeros"]
+"""What follows a first frame's own latents in a cache: also, as CogVideoX has it, nothing at all."""
 ConditionChannels = Float[torch.Tensor, "batch mask_and_channel latent_frame latent_height latent_width"]
 
 
@@ -47,6 +49,13 @@ def encode_first_frame(
             raise InputError(f"a last frame needs num_frames of at least 2, got {num_frames}")
         later = torch.cat([later[:, :, 1:], last_images.unsqueeze(2)], dim=2)
     return encode_video(vae, torch.cat([images.unsqueeze(2), later], dim=2))
+
+
+def encode_cached_first_frame(vae: nn.Module, images: Images, num_frames: int, fill: CachedFill) -> Latents:
+    """What is cached of first frames for training: of the shape of the clip's latents, and without a mask."""
+    if fill == "zeros":
+        return leading_frame_condition(vae, images, num_frames)
+    return encode_first_frame(vae, images, num_frames, fill)
 
 
 def check_fill(fill: str) -> None:

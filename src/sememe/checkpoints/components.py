@@ -1,5 +1,6 @@
 """Loading parts of a model, each from a folder of its own, in float32."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,23 +31,44 @@ def load_autoencoder(folder: Path) -> Any:
     Raises:
         ModelError: it is not whole, or of a class that is not known.
     """
-    import torch
-    from diffusers import AutoencoderKLCosmos, AutoencoderKLWan
+    from diffusers import AutoencoderKLCogVideoX, AutoencoderKLCosmos, AutoencoderKLWan
 
-    classes = {"AutoencoderKLCosmos": AutoencoderKLCosmos, "AutoencoderKLWan": AutoencoderKLWan}
-    name = str(read_json(folder / "config.json").get("_class_name"))
-    if name not in classes:
-        raise ModelError(f"expected one of {', '.join(classes)} in {folder}, got {name}")
-    return load_strictly(classes[name], folder, torch_dtype=torch.float32)
+    return _load_one_of((AutoencoderKLCosmos, AutoencoderKLWan, AutoencoderKLCogVideoX), folder)
 
 
 def load_backbone(folder: Path) -> Any:
     """The stock transformer of a folder, in float32 and evaluation mode.
 
     Raises:
-        ModelError: it is not whole.
+        ModelError: it is not whole, or of a class that is not known.
     """
-    import torch
-    from diffusers import WanTransformer3DModel
+    from diffusers import CogVideoXTransformer3DModel, WanTransformer3DModel
 
-    return load_strictly(WanTransformer3DModel, folder, torch_dtype=torch.float32)
+    return _load_one_of((WanTransformer3DModel, CogVideoXTransformer3DModel), folder)
+
+
+def load_scheduler(folder: Path) -> Any:
+    """The scheduler of a folder, of a class that a model folder may name.
+
+    Raises:
+        ModelError: it cannot be read, or is of another class.
+    """
+    import diffusers
+
+    from sememe.checkpoints.model_folders import ALLOWED_CLASSES
+
+    config = read_json(folder / "scheduler_config.json")
+    known, name = ALLOWED_CLASSES["scheduler"]["diffusers"], str(config.get("_class_name"))
+    if name not in known:
+        raise ModelError(f"expected one of {', '.join(sorted(known))} in {folder}, got {name}")
+    return getattr(diffusers, name).from_config(config)
+
+
+def _load_one_of(classes: Sequence[type], folder: Path) -> Any:
+    import torch
+
+    by_name = {each.__name__: each for each in classes}
+    name = str(read_json(folder / "config.json").get("_class_name"))
+    if name not in by_name:
+        raise ModelError(f"expected one of {', '.join(by_name)} in {folder}, got {name}")
+    return load_strictly(by_name[name], folder, torch_dtype=torch.float32)

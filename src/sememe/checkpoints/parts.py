@@ -8,14 +8,14 @@ from sememe.checkpoints.zoo import resolve_model
 from sememe.errors import ModelError
 
 # What a part's folder holds once it is written.
-_MARKS: Mapping[str, str] = {"tokenizer": "tokenizer_config.json"}
+_MARKS: Mapping[str, str] = {"tokenizer": "tokenizer_config.json", "scheduler": "scheduler_config.json"}
 _CLASSES: Mapping[str, frozenset[str]] = {
-    "vae": frozenset({"AutoencoderKLCosmos", "AutoencoderKLWan"}),
-    "transformer": frozenset({"WanTransformer3DModel"}),
+    "vae": frozenset({"AutoencoderKLCosmos", "AutoencoderKLWan", "AutoencoderKLCogVideoX"}),
+    "transformer": frozenset({"WanTransformer3DModel", "CogVideoXTransformer3DModel"}),
     "text_encoder": frozenset({"UMT5EncoderModel", "T5EncoderModel"}),
-    "expert": frozenset({"WanVideoAsPromptExpert"}),
+    "expert": frozenset({"WanVideoAsPromptExpert", "CogVideoXVideoAsPromptExpert"}),
 }
-PARTS = (*_CLASSES, "tokenizer")
+PARTS = (*_CLASSES, *_MARKS)
 
 
 def find_part(source: str | Path, part: str) -> Path:
@@ -24,7 +24,7 @@ def find_part(source: str | Path, part: str) -> Path:
     Args:
         source: a run's folder (its `model/` is looked into), a model's folder, a built-in name, or the part's own
             folder.
-        part: `vae`, `transformer`, `text_encoder`, `tokenizer` or `expert`.
+        part: `vae`, `transformer`, `text_encoder`, `tokenizer`, `scheduler` or `expert`.
 
     Raises:
         ModelError: it is not there.

@@ -48,7 +48,7 @@ class CacheOrigin:
 
     dataset: str
     autoencoder: str
-    first_frame_fill: Literal["grey", "repeat"] = "grey"
+    first_frame_fill: Literal["grey", "repeat", "zeros"] = "grey"
 
 
 @dataclass(frozen=True, kw_only=True)

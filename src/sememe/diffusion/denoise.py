@@ -2,13 +2,20 @@
 
 import inspect
 from collections.abc import Callable
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 
 from sememe.diffusion.guidance import Batching, Guidance, GuidanceRow, Variant, combine
+from sememe.diffusion.objectives import PredictionType, prediction_of
 from sememe.errors import InputError
+
+_EXPECTED: dict[PredictionType, str] = {
+    "flow": "flow matching (FlowMatch..., or prediction_type='flow_prediction' as UniPC has)",
+    "v": "v-prediction (prediction_type='v_prediction', such as CogVideoXDDIMScheduler)",
+    "epsilon": "prediction of the noise (prediction_type='epsilon', such as DDIMScheduler)",
+}
 
 
 @runtime_checkable
@@ -16,7 +23,7 @@ class Predict(Protocol):
     """Predicts for one batch of latents under one or several variants of the conditions."""
 
     def __call__(self, latents: torch.Tensor, timestep: torch.Tensor, variants: tuple[Variant, ...]) -> torch.Tensor:
-        """Predicts the velocity of flow matching, or the v of diffusion.
+        """Predict what the path asks for, such as the velocity of flow matching.
 
         Args:
             latents: (batch, ...), noisy.
@@ -30,9 +37,6 @@ class Predict(Protocol):
 
 GuidanceSchedule = Callable[[float], Guidance]
 """The guidance at a timestep."""
-
-PredictionType = Literal["flow", "v"]
-"""What a network predicts: the velocity of flow matching, or the v of a diffusion with a noise schedule."""
 
 SetTimesteps = Callable[[Any, int, torch.device], None]
 StepCallback = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor | None]
@@ -92,23 +96,16 @@ def denoise(
 
 
 def check_scheduler(scheduler: Any, prediction: PredictionType = "flow") -> None:
-    """Refuses schedulers that would take a prediction for something else.
+    """Refuse schedulers that take a prediction for something else.
 
     Raises:
         InputError: names what was given.
     """
-    name, config = type(scheduler).__name__, scheduler.config
-    if prediction == "flow":
-        if name.startswith("FlowMatch") or config.get("prediction_type") == "flow_prediction":
-            return
-        expected = "flow matching (FlowMatch..., or prediction_type='flow_prediction' as UniPC has)"
-    else:
-        if config.get("prediction_type") == "v_prediction":
-            return
-        expected = "v-prediction (prediction_type='v_prediction', such as CogVideoXDDIMScheduler)"
-    raise InputError(
-        f"expected a scheduler for {expected}, got {name} with prediction_type={config.get('prediction_type')!r}"
-    )
+    if prediction_of(scheduler) != prediction:
+        raise InputError(
+            f"expected a scheduler for {_EXPECTED[prediction]}, got {type(scheduler).__name__} with "
+            f"prediction_type={scheduler.config.get('prediction_type')!r}"
+        )
 
 
 def set_truncated_timesteps(scheduler: Any, num_inference_steps: int, device: torch.device) -> None:

@@ -1,69 +1,123 @@
-"""Flow matching: straight paths from clean latents to noise, and the velocity along them.
+"""Paths from clean latents to noise, and what a network predicts along them.
 
-With sigma in [0, 1], `noisy = (1 - sigma) * clean + sigma * noise`; the network predicts the velocity
-`noise - clean` (arXiv 2210.02747; the parametrisation of Wan). The timestep that a network is told is 1000 * sigma.
+A level runs from 0 (clean) to 1 (noise). In flow matching it is sigma: `noisy = (1 - sigma) * clean + sigma * noise`,
+and the network predicts the velocity `noise - clean` (arXiv 2210.02747; Wan). In diffusion it picks a timestep of a
+noise schedule: `noisy = a * clean + s * noise` with `a**2 + s**2 = 1`, and the network predicts
+`v = a * noise - s * clean` (arXiv 2202.00512; CogVideoX) or epsilon, the noise itself (arXiv 2006.11239).
 """
+
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 
 Samples = Float[torch.Tensor, "batch ..."]
 PerSample = Float[torch.Tensor, " batch"]
+PredictionType = Literal["flow", "v", "epsilon"]
 
 NUM_TRAIN_TIMESTEPS = 1000
+_BY_SCHEDULER: dict[str | None, PredictionType] = {
+    "flow_prediction": "flow",
+    "v_prediction": "v",
+    "epsilon": "epsilon",
+}
 
 
-def add_noise(clean: Samples, noise: Samples, sigma: PerSample) -> Samples:
-    """The point at `sigma` on the way from `clean` to `noise`."""
-    weight = _spread(sigma, clean)
-    return (1 - weight) * clean + weight * noise
+def prediction_of(scheduler: Any) -> PredictionType | None:
+    """What a diffusers scheduler takes a prediction for; None for what no path here predicts."""
+    if type(scheduler).__name__.startswith("FlowMatch"):
+        return "flow"
+    return _BY_SCHEDULER.get(scheduler.config.get("prediction_type"))
 
 
-def velocity_target(clean: Samples, noise: Samples) -> Samples:
-    """What the network is to predict, at any sigma."""
-    return noise - clean
+@dataclass(frozen=True)
+class NoisePath:
+    """How clean latents become noise, and what is predicted on the way.
+
+    Attributes:
+        prediction: what the network predicts.
+        signal: (timestep,), the weight of the clean latents at each timestep of a diffusion; None for flow matching.
+    """
+
+    prediction: PredictionType = "flow"
+    signal: Float[torch.Tensor, " timestep"] | None = None
+
+    def __post_init__(self) -> None:
+        assert (self.prediction == "flow") == (self.signal is None), "diffusion, and only it, has a noise schedule"
+
+    @classmethod
+    def of_scheduler(cls, scheduler: Any) -> "NoisePath":
+        """The path that a diffusers scheduler walks back, so that training and sampling share one noise schedule."""
+        prediction = prediction_of(scheduler)
+        assert prediction is not None, f"no path for prediction_type {scheduler.config.get('prediction_type')}"
+        return cls(prediction, None if prediction == "flow" else scheduler.alphas_cumprod.sqrt())
+
+    def timesteps(self, levels: PerSample) -> PerSample:
+        """The timesteps in [0, 1000] at which the network is asked; whole numbers in diffusion."""
+        return levels * NUM_TRAIN_TIMESTEPS if self.signal is None else self._places(levels, self.signal).to(levels)
+
+    def add_noise(self, clean: Samples, noise: Samples, levels: PerSample) -> Samples:
+        """The points at `levels` on the way from `clean` to `noise`."""
+        clean_weight, noise_weight = self._weights(levels, clean)
+        return clean_weight * clean + noise_weight * noise
+
+    def target(self, clean: Samples, noise: Samples, levels: PerSample) -> Samples:
+        """What the network should predict at `levels`."""
+        if self.prediction == "v":
+            clean_weight, noise_weight = self._weights(levels, clean)
+            return clean_weight * noise - noise_weight * clean
+        return noise - clean if self.prediction == "flow" else noise
+
+    def clean_from(self, noisy: Samples, predicted: Samples, levels: PerSample) -> Samples:
+        """The clean latents that a prediction at `noisy` points to; undefined in epsilon at pure noise."""
+        clean_weight, noise_weight = self._weights(levels, noisy)
+        if self.prediction == "flow":
+            return noisy - noise_weight * predicted
+        if self.prediction == "v":
+            return clean_weight * noisy - noise_weight * predicted
+        return (noisy - noise_weight * predicted) / clean_weight
+
+    def _weights(self, levels: torch.Tensor, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The weights of clean latents and noise, each (batch, 1, ...)."""
+        if self.signal is None:
+            noise_weight = levels.to(like)
+            clean_weight = 1 - noise_weight
+        else:
+            signal = self.signal.to(levels.device)[self._places(levels, self.signal)]
+            clean_weight, noise_weight = signal.to(like), (1 - signal.square()).sqrt().to(like)
+        shape = (-1, *[1] * (like.ndim - 1))
+        return clean_weight.view(shape), noise_weight.view(shape)
+
+    @staticmethod
+    def _places(levels: torch.Tensor, signal: torch.Tensor) -> torch.Tensor:
+        return (levels * len(signal)).long().clamp(max=len(signal) - 1)
 
 
-def clean_from_velocity(noisy: Samples, velocity: Samples, sigma: PerSample) -> Samples:
-    """The clean latents that a velocity at `noisy` points away from."""
-    return noisy - _spread(sigma, noisy) * velocity
-
-
-def noise_from_velocity(noisy: Samples, velocity: Samples, sigma: PerSample) -> Samples:
-    """The noise that a velocity at `noisy` points to."""
-    return noisy + (1 - _spread(sigma, noisy)) * velocity
+FLOW = NoisePath()
 
 
 def shift_sigma(sigma: Samples, shift: float) -> Samples:
-    """Moves sigmas towards the noisy end for `shift` > 1; 0 and 1 stay (arXiv 2403.03206, section 5.3.2)."""
+    """Move levels towards the noisy end for `shift` > 1; 0 and 1 stay (arXiv 2403.03206, section 5.3.2)."""
     return shift * sigma / (1 + (shift - 1) * sigma)
 
 
 def sample_sigma(
     num_samples: int, generator: torch.Generator, mean: float = 0.0, std: float = 1.0, shift: float = 1.0
 ) -> PerSample:
-    """Draws sigmas from a logit-normal distribution (arXiv 2403.03206, section 3.1), then shifts them.
+    """Draw levels from a logit-normal distribution (arXiv 2403.03206, section 3.1), then shift them.
 
     Args:
         num_samples: how many.
         generator: the source of randomness; its device is the result's.
         mean: of the normal variable; above 0 favours noisy samples.
-        std: of the normal variable.
+        std: of the normal variable; with 1.7 the levels are about uniform.
         shift: see `shift_sigma`.
     """
     normal = torch.randn(num_samples, generator=generator, device=generator.device)
     return shift_sigma(torch.sigmoid(mean + std * normal), shift)
 
 
-def timestep_of(sigma: PerSample) -> PerSample:
-    """The timestep in [0, 1000] at which the network is asked."""
-    return sigma * NUM_TRAIN_TIMESTEPS
-
-
 def sample_losses(prediction: Samples, target: Samples) -> PerSample:
     """The mean squared error of every sample, in float32, not reduced over the batch."""
     return (prediction.float() - target.float()).square().flatten(1).mean(dim=1)
-
-
-def _spread(sigma: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    return sigma.to(like).view(-1, *[1] * (like.ndim - 1))

@@ -259,7 +259,7 @@ class _Run:
         weight = torch.zeros((), device=self._device)
         for part in range(self._config.accumulation_steps):
             result = self._compute_loss(batches.take(), self._step * self._config.accumulation_steps + part)
-            result.total.backward()  # type: ignore[no-untyped-call]
+            result.total.backward()
             weight += result.divisor
             self._num_uncounted += result.num_samples
             self._meter.add(result)

@@ -15,7 +15,7 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 
 from sememe.backbones.cross_attention import KeptText
-from sememe.diffusion.denoise import PredictionType
+from sememe.diffusion.objectives import PredictionType
 from sememe.video_as_prompt.defaults import GenerationDefaults
 from sememe.video_as_prompt.references import ReferenceCache, ReferenceInputs, ReferenceTokens
 
@@ -49,6 +49,8 @@ class BackboneFamily(ABC):
     """Whether the official pipeline draws its latents from the posterior."""
     spreads_references: ClassVar[bool] = False
     """Whether references may have fewer tokens than the target, spread over its positions."""
+    reads_padding: ClassVar[bool] = False
+    """Whether the text encoder reads padding like any other token."""
 
     def __init__(self, pipeline: Any) -> None:
         self.pipeline = pipeline
@@ -105,6 +107,18 @@ class BackboneFamily(ABC):
             last_images: the same for the last frames, None where they are not given.
             num_frames: of the clip.
             generator: to draw latents from the posterior; None for its mode.
+        """
+
+    @abstractmethod
+    def join_condition(self, latents: torch.Tensor, first_frames: torch.Tensor) -> torch.Tensor:
+        """The transformer's input channels for latents and their cached first frames, as in training.
+
+        Args:
+            latents: (batch, channel, frame, height, width), noisy.
+            first_frames: of the same shape, as `backbones.first_frame.encode_first_frame` makes them.
+
+        Returns:
+            (batch, channel, frame, height, width) with the channels of mask and condition behind the latents.
         """
 
     def encode_first_latents(self, images: torch.Tensor) -> torch.Tensor | None:

@@ -1,5 +1,6 @@
 """Which family a pipeline's backbone belongs to."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from sememe.errors import ModelError
@@ -13,8 +14,15 @@ _BY_TRANSFORMER: dict[str, type[BackboneFamily]] = {
 }
 
 
+@dataclass(frozen=True)
+class TransformerAlone:
+    """What a family needs in training, where latents and text embeddings come from elsewhere than a pipeline."""
+
+    transformer: Any
+
+
 def choose_family(pipeline: Any) -> BackboneFamily:
-    """The family of the pipeline's transformer.
+    """The family of the transformer of a pipeline, or of a `TransformerAlone`.
 
     Raises:
         ModelError: for a transformer of another class.

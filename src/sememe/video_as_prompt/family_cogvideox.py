@@ -9,7 +9,7 @@ import torch
 from sememe.backbones.autoencoder import latent_grid
 from sememe.backbones.first_frame import leading_frame_condition
 from sememe.backbones.text import encode_prompts_padded
-from sememe.diffusion.denoise import PredictionType
+from sememe.diffusion.objectives import PredictionType
 from sememe.errors import InputError
 from sememe.video_as_prompt.backbone_family import BackboneFamily, ForwardInputs, Generators
 from sememe.video_as_prompt.defaults import GenerationDefaults
@@ -25,6 +25,7 @@ class CogVideoXFamily(BackboneFamily):
     name: ClassVar[str] = "cogvideox"
     prediction: ClassVar[PredictionType] = "v"
     has_sampled_latents: ClassVar[bool] = True
+    reads_padding: ClassVar[bool] = True
 
     def __init__(self, pipeline: Any) -> None:
         super().__init__(pipeline)
@@ -68,6 +69,9 @@ class CogVideoXFamily(BackboneFamily):
         if not self.takes_image:
             return None
         return leading_frame_condition(self.pipeline.vae, images, num_frames, generator).to(self.device)
+
+    def join_condition(self, latents: torch.Tensor, first_frames: torch.Tensor) -> torch.Tensor:
+        return torch.cat([latents, first_frames], dim=1)
 
     def arrange(self, inputs: ReferenceInputs) -> ReferenceInputs:
         latents = tuple(tensor.transpose(1, 2) for tensor in inputs.latents)

@@ -14,9 +14,9 @@ from diffusers.utils.torch_utils import get_module_execution_device
 
 from sememe.backbones.autoencoder import encode_video
 from sememe.backbones.cross_attention import KeptText
-from sememe.backbones.first_frame import frame_condition
+from sememe.backbones.first_frame import frame_condition, mark_first_frame
 from sememe.backbones.text import MAX_SEQUENCE_LENGTH, default_sequence_length, encode_prompts
-from sememe.diffusion.denoise import PredictionType
+from sememe.diffusion.objectives import PredictionType
 from sememe.errors import ModelError
 from sememe.video_as_prompt.backbone_family import BackboneFamily, ForwardInputs, Generators
 from sememe.video_as_prompt.context_parallel import count_ranks
@@ -87,6 +87,10 @@ class WanFamily(BackboneFamily):
         fill = self.transformer.config.first_frame_fill
         condition = frame_condition(self.pipeline.vae, images, num_frames, fill, last_images)
         return condition.to(self.device)
+
+    def join_condition(self, latents: torch.Tensor, first_frames: torch.Tensor) -> torch.Tensor:
+        num_mask_channels = self.transformer.config.in_channels - 2 * latents.shape[1]
+        return torch.cat([latents, mark_first_frame(first_frames, num_mask_channels)], dim=1)
 
     def encode_first_latents(self, images: torch.Tensor) -> torch.Tensor | None:
         if not self._has_token_timesteps:

@@ -1,4 +1,4 @@
-"""What the stages that train on cached latents share: the source of latents, captions as tokens, the model's input."""
+"""What the stages that train on cached latents share: sources of latents and of text embeddings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sememe.backbones.first_frame import mark_first_frame
 from sememe.backbones.text import clean_prompt, default_sequence_length
 
 
@@ -46,36 +45,53 @@ class LatentSource(Protocol):
         ...
 
 
-class CaptionTokens:
-    """Tokenises captions once each and embeds them with a text encoder, with gradient if it is trained."""
+@runtime_checkable
+class TextSource(Protocol):
+    """Text embeddings of captions, in two steps: what a batch carries of them, and the embeddings themselves."""
 
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-        self._length = default_sequence_length(tokenizer)
-        self._known: dict[str, tuple[list[int], list[int]]] = {}
+    def pick(self, captions: Sequence[str]) -> Tensor:
+        """What `embed` needs of captions, (caption, ...) int64 on the CPU; may run in a thread of its own."""
+        ...
 
-    def tokenize(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Token ids and mask, each (caption, token)."""
-        rows = []
+    def embed(self, picked: Tensor) -> Tensor:
+        """Embeddings (caption, token, text_dim) on the device of what `pick` gave."""
+        ...
+
+
+class EncodedText:
+    """Text embeddings from a text encoder, with gradient if it is trained; captions are tokenised once each.
+
+    Args:
+        tokenizer: of the text encoder.
+        text_encoder: a `UMT5EncoderModel` or `T5EncoderModel`.
+        length: tokens per caption; None for the tokenizer's own.
+        reads_padding: whether padding is read like any other token, as CogVideoX has it, or unseen, as Wan has it.
+    """
+
+    def __init__(
+        self, tokenizer: Any, text_encoder: nn.Module, length: int | None = None, *, reads_padding: bool = False
+    ) -> None:
+        self.tokenizer, self.text_encoder = tokenizer, text_encoder
+        self._length, self._reads_padding = length or default_sequence_length(tokenizer), reads_padding
+        self._known: dict[str, Tensor] = {}
+
+    def pick(self, captions: Sequence[str]) -> Tensor:
+        """Token ids and mask, (caption, 2, token)."""
         for caption in captions:
             if caption not in self._known:
-                found = self._tokenizer(
-                    clean_prompt(caption), padding="max_length", max_length=self._length, truncation=True
-                )
-                self._known[caption] = (found.input_ids, found.attention_mask)
-            rows.append(self._known[caption])
-        return torch.tensor([row[0] for row in rows]), torch.tensor([row[1] for row in rows])
+                text = caption if self._reads_padding else clean_prompt(caption)
+                found = self.tokenizer(text, padding="max_length", max_length=self._length, truncation=True)
+                self._known[caption] = torch.tensor([found.input_ids, found.attention_mask])
+        return torch.stack([self._known[caption] for caption in captions])
 
-
-def embed_tokens(text_encoder: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
-    """Text embeddings (caption, token, text_dim), zero behind each caption's end, as `backbones.text` makes them."""
-    embeds = text_encoder(ids, mask).last_hidden_state
-    return embeds * mask.unsqueeze(-1).to(embeds.dtype)
-
-
-def model_input(latents: Tensor, first_frames: Tensor, num_mask_channels: int) -> Tensor:
-    """(latents, mask, condition) along the channels, as Wan's image-to-video transformer takes them."""
-    return torch.cat([latents, mark_first_frame(first_frames, num_mask_channels)], dim=1)
+    def embed(self, picked: Tensor) -> Tensor:
+        """Embeddings (caption, token, text_dim) as `backbones.text` makes them."""
+        ids, mask = picked.unbind(1)
+        encoder = self.text_encoder.to(picked.device)
+        if self._reads_padding:
+            return encoder(ids).last_hidden_state
+        embeds = encoder(ids, mask).last_hidden_state
+        return embeds * mask.unsqueeze(-1).to(embeds.dtype)
 
 
 def numpy_generator(generator: torch.Generator) -> np.random.Generator:

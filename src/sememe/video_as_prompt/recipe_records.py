@@ -63,12 +63,14 @@ class CosmosNetwork:
 
 @dataclass(frozen=True, kw_only=True)
 class WanNetwork:
-    """A `WanTransformer3DModel`; its channels follow from the latents.
+    """A `WanTransformer3DModel`; its other channels follow from the latents.
 
-    A token stands for one latent frame of `patch_size` x `patch_size` latents.
+    A token stands for one latent frame of `patch_size` x `patch_size` latents. There is one mask channel for each frame
+    of a latent frame.
     """
 
     patch_size: int = 2
+    num_mask_channels: int = 8
     num_layers: int = 8
     num_attention_heads: int = 6
     attention_head_dim: int = 64
@@ -77,7 +79,8 @@ class WanNetwork:
     rope_max_seq_len: int = 128
 
     def __post_init__(self) -> None:
-        for name in ("patch_size", "num_layers", "num_attention_heads", "attention_head_dim", "ffn_dim", "freq_dim"):
+        sizes = ("patch_size", "num_mask_channels", "num_layers", "num_attention_heads")
+        for name in (*sizes, "attention_head_dim", "ffn_dim", "freq_dim"):
             check_setting(getattr(self, name) >= 1, f"network.{name} must be 1 or more, got {getattr(self, name)}")
         check_setting(
             self.attention_head_dim % 2 == 0,
@@ -130,8 +133,8 @@ class AutoencoderRecipe:
 class LatentsRecipe:
     """Encodes the clips of the world, or of a dataset's folder, once and for all.
 
-    `first_frame_fill` is what a backbone is told of the picture, in every latent frame after the first: nothing
-    ("grey", as Wan has it) or the same again ("repeat").
+    `first_frame_fill` is what follows the first frame in the latents that tell a backbone of it: mid-grey frames
+    ("grey", as Wan has it), the same frame ("repeat"), or zeros in place of latents ("zeros", as CogVideoX has it).
     """
 
     name: str
@@ -139,7 +142,7 @@ class LatentsRecipe:
     data: WorldData = field(default_factory=WorldData)
     dataset: Path | None = None
     autoencoder: str
-    first_frame_fill: Literal["grey", "repeat"] = "repeat"
+    first_frame_fill: Literal["grey", "repeat", "zeros"] = "repeat"
     batch_size: int = 32
     dtype: Literal["float16", "bfloat16"] = "float16"
     num_threads: int = 0
@@ -171,7 +174,8 @@ class ExpertRecipe:
     """Trains an expert on a frozen backbone, on cached latents of the seen conditions.
 
     `expert_blocks` are the backbone's blocks that carry an expert; none means all. `num_conditions` takes that many
-    of the seen conditions, each smaller number a part of each larger one; none means all.
+    of the seen conditions, each smaller number a part of each larger one; none means all. `reference_timestep` none,
+    for CogVideoX in the mode "joint", reads the reference at the target's own timestep, as the released model does.
     """
 
     name: str
@@ -180,14 +184,14 @@ class ExpertRecipe:
     backbone: str
     attention_mode: Literal["cached", "joint"] = "cached"
     expert_blocks: tuple[int, ...] | None = None
-    reference_timestep: float = 0.0
+    reference_timestep: float | None = 0.0
     num_conditions: int | None = None
     settings: ExpertSettings = field(default_factory=ExpertSettings)
     training: TrainingConfig
 
     def __post_init__(self) -> None:
         check_setting(
-            0 <= self.reference_timestep <= 1000,
+            self.reference_timestep is None or 0 <= self.reference_timestep <= 1000,
             f"reference_timestep must be between 0 and 1000, got {self.reference_timestep}",
         )
         check_setting(

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Callable, Mapping
 
 from sememe.errors import RecipeError
-from sememe.video_as_prompt import recipes_small, recipes_smoke, recipes_tiny
+from sememe.video_as_prompt import recipes_cogvideox, recipes_small, recipes_smoke, recipes_tiny
 from sememe.video_as_prompt.recipe_records import KINDS, Recipe
 
 RECIPES: Mapping[str, Callable[[], Recipe]] = {
@@ -27,6 +27,10 @@ RECIPES: Mapping[str, Callable[[], Recipe]] = {
     "small-backbone": recipes_small.small_backbone,
     "small-expert": recipes_small.small_expert,
     "small-model": recipes_small.small_model,
+    "cogvideox-latents": recipes_cogvideox.cogvideox_latents,
+    "cogvideox-expert": recipes_cogvideox.cogvideox_expert,
+    "smoke-cogvideox-latents": recipes_cogvideox.smoke_cogvideox_latents,
+    "smoke-cogvideox-expert": recipes_cogvideox.smoke_cogvideox_expert,
     "smoke-autoencoder": recipes_smoke.smoke_autoencoder,
     "smoke-latents": recipes_smoke.smoke_latents,
     "smoke-backbone": recipes_smoke.smoke_backbone,

@@ -69,9 +69,11 @@ def smoke_backbone() -> BackboneRecipe:
         name="smoke-backbone",
         description="seconds-long twin of tiny-backbone, for tests",
         latents=Path("runs/smoke-latents"),
-        network=WanNetwork(num_layers=2, num_attention_heads=2, attention_head_dim=24, ffn_dim=32, freq_dim=16),
+        network=WanNetwork(
+            num_mask_channels=4, num_layers=2, num_attention_heads=2, attention_head_dim=24, ffn_dim=32, freq_dim=16
+        ),
         text=TextNetwork(vocab_size=200, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2),
-        settings=replace(recipe.settings, batch_size=4, num_mask_channels=4),
+        settings=replace(recipe.settings, batch_size=4),
         training=_shorten(recipe.training),
     )
 
@@ -106,7 +108,7 @@ def _shorten_expert(recipe: ExpertRecipe, name: str) -> ExpertRecipe:
         description=f"seconds-long twin of {recipe.name}, for tests",
         latents=Path("runs/smoke-latents"),
         backbone="runs/smoke-backbone",
-        settings=replace(recipe.settings, num_references=2, targets_per_reference=2, num_mask_channels=4),
+        settings=replace(recipe.settings, num_references=2, targets_per_reference=2),
         training=_shorten(recipe.training),
     )
 

@@ -13,15 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from sememe.data.caption_policy import draw_captions, pick_captions
-from sememe.diffusion.objectives import add_noise, sample_losses, sample_sigma, timestep_of, velocity_target
+from sememe.diffusion.objectives import FLOW, sample_losses, sample_sigma
 from sememe.training.stage import StepLoss, Weights
-from sememe.video_as_prompt.latent_batches import (
-    CaptionTokens,
-    LatentSource,
-    embed_tokens,
-    model_input,
-    numpy_generator,
-)
+from sememe.video_as_prompt.families import TransformerAlone
+from sememe.video_as_prompt.family_wan import WanFamily
+from sememe.video_as_prompt.latent_batches import EncodedText, LatentSource, numpy_generator
 from sememe.video_as_prompt.stage_settings import BackboneSettings
 
 __all__ = ["BackboneBatch", "BackboneSettings", "BackboneStage"]
@@ -29,12 +25,11 @@ __all__ = ["BackboneBatch", "BackboneSettings", "BackboneStage"]
 
 @dataclass(frozen=True)
 class BackboneBatch:
-    """Clean latents and first frames (batch, channel, frame, height, width), token ids and mask (batch, token)."""
+    """Clean latents and first frames (batch, channel, frame, height, width); captions as `EncodedText` takes them."""
 
     clean: Tensor
     first_frames: Tensor
-    ids: Tensor
-    mask: Tensor
+    text: Tensor
 
 
 class BackboneStage:
@@ -59,7 +54,8 @@ class BackboneStage:
         self.tokenizer = tokenizer
         self.latents = latents
         self.settings = settings
-        self._tokens = CaptionTokens(tokenizer)
+        self._text = EncodedText(tokenizer, text_encoder)
+        self._family = WanFamily(TransformerAlone(transformer))
         self._unnamed = np.array([condition in unnamed for condition in latents.conditions])
 
     def modules(self) -> Mapping[str, nn.Module]:
@@ -71,20 +67,18 @@ class BackboneStage:
         choice = draw_captions(settings.captions, rng, num_targets=len(picked), unnamed_targets=self._unnamed[picked])
         neutral = [self.latents.captions[index] for index in picked]
         full = [self.latents.full_captions[index] for index in picked]
-        ids, mask = self._tokens.tokenize(pick_captions(choice.targets, neutral, full))
+        text = self._text.pick(pick_captions(choice.targets, neutral, full))
         indices = torch.from_numpy(picked)
         clean, first_frames = self.latents.select_clean(indices), self.latents.select_condition(indices)
-        return BackboneBatch(*(part.to(device) for part in (clean.float(), first_frames.float(), ids, mask)))
+        return BackboneBatch(*(part.to(device) for part in (clean.float(), first_frames.float(), text)))
 
     def loss(self, batch: Any, generator: torch.Generator) -> StepLoss:
         settings = self.settings
         sigma = sample_sigma(len(batch.clean), generator, settings.sigma_mean, settings.sigma_std, settings.sigma_shift)
         noise = torch.randn(batch.clean.shape, generator=generator, device=batch.clean.device)
-        noisy = add_noise(batch.clean, noise, sigma)
-        text = embed_tokens(self.text_encoder, batch.ids, batch.mask)
-        hidden = model_input(noisy, batch.first_frames, settings.num_mask_channels)
-        predicted = self.transformer(hidden, timestep_of(sigma), text).sample
-        losses = sample_losses(predicted, velocity_target(batch.clean, noise))
+        channels = self._family.join_condition(FLOW.add_noise(batch.clean, noise, sigma), batch.first_frames)
+        predicted = self.transformer(channels, FLOW.timesteps(sigma), self._text.embed(batch.text)).sample
+        losses = sample_losses(predicted, FLOW.target(batch.clean, noise, sigma))
         return StepLoss(total=losses.sum(), num_samples=len(losses))
 
     def export(self, folder: Path, weights: Weights) -> None:

@@ -11,22 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from sememe.data.caption_policy import draw_captions, pick_captions
 from sememe.data.pairing import PairSampler
-from sememe.diffusion.objectives import add_noise, sample_losses, sample_sigma, timestep_of, velocity_target
+from sememe.diffusion.objectives import FLOW, NoisePath, sample_losses, sample_sigma
 from sememe.training.stage import StepLoss, Weights
-from sememe.video_as_prompt.latent_batches import (
-    CaptionTokens,
-    LatentSource,
-    embed_tokens,
-    model_input,
-    numpy_generator,
-)
-from sememe.video_as_prompt.network_wan import WanVideoAsPromptTransformer
-from sememe.video_as_prompt.references import ReferenceInputs
+from sememe.video_as_prompt.backbone_family import ForwardInputs
+from sememe.video_as_prompt.expert_model import ExpertModel
+from sememe.video_as_prompt.families import TransformerAlone, choose_family
+from sememe.video_as_prompt.latent_batches import LatentSource, TextSource, numpy_generator
+from sememe.video_as_prompt.references import ReferenceCache, ReferenceInputs, ReferenceTokens
 from sememe.video_as_prompt.stage_settings import ExpertSettings
 
 __all__ = ["ExpertBatch", "ExpertSettings", "ExpertStage"]
@@ -34,38 +31,43 @@ __all__ = ["ExpertBatch", "ExpertSettings", "ExpertStage"]
 
 @dataclass(frozen=True)
 class ExpertBatch:
-    """Targets and references: clean latents and first frames (batch, channel, frame, height, width), captions."""
+    """Targets and references: clean latents and first frames (batch, channel, frame, height, width), captions.
+
+    `owners` (target,) says which reference each target reads; captions are as the `TextSource` takes them.
+    """
 
     clean: Tensor
     first_frames: Tensor
-    ids: Tensor
-    mask: Tensor
+    text: Tensor
     reference_clean: Tensor
     reference_first_frames: Tensor
-    reference_ids: Tensor
-    reference_mask: Tensor
-    keeps_reference: Tensor
+    reference_text: Tensor
+    owners: Tensor
 
 
 class ExpertStage:
-    """The expert as a stage of training; see `training.stage.Stage`."""
+    """The expert as a stage of training; see `training.stage.Stage`.
+
+    A target that is drawn without its reference is left out: the frozen backbone alone answers it.
+    """
 
     name = "expert"
 
     def __init__(
         self,
-        transformer: WanVideoAsPromptTransformer,
-        text_encoder: nn.Module,
-        tokenizer: Any,
+        transformer: ExpertModel,
+        text: TextSource,
         latents: LatentSource,
         settings: ExpertSettings,
+        path: NoisePath = FLOW,
     ) -> None:
         transformer.freeze_backbone()
-        self.transformer = transformer.train()
-        self.text_encoder = text_encoder.eval().requires_grad_(False)
+        self.transformer: Any = transformer.train()  # type: ignore[attr-defined]
+        self.text = text
         self.latents = latents
         self.settings = settings
-        self._tokens = CaptionTokens(tokenizer)
+        self._path = path
+        self._family = choose_family(TransformerAlone(transformer))
         self._pairs = PairSampler(latents.conditions, latents.scenes, same_scene_share=settings.same_scene_share)
 
     def modules(self) -> Mapping[str, nn.Module]:
@@ -77,52 +79,41 @@ class ExpertStage:
         choice = draw_captions(
             settings.captions, rng, num_targets=len(pairs.targets), num_references=len(pairs.references)
         )
+        kept = np.flatnonzero(~choice.dropped_references)
+        # A batch needs a target.
+        kept = kept if len(kept) else np.arange(1)
         parts: list[Tensor] = []
-        for picked, kinds in ((pairs.targets, choice.targets), (pairs.references, choice.references)):
+        for picked, kinds in (
+            (pairs.targets[kept], choice.targets[kept]),
+            (pairs.references, choice.references),
+        ):
             neutral = [self.latents.captions[index] for index in picked]
             full = [self.latents.full_captions[index] for index in picked]
             indices = torch.from_numpy(picked)
             parts += [self.latents.select_clean(indices).float(), self.latents.select_condition(indices).float()]
-            parts += self._tokens.tokenize(pick_captions(kinds, neutral, full))
-        parts.append(torch.from_numpy(~choice.dropped_references))
+            parts.append(self.text.pick(pick_captions(kinds, neutral, full)))
+        parts.append(torch.from_numpy(kept // settings.targets_per_reference))
         return ExpertBatch(*(part.to(device) for part in parts))
 
     def loss(self, batch: Any, generator: torch.Generator) -> StepLoss:
-        settings = self.settings
+        settings, family, path = self.settings, self._family, self._path
         sigma = sample_sigma(len(batch.clean), generator, settings.sigma_mean, settings.sigma_std, settings.sigma_shift)
         noise = torch.randn(batch.clean.shape, generator=generator, device=batch.clean.device)
-        noisy = model_input(add_noise(batch.clean, noise, sigma), batch.first_frames, settings.num_mask_channels)
-        self.text_encoder.to(batch.clean.device)
+        channels = family.join_condition(path.add_noise(batch.clean, noise, sigma), batch.first_frames)
+        reference = family.join_condition(batch.reference_clean, batch.reference_first_frames)
         with torch.no_grad():
-            text = embed_tokens(self.text_encoder, batch.ids, batch.mask)
-            reference_text = embed_tokens(self.text_encoder, batch.reference_ids, batch.reference_mask)
-        reference = model_input(batch.reference_clean, batch.reference_first_frames, settings.num_mask_channels)
-        target = velocity_target(batch.clean, noise)
-        losses = self._losses(noisy, timestep_of(sigma), text, reference, reference_text, target, batch.keeps_reference)
-        return StepLoss(total=losses.sum(), num_samples=len(losses), weight=batch.keeps_reference.sum())
+            text, reference_text = self.text.embed(batch.text), self.text.embed(batch.reference_text)
+        inputs = ForwardInputs(channels, path.timesteps(sigma), text)
+        predicted = family.predict(inputs, self._encode(reference, reference_text, batch.owners))
+        losses = sample_losses(predicted, path.target(batch.clean, noise, sigma))
+        return StepLoss(total=losses.sum(), num_samples=len(losses))
 
-    def _losses(
-        self,
-        noisy: Tensor,
-        timestep: Tensor,
-        text: Tensor,
-        reference: Tensor,
-        reference_text: Tensor,
-        target: Tensor,
-        keeps_reference: Tensor,
-    ) -> Tensor:
-        count = self.settings.targets_per_reference
+    def _encode(self, reference: Tensor, text: Tensor, owners: Tensor) -> ReferenceCache | ReferenceTokens:
+        """The references, each encoded once where the mode allows it, and given to the targets that read it."""
         if self.transformer.config.attention_mode == "cached":
-            cache = self.transformer.encode_reference(reference, reference_text).repeat_interleave(count)
-            predicted = self.transformer(noisy, timestep, text, reference=cache).sample
-        else:
-            inputs = ReferenceInputs(
-                (reference.repeat_interleave(count, dim=0),), (reference_text.repeat_interleave(count, dim=0),)
-            )
-            predicted = self.transformer(noisy, timestep, text, reference=inputs).sample
-        # A target without its reference is the frozen backbone's business: it teaches the expert nothing.
-        losses = sample_losses(predicted, target)
-        return losses * keeps_reference.to(losses)
+            cache = self._family.encode_reference(ReferenceInputs((reference,), (text,)))
+            return cache.map(lambda tensor: tensor.index_select(0, owners))
+        return self._family.embed_reference(ReferenceInputs((reference[owners],), (text[owners],)))
 
     def export(self, folder: Path, weights: Weights) -> None:
         """Write `expert/` alone; it goes beside the backbone's `transformer/`."""

@@ -20,7 +20,6 @@ class BackboneSettings:
     sigma_mean: float = 0.0
     sigma_std: float = 1.5
     sigma_shift: float = 2.0
-    num_mask_channels: int = 8
     captions: CaptionPolicy = field(
         default_factory=lambda: CaptionPolicy(drop_target_caption=0.4, drop_reference_caption=0.0, full_share=0.75)
     )
@@ -45,7 +44,6 @@ class ExpertSettings:
     sigma_mean: float = 0.0
     sigma_std: float = 1.3
     sigma_shift: float = 4.0
-    num_mask_channels: int = 8
     captions: CaptionPolicy = field(
         default_factory=lambda: CaptionPolicy(
             drop_target_caption=0.7, drop_reference_caption=0.7, drop_reference=0.0, full_share=0.0
@@ -62,5 +60,5 @@ class ExpertSettings:
 
 
 def _check_noise(settings: BackboneSettings | ExpertSettings) -> None:
-    for name in ("sigma_std", "sigma_shift", "num_mask_channels"):
+    for name in ("sigma_std", "sigma_shift"):
         check_setting(getattr(settings, name) > 0, f"{name} must be above 0, got {getattr(settings, name)}")

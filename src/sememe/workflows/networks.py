@@ -58,15 +58,13 @@ def read_video(clips: ClipSource, indices: Sequence[int]) -> Tensor:
     return to_video(np.stack([clips.frames(int(index)) for index in indices]))
 
 
-def make_transformer(
-    network: WanNetwork, latent_channels: int, num_mask_channels: int, text_dim: int
-) -> WanTransformer3DModel:
+def make_transformer(network: WanNetwork, latent_channels: int, text_dim: int) -> WanTransformer3DModel:
     """An image-to-video transformer at random weights: its input is latents, mask and condition."""
     return WanTransformer3DModel(
         patch_size=(1, network.patch_size, network.patch_size),
         num_attention_heads=network.num_attention_heads,
         attention_head_dim=network.attention_head_dim,
-        in_channels=2 * latent_channels + num_mask_channels,
+        in_channels=2 * latent_channels + network.num_mask_channels,
         out_channels=latent_channels,
         text_dim=text_dim,
         freq_dim=network.freq_dim,

@@ -119,7 +119,7 @@ class _Encoding:
         self.batch_size, self.fill, self.on_progress = recipe.batch_size, recipe.first_frame_fill, on_progress
 
     def encode_first_frames(self) -> None:
-        from sememe.backbones.first_frame import encode_first_frame
+        from sememe.backbones.first_frame import encode_cached_first_frame
         from sememe.training.stage_autoencoder import to_video
 
         names = self.clips.first_frame_names()
@@ -127,7 +127,7 @@ class _Encoding:
 
         def encode(start: int, stop: int) -> None:
             pictures = to_video(_stack([self.clips.first_frame(name)[None] for name in names[start:stop]]))
-            latents = encode_first_frame(self.vae, pictures[:, :, 0], num_frames, self.fill)
+            latents = encode_cached_first_frame(self.vae, pictures[:, :, 0], num_frames, self.fill)
             self.writer.append_first_frames(names[start:stop], latents)
 
         self._run("encoding first frames", self.writer.num_first_frames, len(names), encode)

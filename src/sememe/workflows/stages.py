@@ -9,17 +9,29 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import WanTransformer3DModel
 
 from sememe.checkpoints.component_files import load_tokenizer
-from sememe.checkpoints.components import load_autoencoder, load_backbone, load_text_encoder
+from sememe.checkpoints.components import (
+    load_autoencoder,
+    load_backbone,
+    load_scheduler,
+    load_text_encoder,
+)
 from sememe.checkpoints.fingerprint import fingerprint_model
 from sememe.checkpoints.parts import find_part
 from sememe.checkpoints.zoo import resolve_model
 from sememe.data.latents import LatentCache, LatentSubset
+from sememe.diffusion.objectives import FLOW, NoisePath, PredictionType
 from sememe.errors import ModelError, RecipeError
 from sememe.training.distribution import choose_device
 from sememe.training.stage import Stage
 from sememe.training.stage_autoencoder import AutoencoderStage, balance_bands
+from sememe.video_as_prompt.expert_model import ExpertModel
+from sememe.video_as_prompt.families import TransformerAlone, choose_family
+from sememe.video_as_prompt.latent_batches import EncodedText
+from sememe.video_as_prompt.network_cogvideox import CogVideoXVideoAsPromptTransformer
+from sememe.video_as_prompt.network_wan import WanVideoAsPromptTransformer
 from sememe.video_as_prompt.recipe_records import AutoencoderRecipe, BackboneRecipe, ExpertRecipe, TrainingRecipe
 from sememe.video_as_prompt.stage_backbone import BackboneStage
 from sememe.video_as_prompt.stage_expert import ExpertStage
@@ -82,31 +94,32 @@ def _prepare_autoencoder(
 def _prepare_backbone(
     recipe: BackboneRecipe, output_dir: Path, initial: InitialWeights | None, on_progress: ProgressHandler
 ) -> PreparedStage:
-    cache = _read_latents(recipe, on_progress)
-    settings, seed = recipe.settings, recipe.training.seed
+    cache, seed = _read_latents(recipe, on_progress), recipe.training.seed
 
     def make(folder: Path) -> None:
         on_progress(Progress("fitting the tokenizer"))
         tokenizer = networks.train_tokenizer(cache.full_captions, recipe.text)
         torch.manual_seed(seed)
         text_encoder = networks.make_text_encoder(recipe.text, len(tokenizer))
-        transformer = networks.make_transformer(
-            recipe.network, cache.clean.shape[1], settings.num_mask_channels, recipe.text.d_model
-        )
+        transformer = networks.make_transformer(recipe.network, cache.clean.shape[1], recipe.text.d_model)
         tokenizer.save_pretrained(folder / "tokenizer")
         text_encoder.save_pretrained(folder / "text_encoder")
         transformer.save_pretrained(folder / "transformer")
 
     start = prepare_start(recipe, output_dir, initial, make)
     transformer = load_backbone(start / "transformer")
-    _check_channels(transformer, cache, settings.num_mask_channels)
+    if not isinstance(transformer, WanTransformer3DModel):
+        raise RecipeError(
+            f"only Wan backbones are trained as a whole, got {type(transformer).__name__}; train an expert"
+        )
+    _check_channels(transformer, cache)
     _choose_attention(transformer, recipe)
     stage = BackboneStage(
         transformer,
         load_text_encoder(start / "text_encoder"),
         load_tokenizer(start / "tokenizer"),
         cache,
-        settings,
+        recipe.settings,
         unseen_conditions(),
     )
     return PreparedStage(stage, _describe_latents(cache))
@@ -115,33 +128,49 @@ def _prepare_backbone(
 def _prepare_expert(
     recipe: ExpertRecipe, output_dir: Path, initial: InitialWeights | None, on_progress: ProgressHandler
 ) -> PreparedStage:
-    from sememe.video_as_prompt.network_wan import WanVideoAsPromptTransformer
-
     cache = _read_latents(recipe, on_progress)
     on_progress(Progress("loading the backbone"))
     parts = {part: find_part(recipe.backbone, part) for part in ("transformer", "text_encoder", "tokenizer")}
     _check_same_encoder(recipe.backbone, cache)
     backbone = load_backbone(parts["transformer"])
-    _check_channels(backbone, cache, recipe.settings.num_mask_channels)
-    transformer = WanVideoAsPromptTransformer.from_backbone(
-        backbone,
-        recipe.expert_blocks,
-        recipe.attention_mode,
-        recipe.reference_timestep,
-        cache.origin.first_frame_fill,
-    )
+    _check_channels(backbone, cache)
+    transformer = _put_expert(backbone, recipe, cache.origin.first_frame_fill)
     start = prepare_start(recipe, output_dir, initial, lambda folder: transformer.save_expert(folder / "expert"))
     transformer.load_expert(start / "expert")
     _choose_attention(transformer, recipe)
-    stage = ExpertStage(
-        transformer,
-        load_text_encoder(parts["text_encoder"]),
-        load_tokenizer(parts["tokenizer"]),
-        select_conditions(cache, recipe.num_conditions),
-        recipe.settings,
+    family = choose_family(TransformerAlone(transformer))
+    path = FLOW if family.prediction == "flow" else _read_path(recipe.backbone, family.prediction)
+    text_encoder = load_text_encoder(parts["text_encoder"]).requires_grad_(False)
+    text = EncodedText(
+        load_tokenizer(parts["tokenizer"]), text_encoder, family.text_length, reads_padding=family.reads_padding
     )
+    stage = ExpertStage(transformer, text, select_conditions(cache, recipe.num_conditions), recipe.settings, path)
     backbone_hash = " ".join(fingerprint_model(folder).sha256[:16] for folder in parts.values())
     return PreparedStage(stage, _describe_latents(cache) | {"backbone": backbone_hash})
+
+
+def _put_expert(backbone: Any, recipe: ExpertRecipe, fill: str) -> ExpertModel:
+    kinds = (WanVideoAsPromptTransformer, CogVideoXVideoAsPromptTransformer)
+    kind = next(each for each in kinds if isinstance(backbone, each.backbone_class))
+    own = {
+        "expert_blocks": recipe.expert_blocks,
+        "attention_mode": recipe.attention_mode,
+        "reference_timestep": recipe.reference_timestep,
+        "first_frame_fill": fill,
+    }
+    if ("first_frame_fill" in kind.own_settings) == (fill == "zeros"):
+        raise RecipeError(
+            f"latents with first_frame_fill={fill} do not fit a {type(backbone).__name__}; precompute them with "
+            "zeros for CogVideoX, grey or repeat for Wan"
+        )
+    return kind.from_backbone(backbone, **{name: own[name] for name in kind.own_settings})
+
+
+def _read_path(backbone: str, prediction: PredictionType) -> NoisePath:
+    path = NoisePath.of_scheduler(load_scheduler(find_part(backbone, "scheduler")))
+    if path.prediction != prediction:
+        raise RecipeError(f"the backbone {backbone} predicts {prediction}, but its scheduler is for {path.prediction}")
+    return path
 
 
 def unseen_conditions() -> frozenset[str]:
@@ -192,14 +221,10 @@ def _choose_attention(transformer: Any, recipe: TrainingRecipe) -> None:
         transformer.set_attention_backend("_native_math")
 
 
-def _check_channels(transformer: Any, cache: LatentCache, num_mask_channels: int) -> None:
-    channels = 2 * cache.clean.shape[1] + num_mask_channels
-    if transformer.config.in_channels != channels:
-        raise RecipeError(
-            f"latents of {cache.clean.shape[1]} channels and {num_mask_channels} mask channels need a transformer of "
-            f"{channels} input channels, got one of {transformer.config.in_channels}; take the latents that it was "
-            "trained on"
-        )
+def _check_channels(transformer: Any, cache: LatentCache) -> None:
+    expected, channels = transformer.config.out_channels, cache.clean.shape[1]
+    if channels != expected:
+        raise RecipeError(f"the transformer needs latents of {expected} channels, got {channels}; take its own latents")
 
 
 def _check_same_encoder(backbone: str, cache: LatentCache) -> None:

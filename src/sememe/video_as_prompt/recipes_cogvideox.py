@@ -1,0 +1,91 @@
+"""An expert on CogVideoX-5B image-to-video, as the released one is, and its seconds-long twin.
+
+In order: `cogvideox-latents`, `cogvideox-expert`. Both read the folder `CogVideoX-5b-I2V` of the backbone, in the
+layout of diffusers; the twins read `smoke-cogvideox`, any model of that layout.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from sememe.data.caption_policy import CaptionPolicy
+from sememe.training.config import ScheduleConfig, TrainingConfig
+from sememe.video_as_prompt.recipe_records import ExpertRecipe, LatentsRecipe, WorldData
+from sememe.video_as_prompt.stage_settings import ExpertSettings
+
+
+def cogvideox_latents() -> LatentsRecipe:
+    """Clips at the backbone's own size; `--set dataset=FOLDER` takes those of a dataset."""
+    return LatentsRecipe(
+        name="cogvideox-latents",
+        description="clips of 720x480 pixels and 49 frames, encoded by the autoencoder of CogVideoX",
+        data=WorldData(num_clips=4_000, num_frames=49, height=480, width=720),
+        autoencoder="CogVideoX-5b-I2V",
+        first_frame_fill="zeros",
+        batch_size=1,
+        dtype="bfloat16",
+    )
+
+
+def cogvideox_expert() -> ExpertRecipe:
+    """Two-way, with the reference at the target's own timestep (paper section 3.2 and the released configuration)."""
+    return ExpertRecipe(
+        name="cogvideox-expert",
+        description="an expert on CogVideoX-5B image-to-video: two-way, v-prediction",
+        latents=Path("runs/cogvideox-latents"),
+        backbone="CogVideoX-5b-I2V",
+        attention_mode="joint",
+        # The released one has an expert in every block but the last.
+        expert_blocks=tuple(range(41)),
+        reference_timestep=None,
+        settings=ExpertSettings(
+            num_references=1,
+            targets_per_reference=1,
+            same_scene_share=0.0,
+            # About uniform over the timesteps.
+            sigma_std=1.7,
+            sigma_shift=1.0,
+            captions=CaptionPolicy(drop_target_caption=0.5, drop_reference_caption=0.5),
+        ),
+        training=TrainingConfig(
+            num_steps=20_000,
+            learning_rate=1e-4,
+            betas=(0.9, 0.95),
+            schedule=ScheduleConfig(warmup_steps=500, shape="constant_then_decay"),
+            prefetch_batches=1,
+        ),
+    )
+
+
+def smoke_cogvideox_latents() -> LatentsRecipe:
+    """Twin of `cogvideox-latents`."""
+    return replace(
+        cogvideox_latents(),
+        name="smoke-cogvideox-latents",
+        description="seconds-long twin of cogvideox-latents, for tests",
+        data=WorldData(num_clips=308, clips_per_scene=154, num_frames=9, height=32, width=48),
+        autoencoder="smoke-cogvideox",
+        batch_size=32,
+    )
+
+
+def smoke_cogvideox_expert() -> ExpertRecipe:
+    """Twin of `cogvideox-expert`."""
+    recipe = cogvideox_expert()
+    return replace(
+        recipe,
+        name="smoke-cogvideox-expert",
+        description="seconds-long twin of cogvideox-expert, for tests",
+        latents=Path("runs/smoke-cogvideox-latents"),
+        backbone="smoke-cogvideox",
+        expert_blocks=None,
+        settings=replace(recipe.settings, num_references=2, targets_per_reference=2, same_scene_share=0.5),
+        training=replace(
+            recipe.training,
+            num_steps=4,
+            schedule=ScheduleConfig(warmup_steps=1, shape="cosine"),
+            log_every=1,
+            precision="fp32",
+        ),
+    )

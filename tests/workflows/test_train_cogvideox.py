@@ -1,0 +1,72 @@
+"""An expert on CogVideoX: from videos to a model that generates, by the seconds-long recipes."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sememe.data.manifest import VideoSample, write_manifest
+from sememe.errors import RecipeError
+from sememe.training.progress import read_log
+from sememe.training.world_clips import render_item, world_item
+from sememe.video import write_clip
+from sememe.video_as_prompt.network_cogvideox import CogVideoXVideoAsPromptTransformer
+from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
+from sememe.video_as_prompt.recipe_records import LatentsRecipe
+from sememe.workflows.precompute import precompute_latents
+from sememe.workflows.train import resolve_recipe, resolve_training_recipe, train_recipe
+from video_as_prompt.pipeline_factories import make_clip, make_cogvideox_pipeline
+
+CPU = ["training.device=cpu", "training.num_threads=1"]
+
+
+@pytest.fixture
+def backbone(tmp_path: Path) -> Path:
+    make_cogvideox_pipeline().save_pretrained(tmp_path / "backbone")
+    return tmp_path / "backbone"
+
+
+def precompute(backbone: Path, folder: Path, *more: str) -> Path:
+    """Latents of two conditions in three scenes each."""
+    samples = []
+    (folder / "data").mkdir(parents=True)
+    for index in range(6):
+        write_clip(
+            render_item(world_item(index * 9), num_frames=9, size=(32, 48)).clip, folder / "data" / f"{index}.mp4"
+        )
+        samples.append(
+            VideoSample(path=f"{index}.mp4", caption="a cat", condition=f"{index % 2}", scene=f"{index // 2}")
+        )
+    write_manifest(samples, folder / "data" / "manifest.jsonl")
+    given = [f"autoencoder={backbone}", f"dataset={folder / 'data'}", "device=cpu", *more]
+    recipe = resolve_recipe("smoke-cogvideox-latents", given, LatentsRecipe, "precompute")
+    return precompute_latents(recipe, folder / "latents").folder
+
+
+def test_an_expert_is_trained_and_generates(backbone: Path, tmp_path: Path) -> None:
+    latents = precompute(backbone, tmp_path)
+    given = [*CPU, f"latents={latents}", f"backbone={backbone}"]
+    summary = train_recipe(resolve_training_recipe("smoke-cogvideox-expert", given), tmp_path / "run")
+    assert summary.is_complete
+    losses = [line["loss"] for line in read_log(tmp_path / "run")]
+    # The backbone is random, so it predicts about nothing of a target of unit variance.
+    assert losses == pytest.approx([1.0] * 4, abs=1.0)
+    assert summary.model is not None
+    trained = CogVideoXVideoAsPromptTransformer.from_folders(backbone / "transformer", summary.model / "expert")
+    pipe = VideoAsPromptPipeline.from_pretrained(backbone)
+    assert any(
+        not torch.equal(one, other)
+        for one, other in zip(*(model.parameters() for model in (trained, pipe.transformer)), strict=True)
+    )
+    pipe.set_progress_bar_config(disable=True)
+    pipe.transformer = trained
+    clip = pipe(np.zeros((32, 48, 3), np.uint8), [make_clip()], generator=torch.Generator().manual_seed(0)).clips[0]
+    assert clip.frames.shape == (9, 32, 48, 3)
+
+
+def test_latents_for_another_family_are_refused(backbone: Path, tmp_path: Path) -> None:
+    latents = precompute(backbone, tmp_path, "first_frame_fill=grey")
+    given = [*CPU, f"latents={latents}", f"backbone={backbone}"]
+    with pytest.raises(RecipeError, match="first_frame_fill=grey"):
+        train_recipe(resolve_training_recipe("smoke-cogvideox-expert", given), tmp_path / "run")
