@@ -1,7 +1,7 @@
-"""The rows of the Video-As-Prompt evaluation: what each one films, and how its clips come about."""
+"""How the clips of the Video-As-Prompt evaluation come about, and what is counted of them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -12,183 +12,22 @@ import torch
 from sememe.backbones.autoencoder import decode_latents, encode_video
 from sememe.backbones.pixels import clips_to_video, video_to_clips
 from sememe.evaluation.candidates import SceneOracles
-from sememe.evaluation.cases import Case, SeedRanges, deal_cases
+from sememe.evaluation.cases import Case
 from sememe.evaluation.rows import CaseResult, RowSummary, estimate_share, judge_case, read_result, summarise_row
 from sememe.evaluation.runner import TABLE, Row
-from sememe.evaluation.splits import condition_groups, split_conditions
+from sememe.evaluation.splits import condition_groups
 from sememe.video import Clip, SheetRow, read_clip, write_clip
-from sememe.video_as_prompt.defaults import GenerationDefaults
-from sememe.world import EVALUATION_SEED, can_show, conditions, random_scene
+from sememe.video_as_prompt.evaluation_rows import PromptedCase, RowSettings
 
-Method = Literal["generate", "backbone", "paste", "autoencoder"]
 NegativeReference = Literal["neutral"]
 CONTROLS = (
     *("reference_strength", "approximate", "reference_refresh"),
     *("num_reference_frames", "reference_positions", "reference_downscale", "guidance_interval"),
 )
 """Arguments of the pipeline whose effect can be measured."""
-RANGES = SeedRanges(first_scene=EVALUATION_SEED, first_reference=2 * EVALUATION_SEED)
-VALIDATION_RANGES = SeedRanges(first_scene=3 * EVALUATION_SEED, first_reference=4 * EVALUATION_SEED)
 VALIDATION = "validation"
 """The group of the rows to choose settings and checkpoints by."""
 REFERENCE_QUALITY = 23.0  # the usual rate factor of H.264: references are lossy, as people's files are
-_scene = lru_cache(maxsize=4096)(random_scene)  # rows deal from the same scenes
-_SECOND_DEAL = ("sensitivity",)  # rows with scenes of their own; all others share theirs, and so the renders
-
-
-@dataclass(frozen=True, slots=True)
-class PromptedCase(Case):
-    """A case whose prompt may name another condition, `told`, than the reference shows."""
-
-    told: str | None = None
-
-
-@dataclass(frozen=True)
-class RowSettings:
-    """What a row of the evaluation is made of.
-
-    Attributes:
-        name: by which it is asked for.
-        about: what it measures.
-        split: of the conditions that targets show (see `split_conditions`).
-        method: how the clips come about.
-        num_frames: of targets and references.
-        height: pixels.
-        width: pixels.
-        is_misled: whether prompts name another condition than the reference shows, and captions of references theirs;
-            otherwise all are empty.
-        is_validation: whether it is for choosing settings and checkpoints, in scenes that no other row shows.
-    """
-
-    name: str
-    about: str
-    split: str | None
-    method: Method
-    num_frames: int
-    height: int
-    width: int
-    is_misled: bool = False
-    is_validation: bool = False
-
-    @property
-    def conditions(self) -> list[str]:
-        return split_conditions(self.split)
-
-    @property
-    def candidates(self) -> list[str]:
-        """Among what the oracle chooses: everything seen and unseen, and the novel pairs where those are tested."""
-        return conditions() + (conditions(split="novel") if self.split == "novel" else [])
-
-
-def list_rows(pipeline: Any) -> tuple[RowSettings, ...]:
-    """All rows, at the model's own size and length unless the row is about another one."""
-    own: GenerationDefaults = pipeline.defaults
-    grid = pipeline.grid
-    frames, height, width = own.num_frames, own.height, own.width
-    shorter, longer = grid.nearest_num_frames((frames + 1) // 2), grid.nearest_num_frames(2 * frames - 1)
-    wide = grid.nearest_size(width * 3 // 2)
-
-    def row(name: str, about: str, split: str | None, method: Method = "generate", **more: Any) -> RowSettings:
-        return RowSettings(
-            name, about, split, method, **({"num_frames": frames, "height": height, "width": width} | more)
-        )
-
-    return (
-        row("seen", "conditions that the expert was trained on", "seen"),
-        row("unseen", "conditions that the expert never saw and nothing was chosen on", "unseen"),
-        row("novel", "two seen conditions at once, which nothing was trained on", "novel"),
-        row("sensitivity", "same picture, prompt and noise, two references: do both results follow theirs?", "seen"),
-        row("misled", "the prompt names another condition than the reference shows", "seen", is_misled=True),
-        row("floor", "the backbone without a reference, judged against a condition drawn at random", None, "backbone"),
-        row("paste", "no model: the reference's changes of pixels added to the picture", "unseen", "paste"),
-        row("ceiling", "the true target through the autoencoder", None, "autoencoder"),
-        row("shorter", "another length than the model was tuned for", "seen", num_frames=shorter),
-        row("longer", "another length than the model was tuned for", "seen", num_frames=longer),
-        row("wide", "a picture that is not square", "seen", width=wide),
-        row("seen_validation", "for choosing: seen conditions", "seen", is_validation=True),
-        row("unseen_validation", "for choosing: unseen conditions", "unseen_validation", is_validation=True),
-    )
-
-
-def deal_row(row: RowSettings, generations: int, per_scene: int, seed: int) -> tuple[PromptedCase, ...]:
-    """The cases of a row."""
-    cases = deal_cases(
-        row.conditions,
-        generations,
-        VALIDATION_RANGES if row.is_validation else RANGES,
-        per_scene=per_scene,
-        seed=2 * seed + (row.name in _SECOND_DEAL),
-        applies=lambda scene, name: can_show(_scene(scene), name),
-        same_noise=row.method != "backbone",  # without a reference the same noise would give the same clip
-    )
-    return tuple(PromptedCase(**asdict(case), told=_find_told(row, case) if row.is_misled else None) for case in cases)
-
-
-def _find_told(row: RowSettings, case: Case) -> str:
-    """The other condition that the prompt names."""
-    scene = _scene(case.scene)
-    others = [name for name in row.conditions if name != case.condition and can_show(scene, name)]
-    random = np.random.Generator(np.random.PCG64([case.scene, row.conditions.index(case.condition)]))
-    return others[int(random.integers(len(others)))]
-
-
-def build_row(row: RowSettings, maker: "Maker", cases: tuple[PromptedCase, ...]) -> Row[PromptedCase, CaseResult]:
-    """The row as the runner takes it."""
-    return Row(
-        name=row.name,
-        about={
-            "about": row.about,
-            "split": row.split or "seen and unseen",
-            "method": row.method,
-            "num_frames": row.num_frames,
-            "height": row.height,
-            "width": row.width,
-        },
-        cases=cases,
-        make=partial(maker.make, row),
-        judge=partial(maker.judge, row),
-        summarise=partial(summarise, len(row.candidates)),
-        read=partial(read_result, case=PromptedCase),
-        show=partial(maker.show, row),
-        group=VALIDATION if row.is_validation else TABLE,
-    )
-
-
-def summarise(num_candidates: int, results: Sequence[CaseResult]) -> RowSummary:
-    """The figures of a row, with those that concern references and prompts.
-
-    `both_follow` is the share of disjoint pairs with the same picture and noise and two references in which both were
-    right. `follow_text` is the share of results that show the other condition, which the prompt named.
-    """
-    pairs = _pairs(results)
-    told = [(result, result.case.told) for result in results if isinstance(result.case, PromptedCase)]
-    misled = [(result, name) for result, name in told if name is not None]
-    shares = {
-        "both_follow": [(first.case.scene, first.is_right and second.is_right) for first, second in pairs],
-        "follow_text": [(result.case.scene, result.nearest == name) for result, name in misled],
-    }
-    return summarise_row(
-        results,
-        num_candidates,
-        condition_groups,
-        {
-            name: estimate_share([hit for _, hit in trials], [scene for scene, _ in trials]) if trials else None
-            for name, trials in shares.items()
-        },
-    )
-
-
-def _pairs(results: Sequence[CaseResult]) -> list[tuple[CaseResult, CaseResult]]:
-    """Disjoint pairs of neighbours that share the picture and the noise but not the condition."""
-    pairs, index = [], 0
-    while index + 1 < len(results):
-        first, second = results[index].case, results[index + 1].case
-        same = (first.scene, first.noise_seed) == (second.scene, second.noise_seed)
-        if same and first.condition != second.condition:
-            pairs.append((results[index], results[index + 1]))
-            index += 1
-        index += 1
-    return pairs
 
 
 @lru_cache(maxsize=4)
@@ -316,3 +155,62 @@ def paste_changes(picture: np.ndarray, reference: Clip) -> Clip:
     """
     changes = reference.frames.astype(np.int16) - reference.frames[:1]
     return Clip((picture[None] + changes).clip(0, 255).astype(np.uint8), reference.fps)
+
+
+def build_row(row: RowSettings, maker: Maker, cases: tuple[PromptedCase, ...]) -> Row[PromptedCase, CaseResult]:
+    """The row as the runner takes it."""
+    return Row(
+        name=row.name,
+        about={
+            "about": row.about,
+            "split": row.split or "seen and unseen",
+            "method": row.method,
+            "num_frames": row.num_frames,
+            "height": row.height,
+            "width": row.width,
+        },
+        cases=cases,
+        make=partial(maker.make, row),
+        judge=partial(maker.judge, row),
+        summarise=partial(summarise, len(row.candidates)),
+        read=partial(read_result, case=PromptedCase),
+        show=partial(maker.show, row),
+        group=VALIDATION if row.is_validation else TABLE,
+    )
+
+
+def summarise(num_candidates: int, results: Sequence[CaseResult]) -> RowSummary:
+    """The figures of a row, with those that concern references and prompts.
+
+    `both_follow` is the share of disjoint pairs with the same picture and noise and two references in which both were
+    right. `follow_text` is the share of results that show the other condition, which the prompt named.
+    """
+    pairs = _pairs(results)
+    told = [(result, result.case.told) for result in results if isinstance(result.case, PromptedCase)]
+    misled = [(result, name) for result, name in told if name is not None]
+    shares = {
+        "both_follow": [(first.case.scene, first.is_right and second.is_right) for first, second in pairs],
+        "follow_text": [(result.case.scene, result.nearest == name) for result, name in misled],
+    }
+    return summarise_row(
+        results,
+        num_candidates,
+        condition_groups,
+        {
+            name: estimate_share([hit for _, hit in trials], [scene for scene, _ in trials]) if trials else None
+            for name, trials in shares.items()
+        },
+    )
+
+
+def _pairs(results: Sequence[CaseResult]) -> list[tuple[CaseResult, CaseResult]]:
+    """Disjoint pairs of neighbours that share the picture and the noise but not the condition."""
+    pairs, index = [], 0
+    while index + 1 < len(results):
+        first, second = results[index].case, results[index + 1].case
+        same = (first.scene, first.noise_seed) == (second.scene, second.noise_seed)
+        if same and first.condition != second.condition:
+            pairs.append((results[index], results[index + 1]))
+            index += 1
+        index += 1
+    return pairs

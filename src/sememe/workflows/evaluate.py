@@ -20,9 +20,8 @@ from sememe.video_as_prompt.evaluation import (
     NegativeReference,
     Sampler,
     build_row,
-    deal_row,
-    list_rows,
 )
+from sememe.video_as_prompt.evaluation_rows import deal_row, list_rows
 from sememe.workflows.events import Progress, ProgressHandler, ignore_progress
 from sememe.workflows.loading import LoadedModel, check_model_request, load_model
 from sememe.workflows.sidecar import describe_machine, describe_software
