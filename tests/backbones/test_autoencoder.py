@@ -28,6 +28,14 @@ def test_wan_latents_are_normalised_per_channel() -> None:
     assert torch.equal(latents, encode_video(vae, make_video()))
 
 
+@torch.no_grad()
+def test_a_video_that_is_not_finite_is_refused() -> None:
+    vae = make_wan_vae()
+    vae.register_to_config(latents_std=[float("nan")] * len(vae.config.latents_std))
+    with pytest.raises(InputError, match="decoded video is not finite"):
+        decode_latents(vae, torch.zeros(1, *latent_grid(vae).latent_shape(5, 32, 16)))
+
+
 @pytest.mark.parametrize("num_latent_frames", [1, 2, 8])
 @torch.no_grad()
 def test_cosmos_latents_use_its_table(num_latent_frames: int) -> None:

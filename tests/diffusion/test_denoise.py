@@ -183,6 +183,25 @@ def test_a_generator_reaches_schedulers_that_draw() -> None:
     assert torch.equal(run(1), run(1))
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_step_that_overflows_ends_the_loop(value: float) -> None:
+    steps: list[int] = []
+
+    def predict(latents: torch.Tensor, timestep: torch.Tensor, variants: tuple[Variant, ...]) -> torch.Tensor:
+        return torch.full((len(variants), *latents.shape), value if steps else 0.0)
+
+    with pytest.raises(InputError, match="not finite after step 2 of 5"):
+        denoise(
+            predict,
+            FlowMatchEulerDiscreteScheduler(),
+            torch.randn(1, 3),
+            video_as_prompt_guidance(1.0, 1.0),
+            5,
+            on_step_end=lambda step, timestep, latents: steps.append(step),
+        )
+    assert steps == [0]
+
+
 def test_what_cannot_work_is_refused() -> None:
     guidance = video_as_prompt_guidance(1.0, 1.0)
     with pytest.raises(InputError, match="flow matching"):

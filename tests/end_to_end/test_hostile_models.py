@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, UMT5EncoderModel
 from transformers.integrations import hub_kernels
 
@@ -148,3 +149,10 @@ def test_other_files_of_a_text_encoder_are_not_read(
     change(part / "config.json", configuration_files=["config.0.0.1.json"], transformers_weights="adapter_model.bin")
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("a pickle was read"))
     assert generate().code == 0
+
+
+def test_weights_that_are_no_numbers_make_no_black_video(folder: Path, outputs: Path, generate: Run) -> None:
+    path = next((folder / "expert").glob("*.safetensors"))
+    save_file({key: torch.full_like(tensor, torch.nan) for key, tensor in load_file(path).items()}, path)
+    assert "not finite after step 1" in refused(generate())
+    assert os.listdir(outputs) == []

@@ -141,11 +141,21 @@ def encode_video(vae: nn.Module, video: Video, generator: Generators = None) -> 
 
 
 def decode_latents(vae: nn.Module, latents: Latents) -> Video:
-    """Decodes normalised latents to a video in [-1, 1], in the autoencoder's precision."""
+    """Decode normalised latents to a video in [-1, 1], in the autoencoder's precision.
+
+    Raises:
+        InputError: The video is not a number somewhere.
+    """
     autoencoder: Any = vae
     latents = latents.to(get_module_execution_device(vae), autoencoder.dtype)
     mean, std = _statistics(vae, latents)
-    return autoencoder.decode(latents * std + mean).sample.clamp(-1.0, 1.0)
+    video: Video = autoencoder.decode(latents * std + mean).sample.clamp(-1.0, 1.0)
+    if video.isnan().any():
+        raise InputError(
+            "the decoded video is not finite: an overflow, as float16 has them (use bfloat16 or float32), or a damaged "
+            "autoencoder"
+        )
+    return video
 
 
 def _statistics(vae: nn.Module, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -73,7 +73,8 @@ def denoise(
         set_timesteps: sets the scheduler's steps, given it, their number and the device; None for its own method.
 
     Raises:
-        InputError: where the scheduler does not fit the prediction, or cannot take so many steps.
+        InputError: The scheduler does not fit the prediction or cannot take so many steps, or a step does not give
+            finite latents.
     """
     check_scheduler(scheduler, prediction)
     _set_steps(scheduler, num_inference_steps, latents.device, set_timesteps or _set_timesteps)
@@ -89,6 +90,11 @@ def denoise(
             rows.extend(group)
             predictions.extend(predict(latents, timestep, tuple(row.variant for row in group)).unbind(0))
         latents = stepper.step(combine(rows, predictions), timestep, latents)
+        if not torch.isfinite(latents).all():
+            raise InputError(
+                f"the latents are not finite after step {step + 1} of {len(scheduler.timesteps)}: an overflow, as "
+                "float16 has them (use bfloat16 or float32), or damaged weights"
+            )
         if on_step_end is not None:
             replaced = on_step_end(step, timestep, latents)
             latents = latents if replaced is None else replaced
