@@ -12,6 +12,7 @@ from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 
 from sememe.errors import InputError, VideoError
 from sememe.video.clip import Clip, Image
+from sememe.video.hdr import is_hdr, tone_map
 from sememe.video.limits import VideoLimits
 from sememe.video.resizing import check_size, resampled_rate, resize_image
 from sememe.video.sampling import Sampling, check_sampling, pick_frames_at
@@ -31,10 +32,10 @@ def read_clip(
 ) -> Clip:
     """Read a video file (mp4, mov, webm, mkv, avi or gif; the first video stream; sound is ignored).
 
-    Frames come upright (rotation and mirroring of the file applied), with square pixels, as sRGB. What is transparent
-    becomes white, where the decoder hands transparency on. Only the frames that are asked for are kept, each resized as
-    soon as it is decoded, and stretches in which none is wanted are skipped: a minute of 4K costs no more memory than
-    its chosen frames.
+    Frames come upright (rotation and mirroring of the file applied), with square pixels, as sRGB; HDR is tone-mapped.
+    What is transparent becomes white, where the decoder hands transparency on. Only the frames that are asked for are
+    kept, each resized as soon as it is decoded, and stretches in which none is wanted are skipped: a minute of 4K costs
+    no more memory than its chosen frames.
 
     Args:
         path: the file.
@@ -262,13 +263,16 @@ class _Converter:
         transparent = frame.format.has_palette or any(component.is_alpha for component in frame.format.components)
         # Files that do not name their matrix mean BT.601 if they are small and BT.709 if they are large.
         unnamed = frame.colorspace == _UNSPECIFIED and frame.height >= 720
+        hdr = is_hdr(frame.color_trc) and not transparent
         converted = self._reformatter.reformat(
             frame,
-            format="rgba" if transparent else "rgb24",
+            format="rgba" if transparent else "rgb48le" if hdr else "rgb24",
             src_colorspace=Colorspace.ITU709 if unnamed else None,
             interpolation=_INTERPOLATION,
         )
         array = converted.to_ndarray()
+        if hdr:
+            return tone_map(array, frame.color_trc)
         return over_white(array) if transparent else array
 
 
