@@ -37,7 +37,7 @@ def world_item(index: int, clips_per_scene: int = 8) -> WorldItem:
 
 @lru_cache(maxsize=64)
 def _shuffle(scene: Scene) -> tuple[str, ...]:
-    """The conditions that apply to a scene, in random order.
+    """Shuffle the conditions that apply to a scene.
 
     Whole photographs show only those that need no layers. Everywhere else these come later in the deck by as much, so
     that all conditions are dealt equally often.

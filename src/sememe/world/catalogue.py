@@ -68,7 +68,7 @@ class Condition:
     needs_layers: bool
 
     def applies_to(self, scene: Scene) -> bool:
-        """Whether the scene has what the condition acts on."""
+        """Return whether the scene has what the condition acts on."""
         return scene.subject is not None or not self.needs_layers
 
 
@@ -337,7 +337,7 @@ def conditions(family: str | None = None, split: str | None = None, *, scene: Sc
 
 
 def can_show(scene: Scene, name: str) -> bool:
-    """Whether a condition, or several joined by "+", can be applied to the scene."""
+    """Return whether a condition, or several joined by "+", can be applied to the scene."""
     return all(part.applies_to(scene) for part in parts_of(name))
 
 

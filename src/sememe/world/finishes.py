@@ -1,4 +1,4 @@
-"""How each layer of a textured scene gets its materials and light; layers are changed in place where possible."""
+"""Materials and light for each layer of a textured scene; layers are changed in place where possible."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sememe.world.drawing import FloatImage
-from sememe.world.materials import cover, desaturate, ground_relief, light_up, relief, round_off, shed_outline, soften
+from sememe.world.materials import cover, desaturate, ground_relief, light_up, relief, remove_outline, round_off, soften
 from sememe.world.scene import Backdrop, Finish
 
 Closeness = NDArray[np.float32] | None
@@ -17,7 +17,7 @@ _LAYER_CELLS = 3.2  # scene units that a layer covers from top to bottom
 def finish_subject(pixels: FloatImage, finish: Finish) -> None:
     """Give the subject its material and a rounded shape."""
     rows, columns = pixels.shape[:2]
-    shed_outline(pixels, 0.07 * rows / 2.7)
+    remove_outline(pixels, 0.07 * rows / 2.7)
     desaturate(pixels, finish.saturation)
     cover(
         pixels, np.float32(finish.contrast) * relief(finish.subject, finish.variant, rows, columns, 2.0), finish.variant
@@ -26,19 +26,19 @@ def finish_subject(pixels: FloatImage, finish: Finish) -> None:
 
 
 def finish_sky(pixels: FloatImage, backdrop: Backdrop, finish: Finish, closeness: Closeness) -> FloatImage:
-    """Soft clouds, or the plain wall of a room."""
+    """Soften the clouds, or the wall of a room, and vary their light."""
     density = pixels.shape[0] / _LAYER_CELLS
     pixels = soften(pixels, density * (0.02 if backdrop.kind == "room" else 0.09))
     return _finish(pixels, "clouds", finish, 0.6, 1)
 
 
 def finish_pattern(pixels: FloatImage, backdrop: Backdrop, finish: Finish, closeness: Closeness) -> FloatImage:
-    """A pattern painted on a wall."""
+    """Paint the pattern on a wall of the ground's material."""
     return soften(_finish(pixels, finish.ground, finish, 1.0, 1), finish.blur * pixels.shape[0] / _LAYER_CELLS)
 
 
 def finish_ridge(pixels: FloatImage, backdrop: Backdrop, finish: Finish, closeness: Closeness) -> FloatImage:
-    """A ridge in haze, a little out of focus."""
+    """Put the ridge in haze and a little out of focus."""
     pixels = _finish(pixels, finish.far, finish, 1.0, 2)
     air = np.array([*backdrop.sky, 1], np.float32) * pixels[..., 3:]
     pixels += np.float32(finish.haze) * (air - pixels)
@@ -46,7 +46,7 @@ def finish_ridge(pixels: FloatImage, backdrop: Backdrop, finish: Finish, closene
 
 
 def finish_ground(pixels: FloatImage, backdrop: Backdrop, finish: Finish, closeness: Closeness) -> FloatImage:
-    """The ground, whose material becomes finer towards the horizon."""
+    """Lay the material on the ground, finer towards the horizon."""
     assert closeness is not None
     desaturate(pixels, finish.saturation)
     field = relief(finish.ground, finish.variant + 3, _GROUND_SIDE, _GROUND_SIDE, 8.0)
@@ -57,7 +57,7 @@ def finish_ground(pixels: FloatImage, backdrop: Backdrop, finish: Finish, closen
 
 
 def finish_foreground(pixels: FloatImage, backdrop: Backdrop, finish: Finish, closeness: Closeness) -> FloatImage:
-    """Things close to the camera, too close to be sharp."""
+    """Blur what is too close to the camera to be sharp."""
     return soften(_finish(pixels, "rock", finish, 0.8, 4), 0.025 * pixels.shape[0] / _LAYER_CELLS)
 
 

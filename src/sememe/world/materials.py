@@ -19,7 +19,7 @@ _MAX_DETAIL = 0.5  # cells of noise per pixel: finer ones would alias
 
 
 def relief(material: str, seed: int, rows: int, columns: int, cells: float) -> FloatImage:
-    """Light and dark of a material, (rows, columns), with mean 0.
+    """Return the light and dark of a material, (rows, columns), with mean 0.
 
     Args:
         material: one of `scene.MATERIALS` or `scene.HELD_OUT_MATERIALS`.
@@ -57,7 +57,7 @@ def _grow(material: str, rng: np.random.Generator, rows: int, columns: int, cell
 def _noise(
     rng: np.random.Generator, shape: tuple[int, int], cells: tuple[float, float], fall: float
 ) -> NDArray[np.floating]:
-    """Sum of smooth noise at scales that double, each `fall` times as strong as the one before; deviation about 1."""
+    """Sum smooth noise at scales that double, each `fall` times as strong as the one before; deviation about 1."""
     total, power, strength = np.zeros(shape, np.float32), 0.0, 1.0
     for octave in range(5):
         down, across = (max(2, round(count * 2**octave)) for count in cells)
@@ -71,7 +71,7 @@ def _noise(
 
 
 def _pebbles(rng: np.random.Generator, shape: tuple[int, int], cells: float) -> NDArray[np.floating]:
-    """Rounded stones: bright in the middle of each cell of a crooked grid, dark between them."""
+    """Draw rounded stones: bright in the middle of each cell of a crooked grid, dark between them."""
     count = max(2, round(4 * cells))
     places = rng.uniform(0.1, 0.9, (count + 2, count + 2, 2))
     shades = rng.standard_normal((count + 2, count + 2))
@@ -88,7 +88,7 @@ def _pebbles(rng: np.random.Generator, shape: tuple[int, int], cells: float) -> 
 
 
 def cover(pixels: FloatImage, field: FloatImage, tint_seed: int) -> None:
-    """Multiply a premultiplied layer's colours by a relief, and let them turn warmer and cooler from place to place."""
+    """Multiply a premultiplied layer's colours by a relief, and make some places warmer and some cooler."""
     rng = np.random.Generator(np.random.PCG64(tint_seed))
     tint = 0.05 * _noise(rng, field.shape, (3.0, 3.0), fall=0.5)
     for channel, side in enumerate((1, 0, -1)):
@@ -138,7 +138,7 @@ def round_off(pixels: FloatImage, angle: float) -> None:
     np.minimum(pixels, pixels[..., 3:], out=pixels)
 
 
-def shed_outline(pixels: FloatImage, width: float) -> None:
+def remove_outline(pixels: FloatImage, width: float) -> None:
     """Replace the dark outline of a cut-out by the colours next to it; `width` in pixels."""
     inside = (pixels[..., 3] > 0.5).astype(np.uint8)
     depth = cv2.distanceTransform(inside, cv2.DIST_L2, cv2.DIST_MASK_5)
@@ -150,7 +150,7 @@ def shed_outline(pixels: FloatImage, width: float) -> None:
 
 
 def desaturate(pixels: FloatImage, saturation: float) -> None:
-    """Draw all colours towards grey."""
+    """Move all colours towards grey."""
     grey = pixels[..., :3] @ np.array([0.299, 0.587, 0.114], np.float32)
     pixels[..., :3] = grey[..., None] + np.float32(saturation) * (pixels[..., :3] - grey[..., None])
 

@@ -21,7 +21,7 @@ _FOLDER = Path(__file__).parent / "pictures"
 
 
 def crop_pixels(crop: Crop, height: int, width: int) -> FloatImage:
-    """The part of a photograph that `crop` selects, as an opaque layer (height, width, 4) float32 in 0..1.
+    """Cut out and develop what `crop` selects, as an opaque layer (height, width, 4) float32 in 0..1.
 
     The window is the largest one of this shape that fits the photograph, times `crop.fraction`.
     """
@@ -42,7 +42,7 @@ def crop_pixels(crop: Crop, height: int, width: int) -> FloatImage:
 
 
 def relief_of(name: str, seed: int, rows: int, columns: int) -> FloatImage:
-    """The light and dark of a part of a photographed surface, (rows, columns) with mean 0 and deviation 1."""
+    """Return the light and dark of a part of a photographed surface, (rows, columns) with mean 0 and deviation 1."""
     grey = _read(name)[..., 0].astype(np.float32)
     rng = np.random.Generator(np.random.PCG64(seed))
     top, left = (int(rng.integers(length - _SURFACE_SIDE + 1)) for length in grey.shape)
@@ -64,7 +64,7 @@ def _develop(pixels: NDArray[np.floating], crop: Crop) -> NDArray[np.float32]:
 
 @cache
 def _read(name: str) -> NDArray[np.uint8]:
-    """A photograph, (height, width, 3) uint8 RGB."""
+    """Read a photograph, (height, width, 3) uint8 RGB."""
     path = _FOLDER / f"{name}.jpg"
     pixels = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
     assert pixels is not None, f"{path} is part of the package"

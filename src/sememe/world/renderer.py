@@ -173,7 +173,7 @@ def _film_backdrop(take: Take) -> tuple[Floats, Floats]:
 
 
 def _shadow_of(subject: Floats, stage: Stage) -> Floats:
-    """A soft shadow below what is left of the subject, whatever has become of it."""
+    """Return a soft shadow below the subject, from its filmed pixels, so that it follows every effect."""
     reach = stage.subject_size * stage.density
     shift = np.array([[1, 0, 0.06 * reach], [0, 1, 0.14 * reach]], np.float32)
     out = np.zeros_like(subject)

@@ -269,7 +269,7 @@ def _random_crop(rng: np.random.Generator, *, held_out: bool) -> Crop:
 
 
 def _random_finish(rng: np.random.Generator, *, held_out: bool) -> Finish:
-    # Evaluation prefers the material that training never shows, but needs the drawn ones too.
+    # Drawn materials have details of their own for every seed, so training and evaluation can share them.
     materials = MATERIALS + 3 * HELD_OUT_MATERIALS if held_out else MATERIALS
     return Finish(
         subject=str(rng.choice(materials)),

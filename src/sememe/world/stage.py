@@ -80,7 +80,7 @@ class Stage:
 def build_stage(scene: Scene, height: int, width: int) -> Stage:
     """Draw every layer of `scene` for pictures of `height` by `width` pixels."""
     if isinstance(scene.backdrop, Crop):
-        photograph = _hang_photograph(scene.backdrop, scene.finish, height, width)
+        photograph = _photograph_layer(scene.backdrop, scene.finish, height, width)
         backdrop: tuple[Layer, ...] = (photograph,)
         foreground = None
     else:
@@ -102,7 +102,7 @@ def build_stage(scene: Scene, height: int, width: int) -> Stage:
 def _draw_backdrop(
     backdrop: Backdrop, finish: Finish | None, height: int, width: int
 ) -> tuple[tuple[Layer, ...], Layer | None]:
-    """The layers behind the subject, far to near, and the one in front of it if there is one."""
+    """Draw the layers behind the subject, far to near, and the one in front of it if there is one."""
     reach_x, reach_y = MARGIN * width / height, MARGIN
     ground = finish_pattern if backdrop.kind in PATTERN_BACKDROPS else finish_sky
     parts = (
@@ -127,8 +127,8 @@ def _draw_backdrop(
     return tuple(layers), foreground
 
 
-def _hang_photograph(crop: Crop, finish: Finish | None, height: int, width: int) -> Layer:
-    """A photograph as the farthest layer; behind a subject it is a little out of focus."""
+def _photograph_layer(crop: Crop, finish: Finish | None, height: int, width: int) -> Layer:
+    """Make a photograph the farthest layer, a little out of focus behind a subject."""
     density = height / 2
     reach_x, reach_y = crop.reach * width / height, crop.reach
     pixels = crop_pixels(crop, round(2 * reach_y * density), round(2 * reach_x * density))
@@ -142,7 +142,7 @@ def _supersample(height: int) -> int:
 
 
 def row_heights(pixels: FloatImage, reach_y: float) -> NDArray[np.float32]:
-    """The y of a layer's rows in scene units."""
+    """Return the y of a layer's rows in scene units."""
     rows = pixels.shape[0]
     return (np.arange(rows, dtype=np.float32) + 0.5) / rows * 2 * reach_y - reach_y
 
