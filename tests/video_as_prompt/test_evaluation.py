@@ -49,10 +49,10 @@ def test_rows_for_choosing_share_nothing_with_the_others() -> None:
     assert by_name["paste"].cases == by_name["unseen"].cases
 
 
-def result(scene: int, condition: str, rank: int, noise_seed: int = 0, told: str | None = None) -> CaseResult:
+def result(scene: int, condition: str, rank: int, noise_seed: int = 0, named: str | None = None) -> CaseResult:
     nearest = condition if rank == 1 else "other"
     same = GridDifferences(1, 1, 1, 1, 1)
-    return CaseResult(PromptedCase(scene, condition, 99, noise_seed, told), nearest, rank, 0.1, 20.0, 0.5, same, same)
+    return CaseResult(PromptedCase(scene, condition, 99, noise_seed, named), nearest, rank, 0.1, 20.0, 0.5, same, same)
 
 
 @pytest.mark.parametrize(("ranks", "share"), [((1, 1, 1, 4), 0.5), ((1, 2, 2, 2), 0.0), ((1, 1, 1, 1), 1.0)])

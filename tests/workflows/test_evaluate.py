@@ -178,13 +178,13 @@ def test_a_misleading_prompt_names_another_condition(
     assert report.identity["controls"] == controls | {"negative_reference": "neutral"}
     (row,) = report.rows
     for result, prompt, captions in zip(row.results, calls[0]["prompt"], calls[0]["reference_prompts"], strict=True):
-        assert result.case.told in set(CANDIDATES) - {result.case.condition}
-        assert prompt == full_caption(random_scene(result.case.scene), parts_of(result.case.told))
+        assert result.case.prompt_condition in set(CANDIDATES) - {result.case.condition}
+        assert prompt == full_caption(random_scene(result.case.scene), parts_of(result.case.prompt_condition))
         assert captions == [full_caption(random_scene(result.case.reference_scene), parts_of(result.case.condition))]
     assert isinstance(row.summary, RowSummary)
     share = row.summary.shares["follow_text"]
     assert share is not None
-    follow = [result.nearest == result.case.told for result in row.results]
+    follow = [result.nearest == result.case.prompt_condition for result in row.results]
     assert share.wilson.value == sum(follow) / 4
     assert "follow text" in report.to_markdown()
 

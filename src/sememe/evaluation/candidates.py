@@ -16,8 +16,8 @@ class SceneOracles:
         num_frames: of the clips.
         height: pixels.
         width: pixels.
-        fps: frames per second that renders say of themselves.
-        keep: scenes whose oracle is kept for the next row, about 2 MB each at 17 frames.
+        fps: frame rate of renders.
+        keep: number of scenes whose oracle is kept for the next row, about 2 MB each at 17 frames.
     """
 
     def __init__(
@@ -28,17 +28,17 @@ class SceneOracles:
         self._oracle = lru_cache(maxsize=keep)(self._build)
 
     def oracle(self, scene: int) -> Oracle:
-        """The oracle of the scene with this seed."""
+        """Return the oracle of the scene with this seed."""
         return self._oracle(scene)
 
     def film(self, scene: int, condition: str | None) -> Clip:
-        """One render."""
+        """Render the scene with this seed."""
         size = (self.height, self.width)
         shot = render(random_scene(scene), condition, num_frames=self.num_frames, size=size, fps=self.fps)
         return shot.clip
 
     def caption(self, scene: int, condition: str) -> str:
-        """What a full caption says of a render."""
+        """Return the full caption of a render."""
         size = (self.height, self.width)
         return render(random_scene(scene), condition, num_frames=2, size=size, fps=self.fps).full_caption
 

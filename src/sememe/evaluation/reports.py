@@ -105,7 +105,7 @@ class EvaluationReport:
         }
 
     def to_markdown(self) -> str:
-        """The headline figures of the rows that have results, and their accuracy by group of conditions."""
+        """Tabulate the headline figures of rows that have results, and their accuracy by group of conditions."""
         rows = {row.name: row.summary for row in self.rows if row.summary is not None}
         headline = [{"row": name} | dict(row.to_cells()) for name, row in rows.items()]
         groups = [
@@ -116,7 +116,7 @@ class EvaluationReport:
 
 
 def write_report(report: EvaluationReport, path: Path) -> None:
-    """Writes the report as JSON, atomically. Raises `OutputError` if it cannot be written."""
+    """Write the report as JSON, atomically. Raises `OutputError` if it cannot be written."""
     write_text(path, to_json(report.to_document()))
 
 
@@ -131,7 +131,7 @@ class SavedRow(Generic[ResultT]):
 def read_saved_rows(
     path: Path, identity: Mapping[str, Any], readers: Mapping[str, Callable[[Mapping[str, Any]], ResultT]]
 ) -> dict[str, SavedRow[ResultT]]:
-    """Results of an earlier run with the same identity; none if there is no such file.
+    """Read the results of an earlier run with the same identity; none if there is no such file.
 
     Args:
         path: of the report.

@@ -35,7 +35,7 @@ class Row(Generic[CaseT, ResultT]):
     """One row of an evaluation.
 
     Attributes:
-        name: by which it is asked for.
+        name: as in reports and on the command line.
         about: what it measures, as plain values.
         cases: in the order in which they are done.
         make: one clip for each of some cases.
@@ -43,7 +43,7 @@ class Row(Generic[CaseT, ResultT]):
         summarise: the figures of finished cases.
         read: a result from the plain values of a saved report.
         show: strips of the sheet of examples, for a case, its clip and its result.
-        group: by whose name all its rows are asked for.
+        group: name by which all rows of a group are chosen at once.
     """
 
     name: str

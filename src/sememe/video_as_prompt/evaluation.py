@@ -1,4 +1,4 @@
-"""How the clips of the Video-As-Prompt evaluation come about, and what is counted of them."""
+"""Making the clips of the Video-As-Prompt evaluation, and counting what they show."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,20 +32,20 @@ REFERENCE_QUALITY = 23.0  # the usual rate factor of H.264: references are lossy
 
 @lru_cache(maxsize=4)
 def scene_oracles(candidates: tuple[str, ...], num_frames: int, height: int, width: int, fps: float) -> SceneOracles:
-    """The oracles of a size and length, shared by all rows of these."""
+    """Oracles of one size and length, shared by all rows that have it."""
     return SceneOracles(candidates, num_frames, height, width, fps)
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """How the pipeline is called; None stands for the model's own setting.
+    """Arguments of the pipeline; None for the default of the model.
 
     Attributes:
-        num_inference_steps: see the pipeline, as for the next two.
-        guidance_scale: of the text.
-        reference_guidance_scale: of the reference.
-        controls: further arguments of the pipeline, by name (see `CONTROLS`).
-        negative_reference: "neutral" to lead away from a clip of the reference's scene in which nothing happens.
+        num_inference_steps: denoising steps.
+        guidance_scale: scale of text guidance.
+        reference_guidance_scale: scale of reference guidance.
+        controls: further arguments by name, those in `CONTROLS`.
+        negative_reference: "neutral" for a negative reference in which nothing happens, in the reference's scene.
     """
 
     num_inference_steps: int | None = None
@@ -56,12 +56,12 @@ class Sampler:
 
 
 class Maker:
-    """Makes the clips of cases.
+    """Make and judge the clips of cases.
 
     Args:
         pipeline: a `VideoAsPromptPipeline`.
-        sampler: its settings.
-        folder: where reference files may be written.
+        sampler: arguments of each call.
+        folder: for files of references.
     """
 
     def __init__(self, pipeline: Any, sampler: Sampler, folder: Path) -> None:
@@ -70,12 +70,12 @@ class Maker:
         self.folder = folder
 
     def oracles(self, row: RowSettings) -> SceneOracles:
-        """The oracles for a row."""
+        """Return the oracles of a row."""
         fps = self.pipeline.defaults.fps
         return scene_oracles(tuple(row.candidates), row.num_frames, row.height, row.width, fps)
 
     def make(self, row: RowSettings, cases: Sequence[PromptedCase]) -> list[Clip]:
-        """One clip per case."""
+        """Make one clip for each case."""
         if row.method == "paste":
             return [
                 paste_changes(self.first_frame(row, case), self.reference(row, case, place))
@@ -86,15 +86,21 @@ class Maker:
         return self._generate(row, cases)
 
     def truth(self, row: RowSettings, case: Case) -> Clip:
-        """The true target."""
+        """Render the true target."""
         return self.oracles(row).film(case.scene, case.condition)
 
     def first_frame(self, row: RowSettings, case: Case) -> np.ndarray:
-        """The picture that is given."""
+        """Render the picture that the clip starts from."""
         return self.oracles(row).film(case.scene, None).frames[0]
 
     def reference(self, row: RowSettings, case: Case, place: int) -> Clip:
-        """The condition in another scene, through a file; `place` tells files of one batch apart."""
+        """Render the condition in another scene, write it to a lossy file and read it back.
+
+        Args:
+            row: of the case.
+            case: what the reference shows.
+            place: number of the file.
+        """
         path = self.folder / f"reference_{place}.mp4"
         write_clip(self.oracles(row).film(case.reference_scene, case.condition), path, quality=REFERENCE_QUALITY)
         return read_clip(path)
@@ -105,7 +111,7 @@ class Maker:
         return judge_case(case, clip, self.truth(row, case), oracle, self.pipeline.grid)
 
     def show(self, row: RowSettings, case: Case, clip: Clip, result: CaseResult) -> list[SheetRow]:
-        """Reference, result and truth, one above the other."""
+        """Return rows of the sheet: reference, result and truth."""
         says = "right" if result.is_right else f"wrong: taken for {result.nearest}, right one at rank {result.rank}"
         strips = [
             SheetRow(f"result ({row.name}): {says}", clip),
@@ -127,7 +133,10 @@ class Maker:
         output = self.pipeline(
             image=[self.first_frame(row, case) for case in cases],
             references=None if alone else [[self.reference(row, case, place)] for place, case in enumerate(cases)],
-            prompt=["" if case.told is None else oracles.caption(case.scene, case.told) for case in cases],
+            prompt=[
+                "" if case.prompt_condition is None else oracles.caption(case.scene, case.prompt_condition)
+                for case in cases
+            ],
             num_frames=row.num_frames,
             height=row.height,
             width=row.width,
@@ -147,18 +156,18 @@ class Maker:
 
 
 def paste_changes(picture: np.ndarray, reference: Clip) -> Clip:
-    """The cheap trick: every pixel of the picture changes as the reference's pixel at that place does.
+    """Add the changes of the reference's pixels to the picture: the cheap trick that a model must beat.
 
     Args:
         picture: uint8 (height, width, 3).
-        reference: of the same size.
+        reference: clip of the same size.
     """
     changes = reference.frames.astype(np.int16) - reference.frames[:1]
     return Clip((picture[None] + changes).clip(0, 255).astype(np.uint8), reference.fps)
 
 
 def build_row(row: RowSettings, maker: Maker, cases: tuple[PromptedCase, ...]) -> Row[PromptedCase, CaseResult]:
-    """The row as the runner takes it."""
+    """Fill the runner's record of a row."""
     return Row(
         name=row.name,
         about={
@@ -180,14 +189,14 @@ def build_row(row: RowSettings, maker: Maker, cases: tuple[PromptedCase, ...]) -
 
 
 def summarise(num_candidates: int, results: Sequence[CaseResult]) -> RowSummary:
-    """The figures of a row, with those that concern references and prompts.
+    """Summarise a row, with the shares that concern references and prompts.
 
     `both_follow` is the share of disjoint pairs with the same picture and noise and two references in which both were
     right. `follow_text` is the share of results that show the other condition, which the prompt named.
     """
     pairs = _pairs(results)
-    told = [(result, result.case.told) for result in results if isinstance(result.case, PromptedCase)]
-    misled = [(result, name) for result, name in told if name is not None]
+    prompted = [(result, result.case.prompt_condition) for result in results if isinstance(result.case, PromptedCase)]
+    misled = [(result, name) for result, name in prompted if name is not None]
     shares = {
         "both_follow": [(first.case.scene, first.is_right and second.is_right) for first, second in pairs],
         "follow_text": [(result.case.scene, result.nearest == name) for result, name in misled],
@@ -204,7 +213,7 @@ def summarise(num_candidates: int, results: Sequence[CaseResult]) -> RowSummary:
 
 
 def _pairs(results: Sequence[CaseResult]) -> list[tuple[CaseResult, CaseResult]]:
-    """Disjoint pairs of neighbours that share the picture and the noise but not the condition."""
+    """Pair neighbours that share the picture and the noise but not the condition; no result is in two pairs."""
     pairs, index = [], 0
     while index + 1 < len(results):
         first, second = results[index].case, results[index + 1].case

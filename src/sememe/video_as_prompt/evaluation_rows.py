@@ -20,26 +20,26 @@ _SECOND_DEAL = ("sensitivity",)  # rows with scenes of their own; all others sha
 
 @dataclass(frozen=True, slots=True)
 class PromptedCase(Case):
-    """A case whose prompt may name another condition, `told`, than the reference shows."""
+    """A case whose prompt may name a condition, and then another one than the reference shows."""
 
-    told: str | None = None
+    prompt_condition: str | None = None
 
 
 @dataclass(frozen=True)
 class RowSettings:
-    """What a row of the evaluation is made of.
+    """One row of the evaluation.
 
     Attributes:
-        name: by which it is asked for.
+        name: as in reports and on the command line.
         about: what it measures.
-        split: of the conditions that targets show (see `split_conditions`).
-        method: how the clips come about.
-        num_frames: of targets and references.
+        split: which conditions targets show (see `split_conditions`).
+        method: how clips are made.
+        num_frames: frames of targets and references.
         height: pixels.
         width: pixels.
-        is_misled: whether prompts name another condition than the reference shows, and captions of references theirs;
-            otherwise all are empty.
-        is_validation: whether it is for choosing settings and checkpoints, in scenes that no other row shows.
+        is_misled: whether prompts name another condition than the reference shows, and captions of references the
+            right one; all are empty otherwise.
+        is_validation: whether the row is for choosing settings and checkpoints; its scenes are in no other row.
     """
 
     name: str
@@ -58,12 +58,12 @@ class RowSettings:
 
     @property
     def candidates(self) -> list[str]:
-        """Among what the oracle chooses: everything seen and unseen, and the novel pairs where those are tested."""
+        """What the oracle chooses from: all seen and unseen conditions, and the novel pairs where those are tested."""
         return conditions() + (conditions(split="novel") if self.split == "novel" else [])
 
 
 def list_rows(pipeline: Any) -> tuple[RowSettings, ...]:
-    """All rows, at the model's own size and length unless the row is about another one."""
+    """List all rows, at the size and length of the model unless the row is about another one."""
     own: GenerationDefaults = pipeline.defaults
     grid = pipeline.grid
     frames, height, width = own.num_frames, own.height, own.width
@@ -93,7 +93,7 @@ def list_rows(pipeline: Any) -> tuple[RowSettings, ...]:
 
 
 def deal_row(row: RowSettings, generations: int, per_scene: int, seed: int) -> tuple[PromptedCase, ...]:
-    """The cases of a row."""
+    """Deal the cases of a row."""
     cases = deal_cases(
         row.conditions,
         generations,
@@ -103,11 +103,13 @@ def deal_row(row: RowSettings, generations: int, per_scene: int, seed: int) -> t
         applies=lambda scene, name: can_show(_scene(scene), name),
         same_noise=row.method != "backbone",  # without a reference the same noise would give the same clip
     )
-    return tuple(PromptedCase(**asdict(case), told=_find_told(row, case) if row.is_misled else None) for case in cases)
+    return tuple(PromptedCase(**asdict(case), prompt_condition=_other_condition(row, case)) for case in cases)
 
 
-def _find_told(row: RowSettings, case: Case) -> str:
-    """The other condition that the prompt names."""
+def _other_condition(row: RowSettings, case: Case) -> str | None:
+    """Draw a condition for a misleading prompt."""
+    if not row.is_misled:
+        return None
     scene = _scene(case.scene)
     others = [name for name in row.conditions if name != case.condition and can_show(scene, name)]
     random = np.random.Generator(np.random.PCG64([case.scene, row.conditions.index(case.condition)]))

@@ -33,23 +33,23 @@ class EvaluationSettings:
     """Settings of an evaluation.
 
     Attributes:
-        model: a built-in name, a folder, or a repository on the Hugging Face hub.
-        generations: cases of each row.
-        rows: names of rows, in this order, or "validation" for those to choose by; None for all others.
-        per_scene: cases that share a scene, at most.
-        num_inference_steps: None for the model's own, as in the next two.
-        guidance_scale: of the text.
-        reference_guidance_scale: of the reference.
-        controls: further arguments of the pipeline, of `CONTROLS`, by name.
-        negative_reference: "neutral" to lead away from a clip of the reference's scene in which nothing happens.
-        seed: of scenes, conditions and noise.
-        batch_size: cases that are generated together; results agree up to rounding.
-        threads: of torch; None leaves it as it is.
+        model: built-in name, folder, or repository on the Hugging Face hub.
+        generations: number of cases in each row.
+        rows: names of rows, in this order, or "validation" for those to choose settings by; None for all others.
+        per_scene: largest number of cases that share a scene.
+        num_inference_steps: denoising steps; None for the default of the model, as for the next two.
+        guidance_scale: scale of text guidance.
+        reference_guidance_scale: scale of reference guidance.
+        controls: further arguments of the pipeline by name, those in `CONTROLS`.
+        negative_reference: "neutral" for a negative reference in which nothing happens, in the reference's scene.
+        seed: seed of scenes, conditions and noise.
+        batch_size: number of cases generated together; results agree up to rounding.
+        threads: threads of torch; None to leave them unchanged.
         dtype: precision of the transformer's weights; None for float32.
         device: None for a GPU where there is one.
-        output: JSON report; saved after every batch, and continued if it is there.
+        output: JSON report, saved after every batch and continued if it exists.
         sheet: PNG with examples.
-        num_examples: right ones and wrong ones of each row on the sheet, drawn by the seed.
+        num_examples: number of right and of wrong examples of each row on the sheet, drawn by the seed.
     """
 
     model: str = "tiny"
@@ -97,17 +97,17 @@ class EvaluationSettings:
 def evaluate_video_as_prompt(
     settings: EvaluationSettings, on_progress: ProgressHandler = ignore_progress
 ) -> EvaluationReport:
-    """Measures a Video-As-Prompt model.
+    """Measure a Video-As-Prompt model.
 
     Captions of targets and references are empty. References show the condition in other scenes and come from mp4
     files. What is generated is compared with renders of the same scene under all conditions.
 
     Args:
-        settings: see there.
-        on_progress: told where the run stands, a stage per row.
+        settings: what to measure and how.
+        on_progress: called with the progress, in which each row is a stage.
 
     Returns:
-        the report, which `settings.output` holds as well.
+        The report that `settings.output` holds as well.
 
     Raises:
         InputError: a setting is not valid, or the output holds another report.
@@ -141,7 +141,7 @@ def evaluate_video_as_prompt(
 
 
 def parse_controls(assignments: Sequence[str]) -> dict[str, Any]:
-    """Reads `name=value`, with values as in YAML.
+    """Parse `name=value`, with values as in YAML.
 
     Raises:
         InputError: one is not of that form.
@@ -159,7 +159,7 @@ def parse_controls(assignments: Sequence[str]) -> dict[str, Any]:
 
 
 def _identify(settings: EvaluationSettings, model: LoadedModel) -> dict[str, Any]:
-    """All that the results depend on: what is left open is resolved to the model's own settings."""
+    """Collect all that the results depend on, with the defaults of the model filled in."""
     resolved = model.pipeline.defaults.override(
         num_inference_steps=settings.num_inference_steps,
         guidance_scale=settings.guidance_scale,
@@ -191,7 +191,7 @@ def _describe_environment(settings: EvaluationSettings, model: LoadedModel) -> d
 
 @contextmanager
 def _threads(count: int | None) -> Iterator[None]:
-    """Has torch use so many threads."""
+    """Set the number of torch's threads for a while; None leaves it unchanged."""
     import torch
 
     before = torch.get_num_threads()
