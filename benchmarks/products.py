@@ -5,7 +5,7 @@ as in float32, one without them twice. How long one computation takes in another
 was found on one machine is therefore compared on another as if both multiplied equally fast.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -46,13 +46,17 @@ def find_rate(product: Timing) -> float:
 
 
 def measure_shares(call: Callable[[], Any]) -> Shares:
-    """Where the time of a call on the CPU goes; the call is made once more, under a profiler."""
+    """Profile one call on the CPU and return how its time divides."""
     with torch.no_grad(), profile(activities=[ProfilerActivity.CPU]) as profiler:
         call()
+    return divide({event.key: event.self_cpu_time_total for event in profiler.key_averages()})
+
+
+def divide(seconds: Mapping[str, float]) -> Shares:
+    """Sort the time of each operator, by its name in torch's profiler, into products, attention and the rest."""
     spent = {"products": 0.0, "attention": 0.0, "rest": 0.0}
-    for event in profiler.key_averages():
-        kind = "products" if event.key in _PRODUCTS else "attention" if _ATTENTION in event.key else "rest"
-        spent[kind] += event.self_cpu_time_total
+    for name, time in seconds.items():
+        spent["products" if name in _PRODUCTS else "attention" if _ATTENTION in name else "rest"] += time
     total = sum(spent.values())
     return Shares(**{kind: time / total for kind, time in spent.items()})
 

@@ -5,8 +5,6 @@ import json
 import re
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "sememe"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
@@ -19,34 +17,20 @@ def relative(path: Path) -> str:
     return path.relative_to(PACKAGE).as_posix()
 
 
-each_source = pytest.mark.parametrize("path", SOURCES, ids=relative)
+TREES = {relative(path): ast.parse(path.read_text()) for path in SOURCES}
 
 
-def test_there_are_sources() -> None:
+def test_files_are_named_placed_and_sized_by_the_rules() -> None:
+    parts = {path: path.relative_to(PACKAGE).with_suffix("").parts for path in SOURCES}
     assert len(SOURCES) > 10
+    assert not [relative(path) for path in SOURCES if len(parts[path]) > 3], "folders go two levels deep"
+    assert not [relative(path) for path in SOURCES if set(parts[path]) & BANNED_NAMES], "names that say nothing"
+    assert not [relative(path) for path in SOURCES if len(path.read_text().splitlines()) > 500], "more than 500 lines"
 
 
-def test_folders_go_two_levels_deep() -> None:
-    deep = [relative(path) for path in SOURCES if len(path.relative_to(PACKAGE).parts) > 3]
-    assert not deep
-
-
-def test_no_junk_drawers() -> None:
-    named = {path: set(path.relative_to(PACKAGE).with_suffix("").parts) for path in SOURCES}
-    assert not [relative(path) for path, parts in named.items() if parts & BANNED_NAMES]
-
-
-@each_source
-def test_length(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= 500
-
-
-@each_source
-def test_it_says_what_it_is_and_holds_something(path: Path) -> None:
-    tree = ast.parse(path.read_text())
-    assert ast.get_docstring(tree), "a module begins with a docstring"
-    if path.name != "__init__.py":
-        assert len(tree.body) > 1, "an empty module"
+def test_a_module_begins_with_a_docstring_and_holds_something() -> None:
+    assert not [name for name, tree in TREES.items() if not ast.get_docstring(tree)]
+    assert not [name for name, tree in TREES.items() if not name.endswith("__init__.py") and len(tree.body) < 2]
 
 
 def dotted_name(node: ast.expr) -> str:
@@ -55,31 +39,37 @@ def dotted_name(node: ast.expr) -> str:
     return node.id if isinstance(node, ast.Name) else ""
 
 
-@each_source
-def test_banned_calls_and_imports(path: Path) -> None:
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Call):
-            assert dotted_name(node.func) not in BANNED_CALLS, f"line {node.lineno}"
-        if isinstance(node, ast.Import):
-            assert not BANNED_IMPORTS & {alias.name for alias in node.names}, f"line {node.lineno}"
-        if isinstance(node, ast.ImportFrom):
-            assert node.module not in BANNED_IMPORTS, f"line {node.lineno}"
+def find_banned(node: ast.AST) -> set[str]:
+    match node:
+        case ast.Call():
+            return BANNED_CALLS & {dotted_name(node.func)}
+        case ast.Import():
+            return BANNED_IMPORTS & {alias.name for alias in node.names}
+        case ast.ImportFrom():
+            return BANNED_IMPORTS & {node.module or ""}
+        case _:
+            return set()
 
 
-@each_source
-def test_nothing_is_done_to_the_process_on_import(path: Path) -> None:
-    """No environment variable is set and no file opened by the statements of a module itself."""
-    for statement in ast.parse(path.read_text()).body:
-        if isinstance(statement, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
-            continue
-        for node in ast.walk(statement):
-            if isinstance(node, ast.Call):
-                name = dotted_name(node.func)
-                assert not name.startswith(("os.environ", "os.putenv", "torch.set_", "logging.basicConfig")), name
-                assert name not in {"open", "Path.open"}, name
-            if isinstance(node, ast.Assign):
-                targets = [t.value for t in node.targets if isinstance(t, ast.Subscript)]
-                assert "os.environ" not in [dotted_name(target) for target in targets]
+def test_nothing_runs_foreign_code_or_prints() -> None:
+    found = {name: set().union(*map(find_banned, ast.walk(tree))) for name, tree in TREES.items()}
+    assert not {name: banned for name, banned in found.items() if banned}
+
+
+def touches_the_process(node: ast.AST) -> bool:
+    """Whether a statement sets an environment variable, a global option, or opens a file."""
+    if isinstance(node, ast.Call):
+        name = dotted_name(node.func)
+        return name.startswith(("os.environ", "os.putenv", "torch.set_", "logging.basicConfig")) or name == "open"
+    targets = node.targets if isinstance(node, ast.Assign) else []
+    return "os.environ" in [dotted_name(target.value) for target in targets if isinstance(target, ast.Subscript)]
+
+
+def test_nothing_is_done_to_the_process_on_import() -> None:
+    definitions = (ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef)
+    for name, tree in TREES.items():
+        statements = [statement for statement in tree.body if not isinstance(statement, definitions)]
+        assert not any(touches_the_process(node) for each in statements for node in ast.walk(each)), name
 
 
 def test_the_project_speaks_of_itself_alone() -> None:

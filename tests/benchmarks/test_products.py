@@ -4,19 +4,28 @@ import pytest
 import torch
 from torch.nn import functional
 
-from benchmarks.products import PRODUCT_SIZE, Shares, bring_to_rate, find_rate, measure_shares
+from benchmarks.products import PRODUCT_SIZE, Shares, bring_to_rate, divide, find_rate, measure_shares
 from benchmarks.timing import Timing
 
 
-def test_products_are_told_from_attention() -> None:
-    matrix, heads = torch.randn(512, 512), torch.randn(1, 4, 512, 64)
+def test_operators_are_sorted_into_products_attention_and_the_rest() -> None:
+    """Which operators run is checked, not how long they take: a cold first profile spends its time elsewhere."""
+    matrix, heads = torch.randn(8, 8), torch.randn(1, 4, 8, 8)
     multiplied = measure_shares(lambda: functional.linear(matrix, matrix, matrix[0]))
     attended = measure_shares(lambda: functional.scaled_dot_product_attention(heads, heads, heads))
-    assert multiplied.products > 0.5
-    assert attended.attention > 0.5
+    assert multiplied.products > 0.0
+    assert attended.attention > 0.0
     assert multiplied.attention == attended.products == 0.0
-    for shares in (multiplied, attended):
-        assert shares.products + shares.attention + shares.rest == pytest.approx(1.0)
+
+
+def test_shares_are_those_of_the_time() -> None:
+    names = {
+        "aten::addmm": 3.0,
+        "aten::mm": 1.0,
+        "aten::_scaled_dot_product_flash_attention_for_cpu": 4.0,
+        "aten::add": 2.0,
+    }
+    assert divide(names) == Shares(products=0.4, attention=0.4, rest=0.2)
 
 
 def test_only_products_become_faster() -> None:

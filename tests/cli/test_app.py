@@ -4,7 +4,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -26,19 +25,14 @@ def test_help_names_what_there_is(command: list[str], capsys: pytest.CaptureFixt
     assert outcome.err == ""
 
 
-def test_help_is_fast_and_loads_nothing_heavy() -> None:
+def test_help_loads_nothing_heavy() -> None:
     code = (
         "import sys, json; from sememe.cli.app import run\n"
         "for command in json.loads(sys.argv[1]): assert run([*command, '--help']) == 0\n"
         "print(json.dumps(sorted({name.split('.')[0] for name in sys.modules})), file=sys.stderr)\n"
     )
-    seconds = []
-    for _ in range(3):
-        begin = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", code, json.dumps(COMMANDS)], capture_output=True, check=True)
-        seconds.append(time.perf_counter() - begin)
+    done = subprocess.run([sys.executable, "-c", code, json.dumps(COMMANDS)], capture_output=True, check=True)
     assert not HEAVY & set(json.loads(done.stderr.splitlines()[-1]))
-    assert min(seconds) < 0.5 + 0.1 * len(COMMANDS)
 
 
 def test_every_flag_has_a_help_text(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

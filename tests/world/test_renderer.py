@@ -3,7 +3,6 @@
 import hashlib
 import subprocess
 import sys
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -256,14 +255,3 @@ def test_wrong_input() -> None:
         render(scene, None, num_frames=0)
     with pytest.raises(InputError, match="unknown condition 'mellt'; did you mean melt"):
         render(scene, "mellt")
-
-
-def test_it_is_fast() -> None:
-    """A hundred clips a second is the aim; a fifth of it is what must hold under any load and with checked shapes."""
-    scenes = [random_scene(600_000 + index) for index in range(40)]
-    render(random_scene(0), "melt")
-    begin = time.process_time()
-    for index, scene in enumerate(scenes):
-        names = conditions(scene=scene)
-        render(scene, names[7 * index % len(names)])
-    assert len(scenes) / (time.process_time() - begin) > 20
