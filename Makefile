@@ -42,8 +42,8 @@ types: install  ## mypy over src and tests
 layers: install  ## which package may import which
 	$(BIN)/lint-imports
 
-unit: install  ## pytest over the whole suite
-	$(BIN)/python -m pytest
+unit: install  ## pytest over the whole suite, one process a core
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 format: install  ## format and repair what ruff can
 	$(BIN)/ruff check --fix-only --quiet
