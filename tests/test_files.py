@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from sememe import files
-from sememe.errors import OutputError
+from sememe.errors import InputError, OutputError
 
 
 def test_content_appears_at_once(tmp_path: Path) -> None:
@@ -62,3 +62,57 @@ def test_a_folder_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_too_long_a_name(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="too long"):
         files.write_text(tmp_path / ("a" * 300), "")
+
+
+def test_a_folder_appears_at_once_and_replaces_an_older_one(tmp_path: Path) -> None:
+    target = tmp_path / "runs" / "model"
+    for text in ("old", "new"):
+        with files.atomic_folder(target) as part:
+            (part / "inner").mkdir()
+            (part / "inner" / text).touch()
+            assert not (target / "inner" / text).exists()
+        assert os.listdir(target / "inner") == [text]
+    assert os.listdir(tmp_path / "runs") == ["model"]
+
+
+@pytest.mark.parametrize("exception", [KeyboardInterrupt(), RuntimeError(), OSError(errno.ENOSPC, "")])
+def test_an_older_folder_stays_where_writing_fails(tmp_path: Path, exception: BaseException) -> None:
+    target = tmp_path / "model"
+    target.mkdir()
+    (target / "old").touch()
+    with pytest.raises(OutputError if isinstance(exception, OSError) else type(exception)):
+        _fail_in_folder(target, exception)
+    assert os.listdir(target) == ["old"]
+    assert os.listdir(tmp_path) == ["model"]
+
+
+def test_an_older_folder_comes_back_where_the_new_one_cannot_be_renamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "model"
+    target.mkdir()
+    (target / "old").touch()
+    rename = Path.rename
+
+    def refuse(path: Path, to: Path) -> Path:
+        if "writing" in path.name:
+            raise OSError(errno.EACCES, "refused")
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(OutputError, match="no permission"), files.atomic_folder(target):
+        pass
+    assert os.listdir(target) == ["old"]
+
+
+def _fail_in_folder(target: Path, exception: BaseException) -> None:
+    with files.atomic_folder(target) as part:
+        (part / "new").touch()
+        raise exception
+
+
+def test_a_hash_is_that_of_the_content(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    assert files.hash_file(tmp_path / "a").startswith("ba7816bf8f01cfea")
+    with pytest.raises(InputError, match="b cannot be read"):
+        files.hash_file(tmp_path / "b")

@@ -1,13 +1,15 @@
-"""Writing a file so that it is whole or not there at all."""
+"""Writing a file or a folder so that it is whole or not there at all, and hashing files."""
 
 import errno
+import hashlib
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from sememe.errors import OutputError
+from sememe.errors import InputError, OutputError, SememeError
 
 
 @contextmanager
@@ -38,6 +40,52 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             part.unlink()
+
+
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Yield a folder to write to, which becomes `folder` when the block ends well; an older one is replaced.
+
+    It is flushed to the disk and then renamed. If the block ends by an exception, what was written is removed and an
+    older folder stays. A process that is killed leaves at most a hidden folder `.<name>.writing-<process>` or
+    `.<name>.replaced-<process>` beside it.
+
+    Raises:
+        OutputError: The folder cannot be written. An `OSError` raised inside the block comes out as one too.
+    """
+    temporary = folder.with_name(f".{folder.name}.writing-{os.getpid()}")
+    replaced = folder.with_name(f".{folder.name}.replaced-{os.getpid()}")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        for path in (*temporary.rglob("*"), temporary):
+            _flush(path)
+        if folder.exists():
+            folder.rename(replaced)
+        temporary.rename(folder)
+        _flush(folder.parent)
+    except SememeError:
+        raise
+    except OSError as error:
+        raise OutputError(describe_write_error(folder, error)) from error
+    finally:
+        if replaced.exists() and not folder.exists():
+            replaced.rename(folder)
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def hash_file(path: str | Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal.
+
+    Raises:
+        InputError: The file cannot be read.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
@@ -92,5 +140,9 @@ def _flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError:
+        # Some file systems cannot flush folders; a rename is still atomic there.
+        if not path.is_dir():
+            raise
     finally:
         os.close(descriptor)

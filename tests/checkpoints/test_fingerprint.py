@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from sememe.checkpoints import fingerprint as module
-from sememe.checkpoints.fingerprint import fingerprint_model, hash_file
+from sememe.checkpoints.fingerprint import fingerprint_model
+from sememe.files import hash_file
 
 
 def make_folder(folder: Path) -> Path:

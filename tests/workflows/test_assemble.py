@@ -5,10 +5,10 @@ import torch
 from safetensors import safe_open
 
 from model_folders import save_model
-from sememe.checkpoints.fingerprint import hash_file
 from sememe.checkpoints.parts import find_part
 from sememe.checkpoints.zoo import describe_model
 from sememe.errors import ModelError, OutputError
+from sememe.files import hash_file
 from sememe.video_as_prompt.defaults import GenerationDefaults
 from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
 from sememe.workflows.assemble import SchedulerSettings, assemble_video_as_prompt, describe_runs, make_scheduler

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from sememe.files import hash_file
+
 # Only what loading reads: a corrected card is not another model.
 _SUFFIXES = frozenset({".json", ".safetensors", ".model", ".txt"})
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -35,12 +37,6 @@ def fingerprint_model(folder: Path) -> ModelFingerprint:
     lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(files.items()))
     is_snapshot = folder.parent.name == "snapshots" and _COMMIT.fullmatch(folder.name)
     return ModelFingerprint(hashlib.sha256(lines.encode()).hexdigest(), files, folder.name if is_snapshot else None)
-
-
-def hash_file(path: str | Path) -> str:
-    """The sha256 of a file, in hexadecimal digits."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _model_file_hash(path: Path) -> str:

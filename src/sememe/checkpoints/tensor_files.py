@@ -1,5 +1,6 @@
 """Folders of tensors (config.json and safetensors, in shards where large), read strictly."""
 
+import errno
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from safetensors.torch import save_file
 
 from sememe.checkpoints.weight_files import describe_names, iterate_stored, read_stored_tensors
 from sememe.errors import ModelError, OutputError
+from sememe.files import describe_write_error
 
 CONFIG_NAME = "config.json"
 _STEM = "diffusion_pytorch_model"
@@ -49,6 +51,22 @@ def write_tensors(
         (folder / CONFIG_NAME).write_text(json.dumps(dict(config), indent=2, sort_keys=True) + "\n")
     except (OSError, SafetensorError) as error:
         raise OutputError(f"the model folder {folder} cannot be written: {error}") from error
+
+
+def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Write one safetensors file.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    contents = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    try:
+        save_file(contents, path, {"format": "pt"})
+    except SafetensorError as error:
+        # The library gives the system's error as its number within the text only.
+        is_full = "os error 28" in str(error) or "os error 122" in str(error)
+        cause = OSError(errno.ENOSPC if is_full else 0, str(error))
+        raise OutputError(describe_write_error(path, cause)) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sememe.data.manifest import VideoSample, hash_file
+from sememe.data.manifest import VideoSample
 from sememe.errors import InputError, VideoError
-from sememe.files import write_text
+from sememe.files import hash_file, write_text
 from sememe.video import Clip, Sampling, VideoLimits, read_clip
 
 

@@ -6,7 +6,6 @@ VAP-Data is the dataset of Video-As-Prompt (arXiv 2510.20888): a folder of video
 
 import csv
 import dataclasses
-import hashlib
 import io
 import json
 import math
@@ -18,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sememe.errors import InputError
-from sememe.files import atomic_path, write_text
+from sememe.files import atomic_path, hash_file, write_text
 
 TRAINING_NAME = "vap_data.csv"
 BENCHMARK_NAME = "benchmark.csv"
@@ -173,15 +172,6 @@ def find_changed(samples: Sequence[VideoSample], folder: Path | str) -> tuple[st
         if sample.sha256 is not None
         and not ((root / sample.path).is_file() and hash_file(root / sample.path) == sample.sha256)
     )
-
-
-def hash_file(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal. Raises `InputError` if it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def list_references(samples: Sequence[VideoSample]) -> tuple[tuple[int, ...], ...]:

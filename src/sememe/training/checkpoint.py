@@ -1,14 +1,11 @@
 """Checkpoints that are either complete and verified, or not there.
 
 A checkpoint is a folder `step_000123` with `weights.safetensors`, `ema.safetensors` (where an average is kept),
-`optimizer.safetensors`, `state.json` and `manifest.json` (size and SHA-256 of the others). It is written under a
-temporary name, synchronised to the disk and renamed.
+`optimizer.safetensors`, `state.json` and `manifest.json` (size and SHA-256 of the others).
 """
 
-import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -16,14 +13,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from sememe.errors import ModelError, OutputError
+from sememe.checkpoints.tensor_files import save_tensors
+from sememe.errors import ModelError
+from sememe.files import atomic_folder, hash_file
 
 _NAME = re.compile(r"step_(\d{6,})")
-_TEMPORARY = ".writing-"
+# What a process that was killed while it wrote a checkpoint leaves; see `atomic_folder`.
+_LEFTOVERS = (".step_*.writing-*", ".step_*.replaced-*")
 _WEIGHTS, _AVERAGE, _OPTIMIZER = "weights.safetensors", "ema.safetensors", "optimizer.safetensors"
 _STATE, _MANIFEST = "state.json", "manifest.json"
 
@@ -47,26 +46,15 @@ class Checkpoint:
 def save_checkpoint(checkpoint: Checkpoint, folder: Path, keep: int = 2) -> Path:
     """Write `folder/step_...` and remove the oldest ones beyond `keep` (at least 2); return its path.
 
-    Raises `OutputError` if it cannot be written; then nothing of it is left and older ones stay.
+    Raises:
+        OutputError: It cannot be written; then nothing of it is left and older ones stay.
     """
     assert keep >= 2, "a run keeps two checkpoints at least, so that a damaged one is no loss"
     final = folder / f"step_{checkpoint.step:06d}"
-    temporary = folder / f"{_TEMPORARY}{final.name}-{os.getpid()}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(folder)
-        temporary.mkdir()
+    for path in (path for pattern in _LEFTOVERS for path in folder.glob(pattern)):
+        shutil.rmtree(path, ignore_errors=True)
+    with atomic_folder(final) as temporary:
         _write_files(checkpoint, temporary)
-        if final.exists():
-            final.rename(folder / f"{_TEMPORARY}replaced-{final.name}-{os.getpid()}")
-        temporary.rename(final)
-        _synchronise(folder)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise OutputError(
-            f"checkpoint {final} cannot be written: {error}; free some space or choose a folder"
-        ) from error
-    _remove_leftovers(folder)
     for path in list_checkpoints(folder)[:-keep]:
         shutil.rmtree(path, ignore_errors=True)
     return final
@@ -114,7 +102,7 @@ def find_damage(path: Path) -> str | None:
         for name, expected in files.items():
             if "/" in name or (path / name).stat().st_size != expected["size"]:
                 return f"{name} has another size than its manifest says"
-            if _hash_file(path / name) != expected["sha256"]:
+            if hash_file(path / name) != expected["sha256"]:
                 return f"{name} has another SHA-256 than its manifest says"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
@@ -125,45 +113,15 @@ def find_damage(path: Path) -> str | None:
 
 
 def _write_files(checkpoint: Checkpoint, folder: Path) -> None:
-    _save_tensors(checkpoint.weights, folder / _WEIGHTS)
-    _save_tensors(checkpoint.optimizer, folder / _OPTIMIZER)
+    save_tensors(checkpoint.weights, folder / _WEIGHTS)
+    save_tensors(checkpoint.optimizer, folder / _OPTIMIZER)
     if checkpoint.average is not None:
-        _save_tensors(checkpoint.average, folder / _AVERAGE)
+        save_tensors(checkpoint.average, folder / _AVERAGE)
     _save_json({"step": checkpoint.step, **checkpoint.state}, folder / _STATE)
     names = sorted(path.name for path in folder.iterdir())
-    files = {name: {"size": (folder / name).stat().st_size, "sha256": _hash_file(folder / name)} for name in names}
-    for name in names:
-        _synchronise(folder / name)
+    files = {name: {"size": (folder / name).stat().st_size, "sha256": hash_file(folder / name)} for name in names}
     _save_json({"format": 1, "files": files}, folder / _MANIFEST)
-    _synchronise(folder / _MANIFEST)
-    _synchronise(folder)
-
-
-def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
 
 
 def _save_json(value: Mapping[str, Any], path: Path) -> None:
     path.write_text(json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
-
-
-def _hash_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _synchronise(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        # Some file systems cannot synchronise folders; the rename is still atomic there.
-        if not path.is_dir():
-            raise
-    finally:
-        os.close(descriptor)
-
-
-def _remove_leftovers(folder: Path) -> None:
-    for path in folder.glob(f"{_TEMPORARY}*"):
-        shutil.rmtree(path, ignore_errors=True)

@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,13 +15,12 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from sememe.errors import ModelError, OutputError, RecipeError
-from sememe.files import describe_write_error
+from sememe.files import atomic_folder, describe_write_error
 from sememe.training.average import WeightAverage, copy_tensors
 from sememe.training.batches import BatchSource
 from sememe.training.checkpoint import Checkpoint, find_latest, list_checkpoints, load_checkpoint, save_checkpoint
 from sememe.training.config import TrainingConfig
 from sememe.training.distribution import Distribution, open_distribution
-from sememe.training.export import export_stage
 from sememe.training.interruption import StopRequest, listen_for_stop
 from sememe.training.optimizer import NamedOptimizer, tracked_tensors, trained_parameters
 from sememe.training.progress import (
@@ -409,11 +408,9 @@ class _Run:
         )
 
     def _export(self, folder: Path) -> None:
-        if self._average is None:
-            export_stage(self._stage, folder, "raw")
-            return
-        with self._average.applied():
-            export_stage(self._stage, folder, "ema")
+        average = self._average
+        with atomic_folder(folder) as temporary, nullcontext() if average is None else average.applied():
+            self._stage.export(temporary, "raw" if average is None else "ema")
 
 
 def _describe_line(progress: TrainingProgress, loss: float) -> dict[str, Any]:

@@ -10,9 +10,8 @@ from sememe.checkpoints.fingerprint import fingerprint_model
 from sememe.checkpoints.parts import find_part
 from sememe.checkpoints.zoo import resolve_model
 from sememe.errors import ModelError, RecipeError
-from sememe.files import write_text
+from sememe.files import atomic_folder, write_text
 from sememe.video_as_prompt.recipe_records import ModelRecipe, SchedulerSettings
-from sememe.workflows.folders import atomic_folder
 from sememe.workflows.model_card import ModelCard, write_card
 from sememe.workflows.run_record import describe_run, read_run, read_summary
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from sememe.checkpoints.parts import find_part
 from sememe.errors import ModelError, RecipeError
+from sememe.files import atomic_folder
 from sememe.video_as_prompt.recipe_records import AutoencoderRecipe, BackboneRecipe, ExpertRecipe, TrainingRecipe
-from sememe.workflows.folders import atomic_folder
 
 START_NAME = "start"
 _PARTS = {

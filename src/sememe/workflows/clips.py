@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from sememe.data.dataset import ClipDataset
 from sememe.data.latents import LatentItem
-from sememe.data.manifest import TRAINING_NAME, hash_file, read_manifest, read_vap_data
+from sememe.data.manifest import TRAINING_NAME, read_manifest, read_vap_data
 from sememe.errors import InputError
+from sememe.files import hash_file
 from sememe.training.world_clips import WorldItem, render_item, world_item
 from sememe.video_as_prompt.recipe_records import WorldData
 

@@ -32,9 +32,8 @@ from sememe.checkpoints.separate_files import open_separate, write_separate
 from sememe.checkpoints.stored_transformer import StoredTransformer
 from sememe.checkpoints.weight_files import list_weight_files, read_stored_tensors
 from sememe.errors import InputError, ModelError, OutputError
-from sememe.files import write_text
+from sememe.files import atomic_folder, write_text
 from sememe.workflows.events import ProgressHandler, StepCounter, ignore_progress
-from sememe.workflows.folders import atomic_folder
 
 TARGET_LAYOUTS = ("own", "published")
 

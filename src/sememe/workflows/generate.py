@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 
 import numpy as np
 
-from sememe.checkpoints.fingerprint import hash_file
 from sememe.errors import InputError
+from sememe.files import hash_file
 from sememe.video import Clip, Sampling, SheetRow, VideoLimits, contact_sheet, write_clip, write_image
 from sememe.workflows import sidecar
 from sememe.workflows.events import Progress, ProgressHandler, StepCounter, Stopwatch, ignore_progress

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sememe.checkpoints.fingerprint import hash_file
 from sememe.errors import VideoError
+from sememe.files import hash_file
 from sememe.video import Clip, Sampling, VideoLimits, read_clip, read_image
 from sememe.video.source import open_source
 
