@@ -12,7 +12,7 @@ from sememe.backbones.autoencoder import decode_latents, encode_video
 from sememe.compute.tiling import check_tiling, enable_slicing, enable_tiling
 from sememe.errors import InputError
 from video_as_prompt.pipeline_factories import make_clip, make_cogvideox_pipeline, make_picture, make_pipeline
-from video_as_prompt.wan_factories import make_cosmos_vae, make_wan_vae
+from video_as_prompt.wan_factories import make_linear_vae, make_wan_vae
 
 
 def make_vae(name: str) -> Any:
@@ -21,7 +21,7 @@ def make_vae(name: str) -> Any:
     if name == "wan-patches":
         settings: dict[str, Any] = {"patch_size": 2, "in_channels": 12, "out_channels": 12, "dim_mult": [1, 1, 1]}
         return make_wan_vae(**settings, temperal_downsample=[True, True], scale_factor_spatial=8)
-    return make_cosmos_vae() if name == "cosmos" else make_cogvideox_pipeline().vae
+    return make_linear_vae() if name == "linear" else make_cogvideox_pipeline().vae
 
 
 def make_video(num_frames: int = 5) -> torch.Tensor:
@@ -145,7 +145,7 @@ def test_overlaps_of_a_quarter_are_blended_linearly(name: str, axis: int) -> Non
     torch.testing.assert_close(line, expected.expand_as(line))
 
 
-@pytest.mark.parametrize("name", ["wan", "cogvideox", "cosmos"])
+@pytest.mark.parametrize("name", ["wan", "cogvideox", "linear"])
 @torch.no_grad()
 def test_slices_give_the_same_result(name: str) -> None:
     video, vae = make_video(9), make_vae(name)
@@ -157,14 +157,10 @@ def test_slices_give_the_same_result(name: str) -> None:
 
 
 def test_what_cannot_be_tiled_is_refused() -> None:
-    with pytest.raises(InputError, match="tiling has no effect on AutoencoderKLCosmos"):
-        enable_tiling(make_cosmos_vae())
+    with pytest.raises(InputError, match="LinearVideoAutoencoder cannot work in tiles"):
+        enable_tiling(make_linear_vae())
     with pytest.raises(InputError, match="tile_size must be a multiple of 32 pixels for this autoencoder, got 48"):
         enable_tiling(make_wan_vae(), 48)
-    pipe = make_pipeline("cached", "cosmos")
-    pipe.vae.enable_tiling()
-    with pytest.raises(InputError, match="tiling has no effect on AutoencoderKLCosmos"):
-        pipe(make_picture(), [make_clip()])
     pipe = make_cogvideox_pipeline()
     pipe.vae.enable_tiling(24, 24)
     with pytest.raises(InputError, match=r"tiles of 24 pixels in height .* do not fit together"):

@@ -1,13 +1,12 @@
-"""Small autoencoders of the folding kind, and small clips of the world, for tests of their training."""
+"""Small linear autoencoders, and small clips of the world, for tests of their training."""
 
 from functools import cache
-from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLCosmos
 from torch import Tensor
 
+from sememe.backbones.linear_autoencoder import LinearVideoAutoencoder
 from sememe.training.stage_autoencoder import to_video
 from sememe.training.world_clips import render_item, world_item
 
@@ -15,22 +14,10 @@ SIZE = 16
 NUM_FRAMES = 9
 
 
-def make_folding_vae(seed: int = 0, latent_channels: int = 12, channels: int = 32) -> Any:
-    """8 frames and 8x8 pixels per latent, all in the wavelet fold."""
+def make_linear_vae(seed: int = 0) -> LinearVideoAutoencoder:
+    """8 frames and 8x8 pixels per latent, 12 channels."""
     torch.manual_seed(seed)
-    return AutoencoderKLCosmos(
-        latent_channels=latent_channels,
-        encoder_block_out_channels=(channels, channels),
-        decode_block_out_channels=(channels, channels),
-        attention_resolutions=(),
-        resolution=SIZE,
-        num_layers=1,
-        patch_size=8,
-        spatial_compression_ratio=8,
-        temporal_compression_ratio=8,
-        latents_mean=[0.0] * latent_channels,
-        latents_std=[1.0] * latent_channels,
-    )
+    return LinearVideoAutoencoder(12, hidden_channels=16, num_layers=1)
 
 
 @cache

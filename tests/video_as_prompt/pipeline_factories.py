@@ -18,7 +18,7 @@ from transformers import (
 from sememe.video import Clip
 from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
 from video_as_prompt import cogvideox_factories
-from video_as_prompt.wan_factories import TEXT_DIM, make_cosmos_vae, make_transformer, make_wan_vae
+from video_as_prompt.wan_factories import TEXT_DIM, make_linear_vae, make_transformer, make_wan_vae
 
 DEFAULTS = {
     "height": 32,
@@ -84,7 +84,7 @@ def make_pipeline(
         )
     pipeline = VideoAsPromptPipeline(
         **parts,
-        vae=make_cosmos_vae() if vae == "cosmos" else make_wan_vae(),
+        vae=make_linear_vae() if vae == "linear" else make_wan_vae(),
         transformer=make_transformer(attention_mode=attention_mode, **settings),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
         generation_defaults=DEFAULTS | defaults,

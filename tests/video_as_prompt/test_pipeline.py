@@ -40,7 +40,7 @@ def count_calls(module: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> list
     return calls
 
 
-@pytest.mark.parametrize("vae", ["wan", "cosmos"])
+@pytest.mark.parametrize("vae", ["wan", "linear"])
 @pytest.mark.parametrize("mode", ["cached", "joint"])
 def test_a_clip_comes_out_and_the_seed_decides(mode: str, vae: str) -> None:
     pipe = make_pipeline(mode, vae)

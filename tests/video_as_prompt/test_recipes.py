@@ -9,10 +9,10 @@ from sememe.training.autoencoder_settings import AutoencoderSettings
 from sememe.training.config import apply_overrides, list_settings
 from sememe.video_as_prompt.recipe_records import (
     KINDS,
-    AutoencoderRecipe,
-    CosmosNetwork,
     ExpertRecipe,
     LatentsRecipe,
+    LinearNetwork,
+    Regeneration,
     WorldData,
 )
 from sememe.video_as_prompt.recipes import RECIPES, find_recipe, kind_of
@@ -71,12 +71,10 @@ def test_overrides_reach_every_depth() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["settings.window=16"], "1 more than a multiple of 8"),
-        (["settings.window=25"], "at most 17"),
         (["data.width=60"], "data.width must be a multiple of 8"),
-        (["data.num_frames=20", "settings.window=9"], "data.num_frames must be 1 more"),
-        (["network.decoder_channels=90"], "network.decoder_channels must be 98 or more"),
-        (["network.patch_size=3"], "2, 4 or 8"),
+        (["data.num_frames=20"], "data.num_frames must be 1 more"),
+        (["network.hidden_channels=90"], "network.hidden_channels must be a multiple of 8"),
+        (["network.patch_size=3"], "network.patch_size must be a multiple of 2"),
     ],
 )
 def test_what_cannot_be_built_is_refused(settings: list[str], message: str) -> None:
@@ -87,8 +85,8 @@ def test_what_cannot_be_built_is_refused(settings: list[str], message: str) -> N
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: AutoencoderSettings(window=1), "window must be 2"),
-        (lambda: AutoencoderSettings(latent_noise=-1), "latent_noise must be 0"),
+        (lambda: AutoencoderSettings(generated_share=2), "generated_share must be from 0 to 1"),
+        (lambda: AutoencoderSettings(max_noise=-1), "max_noise must be 0"),
         (lambda: BackboneSettings(sigma_std=0), "sigma_std must be above 0"),
         (lambda: BackboneSettings(batch_size=0), "batch_size must be 1"),
         (lambda: ExpertSettings(num_references=0), "num_references must be 1"),
@@ -97,7 +95,8 @@ def test_what_cannot_be_built_is_refused(settings: list[str], message: str) -> N
         (lambda: replace(tiny_expert(), reference_timestep=-1.0), "reference_timestep must be between"),
         (lambda: WorldData(num_clips=0), "num_clips must be 1"),
         (lambda: WorldData(fps=0.0), "fps must be above 0"),
-        (lambda: CosmosNetwork(latent_channels=0), "latent_channels must be 1"),
+        (lambda: LinearNetwork(latent_channels=0), "latent_channels must be 1"),
+        (lambda: Regeneration(model="a", min_strength=0.0), "strengths must rise"),
         (lambda: LatentsRecipe(name="a", description="b", autoencoder="c", batch_size=0), "batch_size must be 1"),
     ],
 )
@@ -112,9 +111,3 @@ def test_listing_loads_neither_torch_nor_the_world() -> None:
         "sys.exit(bool({'torch', 'cv2', 'diffusers'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def test_the_autoencoder_of_tiny() -> None:
-    recipe = find_recipe("tiny-autoencoder")
-    assert isinstance(recipe, AutoencoderRecipe)
-    assert (recipe.network.latent_channels, recipe.network.patch_size, recipe.settings.trains) == (48, 8, "decoder")

@@ -3,8 +3,9 @@
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLCosmos, AutoencoderKLWan, WanTransformer3DModel
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
 
+from sememe.backbones.linear_autoencoder import LinearVideoAutoencoder
 from sememe.video_as_prompt.network_wan import WanVideoAsPromptTransformer
 from sememe.video_as_prompt.references import ReferenceInputs
 
@@ -87,20 +88,9 @@ def make_wan_vae(seed: int = 0, **settings: Any) -> AutoencoderKLWan:
     return AutoencoderKLWan(**(config | settings)).eval()
 
 
-def make_cosmos_vae(seed: int = 0, num_latent_frames: int = 1) -> AutoencoderKLCosmos:
-    """A Cosmos autoencoder: 4 frames and 8x8 pixels per latent, 4 channels; statistics for so many latent frames."""
+def make_linear_vae(seed: int = 0) -> LinearVideoAutoencoder:
+    """A linear autoencoder: 4 frames of 4x4 pixels per latent, 4 channels, and a refinement that is not zero."""
     torch.manual_seed(seed)
-    spread = torch.linspace(-1.0, 1.0, LATENT_CHANNELS * num_latent_frames)
-    return AutoencoderKLCosmos(
-        latent_channels=LATENT_CHANNELS,
-        encoder_block_out_channels=(8, 8, 8, 8),
-        decode_block_out_channels=(8, 8, 8, 8),
-        attention_resolutions=(),
-        resolution=32,
-        num_layers=1,
-        patch_size=2,
-        spatial_compression_ratio=8,
-        temporal_compression_ratio=4,
-        latents_mean=spread.tolist(),
-        latents_std=(2.0 + spread).tolist(),
-    ).eval()
+    vae = LinearVideoAutoencoder(LATENT_CHANNELS, patch_size=4, hidden_channels=8, num_layers=1, noise_level=0.3)
+    torch.nn.init.normal_(vae.refiner.conv_out.weight, std=0.02)
+    return vae.eval()

@@ -34,7 +34,7 @@ def test_every_backbone_can_be_built(name: str) -> None:
     assert isinstance(recipe, BackboneRecipe)
     assert isinstance(autoencoder, AutoencoderRecipe)
     with torch.device("meta"):
-        vae = make_autoencoder(autoencoder.network, autoencoder.data.height)
+        vae = make_autoencoder(autoencoder.network)
         text_encoder = make_text_encoder(recipe.text, recipe.text.vocab_size)
         channels = autoencoder.network.latent_channels
         transformer = make_transformer(recipe.network, channels, recipe.text.d_model)
@@ -53,7 +53,7 @@ def test_the_size_of_tiny() -> None:
     assert isinstance(autoencoder, AutoencoderRecipe)
     with torch.device("meta"):
         parts = [
-            make_autoencoder(autoencoder.network, 64),
+            make_autoencoder(autoencoder.network),
             make_text_encoder(recipe.text, recipe.text.vocab_size),
             make_transformer(recipe.network, 48, recipe.text.d_model),
         ]

@@ -94,7 +94,7 @@ class LatentGrid:
 
 
 def latent_grid(vae: nn.Module, patch_size: int = 1) -> LatentGrid:
-    """The grid of a diffusers video autoencoder (Wan, Cosmos or CogVideoX).
+    """The grid of a video autoencoder: ours, or that of Wan or CogVideoX in diffusers.
 
     Raises:
         ModelError: for any other class.
@@ -103,16 +103,15 @@ def latent_grid(vae: nn.Module, patch_size: int = 1) -> LatentGrid:
     name = type(vae).__name__
     if name == "AutoencoderKLWan":
         return LatentGrid(config.scale_factor_temporal, config.scale_factor_spatial, config.z_dim, patch_size)
-    if name == "AutoencoderKLCosmos":
-        ratios = (config.temporal_compression_ratio, config.spatial_compression_ratio)
-        return LatentGrid(*ratios, config.latent_channels, patch_size)
+    if name == "LinearVideoAutoencoder":
+        return LatentGrid(config.patch_size, config.patch_size, config.latent_channels, patch_size)
     if name == "AutoencoderKLCogVideoX":
         ratio, spatial = int(config.temporal_compression_ratio), 2 ** (len(config.block_out_channels) - 1)
         # It decodes latent frames in pairs, of which only a first triple holds a lone first frame: an even number of
         # them gives more frames than went in.
         return LatentGrid(ratio, spatial, config.latent_channels, patch_size, frame_multiple=2 * ratio)
     raise ModelError(
-        f"expected AutoencoderKLWan, AutoencoderKLCosmos or AutoencoderKLCogVideoX as the autoencoder, got {name}"
+        f"expected AutoencoderKLWan, AutoencoderKLCogVideoX or LinearVideoAutoencoder as the autoencoder, got {name}"
     )
 
 
@@ -165,13 +164,5 @@ def _statistics(vae: nn.Module, latents: torch.Tensor) -> tuple[torch.Tensor, to
     if means is None or deviations is None:
         scale = getattr(config, "scaling_factor", None) or 1.0
         return latents.new_zeros(()), latents.new_full((), 1.0 / scale)
-    return tuple(_per_channel(values, latents) for values in (means, deviations))  # type: ignore[return-value]
-
-
-def _per_channel(values: list[float], latents: torch.Tensor) -> torch.Tensor:
-    table = latents.new_tensor(values).view(1, latents.shape[1], -1, 1, 1)
-    if table.shape[2] == 1:
-        return table
-    # Cosmos has figures per latent frame as well; what is longer than its table goes on as the table ends.
-    frames = torch.arange(latents.shape[2], device=latents.device).clamp(max=table.shape[2] - 1)
-    return table[:, :, frames]
+    mean, std = (latents.new_tensor(values).view(1, -1, 1, 1, 1) for values in (means, deviations))
+    return mean, std

@@ -31,9 +31,11 @@ def load_autoencoder(folder: Path) -> Any:
     Raises:
         ModelError: it is not whole, or of a class that is not known.
     """
-    from diffusers import AutoencoderKLCogVideoX, AutoencoderKLCosmos, AutoencoderKLWan
+    from diffusers import AutoencoderKLCogVideoX, AutoencoderKLWan
 
-    return _load_one_of((AutoencoderKLCosmos, AutoencoderKLWan, AutoencoderKLCogVideoX), folder)
+    from sememe.backbones.linear_autoencoder import LinearVideoAutoencoder
+
+    return _load_one_of((LinearVideoAutoencoder, AutoencoderKLWan, AutoencoderKLCogVideoX), folder)
 
 
 def load_backbone(folder: Path) -> Any:

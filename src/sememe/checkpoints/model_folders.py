@@ -30,7 +30,10 @@ from sememe.video_as_prompt.released_defaults import released_defaults
 
 # Only these classes are ever loaded, whatever a model_index.json names; those of transformers see `layouts`.
 ALLOWED_CLASSES: Mapping[str, Mapping[str, frozenset[str]]] = {
-    "vae": {"diffusers": frozenset({"AutoencoderKLWan", "AutoencoderKLCosmos", "AutoencoderKLCogVideoX"})},
+    "vae": {
+        "diffusers": frozenset({"AutoencoderKLWan", "AutoencoderKLCogVideoX"}),
+        "sememe": frozenset({"LinearVideoAutoencoder"}),
+    },
     "scheduler": {
         "diffusers": frozenset(
             {"FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "UniPCMultistepScheduler"}
@@ -224,11 +227,17 @@ def _load_component(layout: ModelLayout, name: str, torch_dtype: torch.dtype | N
         raise ModelError(f"{name} of {folder} is a {library}.{class_name}; expected one of {', '.join(allowed)}")
     if name == "tokenizer":
         return load_tokenizer(folder / name)
-    component = getattr(importlib.import_module(library), str(_READ_AS.get(class_name, class_name)))
+    component = find_class(library, str(_READ_AS.get(class_name, class_name)))
     if hasattr(component, "forward"):
         dtype = None if name in _FULL_PRECISION else torch_dtype
         return load_strictly(component, folder / name, **{_dtype_argument(library): dtype or torch.float32})
     return load_without_weights(component, folder / name)
+
+
+def find_class(library: str, class_name: str) -> Any:
+    """The class of a component, which is one of `ALLOWED_CLASSES`."""
+    module = "sememe.backbones.linear_autoencoder" if library == "sememe" else library
+    return getattr(importlib.import_module(module), class_name)
 
 
 def _dtype_argument(library: str) -> str:

@@ -10,7 +10,7 @@ from sememe.errors import ModelError
 # What a part's folder holds once it is written.
 _MARKS: Mapping[str, str] = {"tokenizer": "tokenizer_config.json", "scheduler": "scheduler_config.json"}
 _CLASSES: Mapping[str, frozenset[str]] = {
-    "vae": frozenset({"AutoencoderKLCosmos", "AutoencoderKLWan", "AutoencoderKLCogVideoX"}),
+    "vae": frozenset({"LinearVideoAutoencoder", "AutoencoderKLWan", "AutoencoderKLCogVideoX"}),
     "transformer": frozenset({"WanTransformer3DModel", "CogVideoXTransformer3DModel"}),
     "text_encoder": frozenset({"UMT5EncoderModel", "T5EncoderModel"}),
     "expert": frozenset({"WanVideoAsPromptExpert", "CogVideoXVideoAsPromptExpert"}),

@@ -23,7 +23,8 @@ def enable_tiling(vae: nn.Module, tile_size: int = _DEFAULT_TILE) -> None:
         InputError: an autoencoder that cannot, or a size that does not divide into latents.
     """
     autoencoder: Any = vae
-    _check_class(vae)
+    if type(vae).__name__ not in ("AutoencoderKLWan", "AutoencoderKLCogVideoX"):
+        raise InputError(f"{type(vae).__name__} cannot work in tiles; turn them off, or use slicing for batches")
     step = 4 * _spatial_ratio(vae)
     if tile_size < step or tile_size % step:
         raise InputError(f"tile_size must be a multiple of {step} pixels for this autoencoder, got {tile_size}")
@@ -40,12 +41,9 @@ def enable_slicing(vae: nn.Module) -> None:
 
 
 def check_tiling(vae: nn.Module) -> None:
-    """Raises `InputError` where tiling is on but would have no effect, or would give a video of another size."""
+    """Raises `InputError` where tiling is on but would give a video of another size."""
     autoencoder: Any = vae
-    if not getattr(autoencoder, "use_tiling", False):
-        return
-    _check_class(vae)
-    if type(vae).__name__ != "AutoencoderKLCogVideoX":
+    if type(vae).__name__ != "AutoencoderKLCogVideoX" or not autoencoder.use_tiling:
         return
     ratio = _spatial_ratio(vae)
     for side in ("height", "width"):
@@ -60,14 +58,6 @@ def check_tiling(vae: nn.Module) -> None:
                 f"{type(vae).__name__}; choose sizes of which the overlap is a whole number of latents, "
                 "as enable_tiling of sememe.compute.tiling does"
             )
-
-
-def _check_class(vae: nn.Module) -> None:
-    name = type(vae).__name__
-    if name not in ("AutoencoderKLWan", "AutoencoderKLCogVideoX"):
-        raise InputError(
-            f"tiling has no effect on {name} in the installed diffusers; turn it off, or use slicing for batches"
-        )
 
 
 def _spatial_ratio(vae: nn.Module) -> int:

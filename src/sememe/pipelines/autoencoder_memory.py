@@ -22,11 +22,11 @@ class AutoencoderShape:
     """A video autoencoder, which computes in float32.
 
     Attributes:
-        class_name: of diffusers.
+        class_name: of diffusers, or `LinearVideoAutoencoder`.
         grid: what it makes of a video's shape.
         total: numbers in its weights.
         width: channels of the decoder at the highest resolution.
-        patch: pixels that it folds into channels before anything else, in height and width, and in frames for Cosmos.
+        patch: pixels that it folds into channels before anything else, in height and width.
         encoder_width: channels of the encoder at the highest resolution; 0 for as many as the decoder has.
         largest_layer: numbers in its largest single layer.
     """
@@ -66,7 +66,7 @@ class AutoencoderShape:
         """The peak of encoding one video, which is itself on the device."""
         channels = self.encoder_width or self.width
         if not self.can_tile:
-            peak = self._encode_whole(channels, num_frames, height, width)
+            peak = self._encode_whole(num_frames, height, width)
         else:
             peak = self._peak(1, channels, num_frames, height, width, tiled=tiled)
         return peak + _video_bytes(num_frames, height, width)
@@ -78,25 +78,21 @@ class AutoencoderShape:
         unit = frames * (height // self.patch) * (width // self.patch) * channels * _FLOAT32
         return int(_PEAKS[self.class_name][place] * unit)
 
-    # Cosmos works on all frames at once. Its peak is either that of a residual block, which holds six tensors, two of
-    # them padded in front by two frames, or that of the wavelets that fold a video into its channels and back.
+    # The linear autoencoder works on all frames at once. It decodes to as many as its latent frames hold, its input
+    # being folded and joined with the neighbours', or its refinement keeps four tensors of its width.
 
     def _decode_whole(self, num_frames: int, height: int, width: int) -> int:
-        frames, place, folded = self._fold(num_frames, height, width)
-        # Unfolding holds six copies of the video, and its input where it unfolds more than once. For few frames the
-        # last convolution, padded in front, takes more.
-        copies = 6 if self.patch <= 2 else 7
-        unfolding = folded * max(copies * frames, 3 * frames + 6)
-        return max(6 * (frames + 1) * self.width, unfolding) * place
+        size, pixels = self.grid.temporal_ratio, 3 * (self.grid.spatial_ratio // 2) ** 2
+        joined = (size + 3) * pixels + 3 * self.grid.num_channels + 1
+        tensors = max(2 * joined / (size * pixels) + 1 / size, 4 * self.width / (size * pixels))
+        return int((1 + tensors) * self._padded_bytes(num_frames, height, width))
 
-    def _encode_whole(self, channels: int, num_frames: int, height: int, width: int) -> int:
-        frames, place, folded = self._fold(num_frames, height, width)
-        return int(max(6 * (frames + 1) * channels, 6.5 * frames * folded) * place)
+    def _encode_whole(self, num_frames: int, height: int, width: int) -> int:
+        share = self.grid.num_channels / (3 * self.grid.temporal_ratio * self.grid.spatial_ratio**2)
+        return int(2 * (1 + share) * self._padded_bytes(num_frames, height, width))
 
-    def _fold(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
-        """Folded frames, bytes of one number in each place of such a frame, and channels of a folded video."""
-        frames = (num_frames - 1) // self.patch + 1
-        return frames, (height // self.patch) * (width // self.patch) * _FLOAT32, 3 * self.patch**3
+    def _padded_bytes(self, num_frames: int, height: int, width: int) -> int:
+        return _video_bytes(self.grid.temporal_ratio * self.grid.count_latent_frames(num_frames), height, width)
 
 
 def _video_bytes(num_frames: int, height: int, width: int) -> int:

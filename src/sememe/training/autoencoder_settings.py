@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from sememe.errors import RecipeError
 
@@ -16,24 +15,21 @@ def check_setting(is_valid: object, message: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderSettings:
-    """What the autoencoder's training does.
+    """How the autoencoder's refinement is trained.
 
-    `trains` "decoder" leaves the encoder as it is, so that latents never change and those that were cached stay valid;
-    "all" trains everything. Windows of `window` frames start anywhere in a clip. `latent_noise` is the standard
-    deviation of the noise on latents before decoding, in standard deviations of the batch's latents; a little of it
-    makes the decoder forgive what a diffusion model gets slightly wrong. `gradient_weight` weighs the error of spatial
-    differences, and `motion_weight` that of temporal ones, against the error of pixels (all mean absolute).
+    Latents get noise of a standard deviation that is drawn for each clip, up to `max_noise`, and that the network is
+    given. `generated_share` of each batch are latents with a sampler's errors, where there are such.
+    `gradient_weight` weighs the error of spatial differences against that of pixels (both mean absolute).
     """
 
-    trains: Literal["decoder", "all"] = "decoder"
     batch_size: int = 16
-    window: int = 17
-    latent_noise: float = 0.03
-    gradient_weight: float = 0.5
-    motion_weight: float = 0.25
+    max_noise: float = 0.8
+    generated_share: float = 0.25
+    gradient_weight: float = 0.3
 
     def __post_init__(self) -> None:
+        share = self.generated_share
         check_setting(self.batch_size >= 1, f"batch_size must be 1 or more, got {self.batch_size}")
-        check_setting(self.window >= 2, f"window must be 2 frames or more, got {self.window}")
-        for name in ("latent_noise", "gradient_weight", "motion_weight"):
+        check_setting(0 <= share <= 1, f"generated_share must be from 0 to 1, got {share}")
+        for name in ("max_noise", "gradient_weight"):
             check_setting(getattr(self, name) >= 0, f"{name} must be 0 or more, got {getattr(self, name)}")

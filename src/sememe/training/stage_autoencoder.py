@@ -1,22 +1,27 @@
-"""Trains the causal video autoencoder: as a rule its decoder alone, behind an encoder that never changes."""
+"""Trains the refinement of a linear video autoencoder, whose code never changes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils import parametrize
 
+from sememe.backbones.linear_autoencoder import Latents, LinearVideoAutoencoder, NoiseLevels, Video
 from sememe.training.autoencoder_settings import AutoencoderSettings
 from sememe.training.stage import StepLoss, Weights
 
-__all__ = ["AutoencoderSettings", "AutoencoderStage", "ClipSource", "balance_bands", "fold_bands"]
+__all__ = ["AutoencoderSettings", "AutoencoderStage", "ClipSource"]
+
+# Generations are given their first frame, and get it right; other users of a decoder may not.
+_EXACT_FIRST_SHARE = 0.75
 
 
 @runtime_checkable
@@ -32,110 +37,99 @@ class ClipSource(Protocol):
         ...
 
 
+@runtime_checkable
+class GenerationSource(Protocol):
+    """Generated latents by number; `data.latents.LatentCache` is one."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+        ...
+
+    def select_clean(self, indices: Tensor) -> Tensor:
+        """Latents (item, channel, frame, height, width)."""
+        ...
+
+
+@dataclass(frozen=True)
+class AutoencoderBatch:
+    """Clips, and what a sampler made of the latents of the first of them."""
+
+    video: Video
+    generated: Float[Tensor, "generation channel latent_frame latent_height latent_width"] | None
+
+
 class AutoencoderStage:
-    """The autoencoder as a stage of training; see `training.stage.Stage`."""
+    """The autoencoder as a stage of training; see `training.stage.Stage`.
+
+    Args:
+        autoencoder: its linear maps stay as they are.
+        clips: to decode to.
+        settings: of the loss.
+        generations: latents with a sampler's errors, one for each of the first clips; None to train on noise alone.
+    """
 
     name = "autoencoder"
 
-    def __init__(self, autoencoder: nn.Module, clips: ClipSource, settings: AutoencoderSettings) -> None:
-        self.autoencoder: Any = autoencoder.train()
-        self.clips = clips
+    def __init__(
+        self,
+        autoencoder: LinearVideoAutoencoder,
+        clips: ClipSource,
+        settings: AutoencoderSettings,
+        generations: GenerationSource | None = None,
+    ) -> None:
+        self.autoencoder = autoencoder.train().requires_grad_(False)
+        self.autoencoder.refiner.requires_grad_(True)
+        # Convolutions on a CPU are faster with channels last.
+        self.autoencoder.refiner.to(memory_format=torch.channels_last)
+        self.clips, self.generations = clips, generations
         self.settings = settings
-        if settings.trains == "decoder":
-            self.autoencoder.requires_grad_(False)
-            self.autoencoder.decoder.requires_grad_(True)
 
     def modules(self) -> Mapping[str, nn.Module]:
         return {"vae": self.autoencoder}
 
-    def batch(self, step: int, generator: torch.Generator, device: torch.device) -> Tensor:
-        """(batch, 3, window, height, width) in [-1, 1]."""
+    def batch(self, step: int, generator: torch.Generator, device: torch.device) -> AutoencoderBatch:
         rng = np.random.Generator(np.random.PCG64(int(torch.randint(1 << 62, (1,), generator=generator))))
-        picked = []
-        for index in rng.integers(len(self.clips), size=self.settings.batch_size):
-            frames = self.clips.frames(int(index))
-            start = int(rng.integers(len(frames) - self.settings.window + 1))
-            picked.append(frames[start : start + self.settings.window])
-        return to_video(np.stack(picked)).to(device)
+        count, generated = self.settings.batch_size, None
+        picked = rng.integers(len(self.clips), size=count)
+        if self.generations is not None:
+            places = rng.integers(len(self.generations), size=round(self.settings.generated_share * count))
+            picked = np.concatenate([places, picked[len(places) :]])
+            generated = self.generations.select_clean(torch.from_numpy(places)).float().to(device)
+        video = to_video(np.stack([self.clips.frames(int(index)) for index in picked]))
+        return AutoencoderBatch(video.to(device), generated)
 
     def loss(self, batch: Any, generator: torch.Generator) -> StepLoss:
-        settings = self.settings
-        latents = self._encode(batch)
-        spread = latents.detach().float().std()
-        noise = torch.randn(latents.shape, generator=generator, device=latents.device)
-        decoded = self.autoencoder.decode(latents + settings.latent_noise * spread * noise).sample.float()
-        pixel = functional.l1_loss(decoded, batch)
-        across = functional.l1_loss(decoded.diff(dim=-1), batch.diff(dim=-1))
-        down = functional.l1_loss(decoded.diff(dim=-2), batch.diff(dim=-2))
-        motion = functional.l1_loss(decoded.diff(dim=2), batch.diff(dim=2))
-        loss = pixel + settings.gradient_weight * (across + down) + settings.motion_weight * motion
-        with torch.no_grad():
-            psnr = -10 * torch.log10(functional.mse_loss(decoded.clamp(-1, 1), batch) / 4)
-        return StepLoss(total=loss * len(batch), metrics={"psnr": psnr, "latent_std": spread}, num_samples=len(batch))
-
-    def _encode(self, video: Tensor) -> Tensor:
-        if self.settings.trains == "all":
-            return self.autoencoder.encode(video).latent_dist.mode()
-        # In full precision, as those who encode videos later do it: the decoder must meet the same latents.
+        video = batch.video
         with torch.no_grad(), torch.autocast(video.device.type, enabled=False):
-            return self.autoencoder.encode(video).latent_dist.mode()
+            clean = self.autoencoder.encode(video).latent_dist.mode()
+            latents, levels = self._disturb(clean, generator)
+            if batch.generated is not None:
+                count = len(batch.generated)
+                latents[:count] = batch.generated
+                levels[:count] = (batch.generated - clean[:count]).square().mean(dim=(1, 3, 4)).sqrt()
+        decoded = self.autoencoder.decode(latents, noise_levels=levels).sample
+        pixel = functional.l1_loss(decoded, video)
+        across = functional.l1_loss(decoded.diff(dim=-1), video.diff(dim=-1))
+        down = functional.l1_loss(decoded.diff(dim=-2), video.diff(dim=-2))
+        with torch.no_grad():
+            psnr = -10 * torch.log10(functional.mse_loss(decoded.clamp(-1, 1), video) / 4)
+        loss = pixel + self.settings.gradient_weight * (across + down)
+        return StepLoss(total=loss * len(video), metrics={"psnr": psnr}, num_samples=len(video))
+
+    def _disturb(self, clean: Latents, generator: torch.Generator) -> tuple[Latents, NoiseLevels]:
+        """Latents with noise, and its standard deviation for every latent frame; more often little than much."""
+        count, device = len(clean), clean.device
+        levels = self.settings.max_noise * torch.rand(count, 1, generator=generator, device=device).square()
+        levels = levels.repeat(1, clean.shape[2])
+        levels[torch.rand(count, generator=generator, device=device) < _EXACT_FIRST_SHARE, 0] = 0.0
+        noise = torch.randn(clean.shape, generator=generator, device=device)
+        return clean + levels[:, None, :, None, None] * noise, levels
 
     def export(self, folder: Path, weights: Weights) -> None:
         """Write `vae/`."""
-        fold_bands(self.autoencoder).save_pretrained(folder / "vae")
+        self.autoencoder.save_pretrained(folder / "vae")
 
 
 def to_video(frames: NDArray[np.uint8]) -> Tensor:
     """Frames (..., frame, height, width, 3) as float32 in [-1, 1], (..., 3, frame, height, width)."""
     return torch.from_numpy(np.ascontiguousarray(np.moveaxis(frames, -1, -4))).float().div_(127.5).sub_(1)
-
-
-class _Scale(nn.Module):
-    """Multiplies a parameter by a fixed tensor of powers of two, so that nothing is rounded on the way."""
-
-    scale: Tensor
-
-    def __init__(self, scale: Tensor) -> None:
-        super().__init__()
-        # Part of the state: a run that resumes must have the very scales that its weights were divided by.
-        self.register_buffer("scale", scale)
-
-    def forward(self, weight: Tensor) -> Tensor:
-        return weight * self.scale
-
-    def right_inverse(self, weight: Tensor) -> Tensor:
-        return weight / self.scale
-
-
-@torch.no_grad()
-def balance_bands(autoencoder: Any, video: Tensor) -> None:
-    """Makes every wavelet band of an `AutoencoderKLCosmos` about equally large to the optimiser.
-
-    The class folds pictures into wavelet bands of very different sizes, so that optimiser steps which suit the coarse
-    ones may drown the fine ones in noise. The decoder's last convolution, and the encoder's first where it is trained,
-    get scales measured on `video` (batch, 3, frame, height, width); what the network computes stays the same, bit for
-    bit. `fold_bands` makes plain weights of them again.
-
-    A second call does nothing.
-    """
-    first, last = autoencoder.encoder.conv_in.conv_s, autoencoder.decoder.conv_out.conv_t
-    if parametrize.is_parametrized(last):
-        return
-    spread = autoencoder.encoder.patch_embed(video).std(dim=(0, 2, 3, 4)).clamp_min(2e-3)
-    spread = spread.log2().round().exp2()
-    parametrize.register_parametrization(last, "weight", _Scale(spread.view(-1, 1, 1, 1, 1).clone()))
-    parametrize.register_parametrization(last, "bias", _Scale(spread))
-    if first.weight.requires_grad:
-        parametrize.register_parametrization(first, "weight", _Scale(1 / spread.view(1, -1, 1, 1, 1)))
-
-
-@torch.no_grad()
-def fold_bands(autoencoder: Any) -> Any:
-    """A copy of the autoencoder, on the CPU, with the scales of `balance_bands` folded into plain weights."""
-    # Made anew: torch removes a parametrization from the class that a module shares with its deep copy.
-    folded = type(autoencoder).from_config(autoencoder.config)
-    tensors = {name: tensor for name, tensor in autoencoder.state_dict().items() if ".parametrizations." not in name}
-    for path, module in autoencoder.named_modules():
-        tensors |= {f"{path}.{name}": getattr(module, name) for name in getattr(module, "parametrizations", {})}
-    folded.load_state_dict(tensors)
-    return folded

@@ -30,35 +30,30 @@ class WorldData:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CosmosNetwork:
-    """An `AutoencoderKLCosmos` that folds all of its compression into wavelet patches.
+class LinearNetwork:
+    """A `LinearVideoAutoencoder`: a linear code of blocks, and a small network that refines what is decoded.
 
-    One latent stands for `patch_size` frames of `patch_size` x `patch_size` pixels. `num_start_clips` clips give the
-    principal components that it starts as.
+    `num_start_clips` clips give the principal components that the code is. `noise_level` is the error that the decoder
+    assumes in latents.
     """
 
     latent_channels: int = 48
     patch_size: int = 8
-    encoder_channels: int = 104
-    decoder_channels: int = 128
-    num_layers: int = 1
+    hidden_channels: int = 64
+    num_layers: int = 2
+    noise_level: float = 0.3
     num_start_clips: int = 900
     whitening: float = 0.5
 
     def __post_init__(self) -> None:
-        check_setting(self.patch_size in {2, 4, 8}, f"network.patch_size must be 2, 4 or 8, got {self.patch_size}")
-        check_setting(
-            self.latent_channels >= 1, f"network.latent_channels must be 1 or more, got {self.latent_channels}"
-        )
-        for name in ("encoder_channels", "decoder_channels"):
-            # Every component travels twice, with both signs, beside two constants.
-            least = 2 * self.latent_channels + 2
+        for name in ("patch_size", "hidden_channels"):
+            least = 2 if name == "patch_size" else 8
+            value = getattr(self, name)
             check_setting(
-                getattr(self, name) >= least, f"network.{name} must be {least} or more, got {getattr(self, name)}"
+                value >= least and value % least == 0, f"network.{name} must be a multiple of {least}, got {value}"
             )
-        check_setting(
-            self.num_start_clips >= 1, f"network.num_start_clips must be 1 or more, got {self.num_start_clips}"
-        )
+        for name in ("latent_channels", "num_layers", "num_start_clips"):
+            check_setting(getattr(self, name) >= 1, f"network.{name} must be 1 or more, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,32 +104,56 @@ class TextNetwork:
 
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderRecipe:
-    """Trains a video autoencoder on clips of the world, or of a dataset's folder if `dataset` is given."""
+    """Trains a video autoencoder on clips of the world, or of a dataset's folder if `dataset` is given.
+
+    `generations` is a cache of latents that a model generated from the first of these clips (see `Regeneration`): the
+    decoder learns to mend the errors of that model.
+    """
 
     name: str
     description: str
     data: WorldData = field(default_factory=WorldData)
     dataset: Path | None = None
-    network: CosmosNetwork = field(default_factory=CosmosNetwork)
+    generations: Path | None = None
+    network: LinearNetwork = field(default_factory=LinearNetwork)
     settings: AutoencoderSettings = field(default_factory=AutoencoderSettings)
     training: TrainingConfig
 
     def __post_init__(self) -> None:
-        frames = self.settings.window
-        check_setting(
-            frames <= self.data.num_frames and frames % self.network.patch_size == 1,
-            f"settings.window must be 1 more than a multiple of {self.network.patch_size} and at most "
-            f"{self.data.num_frames} (data.num_frames), got {frames}",
-        )
         _check_grid(self.data, self.network.patch_size)
 
 
 @dataclass(frozen=True, kw_only=True)
+class Regeneration:
+    """How latents get the errors that a model makes: noise is added to true ones, and the model denoises them.
+
+    It starts part of the way, of which the shares `min_strength` to `max_strength` are left (of `num_inference_steps`
+    steps), so that what results still shows the true clip. References are other clips of the same condition.
+    """
+
+    model: str
+    num_inference_steps: int = 6
+    min_strength: float = 0.25
+    max_strength: float = 0.85
+
+    def __post_init__(self) -> None:
+        check_setting(
+            self.num_inference_steps >= 1,
+            f"regeneration.num_inference_steps must be 1 or more, got {self.num_inference_steps}",
+        )
+        check_setting(
+            0 < self.min_strength <= self.max_strength <= 1,
+            f"regeneration strengths must rise within 0 and 1, got {self.min_strength} and {self.max_strength}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class LatentsRecipe:
-    """Encodes the clips of the world, or of a dataset's folder, once and for all.
+    """Encodes the clips of the world, or of a dataset's folder, once.
 
     `first_frame_fill` is what follows the first frame in the latents that tell a backbone of it: mid-grey frames
     ("grey", as Wan has it), the same frame ("repeat"), or zeros in place of latents ("zeros", as CogVideoX has it).
+    With `regeneration` the cache holds what a model generates from the noised latents of the clips.
     """
 
     name: str
@@ -143,6 +162,7 @@ class LatentsRecipe:
     dataset: Path | None = None
     autoencoder: str
     first_frame_fill: Literal["grey", "repeat", "zeros"] = "repeat"
+    regeneration: Regeneration | None = None
     batch_size: int = 32
     dtype: Literal["float16", "bfloat16"] = "float16"
     num_threads: int = 0

@@ -12,6 +12,7 @@ from sememe.video_as_prompt.recipe_records import KINDS, Recipe
 RECIPES: Mapping[str, Callable[[], Recipe]] = {
     "tiny-autoencoder": recipes_tiny.tiny_autoencoder,
     "tiny-latents": recipes_tiny.tiny_latents,
+    "tiny-generations": recipes_tiny.tiny_generations,
     "tiny-backbone": recipes_tiny.tiny_backbone,
     "tiny-expert": recipes_tiny.tiny_expert,
     "tiny-expert-joint": recipes_tiny.tiny_expert_joint,

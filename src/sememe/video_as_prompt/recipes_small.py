@@ -11,10 +11,10 @@ from pathlib import Path
 from sememe.video_as_prompt.recipe_records import (
     AutoencoderRecipe,
     BackboneRecipe,
-    CosmosNetwork,
     ExpertRecipe,
     GenerationSettings,
     LatentsRecipe,
+    LinearNetwork,
     ModelRecipe,
     TextNetwork,
     WanNetwork,
@@ -26,14 +26,14 @@ _DATA = WorldData(num_frames=33, height=128, width=128)
 
 
 def small_autoencoder() -> AutoencoderRecipe:
-    """The autoencoder, with a wider decoder."""
+    """The autoencoder, with a wider refinement."""
     recipe = tiny_autoencoder()
     return replace(
         recipe,
         name="small-autoencoder",
-        description="the video autoencoder of small: starts as principal components, trains the decoder",
+        description="the video autoencoder of small: principal components, and a refinement of the decoder",
         data=_DATA,
-        network=CosmosNetwork(decoder_channels=256, num_layers=2),
+        network=LinearNetwork(hidden_channels=128, num_layers=4),
         training=replace(recipe.training, learning_rate=5e-4, ema_decay=0.999, prefetch_batches=8),
     )
 

@@ -12,10 +12,10 @@ from sememe.training.config import ScheduleConfig, TrainingConfig
 from sememe.video_as_prompt.recipe_records import (
     AutoencoderRecipe,
     BackboneRecipe,
-    CosmosNetwork,
     ExpertRecipe,
     GenerationSettings,
     LatentsRecipe,
+    LinearNetwork,
     ModelRecipe,
     TextNetwork,
     WanNetwork,
@@ -42,10 +42,8 @@ def smoke_autoencoder() -> AutoencoderRecipe:
         name="smoke-autoencoder",
         description="seconds-long twin of tiny-autoencoder, for tests",
         data=_DATA,
-        network=CosmosNetwork(
-            latent_channels=4, patch_size=4, encoder_channels=16, decoder_channels=16, num_start_clips=16
-        ),
-        settings=replace(recipe.settings, batch_size=2, window=9),
+        network=LinearNetwork(latent_channels=4, patch_size=4, hidden_channels=8, num_layers=1, num_start_clips=16),
+        settings=replace(recipe.settings, batch_size=2),
         training=_shorten(recipe.training),
     )
 

@@ -16,7 +16,9 @@ from sememe.video_as_prompt.recipe_records import (
     ExpertRecipe,
     LatentsRecipe,
     ModelRecipe,
+    Regeneration,
     WanNetwork,
+    WorldData,
 )
 from sememe.video_as_prompt.stage_settings import BackboneSettings, ExpertSettings
 
@@ -25,13 +27,13 @@ _UNBOUNDED = 100_000
 
 
 def tiny_autoencoder() -> AutoencoderRecipe:
-    """The autoencoder: an encoder of principal components, frozen, and a decoder that is trained."""
+    """The autoencoder: a code of principal components, and a refinement of what is decoded, which is trained."""
     return AutoencoderRecipe(
         name="tiny-autoencoder",
-        description="the video autoencoder of tiny: starts as principal components, trains the decoder",
+        description="the video autoencoder of tiny: principal components, and a refinement of the decoder",
         training=TrainingConfig(
             num_steps=_UNBOUNDED,
-            learning_rate=1e-3,
+            learning_rate=2e-3,
             betas=(0.9, 0.98),
             weight_decay=0.0,
             schedule=ScheduleConfig(warmup_steps=30, shape="cosine", final_ratio=0.02),
@@ -50,6 +52,17 @@ def tiny_latents() -> LatentsRecipe:
         name="tiny-latents",
         description="40,000 clips of the world, 64x64 pixels and 17 frames, encoded by the autoencoder of tiny",
         autoencoder="runs/tiny-autoencoder",
+    )
+
+
+def tiny_generations() -> LatentsRecipe:
+    """Latents with the errors that the model makes, to train its decoder on: `generations` of its autoencoder."""
+    return LatentsRecipe(
+        name="tiny-generations",
+        description="1,000 clips of the world as tiny generates them from their noised latents",
+        data=WorldData(num_clips=1000),
+        autoencoder="tiny",
+        regeneration=Regeneration(model="tiny"),
     )
 
 

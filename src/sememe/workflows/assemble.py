@@ -197,7 +197,9 @@ def _round_weights(pipeline: Any, precision: Precision) -> None:
     for name, component in pipeline.components.items():
         if not isinstance(component, torch.nn.Module):
             continue
-        for tensor in (*component.parameters(), *component.buffers()):
-            if tensor.is_floating_point():
+        # An autoencoder's code must stay the very one that the other parts were trained on.
+        kept: Any = getattr(component, "_keep_in_fp32_modules", None) if name == "vae" else None
+        for key, tensor in (*component.named_parameters(), *component.named_buffers()):
+            if tensor.is_floating_point() and key.split(".")[0] not in (kept or ()):
                 tensor.data = tensor.data.to(getattr(torch, precision))
         assert name in {"vae", "text_encoder", "transformer"}, name

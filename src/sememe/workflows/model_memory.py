@@ -154,7 +154,7 @@ def _describe_released(name: str, guided: Guided) -> "ModelMemory":
     with torch.device("meta"):
         settings = dict(known.transformer) | kind.released_settings(kind.released_expert_blocks)
         transformer = kind.transformer(**settings)
-        vae = _build_vae(known.vae_class, {})
+        vae = _build_vae("diffusers", known.vae_class, {})
     text = _describe_text_encoder(known.text_encoder, _count_text_encoder(known.text_encoder))
     image = known.image_encoder and _describe_image_encoder(known.image_encoder, _count_clip(known.image_encoder))
     defaults = released_defaults(known.family, transformer, vae)
@@ -179,9 +179,9 @@ def _describe_folder(name: str, folder: Path, expert: str | Path | None, guided:
     source = choose_expert(layout, OWN_CLASS, expert)
     check_whole(layout, (), needs_expert=source == folder / EXPERT_FOLDER)
     stored = open_merged(folder / "transformer") if source is None else open_separate(folder / "transformer", source)
-    vae_class = layout.index["vae"][1]
     with torch.device("meta"):
-        vae = _build_vae(vae_class, read_json(folder / "vae" / "config.json"))
+        library, class_name = layout.index["vae"]
+        vae = _build_vae(library, class_name, read_json(folder / "vae" / "config.json"))
     defaults = layout.index.get("generation_defaults")
     if defaults is None:
         defaults = released_defaults(layout.format.name, stored.skeleton, vae)
@@ -260,14 +260,13 @@ def _describe(
     )
 
 
-def _build_vae(class_name: str, config: Mapping[str, Any]) -> Any:
-    import diffusers
+def _build_vae(library: str, class_name: str, config: Mapping[str, Any]) -> Any:
+    from sememe.checkpoints.model_folders import ALLOWED_CLASSES, find_class
 
-    from sememe.checkpoints.model_folders import ALLOWED_CLASSES
-
-    if class_name not in ALLOWED_CLASSES["vae"]["diffusers"]:
-        raise ModelError(f"expected one of {', '.join(sorted(ALLOWED_CLASSES['vae']['diffusers']))}, got {class_name}")
-    return getattr(diffusers, class_name).from_config(dict(config))
+    allowed = ALLOWED_CLASSES["vae"]
+    if class_name not in allowed.get(library, ()):
+        raise ModelError(f"expected one of {', '.join(sorted(frozenset().union(*allowed.values())))}, got {class_name}")
+    return find_class(library, class_name).from_config(dict(config))
 
 
 def _describe_vae(vae: Any, transformer: Any) -> "AutoencoderShape":
@@ -280,7 +279,7 @@ def _describe_vae(vae: Any, transformer: Any) -> "AutoencoderShape":
     widths: Mapping[str, Callable[[], tuple[int, int]]] = {
         "AutoencoderKLWan": lambda: (config.get("decoder_base_dim") or config.base_dim, config.base_dim),
         "AutoencoderKLCogVideoX": lambda: (config.block_out_channels[0],) * 2,
-        "AutoencoderKLCosmos": lambda: (config.decode_block_out_channels[0], config.encoder_block_out_channels[0]),
+        "LinearVideoAutoencoder": lambda: (config.hidden_channels,) * 2,
     }
     width, encoder_width = widths[class_name]()
     return AutoencoderShape(

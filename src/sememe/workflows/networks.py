@@ -7,49 +7,39 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLCosmos, WanTransformer3DModel
+from diffusers import WanTransformer3DModel
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
+from sememe.backbones.linear_autoencoder import LinearVideoAutoencoder
 from sememe.backbones.text import clean_prompt
 from sememe.training.principal import start_from_principal_components
 from sememe.training.stage_autoencoder import ClipSource, to_video
-from sememe.video_as_prompt.recipe_records import CosmosNetwork, TextNetwork, WanNetwork
+from sememe.video_as_prompt.recipe_records import LinearNetwork, TextNetwork, WanNetwork
 
 _PAD, _END, _UNKNOWN = "<pad>", "</s>", "<unk>"
 _CLIPS_AT_ONCE = 32
 
 
-def make_autoencoder(network: CosmosNetwork, size: int) -> AutoencoderKLCosmos:
-    """The autoencoder at random weights; its latents need no statistics, as their mean variance will be 1."""
-    return AutoencoderKLCosmos(
+def make_autoencoder(network: LinearNetwork) -> LinearVideoAutoencoder:
+    """The autoencoder at random weights."""
+    return LinearVideoAutoencoder(
         latent_channels=network.latent_channels,
-        encoder_block_out_channels=(network.encoder_channels,) * 2,
-        decode_block_out_channels=(network.decoder_channels,) * 2,
-        attention_resolutions=(),
-        resolution=size,
-        num_layers=network.num_layers,
         patch_size=network.patch_size,
-        spatial_compression_ratio=network.patch_size,
-        temporal_compression_ratio=network.patch_size,
-        latents_mean=[0.0] * network.latent_channels,
-        latents_std=[1.0] * network.latent_channels,
+        hidden_channels=network.hidden_channels,
+        num_layers=network.num_layers,
+        noise_level=network.noise_level,
     )
 
 
-def start_autoencoder(network: CosmosNetwork, clips: ClipSource, size: int, seed: int) -> AutoencoderKLCosmos:
-    """The autoencoder as the principal components of some clips, its weights rounded to bfloat16.
-
-    The rounding makes the encoder that is trained behind the very one that a model in bfloat16 files has.
-    """
+def start_autoencoder(network: LinearNetwork, clips: ClipSource, seed: int) -> LinearVideoAutoencoder:
+    """The autoencoder as the principal components of some clips; its refinement changes nothing yet."""
     torch.manual_seed(seed)
-    autoencoder = make_autoencoder(network, size)
+    autoencoder = make_autoencoder(network)
     count = min(network.num_start_clips, len(clips))
     indices = np.sort(np.random.default_rng(seed).choice(len(clips), count, replace=False))
     start_from_principal_components(autoencoder, _read_batches(clips, indices.tolist()), network.whitening)
-    for parameter in autoencoder.parameters():
-        parameter.data = parameter.data.bfloat16().float()
     return autoencoder
 
 

@@ -26,7 +26,7 @@ from sememe.diffusion.objectives import FLOW, NoisePath, PredictionType
 from sememe.errors import ModelError, RecipeError
 from sememe.training.distribution import choose_device
 from sememe.training.stage import Stage
-from sememe.training.stage_autoencoder import AutoencoderStage, balance_bands
+from sememe.training.stage_autoencoder import AutoencoderStage
 from sememe.video_as_prompt.expert_model import ExpertModel
 from sememe.video_as_prompt.families import TransformerAlone, choose_family
 from sememe.video_as_prompt.latent_batches import EncodedText
@@ -37,13 +37,10 @@ from sememe.video_as_prompt.stage_backbone import BackboneStage
 from sememe.video_as_prompt.stage_expert import ExpertStage
 from sememe.workflows import networks
 from sememe.workflows.beginnings import InitialWeights, prepare_start
-from sememe.workflows.clips import open_clips
+from sememe.workflows.clips import ClipCollection, open_clips
 from sememe.workflows.events import Progress, ProgressHandler
 from sememe.workflows.precompute import open_latents
 from sememe.workflows.run_record import read_run
-
-# Clips that the sizes of wavelet bands are measured on.
-_NUM_BALANCE_CLIPS = 96
 
 
 @dataclass(frozen=True)
@@ -77,17 +74,17 @@ def _prepare_autoencoder(
     recipe: AutoencoderRecipe, output_dir: Path, initial: InitialWeights | None, on_progress: ProgressHandler
 ) -> PreparedStage:
     clips = open_clips(recipe.data, recipe.dataset)
-    size, seed = max(recipe.data.height, recipe.data.width), recipe.training.seed
+    generations = None if recipe.generations is None else open_latents(recipe.generations)
 
     def make(folder: Path) -> None:
         on_progress(Progress("fitting principal components"))
-        networks.start_autoencoder(recipe.network, clips, size, seed).save_pretrained(folder / "vae")
+        networks.start_autoencoder(recipe.network, clips, recipe.training.seed).save_pretrained(folder / "vae")
 
     start = prepare_start(recipe, output_dir, initial, make)
     autoencoder = load_autoencoder(start / "vae")
-    stage = AutoencoderStage(autoencoder, clips, recipe.settings)
-    places = np.linspace(0, len(clips) - 1, min(_NUM_BALANCE_CLIPS, len(clips))).astype(int).tolist()
-    balance_bands(autoencoder, networks.read_video(clips, places))
+    if generations is not None:
+        _check_generations(generations, clips, networks.fingerprint_encoder(autoencoder))
+    stage = AutoencoderStage(autoencoder, clips, recipe.settings, generations)
     return PreparedStage(stage, {"clips": clips.version})
 
 
@@ -225,6 +222,16 @@ def _check_channels(transformer: Any, cache: LatentCache) -> None:
     expected, channels = transformer.config.out_channels, cache.clean.shape[1]
     if channels != expected:
         raise RecipeError(f"the transformer needs latents of {expected} channels, got {channels}; take its own latents")
+
+
+def _check_generations(generations: LatentCache, clips: ClipCollection, encoder: str) -> None:
+    origin = generations.origin
+    if not origin.dataset.startswith(clips.version) or origin.autoencoder != encoder or len(generations) > len(clips):
+        raise RecipeError(
+            f"expected generations of the clips of {clips.version} and autoencoder {encoder[:16]}, got those of "
+            f"{origin.dataset} and {origin.autoencoder[:16]}; start from the autoencoder of the model that made them "
+            "(--init-from)"
+        )
 
 
 def _check_same_encoder(backbone: str, cache: LatentCache) -> None:

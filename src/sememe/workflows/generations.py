@@ -1,0 +1,82 @@
+"""Latents with the errors that a model makes, for training a decoder to mend them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+
+from sememe.backbones.autoencoder import Latents, encode_video
+from sememe.video import Clip
+from sememe.video_as_prompt.recipe_records import Regeneration
+from sememe.workflows.clips import ClipCollection
+from sememe.workflows.networks import read_video
+
+if TYPE_CHECKING:
+    from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
+
+
+class Regenerator:
+    """Adds noise to true latents and has a model denoise them, shown another clip of the same condition.
+
+    Args:
+        settings: which model, and from how much noise.
+        clips: to generate again.
+        fps: of the clips.
+    """
+
+    def __init__(self, settings: Regeneration, clips: ClipCollection, fps: float) -> None:
+        from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
+
+        self.settings, self.clips, self.fps = settings, clips, fps
+        self.pipeline: VideoAsPromptPipeline = VideoAsPromptPipeline.from_pretrained(settings.model)
+        self.pipeline.set_progress_bar_config(disable=True)
+        self.scheduler = FlowMatchPartialScheduler.from_config(self.pipeline.scheduler.config)
+        self.pipeline.register_modules(scheduler=self.scheduler)
+        self._by_condition: dict[str, list[int]] = {}
+        for index in range(len(clips)):
+            self._by_condition.setdefault(clips.item(index).condition, []).append(index)
+
+    @torch.no_grad()
+    def generate(self, start: int, stop: int) -> Latents:
+        """The latents of clips `start` to `stop`; a pure function of these numbers."""
+        settings, random = self.settings, np.random.Generator(np.random.PCG64([start, stop]))
+        frames = [self.clips.frames(index) for index in range(start, stop)]
+        clean = encode_video(self.pipeline.vae, read_video(self.clips, range(start, stop)))
+        strength = float(random.uniform(settings.min_strength, settings.max_strength))
+        num_steps = max(1, round(strength * settings.num_inference_steps))
+        self.scheduler.strength = strength
+        self.scheduler.set_timesteps(num_steps)
+        sigma = float(self.scheduler.sigmas[0])
+        noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(int(random.integers(1 << 62))))
+        output = self.pipeline(
+            image=[clip[0] for clip in frames],
+            references=[[self._find_reference(index, random)] for index in range(start, stop)],
+            prompt=[""] * len(frames),
+            num_frames=len(frames[0]),
+            height=frames[0].shape[1],
+            width=frames[0].shape[2],
+            latents=(1.0 - sigma) * clean + sigma * noise,
+            num_inference_steps=num_steps,
+            output_type="latent",
+        )
+        latents: Latents = output.frames
+        return latents
+
+    def _find_reference(self, index: int, random: np.random.Generator) -> Clip:
+        same = self._by_condition[self.clips.item(index).condition]
+        others = [other for other in same if other != index] or same
+        return Clip(self.clips.frames(int(random.choice(others))), self.fps)
+
+
+class FlowMatchPartialScheduler(FlowMatchEulerDiscreteScheduler):
+    """Starts part of the way from noise, as `strength` says (before the scheduler's shift)."""
+
+    strength = 1.0
+
+    def set_timesteps(self, num_inference_steps: int, device: Any = None, **_: Any) -> None:
+        """Spread the steps over what is left of the way."""
+        sigmas = np.linspace(self.strength, self.strength / num_inference_steps, num_inference_steps)
+        super().set_timesteps(sigmas=sigmas.tolist(), device=device)
