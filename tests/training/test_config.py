@@ -1,84 +1,10 @@
 import subprocess
 import sys
-from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
 
-from sememe.errors import RecipeError
-from sememe.training.config import ScheduleConfig, TrainingConfig, apply_overrides, list_settings
+from sememe.training.config import ScheduleConfig, TrainingConfig
 from sememe.training.schedule import schedule_factor
-
-
-@dataclass(frozen=True)
-class Recipe:
-    name: str = "small"
-    folder: Path = Path("here")
-    is_mirrored: bool = False
-    size: int | tuple[int, int] = 64
-    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(num_steps=10))
-
-
-def test_overrides_are_read_by_the_type_of_the_setting() -> None:
-    recipe = apply_overrides(
-        Recipe(),
-        [
-            "training.learning_rate=1e-3",
-            "training.num_steps=20",
-            "training.betas=0.8, 0.95",
-            "training.muon_exclude=first,last",
-            "training.learning_rate_factors=vae.*:0.1,*embed*:2",
-            "training.max_minutes=2",
-            "training.save_minutes=none",
-            "training.schedule.shape=cosine",
-            "training.time_decay=true",
-            "folder=there",
-            "is_mirrored=True",
-            "size=32,48",
-        ],
-    )
-    training = recipe.training
-    assert (training.learning_rate, training.num_steps, training.betas) == (1e-3, 20, (0.8, 0.95))
-    assert (training.muon_exclude, training.max_minutes, training.save_minutes) == (("first", "last"), 2.0, None)
-    assert training.learning_rate_factors == {"vae.*": 0.1, "*embed*": 2.0}
-    assert (training.schedule.shape, training.time_decay) == ("cosine", True)
-    assert (recipe.folder, recipe.is_mirrored, recipe.size) == (Path("there"), True, (32, 48))
-    assert Recipe().training.num_steps == 10
-
-
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("training.learing_rate=1", "no setting training.learing_rate; the nearest is training.learning_rate"),
-        ("learning_rate=1", "the nearest is training.learning_rate"),
-        ("training.num_steps=1.5", "training.num_steps must be a whole number, got '1.5'"),
-        ("training.learning_rate=fast", "must be a number, got 'fast'"),
-        ("training.time_decay=1", "must be true or false"),
-        ("training.schedule.shape=linear", "must be one of constant, cosine, constant_then_decay, got 'linear'"),
-        ("training.schedule=cosine", "is a group of settings; set one of them: training.schedule.warmup_steps"),
-        ("training.betas=0.9", "must be 2 values"),
-        ("training.learning_rate", "must look like key=value"),
-        ("training.learning_rate=-1", "learning_rate must be above 0, got -1.0"),
-        ("training.learning_rate_factors=embed", "training.learning_rate_factors for '' must be a number, got 'embed'"),
-        ("training.keep_checkpoints=1", "must be 2 or more"),
-        ("training.time_decay=true", "set max_minutes"),
-    ],
-)
-def test_an_override_that_does_not_fit_is_refused(override: str, message: str) -> None:
-    with pytest.raises(RecipeError) as caught:
-        apply_overrides(Recipe(), [override])
-    assert message in str(caught.value)
-
-
-def test_a_key_given_twice_is_refused() -> None:
-    with pytest.raises(RecipeError, match="given twice"):
-        apply_overrides(Recipe(), ["name=a", "name=b"])
-
-
-def test_settings_are_listed_by_dotted_key() -> None:
-    settings = list_settings(Recipe())
-    assert settings["training.schedule.warmup_steps"] == 0
-    assert "training" not in settings
 
 
 def factors(config: TrainingConfig, seconds: float = 0.0) -> list[float]:

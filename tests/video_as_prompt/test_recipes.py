@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from sememe.errors import RecipeError
+from sememe.records import apply_overrides, flatten
 from sememe.training.autoencoder_settings import AutoencoderSettings
-from sememe.training.config import apply_overrides, list_settings
 from sememe.video_as_prompt.recipe_records import (
     KINDS,
     ExpertRecipe,
@@ -41,7 +41,7 @@ def test_ablations_are_a_few_settings_away(name: str) -> None:
     recipe = find_recipe(name)
     assert isinstance(recipe, ExpertRecipe)
     assert recipe.description.startswith("ablation: ")
-    ours, base = list_settings(recipe), list_settings(tiny_expert())
+    ours, base = flatten(recipe), flatten(tiny_expert())
     changed = {key for key in ours if ours[key] != base[key]} - {"name", "description"}
     assert 1 <= len(changed) <= 3, changed
 

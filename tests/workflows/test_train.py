@@ -51,7 +51,7 @@ def assert_same(one: Path, other: Path) -> None:
 
 def test_the_whole_way_ends_in_a_model(runs: Path) -> None:
     pipeline = VideoAsPromptPipeline.from_pretrained(runs / "model")
-    assert pipeline.defaults.num_frames == 9
+    assert pipeline.defaults.size.num_frames == 9
     picture = np.full((16, 16, 3), 90, np.uint8)
     output = pipeline(image=picture, references=[np_clip()], generator=torch.Generator().manual_seed(0))
     assert output.clips[0].frames.shape == (9, 16, 16, 3)
@@ -270,11 +270,11 @@ def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     ],
 )
 def test_wrong_recipes_and_settings(name: str, given: list[str], message: str) -> None:
-    with pytest.raises(RecipeError, match=message):
+    with pytest.raises(InputError, match=message):
         resolve_training_recipe(name, given)
 
 
 def test_max_minutes_is_a_setting_like_others() -> None:
     assert resolve_training_recipe("tiny-expert", [], 12.5).training.max_minutes == 12.5
-    with pytest.raises(RecipeError, match="given twice"):
+    with pytest.raises(InputError, match="given twice"):
         resolve_training_recipe("tiny-expert", ["training.max_minutes=1"], 12.5)

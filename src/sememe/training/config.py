@@ -1,17 +1,10 @@
-"""Settings of a training run, and strict overrides of them by dotted keys. Imports no torch."""
+"""Settings of a training run. Imports no torch."""
 
-import dataclasses
-import difflib
-import types
-import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
 from sememe.errors import RecipeError
-
-Config = TypeVar("Config")
 
 
 def _check(is_valid: object, message: str) -> None:
@@ -125,127 +118,3 @@ class TrainingConfig:
             self.schedule.decay_steps is None,
             "with time_decay the number of steps is not known; give schedule.decay_fraction, not decay_steps",
         )
-
-
-def apply_overrides(config: Config, overrides: Sequence[str]) -> Config:
-    """Return a copy of a (nested) dataclass with settings replaced, such as ``["training.learning_rate=1e-3"]``.
-
-    Values are read by the type of the setting: numbers, true/false, strings, one of a fixed set of words, paths,
-    comma-separated tuples, "none" where a setting may be None. All are applied together, so that settings which
-    are valid only together can be given in any order.
-
-    Raises `RecipeError` for an unknown key (naming the nearest), a value of another type, and a key given twice.
-    """
-    assert _is_record(config), f"settings must be a dataclass, got {type(config).__name__}"
-    values: dict[str, str] = {}
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        key = key.strip()
-        _check(bool(equals and key), f"an override must look like key=value, got {override!r}")
-        _check(key not in values, f"{key} is given twice; give it once")
-        values[key] = text.strip()
-    known = _leaf_keys(config)
-    for key in values:
-        if key not in known:
-            raise RecipeError(_describe_unknown(key, known))
-    return _replace(config, values, prefix="")
-
-
-def list_settings(config: object) -> dict[str, object]:
-    """All settings of a (nested) dataclass by dotted key, in order."""
-    return {key: _value_at(config, key) for key in _leaf_keys(config)}
-
-
-def _is_record(value: object) -> bool:
-    return dataclasses.is_dataclass(value) and not isinstance(value, type)
-
-
-def _leaf_keys(config: object) -> list[str]:
-    keys: list[str] = []
-    for item in dataclasses.fields(config):  # type: ignore[arg-type]
-        value = getattr(config, item.name)
-        keys += [f"{item.name}.{key}" for key in _leaf_keys(value)] if _is_record(value) else [item.name]
-    return keys
-
-
-def _value_at(config: object, key: str) -> object:
-    for name in key.split("."):
-        config = getattr(config, name)
-    return config
-
-
-def _describe_unknown(key: str, known: Sequence[str]) -> str:
-    below = [name for name in known if name.startswith(key + ".")]
-    if below:
-        return f"{key} is a group of settings; set one of them: {', '.join(below)}"
-    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-    # A last part that is right but stands in the wrong group is the commonest slip, so it counts before spelling.
-    same_name = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
-    return f"there is no setting {key}; the nearest is {(same_name or nearest or ['none: there are no settings'])[0]}"
-
-
-def _replace(config: Any, values: Mapping[str, str], prefix: str) -> Any:
-    types_by_name = typing.get_type_hints(type(config))
-    changes: dict[str, object] = {}
-    for item in dataclasses.fields(config):
-        below = {key.partition(".")[2]: text for key, text in values.items() if key.startswith(item.name + ".")}
-        if below:
-            changes[item.name] = _replace(getattr(config, item.name), below, f"{prefix}{item.name}.")
-        elif item.name in values:
-            changes[item.name] = _parse(values[item.name], types_by_name[item.name], f"{prefix}{item.name}")
-    return dataclasses.replace(config, **changes)
-
-
-_WORDS = {"true": True, "false": False}
-
-
-def _parse(text: str, kind: Any, key: str) -> object:
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        return _parse_union(text, arguments, key)
-    if origin is Literal:
-        for choice in arguments:
-            if text == str(choice):
-                return typing.cast(object, choice)
-        raise RecipeError(f"{key} must be one of {', '.join(map(str, arguments))}, got {text!r}")
-    if origin is tuple:
-        return _parse_tuple(text, arguments, key)
-    if origin is Mapping:
-        pairs = [part.rpartition(":") for part in text.split(",") if part.strip()]
-        return {name.strip(): _parse(value, arguments[1], f"{key} for {name.strip()!r}") for name, _, value in pairs}
-    if kind is bool:
-        _check(text.lower() in _WORDS, f"{key} must be true or false, got {text!r}")
-        return _WORDS[text.lower()]
-    if kind in (int, float):
-        try:
-            return typing.cast(object, kind(text))
-        except ValueError:
-            wanted = "a whole number" if kind is int else "a number"
-            raise RecipeError(f"{key} must be {wanted}, got {text!r}") from None
-    if kind is str:
-        return text
-    if isinstance(kind, type) and issubclass(kind, Path):
-        return Path(text)
-    raise RecipeError(f"{key} cannot be set from text; set it where the recipe is defined")
-
-
-def _parse_union(text: str, choices: Sequence[Any], key: str) -> object:
-    if type(None) in choices and text.lower() in ("none", "null"):
-        return None
-    problem: RecipeError | None = None
-    for choice in choices:
-        if choice is not type(None):
-            try:
-                return _parse(text, choice, key)
-            except RecipeError as error:
-                problem = problem or error
-    assert problem is not None
-    raise problem
-
-
-def _parse_tuple(text: str, kinds: Sequence[Any], key: str) -> tuple[object, ...]:
-    parts = [part.strip() for part in text.strip("()[]").split(",") if part.strip()]
-    if len(kinds) == 2 and kinds[1] is Ellipsis:
-        return tuple(_parse(part, kinds[0], key) for part in parts)
-    _check(len(parts) == len(kinds), f"{key} must be {len(kinds)} values separated by commas, got {text!r}")
-    return tuple(_parse(part, kind, key) for part, kind in zip(parts, kinds, strict=True))

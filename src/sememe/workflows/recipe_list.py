@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sememe.training.config import list_settings
+from sememe.records import flatten
 from sememe.video_as_prompt.recipes import RECIPES, find_recipe, kind_of
 
 _VERBS = {"latents": "precompute", "model": "assemble"}
@@ -38,7 +38,7 @@ def list_recipes() -> list[RecipeEntry]:
 
 def list_recipe_settings(name: str) -> dict[str, str]:
     """The settings of a recipe by dotted key, as text. Raises `RecipeError` if there is no such recipe."""
-    settings = list_settings(find_recipe(name))
+    settings = flatten(find_recipe(name))
     return {key: _text(value) for key, value in settings.items() if key not in {"name", "description"}}
 
 

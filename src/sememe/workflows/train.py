@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from sememe.errors import RecipeError
-from sememe.training.config import TrainingConfig, apply_overrides, list_settings
+from sememe.records import apply_overrides, flatten
+from sememe.training.config import TrainingConfig
 from sememe.video_as_prompt.recipe_records import AutoencoderRecipe, BackboneRecipe, ExpertRecipe, TrainingRecipe
 from sememe.video_as_prompt.recipes import find_recipe, kind_of
 from sememe.workflows.events import Progress, ProgressHandler, ignore_progress
@@ -33,7 +34,8 @@ def resolve_recipe(name: str, overrides: Sequence[str], kinds: type[Kind] | tupl
         verb: the command, for the message.
 
     Raises:
-        RecipeError: there is no such recipe or setting, or the verb does not run recipes of its kind.
+        RecipeError: there is no such recipe, or the verb does not run recipes of its kind.
+        InputError: there is no such setting, or a value is not valid.
     """
     recipe = find_recipe(name)
     if not isinstance(recipe, kinds):
@@ -175,7 +177,7 @@ def _describe(recipe: TrainingRecipe, inputs: object, init_from: str | None) -> 
     versions |= {"diffusers": diffusers.__version__, "transformers": transformers.__version__}
     # With weights of another model come its networks: the recipe's own have no effect and are not recorded.
     unused = () if init_from is None else ("network.", "text.")
-    settings = {key: str(value) for key, value in list_settings(recipe).items() if not key.startswith(unused)}
+    settings = {key: str(value) for key, value in flatten(recipe).items() if not key.startswith(unused)}
     return RunRecord(
         recipe=recipe.name,
         settings=settings,
