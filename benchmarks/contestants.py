@@ -14,13 +14,13 @@ from benchmarks.official import OfficialForward
 from sememe.diffusion.denoise import Predict, denoise
 from sememe.diffusion.guidance import Guidance, ReferenceChoice, Text, Variant, video_as_prompt_guidance
 from sememe.video_as_prompt.backbone_family import BackboneFamily, Reference
-from sememe.video_as_prompt.conditioning import Conditions, Predictor, ReadingOptions
-from sememe.video_as_prompt.defaults import GenerationDefaults
+from sememe.video_as_prompt.conditioning import Conditions, Predictor
 from sememe.video_as_prompt.expert_model import ExpertModel
 from sememe.video_as_prompt.family_cogvideox import CogVideoXFamily
 from sememe.video_as_prompt.family_wan import WanFamily
 from sememe.video_as_prompt.network_cogvideox import CogVideoXVideoAsPromptTransformer
 from sememe.video_as_prompt.network_wan import WanVideoAsPromptTransformer
+from sememe.video_as_prompt.settings import Settings
 
 TEXT_SCALE = 5.0
 
@@ -132,7 +132,7 @@ def _make_ours(
             references=references,
         )
         family = make_family(model, given.latents.device)
-        return Predictor(family, conditions, GenerationDefaults(text_keys=text_keys), ReadingOptions())
+        return Predictor(family, conditions, Settings().override(text_keys=text_keys))
 
     return Contestant(name, exactness, model, guidance, prepare)
 

@@ -53,7 +53,7 @@ class Bench:
         return self.model(*self.arguments, reference=reference, **self.settings)
 
     def encode(self) -> ReferenceCache:
-        cache: ReferenceCache = self.model.encode_reference(self.inputs.latents, self.inputs.text_embeds)
+        cache: ReferenceCache = self.model.encode_reference(self.inputs)
         return cache
 
 

@@ -34,7 +34,7 @@ def make_cogvideox(mode: str) -> tuple[Any, dict[str, Any], ReferenceInputs]:
 @torch.no_grad()
 def encode(model: Any, reference: ReferenceInputs) -> ReferenceCache | ReferenceTokens:
     if model.config.attention_mode == "cached":
-        return model.encode_reference(reference.latents, reference.text_embeds)
+        return model.encode_reference(reference)
     return model.embed_reference(reference)
 
 

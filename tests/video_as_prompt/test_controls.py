@@ -10,10 +10,10 @@ from diffusers import FirstBlockCacheConfig
 from sememe.compute.placement import apply_offload
 from sememe.diffusion.guidance import video_as_prompt_guidance
 from sememe.errors import InputError
-from sememe.video_as_prompt.conditioning import ConditionEncoder, EncodingOptions
+from sememe.video_as_prompt.conditioning import ConditionEncoder
 from sememe.video_as_prompt.inputs import check_references, make_request
 from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
-from sememe.video_as_prompt.quirks import choose_quirks, stretch_clip, stretch_pictures
+from sememe.video_as_prompt.quirks import stretch_clip, stretch_pictures
 from sememe.video_as_prompt.references import ReferenceCache, ReferenceTokens
 from video_as_prompt.pipeline_factories import make_clip, make_cogvideox_pipeline, make_picture, make_pipeline
 
@@ -36,9 +36,8 @@ def test_a_negative_reference_is_led_away_from(mode: str) -> None:
 
 def test_a_negative_reference_without_effect_is_refused() -> None:
     pipe = make_pipeline()
-    for scale in (0.0, 1.0):
-        with pytest.raises(InputError, match="other than 0 and 1"):
-            generate(pipe, negative_references=[make_clip()], reference_guidance_scale=scale)
+    with pytest.raises(InputError, match="other than 0 and 1"):
+        generate(pipe, negative_references=[make_clip()], reference_guidance_scale=1.0)
 
 
 def test_the_last_frame_is_told_and_marked() -> None:
@@ -121,15 +120,13 @@ def test_the_record_says_how_an_encoded_reference_was_made() -> None:
     options: dict[str, Any] = {"num_reference_frames": 5, "reference_positions": "spread", "reference_downscale": 2}
     encoded = pipe.encode_reference(make_clip(), **options)
     given: dict[str, Any] = {"image": make_picture(), "references": encoded, "output_type": "latent"}
-    settings = pipe(**given).settings
-    assert (settings["reference_positions"], settings["reference_downscale"]) == ("spread", 2)
-    assert settings["encoded_references"] == [{"height": 64, "width": 64, "num_frames": 9} | options]
-    assert pipe(**given, reference_downscale=2).settings["reference_downscale"] == 2
-    with pytest.raises(InputError, match="made with reference_downscale 2, but the generation says 4"):
+    settings = pipe(**given).settings.experimental
+    assert (settings.reference_positions, settings.reference_downscale) == ("spread", 2)
+    assert pipe(**given, reference_downscale=2).settings.experimental.reference_downscale == 2
+    with pytest.raises(InputError, match="made with reference_downscale 2, but the generation has 4"):
         pipe(**given, reference_downscale=4)
     with pytest.raises(InputError, match="made for 9 frames, but the result is to have 5"):
         pipe(**given, num_frames=5)
-    assert pipe(make_picture(), [make_clip()], output_type="latent").settings["encoded_references"] == []
 
 
 def count_tokens(record: ReferenceCache | ReferenceTokens) -> int:
@@ -140,7 +137,7 @@ def test_grids_that_do_not_fit_are_refused() -> None:
     pipe = make_pipeline()
     with pytest.raises(InputError, match="needs a width that is a multiple of 32, got 48"):
         generate(pipe, reference_downscale=2)
-    with pytest.raises(InputError, match="expected reference_downscale to be 1, 2, 3"):
+    with pytest.raises(InputError, match="reference_downscale of at least 1"):
         generate(pipe, reference_downscale=0)
     with pytest.raises(InputError, match="reference_positions"):
         generate(pipe, reference_positions="somewhere")
@@ -185,7 +182,7 @@ def test_strength_goes_from_the_backbone_to_the_model(mode: str) -> None:
     near = [generate(pipe, reference_strength=strength) for strength in (1e-6, 1.0 - 1e-6)]
     torch.testing.assert_close(near[0], stock, atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(near[1], exact, atol=1e-3, rtol=1e-3)
-    with pytest.raises(InputError, match=r"within 0\.\.1"):
+    with pytest.raises(InputError, match="reference_strength of at most 1"):
         generate(pipe, reference_strength=1.5)
 
 
@@ -219,7 +216,7 @@ def test_approximations_without_effect_are_refused() -> None:
         generate(make_pipeline("cached"), approximate=True)
     with pytest.raises(InputError, match="approximate=True"):
         generate(make_pipeline("joint"), reference_refresh=2)
-    with pytest.raises(InputError, match="at least 1 step"):
+    with pytest.raises(InputError, match="reference_refresh of at least 1"):
         generate(make_pipeline("joint"), approximate=True, reference_refresh=0)
 
 
@@ -228,9 +225,10 @@ def test_approximations_without_effect_are_refused() -> None:
     [
         ({"reference_prompts": "melts"}, "reference_prompts have no effect"),
         ({"reference_prompts": [["melts"]]}, "reference_prompts have no effect"),
-        ({"reference_strength": 0.5}, "reference_strength, approximate .* no effect"),
-        ({"approximate": True}, "reference_strength, approximate .* no effect"),
-        ({"approximate": True, "reference_refresh": 2}, "reference_strength, approximate .* no effect"),
+        ({"reference_strength": 0.5}, "reference_strength has no effect"),
+        ({"approximate": True}, "approximate has no effect"),
+        ({"approximate": True, "reference_refresh": 2}, "approximate has no effect"),
+        ({"negative_references": [make_clip()]}, "negative_references has no effect"),
     ],
 )
 def test_what_is_said_of_no_reference_is_refused(changes: dict[str, Any], message: str) -> None:
@@ -244,7 +242,7 @@ def test_what_is_said_of_no_reference_is_refused(changes: dict[str, Any], messag
 def test_the_record_says_whether_texts_were_kept() -> None:
     def text_keys(pipe: VideoAsPromptPipeline, **settings: Any) -> str:
         given: dict[str, Any] = {"image": make_picture(), "references": [make_clip()], "output_type": "latent"}
-        return str(pipe(**given, **settings).settings["text_keys"])
+        return str(pipe(**given, **settings).settings.execution.text_keys)
 
     pipe = make_pipeline(num_inference_steps=1)
     assert text_keys(pipe) == "kept"
@@ -311,14 +309,6 @@ def test_what_has_the_target_shape_already_is_not_stretched() -> None:
     assert stretch_clip(clip, 32, 48).frames[:, :, 0].mean() > 200
 
 
-def test_quirks_by_name() -> None:
-    assert choose_quirks(False) == frozenset()
-    assert choose_quirks(True) >= {"stretched_frames", "sampled_latents"}
-    assert choose_quirks("stretched_frames") == {"stretched_frames"}
-    with pytest.raises(InputError, match="got 'stretched'"):
-        choose_quirks(["stretched"])
-
-
 def test_under_the_quirk_the_reference_has_the_negative_prompt_too() -> None:
     pipe = make_pipeline("joint", guidance_scale=3.0, num_inference_steps=1)
     # The reference's own caption is the negative prompt: then the quirk has nothing to change.
@@ -343,9 +333,9 @@ def test_under_the_quirk_the_reference_has_the_negative_prompt_too() -> None:
 
 def test_a_reference_told_with_two_captions_is_drawn_once() -> None:
     pipe = make_cogvideox_pipeline(guidance_scale=3.0)
-    quirks = choose_quirks(["sampled_latents", "negative_reference_prompt"])
-    encoder = ConditionEncoder(pipe.family, pipe.defaults, EncodingOptions(quirks=quirks))
-    request = make_request(make_picture(), "a cat", "blurry", references=[make_clip()], reference_prompts="melts")
+    settings = pipe.defaults.override(official_quirks=["sampled_latents", "negative_reference_prompt"])
+    encoder = ConditionEncoder(pipe.family, settings)
+    request = make_request(pipe.family, settings, make_picture(), [make_clip()], "a cat", "blurry", "melts")
     guidance = video_as_prompt_guidance(3.0, 1.0)
     found = encoder.encode_references(request, guidance, torch.Generator().manual_seed(1))
     positive, negative = found["given", "positive"], found["given", "negative"]
@@ -376,6 +366,6 @@ def test_a_prompt_that_is_cut_says_what_is_lost(caplog: pytest.LogCaptureFixture
 
 def test_references_of_different_captions_share_one_pass() -> None:
     pipe = make_pipeline()
-    encoder = ConditionEncoder(pipe.family, pipe.defaults, EncodingOptions())
+    encoder = ConditionEncoder(pipe.family, pipe.defaults)
     payload = encoder.encode_clips([check_references(make_clip(), "melts"), check_references(make_clip(1), "cat")])
     assert payload.batch_size == 2

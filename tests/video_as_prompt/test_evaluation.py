@@ -9,14 +9,14 @@ from sememe.evaluation.grid import GridDifferences
 from sememe.evaluation.rows import CaseResult
 from sememe.evaluation.runner import choose_rows
 from sememe.video import Clip
-from sememe.video_as_prompt.evaluation import Maker, Sampler, build_row, paste_changes, summarise
+from sememe.video_as_prompt.evaluation import Maker, build_row, paste_changes, summarise
 from sememe.video_as_prompt.evaluation_rows import PromptedCase, deal_row, list_rows
 from video_as_prompt.pipeline_factories import make_pipeline
 
 
 def test_references_are_lossy_files_of_another_scene(tmp_path: Path) -> None:
     pipeline = make_pipeline()
-    maker, row = Maker(pipeline, Sampler(), tmp_path), list_rows(pipeline)[0]
+    maker, row = Maker(pipeline, pipeline.defaults, tmp_path), list_rows(pipeline)[0]
     case = PromptedCase(10_000_000, "melt", 20_000_000, 1)
     clip = maker.reference(row, case, 3)
     exact = maker.oracles(row).film(20_000_000, "melt")
@@ -35,7 +35,7 @@ def test_paste_changes() -> None:
 
 def test_rows_for_choosing_share_nothing_with_the_others() -> None:
     pipeline = make_pipeline()
-    maker = Maker(pipeline, Sampler(), Path())
+    maker = Maker(pipeline, pipeline.defaults, Path())
     rows = [build_row(row, maker, deal_row(row, 50, 8, 0)) for row in list_rows(pipeline)]
     choosing, table = choose_rows(rows, ("validation",)), choose_rows(rows, None)
     assert [row.name for row in choosing] == ["seen_validation", "unseen_validation"]

@@ -7,8 +7,8 @@ import torch
 from diffusers import FirstBlockCacheConfig
 
 from sememe.errors import InputError, ModelError
-from sememe.video_as_prompt.defaults import GenerationDefaults
 from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
+from sememe.video_as_prompt.settings import Settings
 from video_as_prompt.pipeline_factories import make_clip, make_cogvideox_pipeline, make_picture, make_pipeline
 
 # With 4 steps and a shift of 3 the timesteps are 1000, 900, 750 and 500.
@@ -50,19 +50,19 @@ def test_where_guidance_never_acts_it_is_off(make: Any) -> None:
 
 def test_it_is_a_setting_of_a_model() -> None:
     pipe = make_pipeline(guidance_interval=[0.8, 1.0], **GUIDED)
-    assert pipe.defaults.guidance_interval == (0.8, 1.0)
-    assert GenerationDefaults.from_config(pipe.defaults.to_config()) == pipe.defaults
+    assert pipe.defaults.guidance.guidance_interval == (0.8, 1.0)
+    assert Settings.from_config(pipe.defaults.to_config()) == pipe.defaults
     assert torch.equal(generate(pipe), generate(make_pipeline(**GUIDED), guidance_interval=(0.8, 1.0)))
 
 
 @pytest.mark.parametrize("interval", [(0.5, 0.5), (0.9, 0.1), (-0.1, 1.0), (0.0, 1.1), (0.5,), (float("nan"), 1.0)])
 def test_what_is_no_interval_is_refused(interval: Any) -> None:
-    with pytest.raises(InputError, match=r"two rising numbers within 0\.\.1"):
+    with pytest.raises(InputError, match="guidance_interval"):
         generate(make_pipeline(), guidance_interval=interval)
 
 
 def test_text_that_is_left_out_cannot_be_told_outside() -> None:
-    with pytest.raises(InputError, match="guidance_scale 0 leaves the text out"):
+    with pytest.raises(InputError, match="guidance_scale 0 leaves the prompt out"):
         generate(make_pipeline(), guidance_interval=(0.5, 1.0), guidance_scale=0.0)
 
 

@@ -28,7 +28,7 @@ KINDS: dict[str, dict[str, Any]] = {"rotary": {}, "learned": LEARNED, "sines": S
 
 
 def encode(model: CogVideoXVideoAsPromptTransformer, reference: ReferenceInputs, **settings: Any) -> ReferenceCache:
-    return model.encode_reference(reference.latents, reference.text_embeds, reference.image_embeds, **settings)
+    return model.encode_reference(reference, **settings)
 
 
 class OneWayProcessor(CogVideoXJointAttnProcessor):

@@ -17,7 +17,7 @@ from video_as_prompt.wan_factories import GRID, make_backbone, make_reference, m
 
 
 def encode(model: WanVideoAsPromptTransformer, reference: ReferenceInputs, **settings: Any) -> ReferenceCache:
-    return model.encode_reference(reference.latents, reference.text_embeds, reference.image_embeds, **settings)
+    return model.encode_reference(reference, **settings)
 
 
 class OneWayProcessor(JointAttnProcessor):

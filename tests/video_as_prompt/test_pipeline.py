@@ -239,11 +239,9 @@ def test_the_callback_is_told_and_may_change_the_latents() -> None:
 
 def test_settings_are_resolved_and_reported() -> None:
     pipe = make_pipeline(negative_prompt="blurry", guidance_scale=3.0)
-    settings = run(pipe, num_frames=9, reference_guidance_scale=2.0).settings
-    assert settings["num_frames"] == 9
-    assert settings["height"] == 32
-    assert settings["negative_prompt"] == ["blurry"]
-    assert settings["guidance"] == [
+    output = run(pipe, num_frames=9, reference_guidance_scale=2.0)
+    assert output.settings == pipe.defaults.override(num_frames=9, reference_guidance_scale=2.0)
+    assert output.guidance == [
         {"text": "negative", "reference": "none", "weight": -1.0},
         {"text": "negative", "reference": "given", "weight": -1.0},
         {"text": "positive", "reference": "given", "weight": 3.0},
@@ -326,21 +324,23 @@ def test_sequential_offload_gives_the_same_clip() -> None:
         ({"image": np.zeros((8, 8), np.uint8)}, "height, width, 3"),
         ({"image": np.zeros((8, 8, 3))}, "uint8"),
         ({"num_frames": 16}, "nearest is 17"),
-        ({"num_frames": 0}, "nearest is 1"),
+        ({"num_frames": 0}, "num_frames of at least 1"),
         ({"height": 33}, "nearest is 32"),
-        ({"width": -8}, "nearest is 16"),
-        ({"guidance_scale": -1.0}, "guidance_scale must be a number of at least 0"),
-        ({"reference_guidance_scale": -1.0}, "reference_guidance_scale must be"),
-        ({"num_inference_steps": 0}, "num_inference_steps must be at least 1"),
+        ({"width": -8}, "width of at least 1"),
+        ({"guidance_scale": -1.0}, "guidance_scale of at least 0"),
+        ({"reference_guidance_scale": -1.0}, "reference_guidance_scale of at least 0"),
+        ({"num_inference_steps": 0}, "num_inference_steps of at least 1"),
         ({"prompt": ["a", "b"]}, "one prompt per picture, got 2 for 1"),
         ({"prompt": None}, "prompt as a text"),
         ({"reference_prompts": ["a", "b"]}, "one reference_prompts per reference, got 2 for 1"),
         ({"output_type": "mp4"}, "output_type"),
         ({"batching": "both"}, "batching must be one of"),
         ({"reference_sampling": "random"}, "sampling"),
-        ({"fps": 0.0}, "fps must be above 0"),
-        ({"max_sequence_length": -1}, "max_sequence_length must be at least 1, got -1"),
+        ({"fps": 0.0}, "fps above 0"),
+        ({"max_sequence_length": -1}, "max_sequence_length of at least 1, got -1"),
         ({"generator": []}, "one generator per picture"),
+        ({"reference_strenght": 0.5}, "nearest is reference.reference_strength"),
+        ({"callback_on_step_end_tensor_inputs": ["noise"]}, "got 'noise'"),
     ],
 )
 def test_bad_input_is_refused_in_one_line(changes: dict[str, Any], message: str) -> None:
@@ -371,8 +371,8 @@ def test_a_two_way_model_can_be_run_from_an_approximate_cache() -> None:
     assert isinstance(encoded.payload, ReferenceCache)
     approximate = run(pipe, references=encoded, output_type="latent").frames
     assert 1e-6 < (approximate - exact).abs().max() < 0.5 * exact.abs().max()
-    assert run(pipe, references=encoded).settings["approximate"], "the record says what the result is"
-    assert not run(pipe).settings["approximate"]
+    assert run(pipe, references=encoded).settings.experimental.approximate, "the record says what the result is"
+    assert not run(pipe).settings.experimental.approximate
     with pytest.raises(InputError, match="reference_refresh has no effect"):
         run(pipe, references=encoded, approximate=True, reference_refresh=1)
     with pytest.raises(InputError, match="approximate has no effect"):

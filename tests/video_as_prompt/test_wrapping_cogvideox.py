@@ -39,7 +39,7 @@ def test_fully_sharded_blocks_give_the_same_gradients(mode: str) -> None:
                 fully_shard(block, mesh=mesh)
             fully_shard(model, mesh=mesh)
             register_fsdp_forward_method(model, "encode_reference")
-        given = model.encode_reference(reference.latents, reference.text_embeds) if mode == "cached" else reference
+        given = model.encode_reference(reference) if mode == "cached" else reference
         model(**target, reference=given).sample.square().mean().backward()
         found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
         gradients.append({name: grad.full_tensor() if sharded else grad for name, grad in found.items()})
@@ -63,6 +63,6 @@ def test_group_offloading_gives_the_same_result(mode: str, kind: str) -> None:
         num_blocks_per_group=1 if kind == "block_level" else None,
     )
     if mode == "cached":
-        cache = model.encode_reference(reference.latents, reference.text_embeds)
+        cache = model.encode_reference(reference)
         assert torch.equal(model(**target, reference=cache).sample, expected)
     assert torch.equal(model(**target, reference=reference).sample, expected)

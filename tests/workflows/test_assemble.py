@@ -9,8 +9,8 @@ from sememe.checkpoints.parts import find_part
 from sememe.checkpoints.zoo import describe_model
 from sememe.errors import ModelError, OutputError
 from sememe.files import hash_file
-from sememe.video_as_prompt.defaults import GenerationDefaults
 from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
+from sememe.video_as_prompt.settings import Settings
 from sememe.workflows.assemble import SchedulerSettings, assemble_video_as_prompt, describe_runs, make_scheduler
 from sememe.workflows.model_card import ModelCard
 from sememe.workflows.run_record import RunRecord, RunSummary, write_run, write_summary
@@ -27,7 +27,7 @@ CARD = ModelCard(
 
 def assemble(output: Path, parts: dict[str, Path], **changes: object) -> Path:
     settings: dict[str, object] = {
-        "defaults": GenerationDefaults(**DEFAULTS),  # type: ignore[arg-type]
+        "defaults": Settings.from_config(DEFAULTS),
         "scheduler": SchedulerSettings(kind="euler", shift=3.0),
         "card": CARD,
     }

@@ -13,7 +13,7 @@ from sememe.video import Clip, read_image
 from sememe.video_as_prompt.evaluation import Maker, scene_oracles
 from sememe.video_as_prompt.evaluation_rows import PromptedCase, RowSettings
 from sememe.workflows import evaluate as workflow
-from sememe.workflows.evaluate import EvaluationSettings, evaluate_video_as_prompt, parse_controls
+from sememe.workflows.evaluate import EvaluationSettings, evaluate_video_as_prompt
 from sememe.workflows.events import Progress
 from sememe.world import random_scene
 from sememe.world.captions import full_caption
@@ -151,7 +151,8 @@ def test_the_backbone_is_asked_without_a_reference(
     monkeypatch.setattr(type(pipeline), "__call__", watched)
     evaluate_video_as_prompt(replace(settings, rows=("floor", "seen")))
     floor, seen = calls
-    assert (floor["references"], floor["reference_guidance_scale"]) == (None, 0.0)
+    assert floor["references"] is None
+    assert floor["settings"] == seen["settings"].without_reference()  # type: ignore[attr-defined]
     assert [len(entry) for entry in seen["references"]] == [1] * 4  # type: ignore[attr-defined]
     assert floor["prompt"] == seen["prompt"] == [""] * 4
 
@@ -168,14 +169,13 @@ def test_a_misleading_prompt_names_another_condition(
         return original(self, **arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(type(pipeline), "__call__", watched)
-    controls = {"reference_strength": 0.5}
-    changed = replace(
-        settings, rows=("misled",), controls=controls, negative_reference="neutral", reference_guidance_scale=2.0
-    )
+    changes = {"reference_strength": "0.5", "guidance.reference_guidance_scale": 2.0}
+    changed = replace(settings, rows=("misled",), settings=changes, negative_reference="neutral")
     report = evaluate_video_as_prompt(changed)
-    assert calls[0]["reference_strength"] == 0.5
+    assert calls[0]["settings"].reference.reference_strength == 0.5
     assert len(calls[0]["negative_references"]) == 4
-    assert report.identity["controls"] == controls | {"negative_reference": "neutral"}
+    generation = report.identity["generation"]
+    assert (generation["reference_strength"], generation["negative_reference"]) == (0.5, "neutral")
     (row,) = report.rows
     for result, prompt, captions in zip(row.results, calls[0]["prompt"], calls[0]["reference_prompts"], strict=True):
         assert result.case.prompt_condition in set(CANDIDATES) - {result.case.condition}
@@ -189,16 +189,10 @@ def test_a_misleading_prompt_names_another_condition(
     assert "follow text" in report.to_markdown()
 
 
-def test_controls_are_read() -> None:
-    assert parse_controls(["reference_strength=0.5", "approximate=true"]) == {
-        "reference_strength": 0.5,
-        "approximate": True,
-    }
-    for wrong in ("strength", "reference_refresh=", "a=[1"):
-        with pytest.raises(InputError, match="expected a"):
-            parse_controls([wrong])
-    with pytest.raises(InputError, match="expected controls of reference_strength"):
-        EvaluationSettings(controls={"seed": 1})
+def test_settings_are_checked_at_once() -> None:
+    for wrong, message in (({"seed": 1}, "no setting seed"), ({"height": 32}, "size"), ({"batching": 3}, "batching")):
+        with pytest.raises(InputError, match=message):
+            EvaluationSettings(settings=wrong)
     with pytest.raises(InputError, match="negative_reference to be neutral, got 'x'"):
         EvaluationSettings(negative_reference="x")
 

@@ -91,7 +91,7 @@ def test_a_generation_takes_what_is_planned(
     name: str, strategy: Strategy, bound: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipeline, where = MODELS[name](tmp_path / "model")
-    defaults = pipeline.defaults
+    defaults = pipeline.defaults.size
     generation = Generation(defaults.height, defaults.width, 9 if name != "built-in" else defaults.num_frames)
     # Nothing is fetched ahead on a CPU.
     monkeypatch.setattr(planning, "_GROUPS_TOGETHER", 1)
@@ -102,6 +102,6 @@ def test_a_generation_takes_what_is_planned(
 
 def test_a_wan_autoencoder_is_counted_whole_under_offload_by_blocks(tmp_path: Path) -> None:
     pipeline, where = MODELS["wan one-way"](tmp_path / "model")
-    generation = Generation(pipeline.defaults.height, pipeline.defaults.width, 9)
+    generation = Generation(pipeline.defaults.size.height, pipeline.defaults.size.width, 9)
     predicted = estimate_memory(read_model_memory(where), generation, BY_GROUPS[0]).peak
     assert predicted > measure(pipeline, generation, BY_GROUPS[0]) > predicted / 3

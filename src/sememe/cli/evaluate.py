@@ -6,6 +6,8 @@ from typing import Annotated
 import typer
 
 from sememe.cli.console import echo_json, show_progress
+from sememe.records import list_fields, parse_overrides
+from sememe.video_as_prompt.settings import Settings
 
 _MODEL, _CASES, _COMPUTING, _RESULT = "Model", "Cases", "Computing", "Result"
 
@@ -52,7 +54,8 @@ def evaluate_video_as_prompt(
     control: Annotated[
         list[str] | None,
         typer.Option(
-            help="Further argument of the pipeline, such as reference_strength=0.5; may be repeated.",
+            help="Other setting of a generation, such as reference_strength=0.5 (`sememe generate video-as-prompt "
+            "--help-all` lists them); may be repeated.",
             metavar="NAME=VALUE",
             rich_help_panel=_MODEL,
         ),
@@ -91,19 +94,23 @@ def evaluate_video_as_prompt(
 ) -> None:
     """Measure how well results follow their references, by comparing them with the true targets."""
     from sememe.training.malloc import keep_freed_memory
-    from sememe.workflows.evaluate import EvaluationSettings, parse_controls
+    from sememe.workflows.evaluate import EvaluationSettings
     from sememe.workflows.evaluate import evaluate_video_as_prompt as evaluate
 
     keep_freed_memory()
+    flags = {
+        "sampling.num_inference_steps": steps,
+        "guidance.guidance_scale": guidance_scale,
+        "guidance.reference_guidance_scale": reference_guidance_scale,
+    }
+    given = [f"{key}={value}" for key, value in flags.items() if value is not None]
+    changes = parse_overrides([*given, *(control or ())], list_fields(Settings))
     settings = EvaluationSettings(
         model=model,
         generations=generations,
         rows=tuple(name.strip() for entry in rows for name in entry.split(",")) if rows else None,
         per_scene=per_scene,
-        num_inference_steps=steps,
-        guidance_scale=guidance_scale,
-        reference_guidance_scale=reference_guidance_scale,
-        controls=parse_controls(control or ()),
+        settings=changes,
         negative_reference=negative_reference,
         seed=seed,
         batch_size=batch_size,

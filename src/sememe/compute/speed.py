@@ -182,7 +182,7 @@ def _find_obstacle(pipeline: Any, backend: AttentionBackendName, *, needs_mask: 
         return lack
     transformer = pipeline.transformer
     dtype = transformer.dtype
-    if dtype == torch.float32 and pipeline.defaults.autocast == "bfloat16":
+    if dtype == torch.float32 and pipeline.defaults.execution.autocast == "bfloat16":
         dtype = torch.bfloat16
     size = (1, 16, 2, transformer.config.attention_head_dim)
     features = torch.zeros(size, device=pipeline._execution_device, dtype=dtype)

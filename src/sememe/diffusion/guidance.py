@@ -122,20 +122,6 @@ def is_guided_at(timestep: float, interval: Sequence[float]) -> bool:
     return low <= timestep / 1000.0 <= high
 
 
-def check_interval(interval: Sequence[float]) -> tuple[float, float]:
-    """The interval of guidance as a pair.
-
-    Raises:
-        InputError: it is no pair of numbers that rise from 0 to 1.
-    """
-    if len(interval) != 2 or not 0.0 <= interval[0] < interval[1] <= 1.0:
-        raise InputError(
-            "expected guidance_interval as two rising numbers within 0..1 (0 is clean, 1 is noise), "
-            f"got {', '.join(map(str, interval))}"
-        )
-    return (float(interval[0]), float(interval[1]))
-
-
 def dynamic_guidance_scale(guidance_scale: float, timestep: float, num_inference_steps: int) -> float:
     """The text scale at one step as CogVideoX's pipelines have it under `use_dynamic_cfg`.
 

@@ -16,8 +16,8 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from sememe.backbones.cross_attention import KeptText
 from sememe.diffusion.objectives import PredictionType
-from sememe.video_as_prompt.defaults import GenerationDefaults
 from sememe.video_as_prompt.references import ReferenceCache, ReferenceInputs, ReferenceTokens
+from sememe.video_as_prompt.settings import Settings
 
 Generators = torch.Generator | list[torch.Generator] | None
 Reference = ReferenceCache | ReferenceTokens
@@ -85,11 +85,11 @@ class BackboneFamily(ABC):
         """The number of text tokens that the transformer must be given; None where any will do."""
 
     @abstractmethod
-    def check_shape(self, settings: GenerationDefaults) -> None:
+    def check_shape(self, settings: Settings) -> None:
         """Raises `InputError` for a size that the transformer cannot make, whatever the autoencoder can."""
 
     @abstractmethod
-    def encode_texts(self, prompts: Sequence[str], settings: GenerationDefaults) -> torch.Tensor:
+    def encode_texts(self, prompts: Sequence[str], settings: Settings) -> torch.Tensor:
         """Text embeddings (prompt, token, dim)."""
 
     def encode_pictures(self, pictures: Sequence[Sequence[np.ndarray]]) -> torch.Tensor | None:
@@ -159,11 +159,7 @@ class BackboneFamily(ABC):
 
     def encode_reference(self, inputs: ReferenceInputs, *, approximate: bool = False) -> ReferenceCache:
         """References as keys and values (one-way)."""
-        arranged = self.arrange(inputs)
-        spread = {} if inputs.extent is None else {"extent": inputs.extent}
-        return self.transformer.encode_reference(
-            arranged.latents, arranged.text_embeds, arranged.image_embeds, approximate=approximate, **spread
-        )
+        return self.transformer.encode_reference(self.arrange(inputs), approximate=approximate)
 
     @property
     def keeps_texts(self) -> bool:

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -14,55 +14,13 @@ from sememe.backbones.cross_attention import KeptText
 from sememe.backbones.pixels import clips_to_video
 from sememe.diffusion.guidance import Guidance, ReferenceChoice, Text, Variant
 from sememe.errors import InputError
-from sememe.video import Clip, Sampling, resample_clip, resize_clip
+from sememe.video import Clip, resample_clip, resize_clip
 from sememe.video_as_prompt.backbone_family import BackboneFamily, ForwardInputs, Generators, Reference
-from sememe.video_as_prompt.defaults import GenerationDefaults
 from sememe.video_as_prompt.inputs import EncodedReference, ReferenceClips, Request
-from sememe.video_as_prompt.quirks import Quirks, stretch_clip
+from sememe.video_as_prompt.quirks import stretch_clip
 from sememe.video_as_prompt.references import ReferenceCache, ReferenceInputs, ReferenceTokens, join_references
 from sememe.video_as_prompt.rotary import TokenExtent
-
-ReferencePositions = Literal["dense", "spread"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncodingOptions:
-    """How inputs become conditions.
-
-    Attributes:
-        reference_sampling: how frames are taken of a reference.
-        num_reference_frames: how many, of each reference or of each in turn; None for as many as the result has.
-        reference_positions: where a reference of fewer frames than the result lies in time: "dense", one frame after
-            the other up to the result; or "spread" over as many as the result has.
-        reference_downscale: by how much references are smaller than the result in height and width.
-        quirks: of the official pipelines, see `sememe.video_as_prompt.quirks`.
-        approximate: for an expert that was trained two-way: let references see only themselves.
-    """
-
-    reference_sampling: Sampling = "even"
-    num_reference_frames: int | tuple[int, ...] | None = None
-    reference_positions: ReferencePositions = "dense"
-    reference_downscale: int = 1
-    quirks: Quirks = frozenset()
-    approximate: bool = False
-
-    @property
-    def are_spread(self) -> bool:
-        """Whether references lie at other positions than the model was trained with."""
-        return self.reference_positions == "spread" or self.reference_downscale > 1
-
-    def count_frames(self, place: int, num_places: int, settings: GenerationDefaults) -> int:
-        """Frames taken of the reference at a place among a picture's references.
-
-        Raises:
-            InputError: the counts are not one per reference.
-        """
-        count = self.num_reference_frames
-        if isinstance(count, tuple):
-            if len(count) != num_places:
-                raise InputError(f"expected num_reference_frames for {num_places} references, got {len(count)}")
-            return count[place]
-        return settings.num_frames if count is None else count
+from sememe.video_as_prompt.settings import ExperimentalSettings, ReferenceReading, Settings
 
 
 @dataclass(frozen=True)
@@ -87,12 +45,12 @@ class Conditions:
         """Whether a reference of a model trained two-way was encoded by itself, by whomever."""
         return attention_mode == "joint" and any(isinstance(each, ReferenceCache) for each in self.references.values())
 
-    def check_reading(self, *, approximate: bool, refresh: int | None) -> None:
-        """Raises `InputError` for references that were encoded ahead otherwise than the generation is to read them."""
+    def check_reading(self, settings: ExperimentalSettings) -> None:
+        """Raise `InputError` for references that were encoded ahead in another way than the generation reads them."""
         are_carried = any(isinstance(each, ReferenceTokens) for each in self.references.values())
-        if refresh is not None and self.references and not are_carried:
+        if settings.reference_refresh is not None and self.references and not are_carried:
             raise InputError("reference_refresh has no effect on references encoded with approximate; leave it out")
-        if approximate and refresh is None and are_carried:
+        if settings.encodes_once and are_carried:
             raise InputError("approximate has no effect on references encoded without it; say it to encode_reference")
 
     def put_first(self, latents: torch.Tensor) -> torch.Tensor:
@@ -105,8 +63,8 @@ class Conditions:
 class ConditionEncoder:
     """Turns a request into conditions."""
 
-    def __init__(self, family: BackboneFamily, settings: GenerationDefaults, options: EncodingOptions) -> None:
-        self.family, self.settings, self.options = family, settings, options
+    def __init__(self, family: BackboneFamily, settings: Settings) -> None:
+        self.family, self.settings = family, settings
         self._encoded: dict[tuple[int, ...], torch.Tensor] = {}
         self._check_positions()
 
@@ -122,7 +80,7 @@ class ConditionEncoder:
         images = clips_to_video(firsts)[:, :, 0]
         last_images = clips_to_video(lasts)[:, :, 0] if lasts else None
         channels = self.family.encode_condition(
-            images, last_images, self.settings.num_frames, self._posterior_source(generator)
+            images, last_images, self.settings.size.num_frames, self._posterior_source(generator)
         )
         seen = [request.images, request.last_images] if self._has_quirk("uncropped_image_embeds") else [firsts, lasts]
         embeds = self.family.encode_pictures(_pair_up(seen))
@@ -153,7 +111,8 @@ class ConditionEncoder:
 
     def encode_clips(self, entries: Sequence[ReferenceClips], generator: Generators = None) -> Reference:
         """A batch of references in one pass of the expert; each entry has the same number of clips."""
-        if self.options.approximate and self.family.transformer.config.reference_timestep is None:
+        encodes_once = self.settings.experimental.encodes_once
+        if encodes_once and self.family.transformer.config.reference_timestep is None:
             raise InputError(
                 "this model reads its reference at the target's timestep, which changes from step to step, so that it "
                 "cannot be encoded once; give reference_refresh with approximate"
@@ -162,13 +121,13 @@ class ConditionEncoder:
         # A reference that all pictures share is drawn by the generator of the first.
         inputs = self._make_inputs(entries, source[: len(entries)] if isinstance(source, list) else source)
         with precision(self.family.device, self.settings, self.family.transformer.dtype):
-            if self.options.approximate or self.family.transformer.config.attention_mode == "cached":
-                return self.family.encode_reference(inputs, approximate=self.options.approximate)
+            if encodes_once or self.family.transformer.config.attention_mode == "cached":
+                return self.family.encode_reference(inputs, approximate=encodes_once)
             return self.family.embed_reference(inputs)
 
     def encode_texts(self, prompts: Sequence[str]) -> torch.Tensor:
         """Embeddings (prompt, token, dim); each distinct prompt is encoded once."""
-        length, needed = self.settings.max_sequence_length, self.family.text_length
+        length, needed = self.settings.sampling.max_sequence_length, self.family.text_length
         if length is not None and needed is not None and length != needed:
             raise InputError(f"this model reads exactly {needed} text tokens, got max_sequence_length {length}")
         distinct = sorted(set(prompts))
@@ -189,9 +148,10 @@ class ConditionEncoder:
     def _make_inputs(self, entries: Sequence[ReferenceClips], generator: Generators) -> ReferenceInputs:
         dtype = self.family.transformer.dtype
         latents, texts, images = [], [], []
-        for place in range(len(entries[0].clips)):
-            num_frames = self.options.count_frames(place, len(entries[0].clips), self.settings)
-            clips = [self._fit_clip(entry.clips[place], num_frames) for entry in entries]
+        num_places = len(entries[0].clips)
+        for place in range(num_places):
+            reading = self.settings.read_reference(place, num_places)
+            clips = [self._fit_clip(entry.clips[place], reading) for entry in entries]
             # What comes again with another caption is not drawn again.
             known = (place, *(id(entry.clips) for entry in entries))
             if known not in self._encoded:
@@ -211,25 +171,24 @@ class ConditionEncoder:
         return encoded if condition is None else torch.cat([encoded, condition.to(encoded)], dim=1)
 
     def _find_extent(self) -> TokenExtent | None:
-        if not self.options.are_spread:
+        if not self.settings.experimental.moves_references:
             return None
-        patch, settings = self.family.transformer.config.patch_size, self.settings
+        patch, size = self.family.transformer.config.patch_size, self.settings.size
         _, num_frames, height, width = self.family.pipeline.grid.latent_shape(
-            settings.num_frames, settings.height, settings.width, is_decoded=False
+            size.num_frames, size.height, size.width, is_decoded=False
         )
-        is_spread = self.options.reference_positions == "spread"
+        is_spread = self.settings.experimental.reference_positions == "spread"
         return TokenExtent(height // patch[1], width // patch[2], num_frames // patch[0] if is_spread else None)
 
     def _check_positions(self) -> None:
-        downscale = self.options.reference_downscale
-        if downscale < 1:
-            raise InputError(f"expected reference_downscale to be 1, 2, 3, ..., got {downscale}")
-        if self.options.are_spread and not self.family.spreads_references:
+        size, experimental = self.settings.size, self.settings.experimental
+        downscale = experimental.reference_downscale
+        if experimental.moves_references and not self.family.spreads_references:
             raise InputError(
                 f"references on a coarser grid are not supported on {self.family.name} backbones; "
                 "leave out reference_downscale and reference_positions"
             )
-        for name, pixels in (("height", self.settings.height), ("width", self.settings.width)):
+        for name, pixels in (("height", size.height), ("width", size.width)):
             if pixels % (downscale * self.family.pipeline.grid.size_multiple):
                 raise InputError(
                     f"reference_downscale {downscale} needs a {name} that is a multiple of "
@@ -238,75 +197,33 @@ class ConditionEncoder:
 
     def _fit(self, pictures: Sequence[np.ndarray]) -> list[Clip]:
         """One-frame clips of the target's size."""
-        return [self._resize(Clip.from_image(picture)) for picture in pictures]
+        height, width = self.settings.size.height, self.settings.size.width
+        return [self._resize(Clip.from_image(picture), height, width) for picture in pictures]
 
-    def _fit_clip(self, clip: Clip, num_frames: int) -> Clip:
+    def _fit_clip(self, clip: Clip, reading: ReferenceReading) -> Clip:
+        size = self.settings.size
         self.family.pipeline.grid.latent_shape(
-            num_frames, self.settings.height, self.settings.width, is_decoded=False, what="num_reference_frames"
+            reading.num_frames, size.height, size.width, is_decoded=False, what="num_reference_frames"
         )
-        rate = self.settings.fps if self.options.reference_sampling == "fps" else None
-        resampled = resample_clip(clip, num_frames, self.options.reference_sampling, rate)
-        return self._resize(resampled, self.options.reference_downscale)
+        resampled = resample_clip(clip, reading.num_frames, reading.sampling, reading.fps)
+        return self._resize(resampled, *reading.size)
 
-    def _resize(self, clip: Clip, downscale: int = 1) -> Clip:
+    def _resize(self, clip: Clip, height: int, width: int) -> Clip:
         resize = stretch_clip if self._has_quirk("stretched_frames") else resize_clip
-        return resize(clip, self.settings.height // downscale, self.settings.width // downscale)
+        return resize(clip, height, width)
 
     def _has_quirk(self, name: str) -> bool:
-        return name in self.options.quirks
+        return name in self.settings.experimental.official_quirks
 
     def _posterior_source(self, generator: Generators) -> Generators:
         return generator if self.family.has_sampled_latents and self._has_quirk("sampled_latents") else None
 
 
-@dataclass(frozen=True, kw_only=True)
-class ReadingOptions:
-    """How the target reads its reference.
-
-    Attributes:
-        strength: 0..1, on the reference's weight in the target's attention; 1 is exact.
-        refresh: None to carry a two-way reference through every step, which is exact; else it is carried through every
-            so many steps only, and its keys and values are used again in between, which is approximate.
-    """
-
-    strength: float = 1.0
-    refresh: int | None = None
-
-    def check(self, attention_mode: str, *, approximate: bool, is_read: bool) -> None:
-        """Checks them against a generation.
-
-        Args:
-            attention_mode: of the model.
-            approximate: whether the reference is not to be carried through every step.
-            is_read: whether there is a reference at all.
-
-        Raises:
-            InputError: a value out of range, or one without effect.
-        """
-        if not 0.0 <= self.strength <= 1.0:
-            raise InputError(f"reference_strength must be within 0..1, got {self.strength}")
-        if not is_read and (self.strength != 1.0 or approximate or self.refresh is not None):
-            raise InputError(
-                "reference_strength, approximate and reference_refresh have no effect with reference_guidance_scale 0, "
-                "which leaves the reference out; leave them out too"
-            )
-        if approximate and attention_mode == "cached":
-            raise InputError("approximate has no effect on a model that was trained one-way; leave it out")
-        if self.refresh is None:
-            return
-        if not approximate:
-            raise InputError("reference_refresh has an effect only with approximate=True; say both or neither")
-        if self.refresh < 1:
-            raise InputError(f"reference_refresh must be at least 1 step, got {self.refresh}")
-
-
 class Predictor:
     """Asks the transformer under variants of fixed conditions."""
 
-    def __init__(
-        self, family: BackboneFamily, conditions: Conditions, settings: GenerationDefaults, options: ReadingOptions
-    ) -> None:
-        self.family, self.conditions, self.settings, self.options = family, conditions, settings, options
+    def __init__(self, family: BackboneFamily, conditions: Conditions, settings: Settings) -> None:
+        self.family, self.conditions, self.settings = family, conditions, settings
         self._num_calls: dict[tuple[Variant, ...], int] = {}
         self._kept: dict[tuple[Variant, ...], ReferenceCache] = {}
         self._texts: dict[tuple[Text, ...], torch.Tensor | KeptText] = {}
@@ -336,7 +253,8 @@ class Predictor:
     def _predict(
         self, inputs: ForwardInputs, variants: tuple[Variant, ...], reference: Reference | None
     ) -> torch.Tensor:
-        strength, refresh = self.options.strength, self.options.refresh
+        strength = self.settings.reference.reference_strength
+        refresh = self.settings.experimental.reference_refresh
         if refresh is None or not isinstance(reference, ReferenceTokens) or strength == 0.0:
             return self.family.predict(inputs, reference, strength)
         count = self._num_calls.get(variants, 0)
@@ -353,7 +271,7 @@ class Predictor:
         told = tuple(variant.text for variant in variants)
         if told not in self._texts:
             joined = torch.cat([embeds[text] for text in told])
-            kept = self.family.keep_text(joined, images) if self.settings.text_keys == "kept" else None
+            kept = self.family.keep_text(joined, images) if self.settings.execution.text_keys == "kept" else None
             self._texts[told] = joined if kept is None else kept
         text = self._texts[told]
         return text, None if isinstance(text, KeptText) else images
@@ -364,7 +282,7 @@ class Predictor:
         seen = tuple(id(given.get((variant.reference, variant.text))) for variant in variants)
         if seen not in self._references:
             reference = self._join_references(variants, batch_size)
-            if isinstance(reference, ReferenceTokens) and self.settings.text_keys == "kept":
+            if isinstance(reference, ReferenceTokens) and self.settings.execution.text_keys == "kept":
                 reference = self.family.keep_captions(reference)
             self._references[seen] = reference
         return self._references[seen]
@@ -382,9 +300,9 @@ class Predictor:
 
 
 @contextmanager
-def precision(device: torch.device, settings: GenerationDefaults, dtype: torch.dtype) -> Iterator[None]:
+def precision(device: torch.device, settings: Settings, dtype: torch.dtype) -> Iterator[None]:
     """Computes float32 weights in bfloat16 where the settings say so."""
-    if settings.autocast == "off" or dtype != torch.float32:
+    if settings.execution.autocast == "off" or dtype != torch.float32:
         yield
         return
     with warnings.catch_warnings(), torch.autocast(device.type, torch.bfloat16):

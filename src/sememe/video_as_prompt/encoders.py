@@ -9,8 +9,8 @@ import torch
 from sememe.compute.offload import sends_modules_back
 from sememe.errors import InputError
 from sememe.video_as_prompt.backbone_family import BackboneFamily
-from sememe.video_as_prompt.conditioning import ConditionEncoder, EncodingOptions
-from sememe.video_as_prompt.defaults import GenerationDefaults
+from sememe.video_as_prompt.conditioning import ConditionEncoder
+from sememe.video_as_prompt.settings import Settings
 
 Texts = str | tuple[str, ...]
 
@@ -50,11 +50,10 @@ class KnowingEncoder(ConditionEncoder):
     def __init__(
         self,
         family: BackboneFamily,
-        settings: GenerationDefaults,
-        options: EncodingOptions,
+        settings: Settings,
         known: Mapping[str, torch.Tensor],
     ) -> None:
-        super().__init__(family, settings, options)
+        super().__init__(family, settings)
         self.known = known
 
     def encode_texts(self, prompts: Sequence[str]) -> torch.Tensor:
@@ -102,7 +101,7 @@ class PromptEncoding:
             InputError: where an argument is not what was expected.
         """
         settings = self.defaults.override(max_sequence_length=max_sequence_length)
-        negative = settings.negative_prompt if negative_prompt is None else negative_prompt
+        negative = settings.guidance.negative_prompt if negative_prompt is None else negative_prompt
         return encode_texts_once(self.family, settings, prompt, negative, reference_prompts)
 
     def unload_text_encoders(self: Any) -> None:
@@ -116,7 +115,7 @@ class PromptEncoding:
 
 
 def encode_texts_once(
-    family: BackboneFamily, settings: GenerationDefaults, prompt: Any, negative_prompt: Any, reference_prompts: Any
+    family: BackboneFamily, settings: Settings, prompt: Any, negative_prompt: Any, reference_prompts: Any
 ) -> EncodedPrompt:
     """Encodes each distinct text by itself.
 
@@ -126,48 +125,45 @@ def encode_texts_once(
     told = [_to_texts("prompt", prompt), _to_texts("negative_prompt", negative_prompt)]
     captions = None if reference_prompts is None else _to_texts("reference_prompts", reference_prompts)
     texts = {"", *(text for group in (*told, captions or "") for text in _listed(group))}
-    encoder = KnowingEncoder(family, settings, EncodingOptions(), {})
+    encoder = KnowingEncoder(family, settings, {})
     embeds = {text: encoder.encode_texts([text]) for text in sorted(texts)}
-    return EncodedPrompt(told[0], told[1], captions, embeds, settings.max_sequence_length)
+    return EncodedPrompt(told[0], told[1], captions, embeds, settings.sampling.max_sequence_length)
 
 
-def resolve_texts(
-    prompt: Any, negative_prompt: Any, reference_prompts: Any, settings: GenerationDefaults
-) -> TextArguments:
-    """Arguments of a generation in which `prompt` may be an `EncodedPrompt`; what else is given goes before it.
+def resolve_texts(prompt: Any, negative_prompt: Any, reference_prompts: Any, settings: Settings) -> TextArguments:
+    """Return the texts of a generation whose `prompt` may be an `EncodedPrompt`; texts given beside it come first.
 
     Raises:
-        InputError: texts that were encoded to another length.
+        InputError: the prompt was encoded to another length.
     """
-    negative = settings.negative_prompt if negative_prompt is None else negative_prompt
-    if not isinstance(prompt, EncodedPrompt):
-        return TextArguments(prompt, negative, reference_prompts, {})
-    _check_length(prompt, settings)
-    return TextArguments(
-        _as_argument(prompt.prompt),
-        _as_argument(prompt.negative_prompt) if negative_prompt is None else negative_prompt,
-        _as_argument(prompt.reference_prompts) if reference_prompts is None else reference_prompts,
-        prompt.embeds,
-    )
+    known: Mapping[str, torch.Tensor] = {}
+    if isinstance(prompt, EncodedPrompt):
+        _check_length(prompt, settings)
+        known = prompt.embeds
+        negative_prompt = prompt.negative_prompt if negative_prompt is None else negative_prompt
+        reference_prompts = prompt.reference_prompts if reference_prompts is None else reference_prompts
+        prompt = prompt.prompt
+    negative = settings.guidance.negative_prompt if negative_prompt is None else negative_prompt
+    return TextArguments(_as_argument(prompt), _as_argument(negative), _as_argument(reference_prompts), known)
 
 
-def resolve_captions(prompts: Any, settings: GenerationDefaults) -> TextArguments:
-    """Captions of references, in which `prompts` may be an `EncodedPrompt`.
+def resolve_captions(prompts: Any, settings: Settings) -> TextArguments:
+    """Return the captions of references, whose `prompts` may be an `EncodedPrompt`.
 
     Raises:
-        InputError: texts that were encoded to another length.
+        InputError: the prompt was encoded to another length.
     """
-    if not isinstance(prompts, EncodedPrompt):
-        return TextArguments("", "", prompts, {})
-    _check_length(prompts, settings)
-    return TextArguments("", "", _as_argument(prompts.reference_prompts), prompts.embeds)
+    if isinstance(prompts, EncodedPrompt):
+        return resolve_texts(prompts, None, None, settings)
+    return resolve_texts("", None, prompts, settings)
 
 
-def _check_length(prompt: EncodedPrompt, settings: GenerationDefaults) -> None:
-    if prompt.max_sequence_length != settings.max_sequence_length:
+def _check_length(prompt: EncodedPrompt, settings: Settings) -> None:
+    length = settings.sampling.max_sequence_length
+    if prompt.max_sequence_length != length:
         raise InputError(
             f"the prompt was encoded with max_sequence_length {prompt.max_sequence_length}, but the generation has "
-            f"{settings.max_sequence_length}; say the same to both"
+            f"{length}; use the same for both"
         )
 
 
@@ -183,5 +179,5 @@ def _listed(texts: Texts) -> tuple[str, ...]:
     return (texts,) if isinstance(texts, str) else texts
 
 
-def _as_argument(texts: Texts | None) -> Any:
+def _as_argument(texts: Any) -> Any:
     return list(texts) if isinstance(texts, tuple) else texts

@@ -1,7 +1,6 @@
 """Making the clips of the Video-As-Prompt evaluation, and counting what they show."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -18,13 +17,9 @@ from sememe.evaluation.runner import TABLE, Row
 from sememe.evaluation.splits import condition_groups
 from sememe.video import Clip, SheetRow, read_clip, write_clip
 from sememe.video_as_prompt.evaluation_rows import PromptedCase, RowSettings
+from sememe.video_as_prompt.settings import Settings
 
 NegativeReference = Literal["neutral"]
-CONTROLS = (
-    *("reference_strength", "approximate", "reference_refresh"),
-    *("num_reference_frames", "reference_positions", "reference_downscale", "guidance_interval"),
-)
-"""Arguments of the pipeline whose effect can be measured."""
 VALIDATION = "validation"
 """The group of the rows to choose settings and checkpoints by."""
 REFERENCE_QUALITY = 23.0  # the usual rate factor of H.264: references are lossy, as people's files are
@@ -36,42 +31,25 @@ def scene_oracles(candidates: tuple[str, ...], num_frames: int, height: int, wid
     return SceneOracles(candidates, num_frames, height, width, fps)
 
 
-@dataclass(frozen=True)
-class Sampler:
-    """Arguments of the pipeline; None for the default of the model.
-
-    Attributes:
-        num_inference_steps: denoising steps.
-        guidance_scale: scale of text guidance.
-        reference_guidance_scale: scale of reference guidance.
-        controls: further arguments by name, those in `CONTROLS`.
-        negative_reference: "neutral" for a negative reference in which nothing happens, in the reference's scene.
-    """
-
-    num_inference_steps: int | None = None
-    guidance_scale: float | None = None
-    reference_guidance_scale: float | None = None
-    controls: Mapping[str, Any] = field(default_factory=dict)
-    negative_reference: NegativeReference | None = None
-
-
 class Maker:
     """Make and judge the clips of cases.
 
     Args:
         pipeline: a `VideoAsPromptPipeline`.
-        sampler: arguments of each call.
+        settings: settings of the generations, but for their size.
         folder: for files of references.
+        negative_reference: "neutral" for a negative reference in which nothing happens, in the reference's scene.
     """
 
-    def __init__(self, pipeline: Any, sampler: Sampler, folder: Path) -> None:
-        self.pipeline = pipeline
-        self.sampler = sampler
-        self.folder = folder
+    def __init__(
+        self, pipeline: Any, settings: Settings, folder: Path, negative_reference: NegativeReference | None = None
+    ) -> None:
+        self.pipeline, self.settings, self.folder = pipeline, settings, folder
+        self.negative_reference = negative_reference
 
     def oracles(self, row: RowSettings) -> SceneOracles:
         """Return the oracles of a row."""
-        fps = self.pipeline.defaults.fps
+        fps = self.pipeline.defaults.size.fps
         return scene_oracles(tuple(row.candidates), row.num_frames, row.height, row.width, fps)
 
     def make(self, row: RowSettings, cases: Sequence[PromptedCase]) -> list[Clip]:
@@ -124,11 +102,11 @@ class Maker:
     def _generate(self, row: RowSettings, cases: Sequence[PromptedCase]) -> list[Clip]:
         alone = row.method == "backbone"
         oracles = self.oracles(row)
-        extra: dict[str, Any] = {} if alone else dict(self.sampler.controls)
-        settings = self.pipeline.defaults.override(reference_guidance_scale=self.sampler.reference_guidance_scale)
-        if row.is_misled and settings.reference_guidance_scale != 0:
+        settings = self.settings.without_reference() if alone else self.settings
+        extra: dict[str, Any] = {}
+        if row.is_misled and settings.guidance.reference_guidance_scale != 0:
             extra["reference_prompts"] = [[oracles.caption(case.reference_scene, case.condition)] for case in cases]
-        if self.sampler.negative_reference is not None and not alone:
+        if self.negative_reference is not None and not alone:
             extra["negative_references"] = [[oracles.film(case.reference_scene, None)] for case in cases]
         output = self.pipeline(
             image=[self.first_frame(row, case) for case in cases],
@@ -140,9 +118,7 @@ class Maker:
             num_frames=row.num_frames,
             height=row.height,
             width=row.width,
-            num_inference_steps=self.sampler.num_inference_steps,
-            guidance_scale=self.sampler.guidance_scale,
-            reference_guidance_scale=0.0 if alone else self.sampler.reference_guidance_scale,
+            settings=settings,
             generator=[torch.Generator().manual_seed(case.noise_seed) for case in cases],
             **extra,
         )

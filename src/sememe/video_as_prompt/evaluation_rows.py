@@ -8,7 +8,6 @@ import numpy as np
 
 from sememe.evaluation.cases import Case, SeedRanges, deal_cases
 from sememe.evaluation.splits import split_conditions
-from sememe.video_as_prompt.defaults import GenerationDefaults
 from sememe.world import EVALUATION_SEED, can_show, conditions, random_scene
 
 Method = Literal["generate", "backbone", "paste", "autoencoder"]
@@ -64,8 +63,7 @@ class RowSettings:
 
 def list_rows(pipeline: Any) -> tuple[RowSettings, ...]:
     """List all rows, at the size and length of the model unless the row is about another one."""
-    own: GenerationDefaults = pipeline.defaults
-    grid = pipeline.grid
+    own, grid = pipeline.defaults.size, pipeline.grid
     frames, height, width = own.num_frames, own.height, own.width
     shorter, longer = grid.nearest_num_frames((frames + 1) // 2), grid.nearest_num_frames(2 * frames - 1)
     wide = grid.nearest_size(width * 3 // 2)

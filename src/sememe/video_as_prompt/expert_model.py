@@ -201,11 +201,6 @@ def check_strength(strength: float) -> None:
         raise ModelError(f"reference_strength must be within 0..1, got {strength}")
 
 
-def as_tuple(tensors: torch.Tensor | Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-    """One tensor per reference."""
-    return (tensors,) if isinstance(tensors, torch.Tensor) else tuple(tensors)
-
-
 def check_grid(reference: ReferenceCache | ReferenceTokens, grid: tuple[int, int]) -> None:
     """Raises `ModelError` where a reference has not the target's (rows, columns) of tokens."""
     if reference.grid != grid:

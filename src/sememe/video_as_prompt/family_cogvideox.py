@@ -12,9 +12,9 @@ from sememe.backbones.text import encode_prompts_padded
 from sememe.diffusion.objectives import PredictionType
 from sememe.errors import InputError
 from sememe.video_as_prompt.backbone_family import BackboneFamily, ForwardInputs, Generators
-from sememe.video_as_prompt.defaults import GenerationDefaults
 from sememe.video_as_prompt.references import ReferenceInputs
 from sememe.video_as_prompt.rotary import RotaryTables
+from sememe.video_as_prompt.settings import Settings
 
 _log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ class CogVideoXFamily(BackboneFamily):
 
     def __init__(self, pipeline: Any) -> None:
         super().__init__(pipeline)
-        self._rotary: dict[tuple[int, int, int], RotaryTables | None] = {}
+        self._rotary: dict[tuple[Any, ...], RotaryTables | None] = {}
 
     @property
     def takes_image(self) -> bool:
@@ -39,27 +39,28 @@ class CogVideoXFamily(BackboneFamily):
     def text_length(self) -> int | None:
         return self.transformer.config.max_text_seq_length
 
-    def check_shape(self, settings: GenerationDefaults) -> None:
+    def check_shape(self, settings: Settings) -> None:
         config = self.transformer.config
         if not config.use_learned_positional_embeddings:
             return
         ratio = latent_grid(self.pipeline.vae).spatial_ratio
         native = (config.sample_height * ratio, config.sample_width * ratio)
-        if (settings.height, settings.width) != native:
+        size = settings.size
+        if (size.height, size.width) != native:
             raise InputError(
                 f"this model has learned positions for {native[0]}x{native[1]} pixels only, "
-                f"got {settings.height}x{settings.width}"
+                f"got {size.height}x{size.width}"
             )
-        if settings.num_frames != config.sample_frames:
+        if size.num_frames != config.sample_frames:
             _log.warning(
                 "this model has learned positions for %d frames; for %d it falls back to computed ones, for which it "
                 "was not trained",
                 config.sample_frames,
-                settings.num_frames,
+                size.num_frames,
             )
 
-    def encode_texts(self, prompts: Sequence[str], settings: GenerationDefaults) -> torch.Tensor:
-        length = settings.max_sequence_length or self.transformer.config.max_text_seq_length
+    def encode_texts(self, prompts: Sequence[str], settings: Settings) -> torch.Tensor:
+        length = settings.sampling.max_sequence_length or self.transformer.config.max_text_seq_length
         embeds = encode_prompts_padded(self.pipeline.tokenizer, self.pipeline.text_encoder, prompts, length)
         return embeds.to(self.device, self.transformer.dtype)
 
@@ -79,11 +80,11 @@ class CogVideoXFamily(BackboneFamily):
 
     def forward_arguments(self, inputs: ForwardInputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
         _, _, frames, height, width = inputs.channels.shape
-        size = (frames, height, width)
-        if size not in self._rotary:
-            self._rotary[size] = self.transformer.rotary_tables(*size, inputs.channels.device)
-        rotary = self._rotary[size]
-        return (inputs.channels.transpose(1, 2), inputs.text, inputs.timestep), {"image_rotary_emb": rotary}
+        key = (frames, height, width, inputs.channels.device)
+        if key not in self._rotary:
+            self._rotary = {key: self.transformer.rotary_tables(*key)}
+        given = (inputs.channels.transpose(1, 2), inputs.text, inputs.timestep)
+        return given, {"image_rotary_emb": self._rotary[key]}
 
     def rearrange(self, sample: torch.Tensor) -> torch.Tensor:
         return sample.transpose(1, 2)

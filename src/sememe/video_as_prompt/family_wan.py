@@ -20,9 +20,9 @@ from sememe.diffusion.objectives import PredictionType
 from sememe.errors import ModelError
 from sememe.video_as_prompt.backbone_family import BackboneFamily, ForwardInputs, Generators
 from sememe.video_as_prompt.context_parallel import count_ranks
-from sememe.video_as_prompt.defaults import GenerationDefaults
 from sememe.video_as_prompt.references import ReferenceTokens
 from sememe.video_as_prompt.rotary import RotaryTables
+from sememe.video_as_prompt.settings import Settings
 
 
 class WanFamily(BackboneFamily):
@@ -57,11 +57,15 @@ class WanFamily(BackboneFamily):
         # The stock attention tells image tokens from text tokens by counting 512 from the end.
         return None if self.transformer.config.added_kv_proj_dim is None else MAX_SEQUENCE_LENGTH
 
-    def check_shape(self, settings: GenerationDefaults) -> None:
+    def check_shape(self, settings: Settings) -> None:
         """Positions are computed for any size."""
 
-    def encode_texts(self, prompts: Sequence[str], settings: GenerationDefaults) -> torch.Tensor:
-        length = settings.max_sequence_length or self.text_length or default_sequence_length(self.pipeline.tokenizer)
+    def encode_texts(self, prompts: Sequence[str], settings: Settings) -> torch.Tensor:
+        length = (
+            settings.sampling.max_sequence_length
+            or self.text_length
+            or default_sequence_length(self.pipeline.tokenizer)
+        )
         embeds = encode_prompts(self.pipeline.tokenizer, self.pipeline.text_encoder, prompts, length)
         return embeds.to(self.device, self.transformer.dtype)
 

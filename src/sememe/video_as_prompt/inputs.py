@@ -1,6 +1,6 @@
 """What people pass to a pipeline, checked and brought to one form."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -11,7 +11,9 @@ import PIL.ImageOps
 from sememe.errors import InputError
 from sememe.video import Clip
 from sememe.video.transparency import over_white
+from sememe.video_as_prompt.backbone_family import BackboneFamily
 from sememe.video_as_prompt.references import ReferenceCache, ReferenceTokens
+from sememe.video_as_prompt.settings import ExperimentalSettings, Settings
 
 
 @dataclass(frozen=True)
@@ -19,34 +21,12 @@ class EncodedReference:
     """References that a pipeline has encoded, to be used for any number of pictures and seeds.
 
     Attributes:
-        payload: what the transformer reads, of batch 1.
-        height: pixels of the results for which it was made.
-        width: pixels, the same.
-        num_frames: the same.
-        num_reference_frames: that were taken of each reference, or of each in turn; None for as many.
-        reference_positions: at which they lie.
-        reference_downscale: by how much they are smaller than the results.
+        payload: Input of the transformer, with batch size 1.
+        settings: Settings of the generations that it serves.
     """
 
     payload: ReferenceCache | ReferenceTokens
-    height: int
-    width: int
-    num_frames: int
-    num_reference_frames: int | tuple[int, ...] | None
-    reference_positions: str
-    reference_downscale: int
-
-    def to_record(self) -> dict[str, Any]:
-        """How it was made, as plain values."""
-        counts = self.num_reference_frames
-        return {
-            "height": self.height,
-            "width": self.width,
-            "num_frames": self.num_frames,
-            "num_reference_frames": list(counts) if isinstance(counts, tuple) else counts,
-            "reference_positions": self.reference_positions,
-            "reference_downscale": self.reference_downscale,
-        }
+    settings: Settings
 
 
 @dataclass(frozen=True)
@@ -89,51 +69,46 @@ class Request:
 
 
 def make_request(
-    image: Any,
-    prompt: Any,
-    negative_prompt: Any,
-    last_image: Any = None,
+    family: BackboneFamily,
+    settings: Settings,
+    image: Any = None,
     references: Any = None,
+    prompt: Any = "",
+    negative_prompt: Any = "",
     reference_prompts: Any = None,
-    negative_references: Any = None,
-    *,
-    takes_image: bool = True,
-    needs_image: bool = True,
-    takes_last_image: bool = False,
-    needs_reference: bool = True,
+    last_image: Any = None,
 ) -> Request:
-    """Checks the arguments of a pipeline's call.
+    """Check the inputs of a generation and bring them to one form.
 
     Args:
-        image: pictures to start from.
-        prompt: one text, or one for each picture.
-        negative_prompt: the same.
-        last_image: pictures to end with.
-        references: clips, or what was made of them.
-        reference_prompts: captions of references.
-        negative_references: clips to lead away from.
-        takes_image: whether the backbone can be told a picture.
-        needs_image: whether it must be.
-        takes_last_image: whether it can be told a last one.
-        needs_reference: whether a reference is read at all.
+        family: Backbone, which decides what pictures it takes.
+        settings: Settings of the generation.
+        image: Pictures to start from.
+        references: Clips, or encoded references.
+        prompt: One text, or one per picture.
+        negative_prompt: The same.
+        reference_prompts: Captions of the references.
+        last_image: Pictures to end with.
 
     Raises:
-        InputError: where one is not what was expected, or would have no effect.
+        InputError: an input is not what was expected, or would have no effect.
     """
-    if not takes_image and image is not None:
+    needs_reference = settings.guidance.reference_guidance_scale != 0
+    negative_references = settings.experimental.negative_references
+    if not family.takes_image and image is not None:
         raise InputError("this model makes videos from text alone, so that image has no effect; leave it out")
-    if last_image is not None and not takes_last_image:
+    if last_image is not None and not family.takes_last_image:
         raise InputError("this model cannot be told a last frame; leave last_image out")
     if needs_reference and _is_nothing(references):
         raise InputError(
             "expected at least one reference clip, got none; to run the backbone without a reference say "
             "reference_guidance_scale=0"
         )
-    if not needs_reference and not _is_nothing(negative_references):
-        raise InputError("negative_references need a reference_guidance_scale other than 0 and 1, got 0")
+    if negative_references and settings.guidance.reference_guidance_scale == 1.0:
+        raise InputError("negative_references need a reference_guidance_scale other than 0 and 1, got 1")
     if not needs_reference and _says_something(reference_prompts):
         raise InputError("reference_prompts have no effect with reference_guidance_scale 0; leave them out")
-    images = _to_pictures("image", image) if needs_image or image is not None else ()
+    images = _to_pictures("image", image) if family.needs_image or image is not None else ()
     count = len(images) or (len(prompt) if isinstance(prompt, (list, tuple)) else 1)
     last_images = () if last_image is None else _to_pictures("last_image", last_image)
     if last_images and len(last_images) != count:
@@ -144,50 +119,45 @@ def make_request(
         images=images,
         last_images=last_images,
         references=_make_references(references, reference_prompts, count) if needs_reference else (),
-        negative_references=()
-        if _is_nothing(negative_references)
-        else _make_references(negative_references, None, count),
+        negative_references=_make_references(negative_references, None, count) if negative_references else (),
     )
 
 
-def match_encoded(
-    encoded: Sequence[EncodedReference], height: int, width: int, num_frames: int, said: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Settings of a generation's references, those of encoded ones where it does not say otherwise.
+def match_encoded(encoded: Sequence[EncodedReference], settings: Settings) -> Settings:
+    """Return settings with the reference positions and size of encoded references, where they leave these open.
 
     Args:
-        encoded: references that were encoded ahead.
-        height: pixels of the result.
-        width: pixels, the same.
-        num_frames: the same.
-        said: `reference_positions` and `reference_downscale` of the generation.
+        encoded: References that were encoded ahead.
+        settings: Settings of the generation.
 
     Raises:
-        InputError: one was made for another result, or otherwise than the generation says or another one was made.
+        InputError: a reference was made for another result, or in another way than the settings or another one.
     """
-    for each in encoded:
-        if (each.height, each.width) != (height, width):
+    size = settings.size
+    for made in (each.settings.size for each in encoded):
+        if (made.height, made.width) != (size.height, size.width):
             raise InputError(
-                f"the encoded reference is {each.height}x{each.width}, but the result is to be {height}x{width}; "
-                "encode it at that size"
+                f"the encoded reference is {made.height}x{made.width}, but the result is to be "
+                f"{size.height}x{size.width}; encode it at that size"
             )
-        if each.num_frames != num_frames:
+        if made.num_frames != size.num_frames:
             raise InputError(
-                f"the encoded reference was made for {each.num_frames} frames, but the result is to have {num_frames}; "
-                f"encode it with num_frames={num_frames}, and with num_reference_frames to keep its own length"
+                f"the encoded reference was made for {made.num_frames} frames, but the result is to have "
+                f"{size.num_frames}; encode it with num_frames={size.num_frames}, and with num_reference_frames to "
+                "keep its own length"
             )
-    matched = dict(said)
-    for name, usual in (("reference_positions", "dense"), ("reference_downscale", 1)):
-        made = sorted({getattr(each, name) for each in encoded})
-        if len(made) > 1:
-            raise InputError(f"expected references encoded with one {name}, got {' and '.join(map(str, made))}")
-        if made and said[name] not in (usual, made[0]):
+    for name in ("reference_positions", "reference_downscale"):
+        given = getattr(settings.experimental, name)
+        ways = sorted({getattr(each.settings.experimental, name) for each in encoded})
+        if len(ways) > 1:
+            raise InputError(f"expected references encoded with one {name}, got {' and '.join(map(str, ways))}")
+        if ways and given not in (getattr(ExperimentalSettings, name), ways[0]):
             raise InputError(
-                f"the encoded reference was made with {name} {made[0]}, but the generation says {said[name]}; "
-                "leave that out, or encode the reference anew"
+                f"the encoded reference was made with {name} {ways[0]}, but the generation has {given}; "
+                "leave that out, or encode the reference again"
             )
-        matched[name] = made[0] if made else said[name]
-    return matched
+        settings = settings.override(**{name: ways[0]}) if ways else settings
+    return settings
 
 
 def _to_pictures(name: str, image: Any) -> tuple[np.ndarray, ...]:
@@ -221,11 +191,6 @@ def check_choice(name: str, value: str, choices: Any) -> None:
     """Raises `InputError` for a value that is none of a `Literal`."""
     if value not in get_args(choices):
         raise InputError(f"expected {name} to be one of {', '.join(get_args(choices))}, got {value!r}")
-
-
-def as_counts(counts: int | Sequence[int] | None) -> int | tuple[int, ...] | None:
-    """One number for all references, or a tuple with one for each."""
-    return counts if counts is None or isinstance(counts, int) else tuple(counts)
 
 
 def check_references(clips: Any, prompts: Any = None) -> ReferenceClips:

@@ -28,7 +28,7 @@ from sememe.video_as_prompt.blocks_cogvideox import (
 )
 from sememe.video_as_prompt.context_parallel import SPLIT_TOKENS, TokenSplit, count_ranks, split_reference, split_rotary
 from sememe.video_as_prompt.embedder_cogvideox import CogVideoXExpertEmbedder, check_reference
-from sememe.video_as_prompt.expert_model import ExpertModel, as_tuple, check_grid, check_strength
+from sememe.video_as_prompt.expert_model import ExpertModel, check_grid, check_strength
 from sememe.video_as_prompt.keys_cogvideox import COGVIDEOX_KEYS
 from sememe.video_as_prompt.reference_attention import ReferenceAttention, ReferenceStream
 from sememe.video_as_prompt.references import ReferenceCache, ReferenceInputs, ReferenceTokens
@@ -266,34 +266,24 @@ class CogVideoXVideoAsPromptTransformer(ExpertModel, CogVideoXTransformer3DModel
     @apply_forward_hook  # type: ignore[untyped-decorator]
     def encode_reference(
         self,
-        reference_latents: torch.Tensor | Sequence[torch.Tensor],
-        reference_text_embeds: torch.Tensor | Sequence[torch.Tensor],
-        reference_image_embeds: torch.Tensor | Sequence[torch.Tensor] | None = None,
+        inputs: ReferenceInputs,
         *,
         approximate: bool = False,
         timestep: float | torch.Tensor | None = None,
         ofs: torch.Tensor | None = None,
     ) -> ReferenceCache:
-        """Runs the reference through the expert alone and keeps its keys and values; differentiable.
+        """Run references through the expert alone and keep their keys and values; differentiable.
 
         Args:
-            reference_latents: (batch, frame, channel, height, width) with the channels of its condition; a sequence of
-                them for several references, of which the first counts as the farthest in time.
-            reference_text_embeds: (batch, text token, text_embed_dim), the embedded caption; one per reference.
-            reference_image_embeds: must be None; CogVideoX reads no image embeddings.
-            approximate: allows this for a model that was trained two-way, whose result then deviates.
-            timestep: the target's, in 0..1000, at which to read a reference that follows it (`reference_timestep`
-                None in the config): a number, or (batch,). What was encoded at one step deviates at others.
-            ofs: as in `forward`, for CogVideoX 1.5.
+            inputs: References, of which the first counts as the farthest in time; without image embeddings.
+            approximate: Allow this for a two-way model, whose result then deviates.
+            timestep: Timestep of the target, in 0..1000, for a model whose reference follows it
+                (`reference_timestep` None in the config): a number, or (batch,). It deviates at other steps.
+            ofs: As in `forward`, for CogVideoX 1.5.
 
         Raises:
             ModelError: where the model was trained two-way and `approximate` is False, or the inputs do not fit.
         """
-        inputs = ReferenceInputs(
-            as_tuple(reference_latents),
-            as_tuple(reference_text_embeds),
-            None if reference_image_embeds is None else as_tuple(reference_image_embeds),
-        )
         with self._without_feature_cache():
             tokens = self.embed_reference(inputs)
             return self._encode_tokens(tokens, approximate=approximate, timestep=timestep, ofs=ofs)

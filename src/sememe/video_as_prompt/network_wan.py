@@ -28,11 +28,11 @@ from sememe.checkpoints.key_map import KeyMap
 from sememe.errors import ModelError
 from sememe.video_as_prompt.blocks_wan import EncodedReference, WanVideoAsPromptBlock
 from sememe.video_as_prompt.context_parallel import SPLIT_TOKENS, TokenSplit, count_ranks, split_reference
-from sememe.video_as_prompt.expert_model import ExpertModel, as_tuple, check_grid, check_strength
+from sememe.video_as_prompt.expert_model import ExpertModel, check_grid, check_strength
 from sememe.video_as_prompt.keys_wan import WAN_KEYS
 from sememe.video_as_prompt.reference_attention import ReferenceAttention, ReferenceStream
 from sememe.video_as_prompt.references import ReferenceCache, ReferenceInputs, ReferenceTokens
-from sememe.video_as_prompt.rotary import ReferenceRotaryPosEmbed, RotaryTables, TokenExtent
+from sememe.video_as_prompt.rotary import ReferenceRotaryPosEmbed, RotaryTables
 
 
 class WanExpertEmbedder(nn.Module):
@@ -252,32 +252,19 @@ class WanVideoAsPromptTransformer(ExpertModel, WanTransformer3DModel):
     @apply_forward_hook  # type: ignore[untyped-decorator]
     def encode_reference(
         self,
-        reference_latents: torch.Tensor | Sequence[torch.Tensor],
-        reference_text_embeds: torch.Tensor | Sequence[torch.Tensor],
-        reference_image_embeds: torch.Tensor | Sequence[torch.Tensor] | None = None,
+        inputs: ReferenceInputs,
         *,
         approximate: bool = False,
-        extent: TokenExtent | None = None,
     ) -> ReferenceCache:
-        """Runs the reference through the expert alone and keeps its keys and values; differentiable.
+        """Run references through the expert alone and keep their keys and values; differentiable.
 
         Args:
-            reference_latents: (batch, channel, frame, height, width) with mask and condition channels; a sequence of
-                them for several references, of which the first counts as the farthest in time.
-            reference_text_embeds: (batch, text token, text_dim), the embedded caption; one per reference.
-            reference_image_embeds: (batch, image token, image_dim), for backbones that read image embeddings.
-            approximate: allows this for a model that was trained two-way, whose result then deviates.
-            extent: over which references of fewer tokens than the target are spread, as in `ReferenceInputs`.
+            inputs: References, of which the first counts as the farthest in time.
+            approximate: Allow this for a two-way model, whose result then deviates.
 
         Raises:
             ModelError: where the model was trained two-way and `approximate` is False, or the inputs do not fit.
         """
-        inputs = ReferenceInputs(
-            as_tuple(reference_latents),
-            as_tuple(reference_text_embeds),
-            None if reference_image_embeds is None else as_tuple(reference_image_embeds),
-            extent,
-        )
         with self._without_feature_cache():
             return self._encode_tokens(self.embed_reference(inputs), approximate=approximate)
 

@@ -9,6 +9,7 @@ from typing import Literal
 
 from sememe.training.autoencoder_settings import AutoencoderSettings, check_setting
 from sememe.training.config import TrainingConfig
+from sememe.video_as_prompt.settings import BUILT_IN, Settings
 from sememe.video_as_prompt.stage_settings import BackboneSettings, ExpertSettings
 
 
@@ -236,22 +237,6 @@ class SchedulerSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerationSettings:
-    """What a model makes if it is told nothing else; see `video_as_prompt.defaults.GenerationDefaults`."""
-
-    height: int = 64
-    width: int = 64
-    num_frames: int = 17
-    fps: float = 8.0
-    num_inference_steps: int = 12
-    guidance_scale: float = 1.0
-    reference_guidance_scale: float = 6.0
-    guidance_interval: tuple[float, float] = (0.5, 1.0)
-    batching: Literal["sequential", "batched"] = "sequential"
-    autocast: Literal["off", "bfloat16"] = "off"
-
-
-@dataclass(frozen=True, kw_only=True)
 class ModelRecipe:
     """Puts a whole model together from the runs of its parts.
 
@@ -263,7 +248,7 @@ class ModelRecipe:
     autoencoder: str
     backbone: str
     expert: str
-    generation: GenerationSettings = field(default_factory=GenerationSettings)
+    generation: Settings = BUILT_IN
     scheduler: SchedulerSettings = field(default_factory=SchedulerSettings)
     precision: Literal["bfloat16", "float32"] = "bfloat16"
     max_shard_size: str = "15MB"

@@ -12,7 +12,6 @@ from sememe.video_as_prompt.recipe_records import (
     AutoencoderRecipe,
     BackboneRecipe,
     ExpertRecipe,
-    GenerationSettings,
     LatentsRecipe,
     LinearNetwork,
     ModelRecipe,
@@ -21,6 +20,7 @@ from sememe.video_as_prompt.recipe_records import (
     WorldData,
 )
 from sememe.video_as_prompt.recipes_tiny import tiny_autoencoder, tiny_backbone, tiny_expert, tiny_latents, tiny_model
+from sememe.video_as_prompt.settings import BUILT_IN
 
 _DATA = WorldData(num_frames=33, height=128, width=128)
 
@@ -85,5 +85,5 @@ def small_model() -> ModelRecipe:
         autoencoder="runs/small-autoencoder",
         backbone="runs/small-backbone",
         expert="runs/small-expert",
-        generation=GenerationSettings(height=128, width=128, num_frames=33),
+        generation=BUILT_IN.override(height=128, width=128, num_frames=33),
     )

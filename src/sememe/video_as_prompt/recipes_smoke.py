@@ -13,7 +13,6 @@ from sememe.video_as_prompt.recipe_records import (
     AutoencoderRecipe,
     BackboneRecipe,
     ExpertRecipe,
-    GenerationSettings,
     LatentsRecipe,
     LinearNetwork,
     ModelRecipe,
@@ -29,6 +28,7 @@ from sememe.video_as_prompt.recipes_tiny import (
     tiny_latents,
     tiny_model,
 )
+from sememe.video_as_prompt.settings import BUILT_IN
 
 # All conditions, each in two scenes: the least that can be paired.
 _DATA = WorldData(num_clips=308, clips_per_scene=154, num_frames=9, height=16, width=16)
@@ -95,7 +95,7 @@ def smoke_model() -> ModelRecipe:
         autoencoder="runs/smoke-autoencoder",
         backbone="runs/smoke-backbone",
         expert="runs/smoke-expert",
-        generation=GenerationSettings(height=16, width=16, num_frames=9, num_inference_steps=2),
+        generation=BUILT_IN.override(height=16, width=16, num_frames=9, num_inference_steps=2),
     )
 
 

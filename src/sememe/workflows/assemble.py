@@ -1,9 +1,8 @@
 """Putting a model together from the parts that were trained: one folder that `from_pretrained` reads."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import sememe
 from sememe.checkpoints.fingerprint import fingerprint_model
@@ -12,11 +11,9 @@ from sememe.checkpoints.zoo import resolve_model
 from sememe.errors import ModelError, RecipeError
 from sememe.files import atomic_folder, write_text
 from sememe.video_as_prompt.recipe_records import ModelRecipe, SchedulerSettings
+from sememe.video_as_prompt.settings import Settings
 from sememe.workflows.model_card import ModelCard, write_card
 from sememe.workflows.run_record import describe_run, read_run, read_summary
-
-if TYPE_CHECKING:
-    from sememe.video_as_prompt.defaults import GenerationDefaults
 
 __all__ = ["SchedulerSettings", "assemble_recipe", "assemble_video_as_prompt", "make_scheduler"]
 
@@ -45,7 +42,7 @@ def assemble_video_as_prompt(
     text_encoder: Path,
     tokenizer: Path,
     expert: Path,
-    defaults: "GenerationDefaults",
+    defaults: Settings,
     scheduler: SchedulerSettings,
     card: ModelCard,
     precision: Precision = "bfloat16",
@@ -100,8 +97,6 @@ def assemble_recipe(
         RecipeError: the parts were trained on latents of another autoencoder.
         OutputError: the folder cannot be written.
     """
-    from sememe.video_as_prompt.defaults import GenerationDefaults
-
     sources = {"autoencoder": recipe.autoencoder, "backbone": recipe.backbone, "expert": recipe.expert}
     vae = find_part(recipe.autoencoder, "vae")
     _check_encoder(vae, {name: sources[name] for name in ("backbone", "expert")})
@@ -112,7 +107,7 @@ def assemble_recipe(
         text_encoder=find_part(recipe.backbone, "text_encoder"),
         tokenizer=find_part(recipe.backbone, "tokenizer"),
         expert=find_part(recipe.expert, "expert"),
-        defaults=GenerationDefaults(**asdict(recipe.generation)),
+        defaults=recipe.generation,
         scheduler=recipe.scheduler,
         card=ModelCard(
             title=title or Path(output).name,
@@ -171,7 +166,7 @@ def _load_parts(
     text_encoder: Path,
     tokenizer: Path,
     expert: Path,
-    defaults: "GenerationDefaults",
+    defaults: Settings,
     scheduler: SchedulerSettings,
 ) -> Any:
     import torch

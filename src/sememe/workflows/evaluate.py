@@ -1,27 +1,26 @@
 """The verb "evaluate": measure a model with the world's oracle, row by row, resumable."""
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast, get_args
 
-import yaml
-
+from sememe.compute.loading_settings import LoadingSettings
 from sememe.errors import InputError
 from sememe.evaluation.reports import EvaluationReport
 from sememe.evaluation.runner import Runner, choose_rows
 from sememe.files import check_writable
+from sememe.records import replace_fields
 from sememe.video_as_prompt.evaluation import (
-    CONTROLS,
     REFERENCE_QUALITY,
     Maker,
     NegativeReference,
-    Sampler,
     build_row,
 )
 from sememe.video_as_prompt.evaluation_rows import deal_row, list_rows
+from sememe.video_as_prompt.settings import Settings
 from sememe.workflows.events import Progress, ProgressHandler, ignore_progress
 from sememe.workflows.loading import LoadedModel, check_model_request, load_model
 from sememe.workflows.sidecar import describe_machine, describe_software
@@ -37,10 +36,7 @@ class EvaluationSettings:
         generations: number of cases in each row.
         rows: names of rows, in this order, or "validation" for those to choose settings by; None for all others.
         per_scene: largest number of cases that share a scene.
-        num_inference_steps: denoising steps; None for the default of the model, as for the next two.
-        guidance_scale: scale of text guidance.
-        reference_guidance_scale: scale of reference guidance.
-        controls: further arguments of the pipeline by name, those in `CONTROLS`.
+        settings: changes to the defaults of the model, by field name or dotted key.
         negative_reference: "neutral" for a negative reference in which nothing happens, in the reference's scene.
         seed: seed of scenes, conditions and noise.
         batch_size: number of cases generated together; results agree up to rounding.
@@ -56,10 +52,7 @@ class EvaluationSettings:
     generations: int = 200
     rows: tuple[str, ...] | None = None
     per_scene: int = 8
-    num_inference_steps: int | None = None
-    guidance_scale: float | None = None
-    reference_guidance_scale: float | None = None
-    controls: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
     negative_reference: str | None = None
     seed: int = 0
     batch_size: int = 8
@@ -75,23 +68,12 @@ class EvaluationSettings:
         for name, value in (numbers | {"threads": self.threads, "num_examples": self.num_examples}).items():
             if value is not None and value < 1:
                 raise InputError(f"expected {name} of 1 or more, got {value}")
-        unknown = sorted(self.controls.keys() - set(CONTROLS))
-        if unknown:
-            raise InputError(f"expected controls of {', '.join(CONTROLS)}, got {', '.join(unknown)}")
+        if replace_fields(Settings(), self.settings).size != Settings().size:
+            raise InputError("each row has a size and length of its own, so that settings of size have no effect")
         if self.negative_reference not in (None, *get_args(NegativeReference)):
             raise InputError(f"expected negative_reference to be neutral, got {self.negative_reference!r}")
         if self.seed < 0:
             raise InputError(f"expected a seed of 0 or more, got {self.seed}")
-
-    @property
-    def sampler(self) -> Sampler:
-        return Sampler(
-            self.num_inference_steps,
-            self.guidance_scale,
-            self.reference_guidance_scale,
-            self.controls,
-            cast("NegativeReference | None", self.negative_reference),
-        )
 
 
 def evaluate_video_as_prompt(
@@ -114,13 +96,16 @@ def evaluate_video_as_prompt(
         ModelError: there is no such model, or it is not whole.
         OutputError: a file cannot be written.
     """
-    check_model_request(settings.model, settings.dtype)
+    loading = LoadingSettings().override(device=settings.device, dtype=settings.dtype)
+    check_model_request(settings.model, loading)
     for path in (settings.output, settings.sheet):
         if path is not None:
             check_writable(path)
     with _threads(settings.threads), tempfile.TemporaryDirectory(prefix="sememe-") as folder:
-        model = load_model(settings.model, settings.device, settings.dtype)
-        maker = Maker(model.pipeline, settings.sampler, Path(folder))
+        model = load_model(settings.model, loading)
+        resolved = replace_fields(model.pipeline.defaults, settings.settings)
+        negative_reference = cast("NegativeReference | None", settings.negative_reference)
+        maker = Maker(model.pipeline, resolved, Path(folder), negative_reference)
         rows = [
             build_row(row, maker, deal_row(row, settings.generations, settings.per_scene, settings.seed))
             for row in list_rows(model.pipeline)
@@ -140,44 +125,20 @@ def evaluate_video_as_prompt(
     return runner.report
 
 
-def parse_controls(assignments: Sequence[str]) -> dict[str, Any]:
-    """Parse `name=value`, with values as in YAML.
-
-    Raises:
-        InputError: one is not of that form.
-    """
-    controls: dict[str, Any] = {}
-    for assignment in assignments:
-        name, sign, value = assignment.partition("=")
-        if not sign or not value:
-            raise InputError(f"expected a control as name=value, got {assignment!r}")
-        try:
-            controls[name.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise InputError(f"expected a number, a word or a list as the value of {name}, got {value!r}") from error
-    return controls
-
-
 def _identify(settings: EvaluationSettings, model: LoadedModel) -> dict[str, Any]:
-    """Collect all that the results depend on, with the defaults of the model filled in."""
-    resolved = model.pipeline.defaults.override(
-        num_inference_steps=settings.num_inference_steps,
-        guidance_scale=settings.guidance_scale,
-        reference_guidance_scale=settings.reference_guidance_scale,
-    )
-    controls = dict(settings.controls)
-    if settings.negative_reference is not None:
-        controls["negative_reference"] = settings.negative_reference
+    """All that the results depend on: what is left open is resolved to the model's own settings."""
+    resolved = replace_fields(model.pipeline.defaults, settings.settings)
+    negative = {} if settings.negative_reference is None else {"negative_reference": settings.negative_reference}
     return {
         "model_sha256": model.fingerprint.sha256,
         "dtype": model.dtype,
-        "generation": asdict(resolved),
+        "generation": resolved.to_dict() | negative,
         "generations": settings.generations,
         "per_scene": settings.per_scene,
         "seed": settings.seed,
         "reference_quality": REFERENCE_QUALITY,
         "world_version": WORLD_VERSION,
-    } | ({"controls": controls} if controls else {})
+    }
 
 
 def _describe_environment(settings: EvaluationSettings, model: LoadedModel) -> dict[str, Any]:

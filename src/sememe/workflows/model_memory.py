@@ -217,20 +217,20 @@ def _describe(
     from sememe.diffusion.guidance import video_as_prompt_guidance
     from sememe.pipelines.activations import TransformerShape
     from sememe.pipelines.planning import ModelMemory, count_weights
-    from sememe.video_as_prompt.defaults import GenerationDefaults
+    from sememe.video_as_prompt.settings import Settings
 
     config = transformer.config
-    settings = GenerationDefaults.from_config(defaults).override(
+    settings = Settings.from_config(defaults).override(
         guidance_scale=guided.guidance_scale,
         reference_guidance_scale=guided.reference_guidance_scale,
         batching=guided.batching,
     )
     guidance = video_as_prompt_guidance(
-        settings.guidance_scale,
-        settings.reference_guidance_scale,
+        settings.guidance.guidance_scale,
+        settings.guidance.reference_guidance_scale,
         null_reference="negative" if guided.leads_away else "none",
     )
-    groups = guidance.groups(settings.batching)  # type: ignore[arg-type]
+    groups = guidance.groups(settings.execution.batching)
     needed = config.get("max_text_seq_length") if kind.name == "cogvideox" else None
     described_vae = _describe_vae(vae, transformer)
     only_size: tuple[int, int] | None = None
@@ -247,13 +247,13 @@ def _describe(
         image_encoder=image if kind.name == "wan" and config.image_dim else None,
         vae=described_vae,
         dtype="float32",
-        height=settings.height,
-        width=settings.width,
-        num_frames=settings.num_frames,
-        num_text_tokens=needed or settings.max_sequence_length or 0,
+        height=settings.size.height,
+        width=settings.size.width,
+        num_frames=settings.size.num_frames,
+        num_text_tokens=needed or settings.sampling.max_sequence_length or 0,
         # What is kept of texts serves every forward that is told the same.
         num_texts=sum(map(len, {tuple(row.variant.text for row in group) for group in groups})),
-        keeps_texts=settings.text_keys == "kept",
+        keeps_texts=settings.execution.text_keys == "kept",
         num_readers=sum(row.variant.reference != "none" for row in guidance.rows),
         batch_size=max(len(group) for group in groups),
         only_size=only_size,

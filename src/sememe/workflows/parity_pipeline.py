@@ -14,7 +14,7 @@ from sememe.checkpoints.tensor_files import read_json
 from sememe.errors import InputError
 from sememe.video import Clip
 from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
-from sememe.video_as_prompt.quirks import Quirk
+from sememe.video_as_prompt.settings import Quirk
 
 _CALLS = ("first_call", "second_call")
 _FPS = 16.0  # without effect on what is compared, but a clip has a rate
