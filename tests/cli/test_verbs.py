@@ -1,6 +1,5 @@
 """The verbs translate faithfully: flags into requests, results into lines or JSON."""
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,103 +9,94 @@ import pytest
 from cli.runs import refused, run_here
 from model_folders import save_model
 from sememe.checkpoints import zoo
+from sememe.compute.loading_settings import LoadingSettings
+from sememe.records import list_fields, replace_fields
+from sememe.video_as_prompt.generation import VideoAsPromptInputs
+from sememe.video_as_prompt.settings import Settings
 from sememe.workflows import demo, generate, parity
 from sememe.workflows.demo import DemoPair, DemoRequest, DemoResult
-from sememe.workflows.generate import VideoAsPromptRequest, VideoAsPromptResult
+from sememe.workflows.generate import GenerationRequest, GenerationResult
 from sememe.workflows.parity import ParityResult
 
 
 @pytest.fixture
-def requests(monkeypatch: pytest.MonkeyPatch) -> list[VideoAsPromptRequest]:
+def requests(monkeypatch: pytest.MonkeyPatch) -> list[GenerationRequest]:
     """The requests that reach the workflow, which does nothing."""
-    seen: list[VideoAsPromptRequest] = []
+    seen: list[GenerationRequest] = []
 
-    def note(request: VideoAsPromptRequest, _: Any) -> VideoAsPromptResult:
+    def note(request: GenerationRequest, _: Any) -> GenerationResult:
         seen.append(request)
-        return VideoAsPromptResult(request.output, request.output.with_suffix(".json"), None, 7, {"seed": 7})
+        return GenerationResult(request.output, request.output.with_suffix(".json"), None, 7, {"seed": 7})
 
-    monkeypatch.setattr(generate, "generate_video_as_prompt", note)
+    monkeypatch.setattr(generate, "generate", note)
     return seen
 
 
+FILES = ("--reference", "r.mp4", "--image", "i.png", "-o", "out.mp4")
+
+
 def test_few_flags_leave_everything_to_the_model(
-    requests: list[VideoAsPromptRequest], capsys: pytest.CaptureFixture[str]
+    requests: list[GenerationRequest], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["--reference", "r.mp4", "--image", "i.png", "-o", "out.mp4"]
-    outcome = run_here(capsys, "generate", "video-as-prompt", *arguments)
+    outcome = run_here(capsys, "generate", "video-as-prompt", *FILES)
     assert (outcome.code, outcome.out, outcome.err) == (0, "out.mp4\n", "")
-    assert requests == [
-        VideoAsPromptRequest(references=(Path("r.mp4"),), image=Path("i.png"), output=Path("out.mp4"), model="tiny")
-    ]
+    inputs = VideoAsPromptInputs(references=(Path("r.mp4"),), image=Path("i.png"))
+    assert requests == [GenerationRequest(inputs=inputs, output=Path("out.mp4"), model="tiny")]
 
 
-def test_every_flag_reaches_the_workflow(
-    requests: list[VideoAsPromptRequest], capsys: pytest.CaptureFixture[str]
+def test_flags_and_overrides_reach_the_workflow(
+    requests: list[GenerationRequest], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags: dict[str, Any] = {
-        "--prompt": "p",
-        "--negative-prompt": "n",
-        "--model": "m",
-        "--seed": 3,
-        "--steps": 4,
-        "--num-frames": 9,
-        "--height": 32,
-        "--width": 48,
-        "--fps": 12.5,
-        "--guidance-scale": 2.0,
-        "--reference-guidance-scale": 3.0,
-        "--reference-sampling": "first",
-        "--batching": "batched",
-        "--autocast": "bfloat16",
-        "--device": "cpu",
-        "--dtype": "float32",
-        "--sheet": "s.png",
-        "--last-image": "l.png",
-        "--num-reference-frames": 25,
-        "--negative-reference": "c.mp4",
-        "--reference-strength": 0.5,
-        "--reference-refresh": 5,
-        "--official-quirk": "stretched_frames",
-        "--expert": "e",
-        "--revision": "main",
-        "--reference-downscale": 2,
-        "--reference-positions": "spread",
-        "--text-keys": "recomputed",
-        "--attention": "native",
-        "--vram": 24.0,
-        "--storage": "fp8",
-    }
+    flags: dict[str, Any] = {"--prompt": "p", "--model": "m", "--seed": 3, "--steps": 4, "--num-frames": 9}
+    flags |= {"--height": 32, "--width": 48, "--guidance-scale": 2.0, "--reference-guidance-scale": 3.0}
+    flags |= {"--sheet": "s.png", "--last-image": "l.png", "--vram": 24.0}
     arguments = [part for flag in flags.items() for part in flag]
-    arguments += ["--guidance-interval", "0.25", "1"]
-    arguments += ["--reference", "a.mp4", "--reference", "b.mp4", "--reference-prompt", "x", "--reference-prompt", "y"]
-    outcome = run_here(
-        capsys,
-        "generate",
-        "video-as-prompt",
-        *arguments,
-        "--image",
-        "i.png",
-        "--output",
-        "o.mp4",
-        "--influence",
-        "--approximate",
-        "--use-dynamic-cfg",
-        "--compile",
-        "--json",
-    )
+    arguments += ["--reference", "b.mp4", "--reference-prompt", "x", "--reference-prompt", "y", "--influence"]
+    arguments += [
+        "--set",
+        "loading.device=cpu",
+        "--set",
+        "batching=batched",
+        "--set",
+        "guidance.guidance_interval=0.25,1",
+    ]
+    outcome = run_here(capsys, "generate", "video-as-prompt", *FILES, *arguments, "--json")
     assert outcome.code == 0, outcome.err
     assert json.loads(outcome.out) == {"seed": 7}
     (request,) = requests
-    untouched = {
-        field.name
-        for field in dataclasses.fields(request)
-        if field.default is not dataclasses.MISSING and getattr(request, field.name) == field.default
-    }
-    assert untouched == set()
-    assert request.references == (Path("a.mp4"), Path("b.mp4"))
-    assert request.reference_prompts == ("x", "y")
-    assert request.guidance_interval == (0.25, 1.0)
-    assert (request.num_inference_steps, request.fps, request.sheet) == (4, 12.5, Path("s.png"))
+    assert (request.model, request.seed, request.sheet, request.influence) == ("m", 3, Path("s.png"), True)
+    assert request.inputs == VideoAsPromptInputs(
+        references=(Path("r.mp4"), Path("b.mp4")),
+        image=Path("i.png"),
+        prompt="p",
+        reference_prompts=("x", "y"),
+        last_image=Path("l.png"),
+    )
+    assert request.loading == LoadingSettings(device="cpu", vram=24.0)
+    expected = Settings().override(height=32, width=48, num_frames=9, num_inference_steps=4, guidance_scale=2.0)
+    expected = expected.override(reference_guidance_scale=3.0, batching="batched", guidance_interval=(0.25, 1.0))
+    assert replace_fields(Settings(), request.settings) == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--set", "reference_strenght=1"), "nearest is reference.reference_strength"),
+        (("--set", "height=32", "--height", 32), "size.height is given twice"),
+        (("--set", "loading.dtype=int4"), "float32, bfloat16, float16"),
+        (("--set", "height"), "key=value"),
+    ],
+)
+def test_wrong_overrides_are_refused(
+    arguments: tuple[Any, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in refused(run_here(capsys, "generate", "video-as-prompt", *FILES, *arguments))
+
+
+def test_all_settings_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    text = run_here(capsys, "generate", "video-as-prompt", "--help-all").out
+    for key in (*list_fields(Settings), *list_fields(LoadingSettings, "loading.")):
+        assert f"{key}=" in text
 
 
 def test_models_are_listed_for_people_and_programs(

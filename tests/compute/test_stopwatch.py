@@ -26,3 +26,13 @@ def test_a_lap_waits_for_the_accelerator(monkeypatch: pytest.MonkeyPatch) -> Non
     plain.lap("encode")
     assert plain.seconds == {"encode": 1.0}
     assert len(waited) == 2
+
+
+def test_laps_of_one_name_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 1.0, 3.0, 7.0, 8.0])
+    monkeypatch.setattr("sememe.compute.stopwatch.time.perf_counter", lambda: next(clock))
+    watch = Stopwatch()
+    for name in ("read", "load", "read"):
+        watch.lap(name)
+    assert watch.seconds == {"read": 5.0, "load": 2.0}
+    assert watch.total == 8.0

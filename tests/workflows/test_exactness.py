@@ -1,6 +1,5 @@
 """The label of a result: exact, adapted or approximate, and why, whatever made it so."""
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,35 +9,42 @@ import torch
 from diffusers import FirstBlockCacheConfig
 from peft import LoraConfig
 
+from generation_requests import vary
 from model_folders import make_stock, save_model, save_published
+from sememe.compute.loading_settings import LoadingSettings
 from sememe.compute.placement import apply_storage
 from sememe.compute.tiling import enable_tiling
 from sememe.video import write_clip, write_image
-from sememe.workflows.generate import VideoAsPromptRequest, generate_video_as_prompt
+from sememe.video_as_prompt.generation import VideoAsPromptInputs
+from sememe.video_as_prompt.settings import Settings
+from sememe.workflows.generate import GenerationRequest, generate
 from sememe.workflows.loading import LoadedModel, load_model
 from sememe.workflows.model_memory import read_model_memory, read_own_dtype
 from sememe.workflows.sidecar import describe_exactness
 from video_as_prompt.pipeline_factories import make_clip, make_picture, make_pipeline
 
-SETTINGS = {"height": 32, "width": 48}
+SETTINGS = Settings().override(height=32, width=48)
 
 
 def label(model: LoadedModel, **settings: Any) -> dict[str, Any]:
-    return describe_exactness(SETTINGS | settings, model)
+    return describe_exactness(SETTINGS.override(**settings), model)
 
 
 @pytest.fixture
 def model(model_folder: Path) -> LoadedModel:
-    return load_model(str(model_folder), "cpu")
+    return load_model(str(model_folder), LoadingSettings(device="cpu"))
 
 
 def test_another_precision_is_approximate_without_a_plan_too(model_folder: Path, tmp_path: Path) -> None:
     write_clip(make_clip(), tmp_path / "reference.mp4")
     write_image(make_picture(), tmp_path / "image.png")
-    files: dict[str, Any] = {"references": (tmp_path / "reference.mp4",), "image": tmp_path / "image.png"}
-    request = VideoAsPromptRequest(**files, output=tmp_path / "out.mp4", model=str(model_folder), seed=7, device="cpu")
+    inputs = VideoAsPromptInputs(references=(tmp_path / "reference.mp4",), image=tmp_path / "image.png")
+    loading = LoadingSettings(device="cpu")
+    request = GenerationRequest(
+        inputs=inputs, output=tmp_path / "out.mp4", model=str(model_folder), seed=7, loading=loading
+    )
     for dtype in ("bfloat16", "float16"):
-        document = generate_video_as_prompt(dataclasses.replace(request, dtype=dtype)).document
+        document = generate(vary(request, dtype=dtype)).document
         assert document["exactness"]["label"] == "approximate"
         assert document["exactness"]["shortcuts"] == [f"{dtype} in place of float32"]
         assert (document["model"]["dtype"], document["model"]["own_dtype"]) == (dtype, "float32")
@@ -53,15 +59,15 @@ def test_released_models_have_the_precision_of_their_files(dtype: str, tmp_path:
     save_merged(load_merged(folder / "transformer", torch_dtype), folder / "transformer")
     assert read_own_dtype(folder) == read_model_memory(folder).dtype == dtype
     for used in ("float32", "bfloat16", "float16"):
-        told = label(load_model(str(folder), "cpu", used))
+        told = label(load_model(str(folder), LoadingSettings(device="cpu", dtype=used)))
         expected = [] if used in (dtype, "float32") else [f"{used} in place of {dtype}"]
         assert told["shortcuts"] == expected, used
 
 
 def test_models_of_which_no_plan_is_made_have_a_precision(tmp_path: Path) -> None:
     folder = save_model(tmp_path / "ti2v", in_channels=4, expand_timesteps=True)
-    assert label(load_model(str(folder), "cpu"))["label"] == "exact"
-    told = label(load_model(str(folder), "cpu", "bfloat16"))
+    assert label(load_model(str(folder), LoadingSettings(device="cpu")))["label"] == "exact"
+    told = label(load_model(str(folder), LoadingSettings(device="cpu", dtype="bfloat16")))
     assert told["shortcuts"] == ["bfloat16 in place of float32"]
 
 

@@ -1,6 +1,5 @@
 """Files in, files out: what is written, what it says, and what is refused before the slow part."""
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -13,13 +12,16 @@ import av
 import numpy as np
 import pytest
 
+from generation_requests import vary
+from sememe.compute.loading_settings import LoadingSettings
 from sememe.errors import InputError, OutputError, VideoError
 from sememe.video import Clip, read_clip, read_image, write_clip, write_image
+from sememe.video_as_prompt.generation import VideoAsPromptInputs
 from sememe.workflows import generate as module
 from sememe.workflows import sidecar
 from sememe.workflows.events import Progress
-from sememe.workflows.generate import VideoAsPromptRequest, VideoAsPromptResult, generate_video_as_prompt
-from sememe.workflows.input_files import read_reference
+from sememe.workflows.generate import GenerationRequest, GenerationResult, generate
+from sememe.workflows.input_files import VideoFile
 from sememe.workflows.loading import LoadedModel, load_model
 from sememe.workflows.outputs import PICTURE_SUFFIXES, VIDEO_SUFFIXES
 from video_as_prompt.pipeline_factories import make_clip, make_picture
@@ -27,11 +29,11 @@ from video_as_prompt.pipeline_factories import make_clip, make_picture
 
 @pytest.fixture(scope="module")
 def model(model_folder: Path) -> LoadedModel:
-    return load_model(str(model_folder), "cpu")
+    return load_model(str(model_folder), LoadingSettings(device="cpu"))
 
 
 @pytest.fixture
-def request_of_files(tmp_path: Path, model_folder: Path) -> VideoAsPromptRequest:
+def request_of_files(tmp_path: Path, model_folder: Path) -> GenerationRequest:
     inputs = tmp_path / "inputs"
     inputs.mkdir()
     write_clip(make_clip(), inputs / "reference.mp4")
@@ -39,25 +41,29 @@ def request_of_files(tmp_path: Path, model_folder: Path) -> VideoAsPromptRequest
     write_image(make_picture(), inputs / "image.png")
     outputs = tmp_path / "outputs"
     outputs.mkdir()
-    return VideoAsPromptRequest(
-        references=(inputs / "reference.mp4",),
-        image=inputs / "image.png",
+    return GenerationRequest(
+        inputs=VideoAsPromptInputs(references=(inputs / "reference.mp4",), image=inputs / "image.png"),
         output=outputs / "out.mp4",
         model=str(model_folder),
         seed=7,
-        device="cpu",
+        loading=LoadingSettings(device="cpu"),
     )
 
 
-def run(request: VideoAsPromptRequest, loaded: LoadedModel | None = None, **changes: Any) -> VideoAsPromptResult:
-    return generate_video_as_prompt(dataclasses.replace(request, **changes), loaded=loaded)
+def inputs_of(request: GenerationRequest) -> VideoAsPromptInputs:
+    assert isinstance(request.inputs, VideoAsPromptInputs)
+    return request.inputs
+
+
+def run(request: GenerationRequest, loaded: LoadedModel | None = None, **changes: Any) -> GenerationResult:
+    return generate(vary(request, **changes), loaded=loaded)
 
 
 def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_the_seed_decides_the_bytes(request_of_files: VideoAsPromptRequest, model: LoadedModel) -> None:
+def test_the_seed_decides_the_bytes(request_of_files: GenerationRequest, model: LoadedModel) -> None:
     folder = request_of_files.output.parent
     first = run(request_of_files)
     again = run(request_of_files, model, output=folder / "again.mp4")
@@ -69,23 +75,31 @@ def test_the_seed_decides_the_bytes(request_of_files: VideoAsPromptRequest, mode
     )
 
 
-def test_a_fresh_process_gives_the_same_bytes(request_of_files: VideoAsPromptRequest, model: LoadedModel) -> None:
+def test_a_fresh_process_gives_the_same_bytes(request_of_files: GenerationRequest, model: LoadedModel) -> None:
     here = run(request_of_files, model)
     code = (
         "import sys; from pathlib import Path\n"
-        "from sememe.workflows.generate import VideoAsPromptRequest, generate_video_as_prompt\n"
+        "from sememe.compute.loading_settings import LoadingSettings\n"
+        "from sememe.video_as_prompt.generation import VideoAsPromptInputs\n"
+        "from sememe.workflows.generate import GenerationRequest, generate\n"
         "reference, image, output, model = sys.argv[1:]\n"
-        "generate_video_as_prompt(VideoAsPromptRequest(references=(Path(reference),), image=Path(image),"
-        " output=Path(output), model=model, seed=7, device='cpu'))\n"
+        "inputs = VideoAsPromptInputs(references=(Path(reference),), image=Path(image))\n"
+        "loading = LoadingSettings(device='cpu')\n"
+        "generate(GenerationRequest(inputs=inputs, output=Path(output), model=model, seed=7, loading=loading))\n"
     )
     output = request_of_files.output.with_name("apart.mp4")
-    paths = [request_of_files.references[0], request_of_files.image, output, request_of_files.model]
+    paths = [
+        inputs_of(request_of_files).references[0],
+        inputs_of(request_of_files).image,
+        output,
+        request_of_files.model,
+    ]
     subprocess.run([sys.executable, "-c", code, *map(str, paths)], check=True, timeout=120)
     assert output.read_bytes() == here.output.read_bytes()
 
 
 def test_a_seed_by_chance_is_told_and_can_be_used_again(
-    request_of_files: VideoAsPromptRequest, model: LoadedModel
+    request_of_files: GenerationRequest, model: LoadedModel
 ) -> None:
     first, second = (run(request_of_files, model, seed=None) for _ in range(2))
     assert first.seed != second.seed
@@ -93,7 +107,7 @@ def test_a_seed_by_chance_is_told_and_can_be_used_again(
     assert run(request_of_files, model, seed=second.seed).output.read_bytes() == content
 
 
-def test_the_sidecar_says_how_it_was_made(request_of_files: VideoAsPromptRequest, model: LoadedModel) -> None:
+def test_the_sidecar_says_how_it_was_made(request_of_files: GenerationRequest, model: LoadedModel) -> None:
     result = run(request_of_files, model, prompt="a red ball", reference_prompts=("melts",), guidance_scale=3.0)
     document = json.loads(result.sidecar.read_text())
     assert document == result.document
@@ -103,10 +117,11 @@ def test_the_sidecar_says_how_it_was_made(request_of_files: VideoAsPromptRequest
     assert document["model"]["name"] == str(request_of_files.model)
     assert document["model"]["sha256"] == model.fingerprint.sha256
     assert document["model"]["attention_mode"] == "cached"
-    assert document["inputs"]["image"]["sha256"] == sha256(request_of_files.image)
+    assert document["inputs"]["image"]["sha256"] == sha256(inputs_of(request_of_files).image)
     (reference,) = document["inputs"]["references"]
-    assert reference["sha256"] == sha256(request_of_files.references[0])
-    assert (reference["num_frames"], reference["fps"], reference["prompt"]) == (9, 12.0, "melts")
+    assert reference["sha256"] == sha256(inputs_of(request_of_files).references[0])
+    assert (reference["num_frames"], reference["fps"]) == (9, 12.0)
+    assert document["reference_prompts"] == ["melts"]
     assert document["output"] | {"path": ""} == {
         "path": "",
         "num_frames": 5,
@@ -115,7 +130,7 @@ def test_the_sidecar_says_how_it_was_made(request_of_files: VideoAsPromptRequest
         "fps": 8.0,
         "sha256": sha256(result.output),
     }
-    assert document["settings"]["guidance"] == [
+    assert document["guidance"] == [
         {"text": "negative", "reference": "none", "weight": -1.0},
         {"text": "negative", "reference": "given", "weight": -1.0},
         {"text": "positive", "reference": "given", "weight": 3.0},
@@ -128,21 +143,21 @@ def test_the_sidecar_says_how_it_was_made(request_of_files: VideoAsPromptRequest
     assert document["influence"] is None
 
 
-def test_the_video_itself_says_the_essentials(request_of_files: VideoAsPromptRequest, model: LoadedModel) -> None:
+def test_the_video_itself_says_the_essentials(request_of_files: GenerationRequest, model: LoadedModel) -> None:
     result = run(request_of_files, model)
     with av.open(str(result.output)) as container:
         comment = json.loads(container.metadata["comment"])
     assert comment["seed"] == "7"
     assert comment["model"] == "random"
-    assert comment["image_sha256"] == sha256(request_of_files.image)
-    assert str(request_of_files.image.parent) not in json.dumps(comment)
+    assert comment["image_sha256"] == sha256(inputs_of(request_of_files).image)
+    assert str(inputs_of(request_of_files).image.parent) not in json.dumps(comment)
 
 
-def test_the_reference_and_the_picture_decide(request_of_files: VideoAsPromptRequest, model: LoadedModel) -> None:
+def test_the_reference_and_the_picture_decide(request_of_files: GenerationRequest, model: LoadedModel) -> None:
     base = read_clip(run(request_of_files, model).output)
-    other = request_of_files.references[0].with_name("other.mp4")
-    both = (*request_of_files.references, other)
-    white = request_of_files.image.with_name("white.png")
+    other = inputs_of(request_of_files).references[0].with_name("other.mp4")
+    both = (*inputs_of(request_of_files).references, other)
+    white = inputs_of(request_of_files).image.with_name("white.png")
     write_image(np.full((40, 40, 3), 255, np.uint8), white)
     changes: list[dict[str, Any]] = [{"references": (other,)}, {"references": both}, {"image": white}]
     changes += [{"reference_sampling": "first"}, {"reference_sampling": "fps"}, {"reference_prompts": ("melts",)}]
@@ -151,7 +166,7 @@ def test_the_reference_and_the_picture_decide(request_of_files: VideoAsPromptReq
 
 
 def test_influence_is_the_distance_to_the_result_without_reference(
-    request_of_files: VideoAsPromptRequest, model: LoadedModel
+    request_of_files: GenerationRequest, model: LoadedModel
 ) -> None:
     lossless = request_of_files.output.with_name("lossless.mkv")
     with_it = run(request_of_files, model, influence=True).document["influence"]
@@ -170,18 +185,18 @@ def test_influence_is_the_distance_to_the_result_without_reference(
     assert run(request_of_files, model, influence=True, **weaker).document["influence"]["rms"] > 0
 
 
-def test_the_contact_sheet_has_a_row_for_each_clip(request_of_files: VideoAsPromptRequest, model: LoadedModel) -> None:
+def test_the_contact_sheet_has_a_row_for_each_clip(request_of_files: GenerationRequest, model: LoadedModel) -> None:
     sheet = request_of_files.output.with_name("sheet.png")
-    other = request_of_files.references[0].with_name("other.mp4")
+    other = inputs_of(request_of_files).references[0].with_name("other.mp4")
     one = read_image(run(request_of_files, model, sheet=sheet).sheet or "")
     two = read_image(run(request_of_files, model, sheet=sheet, references=(other, other)).sheet or "")
     assert two.shape[1] == one.shape[1]
     assert 1.4 * one.shape[0] < two.shape[0] < 1.6 * one.shape[0]
 
 
-def test_progress_tells_stages_steps_and_time(request_of_files: VideoAsPromptRequest, model_folder: Path) -> None:
+def test_progress_tells_stages_steps_and_time(request_of_files: GenerationRequest, model_folder: Path) -> None:
     told: list[Progress] = []
-    generate_video_as_prompt(dataclasses.replace(request_of_files, num_inference_steps=3), told.append)
+    generate(vary(request_of_files, num_inference_steps=3), told.append)
     stages = list(dict.fromkeys(progress.stage for progress in told))
     assert stages == ["reading the inputs", f"loading {model_folder}", "generating", "writing"]
     steps = [progress for progress in told if progress.num_steps]
@@ -191,9 +206,7 @@ def test_progress_tells_stages_steps_and_time(request_of_files: VideoAsPromptReq
 
 
 @pytest.mark.parametrize("suffix", VIDEO_SUFFIXES)
-def test_every_kind_of_video_is_written(
-    suffix: str, request_of_files: VideoAsPromptRequest, model: LoadedModel
-) -> None:
+def test_every_kind_of_video_is_written(suffix: str, request_of_files: GenerationRequest, model: LoadedModel) -> None:
     output = request_of_files.output.with_suffix(suffix)
     run(request_of_files, model, output=output)
     assert read_clip(output).size == (32, 48)
@@ -220,17 +233,22 @@ def test_suffixes_that_are_promised_can_be_written(tmp_path: Path) -> None:
         ({"references": ()}, "at least one reference"),
         ({"reference_prompts": ("a", "b")}, "got 2 for 1"),
         ({"influence": True, "reference_guidance_scale": 0.0}, "influence has no meaning"),
-        ({"reference_prompts": ("a",), "reference_guidance_scale": 0.0}, "got reference_prompts; leave it out"),
-        ({"reference_strength": 0.5, "reference_guidance_scale": 0.0, "references": ()}, "got reference_strength"),
-        ({"approximate": True, "reference_refresh": 2, "reference_guidance_scale": 0.0}, "got approximate, reference_"),
+        ({"reference_prompts": ("a",), "reference_guidance_scale": 0.0}, "reference_prompts has no effect"),
+        (
+            {"reference_strength": 0.5, "reference_guidance_scale": 0.0, "references": ()},
+            "reference_strength has no effect",
+        ),
+        ({"approximate": True, "reference_refresh": 2, "reference_guidance_scale": 0.0}, "approximate has no effect"),
         ({"model": "huge"}, "'huge' is neither"),
-        ({"dtype": "int8"}, "float32, bfloat16, float16"),
+        ({"steps": 3}, "nearest is sampling.num_inference_steps"),
+        ({"batching": "sometimes"}, "sequential, batched"),
+        ({"autocast": "int4"}, "off, bfloat16"),
         ({"output": Path("out.txt")}, "ends in .mp4"),
         ({"sheet": Path("sheet.mp4")}, "ends in .png"),
     ],
 )
 def test_mistakes_are_refused_before_torch_is_needed(
-    changes: dict[str, Any], message: str, request_of_files: VideoAsPromptRequest, monkeypatch: pytest.MonkeyPatch
+    changes: dict[str, Any], message: str, request_of_files: GenerationRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "load_model", None)
     with pytest.raises((InputError, OutputError), match=message):
@@ -246,39 +264,37 @@ def test_mistakes_are_refused_before_torch_is_needed(
         ({"height": 33}, "the nearest is 32"),
         ({"device": "abacus"}, "device of this machine"),
         ({"device": "meta"}, "device that computes"),
-        ({"batching": "sometimes"}, "sequential, batched"),
-        ({"autocast": "int4"}, "off, bfloat16"),
     ],
 )
 def test_what_the_model_cannot_do_is_refused(
-    changes: dict[str, Any], message: str, request_of_files: VideoAsPromptRequest
+    changes: dict[str, Any], message: str, request_of_files: GenerationRequest
 ) -> None:
     with pytest.raises(InputError, match=message):
         run(request_of_files, **changes)
     assert os.listdir(request_of_files.output.parent) == []
 
 
-def test_a_still_is_no_reference(request_of_files: VideoAsPromptRequest) -> None:
-    still = request_of_files.references[0].with_name("still.mp4")
+def test_a_still_is_no_reference(request_of_files: GenerationRequest) -> None:
+    still = inputs_of(request_of_files).references[0].with_name("still.mp4")
     write_clip(make_clip(num_frames=1), still)
     with pytest.raises(VideoError, match=r"at least 2 frames, but .* has 1"):
         run(request_of_files, references=(still,))
 
 
-def test_an_input_is_never_overwritten(request_of_files: VideoAsPromptRequest) -> None:
-    (reference,) = request_of_files.references
+def test_an_input_is_never_overwritten(request_of_files: GenerationRequest) -> None:
+    (reference,) = inputs_of(request_of_files).references
     before = reference.read_bytes()
     with pytest.raises(InputError, match="would overwrite an input"):
         run(request_of_files, output=reference)
     with pytest.raises(InputError, match="would overwrite an input"):
-        run(request_of_files, sheet=request_of_files.image)
+        run(request_of_files, sheet=inputs_of(request_of_files).image)
     assert reference.read_bytes() == before
 
 
 @pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), KeyboardInterrupt(), RuntimeError("x")])
 def test_all_files_are_written_or_none(
     failure: BaseException,
-    request_of_files: VideoAsPromptRequest,
+    request_of_files: GenerationRequest,
     model: LoadedModel,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -295,20 +311,22 @@ def test_all_files_are_written_or_none(
     assert {path.name: path.read_bytes() for path in result.output.parent.iterdir()} == before
 
 
-def test_autocast_is_called_approximate(request_of_files: VideoAsPromptRequest, model: LoadedModel) -> None:
+def test_autocast_is_called_approximate(request_of_files: GenerationRequest, model: LoadedModel) -> None:
     document = run(request_of_files, model, autocast="bfloat16").document
     assert document["exactness"] == {"label": "approximate", "shortcuts": ["autocast bfloat16"], "adapters": []}
 
 
 def test_a_long_reference_is_read_at_the_size_the_model_needs(
-    request_of_files: VideoAsPromptRequest, model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+    request_of_files: GenerationRequest, model: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Clip] = []
 
-    def watched(*args: Any) -> Clip:
-        seen.append(read_reference(*args))
+    original = VideoFile.read
+
+    def watched(file: VideoFile, reading: Any) -> Clip:
+        seen.append(original(file, reading))
         return seen[-1]
 
-    monkeypatch.setattr(module, "read_reference", watched)
+    monkeypatch.setattr(VideoFile, "read", watched)
     run(request_of_files, model)
     assert [clip.frames.shape for clip in seen] == [(5, 32, 48, 3)]

@@ -11,13 +11,16 @@ import pytest
 import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel, T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
 
+from generation_requests import vary
 from model_folders import make_stock, save_published
+from sememe.compute.loading_settings import LoadingSettings
 from sememe.errors import InputError, ModelError
 from sememe.pipelines.planning import Generation, ModelMemory, Strategy, estimate_memory
 from sememe.video import write_clip, write_image
+from sememe.video_as_prompt.generation import VideoAsPromptInputs
 from sememe.workflows import model_memory
 from sememe.workflows.candidates import Candidate, Wish, list_candidates
-from sememe.workflows.generate import VideoAsPromptRequest, generate_video_as_prompt
+from sememe.workflows.generate import GenerationRequest, generate
 from sememe.workflows.loading import choose_device, load_model
 from sememe.workflows.plan import MemoryPlan, PlanRequest, plan_document, plan_memory
 from video_as_prompt.pipeline_factories import make_clip, make_picture
@@ -151,7 +154,7 @@ def test_as_many_texts_are_counted_as_are_kept(
     scales: dict[str, Any] = {"guidance_scale": 3.0, "reference_guidance_scale": 2.0, "batching": batching}
     model = model_memory.read_model_memory(model_folder, guided=model_memory.Guided(**scales))
     assert (model.num_texts, model.num_readers, model.batch_size) == (num_texts, 2, batch_size)
-    pipeline, kept = load_model(str(model_folder), "cpu").pipeline, []
+    pipeline, kept = load_model(str(model_folder), LoadingSettings(device="cpu")).pipeline, []
     original = pipeline.transformer.keep_text
 
     def counted(text: torch.Tensor, *args: Any) -> Any:
@@ -327,23 +330,23 @@ def test_folders_are_read_and_not_loaded(model_folder: Path, tmp_path: Path) -> 
 
 
 @pytest.fixture
-def request_of_files(tmp_path: Path, model_folder: Path) -> VideoAsPromptRequest:
+def request_of_files(tmp_path: Path, model_folder: Path) -> GenerationRequest:
     write_clip(make_clip(), tmp_path / "reference.mp4")
     write_image(make_picture(), tmp_path / "image.png")
-    return VideoAsPromptRequest(
+    inputs = VideoAsPromptInputs(
         references=(tmp_path / "reference.mp4",),
         image=tmp_path / "image.png",
-        output=tmp_path / "out.mp4",
-        model=str(model_folder),
         prompt="a red ball",
         reference_prompts=("a cat",),
-        seed=7,
-        device="cpu",
+    )
+    loading = LoadingSettings(device="cpu")
+    return GenerationRequest(
+        inputs=inputs, output=tmp_path / "out.mp4", model=str(model_folder), seed=7, loading=loading
     )
 
 
-def run(request: VideoAsPromptRequest, **changes: Any) -> dict[str, Any]:
-    return generate_video_as_prompt(replace(request, **changes)).document
+def run(request: GenerationRequest, **changes: Any) -> dict[str, Any]:
+    return generate(vary(request, **changes)).document
 
 
 def choose(strategy: Strategy, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -356,7 +359,7 @@ def choose(strategy: Strategy, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_planned_generation_is_the_plain_one(
-    request_of_files: VideoAsPromptRequest, monkeypatch: pytest.MonkeyPatch
+    request_of_files: GenerationRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = run(request_of_files)
     assert plain["computing"] == {"attention": None, "compiled": False, "plan": None}
@@ -385,11 +388,11 @@ def test_a_planned_generation_is_the_plain_one(
 
 
 def test_an_image_encoder_may_leave(
-    request_of_files: VideoAsPromptRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    request_of_files: GenerationRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     published = str(save_published(tmp_path / "published"))
     size: dict[str, Any] = {"height": 32, "width": 48, "num_frames": 5, "num_inference_steps": 2}
-    request = replace(request_of_files, model=published, **size)
+    request = vary(request_of_files, model=published, **size)
     plain = run(request)
     choose(Strategy("float32", frees_texts=True, resting=("encoders",)), monkeypatch)
     planned = run(request, vram=24.0)
@@ -397,7 +400,7 @@ def test_an_image_encoder_may_leave(
     assert planned["output"]["sha256"] == plain["output"]["sha256"]
 
 
-def test_shortcuts_of_a_plan_are_told(request_of_files: VideoAsPromptRequest) -> None:
+def test_shortcuts_of_a_plan_are_told(request_of_files: GenerationRequest) -> None:
     planned = run(request_of_files, vram=24.0, storage="fp8", dtype="bfloat16")
     assert planned["exactness"] == {
         "label": "approximate",
@@ -407,13 +410,13 @@ def test_shortcuts_of_a_plan_are_told(request_of_files: VideoAsPromptRequest) ->
     assert planned["model"]["dtype"] == "bfloat16"
 
 
-def test_attention_is_chosen(request_of_files: VideoAsPromptRequest) -> None:
+def test_attention_is_chosen(request_of_files: GenerationRequest) -> None:
     assert run(request_of_files, attention="native")["computing"]["attention"] == "native"
     with pytest.raises(InputError, match="expected an attention backend"):
         run(request_of_files, attention="quick")
 
 
-def test_refused_before_anything_is_read(request_of_files: VideoAsPromptRequest) -> None:
+def test_refused_before_anything_is_read(request_of_files: GenerationRequest) -> None:
     with pytest.raises(InputError, match="storage has an effect only with vram"):
         run(request_of_files, storage="fp8")
     with pytest.raises(InputError, match="does not fit in 1e-06 GB; the least"):

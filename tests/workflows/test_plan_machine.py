@@ -9,12 +9,13 @@ import torch
 
 from sememe.compute import placement, speed
 from sememe.compute import storage as storage_module
+from sememe.compute.loading_settings import LoadingSettings
 from sememe.errors import InputError, MissingExtraError
 from sememe.pipelines.planning import Strategy
 from sememe.workflows import host_memory, loading, model_memory
 from sememe.workflows import plan as planning
 from sememe.workflows.candidates import Candidate
-from sememe.workflows.loading import Computing, load_model
+from sememe.workflows.loading import load_model
 from sememe.workflows.plan import MemoryPlan, PlanRequest, Texts, apply_plan, explain_plan, plan_document, plan_memory
 
 
@@ -53,13 +54,14 @@ def test_the_choice_is_applied(how: str, model_folder: Path, monkeypatch: pytest
     group = Candidate(Strategy("float32", offload="group"), dataclasses.replace(plan.chosen.estimate, host_bytes=10**9))
     seen: list[dict[str, Any]] = []
     monkeypatch.setattr(placement, "apply_offload", lambda *_, **settings: seen.append(settings))
-    apply_plan(load_model(str(model_folder), "cpu").pipeline, dataclasses.replace(plan, chosen=group), "cpu", Texts())
+    pipeline = load_model(str(model_folder), LoadingSettings(device="cpu")).pipeline
+    apply_plan(pipeline, dataclasses.replace(plan, chosen=group), "cpu", Texts())
     assert seen == [{"group_level": "block", "host_memory": how, "resting": ()}]
 
 
 def test_a_generation_asks_its_machine(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "read_free_memory", lambda: 5 * 10**11)
-    model = load_model(str(model_folder), "cpu", computing=Computing(plan=PlanRequest(24)))
+    model = load_model(str(model_folder), LoadingSettings(device="cpu", vram=24))
     assert model.plan is not None
     assert model.plan.host == 500.0
     assert model.plan.model.name == str(model_folder)
@@ -68,7 +70,7 @@ def test_a_generation_asks_its_machine(model_folder: Path, monkeypatch: pytest.M
 def test_a_model_has_one_name(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sememe.checkpoints.model_folders.resolve_model", lambda _: model_folder)
     with pytest.raises(InputError, match=r"^tiny at 48x32"):
-        load_model("tiny", "cpu", computing=Computing(plan=PlanRequest(1e-6)))
+        load_model("tiny", LoadingSettings(device="cpu", vram=1e-6))
 
 
 def test_free_memory_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,12 +116,12 @@ def test_a_missing_extra_is_told_before_loading(
     storage: str, package: str | None, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(storage_module, "find_spec", lambda _: None)
-    wanted = Computing(plan=PlanRequest(24, storage=storage))
+    wanted = LoadingSettings(device="cpu", vram=24, storage=storage)
     expected: Any = (AssertionError, "nothing was to be loaded")
     if package is not None:
         expected = (MissingExtraError, rf"{package} is not installed; install it with: pip install 'sememe\[quant\]'")
     with pytest.raises(expected[0], match=expected[1]):
-        load_model(str(model_folder), "cpu", computing=wanted)
+        load_model(str(model_folder), wanted)
 
 
 @pytest.mark.usefixtures("unloaded")
@@ -133,18 +135,18 @@ def test_attention_that_is_not_installed_is_told_before_loading(
     with pytest.raises(
         InputError, match=r"'flash' cannot be used here \(Flash Attention .* not usable.\); 'native' always"
     ):
-        load_model(str(model_folder), "cpu", computing=Computing(attention="flash"))
+        load_model(str(model_folder), LoadingSettings(device="cpu", attention="flash"))
     with pytest.raises(InputError, match="would fetch code from the hub"):
-        load_model(str(model_folder), "cpu", computing=Computing(attention="flash_hub"))
+        load_model(str(model_folder), LoadingSettings(device="cpu", attention="flash_hub"))
 
 
 @pytest.mark.usefixtures("unloaded")
 def test_a_released_model_that_does_not_fit_is_not_fetched() -> None:
     name = model_memory.RELEASED["cogvideox-5b"].hub_id
     with pytest.raises(InputError, match=f"^{name} at 720x480, 49 frames does not fit in 3 GB"):
-        load_model(name, "cpu", computing=Computing(plan=PlanRequest(3)))
+        load_model(name, LoadingSettings(device="cpu", vram=3))
     with pytest.raises(AssertionError, match="nothing was to be loaded"):
-        load_model(name, "cpu", computing=Computing(plan=PlanRequest(80)))
+        load_model(name, LoadingSettings(device="cpu", vram=80))
 
 
 @pytest.mark.usefixtures("unloaded")
@@ -155,6 +157,6 @@ def test_a_card_has_what_is_planned_for(model_folder: Path, monkeypatch: pytest.
     monkeypatch.setattr(loading, "choose_device", lambda _: torch.device("cuda:0"))
     monkeypatch.setattr("torch.cuda.get_device_properties", lambda _: Card())
     with pytest.raises(InputError, match=r"expected a vram of at most the 23.6 GB that cuda:0 has, got 80"):
-        load_model(str(model_folder), "cuda:0", computing=Computing(plan=PlanRequest(80)))
+        load_model(str(model_folder), LoadingSettings(device="cuda:0", vram=80))
     with pytest.raises(AssertionError, match="nothing was to be loaded"):
-        load_model(str(model_folder), "cuda:0", computing=Computing(plan=PlanRequest(24)))
+        load_model(str(model_folder), LoadingSettings(device="cuda:0", vram=24))

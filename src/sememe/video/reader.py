@@ -16,7 +16,7 @@ from sememe.video.hdr import is_hdr, tone_map
 from sememe.video.limits import VideoLimits
 from sememe.video.resizing import check_size, resampled_rate, resize_image
 from sememe.video.sampling import Sampling, check_sampling, pick_frames_at
-from sememe.video.source import Source, check_frame_size, open_source
+from sememe.video.source import Source, Survey, check_frame_size, open_source
 from sememe.video.transparency import over_white
 
 
@@ -29,6 +29,7 @@ def read_clip(
     size: tuple[int, int] | None = None,
     max_size: int | None = None,
     limits: VideoLimits | None = None,
+    survey: Survey | None = None,
 ) -> Clip:
     """Read a video file (mp4, mov, webm, mkv, avi or gif; the first video stream; sound is ignored).
 
@@ -48,6 +49,7 @@ def read_clip(
         max_size: longest side of the clip in pixels; larger videos are scaled down, smaller ones left alone. Not with
             `size`.
         limits: what the file is held to, `VideoLimits()` if None.
+        survey: what `survey_video` found in this file, to spare a second pass over it.
 
     Returns:
         the clip. Its rate is `fps` if that is given; the file's own (mean) rate if all or the first frames are taken;
@@ -62,7 +64,7 @@ def read_clip(
     """
     limits = limits or VideoLimits()
     _check_arguments(num_frames, sampling, fps, size, max_size)
-    with open_source(path, limits) as source:
+    with open_source(path, limits, survey) as source:
         survey = source.survey
         geometry = _geometry(source, size, max_size)
         # Checked before the frames are picked as well: the list of picks alone could fill the memory.

@@ -45,6 +45,8 @@ def resample_clip(
         InputError: a count or rate is out of range, missing, or without effect.
     """
     picks = pick_frames(clip.num_frames, num_frames, sampling, source_fps=clip.fps, target_fps=fps)
+    if np.array_equal(picks, np.arange(clip.num_frames)) and fps in (None, clip.fps):
+        return clip
     return Clip(clip.frames[picks], resampled_rate(sampling, len(picks), clip.num_frames, clip.fps, fps))
 
 

@@ -34,6 +34,8 @@ class Survey:
     """What the packets of a video stream tell without being decoded. Arrays are in the order of presentation.
 
     Attributes:
+        height: pixels of the stored frame.
+        width: pixels of the stored frame.
         times: seconds at which each frame is shown, ascending.
         groups: for each frame, the number of the group of packets (a keyframe and what depends on it) that it is stored
             in.
@@ -43,6 +45,8 @@ class Survey:
         timed: whether `times` come from the file; otherwise they are counted up from 0 at the nominal rate.
     """
 
+    height: int
+    width: int
     times: Times
     groups: np.ndarray
     group_starts: np.ndarray
@@ -67,25 +71,40 @@ class Source:
     survey: Survey
 
 
-@contextmanager
-def open_source(path: str | Path, limits: VideoLimits) -> Iterator[Source]:
-    """Open, check and survey a video file. FFmpeg's errors come out of the block as `VideoError`.
+def survey_video(path: str | Path, limits: VideoLimits | None = None) -> Survey:
+    """Check and survey a video file without decoding it.
 
     Raises:
         VideoError: there is no such file, or it is no video, is damaged, or is not within the limits.
     """
+    path, limits = checked_path(path, _EXPECTED), limits or VideoLimits()
+    with _translated(path), _open(path, limits) as container:
+        stream = _video_stream(path, container)
+        return _survey(path, container, stream, limits, _checked_size(path, stream, limits))
+
+
+@contextmanager
+def open_source(path: str | Path, limits: VideoLimits, survey: Survey | None = None) -> Iterator[Source]:
+    """Open a video file, and survey it unless that was done. FFmpeg's errors come out of the block as `VideoError`.
+
+    Raises:
+        VideoError: there is no such file, or it is no video, is damaged, or is not within the limits.
+    """
+    survey = survey or survey_video(path, limits)
     path = checked_path(path, _EXPECTED)
+    # Opened again rather than rewound: seeking to the start has exceptions in every container.
+    with _translated(path), _open(path, limits) as container:
+        stream = _video_stream(path, container)
+        stream.codec_context.options = _decoder_options(limits)
+        stream.thread_type = "AUTO"
+        yield Source(path, container, stream, survey.height, survey.width, _pixel_aspect(stream), survey)
+
+
+@contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    """Raise FFmpeg's errors as `VideoError`."""
     try:
-        with _open(path, limits) as container:
-            stream = _video_stream(path, container)
-            height, width = _checked_size(path, stream, limits)
-            survey = _survey(path, container, stream, limits, height * width)
-        # Opened again rather than rewound: seeking to the start has exceptions in every container.
-        with _open(path, limits) as container:
-            stream = _video_stream(path, container)
-            stream.codec_context.options = _decoder_options(limits)
-            stream.thread_type = "AUTO"
-            yield Source(path, container, stream, height, width, _pixel_aspect(stream), survey)
+        yield
     except av.error.FFmpegError as error:
         reason = (error.strerror or str(error)).lower()
         raise VideoError(f"{path} cannot be decoded ({reason}); the file is damaged or incomplete") from error
@@ -164,7 +183,9 @@ def _pixel_aspect(stream: VideoStream) -> float:
     return float(aspect) if Fraction(1, 20) <= aspect <= 20 else 1.0  # beyond that it is a damaged header
 
 
-def _survey(path: Path, container: InputContainer, stream: VideoStream, limits: VideoLimits, pixels: int) -> Survey:
+def _survey(
+    path: Path, container: InputContainer, stream: VideoStream, limits: VideoLimits, size: tuple[int, int]
+) -> Survey:
     promised = _promised_packets(container, stream)
     tick = stream.time_base or Fraction(1, 1000)
     rate = float(stream.average_rate or stream.guessed_rate or 0) or None
@@ -195,20 +216,25 @@ def _survey(path: Path, container: InputContainer, stream: VideoStream, limits: 
     _check_complete(path, container, num_packets, promised, end)
     if not stamps:
         raise VideoError(f"expected at least one frame, but {path} holds none")
-    survey = _ordered(stamps, groups, starts, tick, rate)
-    _check_extent(path, survey, limits, pixels)
+    survey = _ordered(size, stamps, groups, starts, tick, rate)
+    _check_extent(path, survey, limits)
     return survey
 
 
 def _ordered(
-    stamps: list[int | None], groups: list[int], starts: list[int | None], tick: Fraction, rate: float | None
+    size: tuple[int, int],
+    stamps: list[int | None],
+    groups: list[int],
+    starts: list[int | None],
+    tick: Fraction,
+    rate: float | None,
 ) -> Survey:
     """Bring what was found in the order of storage into the order of presentation."""
     known = [stamp for stamp in [*stamps, *starts] if stamp is not None]
     if len(known) < len(stamps) + len(starts):
         fps = rate or 25.0
         counted: Times = np.arange(len(stamps)) / fps
-        return Survey(counted, np.zeros(len(stamps), np.int64), np.zeros(1), fps, float(tick), timed=False)
+        return Survey(*size, counted, np.zeros(len(stamps), np.int64), np.zeros(1), fps, float(tick), timed=False)
     array = np.array(stamps, dtype=np.int64)
     order = np.argsort(array, kind="stable")
     times: Times = (array[order] * float(tick)).astype(np.float64)
@@ -216,7 +242,7 @@ def _ordered(
     # The nominal rate is exact where it is right; a mean over rounded times is not.
     fps = rate if rate and (mean is None or abs(mean - rate) < 0.02 * rate) else (mean or 25.0)
     group_starts: Times = (np.array(starts, dtype=np.int64) * float(tick)).astype(np.float64)
-    return Survey(times, np.array(groups)[order], group_starts, fps, float(tick), timed=True)
+    return Survey(*size, times, np.array(groups)[order], group_starts, fps, float(tick), timed=True)
 
 
 def _promised_packets(container: InputContainer, stream: VideoStream) -> int:
@@ -239,14 +265,14 @@ def _check_complete(path: Path, container: InputContainer, num_packets: int, pro
         )
 
 
-def _check_extent(path: Path, survey: Survey, limits: VideoLimits, pixels: int) -> None:
+def _check_extent(path: Path, survey: Survey, limits: VideoLimits) -> None:
     duration = survey.times[-1] - survey.times[0] + 1 / survey.fps
     if duration > limits.max_duration:
         raise VideoError(
             f"expected at most {limits.max_duration:g} s of video, but {path} lasts {duration:.1f} s; "
             f"cut it or raise max_duration in VideoLimits"
         )
-    total = len(survey.times) * pixels
+    total = len(survey.times) * survey.height * survey.width
     if total > limits.max_total_pixels:
         raise VideoError(
             f"expected at most {limits.max_total_pixels / 1e9:.3g} gigapixels over all frames, but {path} unfolds to "

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import numpy as np
 
+from sememe.compute.loading_settings import LoadingSettings
 from sememe.errors import OutputError
 from sememe.files import check_writable, describe_write_error
 from sememe.video import SheetRow, contact_sheet, read_clip, write_clip, write_image
+from sememe.video_as_prompt.generation import VideoAsPromptInputs
 from sememe.workflows.events import Progress, ProgressHandler, ignore_progress
-from sememe.workflows.generate import VideoAsPromptRequest, check_seed, generate_video_as_prompt
-from sememe.workflows.input_files import read_picture
+from sememe.workflows.generate import GenerationRequest, check_seed, generate
+from sememe.workflows.input_files import ImageFile
 from sememe.workflows.loading import LoadedModel, check_model_request, load_model
 from sememe.world import EVALUATION_SEED, Scene, can_show, conditions, random_scene, render
 from sememe.world.catalogue import FAMILIES, condition
@@ -64,10 +66,11 @@ def run_demo(request: DemoRequest, on_progress: ProgressHandler = ignore_progres
         InputError: the seed is out of range, or the picture is none.
         OutputError: the folder cannot be made or written.
     """
-    check_model_request(request.model, None)
+    loading = LoadingSettings(device=request.device)
+    check_model_request(request.model, loading)
     check_seed(request.seed)
     if request.image is not None:
-        read_picture(request.image)
+        ImageFile.read(request.image)
     folder = request.output_dir
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -85,18 +88,13 @@ def run_demo(request: DemoRequest, on_progress: ProgressHandler = ignore_progres
     )
     check_writable(result.sheet)
     on_progress(Progress(f"loading {request.model}"))
-    model = load_model(request.model, request.device)
+    model = load_model(request.model, loading)
     on_progress(Progress("rendering references and pictures"))
     _render_inputs(result, request, model)
     for pair in result.pairs:
-        inputs = VideoAsPromptRequest(
-            references=(pair.reference,),
-            image=pair.image,
-            output=pair.result,
-            model=request.model,
-            seed=request.seed,
-        )
-        generate_video_as_prompt(inputs, on_progress, model)
+        inputs = VideoAsPromptInputs(references=(pair.reference,), image=pair.image)
+        generation = GenerationRequest(inputs=inputs, output=pair.result, model=request.model, seed=request.seed)
+        generate(generation, on_progress, model)
     _write_sheet(result)
     return result
 
@@ -110,7 +108,7 @@ def choose_conditions(seed: int) -> tuple[str, str]:
 
 def _render_inputs(result: DemoResult, request: DemoRequest, model: LoadedModel) -> None:
     """Write the references, and the pictures that are not given, at the model's own size."""
-    defaults = model.pipeline.defaults
+    defaults = model.pipeline.defaults.size
     size = (defaults.height, defaults.width)
     rng = np.random.Generator(np.random.PCG64([request.seed, 1]))
     for place, pair in enumerate(result.pairs):

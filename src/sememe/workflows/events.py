@@ -52,22 +52,3 @@ class StepCounter:
             mean = (now - self._first) / (self._step - 1)
         left = max(0, self._num_steps - self._step)
         self._handler(Progress(self._stage, self._step, self._num_steps, mean * left))
-
-
-class Stopwatch:
-    """Seconds between laps, by name; laps of one name add up."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._begin = self._last = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        """Ends a lap and begins the next."""
-        now = time.perf_counter()
-        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
-        self._last = now
-
-    @property
-    def total(self) -> float:
-        """Seconds since the watch was started."""
-        return time.perf_counter() - self._begin

@@ -1,35 +1,55 @@
-"""The files that a generation reads: looked over before the slow part, decoded at the size that the model needs."""
+"""Files that a generation reads: surveyed before the slow part, decoded once at the size that the model needs."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from sememe.errors import VideoError
 from sememe.files import hash_file
-from sememe.video import Clip, Sampling, VideoLimits, read_clip, read_image
-from sememe.video.source import open_source
+from sememe.video import Clip, read_clip, read_image
+from sememe.video.source import Survey, survey_video
 
 
 @dataclass(frozen=True)
-class ReferenceFile:
-    """A video that may serve as a reference; no frame of it has been decoded.
+class VideoFile:
+    """A video file of at least 2 frames, of which no frame has been decoded.
 
     Attributes:
-        path: as it was given.
-        sha256: of the file.
-        num_frames: in the file, at least 2.
-        height: pixels, as stored (a rotation of the file not applied).
-        width: pixels, the same.
-        fps: frames a second, the mean.
+        path: The file.
+        sha256: Hash of the file.
+        survey: What its packets say.
     """
 
     path: Path
     sha256: str
-    num_frames: int
-    height: int
-    width: int
-    fps: float
+    survey: Survey
+
+    @classmethod
+    def survey_path(cls, path: Path) -> "VideoFile":
+        """Survey a video file.
+
+        Raises:
+            VideoError: it is missing, is no video, is damaged or cut short, is over the limits, or is a still.
+        """
+        survey = survey_video(path)
+        if len(survey.times) < 2:
+            raise VideoError(
+                f"expected a video of at least 2 frames, but {path} has 1: a still shows no motion to copy"
+            )
+        return cls(path, hash_file(path), survey)
+
+    def read(self, reading: Mapping[str, Any]) -> Clip:
+        """Decode just what a model reads; `reading` holds arguments of `read_clip`."""
+        return read_clip(self.path, survey=self.survey, **reading)
+
+    def to_document(self) -> dict[str, Any]:
+        """Return path, hash and shape, as plain values."""
+        survey = self.survey
+        shape = {"num_frames": len(survey.times), "height": survey.height, "width": survey.width, "fps": survey.fps}
+        return {"path": str(self.path), "sha256": self.sha256} | shape
 
 
 @dataclass(frozen=True)
@@ -37,52 +57,26 @@ class ImageFile:
     """A picture file.
 
     Attributes:
-        path: as it was given.
-        sha256: of the file.
-        pixels: uint8 array (height, width, 3), upright, what was transparent on white.
+        path: The file.
+        sha256: Hash of the file.
+        pixels: Upright uint8 array (height, width, 3), with what was transparent on white.
     """
 
     path: Path
     sha256: str
     pixels: np.ndarray
 
+    @classmethod
+    def read(cls, path: Path) -> "ImageFile":
+        """Read a picture file.
 
-def survey_reference(path: Path) -> ReferenceFile:
-    """Looks a reference over without decoding it.
+        Raises:
+            VideoError: it is missing, is no picture, is damaged, or is over the limits.
+        """
+        pixels = read_image(path)
+        return cls(path, hash_file(path), pixels)
 
-    Raises:
-        VideoError: it is missing, is no video, is damaged or cut short, is not within the limits, or is a still.
-    """
-    with open_source(path, VideoLimits()) as source:
-        num_frames, fps = len(source.survey.times), source.survey.fps
-        height, width = source.height, source.width
-    if num_frames < 2:
-        raise VideoError(
-            f"expected a reference of at least 2 frames, but {path} has {num_frames}: a still shows no motion to copy"
-        )
-    return ReferenceFile(path, hash_file(path), num_frames, height, width, fps)
-
-
-def read_reference(
-    reference: ReferenceFile, num_frames: int, size: tuple[int, int] | None, sampling: Sampling, fps: float
-) -> Clip:
-    """Decodes just what a model reads of a reference; `fps` counts for the sampling of that name.
-
-    `size` is (height, width) to cover and crop, None for the file's own.
-
-    Raises:
-        VideoError: it cannot be decoded.
-        InputError: it cannot be had in that size.
-    """
-    rate = fps if sampling == "fps" else None
-    return read_clip(reference.path, num_frames=num_frames, sampling=sampling, fps=rate, size=size)
-
-
-def read_picture(path: Path) -> ImageFile:
-    """Reads the picture that a generation starts from.
-
-    Raises:
-        VideoError: it is missing, is no picture, is damaged, or is not within the limits.
-    """
-    pixels = read_image(path)
-    return ImageFile(path, hash_file(path), pixels)
+    def to_document(self) -> dict[str, Any]:
+        """Return path, hash and shape, as plain values."""
+        height, width = self.pixels.shape[:2]
+        return {"path": str(self.path), "sha256": self.sha256, "height": height, "width": width}

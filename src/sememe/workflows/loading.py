@@ -1,14 +1,16 @@
 """A model in memory, ready to generate, and what it was loaded from."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from sememe.checkpoints.fingerprint import ModelFingerprint, fingerprint_model
 from sememe.checkpoints.zoo import is_hub_id, resolve_model
+from sememe.compute.loading_settings import LoadingSettings
 from sememe.errors import InputError
 from sememe.workflows.host_memory import read_free_memory
-from sememe.workflows.model_memory import find_released, read_own_dtype
+from sememe.workflows.model_memory import Guided, find_released, read_own_dtype
 from sememe.workflows.plan import MemoryPlan, PlanRequest, Texts, apply_plan, check_plan_request, plan_memory
 
 if TYPE_CHECKING:
@@ -16,8 +18,6 @@ if TYPE_CHECKING:
 
     from sememe.video_as_prompt.encoders import EncodedPrompt
     from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
-
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -71,55 +71,28 @@ class LoadedModel:
         return None if self.plan is None or self.plan.strategy.keeps_texts else "recomputed"
 
 
-@dataclass(frozen=True)
-class Computing:
-    """How a model is to compute, for those who know.
-
-    Attributes:
-        attention: backend of attention, as diffusers names it; None for its own choice.
-        compiles: whether the transformer's blocks are compiled.
-        plan: what the model is planned for, on which card; None to put all of it on the device.
-        texts: of the generation, which some plans encode first.
-    """
-
-    attention: str | None = None
-    compiles: bool = False
-    plan: PlanRequest | None = None
-    texts: Texts | None = None
-
-
-def check_model_request(name: str, dtype: str | None, revision: str | None = None) -> None:
-    """Finds mistakes without waiting for torch.
+def check_model_request(name: str, loading: LoadingSettings) -> None:
+    """Find mistakes without waiting for torch.
 
     Raises:
         ModelError: there is no such model here, and it cannot be one of the hub.
-        InputError: the precision is unknown, or a revision is asked of what has none.
+        InputError: a revision is given for a model that has none.
     """
     if not is_hub_id(name):
         resolve_model(name)
-        if revision is not None:
+        if loading.revision is not None:
             raise InputError(f"a revision is one of a repository on the hub, but {name} is none; leave it out")
-    if dtype is not None and dtype not in DTYPES:
-        raise InputError(f"expected dtype to be one of {', '.join(DTYPES)}, got {dtype!r}")
 
 
 def load_model(
-    name: str,
-    device: str | None = None,
-    dtype: str | None = None,
-    expert: str | None = None,
-    revision: str | None = None,
-    computing: Computing | None = None,
+    name: str, loading: LoadingSettings | None = None, generation: Mapping[str, Any] | None = None
 ) -> LoadedModel:
-    """Loads a Video-As-Prompt model.
+    """Load a Video-As-Prompt model.
 
     Args:
-        name: a built-in name, a folder, or a repository on the Hugging Face hub.
-        device: where it runs; None for a GPU where there is one, the CPU otherwise.
-        dtype: precision of the transformer and the text encoder; None for float32.
-        expert: for a stock model, the folder of an expert, or of a model that has one.
-        revision: of a repository on the hub.
-        computing: where its modules are, and how they compute.
+        name: Built-in name, folder, or repository on the Hugging Face hub.
+        loading: Device, precision and ways to compute.
+        generation: With `vram`, the generation to plan for, by the names of settings, numbers of inputs and texts.
 
     Raises:
         ModelError: there is no such model, or it is not whole.
@@ -127,10 +100,9 @@ def load_model(
             cannot be had, or nothing fits in what the plan is for.
         MissingExtraError: what is to store the weights is not installed.
     """
-    check_model_request(name, dtype, revision)
-    wanted = computing or Computing()
-    if wanted.plan is not None:
-        check_plan_request(wanted.plan)
+    loading = loading or LoadingSettings()
+    check_model_request(name, loading)
+    asked = _plan_request(loading, generation or {})
     import torch
     from diffusers.utils.logging import disable_progress_bar
 
@@ -138,20 +110,20 @@ def load_model(
     from sememe.compute.speed import check_attention_name, check_compiler
     from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
 
-    place = choose_device(device)
-    request = None if wanted.plan is None else _ask_machine(wanted.plan, place)
-    if wanted.attention is not None:
-        check_attention_name(wanted.attention)
-    if wanted.compiles:
+    place = choose_device(loading.device)
+    request = None if asked is None else _ask_machine(asked, place)
+    if loading.attention is not None:
+        check_attention_name(loading.attention)
+    if loading.compile:
         check_compiler(place)
     if request is not None and is_hub_id(name) and find_released(name):
         # By what is known of it, before tens of GB are fetched for nothing.
-        plan_memory(name, request, expert)
-    folder = find_folder(name, revision)
-    apart = None if expert is None else find_expert(expert)
+        plan_memory(name, request, loading.expert)
+    folder = find_folder(name, loading.revision)
+    apart = None if loading.expert is None else find_expert(loading.expert)
     plan = None if request is None else plan_memory(folder, request, apart, called=name)
     disable_progress_bar()
-    chosen = dtype if plan is None else plan.strategy.dtype
+    chosen = loading.dtype if plan is None else plan.strategy.dtype
     precision = None if chosen is None else getattr(torch, chosen)
     pipeline = VideoAsPromptPipeline.from_pretrained(folder, torch_dtype=precision, expert=apart)
     pipeline.set_progress_bar_config(disable=True)
@@ -159,8 +131,8 @@ def load_model(
     if plan is None:
         pipeline.to(place)
     else:
-        prompt = apply_plan(pipeline, plan, place, wanted.texts or Texts())
-    _accelerate(pipeline, wanted)
+        prompt = apply_plan(pipeline, plan, place, _find_texts(generation or {}))
+    _accelerate(pipeline, loading)
     weights = str(pipeline.transformer.dtype).removeprefix("torch.")
     own = None if apart is None else LoadedExpert(apart, fingerprint_model(apart).sha256)
     return LoadedModel(
@@ -172,19 +144,46 @@ def load_model(
         dtype=weights,
         own_dtype=read_own_dtype(folder, apart),
         expert=own,
-        attention=wanted.attention,
-        is_compiled=wanted.compiles,
+        attention=loading.attention,
+        is_compiled=loading.compile,
         plan=plan,
         prompt=prompt,
     )
 
 
-def _accelerate(pipeline: "VideoAsPromptPipeline", wanted: Computing) -> None:
+def _plan_request(loading: LoadingSettings, generation: Mapping[str, Any]) -> PlanRequest | None:
+    if loading.vram is None:
+        return None
+    same = (
+        *("height", "width", "num_frames", "num_references", "num_reference_frames", "num_negative_references"),
+        *("reference_downscale", "text_keys"),
+    )
+    request = PlanRequest(
+        vram=loading.vram,
+        dtype=loading.dtype,
+        storage=loading.storage,
+        compiles=loading.compile,
+        keeps_keys=bool(generation.get("approximate")),
+        guided=Guided(
+            generation.get("guidance_scale"), generation.get("reference_guidance_scale"), generation.get("batching")
+        ),
+        **{name: generation[name] for name in same if name in generation},
+    )
+    check_plan_request(request)
+    return request
+
+
+def _find_texts(generation: Mapping[str, Any]) -> Texts:
+    captions = tuple(generation.get("reference_prompts", ()))
+    return Texts(generation.get("prompt", ""), generation.get("negative_prompt"), captions)
+
+
+def _accelerate(pipeline: "VideoAsPromptPipeline", loading: LoadingSettings) -> None:
     from sememe.compute.speed import compile_transformer, set_attention
 
-    if wanted.attention is not None:
-        set_attention(pipeline, wanted.attention)
-    if wanted.compiles:
+    if loading.attention is not None:
+        set_attention(pipeline, loading.attention)
+    if loading.compile:
         compile_transformer(pipeline)
 
 

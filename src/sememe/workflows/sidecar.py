@@ -3,7 +3,7 @@
 import json
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -11,7 +11,6 @@ from typing import Any
 
 import sememe
 from sememe.files import write_bytes
-from sememe.workflows.input_files import ImageFile, ReferenceFile
 from sememe.workflows.loading import LoadedModel
 from sememe.workflows.plan import list_dtype_shortcuts, plan_document
 
@@ -60,66 +59,19 @@ def describe_computing(model: LoadedModel) -> dict[str, Any]:
     }
 
 
-def describe_inputs(
-    image: ImageFile,
-    references: Sequence[ReferenceFile],
-    prompts: Sequence[str],
-    last_image: ImageFile | None = None,
-    negative_references: Sequence[ReferenceFile] = (),
-) -> dict[str, Any]:
-    """Paths, hashes and shapes of what was read; `prompts` are the references' captions."""
-    described: dict[str, Any] = {
-        "image": _describe_picture(image),
-        "references": [
-            _describe_video(reference) | {"prompt": prompt}
-            for reference, prompt in zip(references, prompts, strict=True)
-        ],
-    }
-    if last_image is not None:
-        described["last_image"] = _describe_picture(last_image)
-    if negative_references:
-        described["negative_references"] = [_describe_video(reference) for reference in negative_references]
-    return described
-
-
-def _describe_picture(image: ImageFile) -> dict[str, Any]:
-    height, width = image.pixels.shape[:2]
-    return {"path": str(image.path), "sha256": image.sha256, "height": height, "width": width}
-
-
-def _describe_video(reference: ReferenceFile) -> dict[str, Any]:
-    return {
-        "path": str(reference.path),
-        "sha256": reference.sha256,
-        "num_frames": reference.num_frames,
-        "height": reference.height,
-        "width": reference.width,
-        "fps": reference.fps,
-    }
-
-
-def describe_exactness(settings: Mapping[str, Any], model: LoadedModel) -> dict[str, Any]:
-    """Whether anything was switched on that departs from what the model was trained for, and what.
+def describe_exactness(settings: Any, model: LoadedModel) -> dict[str, Any]:
+    """Describe what departs from how the model was trained to be used.
 
     The label is `exact`, `adapted` where nothing but LoRA weights makes the result another than the model's own, or
     `approximate`.
     """
     from sememe.compute.exactness import find_departures
 
-    shortcuts = [f"autocast {settings['autocast']}"] if settings.get("autocast", "off") != "off" else []
-    if settings.get("approximate"):
-        refresh = settings.get("reference_refresh")
-        shortcuts.append("reference encoded once" if refresh is None else f"reference refreshed every {refresh} steps")
-    if settings.get("reference_strength", 1.0) not in (0.0, 1.0):
-        shortcuts.append(f"reference strength {settings['reference_strength']:g}")
-    if settings.get("reference_downscale", 1) > 1:
-        shortcuts.append(f"references smaller by {settings['reference_downscale']}")
-    if settings.get("reference_positions", "dense") != "dense":
-        shortcuts.append(f"reference positions {settings['reference_positions']}")
     stored = None if model.plan is None else model.plan.strategy.storage
-    size = (settings["height"], settings["width"])
+    size = (settings.size.height, settings.size.width)
     departures = find_departures(model.pipeline, *size, storage=None if stored == "full" else stored)
-    shortcuts += [*departures.shortcuts, *list_dtype_shortcuts(model.own_dtype, _computing_dtype(model))]
+    shortcuts = [*settings.list_shortcuts(), *departures.shortcuts]
+    shortcuts += list_dtype_shortcuts(model.own_dtype, _computing_dtype(model))
     label = "approximate" if shortcuts else "adapted" if departures.adapters else "exact"
     return {"label": label, "shortcuts": shortcuts, "adapters": list(departures.adapters)}
 
@@ -142,8 +94,10 @@ def peak_memory(device: str) -> dict[str, int | None]:
 
 
 def make_comment(document: Mapping[str, Any]) -> dict[str, str]:
-    """What the video file itself says. Nothing of it differs between two runs of one seed: no times, no paths."""
-    settings, inputs = document["settings"], document["inputs"]
+    """Return what the video file itself says: nothing that two runs of one seed do not share."""
+    inputs = document["inputs"]
+    files = {name: file if isinstance(file, list) else [file] for name, file in inputs.items()}
+    settings = {name: value for name, value in document["settings"].items() if name not in inputs}
     return {
         "sememe": document["versions"]["sememe"],
         "system": document["system"],
@@ -151,12 +105,8 @@ def make_comment(document: Mapping[str, Any]) -> dict[str, str]:
         "model_sha256": document["model"]["sha256"],
         "seed": str(document["seed"]),
         "prompt": document["prompt"],
-        "image_sha256": inputs["image"]["sha256"],
-        "reference_sha256": ",".join(reference["sha256"] for reference in inputs["references"]),
-        "num_inference_steps": str(settings["num_inference_steps"]),
-        "guidance_scale": f"{settings['guidance_scale']:g}",
-        "reference_guidance_scale": f"{settings['reference_guidance_scale']:g}",
-        "guidance_interval": " ".join(f"{end:g}" for end in settings["guidance_interval"]),
+        **{f"{name}_sha256": ",".join(file["sha256"] for file in found) for name, found in files.items()},
+        "settings": json.dumps(settings),
     }
 
 

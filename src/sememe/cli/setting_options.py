@@ -1,0 +1,65 @@
+"""Options that derive from settings records, the same for every system."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any
+
+import typer
+
+from sememe.compute.loading_settings import LoadingSettings
+from sememe.records import Record, list_fields, parse_overrides, to_plain
+
+_LOADING = list_fields(LoadingSettings, "loading.")
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="GROUP.FIELD=VALUE", help="Change any other setting (see --help-all); may be repeated."
+    ),
+]
+
+
+def make_setting(kind: type[Record]) -> Callable[..., Any]:
+    """Return a function that makes the option of one field, with the documentation of the record.
+
+    Args:
+        kind: Settings record of the system; `loading.` fields are known besides.
+    """
+    fields = list_fields(kind) | _LOADING
+
+    def setting(key: str, *names: str, **options: Any) -> Any:
+        return typer.Option(*names, help=fields[key].help, show_default=False, **options)
+
+    return setting
+
+
+def make_help_all(kind: type[Record]) -> Any:
+    """Return an eager option that lists all settings of a system and exits."""
+
+    def show(value: bool) -> bool:
+        if not value:
+            return value
+        for key, field in (list_fields(kind) | _LOADING).items():
+            value_text = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+            typer.echo(f"{key}={'' if value_text == '' else str(to_plain(value_text)).lower()}\n    {field.help}")
+        raise typer.Exit
+
+    return typer.Option("--help-all", callback=show, is_eager=True, help="List all settings for --set and exit.")
+
+
+def read_overrides(
+    kind: type[Record], flags: Mapping[str, Any], overrides: Sequence[str] | None
+) -> tuple[dict[str, str], LoadingSettings]:
+    """Return the changes to a system's settings, and how its model is loaded.
+
+    Args:
+        kind: Settings record of the system.
+        flags: Values of flags by dotted key; None for those that were not given.
+        overrides: Texts of `--set`.
+
+    Raises:
+        InputError: a key is unknown or given twice, or a value is not valid.
+    """
+    given = [f"{key}={value}" for key, value in flags.items() if value is not None]
+    changes = parse_overrides([*given, *(overrides or ())], [*list_fields(kind), *_LOADING])
+    loading = {key.removeprefix("loading."): value for key, value in changes.items() if key in _LOADING}
+    return {key: value for key, value in changes.items() if key not in _LOADING}, LoadingSettings().override(**loading)

@@ -1,0 +1,94 @@
+"""What the process of generating files asks of this system. Imports no torch."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from sememe.errors import InputError
+from sememe.video import Clip
+from sememe.video_as_prompt.settings import Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoAsPromptInputs:
+    """Files and texts of a generation.
+
+    Attributes:
+        image: Picture file, the first frame.
+        references: Video files of at least 2 frames; may be empty where `reference_guidance_scale` is 0.
+        prompt: What the result shows.
+        reference_prompts: Captions of the references: none, one for all, or one each.
+        last_image: Picture file, the last frame, for models that take one.
+    """
+
+    system: ClassVar[str] = "video-as-prompt"
+    settings_type: ClassVar[type[Settings]] = Settings
+    baseline_name: ClassVar[str] = "without reference"
+
+    image: Path
+    references: tuple[Path, ...] = ()
+    prompt: str = ""
+    reference_prompts: tuple[str, ...] = ()
+    last_image: Path | None = None
+
+    def images(self) -> Mapping[str, Path]:
+        """Return the picture files by name."""
+        return {"image": self.image} | ({} if self.last_image is None else {"last_image": self.last_image})
+
+    def videos(self, settings: Settings) -> Mapping[str, tuple[Path, ...]]:
+        """Return the video files by name."""
+        negative = tuple(map(Path, settings.experimental.negative_references))
+        return {"references": self.references} | ({"negative_references": negative} if negative else {})
+
+    def texts(self) -> Mapping[str, Any]:
+        """Return the texts by name, with a caption for each reference."""
+        captions = self.reference_prompts or ("",)
+        spread = captions * len(self.references) if len(captions) == 1 else captions
+        return {"prompt": self.prompt, "reference_prompts": list(spread)}
+
+    def check(self, settings: Settings) -> None:
+        """Raise `InputError` for inputs that do not go with each other or with the settings."""
+        is_read = settings.guidance.reference_guidance_scale != 0
+        if is_read and not self.references:
+            raise InputError("expected at least one reference video, got none; give one, or reference_guidance_scale 0")
+        if not is_read and any(self.reference_prompts):
+            raise InputError("reference_guidance_scale 0 leaves the reference out, so reference_prompts has no effect")
+        if len(self.reference_prompts) not in {0, 1, len(self.references)}:
+            raise InputError(
+                f"expected one reference prompt per reference, or one for all, got {len(self.reference_prompts)} for "
+                f"{len(self.references)}"
+            )
+
+    def workload(self, settings: Settings) -> Mapping[str, int]:
+        """Return what a memory plan counts besides the settings."""
+        numbers = {f"num_{name}": len(paths) for name, paths in self.videos(settings).items()}
+        return {"num_references": 0, "num_negative_references": 0} | numbers
+
+    def reading(self, settings: Settings, place: int, num_places: int) -> Mapping[str, Any]:
+        """Return the arguments with which `read_clip` reads a video among those of its name."""
+        reading = settings.read_reference(place, num_places)._asdict()
+        # Stretching, and showing CLIP the whole frame, need the whole frame.
+        return reading | ({"size": None} if settings.experimental.official_quirks else {})
+
+    def arguments(
+        self, settings: Settings, images: Mapping[str, np.ndarray], videos: Mapping[str, Sequence[Clip]]
+    ) -> dict[str, Any]:
+        """Return the arguments of the pipeline but for generator and callback."""
+        if videos.get("negative_references"):
+            settings = settings.override(negative_references=videos["negative_references"])
+        captions = self.texts()["reference_prompts"]
+        given = {"prompt": self.prompt, "references": list(videos["references"]), "settings": settings}
+        return {**given, **images, **({"reference_prompts": captions} if self.references else {})}
+
+    def baseline(self, settings: Settings) -> tuple["VideoAsPromptInputs", Settings]:
+        """Return inputs and settings of the same generation without its reference.
+
+        Raises:
+            InputError: there is no reference to leave out.
+        """
+        if settings.guidance.reference_guidance_scale == 0:
+            raise InputError("influence has no meaning with reference_guidance_scale 0: the reference is left out")
+        return replace(self, references=(), reference_prompts=()), settings.without_reference()
