@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from sememe.errors import InputError, OutputError, SememeError
 
 
@@ -86,6 +88,30 @@ def hash_file(path: str | Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+@contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Make a folder, and keep other processes from locking it until the block ends or this process does.
+
+    Raises:
+        OutputError: Another process has locked it, or it cannot be written.
+    """
+    lock = FileLock(folder / ".lock")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise OutputError(
+            f"expected {folder} to be free, but another process is writing to it; wait for its end, or choose another "
+            "folder"
+        ) from error
+    except OSError as error:
+        raise OutputError(describe_write_error(folder, error)) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sememe.data.latents import LatentCache
-from sememe.errors import InputError, ModelError, RecipeError
+from sememe.errors import InputError, ModelError, OutputError, RecipeError
+from sememe.files import lock_folder
 from sememe.training.progress import CheckpointSaved, TrainingEvent, TrainingProgress
 from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
 from sememe.video_as_prompt.recipe_records import WanNetwork
@@ -210,6 +211,14 @@ def test_a_folder_of_another_run(runs: Path, tmp_path: Path) -> None:
     (tmp_path / "run" / "run.json").write_text("{")
     with pytest.raises(ModelError, match="cannot be read"):
         train_recipe(recipe, tmp_path / "run")
+
+
+def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
+    recipe = resolve_training_recipe("smoke-autoencoder")
+    with lock_folder(tmp_path / "run"), pytest.raises(OutputError, match="another process"):
+        train_recipe(recipe, tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run").iterdir()] in ([".lock"], [])
+    train_recipe(recipe, tmp_path / "run")
 
 
 def test_never_resuming_clears_what_an_earlier_try_left(runs: Path, tmp_path: Path) -> None:

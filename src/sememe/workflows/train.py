@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from sememe.errors import RecipeError
+from sememe.files import lock_folder
 from sememe.records import apply_overrides, flatten
 from sememe.training.config import TrainingConfig
 from sememe.video_as_prompt.recipe_records import AutoencoderRecipe, BackboneRecipe, ExpertRecipe, TrainingRecipe
@@ -89,26 +91,27 @@ def train_recipe(
         RecipeError: settings do not fit together, or the folder holds another run.
         ModelError: a model that is needed is not there, or does not fit.
         InputError: clips or latents cannot be read.
-        OutputError: the folder cannot be written.
+        OutputError: the folder cannot be written, or another process trains in it.
     """
     folder = RUNS_FOLDER / recipe.name if output_dir is None else Path(output_dir)
     _check_compiler(recipe.training)
-    _check_resume(folder, resume)
-    check_recipe(folder, recipe.name)
     from sememe.training.loop import train
     from sememe.workflows.beginnings import find_initial
     from sememe.workflows.stages import prepare_stage
 
-    initial = None if init_from is None else find_initial(init_from)
-    prepared = prepare_stage(recipe, folder, initial, on_progress)
-    if _is_main():
-        write_run(folder, _describe(recipe, prepared.inputs, init_from))
-    watcher = _Watcher(recipe, on_progress, on_event)
-    checkpoint = None if initial is None else initial.checkpoint
-    summary = train(prepared.stage, recipe.training, folder, resume, checkpoint, watcher)
-    if _is_main():
-        write_summary(folder, _summarise(recipe, summary, watcher.metrics))
-    return summary
+    with lock_folder(folder) if _is_main() else nullcontext():
+        _check_resume(folder, resume)
+        check_recipe(folder, recipe.name)
+        initial = None if init_from is None else find_initial(init_from)
+        prepared = prepare_stage(recipe, folder, initial, on_progress)
+        if _is_main():
+            write_run(folder, _describe(recipe, prepared.inputs, init_from))
+        watcher = _Watcher(recipe, on_progress, on_event)
+        checkpoint = None if initial is None else initial.checkpoint
+        summary = train(prepared.stage, recipe.training, folder, resume, checkpoint, watcher)
+        if _is_main():
+            write_summary(folder, _summarise(recipe, summary, watcher.metrics))
+        return summary
 
 
 class _Watcher:
