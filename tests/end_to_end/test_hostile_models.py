@@ -138,6 +138,27 @@ def test_a_nested_setting_is_found(folder: Path, generate: Run) -> None:
     assert "auto_map" in refused(generate())
 
 
+@pytest.mark.parametrize("name", ["model_index.json", "vae/config.json", "tokenizer/tokenizer_config.json"])
+def test_json_that_would_not_end_is_refused(name: str, folder: Path, generate: Run) -> None:
+    path = folder / name
+    path.write_text("[" * 100_000)
+    assert path.name in refused(generate())
+    path.write_bytes(b" " * 11_000_000)
+    assert "at most 10 MB" in refused(generate())
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    assert path.name in refused(generate())
+    path.unlink()
+    os.mkfifo(path)
+    assert path.name in refused(generate())
+
+
+def test_a_byte_order_mark_is_read(folder: Path, generate: Run) -> None:
+    path = folder / "model_index.json"
+    path.write_text(path.read_text(), encoding="utf-8-sig")
+    assert generate().code == 0
+
+
 def test_other_files_of_a_text_encoder_are_not_read(
     folder: Path, generate: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

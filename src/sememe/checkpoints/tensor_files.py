@@ -20,6 +20,7 @@ _STEM = "diffusion_pytorch_model"
 WEIGHTS_NAME = f"{_STEM}.safetensors"
 INDEX_NAME = f"{WEIGHTS_NAME}.index.json"
 SHARD_PATTERN = _STEM + "{suffix}.safetensors"
+_MAX_JSON = 10_000_000  # bytes; a configuration takes some thousands
 # Settings by which diffusers and transformers load code: a file of the folder, a kernel of the hub, a quantizer.
 _CODE_SETTINGS = frozenset(
     {"auto_map", "custom_generate", "quantization_config", "fusion_config", "kernel_config", "attn_implementation"}
@@ -75,11 +76,13 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         ModelError: The file is absent, is not a JSON object, or has a setting that makes a library load code.
     """
+    if path.exists() and not (path.is_file() and path.stat().st_size <= _MAX_JSON):  # a pipe would never end
+        raise ModelError(f"expected {path} to be a file of at most {_MAX_JSON / 1e6:g} MB")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ModelError(f"a model folder with {path.name} was expected, but {path} cannot be read") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(content, dict):
         raise ModelError(f"{path} must hold a JSON object, got {type(content).__name__}")
