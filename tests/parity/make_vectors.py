@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from sememe.checkpoints.formats import format_of_model
-from sememe.checkpoints.merged_files import official_config
+from sememe.video_as_prompt.formats import format_of_model
+from sememe.video_as_prompt.merged_files import official_config
 from sememe.video_as_prompt.network_cogvideox import CogVideoXVideoAsPromptTransformer
 from sememe.video_as_prompt.network_wan import WanVideoAsPromptTransformer
 from sememe.video_as_prompt.references import ReferenceInputs

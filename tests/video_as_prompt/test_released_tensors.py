@@ -21,9 +21,9 @@ import pytest
 import torch
 
 from checkpoints.safetensors_headers import write_sharded_headers
-from sememe.checkpoints.formats import COGVIDEOX, WAN, TransformerFormat
-from sememe.checkpoints.merged_files import open_merged
 from sememe.errors import ModelError
+from sememe.video_as_prompt.formats import COGVIDEOX, WAN, TransformerFormat
+from sememe.video_as_prompt.merged_files import open_merged
 
 FOLDER = Path(__file__).parent / "released"
 NAMES = {"wan2.1_14b": WAN, "cogvideox_5b": COGVIDEOX}

@@ -10,8 +10,8 @@ import torch
 from safetensors import safe_open
 
 from model_folders import make_stock, save_model, save_published
-from sememe.checkpoints.model_folders import load_components
 from sememe.errors import InputError, ModelError, OutputError
+from sememe.video_as_prompt.model_folders import load_components
 from sememe.workflows.convert import ConversionRequest, ConversionResult, convert_model
 from sememe.workflows.events import Progress
 from video_as_prompt.wan_factories import make_transformer

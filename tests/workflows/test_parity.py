@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sememe.checkpoints.merged_files import official_config
 from sememe.errors import InputError, ModelError
+from sememe.video_as_prompt.merged_files import official_config
 from sememe.video_as_prompt.references import ReferenceInputs
 from sememe.workflows.parity import check_parity
 from video_as_prompt import cogvideox_factories, wan_factories

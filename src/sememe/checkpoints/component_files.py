@@ -5,8 +5,8 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from sememe.checkpoints.headers import iterate_stored, read_stored_tensors
 from sememe.checkpoints.tensor_files import CONFIG_NAME, read_json
-from sememe.checkpoints.weight_files import iterate_stored, read_stored_tensors
 from sememe.errors import ModelError
 
 _LOADING_ERRORS = (OSError, ValueError, RuntimeError, SafetensorError, KeyError, TypeError)

@@ -57,7 +57,7 @@ def load_scheduler(folder: Path) -> Any:
     """
     import diffusers
 
-    from sememe.checkpoints.model_folders import ALLOWED_CLASSES
+    from sememe.video_as_prompt.model_folders import ALLOWED_CLASSES
 
     config = read_json(folder / "scheduler_config.json")
     known, name = ALLOWED_CLASSES["scheduler"]["diffusers"], str(config.get("_class_name"))

@@ -11,7 +11,7 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from sememe.checkpoints.weight_files import describe_names, iterate_stored, read_stored_tensors
+from sememe.checkpoints.headers import describe_names, iterate_stored, read_stored_tensors
 from sememe.errors import ModelError, OutputError
 from sememe.files import describe_write_error
 

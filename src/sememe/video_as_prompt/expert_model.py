@@ -10,11 +10,11 @@ from accelerate import init_empty_weights
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
-from sememe.checkpoints.expert_files import TwoFolderFiles
 from sememe.compute.expert_lora import restrict_to_backbone
 from sememe.compute.feature_caches import check_two_way, enable_checked
 from sememe.errors import ModelError
 from sememe.video_as_prompt.context_parallel import check_ranks
+from sememe.video_as_prompt.expert_files import TwoFolderFiles
 from sememe.video_as_prompt.references import ReferenceCache, ReferenceInputs, ReferenceTokens
 
 

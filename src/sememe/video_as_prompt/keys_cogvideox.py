@@ -4,7 +4,7 @@ So `transformer_blocks.3.expert.projection.to_q.bias` is `transformer_blocks.3.a
 learned positions are a tensor of the patch embedding, and each stream has its own.
 """
 
-from sememe.checkpoints.key_map import KeyMap
+from sememe.video_as_prompt.keys import KeyMap
 
 COGVIDEOX_KEYS = KeyMap(
     blocks="transformer_blocks",

@@ -3,7 +3,7 @@
 So `blocks.3.expert.projection.to_q.bias` is `blocks.3.attn1_mot_ref.to_q.bias` there.
 """
 
-from sememe.checkpoints.key_map import KeyMap
+from sememe.video_as_prompt.keys import KeyMap
 
 WAN_KEYS = KeyMap(
     blocks="blocks",

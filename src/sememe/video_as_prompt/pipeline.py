@@ -11,7 +11,6 @@ from diffusers import DiffusionPipeline
 
 from sememe.backbones.autoencoder import LatentGrid, decode_latents, latent_grid
 from sememe.backbones.pixels import video_to_clips
-from sememe.checkpoints.model_folders import find_folder, load_components, save_components
 from sememe.compute.feature_caches import check_generation
 from sememe.compute.lora import BackboneAdapterMixin, check_unadapted
 from sememe.compute.offload import sends_modules_back
@@ -37,6 +36,7 @@ from sememe.video_as_prompt.inputs import (
     match_encoded,
 )
 from sememe.video_as_prompt.settings import Settings
+from sememe.video_as_prompt.model_folders import find_folder, load_components, save_components
 
 OutputType = Literal["np", "pt", "pil", "latent"]
 OnStepEnd = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor | None]

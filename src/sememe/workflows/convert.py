@@ -1,7 +1,7 @@
 """From the layout of the released models to ours and back, tensor by tensor and bit for bit.
 
 Ours keeps the backbone as diffusers writes it and the expert in a folder of its own, so that one backbone serves many
-experts; a released folder has both in one (see `sememe.checkpoints.layouts`).
+experts; a released folder has both in one (see `sememe.video_as_prompt.layouts`).
 """
 
 import json
@@ -16,7 +16,10 @@ from typing import Any
 
 import diffusers
 
-from sememe.checkpoints.layouts import (
+from sememe.checkpoints.headers import list_weight_files, read_stored_tensors
+from sememe.errors import InputError, ModelError, OutputError
+from sememe.files import atomic_folder, write_text
+from sememe.video_as_prompt.layouts import (
     COMPONENTS,
     EXPERT_FOLDER,
     INDEX_NAME,
@@ -26,13 +29,10 @@ from sememe.checkpoints.layouts import (
     check_whole,
     read_layout,
 )
-from sememe.checkpoints.merged_files import open_merged, write_merged
-from sememe.checkpoints.model_folders import find_expert, find_folder
-from sememe.checkpoints.separate_files import open_separate, write_separate
-from sememe.checkpoints.stored_transformer import StoredTransformer
-from sememe.checkpoints.weight_files import list_weight_files, read_stored_tensors
-from sememe.errors import InputError, ModelError, OutputError
-from sememe.files import atomic_folder, write_text
+from sememe.video_as_prompt.merged_files import open_merged, write_merged
+from sememe.video_as_prompt.model_folders import find_expert, find_folder
+from sememe.video_as_prompt.separate_files import open_separate, write_separate
+from sememe.video_as_prompt.stored_transformer import StoredTransformer
 from sememe.workflows.events import ProgressHandler, StepCounter, ignore_progress
 
 TARGET_LAYOUTS = ("own", "published")

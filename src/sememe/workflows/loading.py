@@ -106,8 +106,8 @@ def load_model(
     import torch
     from diffusers.utils.logging import disable_progress_bar
 
-    from sememe.checkpoints.model_folders import find_expert, find_folder
     from sememe.compute.speed import check_attention_name, check_compiler
+    from sememe.video_as_prompt.model_folders import find_expert, find_folder
     from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
 
     place = choose_device(loading.device)

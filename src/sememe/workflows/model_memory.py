@@ -9,10 +9,10 @@ from sememe.checkpoints.zoo import is_hub_id, resolve_model
 from sememe.errors import ModelError, SememeError
 
 if TYPE_CHECKING:
-    from sememe.checkpoints.formats import TransformerFormat
-    from sememe.checkpoints.weight_files import StoredTensor
+    from sememe.checkpoints.headers import StoredTensor
     from sememe.pipelines.autoencoder_memory import AutoencoderShape
     from sememe.pipelines.planning import EncoderWeights, ModelMemory
+    from sememe.video_as_prompt.formats import TransformerFormat
 
 _MAX_TEXT_TOKENS = 512
 _HALVES = {"BF16": "bfloat16", "F16": "float16"}
@@ -118,9 +118,9 @@ def read_own_dtype(folder: Path, expert: Path | None = None) -> str:
     Raises:
         ModelError: it is not whole.
     """
-    from sememe.checkpoints.layouts import EXPERT_FOLDER, read_layout
+    from sememe.checkpoints.headers import read_stored_tensors
     from sememe.checkpoints.tensor_files import CONFIG_NAME, read_json
-    from sememe.checkpoints.weight_files import read_stored_tensors
+    from sememe.video_as_prompt.layouts import EXPERT_FOLDER, read_layout
 
     layout = read_layout(folder)
     tensors = [*read_stored_tensors(folder / "transformer").values()]
@@ -146,7 +146,7 @@ def _choose_dtype(tensors: "Iterable[StoredTensor]", *, is_trained_here: bool) -
 def _describe_released(name: str, guided: Guided) -> "ModelMemory":
     import torch
 
-    from sememe.checkpoints.formats import FORMATS
+    from sememe.video_as_prompt.formats import FORMATS
     from sememe.video_as_prompt.released_defaults import released_defaults
 
     known = RELEASED[name]
@@ -166,12 +166,12 @@ def _describe_released(name: str, guided: Guided) -> "ModelMemory":
 def _describe_folder(name: str, folder: Path, expert: str | Path | None, guided: Guided) -> "ModelMemory":
     import torch
 
-    from sememe.checkpoints.layouts import EXPERT_FOLDER, OWN_CLASS, check_whole, read_layout
-    from sememe.checkpoints.merged_files import open_merged
-    from sememe.checkpoints.model_folders import choose_expert
-    from sememe.checkpoints.separate_files import open_separate
     from sememe.checkpoints.tensor_files import read_json
+    from sememe.video_as_prompt.layouts import EXPERT_FOLDER, OWN_CLASS, check_whole, read_layout
+    from sememe.video_as_prompt.merged_files import open_merged
+    from sememe.video_as_prompt.model_folders import choose_expert
     from sememe.video_as_prompt.released_defaults import released_defaults
+    from sememe.video_as_prompt.separate_files import open_separate
 
     layout = read_layout(folder)
     if layout.has_token_timesteps:
@@ -261,7 +261,7 @@ def _describe(
 
 
 def _build_vae(library: str, class_name: str, config: Mapping[str, Any]) -> Any:
-    from sememe.checkpoints.model_folders import ALLOWED_CLASSES, find_class
+    from sememe.video_as_prompt.model_folders import ALLOWED_CLASSES, find_class
 
     allowed = ALLOWED_CLASSES["vae"]
     if class_name not in allowed.get(library, ()):
@@ -331,7 +331,7 @@ def _count_image_tokens(config: Mapping[str, Any]) -> int:
 def _count_stored(folder: Path) -> int:
     import math
 
-    from sememe.checkpoints.weight_files import read_stored_tensors
+    from sememe.checkpoints.headers import read_stored_tensors
 
     return sum(math.prod(tensor.shape) for tensor in read_stored_tensors(folder).values())
 

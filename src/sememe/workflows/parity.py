@@ -11,9 +11,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from sememe.checkpoints.formats import format_of_config
 from sememe.checkpoints.tensor_files import read_json
 from sememe.errors import InputError
+from sememe.video_as_prompt.formats import format_of_config
 from sememe.workflows.parity_forward import compare_forward
 from sememe.workflows.parity_pipeline import compare_generation
 

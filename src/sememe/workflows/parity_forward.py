@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from sememe.checkpoints.merged_files import load_merged
 from sememe.errors import InputError
+from sememe.video_as_prompt.merged_files import load_merged
 from sememe.video_as_prompt.network_cogvideox import CogVideoXVideoAsPromptTransformer
 from sememe.video_as_prompt.references import ReferenceInputs
 

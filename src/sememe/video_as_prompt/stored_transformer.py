@@ -15,11 +15,11 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from sememe.checkpoints.formats import TransformerFormat
+from sememe.checkpoints.headers import StoredTensor, iterate_stored
 from sememe.checkpoints.tensor_files import CONFIG_NAME, INDEX_NAME, SHARD_PATTERN
-from sememe.checkpoints.weight_files import StoredTensor, iterate_stored
 from sememe.errors import ModelError, OutputError
 from sememe.files import describe_write_error
+from sememe.video_as_prompt.formats import TransformerFormat
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ from diffusers import FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 
 from model_folders import make_stock, save_published
-from sememe.checkpoints.formats import format_of_model
-from sememe.checkpoints.merged_files import load_merged
-from sememe.checkpoints.model_folders import find_folder, load_components, save_components
 from sememe.checkpoints.zoo import resolve_model
 from sememe.errors import InputError, ModelError
+from sememe.video_as_prompt.formats import format_of_model
+from sememe.video_as_prompt.merged_files import load_merged
+from sememe.video_as_prompt.model_folders import find_folder, load_components, save_components
 from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
 from video_as_prompt import cogvideox_factories
 from video_as_prompt.pipeline_factories import make_clip, make_cogvideox_pipeline, make_picture, make_pipeline

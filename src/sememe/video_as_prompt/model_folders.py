@@ -18,15 +18,15 @@ import diffusers
 import torch
 
 from sememe.checkpoints.component_files import load_strictly, load_tokenizer, load_without_weights
-from sememe.checkpoints.formats import format_of_model
-from sememe.checkpoints.layouts import EXPERT_FOLDER, INDEX_NAME, ModelLayout, check_whole, read_layout
-from sememe.checkpoints.merged_files import load_merged
-from sememe.checkpoints.separate_files import check_pair
-from sememe.checkpoints.weight_files import PICKLE_REASON, PICKLED_SUFFIXES
+from sememe.checkpoints.headers import PICKLE_REASON, PICKLED_SUFFIXES
 from sememe.checkpoints.zoo import is_hub_id, resolve_model
 from sememe.errors import ModelError
 from sememe.files import write_text
+from sememe.video_as_prompt.formats import format_of_model
+from sememe.video_as_prompt.layouts import EXPERT_FOLDER, INDEX_NAME, ModelLayout, check_whole, read_layout
+from sememe.video_as_prompt.merged_files import load_merged
 from sememe.video_as_prompt.released_defaults import released_defaults
+from sememe.video_as_prompt.separate_files import check_pair
 
 # Only these classes are ever loaded, whatever a model_index.json names; those of transformers see `layouts`.
 ALLOWED_CLASSES: Mapping[str, Mapping[str, frozenset[str]]] = {

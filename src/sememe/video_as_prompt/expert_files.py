@@ -6,10 +6,10 @@ from typing import Any, ClassVar
 import torch
 
 from sememe.checkpoints.component_files import load_strictly
-from sememe.checkpoints.key_map import KeyMap
 from sememe.checkpoints.tensor_files import CONFIG_NAME, iterate_tensors, read_json, write_tensors
 from sememe.compute.weight_storage import check_savable
 from sememe.errors import ModelError
+from sememe.video_as_prompt.keys import KeyMap
 
 
 class TwoFolderFiles:

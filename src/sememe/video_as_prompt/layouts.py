@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from sememe.checkpoints.formats import FORMATS, TransformerFormat, format_of_class
+from sememe.checkpoints.headers import list_missing_shards
 from sememe.checkpoints.tensor_files import read_json
-from sememe.checkpoints.weight_files import list_missing_shards
 from sememe.errors import ModelError
+from sememe.video_as_prompt.formats import FORMATS, TransformerFormat, format_of_class
 
 INDEX_NAME = "model_index.json"
 EXPERT_FOLDER = "expert"

@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sememe.checkpoints.formats import format_of_model
-from sememe.checkpoints.merged_files import open_merged, save_merged, write_merged
-from sememe.checkpoints.separate_files import check_pair, open_separate, write_separate
 from sememe.checkpoints.tensor_files import INDEX_NAME, WEIGHTS_NAME
 from sememe.errors import ModelError, OutputError
+from sememe.video_as_prompt.formats import format_of_model
+from sememe.video_as_prompt.merged_files import open_merged, save_merged, write_merged
+from sememe.video_as_prompt.separate_files import check_pair, open_separate, write_separate
 from video_as_prompt.two_way_models import Make, each_family, equal, make_cogvideox, make_wan
 
 

@@ -7,11 +7,11 @@ from typing import Any
 import diffusers
 import torch
 
-from sememe.checkpoints.formats import FORMATS, TransformerFormat, format_of_class
-from sememe.checkpoints.stored_transformer import StoredTransformer, build_on_meta, copy_tensors, to_plain
+from sememe.checkpoints.headers import StoredTensor, read_stored_tensors
 from sememe.checkpoints.tensor_files import CONFIG_NAME, check_tensors, read_json
-from sememe.checkpoints.weight_files import StoredTensor, read_stored_tensors
 from sememe.errors import ModelError
+from sememe.video_as_prompt.formats import FORMATS, TransformerFormat, format_of_class
+from sememe.video_as_prompt.stored_transformer import StoredTransformer, build_on_meta, copy_tensors, to_plain
 
 _STEMS = ("diffusion_pytorch_model",)
 

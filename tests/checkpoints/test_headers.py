@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from checkpoints.safetensors_headers import write_sharded_headers
-from sememe.checkpoints.weight_files import (
+from sememe.checkpoints.headers import (
     describe_names,
     iterate_stored,
     list_missing_shards,

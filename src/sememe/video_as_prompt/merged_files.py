@@ -16,11 +16,11 @@ import torch
 from accelerate import init_empty_weights
 from torch import nn
 
-from sememe.checkpoints.formats import FORMATS, TransformerFormat, format_of_config, format_of_model
-from sememe.checkpoints.stored_transformer import StoredTransformer, build_on_meta, copy_tensors, to_plain
+from sememe.checkpoints.headers import STEMS, iterate_stored, read_stored_tensors
 from sememe.checkpoints.tensor_files import CONFIG_NAME, check_tensors, read_json, write_tensors
-from sememe.checkpoints.weight_files import STEMS, iterate_stored, read_stored_tensors
 from sememe.errors import ModelError
+from sememe.video_as_prompt.formats import FORMATS, TransformerFormat, format_of_config, format_of_model
+from sememe.video_as_prompt.stored_transformer import StoredTransformer, build_on_meta, copy_tensors, to_plain
 
 BLOCKS_SETTING = "block_idx_with_mot_ref"
 # What the official classes can do beside the released models, which is not done here: only "off" is accepted.
