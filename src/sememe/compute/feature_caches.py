@@ -22,7 +22,6 @@ from torch import nn
 
 from sememe.compute.compiled_blocks import is_compiled
 from sememe.errors import ModelError
-from sememe.video_as_prompt.references import ReferenceTokens
 
 # What these keep belongs to whole blocks; what all others keep belongs to one attention each.
 _OF_BLOCKS = ("FirstBlockCacheConfig", "MagCacheConfig")
@@ -76,14 +75,18 @@ def check_compiled_cache(config: Any) -> None:
         )
 
 
-def check_two_way(model: Any, reference: ReferenceTokens) -> None:
-    """Raises `ModelError` where the model's cache cannot keep what a carried reference brings."""
+def check_two_way(model: Any, num_references: int) -> None:
+    """Check a two-way model's feature cache against the number of references that pass through it.
+
+    Raises:
+        ModelError: The cache would mix up what it keeps.
+    """
     name, experts = _name(model._cache_config), model.config.expert_blocks
     if name not in _OF_BLOCKS:
-        if len(reference.stream.lengths) > 1:
+        if num_references > 1:
             raise ModelError(
-                f"{name} keeps one result per attention, but {len(reference.stream.lengths)} references pass through "
-                "it one after the other; use FirstBlockCacheConfig, or one reference"
+                f"{name} keeps one result per attention, but {num_references} references pass through it "
+                "one after the other; use FirstBlockCacheConfig, or one reference"
             )
         return
     if (experts[0] == 0) != (experts[-1] == model.config.num_layers - 1):

@@ -182,7 +182,7 @@ class ExpertModel(TwoFolderFiles):
         tokens = self.embed_reference(reference) if isinstance(reference, ReferenceInputs) else reference
         if self.config.attention_mode == "joint":
             if self.is_cache_enabled:
-                check_two_way(self, tokens)
+                check_two_way(self, len(tokens.stream.lengths))
             return tokens
         if self.is_cache_enabled:
             raise ModelError("with a feature cache on, pass what encode_reference returned, not the reference")

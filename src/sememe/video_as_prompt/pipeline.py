@@ -35,8 +35,8 @@ from sememe.video_as_prompt.inputs import (
     make_request,
     match_encoded,
 )
-from sememe.video_as_prompt.settings import Settings
 from sememe.video_as_prompt.model_folders import find_folder, load_components, save_components
+from sememe.video_as_prompt.settings import Settings
 
 OutputType = Literal["np", "pt", "pil", "latent"]
 OnStepEnd = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor | None]
