@@ -1,0 +1,141 @@
+"""The built-in model from clips to figures on an accelerator, in parts that continue each other.
+
+`python -m benchmarks.accelerator FOLDER --minutes 9` runs for at most about that long and stops; the same command goes
+on where it stopped, until the model is assembled and evaluated. Each step is a verb of the command line, so that
+nothing here can differ from what a person would type. `FOLDER/result` holds what is worth keeping after each part: the
+newest exported weights in shards of less than 16 MB, and the reports.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+_LEAST_MINUTES = 0.5  # a shorter rest of a part is not worth starting a process for
+
+
+@dataclass(frozen=True)
+class Step:
+    """One verb with its arguments, and the run's folder that says whether it is complete.
+
+    `share` is the part of the training time that a training gets; 0 for steps that end on their own.
+    """
+
+    folder: Path
+    arguments: tuple[str, ...]
+    share: float = 0.0
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the run's folder says so: trainings export a model, the other verbs leave a summary or a result."""
+        if self.share:
+            return (self.folder / "model").is_dir()
+        return any((self.folder / name).is_file() for name in ("summary.json", "model_index.json", "report.done"))
+
+
+def plan(folder: Path, size: str, init_from: str | None, settings: Sequence[str], generations: int) -> tuple[Step, ...]:
+    """The steps for the recipes of `size`, such as `tiny`, `small` or `smoke`."""
+    place = {name: folder / name for name in ("autoencoder", "latents", "backbone", "expert", "assembled", "report")}
+    start = ("--init-from", init_from) if init_from else ()
+    extra = tuple(argument for value in settings for argument in ("--set", value))
+    latents = f"latents={place['latents']}"
+    parts = [part for name in ("autoencoder", "backbone", "expert") for part in (f"--{name}", str(place[name]))]
+    return (
+        Step(place["autoencoder"], ("train", f"{size}-autoencoder", *start, *extra), 0.1),
+        Step(place["latents"], ("precompute", f"{size}-latents", "--model-part", str(place["autoencoder"]))),
+        Step(place["backbone"], ("train", f"{size}-backbone", "--set", latents, *start, *extra), 0.4),
+        Step(
+            place["expert"],
+            ("train", f"{size}-expert", "--set", latents, "--set", f"backbone={place['backbone']}", *start, *extra),
+            0.5,
+        ),
+        Step(
+            place["assembled"],
+            ("assemble", f"{size}-model", *parts),
+        ),
+        Step(
+            place["report"],
+            ("evaluate", "video-as-prompt", "--model", str(place["assembled"]), "--generations", str(generations)),
+        ),
+    )
+
+
+def run_part(steps: Sequence[Step], minutes: float, training_minutes: float) -> bool:
+    """Run steps until they are complete or the time is up; returns whether all are complete."""
+    end = time.monotonic() + 60 * minutes
+    for step in steps:
+        if step.is_complete:
+            continue
+        left = (end - time.monotonic()) / 60
+        if left < min(_LEAST_MINUTES, minutes / 4):
+            return False
+        print(f"{step.arguments[0]} {step.arguments[1]}: {left:.1f} min left in this part", flush=True)
+        if not _run(step, left, training_minutes):
+            return False
+    return True
+
+
+def keep_result(steps: Sequence[Step], result: Path) -> None:
+    """Copy what is worth keeping: the assembled model, or the newest exported weights, and logs and reports."""
+    if result.exists():
+        shutil.rmtree(result)
+    result.mkdir(parents=True)
+    for step in steps:
+        for path in (*step.folder.glob("*.json"), *step.folder.glob("*.jsonl"), *step.folder.glob("*.png")):
+            shutil.copy2(path, result / f"{step.folder.name}-{path.name}")
+    assembled = next(step.folder for step in steps if step.folder.name == "assembled")
+    if assembled.is_dir():
+        shutil.copytree(assembled, result / "model")
+
+
+def _run(step: Step, left: float, training_minutes: float) -> bool:
+    command = [sys.executable, "-m", "sememe", *step.arguments]
+    if step.share:
+        command += ["--output-dir", str(step.folder), "--max-minutes", f"{training_minutes * step.share:.3f}"]
+        command += ["--set", f"training.stop_after_minutes={left:.3f}"]
+        return subprocess.run(command, check=False).returncode == 0 and step.is_complete
+    step.folder.mkdir(parents=True, exist_ok=True)
+    if step.arguments[0] == "precompute":
+        command += ["--output-dir", str(step.folder)]
+    elif step.arguments[0] == "assemble":
+        step.folder.rmdir()  # the verb makes it, whole or not at all
+        command += ["--output", str(step.folder)]
+    else:
+        command += ["--output", str(step.folder / "report.json"), "--sheet", str(step.folder / "sheet.png")]
+    try:
+        # What does not end in time is stopped; these verbs continue what they have saved.
+        done = subprocess.run(command, check=False, timeout=60 * left).returncode == 0
+    except subprocess.TimeoutExpired:
+        return False
+    if done and step.arguments[0] == "evaluate":
+        (step.folder / "report.done").write_text("complete\n")
+    return done
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one part; returns 0 when everything is complete, 3 when the same command has to be run again."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.accelerator", description=__doc__)
+    parser.add_argument("folder", type=Path, help="where the runs are; the same for all parts")
+    parser.add_argument("--minutes", type=float, default=9.0, help="time of this part")
+    parser.add_argument("--training-minutes", type=float, default=22.0, help="time of all trainings, over all parts")
+    parser.add_argument("--size", default="tiny", help="which recipes: tiny, small or smoke")
+    parser.add_argument("--init-from", help="weights to begin with, such as tiny")
+    parser.add_argument("--generations", type=int, default=200, help="of each row of the evaluation")
+    parser.add_argument("--set", action="append", default=[], dest="settings", help="KEY=VALUE for all trainings")
+    given = parser.parse_args(arguments)
+    steps = plan(given.folder, given.size, given.init_from, given.settings, given.generations)
+    is_complete = run_part(steps, given.minutes, given.training_minutes)
+    keep_result(steps, given.folder / "result")
+    print(json.dumps({step.folder.name: step.is_complete for step in steps}))
+    return 0 if is_complete else 3
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,28 @@
+"""The chain of verbs for an accelerator, at its smallest size."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.accelerator import Step, keep_result, main, plan, run_part
+
+
+def test_parts_continue_each_other_until_a_model_is_assembled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("benchmarks.accelerator.plan", lambda *given: plan(*given)[:-1])  # the evaluation takes minutes
+    call = [str(tmp_path), "--size", "smoke", "--set", "training.num_steps=2", "--training-minutes", "60"]
+    assert main([*call, "--minutes", "0"]) == 3
+    assert main([*call, "--minutes", "60"]) == 0
+    assert (tmp_path / "result" / "model" / "model_index.json").is_file()
+    assert '"assembled": true' in capfd.readouterr().out
+    # All is there: the same command starts no process any more.
+    monkeypatch.setattr("benchmarks.accelerator._run", lambda *given: pytest.fail(f"ran {given}"))
+    assert main([*call, "--minutes", "60"]) == 0
+
+
+def test_a_step_that_fails_ends_the_part(tmp_path: Path) -> None:
+    steps = (Step(tmp_path / "latents", ("precompute", "no-such-recipe")), *plan(tmp_path, "smoke", None, (), 8)[4:])
+    assert not run_part(steps, 60.0, 60.0)
+    keep_result(steps, tmp_path / "result")
+    assert not list((tmp_path / "result").iterdir())
