@@ -57,7 +57,7 @@ def generate(folder: Path, outputs: Path, tmp_path: Path, capsys: pytest.Capture
     video = encode(tmp_path / "good.mp4", counting_frames(12))
     write_image(np.full((40, 40, 3), 90, np.uint8), tmp_path / "good.png")
     given = ["--reference", video, "--image", tmp_path / "good.png", "--model", folder, "--output", outputs / "out.mp4"]
-    return lambda: run_here(capsys, "generate", "video-as-prompt", *given, "--device", "cpu")
+    return lambda: run_here(capsys, "generate", "video-as-prompt", *given, "--set", "loading.device=cpu")
 
 
 @pytest.fixture
