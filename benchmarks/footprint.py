@@ -15,14 +15,15 @@ from transformers import PreTrainedTokenizerFast
 from benchmarks.contestants import TEXT_SCALE, Models, make_contestants, run_steps
 from benchmarks.geometry import LATENT_CHANNELS, QUICK, AttentionMode, make_inputs, make_transformer
 from sememe.compute.tracker import track_memory
+from sememe.training.networks import make_text_encoder
+from sememe.training.recipes import TextNetwork
 from sememe.video import Clip
 from sememe.video_as_prompt.network_wan import WanVideoAsPromptTransformer
 from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
-from sememe.video_as_prompt.recipe_records import TextNetwork, WanNetwork
 from sememe.video_as_prompt.recipes_tiny import tiny_backbone
 from sememe.video_as_prompt.references import ReferenceCache, ReferenceTokens
-from sememe.workflows.networks import make_text_encoder
-from sememe.workflows.networks import make_transformer as make_backbone
+from sememe.video_as_prompt.stage_settings import WanNetwork
+from sememe.video_as_prompt.stages import make_transformer as make_backbone
 
 MODES: tuple[AttentionMode, ...] = ("cached", "joint")
 _WORDS = ("<pad>", "</s>", "<unk>", "a", "ball", "blurry")

@@ -7,17 +7,10 @@ import pytest
 from sememe.errors import RecipeError
 from sememe.records import apply_overrides, flatten
 from sememe.training.autoencoder_settings import AutoencoderSettings
-from sememe.video_as_prompt.recipe_records import (
-    KINDS,
-    ExpertRecipe,
-    LatentsRecipe,
-    LinearNetwork,
-    Regeneration,
-    WorldData,
-)
+from sememe.training.recipes import LatentsRecipe, LinearNetwork, Regeneration, WorldData
 from sememe.video_as_prompt.recipes import RECIPES, find_recipe, kind_of
 from sememe.video_as_prompt.recipes_tiny import tiny_autoencoder, tiny_expert
-from sememe.video_as_prompt.stage_settings import BackboneSettings, ExpertSettings
+from sememe.video_as_prompt.stage_settings import KINDS, BackboneSettings, ExpertRecipe, ExpertSettings
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from sememe.video_as_prompt.recipe_records import LatentsRecipe, ModelRecipe
+from sememe.training.recipes import LatentsRecipe, ModelRecipe
 from sememe.workflows.assemble import assemble_recipe
 from sememe.workflows.precompute import precompute_latents
 from sememe.workflows.train import resolve_recipe, resolve_training_recipe, train_recipe

@@ -9,11 +9,13 @@ from sememe.checkpoints.parts import find_part
 from sememe.checkpoints.zoo import describe_model
 from sememe.errors import ModelError, OutputError
 from sememe.files import hash_file
+from sememe.training.networks import make_scheduler
+from sememe.training.recipes import SchedulerSettings
+from sememe.training.run_record import RunRecord, RunSummary, write_run, write_summary
 from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
 from sememe.video_as_prompt.settings import Settings
-from sememe.workflows.assemble import SchedulerSettings, assemble_video_as_prompt, describe_runs, make_scheduler
+from sememe.workflows.assemble import assemble_video_as_prompt, describe_runs
 from sememe.workflows.model_card import ModelCard
-from sememe.workflows.run_record import RunRecord, RunSummary, write_run, write_summary
 from video_as_prompt.pipeline_factories import DEFAULTS, make_clip, make_picture, make_pipeline
 
 CARD = ModelCard(

@@ -10,18 +10,18 @@ import torch
 from sememe.backbones.autoencoder import encode_video
 from sememe.backbones.first_frame import encode_first_frame
 from sememe.checkpoints.components import load_autoencoder
+from sememe.checkpoints.fingerprint import fingerprint_encoder
 from sememe.data.latents import LatentCache
 from sememe.data.manifest import VideoSample, write_manifest, write_vap_data
 from sememe.errors import InputError, ModelError, RecipeError
+from sememe.training.clips import open_clips
+from sememe.training.recipes import LatentsRecipe, Regeneration
 from sememe.training.stage_autoencoder import to_video
 from sememe.training.world_clips import render_item, world_item
 from sememe.video import write_clip
 from sememe.video_as_prompt.latent_batches import LatentSource
-from sememe.video_as_prompt.recipe_records import LatentsRecipe, Regeneration
 from sememe.workflows import precompute
-from sememe.workflows.clips import open_clips
 from sememe.workflows.events import Progress
-from sememe.workflows.networks import fingerprint_encoder
 from sememe.workflows.precompute import open_latents, precompute_latents
 from sememe.workflows.train import resolve_training_recipe, train_recipe
 from sememe.world import conditions

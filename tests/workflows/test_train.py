@@ -14,15 +14,15 @@ from sememe.data.latents import LatentCache
 from sememe.errors import InputError, ModelError, OutputError, RecipeError
 from sememe.files import lock_folder
 from sememe.training.progress import CheckpointSaved, TrainingEvent, TrainingProgress
+from sememe.training.run_record import read_run, read_summary
 from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
-from sememe.video_as_prompt.recipe_records import WanNetwork
 from sememe.video_as_prompt.stage_backbone import BackboneStage
 from sememe.video_as_prompt.stage_expert import ExpertStage
+from sememe.video_as_prompt.stage_settings import WanNetwork
+from sememe.video_as_prompt.stages import make_transformer
 from sememe.workflows import stages
 from sememe.workflows.beginnings import find_initial, prepare_start
 from sememe.workflows.events import Progress, ignore_progress
-from sememe.workflows.networks import make_transformer
-from sememe.workflows.run_record import read_run, read_summary
 from sememe.workflows.train import resolve_training_recipe, train_recipe
 from sememe.world import conditions
 from workflows.smoke_runs import settings, smoke_runs

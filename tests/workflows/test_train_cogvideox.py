@@ -9,11 +9,11 @@ import torch
 from sememe.data.manifest import VideoSample, write_manifest
 from sememe.errors import RecipeError
 from sememe.training.progress import read_log
+from sememe.training.recipes import LatentsRecipe
 from sememe.training.world_clips import render_item, world_item
 from sememe.video import write_clip
 from sememe.video_as_prompt.network_cogvideox import CogVideoXVideoAsPromptTransformer
 from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
-from sememe.video_as_prompt.recipe_records import LatentsRecipe
 from sememe.workflows.precompute import precompute_latents
 from sememe.workflows.train import resolve_recipe, resolve_training_recipe, train_recipe
 from video_as_prompt.pipeline_factories import make_clip, make_cogvideox_pipeline

@@ -1,11 +1,13 @@
-"""What identifies a model: the hashes of its files."""
+"""What identifies a model: the hashes of its files, and of its encoder."""
 
 import functools
 import hashlib
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sememe.files import hash_file
 
@@ -37,6 +39,21 @@ def fingerprint_model(folder: Path) -> ModelFingerprint:
     lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(files.items()))
     is_snapshot = folder.parent.name == "snapshots" and _COMMIT.fullmatch(folder.name)
     return ModelFingerprint(hashlib.sha256(lines.encode()).hexdigest(), files, folder.name if is_snapshot else None)
+
+
+def fingerprint_encoder(autoencoder: Any) -> str:
+    """Return the sha256 of all that decides on latents: the encoder's weights and the latents' statistics.
+
+    The decoder is left out: it may be trained further while cached latents stay valid.
+    """
+    config = autoencoder.config
+    about = {name: config.get(name) for name in ("_class_name", "latents_mean", "latents_std", "scaling_factor")}
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for name, tensor in sorted(autoencoder.state_dict().items()):
+        if name.startswith(("encoder.", "quant_conv.")):
+            digest.update(f"{name}{tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _model_file_hash(path: Path) -> str:

@@ -117,7 +117,7 @@ def precompute(
     if recipe is None:
         _list(None, as_json=as_json, is_asked=False)
         return
-    from sememe.video_as_prompt.recipe_records import LatentsRecipe
+    from sememe.training.recipes import LatentsRecipe
     from sememe.workflows.train import RUNS_FOLDER, resolve_recipe
 
     given = list(settings or ())
@@ -171,7 +171,7 @@ def assemble(
         return
     if output is None:
         raise typer.BadParameter("expected the folder to write, got none; add --output FOLDER")
-    from sememe.video_as_prompt.recipe_records import ModelRecipe
+    from sememe.training.recipes import ModelRecipe
     from sememe.workflows.assemble import assemble_recipe
     from sememe.workflows.train import resolve_recipe
 

@@ -6,8 +6,9 @@ import difflib
 from collections.abc import Callable, Mapping
 
 from sememe.errors import RecipeError
+from sememe.training.recipes import Recipe
 from sememe.video_as_prompt import recipes_cogvideox, recipes_small, recipes_smoke, recipes_tiny
-from sememe.video_as_prompt.recipe_records import KINDS, Recipe
+from sememe.video_as_prompt.stage_settings import KINDS
 
 RECIPES: Mapping[str, Callable[[], Recipe]] = {
     "tiny-autoencoder": recipes_tiny.tiny_autoencoder,

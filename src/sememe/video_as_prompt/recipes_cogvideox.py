@@ -11,8 +11,8 @@ from pathlib import Path
 
 from sememe.data.caption_policy import CaptionPolicy
 from sememe.training.config import ScheduleConfig, TrainingConfig
-from sememe.video_as_prompt.recipe_records import ExpertRecipe, LatentsRecipe, WorldData
-from sememe.video_as_prompt.stage_settings import ExpertSettings
+from sememe.training.recipes import LatentsRecipe, WorldData
+from sememe.video_as_prompt.stage_settings import ExpertRecipe, ExpertSettings
 
 
 def cogvideox_latents() -> LatentsRecipe:

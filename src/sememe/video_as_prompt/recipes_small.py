@@ -8,19 +8,15 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from sememe.video_as_prompt.recipe_records import (
-    AutoencoderRecipe,
-    BackboneRecipe,
-    ExpertRecipe,
-    LatentsRecipe,
-    LinearNetwork,
-    ModelRecipe,
-    TextNetwork,
-    WanNetwork,
-    WorldData,
-)
+from sememe.training.recipes import AutoencoderRecipe, LatentsRecipe, LinearNetwork, TextNetwork, WorldData
 from sememe.video_as_prompt.recipes_tiny import tiny_autoencoder, tiny_backbone, tiny_expert, tiny_latents, tiny_model
 from sememe.video_as_prompt.settings import BUILT_IN
+from sememe.video_as_prompt.stage_settings import (
+    BackboneRecipe,
+    ExpertRecipe,
+    VideoAsPromptModelRecipe,
+    WanNetwork,
+)
 
 _DATA = WorldData(num_frames=33, height=128, width=128)
 
@@ -76,7 +72,7 @@ def small_expert() -> ExpertRecipe:
     )
 
 
-def small_model() -> ModelRecipe:
+def small_model() -> VideoAsPromptModelRecipe:
     """The whole model."""
     return replace(
         tiny_model(),

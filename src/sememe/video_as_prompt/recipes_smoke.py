@@ -9,17 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sememe.training.config import ScheduleConfig, TrainingConfig
-from sememe.video_as_prompt.recipe_records import (
-    AutoencoderRecipe,
-    BackboneRecipe,
-    ExpertRecipe,
-    LatentsRecipe,
-    LinearNetwork,
-    ModelRecipe,
-    TextNetwork,
-    WanNetwork,
-    WorldData,
-)
+from sememe.training.recipes import AutoencoderRecipe, LatentsRecipe, LinearNetwork, TextNetwork, WorldData
 from sememe.video_as_prompt.recipes_tiny import (
     tiny_autoencoder,
     tiny_backbone,
@@ -29,6 +19,12 @@ from sememe.video_as_prompt.recipes_tiny import (
     tiny_model,
 )
 from sememe.video_as_prompt.settings import BUILT_IN
+from sememe.video_as_prompt.stage_settings import (
+    BackboneRecipe,
+    ExpertRecipe,
+    VideoAsPromptModelRecipe,
+    WanNetwork,
+)
 
 # All conditions, each in two scenes: the least that can be paired.
 _DATA = WorldData(num_clips=308, clips_per_scene=154, num_frames=9, height=16, width=16)
@@ -86,7 +82,7 @@ def smoke_expert_joint() -> ExpertRecipe:
     return _shorten_expert(tiny_expert_joint(), "smoke-expert-joint")
 
 
-def smoke_model() -> ModelRecipe:
+def smoke_model() -> VideoAsPromptModelRecipe:
     """Twin of `tiny-model`."""
     return replace(
         tiny_model(),

@@ -10,17 +10,15 @@ from pathlib import Path
 
 from sememe.data.caption_policy import CaptionPolicy
 from sememe.training.config import ScheduleConfig, TrainingConfig
-from sememe.video_as_prompt.recipe_records import (
-    AutoencoderRecipe,
+from sememe.training.recipes import AutoencoderRecipe, LatentsRecipe, Regeneration, WorldData
+from sememe.video_as_prompt.stage_settings import (
     BackboneRecipe,
+    BackboneSettings,
     ExpertRecipe,
-    LatentsRecipe,
-    ModelRecipe,
-    Regeneration,
+    ExpertSettings,
+    VideoAsPromptModelRecipe,
     WanNetwork,
-    WorldData,
 )
-from sememe.video_as_prompt.stage_settings import BackboneSettings, ExpertSettings
 
 _UNBOUNDED = 100_000
 """Steps of runs that end by the clock."""
@@ -91,9 +89,9 @@ def tiny_expert() -> ExpertRecipe:
     )
 
 
-def tiny_model() -> ModelRecipe:
+def tiny_model() -> VideoAsPromptModelRecipe:
     """The whole model."""
-    return ModelRecipe(
+    return VideoAsPromptModelRecipe(
         name="tiny-model",
         description="64x64 pixels and 17 frames; small enough for two CPU cores",
         autoencoder="runs/tiny-autoencoder",

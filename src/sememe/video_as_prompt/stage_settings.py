@@ -1,11 +1,17 @@
-"""Settings of the backbone's and the expert's stage. Imports no torch."""
+"""Recipes for the parts of a Video-As-Prompt model, and the settings of its stages. Imports no torch."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
 
 from sememe.data.caption_policy import CaptionPolicy
 from sememe.training.autoencoder_settings import check_setting
+from sememe.training.config import TrainingConfig
+from sememe.training.recipes import AutoencoderRecipe, LatentsRecipe, ModelRecipe, TextNetwork
+from sememe.video_as_prompt.settings import BUILT_IN, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +63,99 @@ class ExpertSettings:
             0 <= self.same_scene_share <= 1, f"same_scene_share must be between 0 and 1, got {self.same_scene_share}"
         )
         _check_noise(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WanNetwork:
+    """A `WanTransformer3DModel`; its other channels follow from the latents.
+
+    A token stands for one latent frame of `patch_size` x `patch_size` latents. There is one mask channel for each frame
+    of a latent frame.
+    """
+
+    patch_size: int = 2
+    num_mask_channels: int = 8
+    num_layers: int = 8
+    num_attention_heads: int = 6
+    attention_head_dim: int = 64
+    ffn_dim: int = 1024
+    freq_dim: int = 256
+    rope_max_seq_len: int = 128
+
+    def __post_init__(self) -> None:
+        sizes = ("patch_size", "num_mask_channels", "num_layers", "num_attention_heads")
+        for name in (*sizes, "attention_head_dim", "ffn_dim", "freq_dim"):
+            check_setting(getattr(self, name) >= 1, f"network.{name} must be 1 or more, got {getattr(self, name)}")
+        check_setting(
+            self.attention_head_dim % 2 == 0,
+            f"network.attention_head_dim must be even, got {self.attention_head_dim}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneRecipe:
+    """Trains an image-to-video backbone and its text encoder on cached latents.
+
+    It meets all conditions, but no caption names those that the world keeps unseen.
+    """
+
+    name: str
+    description: str
+    latents: Path
+    network: WanNetwork = field(default_factory=WanNetwork)
+    text: TextNetwork = field(default_factory=TextNetwork)
+    settings: BackboneSettings = field(default_factory=BackboneSettings)
+    training: TrainingConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertRecipe:
+    """Trains an expert on a frozen backbone, on cached latents of the seen conditions.
+
+    `num_conditions` takes that many of them, each smaller number a part of each larger one; none means all.
+    `expert_blocks` are the backbone's blocks that carry an expert; none means all. `reference_timestep` none, for
+    CogVideoX in the mode "joint", reads the reference at the target's own timestep, as the released model does.
+    """
+
+    name: str
+    description: str
+    latents: Path
+    backbone: str
+    attention_mode: Literal["cached", "joint"] = "cached"
+    expert_blocks: tuple[int, ...] | None = None
+    reference_timestep: float | None = 0.0
+    num_conditions: int | None = None
+    settings: ExpertSettings = field(default_factory=ExpertSettings)
+    training: TrainingConfig
+
+    def __post_init__(self) -> None:
+        check_setting(
+            self.reference_timestep is None or 0 <= self.reference_timestep <= 1000,
+            f"reference_timestep must be between 0 and 1000, got {self.reference_timestep}",
+        )
+        check_setting(
+            self.num_conditions is None or self.num_conditions >= 2,
+            f"num_conditions must be 2 or more, or none, got {self.num_conditions}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoAsPromptModelRecipe(ModelRecipe):
+    """Assembles a Video-As-Prompt model from the runs of its parts."""
+
+    autoencoder: str
+    backbone: str
+    expert: str
+    generation: Settings = BUILT_IN
+
+
+KINDS: Mapping[type, str] = {
+    AutoencoderRecipe: "autoencoder",
+    LatentsRecipe: "latents",
+    BackboneRecipe: "backbone",
+    ExpertRecipe: "expert",
+    VideoAsPromptModelRecipe: "model",
+}
 
 
 def _check_noise(settings: BackboneSettings | ExpertSettings) -> None:

@@ -10,28 +10,16 @@ from sememe.checkpoints.parts import find_part
 from sememe.checkpoints.zoo import resolve_model
 from sememe.errors import ModelError, RecipeError
 from sememe.files import atomic_folder, write_text
-from sememe.video_as_prompt.recipe_records import ModelRecipe, SchedulerSettings
+from sememe.training.recipes import SchedulerSettings
+from sememe.training.run_record import describe_run, read_run, read_summary
 from sememe.video_as_prompt.settings import Settings
+from sememe.video_as_prompt.stage_settings import VideoAsPromptModelRecipe
 from sememe.workflows.model_card import ModelCard, write_card
-from sememe.workflows.run_record import describe_run, read_run, read_summary
-
-__all__ = ["SchedulerSettings", "assemble_recipe", "assemble_video_as_prompt", "make_scheduler"]
 
 Precision = Literal["bfloat16", "float32"]
 
 # Hosts of code and packages refuse or slow down large files; this is below what is usual.
 MAX_SHARD_SIZE = "15MB"
-
-
-def make_scheduler(settings: SchedulerSettings) -> Any:
-    """The diffusers scheduler of the settings."""
-    from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
-
-    if settings.kind == "euler":
-        return FlowMatchEulerDiscreteScheduler(shift=settings.shift)
-    return UniPCMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=settings.shift, num_train_timesteps=1000
-    )
 
 
 def assemble_video_as_prompt(
@@ -80,7 +68,11 @@ def assemble_video_as_prompt(
 
 
 def assemble_recipe(
-    recipe: ModelRecipe, output: Path | str, *, title: str | None = None, evaluation: Mapping[str, str] | None = None
+    recipe: VideoAsPromptModelRecipe,
+    output: Path | str,
+    *,
+    title: str | None = None,
+    evaluation: Mapping[str, str] | None = None,
 ) -> Path:
     """Writes the model that a recipe puts together from runs (or from parts of other models).
 
@@ -142,7 +134,7 @@ def _describe_source(source: str) -> str:
 def _check_encoder(vae: Path, runs: Mapping[str, str]) -> None:
     """The backbone and the expert must have been trained on latents of this very encoder."""
     from sememe.checkpoints.components import load_autoencoder
-    from sememe.workflows.networks import fingerprint_encoder
+    from sememe.checkpoints.fingerprint import fingerprint_encoder
 
     known = {
         name: record.inputs["autoencoder"]
@@ -173,6 +165,7 @@ def _load_parts(
 
     from sememe.checkpoints.component_files import load_tokenizer
     from sememe.checkpoints.components import load_autoencoder, load_text_encoder
+    from sememe.training.networks import make_scheduler
     from sememe.video_as_prompt.network_wan import WanVideoAsPromptTransformer
     from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
 

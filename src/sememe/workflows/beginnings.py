@@ -16,7 +16,8 @@ from pathlib import Path
 from sememe.checkpoints.parts import find_part
 from sememe.errors import ModelError, RecipeError
 from sememe.files import atomic_folder
-from sememe.video_as_prompt.recipe_records import AutoencoderRecipe, BackboneRecipe, ExpertRecipe, TrainingRecipe
+from sememe.training.recipes import AutoencoderRecipe, TrainingRecipe
+from sememe.video_as_prompt.stage_settings import BackboneRecipe, ExpertRecipe
 
 START_NAME = "start"
 _PARTS = {

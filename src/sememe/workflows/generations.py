@@ -9,10 +9,10 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from sememe.backbones.autoencoder import Latents, encode_video
+from sememe.training.clips import ClipCollection
+from sememe.training.networks import read_video
+from sememe.training.recipes import Regeneration
 from sememe.video import Clip
-from sememe.video_as_prompt.recipe_records import Regeneration
-from sememe.workflows.clips import ClipCollection
-from sememe.workflows.networks import read_video
 
 if TYPE_CHECKING:
     from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline

@@ -13,8 +13,8 @@ from sememe.checkpoints.parts import find_part
 from sememe.data.latents import CacheOrigin, LatentCache, LatentCacheWriter
 from sememe.errors import InputError
 from sememe.files import write_text
-from sememe.video_as_prompt.recipe_records import LatentsRecipe, Regeneration
-from sememe.workflows.clips import ClipCollection, open_clips
+from sememe.training.clips import ClipCollection, open_clips
+from sememe.training.recipes import LatentsRecipe, Regeneration
 from sememe.workflows.events import Progress, ProgressHandler, ignore_progress
 
 if TYPE_CHECKING:
@@ -62,8 +62,8 @@ def precompute_latents(
     import torch
 
     from sememe.checkpoints.components import load_autoencoder
+    from sememe.checkpoints.fingerprint import fingerprint_encoder
     from sememe.training.distribution import choose_device
-    from sememe.workflows.networks import fingerprint_encoder
 
     begin, folder = time.monotonic(), Path(output_dir)
     clips = open_clips(recipe.data, recipe.dataset)
@@ -147,7 +147,7 @@ class _Encoding:
 
     def _encode(self, start: int, stop: int) -> Tensor:
         from sememe.backbones.autoencoder import encode_video
-        from sememe.workflows.networks import read_video
+        from sememe.training.networks import read_video
 
         return encode_video(self.vae, read_video(self.clips, range(start, stop)))
 

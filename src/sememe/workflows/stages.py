@@ -18,13 +18,17 @@ from sememe.checkpoints.components import (
     load_scheduler,
     load_text_encoder,
 )
-from sememe.checkpoints.fingerprint import fingerprint_model
+from sememe.checkpoints.fingerprint import fingerprint_encoder, fingerprint_model
 from sememe.checkpoints.parts import find_part
 from sememe.checkpoints.zoo import resolve_model
 from sememe.data.latents import LatentCache, LatentSubset
 from sememe.diffusion.objectives import FLOW, NoisePath, PredictionType
 from sememe.errors import ModelError, RecipeError
+from sememe.training import networks
+from sememe.training.clips import ClipCollection, open_clips
 from sememe.training.distribution import choose_device
+from sememe.training.recipes import AutoencoderRecipe, TrainingRecipe
+from sememe.training.run_record import read_run
 from sememe.training.stage import Stage
 from sememe.training.stage_autoencoder import AutoencoderStage
 from sememe.video_as_prompt.expert_model import ExpertModel
@@ -32,15 +36,13 @@ from sememe.video_as_prompt.families import TransformerAlone, choose_family
 from sememe.video_as_prompt.latent_batches import EncodedText
 from sememe.video_as_prompt.network_cogvideox import CogVideoXVideoAsPromptTransformer
 from sememe.video_as_prompt.network_wan import WanVideoAsPromptTransformer
-from sememe.video_as_prompt.recipe_records import AutoencoderRecipe, BackboneRecipe, ExpertRecipe, TrainingRecipe
 from sememe.video_as_prompt.stage_backbone import BackboneStage
 from sememe.video_as_prompt.stage_expert import ExpertStage
-from sememe.workflows import networks
+from sememe.video_as_prompt.stage_settings import BackboneRecipe, ExpertRecipe
+from sememe.video_as_prompt.stages import make_transformer
 from sememe.workflows.beginnings import InitialWeights, prepare_start
-from sememe.workflows.clips import ClipCollection, open_clips
 from sememe.workflows.events import Progress, ProgressHandler
 from sememe.workflows.precompute import open_latents
-from sememe.workflows.run_record import read_run
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def _prepare_autoencoder(
     start = prepare_start(recipe, output_dir, initial, make)
     autoencoder = load_autoencoder(start / "vae")
     if generations is not None:
-        _check_generations(generations, clips, networks.fingerprint_encoder(autoencoder))
+        _check_generations(generations, clips, fingerprint_encoder(autoencoder))
     stage = AutoencoderStage(autoencoder, clips, recipe.settings, generations)
     return PreparedStage(stage, {"clips": clips.version})
 
@@ -98,7 +100,7 @@ def _prepare_backbone(
         tokenizer = networks.train_tokenizer(cache.full_captions, recipe.text)
         torch.manual_seed(seed)
         text_encoder = networks.make_text_encoder(recipe.text, len(tokenizer))
-        transformer = networks.make_transformer(recipe.network, cache.clean.shape[1], recipe.text.d_model)
+        transformer = make_transformer(recipe.network, cache.clean.shape[1], recipe.text.d_model)
         tokenizer.save_pretrained(folder / "tokenizer")
         text_encoder.save_pretrained(folder / "text_encoder")
         transformer.save_pretrained(folder / "transformer")
@@ -259,4 +261,4 @@ def find_encoder(source: str) -> str | None:
         part = find_part(folder, "vae")
     except ModelError:
         return None
-    return networks.fingerprint_encoder(load_autoencoder(part))
+    return fingerprint_encoder(load_autoencoder(part))

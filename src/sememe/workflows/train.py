@@ -13,10 +13,11 @@ from sememe.errors import RecipeError
 from sememe.files import lock_folder
 from sememe.records import apply_overrides, flatten
 from sememe.training.config import TrainingConfig
-from sememe.video_as_prompt.recipe_records import AutoencoderRecipe, BackboneRecipe, ExpertRecipe, TrainingRecipe
+from sememe.training.recipes import AutoencoderRecipe, TrainingRecipe
+from sememe.training.run_record import RunRecord, RunSummary, check_recipe, write_run, write_summary
 from sememe.video_as_prompt.recipes import find_recipe, kind_of
+from sememe.video_as_prompt.stage_settings import BackboneRecipe, ExpertRecipe
 from sememe.workflows.events import Progress, ProgressHandler, ignore_progress
-from sememe.workflows.run_record import RunRecord, RunSummary, check_recipe, write_run, write_summary
 
 if TYPE_CHECKING:
     from sememe.training.loop import Resume, TrainingSummary

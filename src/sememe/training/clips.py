@@ -15,8 +15,8 @@ from sememe.data.latents import LatentItem
 from sememe.data.manifest import TRAINING_NAME, read_manifest, read_vap_data
 from sememe.errors import InputError
 from sememe.files import hash_file
+from sememe.training.recipes import WorldData
 from sememe.training.world_clips import WorldItem, render_item, world_item
-from sememe.video_as_prompt.recipe_records import WorldData
 
 if TYPE_CHECKING:
     from sememe.world import Scene

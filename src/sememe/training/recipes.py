@@ -1,16 +1,38 @@
-"""What a recipe says: records of settings, one kind for each thing that can be run."""
+"""Recipes that every system shares: clips, autoencoders, latents and whole models. Imports no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 from sememe.training.autoencoder_settings import AutoencoderSettings, check_setting
 from sememe.training.config import TrainingConfig
-from sememe.video_as_prompt.settings import BUILT_IN, Settings
-from sememe.video_as_prompt.stage_settings import BackboneSettings, ExpertSettings
+
+
+@runtime_checkable
+class Recipe(Protocol):
+    """The settings of one run, by name."""
+
+    @property
+    def name(self) -> str:
+        """Name by which it is run."""
+        ...
+
+    @property
+    def description(self) -> str:
+        """What it makes, in one line."""
+        ...
+
+
+@runtime_checkable
+class TrainingRecipe(Recipe, Protocol):
+    """The settings of one training run."""
+
+    @property
+    def training(self) -> TrainingConfig:
+        """Settings of the training loop."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,33 +77,6 @@ class LinearNetwork:
             )
         for name in ("latent_channels", "num_layers", "num_start_clips"):
             check_setting(getattr(self, name) >= 1, f"network.{name} must be 1 or more, got {getattr(self, name)}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class WanNetwork:
-    """A `WanTransformer3DModel`; its other channels follow from the latents.
-
-    A token stands for one latent frame of `patch_size` x `patch_size` latents. There is one mask channel for each frame
-    of a latent frame.
-    """
-
-    patch_size: int = 2
-    num_mask_channels: int = 8
-    num_layers: int = 8
-    num_attention_heads: int = 6
-    attention_head_dim: int = 64
-    ffn_dim: int = 1024
-    freq_dim: int = 256
-    rope_max_seq_len: int = 128
-
-    def __post_init__(self) -> None:
-        sizes = ("patch_size", "num_mask_channels", "num_layers", "num_attention_heads")
-        for name in (*sizes, "attention_head_dim", "ffn_dim", "freq_dim"):
-            check_setting(getattr(self, name) >= 1, f"network.{name} must be 1 or more, got {getattr(self, name)}")
-        check_setting(
-            self.attention_head_dim % 2 == 0,
-            f"network.attention_head_dim must be even, got {self.attention_head_dim}",
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,53 +170,6 @@ class LatentsRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BackboneRecipe:
-    """Trains an image-to-video backbone and its text encoder on cached latents.
-
-    It meets all conditions, and is never told the names of those that are kept unseen.
-    """
-
-    name: str
-    description: str
-    latents: Path
-    network: WanNetwork = field(default_factory=WanNetwork)
-    text: TextNetwork = field(default_factory=TextNetwork)
-    settings: BackboneSettings = field(default_factory=BackboneSettings)
-    training: TrainingConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExpertRecipe:
-    """Trains an expert on a frozen backbone, on cached latents of the seen conditions.
-
-    `expert_blocks` are the backbone's blocks that carry an expert; none means all. `num_conditions` takes that many
-    of the seen conditions, each smaller number a part of each larger one; none means all. `reference_timestep` none,
-    for CogVideoX in the mode "joint", reads the reference at the target's own timestep, as the released model does.
-    """
-
-    name: str
-    description: str
-    latents: Path
-    backbone: str
-    attention_mode: Literal["cached", "joint"] = "cached"
-    expert_blocks: tuple[int, ...] | None = None
-    reference_timestep: float | None = 0.0
-    num_conditions: int | None = None
-    settings: ExpertSettings = field(default_factory=ExpertSettings)
-    training: TrainingConfig
-
-    def __post_init__(self) -> None:
-        check_setting(
-            self.reference_timestep is None or 0 <= self.reference_timestep <= 1000,
-            f"reference_timestep must be between 0 and 1000, got {self.reference_timestep}",
-        )
-        check_setting(
-            self.num_conditions is None or self.num_conditions >= 2,
-            f"num_conditions must be 2 or more, or none, got {self.num_conditions}",
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
 class SchedulerSettings:
     """The scheduler that a model comes with.
 
@@ -238,32 +186,17 @@ class SchedulerSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelRecipe:
-    """Puts a whole model together from the runs of its parts.
+    """Assembles a whole model from the runs of its parts; a system adds the parts.
 
     `precision` is that of the tensors in the files, which are at most `max_shard_size` each.
     """
 
     name: str
     description: str
-    autoencoder: str
-    backbone: str
-    expert: str
-    generation: Settings = BUILT_IN
     scheduler: SchedulerSettings = field(default_factory=SchedulerSettings)
     precision: Literal["bfloat16", "float32"] = "bfloat16"
+    # Hosts of code and packages refuse or slow down large files; this is below what is usual.
     max_shard_size: str = "15MB"
-
-
-TrainingRecipe = AutoencoderRecipe | BackboneRecipe | ExpertRecipe
-Recipe = TrainingRecipe | LatentsRecipe | ModelRecipe
-
-KINDS: Mapping[type, str] = {
-    AutoencoderRecipe: "autoencoder",
-    LatentsRecipe: "latents",
-    BackboneRecipe: "backbone",
-    ExpertRecipe: "expert",
-    ModelRecipe: "model",
-}
 
 
 def _check_grid(data: WorldData, patch_size: int) -> None:

@@ -1,22 +1,19 @@
-"""Networks as recipes describe them, before their training."""
+"""Networks and schedulers as recipes describe them, before any training."""
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import torch
-from diffusers import WanTransformer3DModel
+from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from sememe.backbones.linear_autoencoder import LinearVideoAutoencoder
 from sememe.backbones.text import clean_prompt
 from sememe.training.principal import start_from_principal_components
+from sememe.training.recipes import LinearNetwork, SchedulerSettings, TextNetwork
 from sememe.training.stage_autoencoder import ClipSource, to_video
-from sememe.video_as_prompt.recipe_records import LinearNetwork, TextNetwork, WanNetwork
 
 _PAD, _END, _UNKNOWN = "<pad>", "</s>", "<unk>"
 _CLIPS_AT_ONCE = 32
@@ -46,24 +43,6 @@ def start_autoencoder(network: LinearNetwork, clips: ClipSource, seed: int) -> L
 def read_video(clips: ClipSource, indices: Sequence[int]) -> Tensor:
     """Clips as (clip, 3, frame, height, width) in [-1, 1]."""
     return to_video(np.stack([clips.frames(int(index)) for index in indices]))
-
-
-def make_transformer(network: WanNetwork, latent_channels: int, text_dim: int) -> WanTransformer3DModel:
-    """An image-to-video transformer at random weights: its input is latents, mask and condition."""
-    return WanTransformer3DModel(
-        patch_size=(1, network.patch_size, network.patch_size),
-        num_attention_heads=network.num_attention_heads,
-        attention_head_dim=network.attention_head_dim,
-        in_channels=2 * latent_channels + network.num_mask_channels,
-        out_channels=latent_channels,
-        text_dim=text_dim,
-        freq_dim=network.freq_dim,
-        ffn_dim=network.ffn_dim,
-        num_layers=network.num_layers,
-        cross_attn_norm=True,
-        qk_norm="rms_norm_across_heads",
-        rope_max_seq_len=network.rope_max_seq_len,
-    )
 
 
 def make_text_encoder(text: TextNetwork, vocab_size: int) -> UMT5EncoderModel:
@@ -101,19 +80,13 @@ def train_tokenizer(captions: Sequence[str], text: TextNetwork) -> PreTrainedTok
     )
 
 
-def fingerprint_encoder(autoencoder: nn.Module) -> str:
-    """The sha256 of all that decides on latents: the encoder's weights and the latents' statistics.
-
-    The decoder has no part in it: it may be trained further, and latents that were cached stay valid.
-    """
-    config: Any = autoencoder.config
-    about = {name: config.get(name) for name in ("_class_name", "latents_mean", "latents_std", "scaling_factor")}
-    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
-    for name, tensor in sorted(autoencoder.state_dict().items()):
-        if name.startswith(("encoder.", "quant_conv.")):
-            digest.update(f"{name}{tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+def make_scheduler(settings: SchedulerSettings) -> FlowMatchEulerDiscreteScheduler | UniPCMultistepScheduler:
+    """Return the diffusers scheduler of the settings."""
+    if settings.kind == "euler":
+        return FlowMatchEulerDiscreteScheduler(shift=settings.shift)
+    return UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=settings.shift, num_train_timesteps=1000
+    )
 
 
 def _read_batches(clips: ClipSource, indices: Sequence[int]) -> Iterator[Tensor]:

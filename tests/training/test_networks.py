@@ -2,9 +2,11 @@ import pytest
 import torch
 
 from sememe.backbones.autoencoder import latent_grid
-from sememe.video_as_prompt.recipe_records import AutoencoderRecipe, BackboneRecipe, TextNetwork
+from sememe.training.networks import make_autoencoder, make_text_encoder, train_tokenizer
+from sememe.training.recipes import AutoencoderRecipe, TextNetwork
 from sememe.video_as_prompt.recipes import RECIPES, find_recipe
-from sememe.workflows.networks import make_autoencoder, make_text_encoder, make_transformer, train_tokenizer
+from sememe.video_as_prompt.stage_settings import BackboneRecipe
+from sememe.video_as_prompt.stages import make_transformer
 
 CAPTIONS = [
     "a red cube before hills",
