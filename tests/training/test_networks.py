@@ -4,9 +4,9 @@ import torch
 from sememe.backbones.autoencoder import latent_grid
 from sememe.training.networks import make_autoencoder, make_text_encoder, train_tokenizer
 from sememe.training.recipes import AutoencoderRecipe, TextNetwork
-from sememe.video_as_prompt.recipes import RECIPES, find_recipe
 from sememe.video_as_prompt.stage_settings import BackboneRecipe
 from sememe.video_as_prompt.stages import make_transformer
+from sememe.workflows.recipe_list import RECIPES, find_recipe
 
 CAPTIONS = [
     "a red cube before hills",

@@ -8,9 +8,11 @@ from sememe.errors import RecipeError
 from sememe.records import apply_overrides, flatten
 from sememe.training.autoencoder_settings import AutoencoderSettings
 from sememe.training.recipes import LatentsRecipe, LinearNetwork, Regeneration, WorldData
-from sememe.video_as_prompt.recipes import RECIPES, find_recipe, kind_of
 from sememe.video_as_prompt.recipes_tiny import tiny_autoencoder, tiny_expert
-from sememe.video_as_prompt.stage_settings import KINDS, BackboneSettings, ExpertRecipe, ExpertSettings
+from sememe.video_as_prompt.stage_settings import BackboneSettings, ExpertRecipe, ExpertSettings
+from sememe.video_as_prompt.system import VIDEO_AS_PROMPT
+from sememe.workflows.recipe_list import RECIPES, find_recipe
+from sememe.workflows.systems import kind_of
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -26,7 +28,7 @@ def test_there_is_a_quick_twin_of_every_kind() -> None:
         size: {kind_of(find_recipe(name)) for name in RECIPES if name.startswith(size)}
         for size in ("tiny", "smoke", "small")
     }
-    assert kinds["tiny"] == kinds["smoke"] == kinds["small"] == set(KINDS.values())
+    assert kinds["tiny"] == kinds["smoke"] == kinds["small"] == {*VIDEO_AS_PROMPT.stages, "latents", "model"}
 
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if name.startswith("tiny-expert-")])

@@ -5,7 +5,8 @@ from pathlib import Path
 from sememe.training.recipes import LatentsRecipe, ModelRecipe
 from sememe.workflows.assemble import assemble_recipe
 from sememe.workflows.precompute import precompute_latents
-from sememe.workflows.train import resolve_recipe, resolve_training_recipe, train_recipe
+from sememe.workflows.recipe_list import resolve_recipe
+from sememe.workflows.train import resolve_training_recipe, train_recipe
 
 CPU = "training.device=cpu"
 _made: dict[Path, Path] = {}

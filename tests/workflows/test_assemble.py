@@ -1,4 +1,6 @@
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +16,9 @@ from sememe.training.recipes import SchedulerSettings
 from sememe.training.run_record import RunRecord, RunSummary, write_run, write_summary
 from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
 from sememe.video_as_prompt.settings import Settings
-from sememe.workflows.assemble import assemble_video_as_prompt, describe_runs
+from sememe.video_as_prompt.stage_settings import VideoAsPromptModelRecipe
+from sememe.video_as_prompt.stages import build_pipeline
+from sememe.workflows.assemble import describe_runs, write_model
 from sememe.workflows.model_card import ModelCard
 from video_as_prompt.pipeline_factories import DEFAULTS, make_clip, make_picture, make_pipeline
 
@@ -22,18 +26,26 @@ CARD = ModelCard(
     title="random",
     description="Weights: random, for tests.",
     source="a test",
+    pipeline="VideoAsPromptPipeline",
+    intended_use="tests",
     training={"backbone, steps": "3"},
     evaluation={"seen": "1 %"},
 )
 
 
-def assemble(output: Path, parts: dict[str, Path], **changes: object) -> Path:
-    settings: dict[str, object] = {
-        "defaults": Settings.from_config(DEFAULTS),
-        "scheduler": SchedulerSettings(kind="euler", shift=3.0),
-        "card": CARD,
-    }
-    return assemble_video_as_prompt(output, **parts, **(settings | changes))  # type: ignore[arg-type]
+RECIPE = VideoAsPromptModelRecipe(
+    name="random",
+    description="random weights",
+    autoencoder="a",
+    backbone="b",
+    expert="c",
+    generation=Settings.from_config(DEFAULTS),
+)
+
+
+def assemble(output: Path, parts: dict[str, Path], card: ModelCard = CARD, **changes: Any) -> Path:
+    recipe = replace(RECIPE, **changes)
+    return write_model(build_pipeline(recipe, parts), recipe, output, card)
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +127,7 @@ def test_an_older_model_stays_if_something_fails(parts: dict[str, Path], tmp_pat
     with pytest.raises(ModelError):
         assemble(folder, parts | {"expert": parts["vae"]})
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
-    assemble(folder, parts, card=ModelCard(title="new", description="new", source="new"))
+    assemble(folder, parts, card=replace(CARD, description="new"))
     assert describe_model(folder).description == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
 

@@ -15,6 +15,7 @@ from sememe.data.latents import LatentCache
 from sememe.data.manifest import VideoSample, write_manifest, write_vap_data
 from sememe.errors import InputError, ModelError, RecipeError
 from sememe.training.clips import open_clips
+from sememe.training.latents import open_latents
 from sememe.training.recipes import LatentsRecipe, Regeneration
 from sememe.training.stage_autoencoder import to_video
 from sememe.training.world_clips import render_item, world_item
@@ -22,7 +23,7 @@ from sememe.video import write_clip
 from sememe.video_as_prompt.latent_batches import LatentSource
 from sememe.workflows import precompute
 from sememe.workflows.events import Progress
-from sememe.workflows.precompute import open_latents, precompute_latents
+from sememe.workflows.precompute import precompute_latents
 from sememe.workflows.train import resolve_training_recipe, train_recipe
 from sememe.world import conditions
 from workflows.smoke_runs import latents_recipe, smoke_runs

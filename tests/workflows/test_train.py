@@ -19,9 +19,8 @@ from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
 from sememe.video_as_prompt.stage_backbone import BackboneStage
 from sememe.video_as_prompt.stage_expert import ExpertStage
 from sememe.video_as_prompt.stage_settings import WanNetwork
-from sememe.video_as_prompt.stages import make_transformer
-from sememe.workflows import stages
-from sememe.workflows.beginnings import find_initial, prepare_start
+from sememe.video_as_prompt.stages import make_transformer, select_conditions
+from sememe.workflows.beginnings import find_initial, prepare_stage, prepare_start
 from sememe.workflows.events import Progress, ignore_progress
 from sememe.workflows.train import resolve_training_recipe, train_recipe
 from sememe.world import conditions
@@ -148,18 +147,18 @@ def test_another_beginning_needs_another_folder(runs: Path, tmp_path: Path) -> N
         train_recipe(recipe, tmp_path / "run", init_from=str(runs / "model"))
 
 
-def test_other_processes_wait_for_the_first(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = resolve_training_recipe("smoke-backbone", settings(runs, "backbone"))
+def test_other_processes_wait_for_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    makes = ("tokenizer",)
 
     def make(folder: Path) -> None:
         time.sleep(0.3)
         (folder / "tokenizer").mkdir()
 
-    first = threading.Thread(target=prepare_start, args=(recipe, tmp_path, None, make))
+    first = threading.Thread(target=prepare_start, args=(makes, tmp_path, None, make))
     first.start()
     time.sleep(0.1)
     monkeypatch.setenv("RANK", "1")
-    start = prepare_start(recipe, tmp_path, None, lambda _: pytest.fail("the first process makes it"))
+    start = prepare_start(makes, tmp_path, None, lambda _: pytest.fail("the first process makes it"))
     assert (start / "tokenizer").is_dir()
     first.join()
 
@@ -169,7 +168,7 @@ def test_other_processes_wait_for_the_first(runs: Path, tmp_path: Path, monkeypa
 
 def test_the_backbone_meets_everything_and_hears_no_unseen_name(runs: Path, tmp_path: Path) -> None:
     recipe = resolve_training_recipe("smoke-backbone", settings(runs, "backbone"))
-    stage = stages.prepare_stage(recipe, tmp_path / "run", None, ignore_progress).stage
+    stage = prepare_stage(recipe, tmp_path / "run", None, ignore_progress).stage
     assert isinstance(stage, BackboneStage)
     cache = LatentCache.open(runs / "latents")
     assert set(stage.latents.conditions) == set(conditions())
@@ -179,18 +178,30 @@ def test_the_backbone_meets_everything_and_hears_no_unseen_name(runs: Path, tmp_
 
 def test_the_expert_meets_seen_conditions_only(runs: Path, tmp_path: Path) -> None:
     recipe = resolve_training_recipe("smoke-expert", settings(runs, "expert"))
-    stage = stages.prepare_stage(recipe, tmp_path / "run", None, ignore_progress).stage
+    stage = prepare_stage(recipe, tmp_path / "run", None, ignore_progress).stage
     assert isinstance(stage, ExpertStage)
     assert set(stage.latents.conditions) == set(conditions(split="seen"))
     frozen = [name for name, parameter in stage.transformer.named_parameters() if not parameter.requires_grad]
     assert "patch_embedding.weight" in frozen
-    cache = LatentCache.open(runs / "latents")
-    few, more = (set(stages.select_conditions(cache, number).conditions) for number in (10, 24))
+    cache, unseen = LatentCache.open(runs / "latents"), conditions(split="unseen")
+    few, more = (set(select_conditions(cache, unseen, number).conditions) for number in (10, 24))
     assert few < more < set(conditions(split="seen"))
     assert (len(few), len(more)) == (10, 24)
     number = len(conditions(split="seen"))
     with pytest.raises(RecipeError, match=f"at most {number}"):
-        stages.select_conditions(cache, number + 1)
+        select_conditions(cache, unseen, number + 1)
+
+
+def test_a_recipe_names_its_unseen_conditions(runs: Path, tmp_path: Path) -> None:
+    for part in ("backbone", "expert"):
+        recipe = resolve_training_recipe(f"smoke-{part}", [*settings(runs, part), "unseen=melt,jump"])
+        stage = prepare_stage(recipe, tmp_path / part, None, ignore_progress).stage
+        if isinstance(stage, BackboneStage):
+            names = np.array(stage.latents.conditions)
+            assert set(names[stage._unnamed]) == {"melt", "jump"}
+        else:
+            assert isinstance(stage, ExpertStage)
+            assert set(stage.latents.conditions) == set(conditions()) - {"melt", "jump"}
 
 
 # Mistakes
@@ -246,7 +257,7 @@ def test_latents_of_another_autoencoder(runs: Path, tmp_path: Path) -> None:
     record["inputs"]["autoencoder"] = "f" * 64
     (tmp_path / "backbone" / "run.json").write_text(json.dumps(record))
     given = [*settings(runs, "expert")[:-1], f"backbone={tmp_path / 'backbone'}"]
-    with pytest.raises(RecipeError, match="was trained on latents of autoencoder ffff"):
+    with pytest.raises(RecipeError, match="autoencoder ffff"):
         train_recipe(resolve_training_recipe("smoke-expert", given), tmp_path / "run")
 
 

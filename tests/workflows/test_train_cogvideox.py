@@ -15,7 +15,8 @@ from sememe.video import write_clip
 from sememe.video_as_prompt.network_cogvideox import CogVideoXVideoAsPromptTransformer
 from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
 from sememe.workflows.precompute import precompute_latents
-from sememe.workflows.train import resolve_recipe, resolve_training_recipe, train_recipe
+from sememe.workflows.recipe_list import resolve_recipe
+from sememe.workflows.train import resolve_training_recipe, train_recipe
 from video_as_prompt.pipeline_factories import make_clip, make_cogvideox_pipeline
 
 CPU = ["training.device=cpu", "training.num_threads=1"]

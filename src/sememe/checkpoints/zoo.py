@@ -20,7 +20,6 @@ from sememe.errors import ModelError
 WEIGHTS_FOLDER = Path(__file__).parent / "weights"
 
 _INDEX_NAME = "model_index.json"
-_SYSTEMS = {"VideoAsPromptPipeline": "video-as-prompt"}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _MAX_HEADER = 100_000_000  # bytes; what the safetensors library itself allows
 _UNKNOWN = "not stated"
@@ -32,7 +31,7 @@ class ModelRecord:
 
     Attributes:
         name: by which it is loaded.
-        system: `video-as-prompt`, ...
+        pipeline: class of its pipeline.
         description: one sentence of its card.
         license: an SPDX name, of its card.
         source: where its weights come from, of its card.
@@ -46,7 +45,7 @@ class ModelRecord:
     """
 
     name: str
-    system: str
+    pipeline: str
     description: str
     license: str
     source: str
@@ -57,11 +56,6 @@ class ModelRecord:
     num_parameters: int
     num_bytes: int
     folder: Path
-
-    @property
-    def size(self) -> str:
-        """What it makes by default, such as `64x64, 17 frames` (width x height)."""
-        return f"{self.width}x{self.height}, {self.num_frames} frames"
 
 
 def list_models() -> list[ModelRecord]:
@@ -98,18 +92,15 @@ def describe_model(folder: Path) -> ModelRecord:
     """Reads what a model's folder says of itself.
 
     Raises:
-        ModelError: the folder holds no model, or one of a system that is not known.
+        ModelError: the folder holds no model.
     """
     index = _read_index(folder / _INDEX_NAME)
-    class_name = index.get("_class_name")
-    if class_name not in _SYSTEMS:
-        raise ModelError(f"expected a model of {', '.join(_SYSTEMS)} in {folder}, got one of {class_name}")
     made = index.get("generation_defaults") or {}
     card = _read_card(folder / "README.md")
     files = sorted(folder.rglob("*.safetensors"))
     return ModelRecord(
         name=folder.name,
-        system=_SYSTEMS[class_name],
+        pipeline=str(index.get("_class_name")),
         description=card.get("description", _UNKNOWN),
         license=card.get("license", _UNKNOWN),
         source=card.get("source", _UNKNOWN),

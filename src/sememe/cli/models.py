@@ -142,15 +142,16 @@ def _tell(value: object) -> str:
 
 
 def _list(as_json: bool) -> None:
-    from sememe.workflows.model_list import list_built_in_models, model_document
+    from sememe.workflows.model_list import list_built_in_models
 
-    records = list_built_in_models()
+    models = list_built_in_models()
     if as_json:
-        echo_json([model_document(record) for record in records])
+        echo_json(models)
         return
-    for record in records:
-        typer.echo(f"{record.name}  ({record.system}; {record.size}; {record.num_parameters / 1e6:.1f} M parameters)")
-        typer.echo(f"    {record.description}")
-        typer.echo(f"    license {record.license}; source: {record.source}")
-    if not records:
+    for model in models:
+        size = f"{model['width']}x{model['height']}, {model['num_frames']} frames"
+        typer.echo(f"{model['name']}  ({model['system']}; {size}; {model['num_parameters'] / 1e6:.1f} M parameters)")
+        typer.echo(f"    {model['description']}")
+        typer.echo(f"    license {model['license']}; source: {model['source']}")
+    if not models:
         typer.echo("no model comes with this installation; give --model a folder", err=True)

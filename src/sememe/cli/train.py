@@ -118,7 +118,8 @@ def precompute(
         _list(None, as_json=as_json, is_asked=False)
         return
     from sememe.training.recipes import LatentsRecipe
-    from sememe.workflows.train import RUNS_FOLDER, resolve_recipe
+    from sememe.workflows.recipe_list import resolve_recipe
+    from sememe.workflows.train import RUNS_FOLDER
 
     given = list(settings or ())
     given += [f"autoencoder={model_part}"] if model_part is not None else []
@@ -173,7 +174,7 @@ def assemble(
         raise typer.BadParameter("expected the folder to write, got none; add --output FOLDER")
     from sememe.training.recipes import ModelRecipe
     from sememe.workflows.assemble import assemble_recipe
-    from sememe.workflows.train import resolve_recipe
+    from sememe.workflows.recipe_list import resolve_recipe
 
     parts = {"autoencoder": autoencoder, "backbone": backbone, "expert": expert}
     given = [*(settings or ()), *(f"{name}={source}" for name, source in parts.items() if source is not None)]

@@ -1,14 +1,11 @@
-"""All recipes by name."""
+"""The recipes of Video-As-Prompt by name, in the order in which they are run."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 
-from sememe.errors import RecipeError
 from sememe.training.recipes import Recipe
 from sememe.video_as_prompt import recipes_cogvideox, recipes_small, recipes_smoke, recipes_tiny
-from sememe.video_as_prompt.stage_settings import KINDS
 
 RECIPES: Mapping[str, Callable[[], Recipe]] = {
     "tiny-autoencoder": recipes_tiny.tiny_autoencoder,
@@ -40,22 +37,3 @@ RECIPES: Mapping[str, Callable[[], Recipe]] = {
     "smoke-expert-joint": recipes_smoke.smoke_expert_joint,
     "smoke-model": recipes_smoke.smoke_model,
 }
-
-
-def find_recipe(name: str) -> Recipe:
-    """The recipe of that name; `tiny_expert` is the same as `tiny-expert`.
-
-    Raises:
-        RecipeError: there is none; says which names are near.
-    """
-    wanted = name.strip().lower().replace("_", "-")
-    if wanted in RECIPES:
-        return RECIPES[wanted]()
-    near = difflib.get_close_matches(wanted, RECIPES, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else "`sememe recipes` lists them"
-    raise RecipeError(f"expected the name of a recipe, got {name!r}; {hint}")
-
-
-def kind_of(recipe: Recipe) -> str:
-    """What it makes: `autoencoder`, `latents`, `backbone`, `expert` or `model`."""
-    return KINDS[type(recipe)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -10,7 +9,7 @@ from typing import Literal
 from sememe.data.caption_policy import CaptionPolicy
 from sememe.training.autoencoder_settings import check_setting
 from sememe.training.config import TrainingConfig
-from sememe.training.recipes import AutoencoderRecipe, LatentsRecipe, ModelRecipe, TextNetwork
+from sememe.training.recipes import ModelRecipe, TextNetwork
 from sememe.video_as_prompt.settings import BUILT_IN, Settings
 
 
@@ -96,7 +95,7 @@ class WanNetwork:
 class BackboneRecipe:
     """Trains an image-to-video backbone and its text encoder on cached latents.
 
-    It meets all conditions, but no caption names those that the world keeps unseen.
+    It meets all conditions, but no caption names those in `unseen`; none means those that the world keeps unseen.
     """
 
     name: str
@@ -104,6 +103,7 @@ class BackboneRecipe:
     latents: Path
     network: WanNetwork = field(default_factory=WanNetwork)
     text: TextNetwork = field(default_factory=TextNetwork)
+    unseen: tuple[str, ...] | None = None
     settings: BackboneSettings = field(default_factory=BackboneSettings)
     training: TrainingConfig
 
@@ -112,9 +112,10 @@ class BackboneRecipe:
 class ExpertRecipe:
     """Trains an expert on a frozen backbone, on cached latents of the seen conditions.
 
-    `num_conditions` takes that many of them, each smaller number a part of each larger one; none means all.
-    `expert_blocks` are the backbone's blocks that carry an expert; none means all. `reference_timestep` none, for
-    CogVideoX in the mode "joint", reads the reference at the target's own timestep, as the released model does.
+    Conditions in `unseen` are left out; none means those that the world keeps unseen. `num_conditions` takes that many
+    of the others, each smaller number a part of each larger one; none means all. `expert_blocks` are the backbone's
+    blocks that carry an expert; none means all. `reference_timestep` none, for CogVideoX in the mode "joint", reads the
+    reference at the target's own timestep, as the released model does.
     """
 
     name: str
@@ -124,6 +125,7 @@ class ExpertRecipe:
     attention_mode: Literal["cached", "joint"] = "cached"
     expert_blocks: tuple[int, ...] | None = None
     reference_timestep: float | None = 0.0
+    unseen: tuple[str, ...] | None = None
     num_conditions: int | None = None
     settings: ExpertSettings = field(default_factory=ExpertSettings)
     training: TrainingConfig
@@ -147,15 +149,6 @@ class VideoAsPromptModelRecipe(ModelRecipe):
     backbone: str
     expert: str
     generation: Settings = BUILT_IN
-
-
-KINDS: Mapping[type, str] = {
-    AutoencoderRecipe: "autoencoder",
-    LatentsRecipe: "latents",
-    BackboneRecipe: "backbone",
-    ExpertRecipe: "expert",
-    VideoAsPromptModelRecipe: "model",
-}
 
 
 def _check_noise(settings: BackboneSettings | ExpertSettings) -> None:

@@ -1,8 +1,136 @@
-"""Networks of Video-As-Prompt as recipes describe them, before any training."""
+"""From recipes to stages: the networks and data of the backbone's and the expert's training, and the whole model."""
 
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
 from diffusers import WanTransformer3DModel
 
-from sememe.video_as_prompt.stage_settings import WanNetwork
+from sememe.checkpoints.component_files import load_tokenizer
+from sememe.checkpoints.components import (
+    load_autoencoder,
+    load_backbone,
+    load_scheduler,
+    load_text_encoder,
+)
+from sememe.checkpoints.parts import find_part
+from sememe.data.latents import LatentCache, LatentSubset
+from sememe.diffusion.objectives import FLOW, NoisePath, PredictionType
+from sememe.errors import RecipeError
+from sememe.training.distribution import choose_device
+from sememe.training.latents import describe_origin, open_latents
+from sememe.training.networks import make_scheduler, make_text_encoder, train_tokenizer
+from sememe.training.preparation import Announce
+from sememe.training.recipes import TrainingRecipe
+from sememe.video_as_prompt.expert_model import ExpertModel
+from sememe.video_as_prompt.families import TransformerAlone, choose_family
+from sememe.video_as_prompt.latent_batches import EncodedText
+from sememe.video_as_prompt.network_cogvideox import CogVideoXVideoAsPromptTransformer
+from sememe.video_as_prompt.network_wan import WanVideoAsPromptTransformer
+from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
+from sememe.video_as_prompt.stage_backbone import BackboneStage
+from sememe.video_as_prompt.stage_expert import ExpertStage
+from sememe.video_as_prompt.stage_settings import BackboneRecipe, ExpertRecipe, VideoAsPromptModelRecipe, WanNetwork
+from sememe.world import conditions
+
+
+class BackbonePreparation:
+    """Latents for the training of a backbone and its text encoder; see `training.preparation.Preparation`.
+
+    Raises:
+        InputError: The latents are not there, or not finished.
+    """
+
+    def __init__(self, recipe: BackboneRecipe, parts: Mapping[str, Path], announce: Announce) -> None:
+        assert not parts, parts
+        self._recipe, self._announce = recipe, announce
+        announce("reading latents")
+        self._cache = open_latents(recipe.latents, choose_device(recipe.training.device))
+
+    @property
+    def inputs(self) -> Mapping[str, str]:
+        return describe_origin(self._cache.origin)
+
+    def begin(self, folder: Path) -> None:
+        recipe, cache = self._recipe, self._cache
+        self._announce("fitting the tokenizer")
+        tokenizer = train_tokenizer(cache.full_captions, recipe.text)
+        torch.manual_seed(recipe.training.seed)
+        text_encoder = make_text_encoder(recipe.text, len(tokenizer))
+        transformer = make_transformer(recipe.network, cache.clean.shape[1], recipe.text.d_model)
+        tokenizer.save_pretrained(folder / "tokenizer")
+        text_encoder.save_pretrained(folder / "text_encoder")
+        transformer.save_pretrained(folder / "transformer")
+
+    def build(self, start: Path) -> BackboneStage:
+        recipe, cache = self._recipe, self._cache
+        transformer = load_backbone(start / "transformer")
+        if not isinstance(transformer, WanTransformer3DModel):
+            raise RecipeError(
+                f"only Wan backbones are trained as a whole, got {type(transformer).__name__}; train an expert"
+            )
+        _check_channels(transformer, cache)
+        _choose_attention(transformer, recipe)
+        text_encoder, tokenizer = load_text_encoder(start / "text_encoder"), load_tokenizer(start / "tokenizer")
+        unnamed = find_unseen(recipe.unseen)
+        return BackboneStage(transformer, text_encoder, tokenizer, cache, recipe.settings, unnamed)
+
+
+class ExpertPreparation:
+    """Latents and the frozen backbone for the training of an expert; see `training.preparation.Preparation`.
+
+    Raises:
+        InputError: The latents are not there, or not finished.
+        ModelError: The backbone is not whole.
+        RecipeError: The latents are of another kind than the backbone's.
+    """
+
+    def __init__(self, recipe: ExpertRecipe, parts: Mapping[str, Path], announce: Announce) -> None:
+        self._recipe, self._parts = recipe, parts
+        announce("reading latents")
+        self._cache = open_latents(recipe.latents, choose_device(recipe.training.device))
+        announce("loading the backbone")
+        backbone = load_backbone(parts["transformer"])
+        self._transformer = _put_expert(backbone, recipe, self._cache.origin.first_frame_fill)
+
+    @property
+    def inputs(self) -> Mapping[str, str]:
+        return describe_origin(self._cache.origin)
+
+    def begin(self, folder: Path) -> None:
+        self._transformer.save_expert(folder / "expert")
+
+    def build(self, start: Path) -> ExpertStage:
+        recipe, parts, transformer = self._recipe, self._parts, self._transformer
+        _check_channels(transformer, self._cache)
+        transformer.load_expert(start / "expert")
+        _choose_attention(transformer, recipe)
+        family = choose_family(TransformerAlone(transformer))
+        path = FLOW if family.prediction == "flow" else _read_path(recipe.backbone, family.prediction)
+        text_encoder = load_text_encoder(parts["text_encoder"]).requires_grad_(False)
+        text = EncodedText(
+            load_tokenizer(parts["tokenizer"]), text_encoder, family.text_length, reads_padding=family.reads_padding
+        )
+        latents = select_conditions(self._cache, find_unseen(recipe.unseen), recipe.num_conditions)
+        return ExpertStage(transformer, text, latents, recipe.settings, path)
+
+
+def build_pipeline(recipe: VideoAsPromptModelRecipe, parts: Mapping[str, Path]) -> VideoAsPromptPipeline:
+    """Return the pipeline of a model, in float32.
+
+    Raises:
+        ModelError: A part is not whole, or does not fit the others.
+    """
+    return VideoAsPromptPipeline(
+        tokenizer=load_tokenizer(parts["tokenizer"]),
+        text_encoder=load_text_encoder(parts["text_encoder"]),
+        vae=load_autoencoder(parts["vae"]),
+        transformer=WanVideoAsPromptTransformer.from_folders(parts["transformer"], parts["expert"], torch.float32),
+        scheduler=make_scheduler(recipe.scheduler),
+        generation_defaults=recipe.generation.to_config(),
+    )
 
 
 def make_transformer(network: WanNetwork, latent_channels: int, text_dim: int) -> WanTransformer3DModel:
@@ -21,3 +149,59 @@ def make_transformer(network: WanNetwork, latent_channels: int, text_dim: int) -
         qk_norm="rms_norm_across_heads",
         rope_max_seq_len=network.rope_max_seq_len,
     )
+
+
+def find_unseen(names: tuple[str, ...] | None) -> frozenset[str]:
+    """The conditions that are kept for evaluation; without names, those that the world keeps."""
+    return frozenset(conditions(split="unseen") if names is None else names)
+
+
+def select_conditions(cache: LatentCache, unseen: Collection[str], num_conditions: int | None) -> LatentSubset:
+    """The clips of the seen conditions, or of some of them: a smaller number takes a part of a larger one's.
+
+    Raises:
+        RecipeError: There are fewer conditions than that.
+    """
+    seen = sorted(set(cache.conditions) - set(unseen))
+    if num_conditions is None:
+        return cache.only(frozenset(seen))
+    if num_conditions > len(seen):
+        raise RecipeError(f"num_conditions must be at most {len(seen)}, as many as there are latents of, or none")
+    order = np.random.Generator(np.random.PCG64(0)).permutation(len(seen))
+    return cache.only(frozenset(seen[place] for place in order[:num_conditions]))
+
+
+def _put_expert(backbone: Any, recipe: ExpertRecipe, fill: str) -> ExpertModel:
+    kinds = (WanVideoAsPromptTransformer, CogVideoXVideoAsPromptTransformer)
+    kind = next(each for each in kinds if isinstance(backbone, each.backbone_class))
+    own = {
+        "expert_blocks": recipe.expert_blocks,
+        "attention_mode": recipe.attention_mode,
+        "reference_timestep": recipe.reference_timestep,
+        "first_frame_fill": fill,
+    }
+    if ("first_frame_fill" in kind.own_settings) == (fill == "zeros"):
+        raise RecipeError(
+            f"latents with first_frame_fill={fill} do not fit a {type(backbone).__name__}; precompute them with "
+            "zeros for CogVideoX, grey or repeat for Wan"
+        )
+    return kind.from_backbone(backbone, **{name: own[name] for name in kind.own_settings})
+
+
+def _read_path(backbone: str, prediction: PredictionType) -> NoisePath:
+    path = NoisePath.of_scheduler(load_scheduler(find_part(backbone, "scheduler")))
+    if path.prediction != prediction:
+        raise RecipeError(f"the backbone {backbone} predicts {prediction}, but its scheduler is for {path.prediction}")
+    return path
+
+
+def _choose_attention(transformer: Any, recipe: TrainingRecipe) -> None:
+    if choose_device(recipe.training.device).type == "cpu":
+        # On a CPU the backward of torch's fused attention is slow in bfloat16.
+        transformer.set_attention_backend("_native_math")
+
+
+def _check_channels(transformer: Any, cache: LatentCache) -> None:
+    expected, channels = transformer.config.out_channels, cache.clean.shape[1]
+    if channels != expected:
+        raise RecipeError(f"the transformer needs latents of {expected} channels, got {channels}; take its own latents")

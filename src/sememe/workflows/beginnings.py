@@ -1,7 +1,7 @@
-"""What a run begins with: weights of its own, of a model, or of another run's checkpoint.
+"""From a recipe to a stage, and the weights that a run begins with: its own, a model's or another run's.
 
-They are written to the run's `start/` folder, so that a run that resumes has the very networks that it began with,
-whatever became of what they were taken from.
+The weights are written to the run's `start/` folder, so that a resumed run has the networks that it began with even
+where their source is gone.
 """
 
 from __future__ import annotations
@@ -9,22 +9,23 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pkgutil import resolve_name
 
+from sememe.checkpoints.fingerprint import fingerprint_model
 from sememe.checkpoints.parts import find_part
 from sememe.errors import ModelError, RecipeError
 from sememe.files import atomic_folder
-from sememe.training.recipes import AutoencoderRecipe, TrainingRecipe
-from sememe.video_as_prompt.stage_settings import BackboneRecipe, ExpertRecipe
+from sememe.training.preparation import Preparation
+from sememe.training.recipes import TrainingRecipe
+from sememe.training.stage import Stage
+from sememe.workflows.events import Progress, ProgressHandler
+from sememe.workflows.sources import check_agreement, find_parts
+from sememe.workflows.systems import find_stage
 
 START_NAME = "start"
-_PARTS = {
-    AutoencoderRecipe: ("vae",),
-    BackboneRecipe: ("transformer", "text_encoder", "tokenizer"),
-    ExpertRecipe: ("expert",),
-}
 _WAIT_MINUTES = 60.0
 
 
@@ -33,45 +34,78 @@ class InitialWeights:
     """Where the first weights come from.
 
     Attributes:
-        source: as it was given.
-        model: a model or complete run, whose parts are taken; None for a checkpoint.
-        checkpoint: whose weights replace those of `start`; None for a model.
-        start: the `start/` folder of the run that the checkpoint belongs to.
+        parts: Model, run or `start/` folder from which the parts are copied.
+        checkpoint: Checkpoint whose weights then replace theirs; None for a model or a complete run.
     """
 
-    source: str
-    model: str | None = None
+    parts: str | Path
     checkpoint: Path | None = None
-    start: Path | None = None
+
+
+@dataclass(frozen=True)
+class PreparedStage:
+    """A stage, and the hashes and versions of what it was made from, by name."""
+
+    stage: Stage
+    inputs: Mapping[str, str]
+
+
+def prepare_stage(
+    recipe: TrainingRecipe, output_dir: Path, initial: InitialWeights | None, on_progress: ProgressHandler
+) -> PreparedStage:
+    """Read what the recipe names and build its stage; the first time, write the run's `start/` folder.
+
+    Raises:
+        ModelError: A model is not there, or does not fit.
+        InputError: Clips or latents cannot be read.
+        RecipeError: Settings, models or latents do not fit together.
+    """
+    spec = find_stage(recipe)
+    parts = find_parts(recipe, spec.needs)
+    prepare = resolve_name(spec.preparation)
+    preparation: Preparation = prepare(recipe, parts, lambda stage: on_progress(Progress(stage)))
+    check_agreement(recipe, spec.needs, preparation.inputs)
+    start = prepare_start(spec.makes, output_dir, initial, preparation.begin)
+    hashes = {
+        field: " ".join(fingerprint_model(parts[part]).sha256[:16] for part in names)
+        for field, names in spec.needs.items()
+    }
+    return PreparedStage(preparation.build(start), {**preparation.inputs, **hashes})
 
 
 def find_initial(source: str) -> InitialWeights:
-    """Says what a source is: a checkpoint, a run that is not complete, or anything with the parts of a model.
+    """Tell a checkpoint or an incomplete run from a model or a complete run.
 
     Raises:
-        ModelError: it is a checkpoint whose run has no `start/` folder any more.
+        ModelError: It is a checkpoint whose run has no `start/` folder any more.
     """
     folder = Path(source)
     is_checkpoint = (folder / "state.json").is_file() and (folder / "manifest.json").is_file()
     is_incomplete = (folder / "checkpoints").is_dir() and not (folder / "model").is_dir()
     if not is_checkpoint and not is_incomplete:
-        return InitialWeights(source=source, model=source)
+        return InitialWeights(source)
     start = (folder.resolve().parent.parent if is_checkpoint else folder) / START_NAME
     if not start.is_dir():
         raise ModelError(f"the run of {source} has no folder {START_NAME} with the networks that it began with")
-    return InitialWeights(source=source, checkpoint=folder, start=start)
+    return InitialWeights(start, checkpoint=folder)
 
 
 def prepare_start(
-    recipe: TrainingRecipe, output_dir: Path, initial: InitialWeights | None, make: Callable[[Path], None]
+    makes: Sequence[str], output_dir: Path, initial: InitialWeights | None, begin: Callable[[Path], None]
 ) -> Path:
-    """The run's `start/` folder, which is made if it is not there: from `initial`, or by `make`.
+    """Return the run's `start/` folder; write it if it is not there.
 
-    In a run of several processes the first makes it and the others wait.
+    In a run of several processes the first writes it and the others wait.
+
+    Args:
+        makes: Parts that the run trains.
+        output_dir: The run's folder.
+        initial: Where these parts are copied from; None for untrained ones.
+        begin: Writes untrained parts.
 
     Raises:
         ModelError: `initial` lacks a part.
-        OutputError: the folder cannot be written.
+        OutputError: The folder cannot be written.
     """
     start = output_dir / START_NAME
     if int(os.environ.get("RANK", "0")) > 0:
@@ -79,16 +113,11 @@ def prepare_start(
     if not start.is_dir():
         with atomic_folder(start) as folder:
             if initial is None:
-                make(folder)
+                begin(folder)
             else:
-                _copy_parts(recipe, initial, folder)
+                for part in makes:
+                    shutil.copytree(find_part(initial.parts, part), folder / part)
     return start
-
-
-def _copy_parts(recipe: TrainingRecipe, initial: InitialWeights, folder: Path) -> None:
-    for part in _PARTS[type(recipe)]:
-        source = find_part(initial.model if initial.start is None else initial.start, part)  # type: ignore[arg-type]
-        shutil.copytree(source, folder / part)
 
 
 def _wait_for(start: Path) -> Path:

@@ -23,7 +23,7 @@ from sememe.workflows.events import Progress, ProgressHandler, StepCounter, igno
 from sememe.workflows.input_files import ImageFile, VideoFile
 from sememe.workflows.loading import LoadedModel, check_model_request, load_model
 from sememe.workflows.outputs import OutputFiles
-from sememe.workflows.systems import SystemInputs
+from sememe.workflows.system_inputs import SystemInputs
 
 MAX_SEED = 2**63 - 1
 

@@ -6,37 +6,37 @@ from dataclasses import dataclass, field
 import yaml
 
 _USE = """```python
-from sememe import VideoAsPromptPipeline
+from sememe import {pipeline}
 
-pipe = VideoAsPromptPipeline.from_pretrained(FOLDER)
+pipe = {pipeline}.from_pretrained(FOLDER)
 ```"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
-    """What a model says of itself.
+    """What a model's README says.
 
     Attributes:
-        title: the model's name.
-        description: one sentence.
-        source: where the weights come from, one line.
-        base: what it was built on.
-        data: what it was trained on.
-        intended_use: what it is for.
-        limits: what it cannot do, one entry each.
-        training: figures of the training by name.
-        evaluation: measured figures by name, with their intervals; empty where nothing was measured.
-        license: as the Hugging Face hub names it.
+        title: Name of the model.
+        description: One sentence.
+        source: Where the weights come from, one line.
+        pipeline: Name of the class that loads it.
+        intended_use: What it is for.
+        base: What it was built on.
+        data: What it was trained on.
+        limits: What it cannot do, one entry each.
+        training: Figures of the training by name.
+        evaluation: Measured figures by name, with their intervals; empty where nothing was measured.
+        license: Licence as the Hugging Face hub names it.
     """
 
     title: str
     description: str
     source: str
+    pipeline: str
+    intended_use: str
     base: str = "no other model; all weights begin at random or at principal components of the training clips"
     data: str = "clips of sememe's procedural world, which are made by a program and show no person, place or brand"
-    intended_use: str = (
-        "trying out, testing and measuring Video-As-Prompt on small machines; research on following a reference clip"
-    )
     limits: tuple[str, ...] = (
         "It has seen drawn worlds alone: pictures and clips from cameras are outside of what it knows.",
         "It is small; details are coarse.",
@@ -59,7 +59,7 @@ def write_card(card: ModelCard, files: Mapping[str, str]) -> str:
         f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True, width=1000)}---",
         f"# {card.title}",
         card.description,
-        _USE,
+        _USE.format(pipeline=card.pipeline),
         f"## Base\n\n{_sentence(card.base)}",
         f"## Data\n\n{_sentence(card.data)}",
         f"## Intended use\n\n{_sentence(card.intended_use)}",

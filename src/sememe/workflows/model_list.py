@@ -1,28 +1,17 @@
-"""What there is to load."""
+"""The models that come with the package."""
 
+from dataclasses import asdict
 from typing import Any
 
-from sememe.checkpoints.zoo import ModelRecord, list_models
+from sememe.checkpoints.zoo import list_models
+from sememe.workflows.systems import find_system
 
 
-def list_built_in_models() -> list[ModelRecord]:
-    """The models that come with the package, sorted by name."""
-    return list_models()
-
-
-def model_document(record: ModelRecord) -> dict[str, Any]:
-    """A record as plain values."""
-    return {
-        "name": record.name,
-        "system": record.system,
-        "description": record.description,
-        "license": record.license,
-        "source": record.source,
-        "height": record.height,
-        "width": record.width,
-        "num_frames": record.num_frames,
-        "fps": record.fps,
-        "num_parameters": record.num_parameters,
-        "num_bytes": record.num_bytes,
-        "folder": str(record.folder),
-    }
+def list_built_in_models() -> list[dict[str, Any]]:
+    """Return the built-in models as plain values, sorted by name."""
+    documents = []
+    for record in list_models():
+        known = asdict(record) | {"folder": str(record.folder)}
+        system = find_system(known.pop("pipeline")).name
+        documents.append({"name": known.pop("name"), "system": system, **known})
+    return documents

@@ -7,22 +7,24 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
 from sememe.checkpoints.parts import find_part
-from sememe.data.latents import CacheOrigin, LatentCache, LatentCacheWriter
-from sememe.errors import InputError
+from sememe.checkpoints.zoo import describe_model, resolve_model
+from sememe.data.latents import CacheOrigin, LatentCacheWriter
 from sememe.files import write_text
 from sememe.training.clips import ClipCollection, open_clips
+from sememe.training.latents import SUMMARY_NAME
 from sememe.training.recipes import LatentsRecipe, Regeneration
 from sememe.workflows.events import Progress, ProgressHandler, ignore_progress
+from sememe.workflows.systems import find_system
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
-SUMMARY_NAME = "summary.json"
 # Small, so that little is lost when the work is broken off.
 _SHARD_BYTES = 16 * 1024 * 1024
 
@@ -90,21 +92,8 @@ def precompute_latents(
         seconds=time.monotonic() - begin,
         origin=origin,
     )
-    # Last, so that a cache without it is known to be unfinished.
     write_text(folder / SUMMARY_NAME, json.dumps({"recipe": recipe.name, "num_clips": summary.num_clips}) + "\n")
     return summary
-
-
-def open_latents(folder: Path) -> LatentCache:
-    """Read a cache that `precompute_latents` has finished.
-
-    Raises:
-        InputError: there is none, or it is not finished.
-    """
-    if not (folder / SUMMARY_NAME).is_file():
-        state = "is not finished" if (folder / "index.json").is_file() else "does not exist"
-        raise InputError(f"the latent cache {folder} {state}; run `sememe precompute ... --output-dir {folder}`")
-    return LatentCache.open(folder)
 
 
 class _Encoding:
@@ -152,9 +141,9 @@ class _Encoding:
         return encode_video(self.vae, read_video(self.clips, range(start, stop)))
 
     def _make_regenerator(self, settings: Regeneration) -> Callable[[int, int], Tensor]:
-        from sememe.workflows.generations import Regenerator
-
-        return Regenerator(settings, self.clips, self.fps).generate
+        system = find_system(describe_model(resolve_model(settings.model)).pipeline)
+        regenerator = resolve_name(system.regenerator)(settings, self.clips, self.fps)
+        return regenerator.generate
 
     def _run(self, stage: str, done: int, total: int, encode: Callable[[int, int], None]) -> None:
         import torch

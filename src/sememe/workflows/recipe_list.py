@@ -1,12 +1,20 @@
-"""What recipes there are, for people."""
+"""The recipes of all systems: finding one, changing its settings, listing them."""
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
-from sememe.records import flatten
-from sememe.video_as_prompt.recipes import RECIPES, find_recipe, kind_of
+from sememe.errors import RecipeError
+from sememe.records import apply_overrides, flatten
+from sememe.training.recipes import Recipe
+from sememe.workflows.systems import SYSTEMS, kind_of
 
 _VERBS = {"latents": "precompute", "model": "assemble"}
+RECIPES: Mapping[str, Callable[[], Recipe]] = {
+    name: make for system in SYSTEMS.values() for name, make in system.recipes.items()
+}
+RecipeT = TypeVar("RecipeT")
 
 
 @dataclass(frozen=True)
@@ -14,10 +22,10 @@ class RecipeEntry:
     """One recipe of the list.
 
     Attributes:
-        name: by which it is run.
-        kind: what it makes: `autoencoder`, `latents`, `backbone`, `expert` or `model`.
-        verb: the command that runs it: `train`, `precompute` or `assemble`.
-        description: what it makes, in words.
+        name: Name by which it is run.
+        kind: What it makes: `latents`, `model`, or the name of a stage.
+        verb: Command that runs it: `train`, `precompute` or `assemble`.
+        description: What it makes, in one line.
     """
 
     name: str
@@ -27,17 +35,59 @@ class RecipeEntry:
 
 
 def list_recipes() -> list[RecipeEntry]:
-    """All recipes, in the order in which they are run."""
-    entries = []
-    for name in RECIPES:
-        recipe = find_recipe(name)
-        kind = kind_of(recipe)
-        entries.append(RecipeEntry(name, kind, _VERBS.get(kind, "train"), recipe.description))
-    return entries
+    """Return all recipes, in the order in which they are run."""
+    found = [(make(), name) for name, make in RECIPES.items()]
+    return [
+        RecipeEntry(name, kind_of(recipe), _VERBS.get(kind_of(recipe), "train"), recipe.description)
+        for recipe, name in found
+    ]
+
+
+def find_recipe(name: str) -> Recipe:
+    """Return the recipe with this name; `tiny_expert` is the same as `tiny-expert`.
+
+    Raises:
+        RecipeError: There is none; the message names similar ones.
+    """
+    wanted = name.strip().lower().replace("_", "-")
+    if wanted in RECIPES:
+        return RECIPES[wanted]()
+    near = difflib.get_close_matches(wanted, RECIPES, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else "`sememe recipes` lists them"
+    raise RecipeError(f"expected the name of a recipe, got {name!r}; {hint}")
+
+
+def resolve_recipe(name: str, overrides: Sequence[str], kind: type[RecipeT], verb: str) -> RecipeT:
+    """Return the recipe with this name and some settings replaced.
+
+    Args:
+        name: Name of the recipe.
+        overrides: Settings such as "training.learning_rate=3e-4".
+        kind: Class of the recipes that the verb can run.
+        verb: The command, for the message.
+
+    Raises:
+        RecipeError: There is no such recipe, or the verb does not run recipes of its kind.
+        InputError: There is no such setting, or a value is not valid.
+    """
+    recipe = find_recipe(name)
+    if not isinstance(recipe, kind):
+        raise RecipeError(
+            f"{recipe.name} is a recipe for {kind_of(recipe)}, which `sememe {verb}` does not run; "
+            "`sememe recipes` says which verb does"
+        )
+    fixed = [text for text in overrides if text.partition("=")[0].strip() in {"name", "description"}]
+    if fixed:
+        raise RecipeError(f"a recipe's name and description cannot be set, got {fixed[0]!r}")
+    return apply_overrides(recipe, overrides)
 
 
 def list_recipe_settings(name: str) -> dict[str, str]:
-    """The settings of a recipe by dotted key, as text. Raises `RecipeError` if there is no such recipe."""
+    """Return the settings of a recipe by dotted key, as text.
+
+    Raises:
+        RecipeError: There is no such recipe.
+    """
     settings = flatten(find_recipe(name))
     return {key: _text(value) for key, value in settings.items() if key not in {"name", "description"}}
 

@@ -1,64 +1,43 @@
-"""What the shared processes ask of a system; a room fills these in without importing them."""
+"""The systems, and what is found in them: the only place that lists their rooms."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Mapping
 
-import numpy as np
+from sememe.errors import ModelError
+from sememe.system import StageSpec, System
+from sememe.training.recipes import LatentsRecipe, ModelRecipe, Recipe, TrainingRecipe
+from sememe.video_as_prompt.system import VIDEO_AS_PROMPT
 
-from sememe.records import Record
-from sememe.video import Clip
+SYSTEMS: Mapping[str, System] = {system.name: system for system in (VIDEO_AS_PROMPT,)}
+_STAGES = {stage.recipe: (name, stage) for system in SYSTEMS.values() for name, stage in system.stages.items()}
 
 
-@runtime_checkable
-class SystemInputs(Protocol):
-    """Files and texts of one generation."""
+def find_system(pipeline_name: object) -> System:
+    """Return the system of a pipeline, by the class name in `model_index.json`.
 
-    @property
-    def system(self) -> str:
-        """Name of the system."""
-        ...
+    Raises:
+        ModelError: No system has such a pipeline.
+    """
+    for system in SYSTEMS.values():
+        if system.pipeline_name == pipeline_name:
+            return system
+    known = ", ".join(system.pipeline_name for system in SYSTEMS.values())
+    raise ModelError(f"expected a model of one of the classes {known}, got {pipeline_name}")
 
-    @property
-    def settings_type(self) -> type[Record]:
-        """Settings record of the system."""
-        ...
 
-    @property
-    def baseline_name(self) -> str:
-        """What the baseline of influence lacks, in words."""
-        ...
+def find_stage(recipe: TrainingRecipe) -> StageSpec:
+    """Return the stage that a recipe trains."""
+    return _STAGES[type(recipe)][1]
 
-    def images(self) -> Mapping[str, Path]:
-        """Return the picture files by name."""
-        ...
 
-    def videos(self, settings: Any) -> Mapping[str, tuple[Path, ...]]:
-        """Return the video files by name."""
-        ...
+def find_model_system(recipe: ModelRecipe) -> System:
+    """Return the system of a recipe for a whole model."""
+    return next(system for system in SYSTEMS.values() if system.model.recipe is type(recipe))
 
-    def texts(self) -> Mapping[str, Any]:
-        """Return the texts by name."""
-        ...
 
-    def check(self, settings: Any) -> None:
-        """Raise `InputError` for inputs that do not go with each other or with the settings."""
-        ...
-
-    def workload(self, settings: Any) -> Mapping[str, int]:
-        """Return what a memory plan counts besides the settings."""
-        ...
-
-    def reading(self, settings: Any, place: int, num_places: int) -> Mapping[str, Any]:
-        """Return the arguments with which `read_clip` reads a video among those of its name."""
-        ...
-
-    def arguments(
-        self, settings: Any, images: Mapping[str, np.ndarray], videos: Mapping[str, Sequence[Clip]]
-    ) -> dict[str, Any]:
-        """Return the arguments of the pipeline but for generator and callback."""
-        ...
-
-    def baseline(self, settings: Any) -> tuple["SystemInputs", Any]:
-        """Return inputs and settings of the generation with which influence compares."""
-        ...
+def kind_of(recipe: Recipe) -> str:
+    """Return what a recipe makes: "latents", "model", or the name of a stage."""
+    if isinstance(recipe, LatentsRecipe):
+        return "latents"
+    if isinstance(recipe, ModelRecipe):
+        return "model"
+    return _STAGES[type(recipe)][0]

@@ -7,49 +7,22 @@ import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from sememe.errors import RecipeError
 from sememe.files import lock_folder
-from sememe.records import apply_overrides, flatten
+from sememe.records import flatten
 from sememe.training.config import TrainingConfig
-from sememe.training.recipes import AutoencoderRecipe, TrainingRecipe
+from sememe.training.recipes import TrainingRecipe
 from sememe.training.run_record import RunRecord, RunSummary, check_recipe, write_run, write_summary
-from sememe.video_as_prompt.recipes import find_recipe, kind_of
-from sememe.video_as_prompt.stage_settings import BackboneRecipe, ExpertRecipe
 from sememe.workflows.events import Progress, ProgressHandler, ignore_progress
+from sememe.workflows.recipe_list import resolve_recipe
 
 if TYPE_CHECKING:
     from sememe.training.loop import Resume, TrainingSummary
     from sememe.training.progress import EventHandler, TrainingEvent
 
 RUNS_FOLDER = Path("runs")
-Kind = TypeVar("Kind")
-
-
-def resolve_recipe(name: str, overrides: Sequence[str], kinds: type[Kind] | tuple[type[Kind], ...], verb: str) -> Kind:
-    """The recipe of that name with some of its settings replaced.
-
-    Args:
-        name: of the recipe.
-        overrides: such as "training.learning_rate=3e-4".
-        kinds: which kinds of recipe the verb can run.
-        verb: the command, for the message.
-
-    Raises:
-        RecipeError: there is no such recipe, or the verb does not run recipes of its kind.
-        InputError: there is no such setting, or a value is not valid.
-    """
-    recipe = find_recipe(name)
-    if not isinstance(recipe, kinds):
-        raise RecipeError(
-            f"{recipe.name} is a recipe for {kind_of(recipe)}, which `sememe {verb}` does not run; "
-            "`sememe recipes` says which verb does"
-        )
-    fixed = [text for text in overrides if text.partition("=")[0].strip() in {"name", "description"}]
-    if fixed:
-        raise RecipeError(f"a recipe's name and description cannot be set, got {fixed[0]!r}")
-    return apply_overrides(recipe, overrides)
 
 
 def resolve_training_recipe(
@@ -62,7 +35,7 @@ def resolve_training_recipe(
     """
     if max_minutes is not None:
         overrides = [*overrides, f"training.max_minutes={max_minutes}"]
-    return resolve_recipe(name, overrides, (AutoencoderRecipe, BackboneRecipe, ExpertRecipe), "train")  # type: ignore[return-value]
+    return resolve_recipe(name, overrides, TrainingRecipe, "train")  # type: ignore[type-abstract]
 
 
 def train_recipe(
@@ -97,8 +70,7 @@ def train_recipe(
     folder = RUNS_FOLDER / recipe.name if output_dir is None else Path(output_dir)
     _check_compiler(recipe.training)
     from sememe.training.loop import train
-    from sememe.workflows.beginnings import find_initial
-    from sememe.workflows.stages import prepare_stage
+    from sememe.workflows.beginnings import find_initial, prepare_stage
 
     with lock_folder(folder) if _is_main() else nullcontext():
         _check_resume(folder, resume)

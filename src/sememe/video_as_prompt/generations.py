@@ -1,8 +1,6 @@
 """Latents with the errors that a model makes, for training a decoder to mend them."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,9 +11,7 @@ from sememe.training.clips import ClipCollection
 from sememe.training.networks import read_video
 from sememe.training.recipes import Regeneration
 from sememe.video import Clip
-
-if TYPE_CHECKING:
-    from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
+from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
 
 
 class Regenerator:
@@ -28,8 +24,6 @@ class Regenerator:
     """
 
     def __init__(self, settings: Regeneration, clips: ClipCollection, fps: float) -> None:
-        from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
-
         self.settings, self.clips, self.fps = settings, clips, fps
         self.pipeline: VideoAsPromptPipeline = VideoAsPromptPipeline.from_pretrained(settings.model)
         self.pipeline.set_progress_bar_config(disable=True)

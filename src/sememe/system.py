@@ -1,0 +1,88 @@
+"""The record that joins a system's room to the shared processes.
+
+What needs torch is named as "module:attribute" and imported when it is used, so that listing stays fast.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pkgutil import resolve_name
+
+from sememe.records import Record
+from sememe.training.recipes import AutoencoderRecipe, Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageSpec:
+    """One kind of training run.
+
+    Attributes:
+        recipe: Class of the recipes that describe such a run.
+        makes: Parts of a model that the run trains, and may begin with.
+        needs: Parts that are read from other runs or models, by the field of the recipe that names these.
+        preparation: Class that reads what a recipe names, a `training.preparation.Preparation`. It is called with the
+            recipe, the folders of the needed parts by part, and a function that announces what is being done.
+    """
+
+    recipe: type
+    makes: tuple[str, ...]
+    preparation: str
+    needs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """How a whole model is assembled from its parts.
+
+    Attributes:
+        recipe: Class of the recipes that describe a model.
+        needs: Parts by the field of the recipe that names the run or model they are read from.
+        build: Function that makes the pipeline from a recipe and the folders of its parts by part.
+        use: What a model is for, as its card puts it.
+    """
+
+    recipe: type
+    needs: Mapping[str, tuple[str, ...]]
+    build: str
+    use: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class System:
+    """One system: what can be used, trained and assembled.
+
+    Attributes:
+        name: Name on the command line, such as "video-as-prompt".
+        title: Name in sentences.
+        settings: Settings record of a generation.
+        pipeline: Class of its pipeline.
+        stages: Kinds of training run, by what they train.
+        model: How a model is assembled.
+        regenerator: Class that generates training clips again from their noised latents; it is called with a
+            `training.recipes.Regeneration`, the clips and their frame rate, and its `generate` with a range of them.
+        recipes: Functions that make the recipes, by name, in the order in which they are run.
+    """
+
+    name: str
+    title: str
+    settings: type[Record]
+    pipeline: str
+    stages: Mapping[str, StageSpec]
+    model: ModelSpec
+    regenerator: str
+    recipes: Mapping[str, Callable[[], Recipe]]
+
+    @property
+    def pipeline_name(self) -> str:
+        """Name of the pipeline's class, which `model_index.json` holds."""
+        return self.pipeline.partition(":")[2]
+
+    def import_pipeline(self) -> type:
+        """Return the class of the pipeline."""
+        found: type = resolve_name(self.pipeline)
+        return found
+
+
+AUTOENCODER = StageSpec(
+    recipe=AutoencoderRecipe, makes=("vae",), preparation="sememe.training.preparation:AutoencoderPreparation"
+)
+"""Training of a video autoencoder, the same in every system."""

@@ -1,0 +1,37 @@
+"""Video-As-Prompt for the shared processes: its stages, recipes and pipeline."""
+
+from sememe.system import AUTOENCODER, ModelSpec, StageSpec, System
+from sememe.video_as_prompt.recipes import RECIPES
+from sememe.video_as_prompt.settings import Settings
+from sememe.video_as_prompt.stage_settings import BackboneRecipe, ExpertRecipe, VideoAsPromptModelRecipe
+
+_BACKBONE_PARTS = ("transformer", "text_encoder", "tokenizer")
+
+VIDEO_AS_PROMPT = System(
+    name="video-as-prompt",
+    title="Video-As-Prompt",
+    settings=Settings,
+    pipeline="sememe.video_as_prompt.pipeline:VideoAsPromptPipeline",
+    stages={
+        "autoencoder": AUTOENCODER,
+        "backbone": StageSpec(
+            recipe=BackboneRecipe,
+            makes=_BACKBONE_PARTS,
+            preparation="sememe.video_as_prompt.stages:BackbonePreparation",
+        ),
+        "expert": StageSpec(
+            recipe=ExpertRecipe,
+            makes=("expert",),
+            preparation="sememe.video_as_prompt.stages:ExpertPreparation",
+            needs={"backbone": _BACKBONE_PARTS},
+        ),
+    },
+    model=ModelSpec(
+        recipe=VideoAsPromptModelRecipe,
+        needs={"autoencoder": ("vae",), "backbone": _BACKBONE_PARTS, "expert": ("expert",)},
+        build="sememe.video_as_prompt.stages:build_pipeline",
+        use="research on following a reference clip",
+    ),
+    regenerator="sememe.video_as_prompt.generations:Regenerator",
+    recipes=RECIPES,
+)
