@@ -38,8 +38,8 @@ def test_help_loads_nothing_heavy() -> None:
 def test_every_flag_has_a_help_text(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     text = run_here(capsys, "generate", "video-as-prompt", "--help").out
-    flags = "reference image prompt negative-prompt reference-prompt output model seed steps num-frames height width"
-    flags += " guidance-scale reference-guidance-scale reference-sampling device dtype sheet influence json"
+    flags = "reference image prompt reference-prompt output model seed steps num-frames height width"
+    flags += " guidance-scale reference-guidance-scale device vram sheet influence json set help-all"
     for flag in flags.split():
         assert re.search(rf"--{flag}\s.*\w{{3}}", text), flag
 

@@ -49,12 +49,12 @@ def test_flags_and_overrides_reach_the_workflow(
 ) -> None:
     flags: dict[str, Any] = {"--prompt": "p", "--model": "m", "--seed": 3, "--steps": 4, "--num-frames": 9}
     flags |= {"--height": 32, "--width": 48, "--guidance-scale": 2.0, "--reference-guidance-scale": 3.0}
-    flags |= {"--sheet": "s.png", "--last-image": "l.png", "--vram": 24.0}
+    flags |= {"--sheet": "s.png", "--last-image": "l.png", "--vram": 24.0, "--device": "cpu"}
     arguments = [part for flag in flags.items() for part in flag]
     arguments += ["--reference", "b.mp4", "--reference-prompt", "x", "--reference-prompt", "y", "--influence"]
     arguments += [
         "--set",
-        "loading.device=cpu",
+        "loading.dtype=bfloat16",
         "--set",
         "batching=batched",
         "--set",
@@ -72,7 +72,7 @@ def test_flags_and_overrides_reach_the_workflow(
         reference_prompts=("x", "y"),
         last_image=Path("l.png"),
     )
-    assert request.loading == LoadingSettings(device="cpu", vram=24.0)
+    assert request.loading == LoadingSettings(device="cpu", dtype="bfloat16", vram=24.0)
     expected = Settings().override(height=32, width=48, num_frames=9, num_inference_steps=4, guidance_scale=2.0)
     expected = expected.override(reference_guidance_scale=3.0, batching="batched", guidance_interval=(0.25, 1.0))
     assert replace_fields(Settings(), request.settings) == expected

@@ -55,7 +55,11 @@ def attempt(files: Path, model_folder: Path, outputs: Path, capsys: pytest.Captu
         given |= {"model": model_folder, "device": "cpu"} | changes
         for name in ("reference", "image"):
             given[name] = files / str(given[name])
-        flags = [part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", value)]
+        flags = [
+            part
+            for name, value in given.items()
+            for part in (("--set", f"{name}={value}") if name == "fps" else (f"--{name.replace('_', '-')}", value))
+        ]
         return run_here(capsys, "generate", "video-as-prompt", *flags)
 
     return run
@@ -104,7 +108,7 @@ def test_each_video_keeps_its_record(attempt: Run, outputs: Path) -> None:
         ("steps", 0, "at least 1, got 0"),
         ("seed", -1, "expected a seed of 0 to"),
         ("guidance_scale", "nan", "guidance_scale of at least 0"),
-        ("fps", 0, "fps must be above 0"),
+        ("fps", 0, "fps above 0, got 0"),
         ("model", "enormous", "'enormous' is neither"),
         ("model", "/nowhere/model", "'/nowhere/model' is neither"),
         ("device", "abacus", "device of this machine"),

@@ -316,7 +316,7 @@ def test_sequential_offload_gives_the_same_clip() -> None:
         ({"references": np.zeros((9, 8, 8, 3), np.uint8)}, "got ndarray"),
         (
             {"negative_references": np.zeros((9, 8, 8, 3), np.uint8), "reference_guidance_scale": 2.0},
-            "reference clips .* got ndarray",
+            "as a Clip .* got ndarray",
         ),
         ({"image": []}, "at least one picture"),
         ({"image": make_clip()}, "clip of 9 frames"),

@@ -59,6 +59,7 @@ def generate_video_as_prompt(
     steps: Annotated[int | None, _setting("sampling.num_inference_steps", "--steps")] = None,
     guidance_scale: Annotated[float | None, _setting("guidance.guidance_scale")] = None,
     reference_guidance_scale: Annotated[float | None, _setting("guidance.reference_guidance_scale")] = None,
+    device: Annotated[str | None, _setting("loading.device")] = None,
     vram: Annotated[float | None, _setting("loading.vram", metavar="GB")] = None,
     num_frames: Annotated[int | None, _setting("size.num_frames", rich_help_panel=_RESULT)] = None,
     height: Annotated[int | None, _setting("size.height", rich_help_panel=_RESULT)] = None,
@@ -92,6 +93,7 @@ def generate_video_as_prompt(
         "size.num_frames": num_frames,
         "size.height": height,
         "size.width": width,
+        "loading.device": device,
         "loading.vram": vram,
     }
     settings, loading = read_overrides(Settings, flags, overrides)
