@@ -1,4 +1,4 @@
-"""What a transformer is told besides the latents, encoded once; and how it is asked under variants of that."""
+"""Encodes the conditioning inputs once, and calls the transformer for each guidance variant."""
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,14 +25,14 @@ from sememe.video_as_prompt.settings import ExperimentalSettings, ReferenceReadi
 
 @dataclass(frozen=True)
 class Conditions:
-    """What the transformer is told besides the latents: the same at every step.
+    """Conditioning of the transformer, the same at every step.
 
     Attributes:
-        channels: what stands behind the latents on the channel axis (batch, channel, frame, height, width), if any.
-        texts: embeddings (batch, token, dim) of the texts that guidance needs.
-        image_embeds: (batch, token, dim), for backbones that read them.
-        references: what is read under a choice of reference and of text.
-        first_latents: what stands in place of the first latent frame (batch, channel, 1, height, width), if any.
+        channels: Channels to append to the latents (batch, channel, frame, height, width), if any.
+        texts: Embeddings (batch, token, dim) of the texts that guidance needs.
+        image_embeds: Image embeddings (batch, token, dim), for backbones that read them.
+        references: References by their choice and the text with which they are read.
+        first_latents: Latents that replace the first latent frame (batch, channel, 1, height, width), if any.
     """
 
     channels: torch.Tensor | None
@@ -42,7 +42,7 @@ class Conditions:
     first_latents: torch.Tensor | None = None
 
     def are_approximate(self, attention_mode: str) -> bool:
-        """Whether a reference of a model trained two-way was encoded by itself, by whomever."""
+        """Return whether a two-way model reads a reference that was encoded once."""
         return attention_mode == "joint" and any(isinstance(each, ReferenceCache) for each in self.references.values())
 
     def check_reading(self, settings: ExperimentalSettings) -> None:
@@ -54,14 +54,14 @@ class Conditions:
             raise InputError("approximate has no effect on references encoded without it; say it to encode_reference")
 
     def put_first(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents with the first frame that is given."""
+        """Return latents with the given first frame."""
         if self.first_latents is None:
             return latents
         return torch.cat([self.first_latents.to(latents), latents[:, :, 1:]], dim=2)
 
 
 class ConditionEncoder:
-    """Turns a request into conditions."""
+    """Turns a request into conditioning."""
 
     def __init__(self, family: BackboneFamily, settings: Settings) -> None:
         self.family, self.settings = family, settings
@@ -69,12 +69,12 @@ class ConditionEncoder:
         self._check_positions()
 
     def encode_targets(self, request: Request, guidance: Guidance, generator: Generators) -> Conditions:
-        """Everything but the references."""
+        """Encode everything but the references."""
         firsts = self._fit(request.images)
         lasts = self._fit(request.last_images)
-        told = {row.variant.text for row in guidance.rows}
+        needed = {row.variant.text for row in guidance.rows}
         prompts: dict[Text, tuple[str, ...]] = {"positive": request.prompts, "negative": request.negative_prompts}
-        texts = {text: self.encode_texts(prompts[text]) for text in prompts if text in told}
+        texts = {text: self.encode_texts(prompts[text]) for text in prompts if text in needed}
         if not firsts:
             return Conditions(None, texts, None, {})
         images = clips_to_video(firsts)[:, :, 0]
@@ -89,7 +89,7 @@ class ConditionEncoder:
     def encode_references(
         self, request: Request, guidance: Guidance, generator: Generators
     ) -> dict[tuple[ReferenceChoice, Text], Reference]:
-        """The references of every variant that guidance needs; variants that see the same share it."""
+        """Encode the references of every variant that guidance needs; variants that see the same share it."""
         found: dict[tuple[ReferenceChoice, Text], Reference] = {}
         by_choice: dict[ReferenceChoice, tuple[ReferenceClips | EncodedReference, ...]] = {
             "given": request.references,
@@ -104,13 +104,13 @@ class ConditionEncoder:
                 found |= {(choice, text): shared for text in texts}
                 continue
             for text in sorted(texts, reverse=True):
-                told = entries if text == "positive" else _recaption(entries, request.negative_prompts)
-                found[choice, text] = self._encode_entries(told, generator)
+                captioned = entries if text == "positive" else _recaption(entries, request.negative_prompts)
+                found[choice, text] = self._encode_entries(captioned, generator)
         self._encoded.clear()
         return found
 
     def encode_clips(self, entries: Sequence[ReferenceClips], generator: Generators = None) -> Reference:
-        """A batch of references in one pass of the expert; each entry has the same number of clips."""
+        """Encode a batch of references in one pass of the expert; each entry has the same number of clips."""
         encodes_once = self.settings.experimental.encodes_once
         if encodes_once and self.family.transformer.config.reference_timestep is None:
             raise InputError(
@@ -126,7 +126,7 @@ class ConditionEncoder:
             return self.family.embed_reference(inputs)
 
     def encode_texts(self, prompts: Sequence[str]) -> torch.Tensor:
-        """Embeddings (prompt, token, dim); each distinct prompt is encoded once."""
+        """Return embeddings (prompt, token, dim); each distinct prompt is encoded once."""
         length, needed = self.settings.sampling.max_sequence_length, self.family.text_length
         if length is not None and needed is not None and length != needed:
             raise InputError(f"this model reads exactly {needed} text tokens, got max_sequence_length {length}")
@@ -165,7 +165,7 @@ class ConditionEncoder:
         return ReferenceInputs(tuple(latents), tuple(texts), embeds, self._find_extent())
 
     def _encode_channels(self, video: torch.Tensor, generator: Generators) -> torch.Tensor:
-        """A reference's latents, and behind them the condition of its first frame, if there is one."""
+        """Return the latents of a reference, followed by the channels of its first frame if the backbone has them."""
         encoded = encode_video(self.family.pipeline.vae, video, generator).to(self.family.device)
         condition = self.family.encode_condition(video[:, :, 0], None, video.shape[2], generator)
         return encoded if condition is None else torch.cat([encoded, condition.to(encoded)], dim=1)
@@ -196,7 +196,7 @@ class ConditionEncoder:
                 )
 
     def _fit(self, pictures: Sequence[np.ndarray]) -> list[Clip]:
-        """One-frame clips of the target's size."""
+        """Return one-frame clips of the target's size."""
         height, width = self.settings.size.height, self.settings.size.width
         return [self._resize(Clip.from_image(picture), height, width) for picture in pictures]
 
@@ -220,7 +220,7 @@ class ConditionEncoder:
 
 
 class Predictor:
-    """Asks the transformer under variants of fixed conditions."""
+    """Calls the transformer under guidance variants of fixed conditioning."""
 
     def __init__(self, family: BackboneFamily, conditions: Conditions, settings: Settings) -> None:
         self.family, self.conditions, self.settings = family, conditions, settings
@@ -268,12 +268,12 @@ class Predictor:
         given = self.conditions
         embeds, images = given.texts, given.image_embeds
         images = None if images is None else images.repeat(len(variants), 1, 1)
-        told = tuple(variant.text for variant in variants)
-        if told not in self._texts:
-            joined = torch.cat([embeds[text] for text in told])
+        key = tuple(variant.text for variant in variants)
+        if key not in self._texts:
+            joined = torch.cat([embeds[text] for text in key])
             kept = self.family.keep_text(joined, images) if self.settings.execution.text_keys == "kept" else None
-            self._texts[told] = joined if kept is None else kept
-        text = self._texts[told]
+            self._texts[key] = joined if kept is None else kept
+        text = self._texts[key]
         return text, None if isinstance(text, KeptText) else images
 
     def _find_reference(self, variants: tuple[Variant, ...], batch_size: int) -> Reference | None:
@@ -301,7 +301,7 @@ class Predictor:
 
 @contextmanager
 def precision(device: torch.device, settings: Settings, dtype: torch.dtype) -> Iterator[None]:
-    """Computes float32 weights in bfloat16 where the settings say so."""
+    """Compute float32 weights in bfloat16 if the settings ask for it."""
     if settings.execution.autocast == "off" or dtype != torch.float32:
         yield
         return
@@ -312,7 +312,7 @@ def precision(device: torch.device, settings: Settings, dtype: torch.dtype) -> I
 
 
 def _pair_up(groups: Sequence[Sequence[Any]]) -> list[list[np.ndarray]]:
-    """First and, where there are any, last pictures of each entry."""
+    """Return the first and, where there are any, last pictures of each entry."""
     pictures = [[entry.frames[0] if isinstance(entry, Clip) else entry for entry in group] for group in groups if group]
     return [list(entry) for entry in zip(*pictures, strict=True)]
 
@@ -320,7 +320,7 @@ def _pair_up(groups: Sequence[Sequence[Any]]) -> list[list[np.ndarray]]:
 def _recaption(
     entries: Sequence[ReferenceClips | EncodedReference], prompts: Sequence[str]
 ) -> tuple[ReferenceClips, ...]:
-    """The same references, each captioned with its picture's prompt."""
+    """Return the same references, each captioned with its picture's prompt."""
     if any(isinstance(entry, EncodedReference) for entry in entries):
         raise InputError("the quirk negative_reference_prompt needs reference clips, not encoded references")
     if len(entries) == 1 and len(set(prompts)) > 1:

@@ -1,4 +1,4 @@
-"""Texts that are encoded once and kept, so that the text encoder need not stay."""
+"""Prompts encoded ahead of generations, after which the text encoder can be unloaded."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,14 +17,14 @@ Texts = str | tuple[str, ...]
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """Texts of generations to come, as a pipeline has encoded them; passed as `prompt`.
+    """Texts that a pipeline has encoded, to be passed as `prompt`.
 
     Attributes:
-        prompt: one for all pictures or one each.
-        negative_prompt: the same.
-        reference_prompts: captions of the references; None for empty ones.
-        embeds: of each of those texts and of the empty one, (1, token, dim).
-        max_sequence_length: with which they were encoded.
+        prompt: One text for all pictures, or one each.
+        negative_prompt: The same.
+        reference_prompts: Captions of the references; None for empty ones.
+        embeds: Embeddings (1, token, dim) of each of those texts and of the empty one.
+        max_sequence_length: Tokens per text with which they were encoded.
     """
 
     prompt: Texts
@@ -36,7 +36,7 @@ class EncodedPrompt:
 
 @dataclass(frozen=True)
 class TextArguments:
-    """What a generation is told in words, and what is known of it already."""
+    """Texts of a generation, and the embeddings that are known already."""
 
     prompt: Any
     negative_prompt: Any
@@ -45,7 +45,7 @@ class TextArguments:
 
 
 class KnowingEncoder(ConditionEncoder):
-    """Encodes conditions, and looks texts up before it encodes them."""
+    """Encodes conditioning; texts whose embeddings are known are looked up."""
 
     def __init__(
         self,
@@ -57,10 +57,10 @@ class KnowingEncoder(ConditionEncoder):
         self.known = known
 
     def encode_texts(self, prompts: Sequence[str]) -> torch.Tensor:
-        """Embeddings (prompt, token, dim).
+        """Return embeddings (prompt, token, dim).
 
         Raises:
-            InputError: a text that is not known, in a pipeline without its text encoder.
+            InputError: a text is not known, and the text encoder was unloaded.
         """
         unknown = sorted({text for text in prompts if text not in self.known})
         if unknown and self.family.pipeline.text_encoder is None:
@@ -78,7 +78,7 @@ class KnowingEncoder(ConditionEncoder):
 
 
 class PromptEncoding:
-    """Methods of a pipeline that encodes texts ahead of a generation."""
+    """Methods of a pipeline that encodes texts ahead of generations."""
 
     @torch.no_grad()
     @sends_modules_back
@@ -89,23 +89,23 @@ class PromptEncoding:
         reference_prompts: Any = None,
         max_sequence_length: int | None = None,
     ) -> EncodedPrompt:
-        """Encodes texts once; pass the result as `prompt`, and as `prompts` to `encode_reference`.
+        """Encode texts once; pass the result as `prompt`, and as `prompts` to `encode_reference`.
 
         Args:
-            prompt: what results show; one for all pictures or one each.
-            negative_prompt: what text guidance leads away from; None for the model's own.
-            reference_prompts: captions of the references; None for empty ones.
-            max_sequence_length: tokens per text, as in the generation to come.
+            prompt: What results show; one text for all pictures, or one each.
+            negative_prompt: Text to steer away from; None for the model's own.
+            reference_prompts: Captions of the references; None for empty ones.
+            max_sequence_length: Tokens per text, as in the generation to come.
 
         Raises:
-            InputError: where an argument is not what was expected.
+            InputError: an argument is not what was expected.
         """
         settings = self.defaults.override(max_sequence_length=max_sequence_length)
         negative = settings.guidance.negative_prompt if negative_prompt is None else negative_prompt
         return encode_texts_once(self.family, settings, prompt, negative, reference_prompts)
 
     def unload_text_encoders(self: Any) -> None:
-        """Drops the text encoder: from here on only what `encode_prompt` returned can be given as a prompt.
+        """Drop the text encoder: afterwards only what `encode_prompt` returned can be given as a prompt.
 
         The tokenizer stays, and so does the image encoder, which reads each new picture.
         """
@@ -117,17 +117,17 @@ class PromptEncoding:
 def encode_texts_once(
     family: BackboneFamily, settings: Settings, prompt: Any, negative_prompt: Any, reference_prompts: Any
 ) -> EncodedPrompt:
-    """Encodes each distinct text by itself.
+    """Encode each distinct text once.
 
     Raises:
-        InputError: something else than texts, or a pipeline without its text encoder.
+        InputError: an argument is no text, or the text encoder was unloaded.
     """
-    told = [_to_texts("prompt", prompt), _to_texts("negative_prompt", negative_prompt)]
+    given = [_to_texts("prompt", prompt), _to_texts("negative_prompt", negative_prompt)]
     captions = None if reference_prompts is None else _to_texts("reference_prompts", reference_prompts)
-    texts = {"", *(text for group in (*told, captions or "") for text in _listed(group))}
+    texts = {"", *(text for group in (*given, captions or "") for text in _listed(group))}
     encoder = KnowingEncoder(family, settings, {})
     embeds = {text: encoder.encode_texts([text]) for text in sorted(texts)}
-    return EncodedPrompt(told[0], told[1], captions, embeds, settings.sampling.max_sequence_length)
+    return EncodedPrompt(given[0], given[1], captions, embeds, settings.sampling.max_sequence_length)
 
 
 def resolve_texts(prompt: Any, negative_prompt: Any, reference_prompts: Any, settings: Settings) -> TextArguments:

@@ -1,4 +1,4 @@
-"""What people pass to a pipeline, checked and brought to one form."""
+"""Inputs of a generation, checked and brought to one form."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -63,7 +63,7 @@ class Request:
 
     @property
     def encoded(self) -> tuple[EncodedReference, ...]:
-        """The references, negative ones too, that were encoded ahead."""
+        """References, negative ones too, that were encoded ahead."""
         entries = (*self.references, *self.negative_references)
         return tuple(entry for entry in entries if isinstance(entry, EncodedReference))
 
@@ -98,7 +98,7 @@ def make_request(
     if not family.takes_image and image is not None:
         raise InputError("this model makes videos from text alone, so that image has no effect; leave it out")
     if last_image is not None and not family.takes_last_image:
-        raise InputError("this model cannot be told a last frame; leave last_image out")
+        raise InputError("this model takes no last frame; leave last_image out")
     if needs_reference and _is_nothing(references):
         raise InputError(
             "expected at least one reference clip, got none; to run the backbone without a reference say "
@@ -106,7 +106,7 @@ def make_request(
         )
     if negative_references and settings.guidance.reference_guidance_scale == 1.0:
         raise InputError("negative_references need a reference_guidance_scale other than 0 and 1, got 1")
-    if not needs_reference and _says_something(reference_prompts):
+    if not needs_reference and _is_any_given(reference_prompts):
         raise InputError("reference_prompts have no effect with reference_guidance_scale 0; leave them out")
     images = _to_pictures("image", image) if family.needs_image or image is not None else ()
     count = len(images) or (len(prompt) if isinstance(prompt, (list, tuple)) else 1)
@@ -168,7 +168,7 @@ def _to_pictures(name: str, image: Any) -> tuple[np.ndarray, ...]:
 
 
 def to_picture(image: Any) -> np.ndarray:
-    """A uint8 picture (height, width, 3) from a PIL image, such an array or a one-frame Clip; white shines through.
+    """Return a uint8 picture (height, width, 3) from a PIL image, such an array or a one-frame Clip, on white.
 
     Raises:
         InputError: for anything else.
@@ -188,13 +188,13 @@ def to_picture(image: Any) -> np.ndarray:
 
 
 def check_choice(name: str, value: str, choices: Any) -> None:
-    """Raises `InputError` for a value that is none of a `Literal`."""
+    """Raise `InputError` for a value that is none of a `Literal`."""
     if value not in get_args(choices):
         raise InputError(f"expected {name} to be one of {', '.join(get_args(choices))}, got {value!r}")
 
 
 def check_references(clips: Any, prompts: Any = None) -> ReferenceClips:
-    """Clips that can serve as references, with their captions.
+    """Return clips that can serve as references, with their captions.
 
     Args:
         clips: a Clip or several, of at least two frames each.
@@ -252,13 +252,13 @@ def _spread_texts(name: str, texts: Any, count: int, of: str = "picture") -> tup
 
 
 def _is_nothing(references: Any) -> bool:
-    """Whether there are none; what is neither a list nor a clip, such as an array, is refused further on."""
+    """Return whether there are none; anything but a list or a clip is refused later."""
     return references is None or (isinstance(references, (list, tuple)) and not references)
 
 
-def _says_something(texts: Any) -> bool:
-    """Whether any of some texts, or lists of them, is not empty."""
-    return any(map(_says_something, texts)) if isinstance(texts, (list, tuple)) else bool(texts)
+def _is_any_given(texts: Any) -> bool:
+    """Return whether any of some texts, or lists of them, is not empty."""
+    return any(map(_is_any_given, texts)) if isinstance(texts, (list, tuple)) else bool(texts)
 
 
 def _describe(value: Any) -> str:
