@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sememe.backbones.linear_autoencoder import LinearVideoAutoencoder, fold, unfold
-from sememe.checkpoints.components import load_autoencoder
+from sememe.checkpoints.components import load_component
 from sememe.checkpoints.zoo import resolve_model
 from sememe.training.stage_autoencoder import to_video
 from sememe.world import EVALUATION_SEED, conditions, random_scene, render
@@ -72,7 +72,7 @@ def test_the_refinement_sees_neighbours_and_the_noise_level() -> None:
 def test_it_is_the_same_after_saving(tmp_path: Path) -> None:
     vae, video = make_linear_vae(), make_video(5)
     vae.save_pretrained(tmp_path)
-    loaded = load_autoencoder(tmp_path)
+    loaded = load_component("vae", tmp_path)
     assert isinstance(loaded, LinearVideoAutoencoder)
     assert loaded.config.noise_level == 0.3
     assert torch.equal(loaded(video).sample, vae(video).sample)
@@ -94,7 +94,7 @@ def psnr(one: torch.Tensor, other: torch.Tensor) -> float:
 
 @torch.no_grad()
 def test_the_shipped_refinement_beats_the_linear_code() -> None:
-    vae, video = load_autoencoder(resolve_model("tiny") / "vae"), film(12)
+    vae, video = load_component("vae", resolve_model("tiny") / "vae"), film(12)
     latents = vae.encode(video).latent_dist.mode()
     exact = vae.decode(latents, noise_levels=torch.zeros(len(latents), latents.shape[2])).sample
     assert psnr(exact, video) > 21.5

@@ -10,11 +10,11 @@ from safetensors.torch import save_file
 from checkpoints.safetensors_headers import write_sharded_headers
 from sememe.checkpoints.headers import (
     describe_names,
-    iterate_stored,
     list_missing_shards,
     list_weight_files,
     read_stored_tensors,
 )
+from sememe.checkpoints.tensor_files import iterate_stored
 from sememe.errors import ModelError
 
 TENSORS = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4, dtype=torch.bfloat16)}

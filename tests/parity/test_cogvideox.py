@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sememe.video_as_prompt.keys_cogvideox import from_official_key, is_official_expert_key
+from sememe.video_as_prompt.keys import COGVIDEOX_KEYS
 from sememe.video_as_prompt.network_cogvideox import CogVideoXVideoAsPromptTransformer
 from sememe.video_as_prompt.references import ReferenceInputs
 from sememe.video_as_prompt.rotary import cogvideox_reference_rotary, cogvideox_rotary
@@ -23,7 +23,10 @@ def load_official(folder: Path) -> CogVideoXVideoAsPromptTransformer:
     ).eval()
     weights = load_file(folder / "weights.safetensors")
     model.load_state_dict(
-        {from_official_key(key) if is_official_expert_key(key) else key: tensor for key, tensor in weights.items()}
+        {
+            COGVIDEOX_KEYS.from_official_key(key) if COGVIDEOX_KEYS.is_official_expert_key(key) else key: tensor
+            for key, tensor in weights.items()
+        }
     )
     return model
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sememe.video_as_prompt.keys_wan import from_official_key, is_official_expert_key
+from sememe.video_as_prompt.keys import WAN_KEYS
 from sememe.video_as_prompt.network_wan import WanVideoAsPromptTransformer
 from sememe.video_as_prompt.references import ReferenceInputs
 
@@ -27,7 +27,10 @@ def test_two_way_forward_equals_the_official_one() -> None:
     ).eval()
     weights = load_file(FOLDER / "weights.safetensors")
     model.load_state_dict(
-        {from_official_key(key) if is_official_expert_key(key) else key: tensor for key, tensor in weights.items()}
+        {
+            WAN_KEYS.from_official_key(key) if WAN_KEYS.is_official_expert_key(key) else key: tensor
+            for key, tensor in weights.items()
+        }
     )
     sample = model(
         given["hidden_states"],

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from sememe.checkpoints.tensor_files import WEIGHTS_NAME
 from sememe.errors import ModelError
-from sememe.video_as_prompt.keys_cogvideox import is_expert_key
+from sememe.video_as_prompt.keys import COGVIDEOX_KEYS
 from sememe.video_as_prompt.network_cogvideox import CogVideoXVideoAsPromptTransformer
 from video_as_prompt import wan_factories
 from video_as_prompt.cogvideox_factories import (
@@ -34,7 +34,7 @@ def test_round_trip_through_two_folders(tmp_path: Path, kind: dict[str, Any], ti
     model.save_backbone(tmp_path / "transformer")
     model.save_expert(tmp_path / "expert")
 
-    assert all(is_expert_key(key) for key in load_file(tmp_path / "expert" / WEIGHTS_NAME))
+    assert all(COGVIDEOX_KEYS.is_expert_key(key) for key in load_file(tmp_path / "expert" / WEIGHTS_NAME))
     stock = CogVideoXTransformer3DModel.from_pretrained(tmp_path / "transformer")
     assert torch.equal(stock(**target).sample, make_backbone(**kind)(**target).sample)
     config = json.loads((tmp_path / "transformer" / "config.json").read_text())

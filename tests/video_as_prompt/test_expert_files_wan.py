@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from sememe.checkpoints.tensor_files import INDEX_NAME, WEIGHTS_NAME
 from sememe.errors import ModelError
-from sememe.video_as_prompt.keys_wan import is_expert_key
+from sememe.video_as_prompt.keys import WAN_KEYS
 from sememe.video_as_prompt.network_wan import WanVideoAsPromptTransformer
 from video_as_prompt.wan_factories import make_backbone, make_reference, make_target, make_transformer
 
@@ -22,7 +22,7 @@ def test_round_trip_through_two_folders(tmp_path: Path) -> None:
     model.save_backbone(tmp_path / "transformer")
     model.save_expert(tmp_path / "expert")
 
-    assert all(is_expert_key(key) for key in load_file(tmp_path / "expert" / WEIGHTS_NAME))
+    assert all(WAN_KEYS.is_expert_key(key) for key in load_file(tmp_path / "expert" / WEIGHTS_NAME))
     stock = WanTransformer3DModel.from_pretrained(tmp_path / "transformer")
     assert torch.equal(stock(**make_target()).sample, make_backbone()(**make_target()).sample)
     assert json.loads((tmp_path / "transformer" / "config.json").read_text())["_class_name"] == "WanTransformer3DModel"

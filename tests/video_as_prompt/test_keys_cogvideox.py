@@ -4,13 +4,7 @@ from typing import Any
 
 import pytest
 
-from sememe.video_as_prompt.keys_cogvideox import (
-    from_official_key,
-    is_expert_key,
-    is_official_expert_key,
-    to_backbone_key,
-    to_official_key,
-)
+from sememe.video_as_prompt.keys import COGVIDEOX_KEYS
 from video_as_prompt.cogvideox_factories import GROUPED, LEARNED, make_transformer
 
 SPOT_CHECKS = {
@@ -31,32 +25,32 @@ SPOT_CHECKS = {
 def test_the_map_is_a_bijection_on_every_expert_tensor(settings: dict[str, Any]) -> None:
     model = make_transformer(expert_blocks=[0, 2], **settings)
     tensors = model.state_dict()
-    own = {key for key in tensors if is_expert_key(key)}
-    official = {to_official_key(key) for key in own}
+    own = {key for key in tensors if COGVIDEOX_KEYS.is_expert_key(key)}
+    official = {COGVIDEOX_KEYS.to_official_key(key) for key in own}
     assert len(official) == len(own)
-    assert all(is_official_expert_key(key) for key in official)
-    assert {from_official_key(key) for key in official} == own
+    assert all(COGVIDEOX_KEYS.is_official_expert_key(key) for key in official)
+    assert {COGVIDEOX_KEYS.from_official_key(key) for key in official} == own
     for key in own:
-        assert from_official_key(to_official_key(key)) == key
+        assert COGVIDEOX_KEYS.from_official_key(COGVIDEOX_KEYS.to_official_key(key)) == key
         # The released rule: the suffix stripped, it is the backbone's twin, of the same shape.
-        assert to_official_key(key).replace("_mot_ref", "") == to_backbone_key(key)
-        assert tensors[to_backbone_key(key)].shape == tensors[key].shape
+        assert COGVIDEOX_KEYS.to_official_key(key).replace("_mot_ref", "") == COGVIDEOX_KEYS.to_backbone_key(key)
+        assert tensors[COGVIDEOX_KEYS.to_backbone_key(key)].shape == tensors[key].shape
 
 
 @pytest.mark.parametrize(("own", "official"), SPOT_CHECKS.items())
 def test_released_names(own: str, official: str) -> None:
-    assert to_official_key(own) == official
-    assert from_official_key(official) == own
+    assert COGVIDEOX_KEYS.to_official_key(own) == official
+    assert COGVIDEOX_KEYS.from_official_key(official) == own
 
 
 def test_what_is_no_expert_tensor_is_refused() -> None:
     for key in ("transformer_blocks.2.attn1.to_q.weight", "proj_out.weight", "patch_embed.pos_embedding"):
-        assert not is_expert_key(key)
-        assert not is_official_expert_key(key)
+        assert not COGVIDEOX_KEYS.is_expert_key(key)
+        assert not COGVIDEOX_KEYS.is_official_expert_key(key)
         with pytest.raises(KeyError):
-            to_official_key(key)
+            COGVIDEOX_KEYS.to_official_key(key)
         with pytest.raises(KeyError):
-            from_official_key(key)
+            COGVIDEOX_KEYS.from_official_key(key)
     for key in (
         "proj_out_mot_ref.weight",
         "norm_final_mot_ref.weight",
@@ -66,4 +60,4 @@ def test_what_is_no_expert_tensor_is_refused() -> None:
         "transformer_blocks_mot_ref.2.attn1.to_q.weight",
     ):
         with pytest.raises(KeyError):
-            from_official_key(key)
+            COGVIDEOX_KEYS.from_official_key(key)

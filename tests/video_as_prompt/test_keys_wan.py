@@ -2,13 +2,7 @@
 
 import pytest
 
-from sememe.video_as_prompt.keys_wan import (
-    from_official_key,
-    is_expert_key,
-    is_official_expert_key,
-    to_backbone_key,
-    to_official_key,
-)
+from sememe.video_as_prompt.keys import WAN_KEYS
 from video_as_prompt.wan_factories import make_transformer
 
 SPOT_CHECKS = {
@@ -27,30 +21,30 @@ SPOT_CHECKS = {
 def test_the_map_is_a_bijection_on_every_expert_tensor() -> None:
     model = make_transformer(expert_blocks=[0, 2], image_dim=20, added_kv_proj_dim=48)
     tensors = model.state_dict()
-    own = {key for key in tensors if is_expert_key(key)}
-    official = {to_official_key(key) for key in own}
+    own = {key for key in tensors if WAN_KEYS.is_expert_key(key)}
+    official = {WAN_KEYS.to_official_key(key) for key in own}
     assert len(official) == len(own)
-    assert all(is_official_expert_key(key) for key in official)
-    assert {from_official_key(key) for key in official} == own
+    assert all(WAN_KEYS.is_official_expert_key(key) for key in official)
+    assert {WAN_KEYS.from_official_key(key) for key in official} == own
     for key in own:
-        assert from_official_key(to_official_key(key)) == key
+        assert WAN_KEYS.from_official_key(WAN_KEYS.to_official_key(key)) == key
         # The released rule: the suffix stripped, it is the backbone's twin, of the same shape.
-        assert to_official_key(key).replace("_mot_ref", "") == to_backbone_key(key)
-        assert tensors[to_backbone_key(key)].shape == tensors[key].shape
+        assert WAN_KEYS.to_official_key(key).replace("_mot_ref", "") == WAN_KEYS.to_backbone_key(key)
+        assert tensors[WAN_KEYS.to_backbone_key(key)].shape == tensors[key].shape
 
 
 @pytest.mark.parametrize(("own", "official"), SPOT_CHECKS.items())
 def test_released_names(own: str, official: str) -> None:
-    assert to_official_key(own) == official
-    assert from_official_key(official) == own
+    assert WAN_KEYS.to_official_key(own) == official
+    assert WAN_KEYS.from_official_key(official) == own
 
 
 def test_what_is_no_expert_tensor_is_refused() -> None:
     for key in ("blocks.2.attn1.to_q.weight", "proj_out.weight", "rope.freqs_cos"):
-        assert not is_expert_key(key)
-        assert not is_official_expert_key(key)
+        assert not WAN_KEYS.is_expert_key(key)
+        assert not WAN_KEYS.is_official_expert_key(key)
         with pytest.raises(KeyError):
-            to_official_key(key)
+            WAN_KEYS.to_official_key(key)
     for key in ("blocks.2.attn1.to_q.weight", "proj_out_mot_ref.weight", "scale_shift_table_mot_ref"):
         with pytest.raises(KeyError):
-            from_official_key(key)
+            WAN_KEYS.from_official_key(key)

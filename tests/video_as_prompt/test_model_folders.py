@@ -14,11 +14,11 @@ from diffusers import FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 
 from model_folders import make_stock, save_published
-from sememe.checkpoints.zoo import resolve_model
+from sememe.checkpoints.zoo import find_folder, resolve_model
 from sememe.errors import InputError, ModelError
 from sememe.video_as_prompt.formats import format_of_model
 from sememe.video_as_prompt.merged_files import load_merged
-from sememe.video_as_prompt.model_folders import find_folder, load_components, save_components
+from sememe.video_as_prompt.model_folders import load_components, save_components
 from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
 from video_as_prompt import cogvideox_factories
 from video_as_prompt.pipeline_factories import make_clip, make_cogvideox_pipeline, make_picture, make_pipeline
@@ -128,9 +128,9 @@ def change_index(folder: Path, **changes: Any) -> None:
         ({"transformer": ["diffusers", "WanTransformer3DMOTModel"]}, "expected one of diffusers.WanTransformer3DModel"),
         ({"transformer": ["sememe", "Other"]}, r"transformer of .* is a sememe\.Other; expected one of"),
         ({"transformer_2": ["diffusers", "WanTransformer3DModel"]}, "expected a model with one transformer"),
-        ({"vae": ["os", "system"]}, r"os\.system; expected one of"),
+        ({"vae": ["os", "system"]}, r"expected one of .* got os\.system"),
         ({"text_encoder": ["transformers", "AutoModel"]}, "expected one of"),
-        ({"scheduler": None}, "must name the library and class of scheduler"),
+        ({"scheduler": None}, "expected library and class of scheduler"),
         ({"generation_defaults": {"steps": 3}}, "no setting steps"),
         ({"generation_defaults": {"batching": "both"}}, "batching must be one of"),
     ],
@@ -178,7 +178,7 @@ def test_what_is_no_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"model_index\.json"):
         VideoAsPromptPipeline.from_pretrained(tmp_path)
     for name in (tmp_path / "absent", str(tmp_path / "absent"), "./absent"):
-        with pytest.raises(ModelError, match="is not a folder"):
+        with pytest.raises(ModelError, match="is neither"):
             VideoAsPromptPipeline.from_pretrained(name)
     with pytest.raises(ModelError, match="cannot be had from the hub"):
         VideoAsPromptPipeline.from_pretrained("nobody/nothing-of-this-name")
@@ -284,7 +284,7 @@ def test_experts_that_do_not_fit_are_told(copy: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelError, match=r"expected an expert in .*empty"):
         load_components(copy, None, {}, "VideoAsPromptPipeline", expert=tmp_path / "empty")
-    with pytest.raises(ModelError, match="is not a folder"):
+    with pytest.raises(ModelError, match="is neither"):
         load_components(copy, None, {}, "VideoAsPromptPipeline", expert=tmp_path / "absent")
 
 

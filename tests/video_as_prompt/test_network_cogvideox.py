@@ -10,7 +10,7 @@ from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 
 from sememe.errors import ModelError
 from sememe.video_as_prompt.blocks_cogvideox import CogVideoXJointAttnProcessor, CogVideoXVideoAsPromptBlock
-from sememe.video_as_prompt.keys_cogvideox import is_expert_key, to_backbone_key
+from sememe.video_as_prompt.keys import COGVIDEOX_KEYS
 from sememe.video_as_prompt.network_cogvideox import CogVideoXVideoAsPromptTransformer
 from sememe.video_as_prompt.reference_attention import ReferenceAttention
 from sememe.video_as_prompt.references import ReferenceCache, ReferenceInputs, ReferenceTokens, join_references
@@ -241,10 +241,10 @@ def test_the_expert_starts_as_a_copy_and_shares_nothing() -> None:
         model = CogVideoXVideoAsPromptTransformer.from_backbone(backbone, [0, 2])
         tensors = model.state_dict()
         assert not any(tensor.is_meta for tensor in (*tensors.values(), *model.buffers()))
-        assert {key for key in tensors if not is_expert_key(key)} == expected.keys()
-        for key in filter(is_expert_key, tensors):
-            assert torch.equal(tensors[key], expected[to_backbone_key(key)])
-            assert tensors[key].data_ptr() != tensors[to_backbone_key(key)].data_ptr()
+        assert {key for key in tensors if not COGVIDEOX_KEYS.is_expert_key(key)} == expected.keys()
+        for key in filter(COGVIDEOX_KEYS.is_expert_key, tensors):
+            assert torch.equal(tensors[key], expected[COGVIDEOX_KEYS.to_backbone_key(key)])
+            assert tensors[key].data_ptr() != tensors[COGVIDEOX_KEYS.to_backbone_key(key)].data_ptr()
         assert model.config.expert_blocks == [0, 2]
         assert model.config.reference_timestep is None
         assert ("expert_embedder.patch_embed.pos_embedding" in tensors) == (kind is LEARNED)
@@ -266,7 +266,7 @@ def test_only_the_expert_is_trained_and_all_of_it(mode: str, expert_blocks: list
     trained = {id(parameter) for parameter in model.trainable_parameters()}
     for name, parameter in model.named_parameters():
         if id(parameter) in trained:
-            assert is_expert_key(name)
+            assert COGVIDEOX_KEYS.is_expert_key(name)
             assert parameter.grad is not None, name
             assert parameter.grad.abs().max() > 0, name
         else:

@@ -10,7 +10,7 @@ from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 
 from sememe.errors import ModelError
 from sememe.video_as_prompt.blocks_wan import JointAttnProcessor, WanVideoAsPromptBlock
-from sememe.video_as_prompt.keys_wan import is_expert_key, to_backbone_key
+from sememe.video_as_prompt.keys import WAN_KEYS
 from sememe.video_as_prompt.network_wan import WanVideoAsPromptTransformer
 from sememe.video_as_prompt.references import ReferenceCache, ReferenceInputs, join_references
 from video_as_prompt.wan_factories import GRID, make_backbone, make_reference, make_target, make_transformer
@@ -128,10 +128,10 @@ def test_the_expert_starts_as_a_copy_and_shares_nothing() -> None:
     model = WanVideoAsPromptTransformer.from_backbone(backbone, [0, 2])
     tensors = model.state_dict()
     assert not any(tensor.is_meta for tensor in tensors.values())
-    assert {key for key in tensors if not is_expert_key(key)} == expected.keys()
-    for key in filter(is_expert_key, tensors):
-        assert torch.equal(tensors[key], expected[to_backbone_key(key)])
-        assert tensors[key].data_ptr() != tensors[to_backbone_key(key)].data_ptr()
+    assert {key for key in tensors if not WAN_KEYS.is_expert_key(key)} == expected.keys()
+    for key in filter(WAN_KEYS.is_expert_key, tensors):
+        assert torch.equal(tensors[key], expected[WAN_KEYS.to_backbone_key(key)])
+        assert tensors[key].data_ptr() != tensors[WAN_KEYS.to_backbone_key(key)].data_ptr()
     assert model.config.expert_blocks == [0, 2]
 
 
@@ -149,7 +149,7 @@ def test_only_the_expert_is_trained_and_all_of_it(mode: str) -> None:
     trained = {id(parameter) for parameter in model.trainable_parameters()}
     for name, parameter in model.named_parameters():
         assert (parameter.grad is not None) == (id(parameter) in trained), name
-        assert is_expert_key(name) or id(parameter) not in trained
+        assert WAN_KEYS.is_expert_key(name) or id(parameter) not in trained
 
 
 @pytest.mark.parametrize("mode", ["cached", "joint"])

@@ -103,7 +103,7 @@ def test_what_cannot_be_converted_is_told(tmp_path: Path) -> None:
         (tmp_path / "own", {}, "has the layout 'own' already"),
         (tmp_path / "own", {"layout": "published"}, r"attention_mode = joint, .* got cached"),
         (source, {"expert": tmp_path / "own"}, "has an expert merged in; leave the expert"),
-        (tmp_path / "absent", {}, "is not a folder"),
+        (tmp_path / "absent", {}, "is neither"),
         (source, {"revision": "v1"}, "expected a repository of the hub"),
     ]
     for folder, settings, message in cases:

@@ -68,7 +68,7 @@ def test_a_generation_asks_its_machine(model_folder: Path, monkeypatch: pytest.M
 
 
 def test_a_model_has_one_name(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sememe.video_as_prompt.model_folders.resolve_model", lambda _: model_folder)
+    monkeypatch.setattr("sememe.checkpoints.zoo.resolve_model", lambda *_: model_folder)
     with pytest.raises(InputError, match=r"^tiny at 48x32"):
         load_model("tiny", LoadingSettings(device="cpu", vram=1e-6))
 
@@ -105,7 +105,7 @@ def unloaded(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("nothing was to be loaded")
 
     monkeypatch.setattr("sememe.video_as_prompt.pipeline.VideoAsPromptPipeline.from_pretrained", fail)
-    monkeypatch.setattr("sememe.video_as_prompt.model_folders._download", fail)
+    monkeypatch.setattr("sememe.checkpoints.zoo._download", fail)
 
 
 @pytest.mark.usefixtures("unloaded")

@@ -9,7 +9,7 @@ import torch
 
 from sememe.backbones.autoencoder import encode_video
 from sememe.backbones.first_frame import encode_first_frame
-from sememe.checkpoints.components import load_autoencoder
+from sememe.checkpoints.components import load_component
 from sememe.checkpoints.fingerprint import fingerprint_encoder
 from sememe.data.latents import LatentCache
 from sememe.data.manifest import VideoSample, write_manifest, write_vap_data
@@ -37,7 +37,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @torch.no_grad()
 def test_latents_are_those_of_the_pipeline(runs: Path) -> None:
     cache = open_latents(runs / "latents")
-    vae = load_autoencoder(runs / "autoencoder" / "model" / "vae")
+    vae = load_component("vae", runs / "autoencoder" / "model" / "vae")
     assert isinstance(cache, LatentSource)
     assert len(cache) == 308
     assert set(cache.conditions) == set(conditions())
@@ -79,10 +79,12 @@ def test_broken_off_work_is_continued(runs: Path, tmp_path: Path, monkeypatch: p
 
 
 def test_a_trained_decoder_leaves_latents_valid(runs: Path, tmp_path: Path) -> None:
-    vae = load_autoencoder(runs / "autoencoder" / "model" / "vae")
+    vae = load_component("vae", runs / "autoencoder" / "model" / "vae")
     before = fingerprint_encoder(vae)
-    assert before == fingerprint_encoder(load_autoencoder(runs / "autoencoder" / "start" / "vae"))
-    assert before == fingerprint_encoder(load_autoencoder(runs / "model" / "vae")), "half precision changes nothing"
+    assert before == fingerprint_encoder(load_component("vae", runs / "autoencoder" / "start" / "vae"))
+    assert before == fingerprint_encoder(load_component("vae", runs / "model" / "vae")), (
+        "half precision changes nothing"
+    )
     with torch.no_grad():
         vae.refiner.conv_out.bias.add_(1)
     assert fingerprint_encoder(vae) == before
@@ -148,7 +150,7 @@ def test_a_dataset_of_videos(layout: str, runs: Path, tmp_path: Path) -> None:
     assert cache.full_captions[2] == ("told" if layout == "manifest" else "caption 2")
     assert cache.clean.shape == (4, 4, 3, 4, 4)
     frames = open_clips(recipe.data, recipe.dataset).frames(1)
-    vae = load_autoencoder(runs / "autoencoder" / "model" / "vae")
+    vae = load_component("vae", runs / "autoencoder" / "model" / "vae")
     with torch.no_grad():
         expected = encode_video(vae, to_video(frames[None]))
     assert np.allclose(cache.clean[1].float(), expected[0], atol=2e-3)

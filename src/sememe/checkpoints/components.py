@@ -1,76 +1,195 @@
-"""Loading parts of a model, each from a folder of its own, in float32."""
+"""The components of a model: which classes are loaded, and how.
 
-from collections.abc import Sequence
+Only JSON and safetensors are read, only classes of one table are loaded, and every tensor is accounted for.
+"""
+
+import importlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sememe.checkpoints.component_files import load_strictly
-from sememe.checkpoints.tensor_files import read_json
+import torch
+from safetensors import SafetensorError
+
+from sememe.checkpoints.headers import read_stored_tensors
+from sememe.checkpoints.tensor_files import CONFIG_NAME, iterate_stored, read_json
+from sememe.checkpoints.zoo import config_name
 from sememe.errors import ModelError
 
+ALLOWED_CLASSES: Mapping[str, Mapping[str, str]] = {
+    "transformer": dict.fromkeys(("WanTransformer3DModel", "CogVideoXTransformer3DModel"), "diffusers"),
+    "vae": {"LinearVideoAutoencoder": "sememe.backbones.linear_autoencoder"}
+    | dict.fromkeys(("AutoencoderKLWan", "AutoencoderKLCogVideoX"), "diffusers"),
+    "scheduler": dict.fromkeys(
+        (
+            "FlowMatchEulerDiscreteScheduler",
+            "FlowMatchHeunDiscreteScheduler",
+            "UniPCMultistepScheduler",
+            "DPMSolverMultistepScheduler",
+            "CogVideoXDDIMScheduler",
+            "CogVideoXDPMScheduler",
+        ),
+        "diffusers",
+    ),
+    "text_encoder": dict.fromkeys(("UMT5EncoderModel", "T5EncoderModel"), "transformers"),
+    "tokenizer": dict.fromkeys(
+        ("T5Tokenizer", "T5TokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend"), "transformers"
+    ),
+    "image_encoder": dict.fromkeys(("CLIPVisionModel", "CLIPVisionModelWithProjection"), "transformers"),
+    "image_processor": dict.fromkeys(
+        ("CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPImageProcessorPil"), "transformers"
+    ),
+}
+"""The module of each class that is loaded as a component, whatever else a folder names."""
 
-def load_text_encoder(folder: Path) -> Any:
-    """The text encoder of a folder, in float32 and evaluation mode.
-
-    Raises:
-        ModelError: it is not whole, or of a class that is not known.
-    """
-    import torch
-    from transformers import T5EncoderModel, UMT5EncoderModel
-
-    classes = {"UMT5EncoderModel": UMT5EncoderModel, "T5EncoderModel": T5EncoderModel}
-    names = read_json(folder / "config.json").get("architectures") or ["none"]
-    if names[0] not in classes:
-        raise ModelError(f"expected one of {', '.join(classes)} in {folder}, got {names[0]}")
-    return load_strictly(classes[names[0]], folder, dtype=torch.float32)
-
-
-def load_autoencoder(folder: Path) -> Any:
-    """The video autoencoder of a folder, in float32 and evaluation mode.
-
-    Raises:
-        ModelError: it is not whole, or of a class that is not known.
-    """
-    from diffusers import AutoencoderKLCogVideoX, AutoencoderKLWan
-
-    from sememe.backbones.linear_autoencoder import LinearVideoAutoencoder
-
-    return _load_one_of((LinearVideoAutoencoder, AutoencoderKLWan, AutoencoderKLCogVideoX), folder)
-
-
-def load_backbone(folder: Path) -> Any:
-    """The stock transformer of a folder, in float32 and evaluation mode.
-
-    Raises:
-        ModelError: it is not whole, or of a class that is not known.
-    """
-    from diffusers import CogVideoXTransformer3DModel, WanTransformer3DModel
-
-    return _load_one_of((WanTransformer3DModel, CogVideoXTransformer3DModel), folder)
+# This name now stands for another resizing where torchvision is installed; released models mean that of PIL.
+_READ_AS = {"CLIPImageProcessor": "CLIPImageProcessorPil"}
+# Their errors of a few per cent are visible, and they are small: these stay in float32.
+_FULL_PRECISION = frozenset({"vae", "image_encoder"})
+_LOADING_ERRORS = (OSError, ValueError, RuntimeError, SafetensorError, KeyError, TypeError)
 
 
-def load_scheduler(folder: Path) -> Any:
-    """The scheduler of a folder, of a class that a model folder may name.
+def find_class(name: str, folder: Path, entry: object = None) -> Any:
+    """Return the class of a component.
+
+    Args:
+        name: Component, such as "vae".
+        folder: Its folder.
+        entry: Library and class, as a model's index names them; None for the class that its own configuration names.
 
     Raises:
-        ModelError: it cannot be read, or is of another class.
+        ModelError: It is none of the classes that are loaded here.
     """
-    import diffusers
+    if entry is None:
+        class_name = _read_class_name(folder / config_name(name))
+        named = class_name
+    else:
+        library, class_name = read_entry(name, folder, entry)
+        named = f"{library}.{class_name}"
+    module = ALLOWED_CLASSES[name].get(class_name)
+    if module is None or (entry is not None and library != module.split(".")[0]):
+        known = ", ".join(ALLOWED_CLASSES[name])
+        raise ModelError(f"expected one of {known} as the {name} in {folder}, got {named}")
+    return getattr(importlib.import_module(module), _READ_AS.get(class_name, class_name))
 
-    from sememe.video_as_prompt.model_folders import ALLOWED_CLASSES
 
-    config = read_json(folder / "scheduler_config.json")
-    known, name = ALLOWED_CLASSES["scheduler"]["diffusers"], str(config.get("_class_name"))
-    if name not in known:
-        raise ModelError(f"expected one of {', '.join(sorted(known))} in {folder}, got {name}")
-    return getattr(diffusers, name).from_config(config)
+def read_entry(name: str, folder: Path, entry: object) -> tuple[str, str]:
+    """Return library and class of a component, as `model_index.json` names them.
+
+    Raises:
+        ModelError: `entry` is not a list of two strings.
+    """
+    match entry:
+        case [str() as library, str() as class_name]:
+            return library, class_name
+    raise ModelError(f"expected library and class of {name} in the model_index.json of {folder.parent}, got {entry}")
 
 
-def _load_one_of(classes: Sequence[type], folder: Path) -> Any:
-    import torch
+def load_component(name: str, folder: Path, dtype: torch.dtype | None = None, entry: object = None) -> Any:
+    """Load one component; a network comes in evaluation mode.
 
-    by_name = {each.__name__: each for each in classes}
-    name = str(read_json(folder / "config.json").get("_class_name"))
-    if name not in by_name:
-        raise ModelError(f"expected one of {', '.join(by_name)} in {folder}, got {name}")
-    return load_strictly(by_name[name], folder, torch_dtype=torch.float32)
+    Args:
+        name: Component, such as "vae".
+        folder: Its folder.
+        dtype: Precision of a transformer or text encoder; None for float32, which all else has.
+        entry: As in `find_class`.
+
+    Raises:
+        ModelError: The folder is not whole, does not fit its configuration, or names a class that is not loaded here.
+    """
+    if name == "tokenizer":
+        if entry is not None:
+            find_class(name, folder, entry)
+        return _load_tokenizer(folder)
+    component = find_class(name, folder, entry)
+    if not issubclass(component, torch.nn.Module):
+        return _load_without_weights(component, folder)
+    return load_strictly(component, folder, torch.float32 if dtype is None or name in _FULL_PRECISION else dtype)
+
+
+def load_strictly(component: Any, folder: str | Path, dtype: torch.dtype | None = None, **settings: Any) -> Any:
+    """Load a network of diffusers or transformers, in evaluation mode; every tensor must fit its configuration.
+
+    The libraries themselves warn and go on with random weights where one does not.
+
+    Args:
+        component: The class to load.
+        folder: A local folder with config.json and safetensors.
+        dtype: Precision of the weights; None for the class's own choice.
+        settings: Passed on to `from_pretrained`.
+
+    Raises:
+        ModelError: The folder is incomplete or damaged, does not fit, or chooses code to run.
+    """
+    folder = Path(folder)
+    config = read_json(folder / CONFIG_NAME)
+    is_of_transformers = _is_of_transformers(component)
+    if dtype is not None:
+        settings["dtype" if is_of_transformers else "torch_dtype"] = dtype
+    try:
+        tensors = read_stored_tensors(folder)
+        if is_of_transformers:
+            # Given a folder, transformers would also take adapters, other weights and other configs from it.
+            settings |= {"config": _make_config(component, config), "state_dict": dict(iterate_stored(tensors))}
+        model, info = component.from_pretrained(
+            None if "config" in settings else folder,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            **settings,
+        )
+    except _LOADING_ERRORS as error:
+        raise _cannot_load(component, folder, error) from error
+    problems = []
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        names = sorted(str(name) for name in info.get(kind) or ())
+        if names:
+            problems.append(f"{len(names)} {kind.replace('_', ' ')}: {', '.join(names[:3])}")
+    if problems:
+        raise ModelError(f"the tensors in {folder} do not fit its config; {'; '.join(problems)}")
+    return model.eval()
+
+
+def _read_class_name(path: Path) -> str:
+    config = read_json(path)
+    # transformers writes `architectures`, diffusers `_class_name`.
+    match config.get("architectures"):
+        case [str() as class_name, *_]:
+            return class_name
+    return str(config.get("_class_name"))
+
+
+def _load_without_weights(component: Any, folder: Path) -> Any:
+    for path in sorted(folder.glob("*config.json")):
+        read_json(path)
+    try:
+        return component.from_pretrained(folder, local_files_only=True)
+    except _LOADING_ERRORS as error:
+        raise _cannot_load(component, folder, error) from error
+
+
+def _load_tokenizer(folder: Path) -> Any:
+    """Load a tokenizer as its tokenizer.json says, or from its vocabulary where it has no such file."""
+    # Not AutoTokenizer, which asks to run the code of a folder; T5's own class ignores most of a tokenizer.json.
+    from transformers import PreTrainedTokenizerFast, T5Tokenizer
+
+    has_rules = (folder / "tokenizer.json").is_file()
+    return _load_without_weights(PreTrainedTokenizerFast if has_rules else T5Tokenizer, folder)
+
+
+def _is_of_transformers(component: Any) -> bool:
+    from transformers import PreTrainedModel
+
+    return issubclass(component, PreTrainedModel)
+
+
+def _make_config(component: Any, config: dict[str, Any]) -> Any:
+    """Make the config of a transformers model from those settings alone that its class has."""
+    config_class = component.config_class
+    known = {name for name in vars(config_class()) if not name.startswith("_")} | set(config_class.attribute_map)
+    return config_class.from_dict({name: value for name, value in config.items() if name in known})
+
+
+def _cannot_load(component: Any, folder: Path, error: Exception) -> ModelError:
+    reason = str(error) if isinstance(error, ModelError) else " ".join(str(error).split())[:300]
+    return ModelError(f"the {component.__name__} in {folder} cannot be loaded: {reason}")

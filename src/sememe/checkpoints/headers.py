@@ -1,19 +1,16 @@
-"""Finding the weights in a model folder and reading what their headers say, before any tensor is loaded.
+"""Find the weights in a model folder and read what their headers say, before any tensor is loaded.
 
-Only safetensors are weights here. Whatever keeps a folder from being whole (an unfinished download, a shard that is
-not there, a file cut short) is found by names, sizes and headers, and told in one line.
+Only safetensors are weights here. What keeps a folder from being whole (an unfinished download, a missing shard, a file
+cut short) is found by names, sizes and headers, and named in one line. Nothing here needs torch.
 """
 
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
-from safetensors import SafetensorError, safe_open
 
 from sememe.errors import ModelError
 
@@ -29,14 +26,14 @@ _MOST_NAMES = 20
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor lies, by the header of its file.
+    """Where a tensor is, by the header of its file.
 
     Attributes:
-        key: its name in that file.
-        shape: its shape.
-        dtype: its precision as safetensors names it, such as `BF16`.
-        num_bytes: its size.
-        path: the file.
+        key: Name in that file.
+        shape: Shape.
+        dtype: Precision as safetensors names it, such as `BF16`.
+        num_bytes: Size of its data.
+        path: The file.
     """
 
     key: str
@@ -47,47 +44,30 @@ class StoredTensor:
 
 
 def read_stored_tensors(folder: Path, stems: Sequence[str] = STEMS) -> dict[str, StoredTensor]:
-    """Every tensor of a folder, by name; the files are as long as their headers say.
+    """Return every tensor of a folder, by name.
 
     Raises:
-        ModelError: as `list_weight_files`; or a file is damaged or cut short, or a tensor is there twice.
+        ModelError: As `list_weight_files`; or a file is damaged or not as long as its header says, or a tensor is in
+            two files.
     """
     stored: dict[str, StoredTensor] = {}
     for path in list_weight_files(folder, stems):
-        for tensor in _read_header(path):
+        for tensor in read_header(path):
             if tensor.key in stored:
                 raise ModelError(f"{tensor.key} is both in {stored[tensor.key].path.name} and in {path}; keep one")
             stored[tensor.key] = tensor
     return stored
 
 
-def iterate_stored(tensors: Mapping[str, StoredTensor]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Reads tensors one by one, file after file, and yields each with its key in `tensors`.
-
-    Raises:
-        ModelError: a file cannot be read.
-    """
-    by_path: dict[Path, list[tuple[str, StoredTensor]]] = {}
-    for key, stored in tensors.items():
-        by_path.setdefault(stored.path, []).append((key, stored))
-    for path, entries in by_path.items():
-        try:
-            with safe_open(path, "pt") as file:
-                for key, stored in entries:
-                    yield key, file.get_tensor(stored.key)
-        except (OSError, SafetensorError) as error:
-            raise ModelError(f"{path} cannot be read ({error}); copy the folder again") from error
-
-
 def list_weight_files(folder: Path, stems: Sequence[str] = STEMS) -> list[Path]:
-    """The safetensors files of a folder: those that an index names, or the only one.
+    """Return the safetensors files of a folder: those that an index names, or the only one.
 
     Args:
-        folder: holds `<stem>.safetensors`, or `<stem>.safetensors.index.json` and the files that it names.
-        stems: which names are looked for, the first of them first.
+        folder: Holds `<stem>.safetensors`, or `<stem>.safetensors.index.json` and the files that it names.
+        stems: Names to look for, in this order.
 
     Raises:
-        ModelError: there are none, one of them is missing, or there are pickles instead.
+        ModelError: There are none, one of them is missing, or there are pickles instead.
     """
     index = _find_index(folder, stems)
     if index is not None:
@@ -110,17 +90,17 @@ def list_weight_files(folder: Path, stems: Sequence[str] = STEMS) -> list[Path]:
 
 
 def list_missing_shards(folder: Path, stems: Sequence[str] = STEMS) -> list[str]:
-    """Files of weights that a folder's index names and that are not there; empty where it has no index.
+    """Return the files that a folder's index names and that are missing; none where it has no index.
 
     Raises:
-        ModelError: the index cannot be read, or names what are no safetensors files beside it.
+        ModelError: The index cannot be read, or names anything but safetensors files beside it.
     """
     index = _find_index(folder, stems)
     return [] if index is None else [name for name in _read_shard_names(index) if not (folder / name).is_file()]
 
 
 def describe_names(names: Iterable[str]) -> str:
-    """Names of tensors in few words: those that differ in their first number alone are told together.
+    """Return names of tensors in few words, those that differ in their first number alone as one.
 
     So `blocks.0.x`, `blocks.1.x` and `blocks.4.x` give `blocks.{0-1,4}.x`.
     """
@@ -190,13 +170,18 @@ def _are_texts(weight_map: Mapping[str, Any]) -> bool:
 
 
 def _unfinished_downloads(folder: Path) -> list[str]:
-    """Downloads that did not end: in the folder, or where the hub's client keeps those of a local folder."""
+    """Return unfinished downloads, in the folder or where the hub's client keeps those of a local folder."""
     places = [folder, folder / ".cache/huggingface/download"]
     places.append(folder.parent / ".cache/huggingface/download" / folder.name)
     return sorted(path.name for place in places for pattern in _UNFINISHED for path in place.glob(pattern))
 
 
-def _read_header(path: Path) -> list[StoredTensor]:
+def read_header(path: Path) -> list[StoredTensor]:
+    """Return the tensors of one safetensors file.
+
+    Raises:
+        ModelError: It is none, is damaged, or is not as long as its header says.
+    """
     size = path.stat().st_size
     try:
         with path.open("rb") as file:

@@ -1,17 +1,17 @@
-"""Folders of tensors (config.json and safetensors, in shards where large), read strictly."""
+"""Folders of tensors (`config.json` and safetensors, in shards where large): read strictly, and written."""
 
 import errno
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from sememe.checkpoints.headers import describe_names, iterate_stored, read_stored_tensors
+from sememe.checkpoints.headers import StoredTensor, describe_names, read_stored_tensors
 from sememe.errors import ModelError, OutputError
 from sememe.files import describe_write_error
 
@@ -29,29 +29,53 @@ _CODE_SETTINGS = frozenset(
 
 
 def write_tensors(
-    folder: Path, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], max_shard_size: int | str = "5GB"
+    folder: Path,
+    tensors: Mapping[str, torch.Tensor] | Mapping[str, StoredTensor],
+    config: Mapping[str, Any],
+    max_shard_size: int | str = "5GB",
+    on_tensor: Callable[[], None] = lambda: None,
 ) -> None:
-    """Writes tensors and their config, with an index beside them where more than one file is needed.
+    """Write a folder of tensors and their config, with an index where more than one file is needed.
+
+    Args:
+        folder: Made where it is not there; tensors and config of an older model in it are removed.
+        tensors: By name in the new folder. Those in other files are copied bit for bit, with no more than one shard of
+            them in memory.
+        config: Becomes its `config.json`.
+        max_shard_size: Size of each file, such as "5GB".
+        on_tensor: Called after each tensor that was read from another file.
 
     Raises:
-        OutputError: where the folder cannot be written.
+        ModelError: A file of stored tensors cannot be read.
+        OutputError: The folder cannot be written.
     """
-    split = split_torch_state_dict_into_shards(
-        dict(tensors), filename_pattern=SHARD_PATTERN, max_shard_size=max_shard_size
-    )
+    # Of the same size in bytes; on the meta device they take no memory.
+    num_bytes = {
+        key: each.num_bytes if isinstance(each, StoredTensor) else each.nbytes for key, each in tensors.items()
+    }
+    sizes = {key: torch.empty(size, dtype=torch.uint8, device="meta") for key, size in num_bytes.items()}
+    split = split_torch_state_dict_into_shards(sizes, filename_pattern=SHARD_PATTERN, max_shard_size=max_shard_size)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for stale in [*folder.glob("*.safetensors"), folder / INDEX_NAME, folder / CONFIG_NAME]:
             stale.unlink(missing_ok=True)
         for name, keys in split.filename_to_tensors.items():
-            save_file({key: tensors[key].detach().contiguous() for key in keys}, folder / name, {"format": "pt"})
+            shard = {key: each for key in keys if isinstance(each := tensors[key], torch.Tensor)}
+            stored = {key: each for key in keys if isinstance(each := tensors[key], StoredTensor)}
+            for key, tensor in iterate_stored(stored):
+                shard[key] = tensor
+                on_tensor()
+            save_tensors(shard, folder / name)
         if split.is_sharded:
-            index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+            metadata = {"total_size": sum(num_bytes.values())}
+            index = {"metadata": metadata, "weight_map": split.tensor_to_filename}
             (folder / INDEX_NAME).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
         # The config comes last: a folder without one was not finished.
         (folder / CONFIG_NAME).write_text(json.dumps(dict(config), indent=2, sort_keys=True) + "\n")
-    except (OSError, SafetensorError) as error:
-        raise OutputError(f"the model folder {folder} cannot be written: {error}") from error
+    except OutputError:
+        raise
+    except OSError as error:
+        raise OutputError(describe_write_error(folder, error)) from error
 
 
 def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
@@ -101,23 +125,42 @@ def _find_settings(content: Any) -> set[str]:
     return {name for name, value in content.items() if value is not None}.union(*map(_find_settings, content.values()))
 
 
-def iterate_tensors(folder: Path, expected: Mapping[str, torch.Size]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Reads tensors one by one, after their names and shapes were compared with `expected`.
+def iterate_stored(tensors: Mapping[str, StoredTensor]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Read tensors one by one, file after file, and yield each with its key in `tensors`.
 
     Raises:
-        ModelError: where a tensor is missing, extra or of another shape, or a file is absent or damaged.
+        ModelError: A file cannot be read.
+    """
+    by_path: dict[Path, list[tuple[str, StoredTensor]]] = {}
+    for key, stored in tensors.items():
+        by_path.setdefault(stored.path, []).append((key, stored))
+    for path, entries in by_path.items():
+        try:
+            with safe_open(path, "pt") as file:
+                for key, stored in entries:
+                    yield key, file.get_tensor(stored.key)
+        except (OSError, SafetensorError) as error:
+            raise ModelError(f"{path} cannot be read ({error}); copy the folder again") from error
+
+
+def iterate_tensors(folder: Path, expected: Mapping[str, torch.Size]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Read tensors one by one, after their names and shapes were compared with `expected`.
+
+    Raises:
+        ModelError: A tensor is missing, extra or of another shape, or a file is absent or damaged.
     """
     stored = read_stored_tensors(folder, (_STEM,))
-    check_tensors(folder, expected, {key: torch.Size(tensor.shape) for key, tensor in stored.items()})
+    check_tensors(folder, expected, stored)
     yield from iterate_stored(stored)
 
 
-def check_tensors(folder: Path | str, expected: Mapping[str, torch.Size], found: Mapping[str, torch.Size]) -> None:
-    """Compares tensors by name and shape.
+def check_tensors(folder: Path, expected: Mapping[str, torch.Size], stored: Mapping[str, StoredTensor]) -> None:
+    """Compare tensors by name and shape.
 
     Raises:
-        ModelError: which names what is missing, extra or of another shape.
+        ModelError: Some are missing, extra or of another shape; the message names them.
     """
+    found = {key: torch.Size(tensor.shape) for key, tensor in stored.items()}
     missing = sorted(expected.keys() - found.keys())
     extra = sorted(found.keys() - expected.keys())
     reshaped = [

@@ -1,28 +1,35 @@
-"""The built-in models: where they are, and what their folders say of themselves.
+"""Models by name: the built-in ones, folders, and repositories of the Hugging Face hub.
 
-Each lies in `weights/<name>/` beside this file, in its pipeline's own layout, with a card (`README.md`) whose front
-matter holds `description`, `license` and `source`. Nothing here loads a tensor, so that listing takes no time.
+Each is in `weights/<name>/` beside this file, in its pipeline's own layout, with a card (`README.md`) whose
+front matter holds `description`, `license` and `source`. Nothing here needs torch, so that listing takes no time.
 """
 
 import difflib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from sememe.checkpoints.headers import PICKLE_REASON, PICKLED_SUFFIXES, read_header
 from sememe.errors import ModelError
 
 WEIGHTS_FOLDER = Path(__file__).parent / "weights"
 
 _INDEX_NAME = "model_index.json"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_MAX_HEADER = 100_000_000  # bytes; what the safetensors library itself allows
 _UNKNOWN = "not stated"
+# By which a component's folder is known to be one, where that is not config.json.
+_CONFIG_FILES = {
+    "scheduler": "scheduler_config.json",
+    "tokenizer": "tokenizer_config.json",
+    "image_processor": "preprocessor_config.json",
+}
+_DOWNLOADED = ["model_index.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model"]
 
 
 @dataclass(frozen=True)
@@ -30,18 +37,18 @@ class ModelRecord:
     """What a model's folder says of itself.
 
     Attributes:
-        name: by which it is loaded.
-        pipeline: class of its pipeline.
-        description: one sentence of its card.
-        license: an SPDX name, of its card.
-        source: where its weights come from, of its card.
-        height: pixels of what it makes by default.
-        width: pixels, the same.
-        num_frames: the same.
-        fps: frames a second, the same.
-        num_parameters: numbers in all its safetensors files.
-        num_bytes: size of those files.
-        folder: where it is.
+        name: Name by which a built-in model is loaded: `<system>/<size>`.
+        pipeline: Class of its pipeline.
+        description: One sentence from its card.
+        license: SPDX name, from its card.
+        source: Origin of its weights, from its card.
+        height: Pixels of what it makes by default.
+        width: Pixels, the same.
+        num_frames: Frames, the same.
+        fps: Frames a second, the same.
+        num_parameters: Numbers in all its safetensors files.
+        num_bytes: Size of those files.
+        folder: Where it is.
     """
 
     name: str
@@ -59,40 +66,97 @@ class ModelRecord:
 
 
 def list_models() -> list[ModelRecord]:
-    """The models that come with the package, sorted by name."""
+    """Return the models that come with the package, sorted by name."""
     return [describe_model(WEIGHTS_FOLDER / name) for name in _names()]
 
 
-def resolve_model(name: str | Path) -> Path:
-    """The local folder of a model: of a built-in one by its name, or a folder that is given as it is.
+def find_folder(name: str | Path, revision: str | None = None, system: str | None = None) -> Path:
+    """Return the local folder of a model: a built-in one, a folder, or a repository on the Hugging Face hub.
 
-    A repository of the Hugging Face hub (see `is_hub_id`) is no local folder; whoever can fetch one asks that first.
+    Args:
+        name: Name or folder of the model.
+        revision: Branch, tag or commit of a repository on the hub; None for its newest.
+        system: As in `resolve_model`.
 
     Raises:
-        ModelError: there is neither such a name nor such a folder; says what there is.
+        ModelError: There is no such model, or a revision is asked of one that is no repository.
     """
-    text = str(name)
-    if isinstance(name, str) and text in _names():
-        return WEIGHTS_FOLDER / text
+    if is_hub_id(name):
+        return _download(str(name), revision)
+    if revision is not None:
+        raise ModelError(f"expected a repository of the hub (owner/name) to go with revision {revision}, got {name}")
+    if Path(name).is_file():
+        reason = PICKLE_REASON if Path(name).suffix in PICKLED_SUFFIXES else "give the folder of a whole model"
+        raise ModelError(f"expected a model folder, got the file {name}; {reason}")
+    return resolve_model(name, system)
+
+
+def resolve_model(name: str | Path, system: str | None = None) -> Path:
+    """Return the folder of a built-in model, by its name, or a local folder as it is.
+
+    A built-in model goes before a folder of its name.
+
+    Args:
+        name: Built-in name, such as `video-as-prompt/tiny` or, where that is clear, `tiny` alone; or a folder.
+        system: System of which `tiny` alone is a model; None for any that has one.
+
+    Raises:
+        ModelError: There is neither such a name nor such a folder, or several systems have such a model.
+    """
+    text, names = str(name), _names()
+    if isinstance(name, str):
+        found = [each for each in names if text == each or f"{system or each.partition('/')[0]}/{text}" == each]
+        if len(found) > 1:
+            raise ModelError(f"expected one model, but several systems have a {text}; say which: {', '.join(found)}")
+        if found:
+            return WEIGHTS_FOLDER / found[0]
     if Path(name).is_dir():
         return Path(name)
-    names = _names()
-    close = difflib.get_close_matches(text, names, n=1)
+    close = difflib.get_close_matches(text, [*names, *(each.partition("/")[2] for each in names)], n=1)
     advice = f"; did you mean {close[0]}?" if close else ""
     there_is = f"a built-in model ({', '.join(names)})" if names else "a built-in model (there is none)"
     raise ModelError(f"expected {there_is} or a model folder, but {text!r} is neither{advice}")
 
 
 def is_hub_id(name: str | Path) -> bool:
-    """Whether a name has the form `owner/name` of the Hugging Face hub, and is no local folder."""
-    return isinstance(name, str) and _HUB_ID.fullmatch(name) is not None and not Path(name).is_dir()
+    """Return whether a name has the form `owner/name` of the hub, and is no local folder or built-in model."""
+    return (
+        isinstance(name, str)
+        and _HUB_ID.fullmatch(name) is not None
+        and name.partition("/")[0] not in _systems(_names())
+        and not Path(name).is_dir()
+    )
+
+
+def find_part(source: str | Path, part: str) -> Path:
+    """Return the folder of one part of a model; its class is checked where it is loaded.
+
+    Args:
+        source: Folder of a run (its `model/` is searched) or of a model, built-in name, or the part's own folder.
+        part: Component, such as "vae", or a part that only one system has, such as "expert".
+
+    Raises:
+        ModelError: It is not there.
+    """
+    folder = resolve_model(source)
+    for place in (folder / "model" / part, folder / part, folder / "model", folder):
+        if (place / config_name(part)).is_file():
+            return place
+    if (folder / "checkpoints").is_dir() and not (folder / "model").is_dir():
+        raise ModelError(f"expected a complete run in {folder}, but it has no model with a {part} yet; resume it first")
+    raise ModelError(f"expected a run, a model or a folder with the {part}, but {source} holds none")
+
+
+def config_name(name: str) -> str:
+    """Return the name of the configuration file of a component or part."""
+    return _CONFIG_FILES.get(name, "config.json")
 
 
 def describe_model(folder: Path) -> ModelRecord:
-    """Reads what a model's folder says of itself.
+    """Read what a model's folder says of itself.
 
     Raises:
-        ModelError: the folder holds no model.
+        ModelError: The folder holds no model.
     """
     index = _read_index(folder / _INDEX_NAME)
     made = index.get("generation_defaults") or {}
@@ -108,14 +172,20 @@ def describe_model(folder: Path) -> ModelRecord:
         width=made.get("width"),
         num_frames=made.get("num_frames"),
         fps=made.get("fps"),
-        num_parameters=sum(_count_parameters(path) for path in files),
+        num_parameters=sum(math.prod(tensor.shape) for path in files for tensor in read_header(path)),
         num_bytes=sum(path.stat().st_size for path in files),
         folder=folder,
     )
 
 
 def _names() -> list[str]:
-    return sorted(path.parent.name for path in WEIGHTS_FOLDER.glob(f"*/{_INDEX_NAME}"))
+    return sorted(
+        path.parent.relative_to(WEIGHTS_FOLDER).as_posix() for path in WEIGHTS_FOLDER.glob(f"*/{_INDEX_NAME}")
+    )
+
+
+def _systems(names: Iterable[str]) -> set[str]:
+    return {name.partition("/")[0] for name in names}
 
 
 def _read_index(path: Path) -> dict[str, Any]:
@@ -142,14 +212,13 @@ def _read_card(path: Path) -> Mapping[str, str]:
     return {str(key): str(value) for key, value in content.items()} if isinstance(content, dict) else {}
 
 
-def _count_parameters(path: Path) -> int:
-    """Numbers in a safetensors file, by its header alone."""
+def _download(repository: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
     try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if length > min(_MAX_HEADER, path.stat().st_size):
-                raise ValueError("the header is longer than the file")
-            header = json.loads(file.read(length))
-        return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{path} is no safetensors file, or is damaged; copy the folder again") from error
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=_DOWNLOADED))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:400]
+        wanted = repository if revision is None else f"{repository} at revision {revision}"
+        raise ModelError(f"{wanted} is no local folder and cannot be had from the hub: {reason}") from error

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from sememe.checkpoints.components import load_autoencoder
+from sememe.checkpoints.components import load_component
 from sememe.checkpoints.fingerprint import fingerprint_encoder
 from sememe.data.latents import LatentCache
 from sememe.errors import RecipeError
@@ -65,7 +65,7 @@ class AutoencoderPreparation:
         start_autoencoder(recipe.network, self._clips, recipe.training.seed).save_pretrained(folder / "vae")
 
     def build(self, start: Path) -> Stage:
-        autoencoder = load_autoencoder(start / "vae")
+        autoencoder = load_component("vae", start / "vae")
         if self._generations is not None:
             _check_generations(self._generations, self._clips, fingerprint_encoder(autoencoder))
         return AutoencoderStage(autoencoder, self._clips, self._recipe.settings, self._generations)

@@ -3,12 +3,14 @@
 from pathlib import Path
 from typing import Any, ClassVar
 
+import diffusers
 import torch
 
-from sememe.checkpoints.component_files import load_strictly
+from sememe.checkpoints.components import load_strictly
 from sememe.checkpoints.tensor_files import CONFIG_NAME, iterate_tensors, read_json, write_tensors
 from sememe.compute.weight_storage import check_savable
 from sememe.errors import ModelError
+from sememe.records import to_plain
 from sememe.video_as_prompt.keys import KeyMap
 
 
@@ -16,12 +18,12 @@ class TwoFolderFiles:
     """Save and load methods of a transformer with experts.
 
     Attributes:
-        backbone_class: the stock class whose folder holds the backbone.
-        expert_class_name: what the configuration of an expert folder calls itself.
-        own_settings: arguments that the stock class does not have.
-        shared_settings: those of the stock class on which the expert's tensors depend: it can only serve a backbone
-            that agrees in them.
-        key_map: the names of the expert's tensors.
+        backbone_class: Stock class whose folder holds the backbone.
+        expert_class_name: Class name in the configuration of an expert's folder.
+        own_settings: Arguments that the stock class does not have.
+        shared_settings: Arguments of the stock class on which the expert's tensors depend; its backbone must agree in
+            them.
+        key_map: Names of the expert's tensors.
     """
 
     backbone_class: ClassVar[Any]
@@ -31,40 +33,43 @@ class TwoFolderFiles:
     key_map: ClassVar[KeyMap]
 
     def save_pretrained(self: Any, *arguments: Any, **settings: Any) -> None:
-        """Writes backbone and expert to one folder, as the stock method does.
+        """Write backbone and expert to one folder, as the stock method does.
 
         Raises:
-            ModelError: weights are stored in fewer bits.
+            ModelError: Weights are stored in fewer bits.
         """
         check_savable(self.parameters())
         super().save_pretrained(*arguments, **settings)  # type: ignore[misc]
 
     def save_expert(self: Any, folder: str | Path, max_shard_size: int | str = "5GB") -> None:
-        """Writes the expert alone: its tensors, its settings and what it expects of a backbone.
+        """Write the expert alone: its tensors, its settings and those that its backbone must share.
 
         Raises:
-            ModelError: the expert's weights are stored in fewer bits.
-            OutputError: where the folder cannot be written.
+            ModelError: The expert's weights are stored in fewer bits.
+            OutputError: The folder cannot be written.
         """
         check_savable(weight for name, weight in self.named_parameters() if self.key_map.is_expert_key(name))
-        names = self.own_settings + self.shared_settings
-        config = {"_class_name": self.expert_class_name} | {name: _to_plain(self.config[name]) for name in names}
         tensors = {key: tensor for key, tensor in self.state_dict().items() if self.key_map.is_expert_key(key)}
-        write_tensors(Path(folder), tensors, config, max_shard_size)
+        write_tensors(Path(folder), tensors, self.expert_config(), max_shard_size)
+
+    def expert_config(self: Any) -> dict[str, Any]:
+        """Return the configuration that an expert's folder holds."""
+        names = self.own_settings + self.shared_settings
+        return {"_class_name": self.expert_class_name} | {name: to_plain(self.config[name]) for name in names}
 
     @torch.no_grad()
     def load_expert(self: Any, folder: str | Path) -> None:
-        """Reads an expert into this model, each tensor in the precision and on the device of its twin.
+        """Read an expert into this model, each tensor in the precision and on the device of its twin.
 
         Raises:
-            ModelError: where the folder's settings or tensors are not those of this model's expert.
+            ModelError: The folder's settings or tensors are not those of this model's expert.
         """
         config = self.read_expert_config(folder)
         for name in self.own_settings + self.shared_settings:
-            if config.get(name) != _to_plain(self.config[name]):
+            if config.get(name) != to_plain(self.config[name]):
                 raise ModelError(
                     f"the expert in {folder} was made for {name} = {config.get(name)}, but the model at hand has "
-                    f"{_to_plain(self.config[name])}"
+                    f"{to_plain(self.config[name])}"
                 )
         tensors = self.state_dict()
         expected = {key: tensors[key].shape for key in tensors if self.key_map.is_expert_key(key)}
@@ -75,18 +80,23 @@ class TwoFolderFiles:
             self.load_state_dict({key: copy}, strict=False, assign=True)
 
     def save_backbone(self: Any, folder: str | Path, max_shard_size: int | str = "10GB") -> None:
-        """Writes the frozen backbone as a folder of the stock class, without the expert.
+        """Write the frozen backbone as a folder of the stock class, without the expert.
 
         Raises:
-            ModelError: its weights are stored in fewer bits.
+            ModelError: Its weights are stored in fewer bits.
         """
         check_savable(weight for name, weight in self.named_parameters() if not self.key_map.is_expert_key(name))
-        config = {key: value for key, value in self.config.items() if not key.startswith("_")}
-        with torch.device("meta"):
-            stock = self.backbone_class(**{key: config[key] for key in config.keys() - set(self.own_settings)})
         tensors = {key: tensor for key, tensor in self.state_dict().items() if not self.key_map.is_expert_key(key)}
-        stock.load_state_dict(tensors, strict=True, assign=True)
-        stock.save_pretrained(folder, max_shard_size=max_shard_size)
+        write_tensors(Path(folder), tensors, self.backbone_config(), max_shard_size)
+
+    def backbone_config(self: Any) -> dict[str, Any]:
+        """Return the configuration of the backbone alone, as diffusers writes it."""
+        names = {"_class_name": self.backbone_class.__name__, "_diffusers_version": diffusers.__version__}
+        return names | {
+            name: to_plain(value)
+            for name, value in self.config.items()
+            if not name.startswith("_") and name not in self.own_settings
+        }
 
     @classmethod
     def from_folders(
@@ -96,7 +106,7 @@ class TwoFolderFiles:
         torch_dtype: torch.dtype | None = None,
         **settings: Any,
     ) -> Any:
-        """Loads a stock backbone folder and an expert folder into one model, in evaluation mode.
+        """Load a stock backbone folder and an expert folder into one model, in evaluation mode.
 
         Args:
             backbone_folder: as written by `save_backbone` or by diffusers.
@@ -105,20 +115,20 @@ class TwoFolderFiles:
             settings: passed to diffusers when it loads the backbone (quantisation, device map, ...).
 
         Raises:
-            ModelError: where a folder, setting or tensor is not what was expected.
+            ModelError: A folder, setting or tensor is not what was expected.
         """
         config = cls.read_expert_config(expert_folder)
-        backbone = load_strictly(cls.backbone_class, backbone_folder, torch_dtype=torch_dtype, **settings)
+        backbone = load_strictly(cls.backbone_class, backbone_folder, torch_dtype, **settings)
         model = cls.from_backbone(backbone, **{name: config[name] for name in cls.own_settings})
         model.load_expert(expert_folder)
         return model
 
     @classmethod
     def read_expert_config(cls, folder: str | Path) -> dict[str, Any]:
-        """The settings of a folder with an expert for this class.
+        """Return the settings of a folder with an expert for this class.
 
         Raises:
-            ModelError: where there is no such expert in it.
+            ModelError: There is no such expert in it.
         """
         config = read_json(Path(folder) / CONFIG_NAME)
         if config.get("_class_name") != cls.expert_class_name:
@@ -127,9 +137,5 @@ class TwoFolderFiles:
             )
         missing = [name for name in cls.own_settings if name not in config]
         if missing:
-            raise ModelError(f"the config of the expert in {folder} lacks {', '.join(missing)}; save the expert anew")
+            raise ModelError(f"the config of the expert in {folder} lacks {', '.join(missing)}; save the expert again")
         return config
-
-
-def _to_plain(value: Any) -> Any:
-    return list(value) if isinstance(value, (list, tuple)) else value

@@ -1,4 +1,4 @@
-"""The three kinds of model folder that can be read, told by the pipeline class that `model_index.json` names.
+"""The three kinds of model folder that can be read, by the pipeline class that `model_index.json` names.
 
 own         what sememe writes: a stock folder with the expert in a folder of its own
 published   what the released Video-As-Prompt models are: the expert is merged with the backbone in transformer/
@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from sememe.checkpoints.components import read_entry
 from sememe.checkpoints.headers import list_missing_shards
 from sememe.checkpoints.tensor_files import read_json
+from sememe.checkpoints.zoo import config_name
 from sememe.errors import ModelError
 from sememe.video_as_prompt.formats import FORMATS, TransformerFormat, format_of_class
 
@@ -26,18 +28,8 @@ STOCK_CLASSES = frozenset(
 
 Kind = Literal["own", "published", "stock"]
 
-# The file by which a component's folder is known to be one.
-_CONFIG_FILES = {
-    "transformer": "config.json",
-    "vae": "config.json",
-    "text_encoder": "config.json",
-    "image_encoder": "config.json",
-    "scheduler": "scheduler_config.json",
-    "tokenizer": "tokenizer_config.json",
-    "image_processor": "preprocessor_config.json",
-}
 OPTIONAL_COMPONENTS = frozenset({"image_encoder", "image_processor"})
-COMPONENTS = tuple(_CONFIG_FILES)
+COMPONENTS = ("transformer", "vae", "text_encoder", "image_encoder", "scheduler", "tokenizer", "image_processor")
 
 
 @dataclass(frozen=True)
@@ -45,10 +37,10 @@ class ModelLayout:
     """A model folder, by its index.
 
     Attributes:
-        folder: where it is.
-        kind: how its transformer and expert lie.
-        format: of its transformer.
-        index: what `model_index.json` holds.
+        folder: Where it is.
+        kind: Where its transformer and expert are.
+        format: Format of its transformer.
+        index: What `model_index.json` holds.
     """
 
     folder: Path
@@ -57,21 +49,21 @@ class ModelLayout:
     index: Mapping[str, Any]
 
     def has(self, component: str) -> bool:
-        """Whether the model has a component that some do without."""
+        """Return whether the model has a component, which may be one that some models do without."""
         entry = self.index.get(component)
         return component not in OPTIONAL_COMPONENTS or bool(entry and entry[0] is not None)
 
     @property
     def has_token_timesteps(self) -> bool:
-        """Whether each token has a timestep of its own, as in Wan2.2-TI2V."""
+        """Whether each token has its own timestep, as in Wan2.2-TI2V."""
         return bool(self.index.get("expand_timesteps"))
 
 
 def read_layout(folder: Path) -> ModelLayout:
-    """Looks at the index of a model folder.
+    """Read the index of a model folder.
 
     Raises:
-        ModelError: it has none, or one that names another pipeline or transformer, or what that cannot do.
+        ModelError: There is none, or it names another pipeline or transformer, or a setting that does not go with it.
     """
     index = read_json(folder / INDEX_NAME)
     class_name = index.get("_class_name")
@@ -101,21 +93,20 @@ def read_layout(folder: Path) -> ModelLayout:
 
 
 def check_whole(layout: ModelLayout, given: Collection[str], *, needs_expert: bool) -> None:
-    """Looks for files that every model has, so that all that are missing are named at once.
+    """Check for the files that every model has, and name all that are missing at once.
 
     Args:
-        layout: of the folder.
-        given: components that come from elsewhere.
-        needs_expert: whether the folder must hold an expert of its own.
+        layout: Layout of the folder.
+        given: Components that come from elsewhere.
+        needs_expert: Whether the folder must hold an expert of its own.
 
     Raises:
-        ModelError: some are not there.
+        ModelError: Some are missing.
     """
     missing = []
-    folders = {name: file for name, file in _CONFIG_FILES.items() if name not in given and layout.has(name)}
-    if needs_expert:
-        folders[EXPERT_FOLDER] = "config.json"
-    for name, file in folders.items():
+    folders = [name for name in COMPONENTS if name not in given and layout.has(name)]
+    for name in folders + [EXPERT_FOLDER] * needs_expert:
+        file = config_name(name)
         if not (layout.folder / name / file).is_file():
             missing.append(f"{name}/{file}")
         missing += [f"{name}/{shard}" for shard in list_missing_shards(layout.folder / name)]
@@ -131,11 +122,8 @@ def _names_class(entry: Any) -> bool:
 
 
 def _format_of_index(folder: Path, kind: Kind, index: Mapping[str, Any]) -> TransformerFormat:
-    entry = index.get("transformer")
-    if not isinstance(entry, list) or len(entry) != 2:
-        raise ModelError(f"{folder / INDEX_NAME} must name the library and class of transformer, it says {entry}")
-    library, class_name = entry
-    known = format_of_class(str(class_name)) if library == "diffusers" else None
+    library, class_name = read_entry("transformer", folder / "transformer", index.get("transformer"))
+    known = format_of_class(class_name) if library == "diffusers" else None
     named = None if known is None else known.official_class if kind == "published" else known.stock_class
     if known is None or class_name != named:
         expected = [each.official_class if kind == "published" else each.stock_class for each in FORMATS]

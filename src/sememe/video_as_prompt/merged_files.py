@@ -16,11 +16,18 @@ import torch
 from accelerate import init_empty_weights
 from torch import nn
 
-from sememe.checkpoints.headers import STEMS, iterate_stored, read_stored_tensors
-from sememe.checkpoints.tensor_files import CONFIG_NAME, check_tensors, read_json, write_tensors
+from sememe.checkpoints.headers import STEMS, read_stored_tensors
+from sememe.checkpoints.tensor_files import CONFIG_NAME, check_tensors, iterate_stored, read_json, write_tensors
 from sememe.errors import ModelError
-from sememe.video_as_prompt.formats import FORMATS, TransformerFormat, format_of_config, format_of_model
-from sememe.video_as_prompt.stored_transformer import StoredTransformer, build_on_meta, copy_tensors, to_plain
+from sememe.records import to_plain
+from sememe.video_as_prompt.formats import (
+    FORMATS,
+    StoredTransformer,
+    TransformerFormat,
+    build_on_meta,
+    format_of_config,
+    format_of_model,
+)
 
 BLOCKS_SETTING = "block_idx_with_mot_ref"
 # What the official classes can do beside the released models, which is not done here: only "off" is accepted.
@@ -60,7 +67,7 @@ def open_merged(folder: str | Path, stems: tuple[str, ...] = STEMS) -> StoredTra
     stored = read_stored_tensors(folder, stems)
     skeleton = build_on_meta(known.transformer, settings, path)
     expected = {known.name_officially(key): tensor.shape for key, tensor in skeleton.state_dict().items()}
-    check_tensors(folder, expected, {key: torch.Size(tensor.shape) for key, tensor in stored.items()})
+    check_tensors(folder, expected, stored)
     return StoredTransformer(known, settings, skeleton, {known.name_our_way(key): stored[key] for key in stored})
 
 
@@ -114,7 +121,7 @@ def write_merged(
         OutputError: the folder cannot be written.
     """
     tensors = {stored.format.name_officially(key): tensor for key, tensor in stored.tensors.items()}
-    copy_tensors(tensors, Path(folder), official_config(stored.skeleton), max_shard_size, on_tensor)
+    write_tensors(Path(folder), tensors, official_config(stored.skeleton), max_shard_size, on_tensor)
 
 
 def official_config(model: Any) -> dict[str, Any]:

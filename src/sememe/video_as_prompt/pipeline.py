@@ -11,6 +11,7 @@ from diffusers import DiffusionPipeline
 
 from sememe.backbones.autoencoder import LatentGrid, decode_latents, latent_grid
 from sememe.backbones.pixels import video_to_clips
+from sememe.checkpoints.zoo import find_folder
 from sememe.compute.feature_caches import check_generation
 from sememe.compute.lora import BackboneAdapterMixin, check_unadapted
 from sememe.compute.offload import sends_modules_back
@@ -35,7 +36,7 @@ from sememe.video_as_prompt.inputs import (
     make_request,
     match_encoded,
 )
-from sememe.video_as_prompt.model_folders import find_folder, load_components, save_components
+from sememe.video_as_prompt.model_folders import load_components, save_components
 from sememe.video_as_prompt.settings import Settings
 
 OutputType = Literal["np", "pt", "pil", "latent"]
@@ -163,7 +164,8 @@ class VideoAsPromptPipeline(PromptEncoding, DiffusionPipeline, BackboneAdapterMi
             ModelError: where there is no such model, or it is not whole.
             InputError: where something is passed that is no component.
         """
-        parts = load_components(find_folder(name, revision), torch_dtype, components, cls.__name__, expert)
+        folder = find_folder(name, revision)
+        parts = load_components(folder, torch_dtype, components, cls.__name__, expert)
         unknown = sorted(components.keys() - parts.keys())
         if unknown:
             raise InputError(f"expected components of the pipeline ({', '.join(sorted(parts))}), got {unknown}")

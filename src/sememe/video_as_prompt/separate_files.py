@@ -2,16 +2,12 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import diffusers
-import torch
 
 from sememe.checkpoints.headers import StoredTensor, read_stored_tensors
-from sememe.checkpoints.tensor_files import CONFIG_NAME, check_tensors, read_json
+from sememe.checkpoints.tensor_files import CONFIG_NAME, check_tensors, read_json, write_tensors
 from sememe.errors import ModelError
-from sememe.video_as_prompt.formats import FORMATS, TransformerFormat, format_of_class
-from sememe.video_as_prompt.stored_transformer import StoredTransformer, build_on_meta, copy_tensors, to_plain
+from sememe.records import to_plain
+from sememe.video_as_prompt.formats import FORMATS, StoredTransformer, TransformerFormat, build_on_meta, format_of_class
 
 _STEMS = ("diffusion_pytorch_model",)
 
@@ -43,7 +39,7 @@ def open_separate(backbone_folder: str | Path, expert_folder: str | Path) -> Sto
     for folder, is_expert in ((backbone, False), (expert, True)):
         stored = read_stored_tensors(folder, _STEMS)
         expected = {key: shape for key, shape in shapes.items() if known.keys.is_expert_key(key) == is_expert}
-        check_tensors(folder, expected, {key: torch.Size(tensor.shape) for key, tensor in stored.items()})
+        check_tensors(folder, expected, stored)
         tensors |= stored
     return StoredTransformer(known, settings, skeleton, tensors)
 
@@ -65,21 +61,9 @@ def write_separate(
     parts: dict[bool, dict[str, StoredTensor]] = {False: {}, True: {}}
     for key, tensor in stored.tensors.items():
         parts[known.keys.is_expert_key(key)][key] = tensor
-    copy_tensors(parts[False], Path(backbone_folder), stock_config(stored.skeleton, known), max_shard_size, on_tensor)
-    copy_tensors(parts[True], Path(expert_folder), expert_config(stored.skeleton, known), max_shard_size, on_tensor)
-
-
-def stock_config(model: Any, known: TransformerFormat) -> dict[str, Any]:
-    """The configuration of a transformer's backbone, as diffusers writes it."""
-    given = {name: to_plain(value) for name, value in model.config.items() if not name.startswith("_")}
-    names = {"_class_name": known.stock_class, "_diffusers_version": diffusers.__version__}
-    return names | {name: value for name, value in given.items() if name not in known.transformer.own_settings}
-
-
-def expert_config(model: Any, known: TransformerFormat) -> dict[str, Any]:
-    """The configuration of a transformer's expert, as its `save_expert` writes it."""
-    names = known.transformer.own_settings + known.transformer.shared_settings
-    return {"_class_name": known.expert_class} | {name: to_plain(model.config[name]) for name in names}
+    configs = {False: stored.skeleton.backbone_config(), True: stored.skeleton.expert_config()}
+    for is_expert, folder in ((False, backbone_folder), (True, expert_folder)):
+        write_tensors(Path(folder), parts[is_expert], configs[is_expert], max_shard_size, on_tensor)
 
 
 def check_pair(backbone_folder: Path, expert_folder: Path) -> TransformerFormat:

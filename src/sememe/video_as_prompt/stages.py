@@ -8,14 +8,8 @@ import numpy as np
 import torch
 from diffusers import WanTransformer3DModel
 
-from sememe.checkpoints.component_files import load_tokenizer
-from sememe.checkpoints.components import (
-    load_autoencoder,
-    load_backbone,
-    load_scheduler,
-    load_text_encoder,
-)
-from sememe.checkpoints.parts import find_part
+from sememe.checkpoints.components import load_component
+from sememe.checkpoints.zoo import find_part
 from sememe.data.latents import LatentCache, LatentSubset
 from sememe.diffusion.objectives import FLOW, NoisePath, PredictionType
 from sememe.errors import RecipeError
@@ -66,14 +60,15 @@ class BackbonePreparation:
 
     def build(self, start: Path) -> BackboneStage:
         recipe, cache = self._recipe, self._cache
-        transformer = load_backbone(start / "transformer")
+        transformer = load_component("transformer", start / "transformer")
         if not isinstance(transformer, WanTransformer3DModel):
             raise RecipeError(
                 f"only Wan backbones are trained as a whole, got {type(transformer).__name__}; train an expert"
             )
         _check_channels(transformer, cache)
         _choose_attention(transformer, recipe)
-        text_encoder, tokenizer = load_text_encoder(start / "text_encoder"), load_tokenizer(start / "tokenizer")
+        text_encoder = load_component("text_encoder", start / "text_encoder")
+        tokenizer = load_component("tokenizer", start / "tokenizer")
         unnamed = find_unseen(recipe.unseen)
         return BackboneStage(transformer, text_encoder, tokenizer, cache, recipe.settings, unnamed)
 
@@ -92,7 +87,7 @@ class ExpertPreparation:
         announce("reading latents")
         self._cache = open_latents(recipe.latents, choose_device(recipe.training.device))
         announce("loading the backbone")
-        backbone = load_backbone(parts["transformer"])
+        backbone = load_component("transformer", parts["transformer"])
         self._transformer = _put_expert(backbone, recipe, self._cache.origin.first_frame_fill)
 
     @property
@@ -109,9 +104,12 @@ class ExpertPreparation:
         _choose_attention(transformer, recipe)
         family = choose_family(TransformerAlone(transformer))
         path = FLOW if family.prediction == "flow" else _read_path(recipe.backbone, family.prediction)
-        text_encoder = load_text_encoder(parts["text_encoder"]).requires_grad_(False)
+        text_encoder = load_component("text_encoder", parts["text_encoder"]).requires_grad_(False)
         text = EncodedText(
-            load_tokenizer(parts["tokenizer"]), text_encoder, family.text_length, reads_padding=family.reads_padding
+            load_component("tokenizer", parts["tokenizer"]),
+            text_encoder,
+            family.text_length,
+            reads_padding=family.reads_padding,
         )
         latents = select_conditions(self._cache, find_unseen(recipe.unseen), recipe.num_conditions)
         return ExpertStage(transformer, text, latents, recipe.settings, path)
@@ -124,9 +122,9 @@ def build_pipeline(recipe: VideoAsPromptModelRecipe, parts: Mapping[str, Path]) 
         ModelError: A part is not whole, or does not fit the others.
     """
     return VideoAsPromptPipeline(
-        tokenizer=load_tokenizer(parts["tokenizer"]),
-        text_encoder=load_text_encoder(parts["text_encoder"]),
-        vae=load_autoencoder(parts["vae"]),
+        tokenizer=load_component("tokenizer", parts["tokenizer"]),
+        text_encoder=load_component("text_encoder", parts["text_encoder"]),
+        vae=load_component("vae", parts["vae"]),
         transformer=WanVideoAsPromptTransformer.from_folders(parts["transformer"], parts["expert"], torch.float32),
         scheduler=make_scheduler(recipe.scheduler),
         generation_defaults=recipe.generation.to_config(),
@@ -189,7 +187,7 @@ def _put_expert(backbone: Any, recipe: ExpertRecipe, fill: str) -> ExpertModel:
 
 
 def _read_path(backbone: str, prediction: PredictionType) -> NoisePath:
-    path = NoisePath.of_scheduler(load_scheduler(find_part(backbone, "scheduler")))
+    path = NoisePath.of_scheduler(load_component("scheduler", find_part(backbone, "scheduler")))
     if path.prediction != prediction:
         raise RecipeError(f"the backbone {backbone} predicts {prediction}, but its scheduler is for {path.prediction}")
     return path

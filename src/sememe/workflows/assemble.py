@@ -32,14 +32,14 @@ def assemble_recipe(
         RecipeError: The parts were trained on latents of another autoencoder.
         OutputError: The folder cannot be written.
     """
-    from sememe.checkpoints.components import load_autoencoder
+    from sememe.checkpoints.components import load_component
     from sememe.checkpoints.fingerprint import fingerprint_encoder
     from sememe.workflows.sources import check_agreement, find_parts
 
     system = find_model_system(recipe)
     spec = system.model
     parts = find_parts(recipe, spec.needs)
-    encoder = fingerprint_encoder(load_autoencoder(parts["vae"]))
+    encoder = fingerprint_encoder(load_component("vae", parts["vae"]))
     check_agreement(recipe, spec.needs, {"autoencoder": encoder})
     card = ModelCard(
         title=title or Path(output).name,

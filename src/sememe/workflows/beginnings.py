@@ -15,7 +15,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 
 from sememe.checkpoints.fingerprint import fingerprint_model
-from sememe.checkpoints.parts import find_part
+from sememe.checkpoints.zoo import find_part
 from sememe.errors import ModelError, RecipeError
 from sememe.files import atomic_folder
 from sememe.training.preparation import Preparation

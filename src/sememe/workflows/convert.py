@@ -17,8 +17,10 @@ from typing import Any
 import diffusers
 
 from sememe.checkpoints.headers import list_weight_files, read_stored_tensors
+from sememe.checkpoints.zoo import find_folder
 from sememe.errors import InputError, ModelError, OutputError
 from sememe.files import atomic_folder, write_text
+from sememe.video_as_prompt.formats import StoredTransformer
 from sememe.video_as_prompt.layouts import (
     COMPONENTS,
     EXPERT_FOLDER,
@@ -30,9 +32,8 @@ from sememe.video_as_prompt.layouts import (
     read_layout,
 )
 from sememe.video_as_prompt.merged_files import open_merged, write_merged
-from sememe.video_as_prompt.model_folders import find_expert, find_folder
+from sememe.video_as_prompt.model_folders import find_expert
 from sememe.video_as_prompt.separate_files import open_separate, write_separate
-from sememe.video_as_prompt.stored_transformer import StoredTransformer
 from sememe.workflows.events import ProgressHandler, StepCounter, ignore_progress
 
 TARGET_LAYOUTS = ("own", "published")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from sememe.checkpoints.fingerprint import ModelFingerprint, fingerprint_model
-from sememe.checkpoints.zoo import is_hub_id, resolve_model
+from sememe.checkpoints.zoo import find_folder, is_hub_id, resolve_model
 from sememe.compute.loading_settings import LoadingSettings
 from sememe.errors import InputError
 from sememe.workflows.host_memory import read_free_memory
@@ -107,7 +107,7 @@ def load_model(
     from diffusers.utils.logging import disable_progress_bar
 
     from sememe.compute.speed import check_attention_name, check_compiler
-    from sememe.video_as_prompt.model_folders import find_expert, find_folder
+    from sememe.video_as_prompt.model_folders import find_expert
     from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
 
     place = choose_device(loading.device)

@@ -261,12 +261,9 @@ def _describe(
 
 
 def _build_vae(library: str, class_name: str, config: Mapping[str, Any]) -> Any:
-    from sememe.video_as_prompt.model_folders import ALLOWED_CLASSES, find_class
+    from sememe.checkpoints.components import find_class
 
-    allowed = ALLOWED_CLASSES["vae"]
-    if class_name not in allowed.get(library, ()):
-        raise ModelError(f"expected one of {', '.join(sorted(frozenset().union(*allowed.values())))}, got {class_name}")
-    return find_class(library, class_name).from_config(dict(config))
+    return find_class("vae", Path("vae"), (library, class_name)).from_config(dict(config))
 
 
 def _describe_vae(vae: Any, transformer: Any) -> "AutoencoderShape":

@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from sememe.checkpoints.components import load_autoencoder
+from sememe.checkpoints.components import load_component
 from sememe.checkpoints.fingerprint import fingerprint_encoder
-from sememe.checkpoints.parts import find_part
-from sememe.checkpoints.zoo import resolve_model
+from sememe.checkpoints.zoo import find_part, resolve_model
 from sememe.errors import ModelError, RecipeError
 from sememe.training.recipes import Recipe
 from sememe.training.run_record import read_run
@@ -56,7 +55,7 @@ def read_inputs(source: str) -> Mapping[str, str]:
     if record is not None:
         return record.inputs
     try:
-        autoencoder = load_autoencoder(find_part(folder, "vae"))
+        autoencoder = load_component("vae", find_part(folder, "vae"))
     except ModelError:
         return {}
     return {"autoencoder": fingerprint_encoder(autoencoder)}
