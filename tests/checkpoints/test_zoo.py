@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,8 @@ from video_as_prompt.pipeline_factories import make_pipeline
 @pytest.fixture(scope="module")
 def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("weights")
-    save_model(folder / "random")
-    (folder / "unfinished").mkdir()
+    save_model(folder / "video-as-prompt" / "random")
+    (folder / "video-as-prompt" / "unfinished").mkdir()
     return folder
 
 
@@ -24,7 +25,7 @@ def shelf_in_place(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_record_tells_what_the_files_say(shelf: Path) -> None:
     (record,) = list_models()
-    assert (record.name, record.pipeline) == ("random", "VideoAsPromptPipeline")
+    assert (record.name, record.pipeline) == ("video-as-prompt/random", "VideoAsPromptPipeline")
     assert (record.width, record.height, record.num_frames) == (48, 32, 5)
     assert (record.license, record.source) == ("apache-2.0", "made by a test")
     assert record.description == "Random weights, for tests."
@@ -33,20 +34,37 @@ def test_a_record_tells_what_the_files_say(shelf: Path) -> None:
     # A text encoder's embedding is one tensor with two names, of which the file may hold one or both.
     assert record.num_parameters >= sum(p.numel() for part in parts for p in part.parameters())
     assert record.num_parameters < 1.1 * sum(p.numel() for part in parts for p in part.parameters())
-    assert record.num_bytes == sum(path.stat().st_size for path in (shelf / "random").rglob("*.safetensors"))
+    assert record.num_bytes == sum(path.stat().st_size for path in record.folder.rglob("*.safetensors"))
 
 
 def test_names_and_folders_are_found(shelf: Path, tmp_path: Path) -> None:
-    assert resolve_model("random") == shelf / "random"
+    folder = shelf / "video-as-prompt" / "random"
+    assert resolve_model("random") == resolve_model("video-as-prompt/random") == folder
+    assert resolve_model("random", "video-as-prompt") == folder
     assert resolve_model(tmp_path) == tmp_path
     assert resolve_model(str(tmp_path)) == tmp_path
 
 
 def test_an_unknown_name_is_told_what_there_is() -> None:
-    with pytest.raises(ModelError, match=r"\(random\).*'randon' is neither; did you mean random\?"):
+    with pytest.raises(ModelError, match=r"\(video-as-prompt/random\).*'randon' is neither; did you mean random\?"):
         resolve_model("randon")
     with pytest.raises(ModelError, match="random"):
         resolve_model("/nowhere/at/all")
+
+
+def test_a_short_name_is_one_of_the_system_that_asks(
+    shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(zoo, "WEIGHTS_FOLDER", tmp_path)
+    for name in ("gen1/tiny", "video-as-prompt/tiny", "video-as-prompt/small"):
+        shutil.copytree(shelf / "video-as-prompt" / "random", tmp_path / name)
+    assert resolve_model("tiny", "gen1") == tmp_path / "gen1" / "tiny"
+    assert resolve_model("gen1/tiny", "video-as-prompt") == tmp_path / "gen1" / "tiny"
+    assert resolve_model("small") == tmp_path / "video-as-prompt" / "small"
+    with pytest.raises(ModelError, match="gen1/tiny, video-as-prompt/tiny"):
+        resolve_model("tiny")
+    with pytest.raises(ModelError, match="is neither"):
+        resolve_model("small", "gen1")
 
 
 def test_an_empty_shelf_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,7 +76,16 @@ def test_an_empty_shelf_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("owner/name", True), ("tiny", False), ("./here", False), ("a/b/c", False), ("/a/b", False), ("../a", False)],
+    [
+        ("owner/name", True),
+        ("video-as-prompt/random", False),
+        ("video-as-prompt/none", False),
+        ("tiny", False),
+        ("./here", False),
+        ("a/b/c", False),
+        ("/a/b", False),
+        ("../a", False),
+    ],
 )
 def test_names_of_the_hub(name: str, *, expected: bool) -> None:
     assert is_hub_id(name) is expected

@@ -105,12 +105,16 @@ def test_models_are_listed_for_people_and_programs(
     monkeypatch.setattr(zoo, "WEIGHTS_FOLDER", tmp_path)
     assert "no model" in run_here(capsys, "models").err
     assert json.loads(run_here(capsys, "models", "--json").out) == []
-    save_model(tmp_path / "random")
+    save_model(tmp_path / "video-as-prompt" / "random")
     text = run_here(capsys, "models").out
-    assert text.startswith("random  (video-as-prompt; 48x32, 5 frames; 0.")
+    assert text.startswith("video-as-prompt/random  (video-as-prompt; 48x32, 5 frames; 0.")
     assert "license apache-2.0; source: made by a test" in text
     (record,) = json.loads(run_here(capsys, "models", "--json").out)
-    assert (record["name"], record["num_frames"], record["folder"]) == ("random", 5, str(tmp_path / "random"))
+    assert (record["name"], record["num_frames"], record["folder"]) == (
+        "video-as-prompt/random",
+        5,
+        str(tmp_path / "video-as-prompt" / "random"),
+    )
     assert record["num_parameters"] > 1000
 
 

@@ -1,6 +1,6 @@
 """Models by name: the built-in ones, folders, and repositories of the Hugging Face hub.
 
-Each is in `weights/<name>/` beside this file, in its pipeline's own layout, with a card (`README.md`) whose
+Each is in `weights/<system>/<size>/` beside this file, in its pipeline's own layout, with a card (`README.md`) whose
 front matter holds `description`, `license` and `source`. Nothing here needs torch, so that listing takes no time.
 """
 
@@ -163,7 +163,7 @@ def describe_model(folder: Path) -> ModelRecord:
     card = _read_card(folder / "README.md")
     files = sorted(folder.rglob("*.safetensors"))
     return ModelRecord(
-        name=folder.name,
+        name="/".join(folder.absolute().parts[-2:]),
         pipeline=str(index.get("_class_name")),
         description=card.get("description", _UNKNOWN),
         license=card.get("license", _UNKNOWN),
@@ -180,7 +180,7 @@ def describe_model(folder: Path) -> ModelRecord:
 
 def _names() -> list[str]:
     return sorted(
-        path.parent.relative_to(WEIGHTS_FOLDER).as_posix() for path in WEIGHTS_FOLDER.glob(f"*/{_INDEX_NAME}")
+        path.parent.relative_to(WEIGHTS_FOLDER).as_posix() for path in WEIGHTS_FOLDER.glob(f"*/*/{_INDEX_NAME}")
     )
 
 

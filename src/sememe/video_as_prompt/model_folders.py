@@ -35,7 +35,7 @@ def find_expert(name: str | Path) -> Path:
     Raises:
         ModelError: There is none.
     """
-    folder = find_folder(name)
+    folder = find_folder(name, system="video-as-prompt")
     if (folder / "config.json").is_file():
         return folder
     if (folder / EXPERT_FOLDER / "config.json").is_file():

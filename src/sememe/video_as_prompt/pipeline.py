@@ -164,7 +164,7 @@ class VideoAsPromptPipeline(PromptEncoding, DiffusionPipeline, BackboneAdapterMi
             ModelError: where there is no such model, or it is not whole.
             InputError: where something is passed that is no component.
         """
-        folder = find_folder(name, revision)
+        folder = find_folder(name, revision, "video-as-prompt")
         parts = load_components(folder, torch_dtype, components, cls.__name__, expert)
         unknown = sorted(components.keys() - parts.keys())
         if unknown:

@@ -79,7 +79,7 @@ def check_model_request(name: str, loading: LoadingSettings) -> None:
         InputError: a revision is given for a model that has none.
     """
     if not is_hub_id(name):
-        resolve_model(name)
+        resolve_model(name, "video-as-prompt")
         if loading.revision is not None:
             raise InputError(f"a revision is one of a repository on the hub, but {name} is none; leave it out")
 
@@ -119,7 +119,7 @@ def load_model(
     if request is not None and is_hub_id(name) and find_released(name):
         # By what is known of it, before tens of GB are fetched for nothing.
         plan_memory(name, request, loading.expert)
-    folder = find_folder(name, loading.revision)
+    folder = find_folder(name, loading.revision, "video-as-prompt")
     apart = None if loading.expert is None else find_expert(loading.expert)
     plan = None if request is None else plan_memory(folder, request, apart, called=name)
     disable_progress_bar()
