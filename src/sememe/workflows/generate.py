@@ -114,7 +114,7 @@ def generate(
         document["influence"] = _measure_influence(work, output, on_progress)
         watch.lap("influence")
     on_progress(Progress("writing"))
-    _write(document, output.clips[0], clips, files, watch, model.device)
+    _write(document, output, clips, files, watch, model.device)
     return GenerationResult(files.video, files.sidecar, files.sheet, seed, document)
 
 
@@ -271,18 +271,18 @@ def _measure_influence(work: _Generation, output: Any, on_progress: ProgressHand
 
 def _write(
     document: dict[str, Any],
-    result: Clip,
+    output: Any,
     clips: Mapping[str, list[Clip]],
     files: OutputFiles,
     watch: Stopwatch,
     device: str,
 ) -> None:
     """Write all files or none; complete the document on the way."""
-    comment = None if files.video.suffix.lower() == ".gif" else sidecar.make_comment(document)
+    comment = None if files.video.suffix.lower() == ".gif" else sidecar.make_comment(document, output.settings)
     with files.replace_together() as parts:
-        write_clip(result, parts.video, metadata=comment)
+        write_clip(output.clips[0], parts.video, metadata=comment)
         if parts.sheet is not None:
-            write_image(contact_sheet(_sheet_rows(document, clips, result)), parts.sheet)
+            write_image(contact_sheet(_sheet_rows(document, clips, output.clips[0])), parts.sheet)
         watch.lap("write")
         document["output"]["sha256"] = hash_file(parts.video)
         document["timings"] = {name: round(seconds, 4) for name, seconds in watch.seconds.items()}

@@ -93,11 +93,10 @@ def peak_memory(device: str) -> dict[str, int | None]:
     return {"process_bytes": peak if sys.platform == "darwin" else 1024 * peak, "device_bytes": on_device}
 
 
-def make_comment(document: Mapping[str, Any]) -> dict[str, str]:
+def make_comment(document: Mapping[str, Any], settings: Any) -> dict[str, str]:
     """Return what the video file itself says: nothing that two runs of one seed do not share."""
     inputs = document["inputs"]
     files = {name: file if isinstance(file, list) else [file] for name, file in inputs.items()}
-    settings = {name: value for name, value in document["settings"].items() if name not in inputs}
     return {
         "sememe": document["versions"]["sememe"],
         "system": document["system"],
@@ -106,7 +105,8 @@ def make_comment(document: Mapping[str, Any]) -> dict[str, str]:
         "seed": str(document["seed"]),
         "prompt": document["prompt"],
         **{f"{name}_sha256": ",".join(file["sha256"] for file in found) for name, found in files.items()},
-        "settings": json.dumps(settings),
+        # Ways to compute are left out: one seed gives the same file in all that are exact.
+        "settings": json.dumps(settings.sampling.to_dict() | settings.guidance.to_dict()),
     }
 
 
