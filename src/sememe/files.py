@@ -111,7 +111,12 @@ def lock_folder(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        # What failed before it wrote anything leaves no folder. The file goes while it is locked: nobody waits for it.
+        with suppress(OSError):
+            (folder / ".lock").unlink()
         lock.release()
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:

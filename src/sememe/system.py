@@ -48,7 +48,7 @@ class ModelSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class System:
-    """One system: what can be used, trained and assembled.
+    """One system: what can be used, trained, assembled and measured.
 
     Attributes:
         name: Name on the command line, such as "video-as-prompt".
@@ -57,6 +57,7 @@ class System:
         pipeline: Class of its pipeline.
         stages: Kinds of training run, by what they train.
         model: How a model is assembled.
+        evaluation: Function that builds the rows of its evaluation, as `evaluation.runner.SystemRows`.
         regenerator: Class that generates training clips again from their noised latents; it is called with a
             `training.recipes.Regeneration`, the clips and their frame rate, and its `generate` with a range of them.
         recipes: Functions that make the recipes, by name, in the order in which they are run.
@@ -68,6 +69,7 @@ class System:
     pipeline: str
     stages: Mapping[str, StageSpec]
     model: ModelSpec
+    evaluation: str
     regenerator: str
     recipes: Mapping[str, Callable[[], Recipe]]
 

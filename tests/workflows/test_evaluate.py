@@ -13,7 +13,7 @@ from sememe.video import Clip, read_image
 from sememe.video_as_prompt.evaluation import Maker, scene_oracles
 from sememe.video_as_prompt.evaluation_rows import PromptedCase, RowSettings
 from sememe.workflows import evaluate as workflow
-from sememe.workflows.evaluate import EvaluationSettings, evaluate_video_as_prompt
+from sememe.workflows.evaluate import EvaluationSettings, evaluate
 from sememe.workflows.events import Progress
 from sememe.world import random_scene
 from sememe.world.captions import full_caption
@@ -49,7 +49,7 @@ def test_every_row_gives_figures(settings: EvaluationSettings, tmp_path: Path) -
     names = (*measured, "shorter", "longer", "wide")
     output, sheet = tmp_path / "report.json", tmp_path / "sheet.png"
     seen: list[Progress] = []
-    report = evaluate_video_as_prompt(
+    report = evaluate(
         replace(settings, rows=None, generations=2, output=output, sheet=sheet, num_examples=1), seen.append
     )
     document = json.loads(output.read_text())
@@ -77,7 +77,7 @@ def test_every_row_gives_figures(settings: EvaluationSettings, tmp_path: Path) -
 def test_results_do_not_depend_on_the_batch(settings: EvaluationSettings, tmp_path: Path) -> None:
     files = [tmp_path / "one.json", tmp_path / "four.json"]
     for path, size in zip(files, (1, 4), strict=True):
-        evaluate_video_as_prompt(replace(settings, batch_size=size, output=path))
+        evaluate(replace(settings, batch_size=size, output=path))
     assert ranks(files[0], "seen") == ranks(files[1], "seen")
 
 
@@ -85,7 +85,7 @@ def test_a_broken_off_run_is_continued(
     settings: EvaluationSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, parts = tmp_path / "whole.json", tmp_path / "parts.json"
-    evaluate_video_as_prompt(replace(settings, batch_size=2, output=whole))
+    evaluate(replace(settings, batch_size=2, output=whole))
     made: list[int] = []
     make = Maker.make
 
@@ -98,38 +98,38 @@ def test_a_broken_off_run_is_continued(
 
     monkeypatch.setattr(Maker, "make", breaking)
     with pytest.raises(KeyboardInterrupt):
-        evaluate_video_as_prompt(replace(settings, batch_size=2, output=parts))
+        evaluate(replace(settings, batch_size=2, output=parts))
     assert len(ranks(parts, "seen")) == 2
     assert not json.loads(parts.read_text())["is_complete"]
-    evaluate_video_as_prompt(replace(settings, batch_size=2, output=parts))
+    evaluate(replace(settings, batch_size=2, output=parts))
     assert made == [2, 0, 2], "only what was missing is made"
     assert ranks(parts, "seen") == ranks(whole, "seen")
 
 
 def test_rows_of_an_earlier_run_stay(settings: EvaluationSettings, tmp_path: Path) -> None:
     output = tmp_path / "report.json"
-    evaluate_video_as_prompt(replace(settings, rows=("paste",), output=output))
+    evaluate(replace(settings, rows=("paste",), output=output))
     first = ranks(output, "paste")
-    evaluate_video_as_prompt(replace(settings, rows=("ceiling",), output=output))
+    evaluate(replace(settings, rows=("ceiling",), output=output))
     assert ranks(output, "paste") == first
     assert len(ranks(output, "ceiling")) == 4
 
 
 def test_a_report_of_other_settings_is_refused(settings: EvaluationSettings, tmp_path: Path) -> None:
     output = tmp_path / "report.json"
-    evaluate_video_as_prompt(replace(settings, rows=("paste",), output=output))
+    evaluate(replace(settings, rows=("paste",), output=output))
     with pytest.raises(InputError, match="another seed"):
-        evaluate_video_as_prompt(replace(settings, rows=("paste",), output=output, seed=1))
+        evaluate(replace(settings, rows=("paste",), output=output, seed=1))
     output.write_text('{"hello": 1}')
     with pytest.raises(InputError, match="no report of an evaluation"):
-        evaluate_video_as_prompt(replace(settings, output=output))
+        evaluate(replace(settings, output=output))
     assert output.read_text() == '{"hello": 1}'
 
 
 def test_the_true_target_is_recognised(settings: EvaluationSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     """The ceiling row with an autoencoder that loses nothing."""
     monkeypatch.setattr(Maker, "_through_autoencoder", lambda _, clips: clips)
-    report = evaluate_video_as_prompt(replace(settings, rows=("ceiling",)))
+    report = evaluate(replace(settings, rows=("ceiling",)))
     summary = report.rows[0].summary
     assert isinstance(summary, RowSummary)
     assert summary.accuracy.wilson.value == 1
@@ -149,7 +149,7 @@ def test_the_backbone_is_asked_without_a_reference(
         return original(self, **arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(type(pipeline), "__call__", watched)
-    evaluate_video_as_prompt(replace(settings, rows=("floor", "seen")))
+    evaluate(replace(settings, rows=("floor", "seen")))
     floor, seen = calls
     assert floor["references"] is None
     assert floor["settings"] == seen["settings"].without_reference()  # type: ignore[attr-defined]
@@ -170,8 +170,8 @@ def test_a_misleading_prompt_names_another_condition(
 
     monkeypatch.setattr(type(pipeline), "__call__", watched)
     changes = {"reference_strength": "0.5", "guidance.reference_guidance_scale": 2.0}
-    changed = replace(settings, rows=("misled",), settings=changes, negative_reference="neutral")
-    report = evaluate_video_as_prompt(changed)
+    changed = replace(settings, rows=("misled",), settings=changes, options={"negative_reference": "neutral"})
+    report = evaluate(changed)
     assert calls[0]["settings"].reference.reference_strength == 0.5
     assert len(calls[0]["negative_references"]) == 4
     generation = report.identity["generation"]
@@ -193,8 +193,6 @@ def test_settings_are_checked_at_once() -> None:
     for wrong, message in (({"seed": 1}, "no setting seed"), ({"height": 32}, "size"), ({"batching": 3}, "batching")):
         with pytest.raises(InputError, match=message):
             EvaluationSettings(settings=wrong)
-    with pytest.raises(InputError, match="negative_reference to be neutral, got 'x'"):
-        EvaluationSettings(negative_reference="x")
 
 
 @pytest.mark.parametrize(
@@ -214,7 +212,12 @@ def test_wrong_numbers(change: dict[str, int], message: str) -> None:
 @pytest.mark.parametrize("rows", [("seen", "sene"), ("seen", "seen"), ("validation", "seen_validation"), ()])
 def test_wrong_rows(settings: EvaluationSettings, rows: tuple[str, ...]) -> None:
     with pytest.raises(InputError, match="expected different rows of seen, unseen"):
-        evaluate_video_as_prompt(replace(settings, rows=rows))
+        evaluate(replace(settings, rows=rows))
+
+
+def test_an_unknown_negative_reference(settings: EvaluationSettings) -> None:
+    with pytest.raises(InputError, match="'x'"):
+        evaluate(replace(settings, options={"negative_reference": "x"}))
 
 
 def test_threads_are_put_back(settings: EvaluationSettings) -> None:

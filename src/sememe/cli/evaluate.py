@@ -94,8 +94,7 @@ def evaluate_video_as_prompt(
 ) -> None:
     """Measure how well results follow their references, by comparing them with the true targets."""
     from sememe.training.malloc import keep_freed_memory
-    from sememe.workflows.evaluate import EvaluationSettings
-    from sememe.workflows.evaluate import evaluate_video_as_prompt as evaluate
+    from sememe.workflows.evaluate import EvaluationSettings, evaluate
 
     keep_freed_memory()
     flags = {
@@ -111,7 +110,7 @@ def evaluate_video_as_prompt(
         rows=tuple(name.strip() for entry in rows for name in entry.split(",")) if rows else None,
         per_scene=per_scene,
         settings=changes,
-        negative_reference=negative_reference,
+        options={} if negative_reference is None else {"negative_reference": negative_reference},
         seed=seed,
         batch_size=batch_size,
         threads=threads,

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 from diffusers.hooks.group_offloading import _maybe_remove_and_reapply_group_offloading
-from diffusers.loaders import CogVideoXLoraLoaderMixin, WanLoraLoaderMixin
+from diffusers.loaders import WanLoraLoaderMixin
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 
@@ -97,7 +97,7 @@ class BackboneAdapterMixin(WanLoraLoaderMixin):
 
     def _read_lora(self: Any, source: Any, shown: str, options: dict[str, Any]) -> tuple[dict[str, Any], Any]:
         _check_lora_source(source, options.get("weight_name"))
-        loader = WanLoraLoaderMixin if self.family.name == "wan" else CogVideoXLoraLoaderMixin
+        loader = self.family.lora_loader
         given = dict(source) if isinstance(source, dict) else str(source)
         # Without the first of these diffusers falls back on pickled files.
         options = {"use_safetensors": True, "return_lora_metadata": True} | options
@@ -110,8 +110,8 @@ class BackboneAdapterMixin(WanLoraLoaderMixin):
             raise ModelError(
                 f"{shown} holds no LoRA weights for {self.family.name} in safetensors: {reason}"
             ) from error
-        if loader is WanLoraLoaderMixin:
-            tensors = self._maybe_expand_t2v_lora_for_i2v(self.transformer, tensors)
+        if hasattr(loader, "_maybe_expand_t2v_lora_for_i2v"):
+            tensors = loader._maybe_expand_t2v_lora_for_i2v(self.transformer, tensors)
         return tensors, metadata
 
 

@@ -57,6 +57,19 @@ class Row(Generic[CaseT, ResultT]):
     group: str = TABLE
 
 
+@dataclass(frozen=True)
+class SystemRows(Generic[CaseT, ResultT]):
+    """The rows of a system.
+
+    Attributes:
+        rows: all there are.
+        identity: what their results depend on besides model, settings and seed, as plain values.
+    """
+
+    rows: tuple[Row[CaseT, ResultT], ...]
+    identity: Mapping[str, Any]
+
+
 def choose_rows(rows: Sequence[Row[CaseT, ResultT]], names: Sequence[str] | None) -> tuple[Row[CaseT, ResultT], ...]:
     """The rows with these names, in this order.
 

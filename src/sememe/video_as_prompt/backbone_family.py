@@ -45,6 +45,8 @@ class BackboneFamily(ABC):
 
     name: ClassVar[str]
     prediction: ClassVar[PredictionType]
+    lora_loader: ClassVar[Any]
+    """Loader of diffusers that reads LoRA weights of the backbone."""
     has_sampled_latents: ClassVar[bool] = False
     """Whether the official pipeline draws its latents from the posterior."""
     spreads_references: ClassVar[bool] = False
@@ -73,6 +75,11 @@ class BackboneFamily(ABC):
     def needs_image(self) -> bool:
         """Whether it cannot do without one."""
         return self.takes_image
+
+    @property
+    def can_spread_timesteps(self) -> bool:
+        """Whether each token can have a timestep of its own."""
+        return False
 
     @property
     def takes_last_image(self) -> bool:

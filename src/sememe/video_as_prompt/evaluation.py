@@ -3,23 +3,23 @@
 from collections.abc import Sequence
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
 from sememe.backbones.autoencoder import decode_latents, encode_video
 from sememe.backbones.pixels import clips_to_video, video_to_clips
+from sememe.errors import InputError
 from sememe.evaluation.candidates import SceneOracles
 from sememe.evaluation.cases import Case
 from sememe.evaluation.rows import CaseResult, RowSummary, estimate_share, judge_case, read_result, summarise_row
-from sememe.evaluation.runner import TABLE, Row
+from sememe.evaluation.runner import TABLE, Row, SystemRows
 from sememe.evaluation.splits import condition_groups
 from sememe.video import Clip, SheetRow, read_clip, write_clip
-from sememe.video_as_prompt.evaluation_rows import PromptedCase, RowSettings
+from sememe.video_as_prompt.evaluation_rows import PromptedCase, RowSettings, deal_row, list_rows
 from sememe.video_as_prompt.settings import Settings
 
-NegativeReference = Literal["neutral"]
 VALIDATION = "validation"
 """The group of the rows to choose settings and checkpoints by."""
 REFERENCE_QUALITY = 23.0  # the usual rate factor of H.264: references are lossy, as people's files are
@@ -41,9 +41,7 @@ class Maker:
         negative_reference: "neutral" for a negative reference in which nothing happens, in the reference's scene.
     """
 
-    def __init__(
-        self, pipeline: Any, settings: Settings, folder: Path, negative_reference: NegativeReference | None = None
-    ) -> None:
+    def __init__(self, pipeline: Any, settings: Settings, folder: Path, negative_reference: str | None = None) -> None:
         self.pipeline, self.settings, self.folder = pipeline, settings, folder
         self.negative_reference = negative_reference
 
@@ -162,6 +160,40 @@ def build_row(row: RowSettings, maker: Maker, cases: tuple[PromptedCase, ...]) -
         show=partial(maker.show, row),
         group=VALIDATION if row.is_validation else TABLE,
     )
+
+
+def build_rows(
+    pipeline: Any,
+    settings: Settings,
+    folder: Path,
+    *,
+    generations: int,
+    per_scene: int,
+    seed: int,
+    negative_reference: str | None = None,
+) -> SystemRows[PromptedCase, CaseResult]:
+    """Build all rows of the evaluation.
+
+    Captions of targets and references are empty. References show the condition in other scenes and come from mp4
+    files. What is generated is compared with renders of the same scene under all conditions.
+
+    Args:
+        pipeline: a `VideoAsPromptPipeline`.
+        settings: settings of the generations, but for their size.
+        folder: for files of references.
+        generations: number of cases in each row.
+        per_scene: largest number of cases that share a scene.
+        seed: seed of scenes, conditions and noise.
+        negative_reference: "neutral" for a negative reference in which nothing happens, in the reference's scene.
+
+    Raises:
+        InputError: `negative_reference` is another one.
+    """
+    if negative_reference not in (None, "neutral"):
+        raise InputError(f"expected negative_reference to be neutral, got {negative_reference!r}")
+    maker = Maker(pipeline, settings, folder, negative_reference)
+    rows = (build_row(row, maker, deal_row(row, generations, per_scene, seed)) for row in list_rows(pipeline))
+    return SystemRows(tuple(rows), {"reference_quality": REFERENCE_QUALITY})
 
 
 def summarise(num_candidates: int, results: Sequence[CaseResult]) -> RowSummary:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
+from diffusers.loaders import CogVideoXLoraLoaderMixin
 
 from sememe.backbones.autoencoder import latent_grid
 from sememe.backbones.first_frame import leading_frame_condition
@@ -24,6 +25,7 @@ class CogVideoXFamily(BackboneFamily):
 
     name: ClassVar[str] = "cogvideox"
     prediction: ClassVar[PredictionType] = "v"
+    lora_loader: ClassVar[Any] = CogVideoXLoraLoaderMixin
     has_sampled_latents: ClassVar[bool] = True
     reads_padding: ClassVar[bool] = True
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from diffusers.hooks.group_offloading import _is_group_offload_enabled
+from diffusers.loaders import WanLoraLoaderMixin
 from diffusers.utils.torch_utils import get_module_execution_device
 
 from sememe.backbones.autoencoder import encode_video
@@ -30,6 +31,7 @@ class WanFamily(BackboneFamily):
 
     name: ClassVar[str] = "wan"
     prediction: ClassVar[PredictionType] = "flow"
+    lora_loader: ClassVar[Any] = WanLoraLoaderMixin
     spreads_references: ClassVar[bool] = True
 
     def __init__(self, pipeline: Any) -> None:
@@ -43,6 +45,10 @@ class WanFamily(BackboneFamily):
     @property
     def needs_image(self) -> bool:
         return self.transformer.config.in_channels != self.transformer.config.out_channels
+
+    @property
+    def can_spread_timesteps(self) -> bool:
+        return not self.needs_image
 
     @property
     def takes_last_image(self) -> bool:

@@ -25,7 +25,6 @@ class VideoAsPromptInputs:
     """
 
     system: ClassVar[str] = "video-as-prompt"
-    settings_type: ClassVar[type[Settings]] = Settings
     baseline_name: ClassVar[str] = "without reference"
 
     image: Path

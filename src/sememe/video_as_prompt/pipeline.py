@@ -112,7 +112,7 @@ class VideoAsPromptPipeline(PromptEncoding, DiffusionPipeline, BackboneAdapterMi
         )
         defaults = Settings.from_config(generation_defaults)
         self.register_to_config(generation_defaults=defaults.to_config(), expand_timesteps=expand_timesteps)
-        if expand_timesteps and (self.family.name != "wan" or self.family.needs_image):
+        if expand_timesteps and not self.family.can_spread_timesteps:
             raise ModelError("expand_timesteps goes with Wan backbones that have no condition channels")
         self._interrupt = False
 

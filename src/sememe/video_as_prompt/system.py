@@ -32,6 +32,7 @@ VIDEO_AS_PROMPT = System(
         build="sememe.video_as_prompt.stages:build_pipeline",
         use="research on following a reference clip",
     ),
+    evaluation="sememe.video_as_prompt.evaluation:build_rows",
     regenerator="sememe.video_as_prompt.generations:Regenerator",
     recipes=RECIPES,
 )

@@ -5,25 +5,19 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast, get_args
+from pkgutil import resolve_name
+from typing import Any
 
 from sememe.compute.loading_settings import LoadingSettings
 from sememe.errors import InputError
 from sememe.evaluation.reports import EvaluationReport
-from sememe.evaluation.runner import Runner, choose_rows
+from sememe.evaluation.runner import Runner, SystemRows, choose_rows
 from sememe.files import check_writable
 from sememe.records import replace_fields
-from sememe.video_as_prompt.evaluation import (
-    REFERENCE_QUALITY,
-    Maker,
-    NegativeReference,
-    build_row,
-)
-from sememe.video_as_prompt.evaluation_rows import deal_row, list_rows
-from sememe.video_as_prompt.settings import Settings
 from sememe.workflows.events import Progress, ProgressHandler, ignore_progress
 from sememe.workflows.loading import LoadedModel, check_model_request, load_model
 from sememe.workflows.sidecar import describe_machine, describe_software
+from sememe.workflows.systems import SYSTEMS
 from sememe.world import WORLD_VERSION
 
 
@@ -32,12 +26,13 @@ class EvaluationSettings:
     """Settings of an evaluation.
 
     Attributes:
+        system: name of the system.
         model: built-in name, folder, or repository on the Hugging Face hub.
         generations: number of cases in each row.
         rows: names of rows, in this order, or "validation" for those to choose settings by; None for all others.
         per_scene: largest number of cases that share a scene.
         settings: changes to the defaults of the model, by field name or dotted key.
-        negative_reference: "neutral" for a negative reference in which nothing happens, in the reference's scene.
+        options: further arguments of the function that makes the system's rows, by name.
         seed: seed of scenes, conditions and noise.
         batch_size: number of cases generated together; results agree up to rounding.
         threads: threads of torch; None to leave them unchanged.
@@ -48,12 +43,13 @@ class EvaluationSettings:
         num_examples: number of right and of wrong examples of each row on the sheet, drawn by the seed.
     """
 
+    system: str = "video-as-prompt"
     model: str = "tiny"
     generations: int = 200
     rows: tuple[str, ...] | None = None
     per_scene: int = 8
     settings: Mapping[str, Any] = field(default_factory=dict)
-    negative_reference: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     batch_size: int = 8
     threads: int | None = None
@@ -68,21 +64,15 @@ class EvaluationSettings:
         for name, value in (numbers | {"threads": self.threads, "num_examples": self.num_examples}).items():
             if value is not None and value < 1:
                 raise InputError(f"expected {name} of 1 or more, got {value}")
-        if replace_fields(Settings(), self.settings).size != Settings().size:
+        default: Any = SYSTEMS[self.system].settings()
+        if replace_fields(default, self.settings).size != default.size:
             raise InputError("each row has a size and length of its own, so that settings of size have no effect")
-        if self.negative_reference not in (None, *get_args(NegativeReference)):
-            raise InputError(f"expected negative_reference to be neutral, got {self.negative_reference!r}")
         if self.seed < 0:
             raise InputError(f"expected a seed of 0 or more, got {self.seed}")
 
 
-def evaluate_video_as_prompt(
-    settings: EvaluationSettings, on_progress: ProgressHandler = ignore_progress
-) -> EvaluationReport:
-    """Measure a Video-As-Prompt model.
-
-    Captions of targets and references are empty. References show the condition in other scenes and come from mp4
-    files. What is generated is compared with renders of the same scene under all conditions.
+def evaluate(settings: EvaluationSettings, on_progress: ProgressHandler = ignore_progress) -> EvaluationReport:
+    """Measure a model on the rows of its system.
 
     Args:
         settings: what to measure and how.
@@ -104,16 +94,20 @@ def evaluate_video_as_prompt(
     with _threads(settings.threads), tempfile.TemporaryDirectory(prefix="sememe-") as folder:
         model = load_model(settings.model, loading)
         resolved = replace_fields(model.pipeline.defaults, settings.settings)
-        negative_reference = cast("NegativeReference | None", settings.negative_reference)
-        maker = Maker(model.pipeline, resolved, Path(folder), negative_reference)
-        rows = [
-            build_row(row, maker, deal_row(row, settings.generations, settings.per_scene, settings.seed))
-            for row in list_rows(model.pipeline)
-        ]
-        chosen = choose_rows(rows, settings.rows)
+        made: SystemRows[Any, Any] = resolve_name(SYSTEMS[settings.system].evaluation)(
+            model.pipeline,
+            resolved,
+            Path(folder),
+            generations=settings.generations,
+            per_scene=settings.per_scene,
+            seed=settings.seed,
+            **settings.options,
+        )
+        identity = _identify(settings, model, resolved) | dict(made.identity)
+        chosen = choose_rows(made.rows, settings.rows)
         runner = Runner(
-            rows,
-            EvaluationReport("video-as-prompt", _identify(settings, model), _describe_environment(settings, model)),
+            made.rows,
+            EvaluationReport(settings.system, identity, _describe_environment(settings, model)),
             lambda *progress: on_progress(Progress(*progress)),
             output=settings.output,
             batch_size=settings.batch_size,
@@ -125,18 +119,15 @@ def evaluate_video_as_prompt(
     return runner.report
 
 
-def _identify(settings: EvaluationSettings, model: LoadedModel) -> dict[str, Any]:
-    """All that the results depend on: what is left open is resolved to the model's own settings."""
-    resolved = replace_fields(model.pipeline.defaults, settings.settings)
-    negative = {} if settings.negative_reference is None else {"negative_reference": settings.negative_reference}
+def _identify(settings: EvaluationSettings, model: LoadedModel, resolved: Any) -> dict[str, Any]:
+    """Return all that the results depend on in every system."""
     return {
         "model_sha256": model.fingerprint.sha256,
         "dtype": model.dtype,
-        "generation": resolved.to_dict() | negative,
+        "generation": resolved.to_dict() | dict(settings.options),
         "generations": settings.generations,
         "per_scene": settings.per_scene,
         "seed": settings.seed,
-        "reference_quality": REFERENCE_QUALITY,
         "world_version": WORLD_VERSION,
     }
 

@@ -24,6 +24,7 @@ from sememe.workflows.input_files import ImageFile, VideoFile
 from sememe.workflows.loading import LoadedModel, check_model_request, load_model
 from sememe.workflows.outputs import OutputFiles
 from sememe.workflows.system_inputs import SystemInputs
+from sememe.workflows.systems import SYSTEMS
 
 MAX_SEED = 2**63 - 1
 
@@ -95,7 +96,7 @@ def generate(
     if loaded is None:
         check_model_request(request.model, request.loading)
     on_progress(Progress("reading the inputs"))
-    opened = _OpenedFiles.open(request.inputs, _resolve(request, request.inputs.settings_type()))
+    opened = _OpenedFiles.open(request.inputs, _resolve(request, SYSTEMS[request.inputs.system].settings()))
     watch.lap("read")
     if loaded is None:
         on_progress(Progress(f"loading {request.model}"))
@@ -132,7 +133,7 @@ def _check_request(request: GenerationRequest, files: OutputFiles) -> None:
     """Check what needs no file to be read and no model to be loaded."""
     if request.seed is not None:
         check_seed(request.seed)
-    inputs, settings = request.inputs, _resolve(request, request.inputs.settings_type())
+    inputs, settings = request.inputs, _resolve(request, SYSTEMS[request.inputs.system].settings())
     inputs.check(settings)
     if request.influence:
         inputs.baseline(settings)
@@ -141,7 +142,7 @@ def _check_request(request: GenerationRequest, files: OutputFiles) -> None:
 
 
 def _load(request: GenerationRequest) -> LoadedModel:
-    settings = _resolve(request, request.inputs.settings_type())
+    settings = _resolve(request, SYSTEMS[request.inputs.system].settings())
     values = flatten(settings)
     changed = [find_key(key, list(values)) for key in request.settings]
     own = {key.rpartition(".")[2]: values[key] for key in changed}

@@ -6,7 +6,6 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from sememe.records import Record
 from sememe.video import Clip
 
 
@@ -17,11 +16,6 @@ class SystemInputs(Protocol):
     @property
     def system(self) -> str:
         """Name of the system."""
-        ...
-
-    @property
-    def settings_type(self) -> type[Record]:
-        """Settings record of the system."""
         ...
 
     @property
