@@ -11,12 +11,13 @@ from model_folders import save_model
 from sememe.checkpoints import zoo
 from sememe.compute.loading_settings import LoadingSettings
 from sememe.records import list_fields, replace_fields
+from sememe.video_as_prompt import parity
 from sememe.video_as_prompt.generation import VideoAsPromptInputs
+from sememe.video_as_prompt.parity import ParityResult
 from sememe.video_as_prompt.settings import Settings
-from sememe.workflows import demo, generate, parity
+from sememe.workflows import demo, generate
 from sememe.workflows.demo import DemoPair, DemoRequest, DemoResult
 from sememe.workflows.generate import GenerationRequest, GenerationResult
-from sememe.workflows.parity import ParityResult
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sememe.workflows.parity import check_parity
+from sememe.video_as_prompt.parity import check_parity
 
 OWN = Path(__file__).parent / "vectors"
 OFFICIAL = Path(__file__).parents[2].parent / "shared" / "parity"

@@ -17,7 +17,7 @@ def check_parity(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of parity vectors.")],
 ) -> None:
     """Compare a model with what the official implementation computed; exits with 1 where they differ."""
-    from sememe.workflows.parity import check_parity as check
+    from sememe.video_as_prompt.parity import check_parity as check
 
     result = check(folder)
     echo_json(result.to_document(), indent=None)

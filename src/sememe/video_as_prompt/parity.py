@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from sememe.checkpoints.tensor_files import read_json
 from sememe.errors import InputError
 from sememe.video_as_prompt.formats import format_of_config
-from sememe.workflows.parity_forward import compare_forward
-from sememe.workflows.parity_pipeline import compare_generation
+from sememe.video_as_prompt.parity_forward import compare_forward
+from sememe.video_as_prompt.parity_pipeline import compare_generation
 
 TOLERANCE = 1e-4
 LATENTS_TOLERANCE = 5e-3
