@@ -1,7 +1,9 @@
 """Video-As-Prompt for the shared processes: its stages, recipes and pipeline."""
 
+import inspect
+
 from sememe.system import AUTOENCODER, ModelSpec, StageSpec, System
-from sememe.video_as_prompt.recipes import RECIPES
+from sememe.video_as_prompt import recipes_cogvideox, recipes_small, recipes_smoke, recipes_tiny
 from sememe.video_as_prompt.settings import Settings
 from sememe.video_as_prompt.stage_settings import BackboneRecipe, ExpertRecipe, VideoAsPromptModelRecipe
 
@@ -34,5 +36,11 @@ VIDEO_AS_PROMPT = System(
     ),
     evaluation="sememe.video_as_prompt.evaluation:build_rows",
     regenerator="sememe.video_as_prompt.generations:Regenerator",
-    recipes=RECIPES,
+    # Every public function of these modules makes the recipe of its name.
+    recipes={
+        name.replace("_", "-"): make
+        for module in (recipes_tiny, recipes_small, recipes_cogvideox, recipes_smoke)
+        for name, make in vars(module).items()
+        if inspect.isfunction(make) and make.__module__ == module.__name__ and not name.startswith("_")
+    },
 )
