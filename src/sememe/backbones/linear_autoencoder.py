@@ -5,6 +5,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.autoencoders.vae import AutoencoderMixin, DecoderOutput, IdentityDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
@@ -51,6 +52,7 @@ class LinearVideoAutoencoder(ModelMixin, AutoencoderMixin, ConfigMixin):
         self.decoder = nn.Linear(latent_channels, 3 * patch_size**3)
         self.refiner = _Refiner(latent_channels, patch_size, hidden_channels, num_layers)
 
+    @apply_forward_hook  # type: ignore[untyped-decorator]
     def encode(self, x: Video) -> AutoencoderKLOutput:
         """Encode a video of 1 more than a multiple of `patch_size` frames; its latents are certain."""
         size = self.config.patch_size
@@ -59,6 +61,7 @@ class LinearVideoAutoencoder(ModelMixin, AutoencoderMixin, ConfigMixin):
         latents = self.encoder(blocks.to(self.encoder.weight.dtype)).movedim(-1, 1).to(x.dtype)
         return AutoencoderKLOutput(latent_dist=IdentityDistribution(latents))
 
+    @apply_forward_hook  # type: ignore[untyped-decorator]
     def decode(self, z: Latents, noise_levels: NoiseLevels | None = None) -> DecoderOutput:
         """Decode latents to a video.
 

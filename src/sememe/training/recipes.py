@@ -64,7 +64,7 @@ class LinearNetwork:
     patch_size: int = 8
     hidden_channels: int = 64
     num_layers: int = 2
-    noise_level: float = 0.3
+    noise_level: float = 0.4
     num_start_clips: int = 900
     whitening: float = 0.5
 

@@ -286,7 +286,8 @@ def _describe_vae(vae: Any, transformer: Any) -> "AutoencoderShape":
         width=width,
         patch=(config.get("patch_size") or 1) if class_name != "AutoencoderKLCogVideoX" else 1,
         encoder_width=encoder_width,
-        largest_layer=largest_layer([vae]),
+        # What ours decodes is largest when neighbours are joined, before the first convolution is on the device.
+        largest_layer=largest_layer([vae.decoder if class_name == "LinearVideoAutoencoder" else vae]),
     )
 
 
