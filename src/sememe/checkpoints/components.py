@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from sememe.checkpoints.headers import read_stored_tensors
-from sememe.checkpoints.tensor_files import CONFIG_NAME, iterate_stored, read_json
+from sememe.checkpoints.headers import CONFIG_NAME, read_json, read_stored_tensors
+from sememe.checkpoints.tensor_files import iterate_stored
 from sememe.checkpoints.zoo import config_name
 from sememe.errors import ModelError
 
@@ -85,23 +85,21 @@ def read_entry(name: str, folder: Path, entry: object) -> tuple[str, str]:
     raise ModelError(f"expected library and class of {name} in the model_index.json of {folder.parent}, got {entry}")
 
 
-def load_component(name: str, folder: Path, dtype: torch.dtype | None = None, entry: object = None) -> Any:
+def load_component(name: str, folder: Path, dtype: torch.dtype | None = None, component: Any = None) -> Any:
     """Load one component; a network comes in evaluation mode.
 
     Args:
         name: Component, such as "vae".
         folder: Its folder.
         dtype: Precision of a transformer or text encoder; None for float32, which all else has.
-        entry: As in `find_class`.
+        component: Class, as `find_class` returns it; None for the one that the folder's configuration names.
 
     Raises:
         ModelError: The folder is not whole, does not fit its configuration, or names a class that is not loaded here.
     """
     if name == "tokenizer":
-        if entry is not None:
-            find_class(name, folder, entry)
         return _load_tokenizer(folder)
-    component = find_class(name, folder, entry)
+    component = component or find_class(name, folder)
     if not issubclass(component, torch.nn.Module):
         return _load_without_weights(component, folder)
     return load_strictly(component, folder, torch.float32 if dtype is None or name in _FULL_PRECISION else dtype)

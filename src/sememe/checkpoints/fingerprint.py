@@ -22,9 +22,9 @@ class ModelFingerprint:
     """Hashes of a model's files.
 
     Attributes:
-        sha256: of the lines `<sha256>  <path>` of all files, sorted by path, as the tool sha256sum prints them.
-        files: the sha256 of each file, by its path inside the folder.
-        revision: the commit, where the folder is a snapshot of a repository on the Hugging Face hub.
+        sha256: SHA-256 of the lines `<sha256>  <path>` of all files, sorted by path, as the tool sha256sum prints them.
+        files: SHA-256 of each file, by its path inside the folder.
+        revision: Commit, where the folder is a snapshot of a repository on the Hugging Face hub.
     """
 
     sha256: str
@@ -33,7 +33,7 @@ class ModelFingerprint:
 
 
 def fingerprint_model(folder: Path) -> ModelFingerprint:
-    """Hashes the files of a model folder; those that did not change since the last call are not read again."""
+    """Hash the files of a model folder; those that did not change since the last call are not read again."""
     paths = sorted(path for path in folder.rglob("*") if path.suffix in _SUFFIXES and path.is_file())
     files = {path.relative_to(folder).as_posix(): _model_file_hash(path) for path in paths}
     lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(files.items()))

@@ -1,4 +1,4 @@
-"""Find the weights in a model folder and read what their headers say, before any tensor is loaded.
+"""Read the JSON files and the headers of the weights in a model folder, before any tensor is loaded.
 
 Only safetensors are weights here. What keeps a folder from being whole (an unfinished download, a missing shard, a file
 cut short) is found by names, sizes and headers, and named in one line. Nothing here needs torch.
@@ -14,11 +14,18 @@ from typing import Any
 
 from sememe.errors import ModelError
 
+CONFIG_NAME = "config.json"
 STEMS = ("diffusion_pytorch_model", "model")
 PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 PICKLE_REASON = "such files are pickles, which can run code when they are read; use safetensors files of this model"
 
 _MAX_HEADER = 100_000_000  # bytes; what the safetensors library itself allows
+_MAX_JSON = 10_000_000  # bytes; a configuration takes some thousands
+# Settings by which diffusers and transformers load code: a file of the folder, a kernel of the hub, a quantizer.
+_CODE_SETTINGS = frozenset(
+    {"auto_map", "custom_generate", "quantization_config", "fusion_config", "kernel_config", "attn_implementation"}
+    | {"_attn_implementation", "experts_implementation", "_experts_implementation"}
+)
 _UNFINISHED = ("*.incomplete", "*.part", "*.aria2", "*.crdownload")
 _NUMBER = re.compile(r"\.(\d+)\.")
 _MOST_NAMES = 20
@@ -41,6 +48,28 @@ class StoredTensor:
     dtype: str
     num_bytes: int
     path: Path
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object of a model folder.
+
+    Raises:
+        ModelError: The file is absent, is not a JSON object, or has a setting that makes a library load code.
+    """
+    if path.exists() and not (path.is_file() and path.stat().st_size <= _MAX_JSON):  # a pipe would never end
+        raise ModelError(f"expected {path} to be a file of at most {_MAX_JSON / 1e6:g} MB")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise ModelError(f"expected a model folder with {path.name}, but {path} cannot be read") from error
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"expected JSON in {path}: {error}") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"expected a JSON object in {path}, got {type(content).__name__}")
+    chosen = sorted(_CODE_SETTINGS & _find_settings(content))
+    if chosen:
+        raise ModelError(f"{path} chooses code to run ({', '.join(chosen)}), which is never loaded from a model folder")
+    return content
 
 
 def read_stored_tensors(folder: Path, stems: Sequence[str] = STEMS) -> dict[str, StoredTensor]:
@@ -119,6 +148,15 @@ def describe_names(names: Iterable[str]) -> str:
     return ", ".join(told[:_MOST_NAMES]) + (f" and {more} more like these" if more > 0 else "")
 
 
+def _find_settings(content: Any) -> set[str]:
+    """Return the names of all settings that have a value, those of nested objects included."""
+    if isinstance(content, list):
+        return set().union(*map(_find_settings, content))
+    if not isinstance(content, dict):
+        return set()
+    return {name for name, value in content.items() if value is not None}.union(*map(_find_settings, content.values()))
+
+
 def _describe_numbers(numbers: Sequence[int]) -> str:
     if len(numbers) == 1:
         return str(numbers[0])
@@ -150,11 +188,7 @@ def _list_shards(index: Path) -> list[Path]:
 
 
 def _read_shard_names(index: Path) -> list[str]:
-    try:
-        content = json.loads(index.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"expected a JSON object in {index}, it cannot be read; download it again") from error
-    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    weight_map = read_json(index).get("weight_map")
     names = set(weight_map.values()) if isinstance(weight_map, dict) and _are_texts(weight_map) else set()
     # An index must not lead out of its folder.
     if not names or not all(name == Path(name).name for name in names):

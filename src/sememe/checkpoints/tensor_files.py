@@ -11,21 +11,14 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from sememe.checkpoints.headers import StoredTensor, describe_names, read_stored_tensors
+from sememe.checkpoints.headers import CONFIG_NAME, StoredTensor, describe_names, read_stored_tensors
 from sememe.errors import ModelError, OutputError
 from sememe.files import describe_write_error
 
-CONFIG_NAME = "config.json"
 _STEM = "diffusion_pytorch_model"
 WEIGHTS_NAME = f"{_STEM}.safetensors"
 INDEX_NAME = f"{WEIGHTS_NAME}.index.json"
 SHARD_PATTERN = _STEM + "{suffix}.safetensors"
-_MAX_JSON = 10_000_000  # bytes; a configuration takes some thousands
-# Settings by which diffusers and transformers load code: a file of the folder, a kernel of the hub, a quantizer.
-_CODE_SETTINGS = frozenset(
-    {"auto_map", "custom_generate", "quantization_config", "fusion_config", "kernel_config", "attn_implementation"}
-    | {"_attn_implementation", "experts_implementation", "_experts_implementation"}
-)
 
 
 def write_tensors(
@@ -92,37 +85,6 @@ def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
         is_full = "os error 28" in str(error) or "os error 122" in str(error)
         cause = OSError(errno.ENOSPC if is_full else 0, str(error))
         raise OutputError(describe_write_error(path, cause)) from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object of a model folder.
-
-    Raises:
-        ModelError: The file is absent, is not a JSON object, or has a setting that makes a library load code.
-    """
-    if path.exists() and not (path.is_file() and path.stat().st_size <= _MAX_JSON):  # a pipe would never end
-        raise ModelError(f"expected {path} to be a file of at most {_MAX_JSON / 1e6:g} MB")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise ModelError(f"a model folder with {path.name} was expected, but {path} cannot be read") from error
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{path} must hold a JSON object, got {type(content).__name__}")
-    chosen = sorted(_CODE_SETTINGS & _find_settings(content))
-    if chosen:
-        raise ModelError(f"{path} chooses code to run ({', '.join(chosen)}), which is never loaded from a model folder")
-    return content
-
-
-def _find_settings(content: Any) -> set[str]:
-    """Return the names of all settings that have a value, those of nested objects included."""
-    if isinstance(content, list):
-        return set().union(*map(_find_settings, content))
-    if not isinstance(content, dict):
-        return set()
-    return {name for name, value in content.items() if value is not None}.union(*map(_find_settings, content.values()))
 
 
 def iterate_stored(tensors: Mapping[str, StoredTensor]) -> Iterator[tuple[str, torch.Tensor]]:

@@ -5,17 +5,15 @@ front matter holds `description`, `license` and `source`. Nothing here needs tor
 """
 
 import difflib
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-from sememe.checkpoints.headers import PICKLE_REASON, PICKLED_SUFFIXES, read_header
+from sememe.checkpoints.headers import CONFIG_NAME, PICKLE_REASON, PICKLED_SUFFIXES, read_header, read_json
 from sememe.errors import ModelError
 
 WEIGHTS_FOLDER = Path(__file__).parent / "weights"
@@ -149,7 +147,7 @@ def find_part(source: str | Path, part: str) -> Path:
 
 def config_name(name: str) -> str:
     """Return the name of the configuration file of a component or part."""
-    return _CONFIG_FILES.get(name, "config.json")
+    return _CONFIG_FILES.get(name, CONFIG_NAME)
 
 
 def describe_model(folder: Path) -> ModelRecord:
@@ -158,7 +156,7 @@ def describe_model(folder: Path) -> ModelRecord:
     Raises:
         ModelError: The folder holds no model.
     """
-    index = _read_index(folder / _INDEX_NAME)
+    index = read_json(folder / _INDEX_NAME)
     made = index.get("generation_defaults") or {}
     card = _read_card(folder / "README.md")
     files = sorted(folder.rglob("*.safetensors"))
@@ -186,16 +184,6 @@ def _names() -> list[str]:
 
 def _systems(names: Iterable[str]) -> set[str]:
     return {name.partition("/")[0] for name in names}
-
-
-def _read_index(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"expected a model folder with {path.name}, but {path} cannot be read") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"expected a JSON object in {path}, got {type(content).__name__}")
-    return content
 
 
 def _read_card(path: Path) -> Mapping[str, str]:

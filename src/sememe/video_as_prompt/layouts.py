@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sememe.checkpoints.components import read_entry
-from sememe.checkpoints.headers import list_missing_shards
-from sememe.checkpoints.tensor_files import read_json
+from sememe.checkpoints.headers import list_missing_shards, read_json
 from sememe.checkpoints.zoo import config_name
 from sememe.errors import ModelError
 from sememe.video_as_prompt.formats import FORMATS, TransformerFormat, format_of_class

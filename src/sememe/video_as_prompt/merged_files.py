@@ -16,8 +16,8 @@ import torch
 from accelerate import init_empty_weights
 from torch import nn
 
-from sememe.checkpoints.headers import STEMS, read_stored_tensors
-from sememe.checkpoints.tensor_files import CONFIG_NAME, check_tensors, iterate_stored, read_json, write_tensors
+from sememe.checkpoints.headers import CONFIG_NAME, STEMS, read_json, read_stored_tensors
+from sememe.checkpoints.tensor_files import check_tensors, iterate_stored, write_tensors
 from sememe.errors import ModelError
 from sememe.records import to_plain
 from sememe.video_as_prompt.formats import (
@@ -30,7 +30,7 @@ from sememe.video_as_prompt.formats import (
 )
 
 BLOCKS_SETTING = "block_idx_with_mot_ref"
-# What the official classes can do beside the released models, which is not done here: only "off" is accepted.
+# Settings of the official classes that no released model uses and that are not supported here.
 _UNSUPPORTED = {
     "attention_head_dim_mot_ref": "an expert whose heads have a size of their own",
     "reference_train_mode": "an expert with an output of its own for the reference",
@@ -45,14 +45,14 @@ logger = logging.getLogger(__name__)
 
 
 def open_merged(folder: str | Path, stems: tuple[str, ...] = STEMS) -> StoredTransformer:
-    """Looks at a released transformer folder without loading it.
+    """Check a released transformer folder without loading it.
 
     Args:
-        folder: with `config.json` and safetensors, in shards with an index or one file.
-        stems: names of the files of weights, without `.safetensors`.
+        folder: Folder of `config.json` and safetensors, in shards with an index or one file.
+        stems: Names of the files of weights, without `.safetensors`.
 
     Raises:
-        ModelError: it is no such folder, is not whole, asks for what is not supported here, or its tensors (by their
+        ModelError: It is no such folder, is not whole, asks for what is not supported here, or its tensors (by their
             official names) are not those of its configuration.
     """
     folder = Path(folder)
@@ -72,19 +72,19 @@ def open_merged(folder: str | Path, stems: tuple[str, ...] = STEMS) -> StoredTra
 
 
 def load_merged(folder: str | Path, torch_dtype: torch.dtype | None = None, stems: tuple[str, ...] = STEMS) -> Any:
-    """Loads a released transformer folder, tensor by tensor, so that there is never more than one copy of the model.
+    """Load a released transformer folder, tensor by tensor, so that there is never more than one copy of the model.
 
     Args:
-        folder: as in `open_merged`.
-        torch_dtype: precision of the weights; what diffusers keeps in float32 stays so, in the expert as well. None
+        folder: As in `open_merged`.
+        torch_dtype: Precision of the weights; what diffusers keeps in float32 stays so, in the expert as well. None
             for the precision in which each tensor is stored.
-        stems: as in `open_merged`.
+        stems: As in `open_merged`.
 
     Returns:
         A `WanVideoAsPromptTransformer` or `CogVideoXVideoAsPromptTransformer`, two-way, in evaluation mode.
 
     Raises:
-        ModelError: as `open_merged`.
+        ModelError: As `open_merged`.
     """
     stored = open_merged(folder, stems)
     known = stored.format
@@ -100,11 +100,11 @@ def load_merged(folder: str | Path, torch_dtype: torch.dtype | None = None, stem
 
 
 def save_merged(model: Any, folder: str | Path, max_shard_size: int | str = "5GB") -> None:
-    """Writes one of our transformers as a released folder: backbone and expert in one, under the official names.
+    """Write one of our transformers as a released folder: backbone and expert in one, under the official names.
 
     Raises:
-        ModelError: the model is none of ours, or has a setting that such a folder cannot state.
-        OutputError: the folder cannot be written.
+        ModelError: The model is none of ours, or has a setting that such a folder cannot state.
+        OutputError: The folder cannot be written.
     """
     known = format_of_model(model)
     tensors = {known.name_officially(key): tensor for key, tensor in model.state_dict().items()}
@@ -114,21 +114,21 @@ def save_merged(model: Any, folder: str | Path, max_shard_size: int | str = "5GB
 def write_merged(
     stored: StoredTransformer, folder: str | Path, max_shard_size: int | str, on_tensor: Callable[[], None]
 ) -> None:
-    """Copies a transformer from other files to a released folder, as `save_merged` would write it.
+    """Copy a transformer from other files to a released folder, as `save_merged` would write it.
 
     Raises:
-        ModelError: as `save_merged`; or a file cannot be read.
-        OutputError: the folder cannot be written.
+        ModelError: As `save_merged`; or a file cannot be read.
+        OutputError: The folder cannot be written.
     """
     tensors = {stored.format.name_officially(key): tensor for key, tensor in stored.tensors.items()}
     write_tensors(Path(folder), tensors, official_config(stored.skeleton), max_shard_size, on_tensor)
 
 
 def official_config(model: Any) -> dict[str, Any]:
-    """The configuration with which a released folder describes one of our transformers.
+    """Return the configuration with which a released folder describes one of our transformers.
 
     Raises:
-        ModelError: it has a setting that the official class does not know.
+        ModelError: It has a setting that the official class does not know.
     """
     known = format_of_model(model)
     given = {name: to_plain(value) for name, value in model.config.items() if not name.startswith("_")}
@@ -149,7 +149,7 @@ def official_config(model: Any) -> dict[str, Any]:
 
 
 def _read_settings(path: Path, config: Mapping[str, Any], known: TransformerFormat) -> dict[str, Any]:
-    """Arguments of our class, from those of the official one."""
+    """Return the arguments of our class, from those of the official one."""
     for name, what in _UNSUPPORTED.items():
         if config.get(name):
             raise ModelError(
@@ -165,8 +165,8 @@ def _read_settings(path: Path, config: Mapping[str, Any], known: TransformerForm
         if name not in taken and name != BLOCKS_SETTING and not name.startswith("_") and value not in (None, False)
     }
     if ignored:
-        told = ", ".join(f"{name} = {json.dumps(value)}" for name, value in ignored.items())
-        logger.warning("%s has settings that are not known here and are ignored: %s", path, told)
+        described = ", ".join(f"{name} = {json.dumps(value)}" for name, value in ignored.items())
+        logger.warning("%s has settings that are not known here and are ignored: %s", path, described)
     return settings | own
 
 
@@ -178,7 +178,7 @@ def _find_expert_blocks(path: Path, config: Mapping[str, Any], known: Transforme
         return blocks
     if config.get("num_layers") != known.released_num_layers:
         raise ModelError(
-            f"expected {BLOCKS_SETTING} (the blocks that carry an expert) in {path}; it may only lack for the released "
+            f"expected {BLOCKS_SETTING} (the blocks that carry an expert) in {path}; it may be absent for the released "
             f"model of {known.released_num_layers} blocks, this one has {config.get('num_layers')}; add it"
         )
     logger.warning(
@@ -191,7 +191,7 @@ def _find_expert_blocks(path: Path, config: Mapping[str, Any], known: Transforme
 
 
 def _put(model: nn.Module, key: str, tensor: torch.Tensor) -> None:
-    """Puts a tensor in its place, whatever was there."""
+    """Put a tensor in its place, whatever was there."""
     path, _, name = key.rpartition(".")
     module = model.get_submodule(path)
     if name in module._buffers:

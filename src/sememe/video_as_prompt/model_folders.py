@@ -25,6 +25,7 @@ from sememe.video_as_prompt.layouts import COMPONENTS, EXPERT_FOLDER, INDEX_NAME
 from sememe.video_as_prompt.merged_files import load_merged
 from sememe.video_as_prompt.released_defaults import released_defaults
 from sememe.video_as_prompt.separate_files import check_pair
+from sememe.video_as_prompt.system import VIDEO_AS_PROMPT
 
 _COMPONENTS = tuple(name for name in COMPONENTS if name != "transformer")
 
@@ -35,7 +36,7 @@ def find_expert(name: str | Path) -> Path:
     Raises:
         ModelError: There is none.
     """
-    folder = find_folder(name, system="video-as-prompt")
+    folder = find_folder(name, system=VIDEO_AS_PROMPT.name)
     if (folder / "config.json").is_file():
         return folder
     if (folder / EXPERT_FOLDER / "config.json").is_file():
@@ -175,7 +176,5 @@ def find_component_class(layout: ModelLayout, name: str) -> Any:
 
 
 def _load_component(layout: ModelLayout, name: str, torch_dtype: torch.dtype | None) -> Any:
-    if not layout.has(name):
-        return None
-    folder = layout.folder / name
-    return load_component(name, folder, torch_dtype, read_entry(name, folder, layout.index.get(name)))
+    component = find_component_class(layout, name)
+    return None if component is None else load_component(name, layout.folder / name, torch_dtype, component)

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from sememe.checkpoints.tensor_files import read_json
+from sememe.checkpoints.headers import read_json
 from sememe.errors import InputError
 from sememe.video_as_prompt.formats import format_of_config
 from sememe.video_as_prompt.parity_forward import compare_forward

@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 import torch
 
-from sememe.checkpoints.tensor_files import read_json
+from sememe.checkpoints.headers import read_json
 from sememe.errors import InputError
 from sememe.video import Clip
 from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline

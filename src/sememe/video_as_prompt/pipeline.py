@@ -38,6 +38,7 @@ from sememe.video_as_prompt.inputs import (
 )
 from sememe.video_as_prompt.model_folders import load_components, save_components
 from sememe.video_as_prompt.settings import Settings
+from sememe.video_as_prompt.system import VIDEO_AS_PROMPT
 
 OutputType = Literal["np", "pt", "pil", "latent"]
 OnStepEnd = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor | None]
@@ -164,7 +165,7 @@ class VideoAsPromptPipeline(PromptEncoding, DiffusionPipeline, BackboneAdapterMi
             ModelError: where there is no such model, or it is not whole.
             InputError: where something is passed that is no component.
         """
-        folder = find_folder(name, revision, "video-as-prompt")
+        folder = find_folder(name, revision, VIDEO_AS_PROMPT.name)
         parts = load_components(folder, torch_dtype, components, cls.__name__, expert)
         unknown = sorted(components.keys() - parts.keys())
         if unknown:

@@ -1,10 +1,10 @@
-"""A transformer in two folders, the stock backbone and the expert alone, looked at and written without loading it."""
+"""A transformer in two folders, the stock backbone and the expert alone, checked and written without loading it."""
 
 from collections.abc import Callable
 from pathlib import Path
 
-from sememe.checkpoints.headers import StoredTensor, read_stored_tensors
-from sememe.checkpoints.tensor_files import CONFIG_NAME, check_tensors, read_json, write_tensors
+from sememe.checkpoints.headers import CONFIG_NAME, StoredTensor, read_json, read_stored_tensors
+from sememe.checkpoints.tensor_files import check_tensors, write_tensors
 from sememe.errors import ModelError
 from sememe.records import to_plain
 from sememe.video_as_prompt.formats import FORMATS, StoredTransformer, TransformerFormat, build_on_meta, format_of_class
@@ -13,10 +13,10 @@ _STEMS = ("diffusion_pytorch_model",)
 
 
 def open_separate(backbone_folder: str | Path, expert_folder: str | Path) -> StoredTransformer:
-    """Looks at a stock backbone folder and an expert folder without loading them.
+    """Check a stock backbone folder and an expert folder without loading them.
 
     Raises:
-        ModelError: one of them is not what was expected or is not whole, or the expert is for another backbone.
+        ModelError: One of them is not what was expected or is not whole, or the expert is for another backbone.
     """
     backbone, expert = Path(backbone_folder), Path(expert_folder)
     known = check_pair(backbone, expert)
@@ -51,11 +51,11 @@ def write_separate(
     max_shard_size: int | str,
     on_tensor: Callable[[], None],
 ) -> None:
-    """Copies a transformer from other files to a stock backbone folder and an expert folder.
+    """Copy a transformer from other files to a stock backbone folder and an expert folder.
 
     Raises:
-        ModelError: a file cannot be read.
-        OutputError: a folder cannot be written.
+        ModelError: A file cannot be read.
+        OutputError: A folder cannot be written.
     """
     known = stored.format
     parts: dict[bool, dict[str, StoredTensor]] = {False: {}, True: {}}
@@ -67,10 +67,10 @@ def write_separate(
 
 
 def check_pair(backbone_folder: Path, expert_folder: Path) -> TransformerFormat:
-    """Whether an expert is one for this kind of backbone; says which kind that is.
+    """Check that an expert is made for this kind of backbone, and return their format.
 
     Raises:
-        ModelError: it is not, or one of the folders holds something else.
+        ModelError: It is not, or one of the folders holds something else.
     """
     stock = str(read_json(backbone_folder / CONFIG_NAME).get("_class_name"))
     known = format_of_class(stock)

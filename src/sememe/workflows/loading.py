@@ -9,6 +9,7 @@ from sememe.checkpoints.fingerprint import ModelFingerprint, fingerprint_model
 from sememe.checkpoints.zoo import find_folder, is_hub_id, resolve_model
 from sememe.compute.loading_settings import LoadingSettings
 from sememe.errors import InputError
+from sememe.video_as_prompt.system import VIDEO_AS_PROMPT
 from sememe.workflows.host_memory import read_free_memory
 from sememe.workflows.model_memory import Guided, find_released, read_own_dtype
 from sememe.workflows.plan import MemoryPlan, PlanRequest, Texts, apply_plan, check_plan_request, plan_memory
@@ -79,7 +80,7 @@ def check_model_request(name: str, loading: LoadingSettings) -> None:
         InputError: a revision is given for a model that has none.
     """
     if not is_hub_id(name):
-        resolve_model(name, "video-as-prompt")
+        resolve_model(name, VIDEO_AS_PROMPT.name)
         if loading.revision is not None:
             raise InputError(f"a revision is one of a repository on the hub, but {name} is none; leave it out")
 
@@ -119,7 +120,7 @@ def load_model(
     if request is not None and is_hub_id(name) and find_released(name):
         # By what is known of it, before tens of GB are fetched for nothing.
         plan_memory(name, request, loading.expert)
-    folder = find_folder(name, loading.revision, "video-as-prompt")
+    folder = find_folder(name, loading.revision, VIDEO_AS_PROMPT.name)
     apart = None if loading.expert is None else find_expert(loading.expert)
     plan = None if request is None else plan_memory(folder, request, apart, called=name)
     disable_progress_bar()

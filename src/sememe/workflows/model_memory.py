@@ -118,8 +118,7 @@ def read_own_dtype(folder: Path, expert: Path | None = None) -> str:
     Raises:
         ModelError: it is not whole.
     """
-    from sememe.checkpoints.headers import read_stored_tensors
-    from sememe.checkpoints.tensor_files import CONFIG_NAME, read_json
+    from sememe.checkpoints.headers import CONFIG_NAME, read_json, read_stored_tensors
     from sememe.video_as_prompt.layouts import EXPERT_FOLDER, read_layout
 
     layout = read_layout(folder)
@@ -166,7 +165,7 @@ def _describe_released(name: str, guided: Guided) -> "ModelMemory":
 def _describe_folder(name: str, folder: Path, expert: str | Path | None, guided: Guided) -> "ModelMemory":
     import torch
 
-    from sememe.checkpoints.tensor_files import read_json
+    from sememe.checkpoints.headers import read_json
     from sememe.video_as_prompt.layouts import EXPERT_FOLDER, OWN_CLASS, check_whole, read_layout
     from sememe.video_as_prompt.merged_files import open_merged
     from sememe.video_as_prompt.model_folders import choose_expert
@@ -335,7 +334,7 @@ def _count_stored(folder: Path) -> int:
 
 
 def _count_tokenizer(folder: Path) -> int:
-    from sememe.checkpoints.tensor_files import read_json
+    from sememe.checkpoints.headers import read_json
 
     length = read_json(folder / "tokenizer_config.json").get("model_max_length")
     return min(length, _MAX_TEXT_TOKENS) if isinstance(length, int) else _MAX_TEXT_TOKENS
