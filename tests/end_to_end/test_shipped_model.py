@@ -1,0 +1,40 @@
+"""The built-in model follows its references: a floor that a broken default, scheduler or scale would break."""
+
+from itertools import count
+
+import torch
+
+from sememe import Clip, VideoAsPromptPipeline
+from sememe.evaluation.oracle import Oracle
+from sememe.world import can_show, conditions, random_scene, render
+
+# Drawn scenes of the range that is for choosing; references come from scenes of their own.
+SCENES = (30_000_101, 30_000_102, 30_000_106)
+REFERENCE_SCENE = 40_000_000
+
+
+def make_reference(condition: str, start: int) -> Clip:
+    """The condition in the first scene from `start` on that can show it."""
+    scenes = map(random_scene, count(start))
+    return render(next(scene for scene in scenes if can_show(scene, condition)), condition).clip
+
+
+def test_half_of_24_references_are_followed() -> None:
+    pipeline = VideoAsPromptPipeline.from_pretrained("tiny")
+    pipeline.set_progress_bar_config(disable=True)
+    seen = conditions(split="seen")
+    followed = []
+    for place, scene in enumerate(map(random_scene, SCENES)):
+        names = [name for name in seen if name in conditions(scene=scene)][place::16][:8]
+        picture = render(scene, None, num_frames=1).clip.frames[0]
+        made = pipeline(
+            image=[picture] * len(names),
+            references=[
+                [make_reference(name, REFERENCE_SCENE + 100 * place + 10 * index)] for index, name in enumerate(names)
+            ],
+            prompt=[""] * len(names),
+            generator=[torch.Generator().manual_seed(place) for _ in names],
+        ).clips
+        oracle = Oracle({name: render(scene, name).clip for name in conditions(scene=scene)})
+        followed += [name for name, clip in zip(names, made, strict=True) if oracle.nearest(clip).name == name]
+    assert len(followed) >= 12, followed
