@@ -59,7 +59,7 @@ class System:
         model: How a model is assembled.
         evaluation: Function that builds the rows of its evaluation, as `evaluation.runner.SystemRows`.
         regenerator: Class that generates training clips again from their noised latents; it is called with a
-            `training.recipes.Regeneration`, the clips and their frame rate, and its `generate` with a range of them.
+            `training.recipes.Regeneration`, the clips and their frame rate, and its `generate` with numbers of clips.
         recipes: Functions that make the recipes, by name, in the order in which they are run.
     """
 

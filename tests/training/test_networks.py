@@ -41,8 +41,8 @@ def test_every_backbone_can_be_built(name: str) -> None:
         channels = autoencoder.network.latent_channels
         transformer = make_transformer(recipe.network, channels, recipe.text.d_model)
     grid = latent_grid(vae, 2)
-    data = autoencoder.data
-    assert grid.latent_shape(data.num_frames, data.height, data.width)[0] == channels
+    clips = autoencoder.clips
+    assert grid.latent_shape(clips.num_frames, clips.height, clips.width)[0] == channels
     assert recipe.network.num_mask_channels == grid.temporal_ratio, "one mask channel for each frame of a latent"
     assert transformer.config.in_channels == 2 * channels + grid.temporal_ratio
     assert text_encoder.config.d_model == transformer.config.text_dim

@@ -30,7 +30,7 @@ class Generations:
     def __len__(self) -> int:
         return len(self.latents)
 
-    def select_clean(self, indices: torch.Tensor) -> torch.Tensor:
+    def select(self, name: str, indices: torch.Tensor) -> torch.Tensor:
         return self.latents[indices]
 
 

@@ -7,7 +7,7 @@ import pytest
 from sememe.errors import RecipeError
 from sememe.records import apply_overrides, flatten
 from sememe.training.autoencoder_settings import AutoencoderSettings
-from sememe.training.recipes import LatentsRecipe, LinearNetwork, Regeneration, WorldData
+from sememe.training.recipes import ClipFormat, LatentsRecipe, LinearNetwork, Regeneration, WorldData
 from sememe.video_as_prompt.recipes_tiny import tiny_autoencoder, tiny_expert
 from sememe.video_as_prompt.stage_settings import BackboneSettings, ExpertRecipe, ExpertSettings
 from sememe.video_as_prompt.system import VIDEO_AS_PROMPT
@@ -66,8 +66,8 @@ def test_overrides_reach_every_depth() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["data.width=60"], "data.width must be a multiple of 8"),
-        (["data.num_frames=20"], "data.num_frames must be 1 more"),
+        (["clips.width=60"], "clips.width must be a multiple of 8"),
+        (["clips.num_frames=20"], "clips.num_frames must be 1 more"),
         (["network.hidden_channels=90"], "network.hidden_channels must be a multiple of 8"),
         (["network.patch_size=3"], "network.patch_size must be a multiple of 2"),
     ],
@@ -89,7 +89,7 @@ def test_what_cannot_be_built_is_refused(settings: list[str], message: str) -> N
         (lambda: replace(tiny_expert(), num_conditions=1), "num_conditions must be 2"),
         (lambda: replace(tiny_expert(), reference_timestep=-1.0), "reference_timestep must be between"),
         (lambda: WorldData(num_clips=0), "num_clips must be 1"),
-        (lambda: WorldData(fps=0.0), "fps must be above 0"),
+        (lambda: ClipFormat(fps=0.0), "fps must be above 0"),
         (lambda: LinearNetwork(latent_channels=0), "latent_channels must be 1"),
         (lambda: Regeneration(model="a", min_strength=0.0), "strengths must rise"),
         (lambda: LatentsRecipe(name="a", description="b", autoencoder="c", batch_size=0), "batch_size must be 1"),

@@ -1,4 +1,3 @@
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +10,10 @@ from sememe.backbones.autoencoder import encode_video
 from sememe.backbones.first_frame import encode_first_frame
 from sememe.checkpoints.components import load_component
 from sememe.checkpoints.fingerprint import fingerprint_encoder
-from sememe.data.latents import LatentCache
+from sememe.data.array_cache import ArrayCache
 from sememe.data.manifest import VideoSample, write_manifest, write_vap_data
 from sememe.errors import InputError, ModelError, RecipeError
 from sememe.training.clips import open_clips
-from sememe.training.latents import open_latents
 from sememe.training.recipes import LatentsRecipe, Regeneration
 from sememe.training.stage_autoencoder import to_video
 from sememe.training.world_clips import render_item, world_item
@@ -36,7 +34,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @torch.no_grad()
 def test_latents_are_those_of_the_pipeline(runs: Path) -> None:
-    cache = open_latents(runs / "latents")
+    cache = ArrayCache.open(runs / "latents")
     vae = load_component("vae", runs / "autoencoder" / "model" / "vae")
     assert isinstance(cache, LatentSource)
     assert len(cache) == 308
@@ -46,14 +44,16 @@ def test_latents_are_those_of_the_pipeline(runs: Path) -> None:
         rendered = render_item(item, num_frames=9, size=16)
         video = to_video(rendered.clip.frames[None])
         # The size of a batch changes the rounding.
-        assert torch.allclose(cache.select_clean(torch.tensor([index])).float(), encode_video(vae, video), atol=2e-3)
+        assert torch.allclose(cache.select("clean", torch.tensor([index])).float(), encode_video(vae, video), atol=2e-3)
         first = encode_first_frame(vae, video[:, :, 0], 9, "repeat").half()
-        assert torch.allclose(cache.select_condition(torch.tensor([index])), first, atol=1e-3)
+        assert torch.allclose(cache.select("first_frame", torch.tensor([index])), first, atol=1e-3)
         assert (cache.conditions[index], cache.scenes[index]) == (item.condition, str(item.scene))
         assert (cache.captions[index], cache.full_captions[index]) == (rendered.caption, rendered.full_caption)
-    assert cache.origin.first_frame_fill == "repeat"
-    assert cache.origin.autoencoder == fingerprint_encoder(vae)
-    assert cache.origin.dataset == "world 2, 9 frames of 16x16 at 8 fps, 154 clips a scene"
+    assert {item.condition for item in cache.items if item.split == "unseen"} == set(conditions(split="unseen"))
+    fingerprint = fingerprint_encoder(vae)
+    assert cache.arrays["clean"].made_by == {"autoencoder": fingerprint}
+    assert cache.arrays["first_frame"].made_by == {"autoencoder": fingerprint, "first_frame_fill": "repeat"}
+    assert cache.source == "world 2, 9 frames of 16x16 at 8 fps, 154 clips a scene"
 
 
 def test_broken_off_work_is_continued(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,21 +61,24 @@ def test_broken_off_work_is_continued(runs: Path, tmp_path: Path, monkeypatch: p
     recipe = latents_recipe(runs)
 
     def break_off(progress: Progress) -> None:
-        if progress.stage == "encoding clips" and progress.step >= 128:
+        if progress.stage == "encoding clean" and progress.step >= 128:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         precompute_latents(recipe, tmp_path, break_off)
     with pytest.raises(InputError, match="is not finished"):
-        open_latents(tmp_path)
+        ArrayCache.open(tmp_path)
     seen: list[Progress] = []
     summary = precompute_latents(recipe, tmp_path, seen.append)
-    assert (summary.num_clips, summary.num_first_frames, summary.num_new) == (308, 2, 208)
-    assert next(progress.step for progress in seen if progress.stage == "encoding clips") == 100
-    whole, parts = LatentCache.open(runs / "latents"), LatentCache.open(tmp_path)
+    assert (summary.num_clips, summary.num_new) == (308, {"first_frame": 0, "clean": 208})
+    assert next(progress.step for progress in seen if progress.stage == "encoding clean") == 100
+    whole, parts = ArrayCache.open(runs / "latents"), ArrayCache.open(tmp_path)
     assert parts.items == whole.items
-    assert torch.allclose(parts.clean, whole.clean, atol=1e-3)
-    assert precompute_latents(recipe, tmp_path).num_new == 0
+    one, two = (cache.select("clean", torch.arange(308)) for cache in (parts, whole))
+    assert torch.allclose(one, two, atol=1e-3)
+    assert precompute_latents(recipe, tmp_path).num_new["clean"] == 0
+    with pytest.raises(RecipeError, match="made with first_frame_fill repeat, but grey"):
+        precompute_latents(replace(recipe, first_frame_fill="grey"), tmp_path)
 
 
 def test_a_trained_decoder_leaves_latents_valid(runs: Path, tmp_path: Path) -> None:
@@ -102,13 +105,15 @@ def test_generations_are_near_the_clips_and_train_the_decoder(runs: Path, tmp_pa
     precompute_latents(recipe, tmp_path / "generations")
     precompute_latents(recipe, tmp_path / "again")
     found, again, clean = (
-        open_latents(each) for each in (tmp_path / "generations", tmp_path / "again", runs / "latents")
+        ArrayCache.open(each) for each in (tmp_path / "generations", tmp_path / "again", runs / "latents")
     )
-    assert torch.equal(found.clean, again.clean)
+    every = torch.arange(6)
+    generated, latents = found.select("generated", every), clean.select("clean", every)
+    assert torch.equal(generated, again.select("generated", every))
     assert found.items == clean.items[:6]
-    error = (found.clean - clean.clean[:6]).float().std()
+    error = (generated - latents).float().std()
     # The untrained model leaves the noise where it is: at these strengths, with shift 3, at most three quarters.
-    assert 0.1 < error < 2 * clean.clean.float().std()
+    assert 0.1 < error < 2 * latents.float().std()
     given = ["training.device=cpu", f"generations={tmp_path / 'again'}"]
     train_recipe(resolve_training_recipe("smoke-autoencoder", given), tmp_path / "run", init_from=str(runs / "model"))
     other = resolve_training_recipe("smoke-autoencoder", [*given, "network.num_start_clips=4"])
@@ -142,18 +147,18 @@ def test_a_dataset_of_videos(layout: str, runs: Path, tmp_path: Path) -> None:
         write_vap_data(samples, data)
     recipe = latents_recipe(runs, f"dataset={data}")
     summary = precompute_latents(recipe, tmp_path / "latents")
-    assert (summary.num_clips, summary.num_first_frames) == (4, 4)
-    cache = open_latents(tmp_path / "latents")
+    assert (summary.num_clips, summary.num_new) == (4, {"first_frame": 4, "clean": 4})
+    cache = ArrayCache.open(tmp_path / "latents")
     assert cache.conditions == ("kind 0", "kind 1", "kind 0", "kind 1")
     assert cache.captions[2] == "caption 2"
     assert cache.scenes[2] == ("scene 2" if layout == "manifest" else "videos/2.mp4")
     assert cache.full_captions[2] == ("told" if layout == "manifest" else "caption 2")
-    assert cache.clean.shape == (4, 4, 3, 4, 4)
-    frames = open_clips(recipe.data, recipe.dataset).frames(1)
+    assert cache.arrays["clean"].shape == (4, 3, 4, 4)
+    frames = open_clips(recipe.clips, recipe.data, recipe.dataset).frames(1)
     vae = load_component("vae", runs / "autoencoder" / "model" / "vae")
     with torch.no_grad():
         expected = encode_video(vae, to_video(frames[None]))
-    assert np.allclose(cache.clean[1].float(), expected[0], atol=2e-3)
+    assert np.allclose(cache.select("clean", torch.tensor([1])).float()[0], expected[0], atol=2e-3)
     with pytest.raises(RecipeError, match="made with dataset"):
         precompute_latents(latents_recipe(runs), tmp_path / "latents")
 
@@ -166,4 +171,3 @@ def test_what_is_not_there(runs: Path, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     with pytest.raises(InputError, match=r"expected manifest.jsonl or vap_data.csv"):
         precompute_latents(latents_recipe(runs, f"dataset={tmp_path / 'data'}"), tmp_path / "latents")
-    assert json.loads((runs / "latents" / "summary.json").read_text())["num_clips"] == 308

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sememe.data.latents import LatentCache
+from sememe.data.array_cache import ArrayCache
 from sememe.errors import InputError, ModelError, OutputError, RecipeError
 from sememe.files import lock_folder
 from sememe.training.progress import CheckpointSaved, TrainingEvent, TrainingProgress
@@ -19,7 +19,7 @@ from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
 from sememe.video_as_prompt.stage_backbone import BackboneStage
 from sememe.video_as_prompt.stage_expert import ExpertStage
 from sememe.video_as_prompt.stage_settings import WanNetwork
-from sememe.video_as_prompt.stages import make_transformer, select_conditions
+from sememe.video_as_prompt.stages import find_unseen, make_transformer, select_conditions
 from sememe.workflows.beginnings import find_initial, prepare_stage, prepare_start
 from sememe.workflows.events import Progress, ignore_progress
 from sememe.workflows.train import resolve_training_recipe, train_recipe
@@ -170,7 +170,7 @@ def test_the_backbone_meets_everything_and_hears_no_unseen_name(runs: Path, tmp_
     recipe = resolve_training_recipe("smoke-backbone", settings(runs, "backbone"))
     stage = prepare_stage(recipe, tmp_path / "run", None, ignore_progress).stage
     assert isinstance(stage, BackboneStage)
-    cache = LatentCache.open(runs / "latents")
+    cache = ArrayCache.open(runs / "latents")
     assert set(stage.latents.conditions) == set(conditions())
     unseen = {name for name, is_unnamed in zip(cache.conditions, stage._unnamed, strict=True) if is_unnamed}
     assert unseen == set(conditions(split="unseen"))
@@ -183,7 +183,8 @@ def test_the_expert_meets_seen_conditions_only(runs: Path, tmp_path: Path) -> No
     assert set(stage.latents.conditions) == set(conditions(split="seen"))
     frozen = [name for name, parameter in stage.transformer.named_parameters() if not parameter.requires_grad]
     assert "patch_embedding.weight" in frozen
-    cache, unseen = LatentCache.open(runs / "latents"), conditions(split="unseen")
+    cache = ArrayCache.open(runs / "latents")
+    unseen = find_unseen(cache, None)
     few, more = (set(select_conditions(cache, unseen, number).conditions) for number in (10, 24))
     assert few < more < set(conditions(split="seen"))
     assert (len(few), len(more)) == (10, 24)
@@ -241,10 +242,11 @@ def test_never_resuming_clears_what_an_earlier_try_left(runs: Path, tmp_path: Pa
 
 def test_latents_that_are_not_there(runs: Path, tmp_path: Path) -> None:
     given = [*settings(runs, "expert")[:1], f"backbone={runs / 'backbone'}"]
-    with pytest.raises(InputError, match="does not exist"):
+    with pytest.raises(InputError, match="holds no cache"):
         train_recipe(resolve_training_recipe("smoke-expert", [*given, f"latents={tmp_path}"]), tmp_path / "run")
     shutil.copytree(runs / "latents", tmp_path / "half")
-    (tmp_path / "half" / "summary.json").unlink()
+    index = json.loads((tmp_path / "half" / "index.json").read_text())
+    (tmp_path / "half" / "index.json").write_text(json.dumps(index | {"items": []}))
     with pytest.raises(InputError, match="is not finished"):
         train_recipe(
             resolve_training_recipe("smoke-expert", [*given, f"latents={tmp_path / 'half'}"]), tmp_path / "run"

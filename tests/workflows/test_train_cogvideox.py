@@ -41,6 +41,7 @@ def precompute(backbone: Path, folder: Path, *more: str) -> Path:
         )
     write_manifest(samples, folder / "data" / "manifest.jsonl")
     given = [f"autoencoder={backbone}", f"dataset={folder / 'data'}", "device=cpu", *more]
+    given += [] if "text_encoder=none" in more else [f"text_encoder={backbone}"]
     recipe = resolve_recipe("smoke-cogvideox-latents", given, LatentsRecipe, "precompute")
     return precompute_latents(recipe, folder / "latents").folder
 
@@ -64,6 +65,20 @@ def test_an_expert_is_trained_and_generates(backbone: Path, tmp_path: Path) -> N
     pipe.transformer = trained
     clip = pipe(np.zeros((32, 48, 3), np.uint8), [make_clip()], generator=torch.Generator().manual_seed(0)).clips[0]
     assert clip.frames.shape == (9, 32, 48, 3)
+
+
+def test_cached_text_equals_that_of_the_encoder(backbone: Path, tmp_path: Path) -> None:
+    with_text = precompute(backbone, tmp_path / "cached", "dtype=bfloat16")
+    without = precompute(backbone, tmp_path / "encoded", "text_encoder=none", "dtype=bfloat16")
+    losses = []
+    for number, latents in enumerate((with_text, without)):
+        given = [*CPU, f"latents={latents}", f"backbone={backbone}", "training.num_steps=1"]
+        train_recipe(resolve_training_recipe("smoke-cogvideox-expert", given), tmp_path / str(number))
+        losses.append(read_log(tmp_path / str(number))[0]["loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    given = [*CPU, f"latents={precompute(backbone, tmp_path / 'other', 'reads_padding=false')}", f"backbone={backbone}"]
+    with pytest.raises(RecipeError, match="reads_padding"):
+        train_recipe(resolve_training_recipe("smoke-cogvideox-expert", given), tmp_path / "other")
 
 
 def test_latents_for_another_family_are_refused(backbone: Path, tmp_path: Path) -> None:

@@ -112,8 +112,9 @@ def test_precompute_reports(runs: Path, tmp_path: Path, capsys: pytest.CaptureFi
     settings_ = ["--set", "device=cpu", "--set", "data.num_clips=20"]
     first = json.loads(run_here(capsys, *words, *settings_).out)
     second = json.loads(run_here(capsys, *words, *settings_).out)
-    assert (first["num_clips"], first["num_new"], second["num_new"]) == (20, 20, 0)
-    assert first["autoencoder"] == json.loads((runs / "latents" / "index.json").read_text())["origin"]["autoencoder"]
+    assert (first["num_clips"], first["num_new"]["clean"], second["num_new"]["clean"]) == (20, 20, 0)
+    index = json.loads((runs / "latents" / "index.json").read_text())
+    assert first["made_by"]["clean"] == index["arrays"]["clean"]["made_by"]
 
 
 def test_parts_that_do_not_belong_together(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -153,7 +154,7 @@ def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
         (["assemble", "smoke-model"], "expected the folder to write"),
         (["assemble", "smoke-model", "-o", "made"], "is neither"),
         (["recipes", "tiny"], "did you mean"),
-        (["train", "smoke-backbone", "--set", "training.device=cpu"], "runs/smoke-latents does not exist"),
+        (["train", "smoke-backbone", "--set", "training.device=cpu"], "runs/smoke-latents holds no cache"),
     ],
 )
 def test_mistakes(

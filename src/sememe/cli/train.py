@@ -136,15 +136,15 @@ def precompute(
             {
                 "folder": str(summary.folder),
                 "num_clips": summary.num_clips,
-                "num_first_frames": summary.num_first_frames,
-                "num_new": summary.num_new,
+                "num_new": dict(summary.num_new),
                 "seconds": summary.seconds,
-                "dataset": summary.origin.dataset,
-                "autoencoder": summary.origin.autoencoder,
+                "dataset": summary.source,
+                "made_by": {name: dict(made_by) for name, made_by in summary.made_by.items()},
             }
         )
     else:
-        typer.echo(f"{summary.folder}: latents of {summary.num_clips} clips, {summary.num_new} of them new")
+        new = ", ".join(f"{name} {count}" for name, count in summary.num_new.items())
+        typer.echo(f"{summary.folder}: arrays of {summary.num_clips} clips; new entries: {new}")
 
 
 def assemble(

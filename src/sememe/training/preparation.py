@@ -6,10 +6,9 @@ from typing import Protocol, runtime_checkable
 
 from sememe.checkpoints.components import load_component
 from sememe.checkpoints.fingerprint import fingerprint_encoder
-from sememe.data.latents import LatentCache
+from sememe.data.array_cache import ArrayCache
 from sememe.errors import RecipeError
 from sememe.training.clips import ClipCollection, open_clips
-from sememe.training.latents import open_latents
 from sememe.training.networks import start_autoencoder
 from sememe.training.recipes import AutoencoderRecipe
 from sememe.training.stage import Stage
@@ -52,8 +51,8 @@ class AutoencoderPreparation:
     def __init__(self, recipe: AutoencoderRecipe, parts: Mapping[str, Path], announce: Announce) -> None:
         assert not parts, parts
         self._recipe, self._announce = recipe, announce
-        self._clips = open_clips(recipe.data, recipe.dataset)
-        self._generations = None if recipe.generations is None else open_latents(recipe.generations)
+        self._clips = open_clips(recipe.clips, recipe.data, recipe.dataset)
+        self._generations = None if recipe.generations is None else ArrayCache.open(recipe.generations)
 
     @property
     def inputs(self) -> Mapping[str, str]:
@@ -71,11 +70,12 @@ class AutoencoderPreparation:
         return AutoencoderStage(autoencoder, self._clips, self._recipe.settings, self._generations)
 
 
-def _check_generations(generations: LatentCache, clips: ClipCollection, encoder: str) -> None:
-    origin = generations.origin
-    if not origin.dataset.startswith(clips.version) or origin.autoencoder != encoder or len(generations) > len(clips):
+def _check_generations(generations: ArrayCache, clips: ClipCollection, encoder: str) -> None:
+    made_by = generations.describe("generated")
+    is_same = (made_by["clips"], made_by["autoencoder"]) == (clips.version, encoder)
+    if not is_same or len(generations) > len(clips):
         raise RecipeError(
             f"expected generations of the clips of {clips.version} and autoencoder {encoder[:16]}, got those of "
-            f"{origin.dataset} and {origin.autoencoder[:16]}; start from the autoencoder of the model that made them "
-            "(--init-from)"
+            f"{made_by['clips']} and {made_by['autoencoder'][:16]}; start from the autoencoder of the "
+            "model that made them (--init-from)"
         )

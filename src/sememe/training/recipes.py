@@ -36,20 +36,35 @@ class TrainingRecipe(Recipe, Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class WorldData:
-    """Clips of the procedural world; see `training.world_clips.world_item` for which they are."""
+class ClipFormat:
+    """Length and size of clips, whatever they come from.
 
-    num_clips: int = 40_000
-    clips_per_scene: int = 8
+    The world renders `fps` frames a second. Videos of a dataset are sampled by `sampling` (see `video.sampling`), at
+    `fps` with "fps"; they are scaled to cover the size and cropped.
+    """
+
     num_frames: int = 17
     height: int = 64
     width: int = 64
     fps: float = 8.0
+    sampling: Literal["even", "fps", "first"] = "even"
 
     def __post_init__(self) -> None:
-        for name in ("num_clips", "clips_per_scene", "num_frames", "height", "width"):
+        for name in ("num_frames", "height", "width"):
+            check_setting(getattr(self, name) >= 1, f"clips.{name} must be 1 or more, got {getattr(self, name)}")
+        check_setting(self.fps > 0, f"clips.fps must be above 0, got {self.fps}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldData:
+    """Which clips of the procedural world are taken; see `training.world_clips.world_item`."""
+
+    num_clips: int = 40_000
+    clips_per_scene: int = 8
+
+    def __post_init__(self) -> None:
+        for name in ("num_clips", "clips_per_scene"):
             check_setting(getattr(self, name) >= 1, f"data.{name} must be 1 or more, got {getattr(self, name)}")
-        check_setting(self.fps > 0, f"data.fps must be above 0, got {self.fps}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +123,7 @@ class AutoencoderRecipe:
 
     name: str
     description: str
+    clips: ClipFormat = field(default_factory=ClipFormat)
     data: WorldData = field(default_factory=WorldData)
     dataset: Path | None = None
     generations: Path | None = None
@@ -116,7 +132,7 @@ class AutoencoderRecipe:
     training: TrainingConfig
 
     def __post_init__(self) -> None:
-        _check_grid(self.data, self.network.patch_size)
+        _check_grid(self.clips, self.network.patch_size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,16 +165,22 @@ class LatentsRecipe:
 
     `first_frame_fill` is what follows the first frame in the latents that tell a backbone of it: mid-grey frames
     ("grey", as Wan has it), the same frame ("repeat"), or zeros in place of latents ("zeros", as CogVideoX has it).
-    With `regeneration` the cache holds what a model generates from the noised latents of the clips.
+    With `regeneration` the cache holds what a model generates from the noised latents of the clips, and nothing else.
+    `text_encoder` is a model whose embeddings of the captions are kept too, so that a training with a frozen text
+    encoder needs none; none leaves them out. `text_length` and `reads_padding` are how its backbone reads texts.
     """
 
     name: str
     description: str
+    clips: ClipFormat = field(default_factory=ClipFormat)
     data: WorldData = field(default_factory=WorldData)
     dataset: Path | None = None
     autoencoder: str
     first_frame_fill: Literal["grey", "repeat", "zeros"] = "repeat"
     regeneration: Regeneration | None = None
+    text_encoder: str | None = None
+    text_length: int | None = None
+    reads_padding: bool = False
     batch_size: int = 32
     dtype: Literal["float16", "bfloat16"] = "float16"
     num_threads: int = 0
@@ -199,11 +221,11 @@ class ModelRecipe:
     max_shard_size: str = "15MB"
 
 
-def _check_grid(data: WorldData, patch_size: int) -> None:
+def _check_grid(clips: ClipFormat, patch_size: int) -> None:
     check_setting(
-        data.num_frames % patch_size == 1,
-        f"data.num_frames must be 1 more than a multiple of {patch_size}, got {data.num_frames}",
+        clips.num_frames % patch_size == 1,
+        f"clips.num_frames must be 1 more than a multiple of {patch_size}, got {clips.num_frames}",
     )
     for name in ("height", "width"):
-        pixels = getattr(data, name)
-        check_setting(pixels % patch_size == 0, f"data.{name} must be a multiple of {patch_size}, got {pixels}")
+        pixels = getattr(clips, name)
+        check_setting(pixels % patch_size == 0, f"clips.{name} must be a multiple of {patch_size}, got {pixels}")

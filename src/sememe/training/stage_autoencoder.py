@@ -39,14 +39,14 @@ class ClipSource(Protocol):
 
 @runtime_checkable
 class GenerationSource(Protocol):
-    """Generated latents by number; `data.latents.LatentCache` is one."""
+    """Generated latents by number; `data.array_cache.ArrayCache` is one."""
 
     def __len__(self) -> int:
         """How many there are."""
         ...
 
-    def select_clean(self, indices: Tensor) -> Tensor:
-        """Latents (item, channel, frame, height, width)."""
+    def select(self, name: str, indices: Tensor) -> Tensor:
+        """Entries of items, (item, channel, frame, height, width) for "generated"."""
         ...
 
 
@@ -94,7 +94,7 @@ class AutoencoderStage:
         if self.generations is not None:
             places = rng.integers(len(self.generations), size=round(self.settings.generated_share * count))
             picked = np.concatenate([places, picked[len(places) :]])
-            generated = self.generations.select_clean(torch.from_numpy(places)).float().to(device)
+            generated = self.generations.select("generated", torch.from_numpy(places)).float().to(device)
         video = to_video(np.stack([self.clips.frames(int(index)) for index in picked]))
         return AutoencoderBatch(video.to(device), generated)
 

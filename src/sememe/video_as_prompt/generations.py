@@ -1,5 +1,6 @@
 """Latents with the errors that a model makes, for training a decoder to mend them."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -34,11 +35,11 @@ class Regenerator:
             self._by_condition.setdefault(clips.item(index).condition, []).append(index)
 
     @torch.no_grad()
-    def generate(self, start: int, stop: int) -> Latents:
-        """The latents of clips `start` to `stop`; a pure function of these numbers."""
-        settings, random = self.settings, np.random.Generator(np.random.PCG64([start, stop]))
-        frames = [self.clips.frames(index) for index in range(start, stop)]
-        clean = encode_video(self.pipeline.vae, read_video(self.clips, range(start, stop)))
+    def generate(self, indices: Sequence[int]) -> Latents:
+        """The latents of some clips; a pure function of their numbers."""
+        settings, random = self.settings, np.random.Generator(np.random.PCG64(list(indices)))
+        frames = [self.clips.frames(index) for index in indices]
+        clean = encode_video(self.pipeline.vae, read_video(self.clips, indices))
         strength = float(random.uniform(settings.min_strength, settings.max_strength))
         num_steps = max(1, round(strength * settings.num_inference_steps))
         self.scheduler.strength = strength
@@ -47,7 +48,7 @@ class Regenerator:
         noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(int(random.integers(1 << 62))))
         output = self.pipeline(
             image=[clip[0] for clip in frames],
-            references=[[self._find_reference(index, random)] for index in range(start, stop)],
+            references=[[self._find_reference(index, random)] for index in indices],
             prompt=[""] * len(frames),
             num_frames=len(frames[0]),
             height=frames[0].shape[1],

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sememe.data.caption_policy import CaptionPolicy
 from sememe.training.config import ScheduleConfig, TrainingConfig
-from sememe.training.recipes import LatentsRecipe, WorldData
+from sememe.training.recipes import ClipFormat, LatentsRecipe, WorldData
 from sememe.video_as_prompt.stage_settings import ExpertRecipe, ExpertSettings
 
 
@@ -20,9 +20,14 @@ def cogvideox_latents() -> LatentsRecipe:
     return LatentsRecipe(
         name="cogvideox-latents",
         description="clips of 720x480 pixels and 49 frames, encoded by the autoencoder of CogVideoX",
-        data=WorldData(num_clips=4_000, num_frames=49, height=480, width=720),
+        clips=ClipFormat(num_frames=49, height=480, width=720),
+        data=WorldData(num_clips=4_000),
         autoencoder="CogVideoX-5b-I2V",
         first_frame_fill="zeros",
+        # T5-XXL in every step would take more than the step itself.
+        text_encoder="CogVideoX-5b-I2V",
+        text_length=226,
+        reads_padding=True,
         batch_size=1,
         dtype="bfloat16",
     )
@@ -64,8 +69,11 @@ def smoke_cogvideox_latents() -> LatentsRecipe:
         cogvideox_latents(),
         name="smoke-cogvideox-latents",
         description="seconds-long twin of cogvideox-latents, for tests",
-        data=WorldData(num_clips=308, clips_per_scene=154, num_frames=9, height=32, width=48),
+        clips=ClipFormat(num_frames=9, height=32, width=48),
+        data=WorldData(num_clips=308, clips_per_scene=154),
         autoencoder="smoke-cogvideox",
+        text_encoder="smoke-cogvideox",
+        text_length=8,
         batch_size=32,
     )
 

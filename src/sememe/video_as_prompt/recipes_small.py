@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from sememe.training.recipes import AutoencoderRecipe, LatentsRecipe, LinearNetwork, TextNetwork, WorldData
+from sememe.training.recipes import AutoencoderRecipe, ClipFormat, LatentsRecipe, LinearNetwork, TextNetwork
 from sememe.video_as_prompt.recipes_tiny import tiny_autoencoder, tiny_backbone, tiny_expert, tiny_latents, tiny_model
 from sememe.video_as_prompt.settings import BUILT_IN
 from sememe.video_as_prompt.stage_settings import (
@@ -18,7 +18,7 @@ from sememe.video_as_prompt.stage_settings import (
     WanNetwork,
 )
 
-_DATA = WorldData(num_frames=33, height=128, width=128)
+_CLIPS = ClipFormat(num_frames=33, height=128, width=128)
 
 
 def small_autoencoder() -> AutoencoderRecipe:
@@ -28,7 +28,7 @@ def small_autoencoder() -> AutoencoderRecipe:
         recipe,
         name="small-autoencoder",
         description="the video autoencoder of small: principal components, and a refinement of the decoder",
-        data=_DATA,
+        clips=_CLIPS,
         network=LinearNetwork(hidden_channels=128, num_layers=4),
         training=replace(recipe.training, learning_rate=5e-4, ema_decay=0.999, prefetch_batches=8),
     )
@@ -40,7 +40,7 @@ def small_latents() -> LatentsRecipe:
         tiny_latents(),
         name="small-latents",
         description="40,000 clips of the world, 128x128 pixels and 33 frames, encoded by the autoencoder of small",
-        data=_DATA,
+        clips=_CLIPS,
         autoencoder="runs/small-autoencoder",
     )
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sememe.training.config import ScheduleConfig, TrainingConfig
-from sememe.training.recipes import AutoencoderRecipe, LatentsRecipe, LinearNetwork, TextNetwork, WorldData
+from sememe.training.recipes import AutoencoderRecipe, ClipFormat, LatentsRecipe, LinearNetwork, TextNetwork, WorldData
 from sememe.video_as_prompt.recipes_tiny import (
     tiny_autoencoder,
     tiny_backbone,
@@ -27,7 +27,8 @@ from sememe.video_as_prompt.stage_settings import (
 )
 
 # All conditions, each in two scenes: the least that can be paired.
-_DATA = WorldData(num_clips=308, clips_per_scene=154, num_frames=9, height=16, width=16)
+_DATA = WorldData(num_clips=308, clips_per_scene=154)
+_CLIPS = ClipFormat(num_frames=9, height=16, width=16)
 
 
 def smoke_autoencoder() -> AutoencoderRecipe:
@@ -37,6 +38,7 @@ def smoke_autoencoder() -> AutoencoderRecipe:
         recipe,
         name="smoke-autoencoder",
         description="seconds-long twin of tiny-autoencoder, for tests",
+        clips=_CLIPS,
         data=_DATA,
         network=LinearNetwork(latent_channels=4, patch_size=4, hidden_channels=8, num_layers=1, num_start_clips=16),
         settings=replace(recipe.settings, batch_size=2),
@@ -50,6 +52,7 @@ def smoke_latents() -> LatentsRecipe:
         tiny_latents(),
         name="smoke-latents",
         description="seconds-long twin of tiny-latents, for tests",
+        clips=_CLIPS,
         data=_DATA,
         autoencoder="runs/smoke-autoencoder",
     )

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sememe.data.caption_policy import draw_captions, pick_captions
 from sememe.diffusion.objectives import FLOW, sample_losses, sample_sigma
 from sememe.training.stage import StepLoss, Weights
+from sememe.training.text_source import EncodedText
 from sememe.video_as_prompt.families import TransformerAlone
 from sememe.video_as_prompt.family_wan import WanFamily
-from sememe.video_as_prompt.latent_batches import EncodedText, LatentSource, numpy_generator
+from sememe.video_as_prompt.latent_batches import LatentSource, numpy_generator
 from sememe.video_as_prompt.stage_settings import BackboneSettings
 
 __all__ = ["BackboneBatch", "BackboneSettings", "BackboneStage"]
@@ -35,7 +36,7 @@ class BackboneBatch:
 class BackboneStage:
     """The backbone and its text encoder as a stage of training; see `training.stage.Stage`.
 
-    Conditions in `unnamed` are never named in a caption: the backbone meets them, and has no word for them.
+    The captions of items for which `unnamed` (item,) is True never say what happens in them.
     """
 
     name = "backbone"
@@ -47,7 +48,7 @@ class BackboneStage:
         tokenizer: Any,
         latents: LatentSource,
         settings: BackboneSettings,
-        unnamed: AbstractSet[str] = frozenset(),
+        unnamed: NDArray[np.bool_] | None = None,
     ) -> None:
         self.transformer = transformer.train()
         self.text_encoder = text_encoder.train()
@@ -56,7 +57,7 @@ class BackboneStage:
         self.settings = settings
         self._text = EncodedText(tokenizer, text_encoder)
         self._family = WanFamily(TransformerAlone(transformer))
-        self._unnamed = np.array([condition in unnamed for condition in latents.conditions])
+        self._unnamed = np.zeros(len(latents.conditions), bool) if unnamed is None else unnamed
 
     def modules(self) -> Mapping[str, nn.Module]:
         return {"transformer": self.transformer, "text_encoder": self.text_encoder}
@@ -69,7 +70,7 @@ class BackboneStage:
         full = [self.latents.full_captions[index] for index in picked]
         text = self._text.pick(pick_captions(choice.targets, neutral, full))
         indices = torch.from_numpy(picked)
-        clean, first_frames = self.latents.select_clean(indices), self.latents.select_condition(indices)
+        clean, first_frames = (self.latents.select(name, indices) for name in ("clean", "first_frame"))
         return BackboneBatch(*(part.to(device) for part in (clean.float(), first_frames.float(), text)))
 
     def loss(self, batch: Any, generator: torch.Generator) -> StepLoss:

@@ -19,10 +19,11 @@ from sememe.data.caption_policy import draw_captions, pick_captions
 from sememe.data.pairing import PairSampler
 from sememe.diffusion.objectives import FLOW, NoisePath, sample_losses, sample_sigma
 from sememe.training.stage import StepLoss, Weights
+from sememe.training.text_source import TextSource
 from sememe.video_as_prompt.backbone_family import ForwardInputs
 from sememe.video_as_prompt.expert_model import ExpertModel
 from sememe.video_as_prompt.families import TransformerAlone, choose_family
-from sememe.video_as_prompt.latent_batches import LatentSource, TextSource, numpy_generator
+from sememe.video_as_prompt.latent_batches import LatentSource, numpy_generator
 from sememe.video_as_prompt.references import ReferenceCache, ReferenceInputs, ReferenceTokens
 from sememe.video_as_prompt.stage_settings import ExpertSettings
 
@@ -90,7 +91,7 @@ class ExpertStage:
             neutral = [self.latents.captions[index] for index in picked]
             full = [self.latents.full_captions[index] for index in picked]
             indices = torch.from_numpy(picked)
-            parts += [self.latents.select_clean(indices).float(), self.latents.select_condition(indices).float()]
+            parts += [self.latents.select(name, indices).float() for name in ("clean", "first_frame")]
             parts.append(self.text.pick(pick_captions(kinds, neutral, full)))
         parts.append(torch.from_numpy(kept // settings.targets_per_reference))
         return ExpertBatch(*(part.to(device) for part in parts))

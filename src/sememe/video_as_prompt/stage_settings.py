@@ -95,7 +95,8 @@ class WanNetwork:
 class BackboneRecipe:
     """Trains an image-to-video backbone and its text encoder on cached latents.
 
-    It meets all conditions, but no caption names those in `unseen`; none means those that the world keeps unseen.
+    It meets all conditions, but no caption names those in `unseen`; none means those of clips of another split than
+    "train".
     """
 
     name: str
@@ -112,10 +113,10 @@ class BackboneRecipe:
 class ExpertRecipe:
     """Trains an expert on a frozen backbone, on cached latents of the seen conditions.
 
-    Conditions in `unseen` are left out; none means those that the world keeps unseen. `num_conditions` takes that many
-    of the others, each smaller number a part of each larger one; none means all. `expert_blocks` are the backbone's
-    blocks that carry an expert; none means all. `reference_timestep` none, for CogVideoX in the mode "joint", reads the
-    reference at the target's own timestep, as the released model does.
+    Conditions in `unseen` are left out; none means clips of another split than "train". `num_conditions` takes that
+    many of the others, each smaller number a part of each larger one; none means all. `expert_blocks` are the
+    backbone's blocks that carry an expert; none means all. `reference_timestep` none, for CogVideoX in the mode
+    "joint", reads the reference at the target's own timestep, as the released model does.
     """
 
     name: str

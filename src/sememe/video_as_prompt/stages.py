@@ -7,27 +7,28 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import WanTransformer3DModel
+from numpy.typing import NDArray
 
 from sememe.checkpoints.components import load_component
 from sememe.checkpoints.zoo import find_part
-from sememe.data.latents import LatentCache, LatentSubset
+from sememe.data.array_cache import ArrayCache
 from sememe.diffusion.objectives import FLOW, NoisePath, PredictionType
 from sememe.errors import RecipeError
+from sememe.training.array_encoders import describe_text
 from sememe.training.distribution import choose_device
-from sememe.training.latents import describe_origin, open_latents
 from sememe.training.networks import make_scheduler, make_text_encoder, train_tokenizer
 from sememe.training.preparation import Announce
 from sememe.training.recipes import TrainingRecipe
+from sememe.training.text_source import CachedText, EncodedText, TextSource
+from sememe.video_as_prompt.backbone_family import BackboneFamily
 from sememe.video_as_prompt.expert_model import ExpertModel
 from sememe.video_as_prompt.families import TransformerAlone, choose_family
-from sememe.video_as_prompt.latent_batches import EncodedText
 from sememe.video_as_prompt.network_cogvideox import CogVideoXVideoAsPromptTransformer
 from sememe.video_as_prompt.network_wan import WanVideoAsPromptTransformer
 from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
 from sememe.video_as_prompt.stage_backbone import BackboneStage
 from sememe.video_as_prompt.stage_expert import ExpertStage
 from sememe.video_as_prompt.stage_settings import BackboneRecipe, ExpertRecipe, VideoAsPromptModelRecipe, WanNetwork
-from sememe.world import conditions
 
 
 class BackbonePreparation:
@@ -41,11 +42,11 @@ class BackbonePreparation:
         assert not parts, parts
         self._recipe, self._announce = recipe, announce
         announce("reading latents")
-        self._cache = open_latents(recipe.latents, choose_device(recipe.training.device))
+        self._cache = ArrayCache.open(recipe.latents, choose_device(recipe.training.device))
 
     @property
     def inputs(self) -> Mapping[str, str]:
-        return describe_origin(self._cache.origin)
+        return self._cache.describe("first_frame")
 
     def begin(self, folder: Path) -> None:
         recipe, cache = self._recipe, self._cache
@@ -53,7 +54,7 @@ class BackbonePreparation:
         tokenizer = train_tokenizer(cache.full_captions, recipe.text)
         torch.manual_seed(recipe.training.seed)
         text_encoder = make_text_encoder(recipe.text, len(tokenizer))
-        transformer = make_transformer(recipe.network, cache.clean.shape[1], recipe.text.d_model)
+        transformer = make_transformer(recipe.network, cache.arrays["clean"].shape[0], recipe.text.d_model)
         tokenizer.save_pretrained(folder / "tokenizer")
         text_encoder.save_pretrained(folder / "text_encoder")
         transformer.save_pretrained(folder / "transformer")
@@ -67,9 +68,11 @@ class BackbonePreparation:
             )
         _check_channels(transformer, cache)
         _choose_attention(transformer, recipe)
-        text_encoder = load_component("text_encoder", start / "text_encoder")
-        tokenizer = load_component("tokenizer", start / "tokenizer")
-        unnamed = find_unseen(recipe.unseen)
+        text_encoder, tokenizer = (
+            load_component("text_encoder", start / "text_encoder"),
+            load_component("tokenizer", start / "tokenizer"),
+        )
+        unnamed = find_unseen(cache, recipe.unseen)
         return BackboneStage(transformer, text_encoder, tokenizer, cache, recipe.settings, unnamed)
 
 
@@ -85,14 +88,14 @@ class ExpertPreparation:
     def __init__(self, recipe: ExpertRecipe, parts: Mapping[str, Path], announce: Announce) -> None:
         self._recipe, self._parts = recipe, parts
         announce("reading latents")
-        self._cache = open_latents(recipe.latents, choose_device(recipe.training.device))
+        self._cache = ArrayCache.open(recipe.latents, choose_device(recipe.training.device))
         announce("loading the backbone")
         backbone = load_component("transformer", parts["transformer"])
-        self._transformer = _put_expert(backbone, recipe, self._cache.origin.first_frame_fill)
+        self._transformer = _put_expert(backbone, recipe, self.inputs["first_frame_fill"])
 
     @property
     def inputs(self) -> Mapping[str, str]:
-        return describe_origin(self._cache.origin)
+        return self._cache.describe("first_frame")
 
     def begin(self, folder: Path) -> None:
         self._transformer.save_expert(folder / "expert")
@@ -104,14 +107,8 @@ class ExpertPreparation:
         _choose_attention(transformer, recipe)
         family = choose_family(TransformerAlone(transformer))
         path = FLOW if family.prediction == "flow" else _read_path(recipe.backbone, family.prediction)
-        text_encoder = load_component("text_encoder", parts["text_encoder"]).requires_grad_(False)
-        text = EncodedText(
-            load_component("tokenizer", parts["tokenizer"]),
-            text_encoder,
-            family.text_length,
-            reads_padding=family.reads_padding,
-        )
-        latents = select_conditions(self._cache, find_unseen(recipe.unseen), recipe.num_conditions)
+        text = _find_text(parts, family, self._cache)
+        latents = select_conditions(self._cache, find_unseen(self._cache, recipe.unseen), recipe.num_conditions)
         return ExpertStage(transformer, text, latents, recipe.settings, path)
 
 
@@ -149,24 +146,46 @@ def make_transformer(network: WanNetwork, latent_channels: int, text_dim: int) -
     )
 
 
-def find_unseen(names: tuple[str, ...] | None) -> frozenset[str]:
-    """The conditions that are kept for evaluation; without names, those that the world keeps."""
-    return frozenset(conditions(split="unseen") if names is None else names)
+def find_unseen(cache: ArrayCache, names: Collection[str] | None) -> NDArray[np.bool_]:
+    """Which clips are kept for evaluation, (clip,): those of the named conditions, or of other splits than "train"."""
+    if names is None:
+        return np.array([split != "train" for split in cache.splits])
+    return np.array([condition in names for condition in cache.conditions])
 
 
-def select_conditions(cache: LatentCache, unseen: Collection[str], num_conditions: int | None) -> LatentSubset:
-    """The clips of the seen conditions, or of some of them: a smaller number takes a part of a larger one's.
+def select_conditions(cache: ArrayCache, unseen: NDArray[np.bool_], num_conditions: int | None) -> ArrayCache:
+    """The seen clips, or those of some of their conditions: a smaller number takes a part of a larger one's.
 
     Raises:
         RecipeError: There are fewer conditions than that.
     """
-    seen = sorted(set(cache.conditions) - set(unseen))
+    places = np.flatnonzero(~unseen).tolist()
+    seen = sorted({cache.conditions[place] for place in places})
     if num_conditions is None:
-        return cache.only(frozenset(seen))
+        return cache.only(places)
     if num_conditions > len(seen):
         raise RecipeError(f"num_conditions must be at most {len(seen)}, as many as there are latents of, or none")
     order = np.random.Generator(np.random.PCG64(0)).permutation(len(seen))
-    return cache.only(frozenset(seen[place] for place in order[:num_conditions]))
+    chosen = {seen[place] for place in order[:num_conditions]}
+    return cache.only([place for place in places if cache.conditions[place] in chosen])
+
+
+def _find_text(parts: Mapping[str, Path], family: BackboneFamily, cache: ArrayCache) -> TextSource:
+    """The cache's text embeddings where it has them, else the backbone's text encoder."""
+    length, reads_padding = family.text_length, family.reads_padding
+    if "text" not in cache.arrays:
+        encoder = load_component("text_encoder", parts["text_encoder"]).requires_grad_(False)
+        return EncodedText(
+            load_component("tokenizer", parts["tokenizer"]), encoder, length, reads_padding=reads_padding
+        )
+    found = cache.arrays["text"].made_by
+    expected = describe_text(parts["text_encoder"], parts["tokenizer"], length, reads_padding=reads_padding)
+    if found != expected:
+        raise RecipeError(
+            f"the text embeddings were made with {found}, but the backbone needs {expected}; precompute them with "
+            "its text_encoder, text_length and reads_padding"
+        )
+    return CachedText(cache)
 
 
 def _put_expert(backbone: Any, recipe: ExpertRecipe, fill: str) -> ExpertModel:
@@ -199,7 +218,7 @@ def _choose_attention(transformer: Any, recipe: TrainingRecipe) -> None:
         transformer.set_attention_backend("_native_math")
 
 
-def _check_channels(transformer: Any, cache: LatentCache) -> None:
-    expected, channels = transformer.config.out_channels, cache.clean.shape[1]
+def _check_channels(transformer: Any, cache: ArrayCache) -> None:
+    expected, channels = transformer.config.out_channels, cache.arrays["clean"].shape[0]
     if channels != expected:
         raise RecipeError(f"the transformer needs latents of {expected} channels, got {channels}; take its own latents")

@@ -179,6 +179,7 @@ def _write_sample(settings: DatasetSettings, case: Case, counter: StepCounter) -
         condition=case.condition,
         scene=str(case.scene),
         full_caption=shot.full_caption,
+        split="unseen" if case.condition in conditions(split="unseen") else "train",
     )
 
 

@@ -1,0 +1,121 @@
+"""The encoders of clips and captions; see `data.array_cache.ArrayEncoder`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sememe.backbones.autoencoder import encode_video
+from sememe.backbones.first_frame import CachedFill, encode_cached_first_frame
+from sememe.checkpoints.components import load_component
+from sememe.checkpoints.fingerprint import fingerprint_encoder, fingerprint_model
+from sememe.data.array_cache import ClipItem
+from sememe.training.clips import ClipCollection
+from sememe.training.networks import read_video
+from sememe.training.recipes import Regeneration
+from sememe.training.stage_autoencoder import to_video
+from sememe.training.text_source import EncodedText
+
+
+class CleanLatents:
+    """Latents of whole clips."""
+
+    name, key = "clean", "clip"
+
+    def __init__(self, vae: nn.Module, clips: ClipCollection) -> None:
+        self._vae, self._clips = vae, clips
+        self.made_by: Mapping[str, str] = {"autoencoder": fingerprint_encoder(vae)}
+
+    def list_entries(self, items: Sequence[ClipItem]) -> Mapping[str, Any]:
+        return {item.clip: index for index, item in enumerate(items)}
+
+    def preprocess(self, entries: Sequence[int]) -> Tensor:
+        """(clip, 3, frame, height, width) in [-1, 1]."""
+        return read_video(self._clips, entries)
+
+    def encode(self, inputs: Tensor) -> Tensor:
+        """(clip, channel, frame, height, width)."""
+        return encode_video(self._vae, inputs)
+
+
+class FirstFrameLatents:
+    """What a backbone is given of a clip's first frame."""
+
+    name, key = "first_frame", "first_frame"
+
+    def __init__(self, vae: nn.Module, clips: ClipCollection, fill: CachedFill) -> None:
+        self._vae, self._clips, self._fill = vae, clips, fill
+        self.made_by: Mapping[str, str] = {"autoencoder": fingerprint_encoder(vae), "first_frame_fill": fill}
+
+    def list_entries(self, items: Sequence[ClipItem]) -> Mapping[str, Any]:
+        entries: dict[str, int] = {}
+        for index, item in enumerate(items):
+            entries.setdefault(item.first_frame, index)
+        return entries
+
+    def preprocess(self, entries: Sequence[int]) -> Tensor:
+        """(clip, 3, height, width) in [-1, 1]."""
+        return to_video(np.stack([self._clips.first_frame(index)[None] for index in entries]))[:, :, 0]
+
+    def encode(self, inputs: Tensor) -> Tensor:
+        """(clip, channel, frame, height, width), of the shape of the clip's own latents."""
+        return encode_cached_first_frame(self._vae, inputs, len(self._clips.frames(0)), self._fill)
+
+
+class GeneratedLatents:
+    """What a model generates from the noised latents of clips."""
+
+    name, key = "generated", "clip"
+
+    def __init__(self, vae: nn.Module, settings: Regeneration, generate: Callable[[Sequence[int]], Tensor]) -> None:
+        self._generate = generate
+        about = {name: str(value) for name, value in asdict(settings).items()}
+        self.made_by: Mapping[str, str] = {"autoencoder": fingerprint_encoder(vae), **about}
+
+    def list_entries(self, items: Sequence[ClipItem]) -> Mapping[str, Any]:
+        return {item.clip: index for index, item in enumerate(items)}
+
+    def preprocess(self, entries: Sequence[int]) -> Tensor:
+        """Numbers of clips, (clip,)."""
+        return torch.tensor(entries)
+
+    def encode(self, inputs: Tensor) -> Tensor:
+        """(clip, channel, frame, height, width)."""
+        return self._generate(inputs.tolist())
+
+
+class TextEmbeddings:
+    """Embeddings of all captions, and of the empty one."""
+
+    name, key = "text", "caption"
+
+    def __init__(
+        self, text_encoder: Path, tokenizer: Path, device: torch.device, length: int | None, *, reads_padding: bool
+    ) -> None:
+        self.made_by: Mapping[str, str] = describe_text(text_encoder, tokenizer, length, reads_padding=reads_padding)
+        encoder, self._device = load_component("text_encoder", text_encoder).to(device), device
+        self._text = EncodedText(load_component("tokenizer", tokenizer), encoder, length, reads_padding=reads_padding)
+
+    def list_entries(self, items: Sequence[ClipItem]) -> Mapping[str, Any]:
+        captions = [caption for item in items for caption in (item.caption, item.full_caption)]
+        return {caption: caption for caption in ("", *captions)}
+
+    def preprocess(self, entries: Sequence[str]) -> Tensor:
+        """(caption, 2, token)."""
+        return self._text.pick(entries).to(self._device)
+
+    def encode(self, inputs: Tensor) -> Tensor:
+        """(caption, token, text_dim)."""
+        return self._text.embed(inputs)
+
+
+def describe_text(text_encoder: Path, tokenizer: Path, length: int | None, *, reads_padding: bool) -> dict[str, str]:
+    """What decides on text embeddings: the folders' content, and how texts are read."""
+    hashes = " ".join(fingerprint_model(folder).sha256[:16] for folder in (text_encoder, tokenizer))
+    return {"text_encoder": hashes, "text_length": str(length), "reads_padding": str(reads_padding)}

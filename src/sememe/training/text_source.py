@@ -1,0 +1,74 @@
+"""Text embeddings for training: from a text encoder, or from a cache."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from sememe.backbones.text import clean_prompt, default_sequence_length
+from sememe.data.array_cache import ArrayCache
+
+
+@runtime_checkable
+class TextSource(Protocol):
+    """Text embeddings of captions, in two steps: what a batch carries of them, and the embeddings themselves."""
+
+    def pick(self, captions: Sequence[str]) -> Tensor:
+        """What `embed` needs of captions, (caption, ...) int64 on the CPU; may run in a thread of its own."""
+        ...
+
+    def embed(self, picked: Tensor) -> Tensor:
+        """Embeddings (caption, token, text_dim) on the device of what `pick` gave."""
+        ...
+
+
+class EncodedText:
+    """Text embeddings from a text encoder, with gradient if it is trained; captions are tokenised once each.
+
+    Args:
+        tokenizer: of the text encoder.
+        text_encoder: a `UMT5EncoderModel` or `T5EncoderModel`.
+        length: tokens per caption; None for the tokenizer's own.
+        reads_padding: whether padding is read like any other token, as CogVideoX has it, or unseen, as Wan has it.
+    """
+
+    def __init__(
+        self, tokenizer: Any, text_encoder: nn.Module, length: int | None = None, *, reads_padding: bool = False
+    ) -> None:
+        self.tokenizer, self.text_encoder = tokenizer, text_encoder
+        self._length, self._reads_padding = length or default_sequence_length(tokenizer), reads_padding
+        self._known: dict[str, Tensor] = {}
+
+    def pick(self, captions: Sequence[str]) -> Tensor:
+        """Token ids and mask, (caption, 2, token)."""
+        for caption in captions:
+            if caption not in self._known:
+                text = caption if self._reads_padding else clean_prompt(caption)
+                found = self.tokenizer(text, padding="max_length", max_length=self._length, truncation=True)
+                self._known[caption] = torch.tensor([found.input_ids, found.attention_mask])
+        return torch.stack([self._known[caption] for caption in captions])
+
+    def embed(self, picked: Tensor) -> Tensor:
+        """Embeddings (caption, token, text_dim) as `backbones.text` makes them."""
+        ids, mask = picked.unbind(1)
+        encoder = self.text_encoder.to(picked.device)
+        if self._reads_padding:
+            return encoder(ids).last_hidden_state
+        embeds = encoder(ids, mask).last_hidden_state
+        return embeds * mask.unsqueeze(-1).to(embeds.dtype)
+
+
+class CachedText:
+    """Text embeddings from the array "text" of a cache."""
+
+    def __init__(self, cache: ArrayCache) -> None:
+        self._cache = cache
+
+    def pick(self, captions: Sequence[str]) -> Tensor:
+        """Places in the array, (caption,)."""
+        return self._cache.places("text", captions)
+
+    def embed(self, picked: Tensor) -> Tensor:
+        """Embeddings (caption, token, text_dim) in float32."""
+        return self._cache.read("text", picked).to(picked.device).float()

@@ -1,0 +1,178 @@
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from sememe.data.array_cache import ArrayCache, ArrayCacheWriter, ClipItem
+from sememe.errors import InputError, RecipeError
+
+ITEMS = [
+    ClipItem(
+        clip=f"{n}",
+        condition=f"c{n % 2}",
+        scene=f"s{n // 2}",
+        first_frame=f"s{n // 2}",
+        caption=f"n{n}",
+        full_caption="f",
+        split="train" if n < 6 else "test",
+    )
+    for n in range(8)
+]
+SHARD_BYTES = 3 * 2 * 4 * 2 * 3 * 3
+"""Three clean latents."""
+
+
+class Encoder:
+    """Random values of a shape, by the field of the items."""
+
+    def __init__(self, name: str, key: str, shape: tuple[int, ...], made_by: Mapping[str, str] | None = None) -> None:
+        self.name, self.key, self.made_by = name, key, {"weights": "abc"} if made_by is None else made_by
+        keys = dict.fromkeys(getattr(item, key) for item in ITEMS)
+        self.values = torch.randn(len(keys), *shape, generator=torch.Generator().manual_seed(len(name))).half()
+        self.entries = {name: place for place, name in enumerate(keys)}
+
+    def list_entries(self, items: Sequence[ClipItem]) -> Mapping[str, Any]:
+        return self.entries
+
+    def preprocess(self, entries: Sequence[int]) -> Tensor:
+        return torch.tensor(entries)
+
+    def encode(self, inputs: Tensor) -> Tensor:
+        return self.values[inputs]
+
+
+CLEAN = Encoder("clean", "clip", (4, 2, 3, 3))
+FIRST = Encoder("first_frame", "first_frame", (4, 1, 3, 3))
+ENCODERS = (FIRST, CLEAN)
+
+
+def write(folder: Path, encoders: Sequence[Encoder] = ENCODERS) -> None:
+    writer = ArrayCacheWriter(folder, "world 1", shard_bytes=SHARD_BYTES)
+    for encoder in encoders:
+        present = writer.begin(encoder)
+        for key in [key for key in encoder.entries if key not in present]:
+            writer.append(encoder.name, [key], encoder.encode(torch.tensor([encoder.entries[key]])))
+    writer.finish(ITEMS)
+
+
+def assert_complete(folder: Path) -> ArrayCache:
+    cache, every = ArrayCache.open(folder), np.arange(8)
+    assert cache.items == tuple(ITEMS)
+    assert torch.equal(cache.select("clean", every), CLEAN.values)
+    assert torch.equal(cache.select("first_frame", every), FIRST.values[every // 2])
+    return cache
+
+
+def test_entries_are_found_by_item_and_by_key(tmp_path: Path) -> None:
+    write(tmp_path)
+    cache = assert_complete(tmp_path)
+    assert {name: array.shape for name, array in cache.arrays.items()} == {
+        "first_frame": (4, 1, 3, 3),
+        "clean": (4, 2, 3, 3),
+    }
+    assert torch.equal(cache.select("clean", torch.tensor([5, 0, 5])), CLEAN.values[[5, 0, 5]])
+    assert torch.equal(cache.read("first_frame", cache.places("first_frame", ["s3", "s0"])), FIRST.values[[3, 0]])
+    with pytest.raises(InputError, match="no first_frame for 's9'"):
+        cache.places("first_frame", ["s9"])
+    assert cache.conditions == ("c0", "c1") * 4
+    assert cache.scenes == ("s0", "s0", "s1", "s1", "s2", "s2", "s3", "s3")
+    assert cache.captions == tuple(f"n{n}" for n in range(8))
+    assert cache.full_captions == ("f",) * 8
+    assert cache.splits == ("train",) * 6 + ("test",) * 2
+    assert len(list(tmp_path.glob("clean_*.safetensors"))) == 3
+    assert cache.describe("clean") == {"clips": "world 1", "weights": "abc"}
+    with pytest.raises(InputError, match="no depth"):
+        cache.describe("depth")
+
+
+def test_some_items_alone(tmp_path: Path) -> None:
+    write(tmp_path)
+    subset = ArrayCache.open(tmp_path).only([1, 3, 5, 7])
+    assert (len(subset), set(subset.conditions), subset.captions) == (4, {"c1"}, ("n1", "n3", "n5", "n7"))
+    assert torch.equal(subset.select("clean", torch.tensor([3, 0])), CLEAN.values[[7, 1]])
+    assert torch.equal(subset.only([2]).select("clean", torch.tensor([0])), CLEAN.values[[5]])
+    with pytest.raises(InputError, match="no clip"):
+        subset.only([])
+
+
+def test_an_interrupted_writer_goes_on_after_the_last_shard(tmp_path: Path) -> None:
+    first = ArrayCacheWriter(tmp_path, "world 1", shard_bytes=SHARD_BYTES)
+    first.begin(CLEAN)
+    first.append("clean", list(CLEAN.entries)[:5], CLEAN.values[:5])
+    with pytest.raises(InputError, match="not finished"):
+        ArrayCache.open(tmp_path)
+    # A shard whose index entry was not written in time.
+    (tmp_path / "clean_00001.safetensors").write_bytes(b"cut")
+    assert ArrayCacheWriter(tmp_path, "world 1", shard_bytes=SHARD_BYTES).begin(CLEAN) == {"0", "1", "2"}
+    before = (tmp_path / "clean_00000.safetensors").stat().st_mtime_ns
+    write(tmp_path)
+    assert_complete(tmp_path)
+    assert (tmp_path / "clean_00000.safetensors").stat().st_mtime_ns == before
+
+
+def test_an_array_can_be_added_to_a_finished_cache(tmp_path: Path) -> None:
+    write(tmp_path, [FIRST])
+    assert list(ArrayCache.open(tmp_path).arrays) == ["first_frame"]
+    write(tmp_path)
+    assert_complete(tmp_path)
+
+
+def test_another_origin_is_refused(tmp_path: Path) -> None:
+    write(tmp_path)
+    with pytest.raises(RecipeError, match="made with dataset world 1, but world 2 is expected"):
+        ArrayCacheWriter(tmp_path, "world 2")
+    for made_by in ({"weights": "xyz"}, {"weights": "abc", "fill": "grey"}):
+        with pytest.raises(RecipeError, match="is expected"):
+            ArrayCacheWriter(tmp_path, "world 1").begin(Encoder("clean", "clip", (1,), made_by))
+    with pytest.raises(RecipeError, match="float16, but bfloat16"):
+        ArrayCacheWriter(tmp_path, "world 1", dtype="bfloat16").begin(CLEAN)
+
+
+def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="shard_bytes must be above 0 and below"):
+        ArrayCacheWriter(tmp_path, "world 1", shard_bytes=2**29)
+    writer = ArrayCacheWriter(tmp_path, "world 1")
+    writer.begin(CLEAN)
+    writer.append("clean", ["0"], CLEAN.values[:1])
+    with pytest.raises(InputError, match="one shape"):
+        writer.append("clean", ["1"], torch.zeros(1, 4, 2, 3, 4))
+    with pytest.raises(InputError, match="expected 2 entries of clean, got 1"):
+        writer.append("clean", ["1", "2"], CLEAN.values[:1])
+    with pytest.raises(InputError, match="finite in float16"):
+        writer.append("clean", ["1"], torch.full((1, 4, 2, 3, 3), 1e6))
+    with pytest.raises(InputError, match="7 entries of clean were never added, such as '1'"):
+        writer.finish(ITEMS)
+
+
+def test_bfloat16_keeps_its_range(tmp_path: Path) -> None:
+    writer = ArrayCacheWriter(tmp_path, "world 1", dtype="bfloat16")
+    writer.begin(CLEAN)
+    writer.append("clean", ["0"], torch.full((1, 2), 1e6))
+    writer.finish(ITEMS[:1])
+    values = ArrayCache.open(tmp_path).select("clean", torch.tensor([0]))
+    assert values.dtype == torch.bfloat16
+    assert float(values[0, 0]) == pytest.approx(1e6, rel=0.01)
+
+
+def test_damage_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no cache"):
+        ArrayCache.open(tmp_path)
+    write(tmp_path)
+    shard = tmp_path / "clean_00001.safetensors"
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-8])
+    with pytest.raises(InputError, match=r"clean_00001\.safetensors is missing or damaged"):
+        ArrayCache.open(tmp_path)
+    shard.write_bytes((tmp_path / "clean_00002.safetensors").read_bytes())
+    with pytest.raises(InputError, match=r"should hold float16 values of shape \(3, "):
+        ArrayCache.open(tmp_path)
+    shard.unlink()
+    with pytest.raises(InputError, match="is missing or damaged"):
+        ArrayCache.open(tmp_path)
+    (tmp_path / "index.json").write_text('{"format": 1}')
+    with pytest.raises(InputError, match="format 1, not 2"):
+        ArrayCache.open(tmp_path)
