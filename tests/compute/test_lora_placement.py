@@ -207,7 +207,7 @@ def test_weights_in_fewer_bits_are_not_saved(family: str, kind: str, tmp_path: P
     model = pipe.transformer
     save: Callable[[Path], None]
     for save in (pipe.save_pretrained, model.save_pretrained, model.save_backbone):
-        with pytest.raises(ModelError, match=r"stored in fewer bits .* load the model anew") as refused:
+        with pytest.raises(ModelError, match="stored in fewer bits") as refused:
             save(tmp_path / "saved")
         assert in_one_line(refused)
     assert not (tmp_path / "saved").exists()

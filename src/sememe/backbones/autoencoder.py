@@ -68,7 +68,7 @@ class LatentGrid:
         """(channel, frame, height, width) of the latents of a video.
 
         Args:
-            num_frames: of the video.
+            num_frames: Frames of the video.
             height: pixels.
             width: pixels.
             is_decoded: whether the latents must also give that video back.

@@ -75,7 +75,7 @@ def project_text(attn: WanAttention, text: torch.Tensor) -> TextKeys:
     """Keys and values of one block's cross-attention.
 
     Args:
-        attn: of the block.
+        attn: The attention module of the block.
         text: (batch, token, dim), with the embedded pictures in front if the block has weights of its own for them.
     """
     split = (attn.heads, -1)

@@ -30,7 +30,7 @@ def encode_prompts(
     """Embeds prompts as Wan reads them: cleaned, padding unseen by the encoder, zero behind a prompt's end.
 
     Args:
-        tokenizer: of the text encoder.
+        tokenizer: Tokenizer of the text encoder.
         text_encoder: a `UMT5EncoderModel` or `T5EncoderModel`.
         prompts: texts; longer ones are cut off, with a warning that says what is lost.
         max_sequence_length: tokens per prompt; None for `default_sequence_length`.

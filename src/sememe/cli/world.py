@@ -90,8 +90,8 @@ def render(
         given = {"--num-clips": num_clips, "--split": split, "--num-benchmark": num_benchmark, "--seed": seed}
         _refuse(given, "with --output; it is for --dataset")
         shot = render_world_clip(condition or [], scene, output, shape)
-        told = {"output": str(output), "scene": scene, "caption": shot.caption, "full_caption": shot.full_caption}
-        _tell(told, f"{output}: {shot.full_caption}", as_json=as_json)
+        record = {"output": str(output), "scene": scene, "caption": shot.caption, "full_caption": shot.full_caption}
+        _tell(record, f"{output}: {shot.full_caption}", as_json=as_json)
         return
     assert dataset is not None
     _refuse({"a condition": condition or None, "--scene": scene or None}, "with --dataset; it is for --output")

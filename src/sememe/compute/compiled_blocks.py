@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 _MOST_GRAPHS = 64
-"""Of one kind of block, of all models of a process: a way of reading, a size and a strength may each need their own.
-A ninth is an error unless torch is told; older versions cannot be told here."""
+"""Graphs per kind of block, over all models of a process: a way of reading, a size and a strength may each need one.
+torch.compile refuses a ninth by default; older versions have no setting for the limit."""
 
 _MARK = "_is_compiled_beneath_hooks"
 
@@ -21,8 +21,8 @@ def compile_blocks(model: Any, **options: Any) -> None:
     """Compiles the forward of each repeated block of a transformer, in whole graphs.
 
     Args:
-        model: of diffusers; its `_repeated_blocks` name the classes.
-        options: of `torch.compile`.
+        model: A model of diffusers; its `_repeated_blocks` name the classes.
+        options: Options of `torch.compile`.
     """
     options = {"fullgraph": True} | options
     if "recompile_limit" in signature(torch.compile).parameters:

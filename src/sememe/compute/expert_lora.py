@@ -1,7 +1,7 @@
 """LoRA on a transformer with experts: adapters of the backbone leave the expert alone, and the other way round.
 
-An adapter names the layers it changes by endings such as `to_q`, which backbone and expert have alike. PEFT is told
-which of the two is meant.
+An adapter names the layers it changes by endings such as `to_q`, which both backbone and expert have. The
+functions here restrict PEFT to one of the two.
 """
 
 import copy
@@ -43,7 +43,7 @@ def check_can_adapt(model: Any, *, of_expert: bool) -> None:
     if find_storage(weights) == "fp8":
         raise ModelError(
             f"the {part}'s weights are stored as 8-bit floats (fp8), to which no adapter can be added; load the model "
-            "anew, then the adapter, and choose the storage after that"
+            "again, then the adapter, and choose the storage after that"
         )
     if of_expert and any(weight.is_meta for weight in weights):
         raise ModelError(
@@ -67,14 +67,14 @@ def add_expert_adapter(model: Any, config: Any, name: str = "default") -> None:
 
     Args:
         model: a transformer with experts.
-        config: of PEFT, such as `LoraConfig`; its targets are looked for in the expert.
-        name: of the adapter.
+        config: PEFT configuration, such as `LoraConfig`; its targets are looked for in the expert.
+        name: Name of the adapter.
 
     Raises:
         ModelError: where no layer of the expert is a target, or the expert cannot be changed as it is.
     """
     check_can_adapt(model, of_expert=True)
-    with _fetched_anew(model):
+    with _refetched(model):
         try:
             PeftAdapterMixin.add_adapter(model, restrict_to_expert(model, config), name)
         except ValueError as error:
@@ -116,7 +116,7 @@ def load_expert_adapter(model: Any, folder: str | Path, name: str = "default") -
         raise ModelError(f"{path} is not a whole safetensors file: {_first_line(error)}") from error
     check_adapter(model, tensors, str(path), of_expert=True)
     check_can_adapt(model, of_expert=True)
-    with without_injection_warnings(), _fetched_anew(model):
+    with without_injection_warnings(), _refetched(model):
         model.load_lora_adapter(
             folder,
             prefix=None,
@@ -128,7 +128,7 @@ def load_expert_adapter(model: Any, folder: str | Path, name: str = "default") -
 
 
 @contextmanager
-def _fetched_anew(model: Any) -> Iterator[None]:
+def _refetched(model: Any) -> Iterator[None]:
     """Under offload 'group', blocks are then fetched with the layers that are new, and a feature cache stays on."""
     with model._without_feature_cache():
         yield

@@ -5,7 +5,7 @@ They save work by using results of earlier steps again, so all of them are appro
 | cache | one-way | two-way |
 |---|---|---|
 | FirstBlockCache, MagCache | works | needs an expert in both the first and the last block, or in neither |
-| TaylorSeer | works, told which attentions (`cache_identifiers`) | the same, with one reference |
+| TaylorSeer | works, given the attentions to cache (`cache_identifiers`) | the same, with one reference |
 | PyramidAttentionBroadcast | works, with one forward per step | the same, with one reference |
 | FasterCache | works with `is_guidance_distilled=True` and one forward per step | the same, with one reference |
 | SeaCache, TextKVCache | refused | refused |
@@ -37,7 +37,7 @@ def enable_checked(model: Any, config: Any, enable: Callable[[Any], None]) -> No
 
     Args:
         model: a transformer with experts.
-        config: of the cache.
+        config: Configuration of the cache.
         enable: the stock method.
 
     Raises:
@@ -48,7 +48,7 @@ def enable_checked(model: Any, config: Any, enable: Callable[[Any], None]) -> No
         raise ModelError(f"{_name(model._cache_config)} is enabled already; call disable_cache before {name}")
     if name == "SeaCacheConfig":
         raise ModelError(
-            "SeaCache needs to be told the noise level of every forward and knows no model that takes a picture; "
+            "SeaCache needs the noise level of every forward and supports no model that takes a picture; "
             "use FirstBlockCacheConfig"
         )
     if name == "FasterCacheConfig" and not config.is_guidance_distilled:
@@ -102,7 +102,7 @@ def check_generation(model: Any, num_forwards: int, num_inference_steps: int, *,
     Args:
         model: a transformer with experts.
         num_forwards: per step.
-        num_inference_steps: of the scheduler.
+        num_inference_steps: Denoising steps.
         is_limited: whether guidance acts at some of the steps only, so that forwards differ from step to step.
 
     Raises:

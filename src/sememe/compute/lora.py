@@ -150,7 +150,7 @@ def _check_can_fuse(transformer: Any) -> None:
     if storage is not None:
         raise InputError(
             f"LoRA weights cannot be fused with weights in fewer bits ({storage}), nor taken out of them; leave them "
-            "loaded, or load the pipeline anew, fuse, and choose the storage after that"
+            "loaded, or load the pipeline again, fuse, and choose the storage after that"
         )
 
 

@@ -20,7 +20,7 @@ _Result = TypeVar("_Result")
 
 
 def sends_modules_back(method: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
-    """For methods of a pipeline: under offload 'model' no module stays on the device behind them, come what may."""
+    """Decorate a pipeline's method: under offload "model" all modules leave the device after it, even if it raises."""
 
     @wraps(method)
     def call(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:

@@ -42,8 +42,8 @@ class QuantizationReport:
 
     Attributes:
         num_layers: linear layers that were quantised.
-        bytes_before: of their weights.
-        bytes_after: of the same, with scales.
+        bytes_before: Size of their weights.
+        bytes_after: Their size with scales.
     """
 
     num_layers: int
@@ -72,7 +72,7 @@ def quantize_transformer(transformer: nn.Module, kind: str, parts: str = "both")
         raise InputError(f"expected parts to be one of {', '.join(get_args(Parts))}, got {parts!r}")
     layers = dict(quantizable_layers(transformer, parts))
     if any(find_library(layer) for layer in layers.values()):
-        raise InputError("this transformer is quantised already; load it anew to quantise it otherwise")
+        raise InputError("this transformer is quantised already; load it again to quantise it otherwise")
     before = sum(layer.weight.nbytes for layer in layers.values())
     if kind in _TORCHAO_CONFIGS:
         _quantize_with_torchao(transformer, frozenset(layers), _TORCHAO_CONFIGS[kind])
@@ -118,8 +118,8 @@ def _quantize_with_bitsandbytes(transformer: nn.Module, layers: dict[str, nn.Lin
         if kind == "nf4":
             made = library.Linear4bit(*shape, compute_dtype=layer.weight.dtype, quant_type="nf4", device="meta")
             made.weight = library.Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4", module=made)
-            # On some CPUs the library would lay weights out anew at their first use, for a kernel that takes certain
-            # shapes only; without that it computes the same for all.
+            # On some CPUs the library changes the layout of weights at their first use, for a kernel that takes certain
+            # shapes only; without that it computes the same for all shapes.
             made.support_avx512bf16_for_cpu = False
         else:
             made = library.Linear8bitLt(*shape, has_fp16_weights=False, threshold=0.0, device="meta")

@@ -19,7 +19,7 @@ class TrackedMemory:
     """Bytes of the tensors that were made since tracking began.
 
     Attributes:
-        live_bytes: of those that are still alive.
+        live_bytes: Bytes of tensors that are still alive.
         peak_bytes: the most that were alive at once.
     """
 

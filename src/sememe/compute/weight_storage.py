@@ -37,7 +37,7 @@ def check_savable(parameters: Iterable[torch.Tensor]) -> None:
     if storage is not None:
         raise ModelError(
             f"the weights are stored in fewer bits ({storage}), and a file of them would be less exact than the model; "
-            "load the model anew and save it before its storage is changed"
+            "load the model again and save it before its storage is changed"
         )
 
 

@@ -1,4 +1,4 @@
-"""Which captions are told and which references shown in training.
+"""Which captions and references a network is given in training.
 
 Captions that never name the condition, and dropping of captions independent of the dropping of the reference, make a
 model look at the reference instead of the text.
@@ -14,7 +14,7 @@ from sememe.errors import InputError, RecipeError
 
 
 class CaptionKind(IntEnum):
-    """What is told about a clip."""
+    """What the text encoder is given for a clip."""
 
     EMPTY = 0
     NEUTRAL = 1
@@ -27,7 +27,7 @@ class CaptionKind(IntEnum):
 class CaptionPolicy:
     """Probabilities, all independent: of telling nothing of a target or of a reference, and of showing no reference.
 
-    `full_share` is the probability that a caption which is told is the full one.
+    `full_share` is the probability that a caption which is kept is the full one.
     """
 
     drop_target_caption: float = 0.5
@@ -43,7 +43,7 @@ class CaptionPolicy:
 
 @dataclass(frozen=True)
 class CaptionChoice:
-    """What a batch is told and shown.
+    """Captions and references that a batch is given.
 
     `targets` (num_targets,) and `references` (num_references,) hold values of `CaptionKind` as int8;
     `dropped_references` (num_targets,) is True for targets that are to be made without their reference.
@@ -63,7 +63,7 @@ def draw_captions(
     unnamed_targets: np.ndarray | None = None,
     unnamed_references: np.ndarray | None = None,
 ) -> CaptionChoice:
-    """Draw for each target and reference what is told of it.
+    """Draw the caption of each target and reference.
 
     Where `unnamed_...` (boolean, one for each target or reference) is True the condition is never named: a caption that
     would be full is neutral. The draws of the others do not depend on it.

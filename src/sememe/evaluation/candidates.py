@@ -13,7 +13,7 @@ class SceneOracles:
 
     Args:
         names: the conditions that count as candidates, in scenes that can show them.
-        num_frames: of the clips.
+        num_frames: Frames of each clip.
         height: pixels.
         width: pixels.
         fps: frame rate of renders.

@@ -53,10 +53,10 @@ def deal_cases(
     Args:
         names: the conditions.
         num_cases: how many trials.
-        ranges: of seeds.
+        ranges: Ranges of seeds.
         applies: whether the scene of a seed can show a condition; targets and references are dealt what they can.
         per_scene: conditions that share a scene (and so its renders), at most.
-        seed: of the dealing.
+        seed: Seed of the draw.
         same_noise: one noise seed for all cases of a scene, so that they differ in the reference alone; otherwise one
             for each case.
 

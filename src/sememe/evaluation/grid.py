@@ -77,9 +77,9 @@ def compare_grids(
     otherwise decide the mean.
 
     Args:
-        made: of each clip.
-        true: of the true render of each clip.
-        scenes: of each clip.
+        made: Measures of each generated clip.
+        true: The same of its true render.
+        scenes: Scene of each clip.
     """
     values = [[*astuple(one), *astuple(other)] for one, other in zip(made, true, strict=True)]
     count = len(GridDifferences.__slots__)

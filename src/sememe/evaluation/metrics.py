@@ -31,7 +31,7 @@ def psnr(clip: Clip, truth: Clip, *, skip_first: bool = True) -> float:
 def ssim(clip: Clip, truth: Clip, *, skip_first: bool = True) -> float:
     """Structural similarity (Wang et al. 2004), mean over frames, channels and windows of 7x7 pixels; 1 is equality.
 
-    Local means, variances and covariances weigh all pixels of a window alike and are those of the population.
+    Local means, variances and covariances weigh all pixels of a window equally and are those of the population.
 
     Raises:
         InputError: if the shapes differ or a side is below 7 pixels.

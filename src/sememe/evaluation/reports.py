@@ -47,7 +47,7 @@ class RowReport(Generic[ResultT]):
     """A row, finished or not.
 
     Attributes:
-        name: of the row.
+        name: Name of the row.
         about: what it measures, and at which size and length.
         num_planned: cases that it will have.
         results: cases done so far.
@@ -134,8 +134,8 @@ def read_saved_rows(
     """Read the results of an earlier run with the same identity; none if there is no such file.
 
     Args:
-        path: of the report.
-        identity: of this run.
+        path: File of the report.
+        identity: Identity of this run.
         readers: by row, what makes a result of its plain values.
 
     Raises:

@@ -115,8 +115,8 @@ def judge_case(case: Case, clip: Clip, truth: Clip, oracle: Oracle, grid: Latent
         case: what was asked for.
         clip: what was made.
         truth: the true target.
-        oracle: of the case's scene.
-        grid: of the autoencoder that decoded the clip.
+        oracle: Oracle for the case's scene.
+        grid: Latent grid of the autoencoder that decoded the clip.
     """
     verdict = oracle.judge(clip, case.condition)
     return CaseResult(
@@ -157,7 +157,7 @@ def summarise_row(
 
     Args:
         results: at least one.
-        num_candidates: of the oracle.
+        num_candidates: Conditions that the oracle chooses among.
         groups: to which groups a condition belongs.
         shares: what the system counts besides.
 

@@ -75,7 +75,7 @@ def choose_rows(rows: Sequence[Row[CaseT, ResultT]], names: Sequence[str] | None
 
     Args:
         rows: all there are.
-        names: of rows or groups; None for the group `TABLE`.
+        names: Names of rows or groups; None for the group `TABLE`.
 
     Raises:
         InputError: a row does not exist or comes twice.
@@ -153,7 +153,7 @@ class Runner(Generic[CaseT, ResultT]):
             rows: in this order.
             path: PNG.
             num_examples: right ones and wrong ones of each row, at most.
-            seed: of the draw.
+            seed: Seed of the draw.
         """
         strips: list[SheetRow] = []
         for row in rows:

@@ -51,9 +51,9 @@ def bootstrap_interval(
     Args:
         values: one number per trial, or a row of numbers for `statistic`.
         groups: the group of each value; None draws single values.
-        confidence: of the interval.
+        confidence: Confidence of the interval.
         num_draws: resamples.
-        seed: of the draws.
+        seed: Seed of the draws.
         statistic: maps the means of the columns, (..., num_columns), to the figure, (...).
 
     Raises:

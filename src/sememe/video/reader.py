@@ -44,10 +44,10 @@ def read_clip(
             frames.
         sampling: which frames to take, see `Sampling`. Where the frame rate varies, by time.
         fps: frames a second to take; with `sampling="fps"` only.
-        size: (height, width) of the clip in pixels; proportions are kept, what sticks out is cropped on both sides
-            alike.
-        max_size: longest side of the clip in pixels; larger videos are scaled down, smaller ones left alone. Not with
-            `size`.
+        size: (height, width) of the clip in pixels; proportions are kept, what sticks out is cropped equally
+            on both sides.
+        max_size: longest side of the clip in pixels; larger videos are scaled down, smaller ones keep their size. Not
+            with `size`.
         limits: what the file is held to, `VideoLimits()` if None.
         survey: what `survey_video` found in this file, to spare a second pass over it.
 
@@ -59,7 +59,7 @@ def read_clip(
     Raises:
         VideoError: the file is missing, is no video, has no frame, is not within the limits, or is damaged. A file
             counts as damaged if FFmpeg cannot decode it, or if over 5 % of the frames that its header promises are
-            missing, as in a copy that was cut short. Damage that still decodes cannot be told from a picture.
+            missing, as in a copy that was cut short. Damage that still decodes is not detected.
         InputError: an argument is out of range, or without effect.
     """
     limits = limits or VideoLimits()

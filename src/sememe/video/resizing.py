@@ -13,7 +13,7 @@ from sememe.video.sampling import Sampling, pick_frames
 Fit = Literal["cover", "contain", "stretch"]
 """How a picture gets another shape.
 
-- `cover`: fill the new frame, keep the proportions, crop what sticks out on both sides alike.
+- `cover`: fill the new frame, keep the proportions, crop what sticks out equally on both sides.
 - `contain`: show all of it, keep the proportions, black bars.
 - `stretch`: change the proportions.
 """

@@ -16,7 +16,7 @@ def zoom(take: Take, factor: float, start: float = 0.0, end: float = 0.9) -> Non
 
 
 def turn(take: Take, pan: float, tilt: float) -> None:
-    """The camera turns; everything shifts alike."""
+    """Turn the camera: everything shifts by the same amount."""
     take.camera.pan -= pan * take.ramp(0, 0.95)
     take.camera.tilt -= tilt * take.ramp(0, 0.95)
 

@@ -78,5 +78,5 @@ def neutral_caption(scene: Scene) -> str:
 
 def full_caption(scene: Scene, happenings: Sequence[Condition]) -> str:
     """Say who, where and what happens; without happenings, that nothing moves."""
-    told = " and ".join(happening.phrase for happening in happenings) or "nothing moves"
-    return f"{neutral_caption(scene)}; {told}"
+    happens = " and ".join(happening.phrase for happening in happenings) or "nothing moves"
+    return f"{neutral_caption(scene)}; {happens}"

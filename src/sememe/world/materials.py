@@ -23,7 +23,7 @@ def relief(material: str, seed: int, rows: int, columns: int, cells: float) -> F
 
     Args:
         material: one of `scene.MATERIALS` or `scene.HELD_OUT_MATERIALS`.
-        seed: of its details.
+        seed: Seed of its details.
         rows: height in pixels.
         columns: width in pixels.
         cells: size of the area that is covered, in scene units.

@@ -114,7 +114,7 @@ class Crop:
     """A part of a photograph and how it is developed.
 
     Attributes:
-        name: of the photograph.
+        name: Name of the photograph.
         x: place of the window, from 0 (left) to 1 (right).
         y: place of the window, from 0 (top) to 1 (bottom).
         fraction: side of the window in sides of the largest one that fits.
@@ -171,7 +171,7 @@ class Scene:
         seed: that the scene was drawn from.
         subject: who acts; None in a scene that is a whole photograph.
         backdrop: drawn, or a part of a photograph.
-        finish: of a textured scene; None for flat colours and whole photographs.
+        finish: Finish of a textured scene; None for flat colours and whole photographs.
     """
 
     seed: int

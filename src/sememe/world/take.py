@@ -86,7 +86,7 @@ class Picture:
     """What was filmed, for effects on the whole picture.
 
     `frames` (num_frames, height, width, 3) float32 in 0..1, `depth` (num_frames, height, width) float32 distances in
-    scene units, `mask` likewise in 0..1.
+    scene units, `mask` of the same shape in 0..1.
     """
 
     frames: Floats
