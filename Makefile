@@ -16,7 +16,7 @@ DEV_STAMP := $(VENV)/.installed-dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-demo demo test check-format lint types layers unit format gallery evidence bench clean
+.PHONY: help install install-demo demo test check-format lint types layers docs unit format gallery evidence bench clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,7 +28,7 @@ install-demo: $(RUN_STAMP)  ## make .venv with the package (editable) only
 demo: install-demo  ## two reference clips, two pictures doing the same, and a contact sheet
 	$(BIN)/sememe demo
 
-test: install check-format lint types layers unit  ## everything CI checks: format, lint, types, layers, tests
+test: install check-format lint types layers docs unit  ## everything CI checks: format, lint, types, layers, docs, tests
 
 check-format: install  ## is every file formatted?
 	$(BIN)/ruff format --check
@@ -41,6 +41,9 @@ types: install  ## mypy over src and tests
 
 layers: install  ## which package may import which
 	$(BIN)/lint-imports
+
+docs: install  ## the documentation with its API reference, in site/; warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 unit: install  ## pytest over the whole suite, one process a core
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
@@ -59,7 +62,7 @@ bench: install-demo  ## measure speed and memory on this machine's CPU; see docs
 	$(BIN)/python -m benchmarks
 
 clean:  ## remove caches and builds; .venv stays
-	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf build dist site .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
