@@ -27,7 +27,7 @@ class LinearVideoAutoencoder(ModelMixin, AutoencoderMixin, ConfigMixin):
     Args:
         latent_channels: numbers per block.
         patch_size: frames, and pixels in height and width, per block; even.
-        hidden_channels: of the refining network, a multiple of 8.
+        hidden_channels: Channels of the refining network, a multiple of 8.
         num_layers: its residual blocks.
         noise_level: the standard deviation of the error that decoding assumes latents to have after the first latent
             frame, which is assumed exact: generations are given their first frame.
