@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from sememe.compute.placement import apply_offload, apply_storage
     from sememe.errors import (
         InputError,
         MissingExtraError,
@@ -17,42 +18,69 @@ if TYPE_CHECKING:
         SememeError,
         VideoError,
     )
-    from sememe.video import Clip, VideoLimits, read_clip, read_image, write_clip, write_image
+    from sememe.video import (
+        Clip,
+        SheetRow,
+        VideoLimits,
+        contact_sheet,
+        read_clip,
+        read_image,
+        write_clip,
+        write_image,
+    )
     from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
+    from sememe.workflows.evaluate import EvaluationSettings, evaluate_video_as_prompt
+    from sememe.workflows.train import resolve_training_recipe, train_recipe
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Clip",
+    "EvaluationSettings",
     "InputError",
     "MissingExtraError",
     "ModelError",
     "OutputError",
     "RecipeError",
     "SememeError",
+    "SheetRow",
     "VideoAsPromptPipeline",
     "VideoError",
     "VideoLimits",
     "__version__",
+    "apply_offload",
+    "apply_storage",
+    "contact_sheet",
+    "evaluate_video_as_prompt",
     "read_clip",
     "read_image",
+    "resolve_training_recipe",
+    "train_recipe",
     "write_clip",
     "write_image",
 ]
 
 _HOMES = {
     "Clip": "sememe.video",
+    "EvaluationSettings": "sememe.workflows.evaluate",
     "InputError": "sememe.errors",
     "MissingExtraError": "sememe.errors",
     "ModelError": "sememe.errors",
     "OutputError": "sememe.errors",
     "RecipeError": "sememe.errors",
     "SememeError": "sememe.errors",
+    "SheetRow": "sememe.video",
     "VideoAsPromptPipeline": "sememe.video_as_prompt.pipeline",
     "VideoError": "sememe.errors",
     "VideoLimits": "sememe.video",
+    "apply_offload": "sememe.compute.placement",
+    "apply_storage": "sememe.compute.placement",
+    "contact_sheet": "sememe.video",
+    "evaluate_video_as_prompt": "sememe.workflows.evaluate",
     "read_clip": "sememe.video",
     "read_image": "sememe.video",
+    "resolve_training_recipe": "sememe.workflows.train",
+    "train_recipe": "sememe.workflows.train",
     "write_clip": "sememe.video",
     "write_image": "sememe.video",
 }

@@ -1,0 +1,30 @@
+"""Measure how often a model follows its reference, on a few cases.
+
+The world can render what the result should look like, so no judge model is needed. The figures in docs/evidence.md
+come from 200 cases a row; a few only show how it works.
+"""
+
+from pathlib import Path
+
+from sememe import EvaluationSettings, evaluate_video_as_prompt
+
+
+def main(folder: Path, num_cases: int = 8) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = EvaluationSettings(
+        model="tiny",
+        rows=("seen",),
+        generations=num_cases,
+        output=folder / "report.json",  # a report that is there is continued
+        sheet=folder / "examples.png",
+    )
+    report = evaluate_video_as_prompt(
+        settings, lambda progress: print(progress.stage, progress.step, progress.num_steps)
+    )
+    for row in report.rows:
+        right = sum(result.is_right for result in row.results)
+        print(f"{row.name}: {right} of {len(row.results)} follow the reference")
+
+
+if __name__ == "__main__":
+    main(Path("outputs"))
