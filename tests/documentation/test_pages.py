@@ -123,6 +123,17 @@ def test_links_lead_somewhere() -> None:
     assert not missing
 
 
+def test_guides_name_files_that_exist() -> None:
+    """Names of files are shown relative to the package, to its rooms, or to the root."""
+    package = ROOT / "src" / "sememe"
+    places = [ROOT, package, *(folder for folder in package.iterdir() if folder.is_dir())]
+    for page in ("architecture", "extending"):
+        names = set(re.findall(r"(?<![\w/<>*])((?:\w+/)*\w+\.py)\b", (ROOT / "docs" / f"{page}.md").read_text()))
+        names = {name for name in names if not name.endswith("_foo.py")}
+        assert len(names) > 5
+        assert not {name for name in names if not any((place / name).exists() for place in places)}, page
+
+
 def test_readme_layout_is_the_tree() -> None:
     block = next(block for block in BLOCKS if block.page == "README.md" and block.code.startswith("src/sememe/"))
     inner = {name.rstrip("/") for name in re.findall(r"^  ([\w./]+)  ", block.code, re.MULTILINE)}
