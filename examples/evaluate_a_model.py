@@ -6,7 +6,7 @@ come from 200 cases a row; a few only show how it works.
 
 from pathlib import Path
 
-from sememe import EvaluationSettings, evaluate_video_as_prompt
+from sememe import EvaluationSettings, evaluate
 
 
 def main(folder: Path, num_cases: int = 8) -> None:
@@ -18,9 +18,7 @@ def main(folder: Path, num_cases: int = 8) -> None:
         output=folder / "report.json",  # a report that is there is continued
         sheet=folder / "examples.png",
     )
-    report = evaluate_video_as_prompt(
-        settings, lambda progress: print(progress.stage, progress.step, progress.num_steps)
-    )
+    report = evaluate(settings, lambda progress: print(progress.stage, progress.step, progress.num_steps))
     for row in report.rows:
         right = sum(result.is_right for result in row.results)
         print(f"{row.name}: {right} of {len(row.results)} follow the reference")

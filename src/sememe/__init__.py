@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         write_image,
     )
     from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
-    from sememe.workflows.evaluate import EvaluationSettings, evaluate_video_as_prompt
+    from sememe.workflows.evaluate import EvaluationSettings, evaluate
     from sememe.workflows.train import resolve_training_recipe, train_recipe
 
 __version__ = "0.1.0"
@@ -51,7 +51,7 @@ __all__ = [
     "apply_offload",
     "apply_storage",
     "contact_sheet",
-    "evaluate_video_as_prompt",
+    "evaluate",
     "read_clip",
     "read_image",
     "resolve_training_recipe",
@@ -76,7 +76,7 @@ _HOMES = {
     "apply_offload": "sememe.compute.placement",
     "apply_storage": "sememe.compute.placement",
     "contact_sheet": "sememe.video",
-    "evaluate_video_as_prompt": "sememe.workflows.evaluate",
+    "evaluate": "sememe.workflows.evaluate",
     "read_clip": "sememe.video",
     "read_image": "sememe.video",
     "resolve_training_recipe": "sememe.workflows.train",

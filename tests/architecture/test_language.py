@@ -20,7 +20,6 @@ STILL_TO_REWRITE = (
     "cli/app.py",
     "compute/placement.py",
     "compute/speed.py",
-    "data/latents.py",
     "diffusion/",
     "pipelines/",
     "training/",

@@ -32,8 +32,9 @@ CacheDtype = Literal["float16", "bfloat16"]
 class ClipItem:
     """What is known of a cached clip.
 
-    `clip` and `first_frame` name its frames and its first frame; clips that begin alike have one `first_frame`. An
-    expert is trained on clips of `split` "train", and a backbone meets the conditions of others without their names.
+    `clip` and `first_frame` name its frames and its first frame; clips with the same first frame share one
+    `first_frame`. An expert is trained on clips of `split` "train", and a backbone meets the conditions of others
+    without their names.
     """
 
     clip: str
@@ -50,7 +51,7 @@ class ArrayEncoder(Protocol):
     """Makes one named array.
 
     Attributes:
-        name: of the array.
+        name: Name of the array.
         key: the field of `ClipItem` that names a clip's entry.
         made_by: what decides on the values besides the clips: fingerprints of weights, settings.
     """
@@ -95,10 +96,10 @@ class ArrayCacheWriter:
     """Writes a cache, or goes on with one: entries whose keys `begin` returns are safe on the disk.
 
     Args:
-        folder: of the cache.
+        folder: Folder of the cache.
         source: what tells the clips from all others, such as a dataset's hash.
         dtype: in which values are kept.
-        shard_bytes: of one file, below 512 MiB.
+        shard_bytes: Size of one file, below 512 MiB.
 
     Raises:
         RecipeError: the folder holds arrays of other clips, or a shard would be too large.
