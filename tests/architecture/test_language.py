@@ -16,11 +16,7 @@ BANNED = re.compile(
 
 # Folders and files that are still to be rewritten. Nothing is added here; what is clean is taken out.
 STILL_TO_REWRITE = (
-    "checkpoints/",
     "cli/app.py",
-    "compute/placement.py",
-    "compute/speed.py",
-    "diffusion/",
     "pipelines/",
     "training/",
     "video_as_prompt/",
@@ -46,5 +42,6 @@ def test_no_banned_words_in_the_package() -> None:
     found = {path.relative_to(PACKAGE).as_posix(): find_banned(path.read_text()) for path in PACKAGE.rglob("*.py")}
     found = {name: words for name, words in found.items() if words}
     assert not {name: words for name, words in found.items() if not name.startswith(STILL_TO_REWRITE)}
-    clean = [name for name in STILL_TO_REWRITE if not any(each.startswith(name) for each in found)]
+    there = [name for name in STILL_TO_REWRITE if (PACKAGE / name).exists()]
+    clean = [name for name in there if not any(each.startswith(name) for each in found)]
     assert not clean, "take these out of the list"

@@ -140,12 +140,12 @@ def describe_names(names: Iterable[str]) -> str:
             numbers.setdefault(f"{name[: match.start(1)]}*{name[match.end(1) :]}", []).append(int(match[1]))
         else:
             numbers.setdefault(name, [])
-    told = [
+    shown = [
         pattern if not found else pattern.replace("*", _describe_numbers(sorted(found)), 1)
         for pattern, found in sorted(numbers.items())
     ]
-    more = len(told) - _MOST_NAMES
-    return ", ".join(told[:_MOST_NAMES]) + (f" and {more} more like these" if more > 0 else "")
+    more = len(shown) - _MOST_NAMES
+    return ", ".join(shown[:_MOST_NAMES]) + (f" and {more} more like these" if more > 0 else "")
 
 
 def _find_settings(content: Any) -> set[str]:

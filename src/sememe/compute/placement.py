@@ -79,8 +79,8 @@ def apply_offload(
         pipeline: a `VideoAsPromptPipeline`, its weights on the CPU.
         kind: one of `OffloadKind`.
         device: where to compute. "cpu" offloads nothing, but does everything that offloading does.
-        group_level: of "group": whole blocks, or single layers, which take less memory and more time.
-        host_memory: of "group": "lean" pins weights on their way, "pinned" holds them all pinned, which is faster and
+        group_level: For "group": whole blocks, or single layers, which take less memory and more time.
+        host_memory: For "group": "lean" pins weights on their way, "pinned" holds them all pinned, which is faster and
             takes about twice the model's size in the host's memory. On the CPU there is no difference.
         resting: "encoders" leave the device while the transformer works, "expert" (one-way only) while it takes steps.
 
@@ -97,7 +97,7 @@ def apply_offload(
     target = find_device(device)
     chosen = _Offload(kind, target, group_level, host_memory, tuple(resting))
     if any(_is_group_offload_enabled(module) for module in _modules(pipeline).values()):
-        raise InputError("this pipeline is under group offload, which cannot be changed; load it anew")
+        raise InputError("this pipeline is under group offload, which cannot be changed; load it again")
     _check_combination(pipeline, kind, group_level, resting)
     _clear(pipeline)
     rests: list[Resting] = []
@@ -160,11 +160,11 @@ def apply_storage(pipeline: Any, storage: str, parts: str = "both") -> None:
         return
     transformer = pipeline.transformer
     if _is_layerwise_casting_active(transformer) or find_library(transformer) is not None:
-        raise InputError("the transformer's weights are in fewer bits already; load the pipeline anew to change that")
+        raise InputError("the transformer's weights are in fewer bits already; load the pipeline again to change that")
     if is_offloaded_by_layer(transformer) or _is_group_offload_enabled(transformer):
         raise InputError(
             f"the transformer is offloaded by layers or blocks, whose storage cannot be changed to {storage!r}; load "
-            "the pipeline anew and choose the storage first, then the offload"
+            "the pipeline again and choose the storage first, then the offload"
         )
     if storage == "fp8" and is_compiled(transformer):
         raise InputError("fp8 storage casts weights within a block, but the blocks are compiled; use fp8wo or int8wo")

@@ -95,7 +95,7 @@ def check_weaker_reference(pipeline: Any, strength: float) -> None:
 
     Args:
         pipeline: a pipeline with a `transformer`.
-        strength: of the reference; 0 and 1 need nothing.
+        strength: Weight of the reference; 0 and 1 need nothing.
 
     Raises:
         InputError: it cannot; the message names the backends that can.
@@ -128,8 +128,8 @@ def compile_transformer(pipeline: Any, *, backend: str | Callable[..., Any] = "i
 
     Args:
         pipeline: a pipeline with a `transformer`.
-        backend: of `torch.compile`.
-        options: of `torch.compile`, such as `mode` or `dynamic`.
+        backend: Backend of `torch.compile`.
+        options: Further arguments of `torch.compile`, such as `mode` or `dynamic`.
 
     Raises:
         InputError: where there is no compiler, the blocks are compiled already, or their weights come and go, are

@@ -57,10 +57,10 @@ def denoise(
     is_interrupted: Callable[[], bool] = lambda: False,
     set_timesteps: SetTimesteps | None = None,
 ) -> torch.Tensor:
-    """Turns noise into clean latents.
+    """Turn noise into clean latents.
 
     Args:
-        predict: predicts under variants of the conditions.
+        predict: Predicts for variants of the conditioning.
         scheduler: a diffusers scheduler that fits `prediction`.
         latents: (batch, ...), noise of unit variance.
         guidance: which predictions are summed, with which weights; or a function that says so for a timestep.
@@ -68,8 +68,8 @@ def denoise(
         batching: whether variants that allow it share a forward; changes results by rounding only.
         prediction: what `predict` predicts.
         generator: for schedulers that draw noise.
-        on_step_end: is told the step, its timestep and the latents, and may return other latents.
-        is_interrupted: is asked before every step; True ends the loop, with the latents as they are.
+        on_step_end: Called with the step, its timestep and the latents; may return other latents.
+        is_interrupted: Called before every step; True ends the loop, with the latents as they are.
         set_timesteps: sets the scheduler's steps, given it, their number and the device; None for its own method.
 
     Raises:
@@ -154,7 +154,7 @@ class _Stepper:
         self.scheduler = scheduler
         known = inspect.signature(scheduler.step).parameters
         self.extra: dict[str, Any] = {"generator": generator} if "generator" in known else {}
-        # CogVideoX's DPM solver is told its last estimate of the clean latents and the last timestep.
+        # CogVideoX's DPM solver takes its last estimate of the clean latents and the last timestep.
         self.has_memory = "old_pred_original_sample" in known
         self.estimate: torch.Tensor | None = None
         self.last_timestep: torch.Tensor | None = None

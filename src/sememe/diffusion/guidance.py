@@ -21,7 +21,7 @@ Batching = Literal["sequential", "batched"]
 
 @dataclass(frozen=True)
 class Variant:
-    """One variant of the conditions: which text is told, and which reference is seen."""
+    """One variant of the conditioning: a choice of text and of reference."""
 
     text: Text
     reference: ReferenceChoice

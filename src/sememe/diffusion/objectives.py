@@ -110,8 +110,8 @@ def sample_sigma(
     Args:
         num_samples: how many.
         generator: the source of randomness; its device is the result's.
-        mean: of the normal variable; above 0 favours noisy samples.
-        std: of the normal variable; with 1.7 the levels are about uniform.
+        mean: Mean of the normal variable; above 0 favours noisy samples.
+        std: Standard deviation of the normal variable; with 1.7 the levels are about uniform.
         shift: see `shift_sigma`.
     """
     normal = torch.randn(num_samples, generator=generator, device=generator.device)

@@ -23,7 +23,7 @@ class RunRecord:
         settings: all settings by dotted key, as text.
         inputs: what identifies each thing that it was made from: hashes and versions by name.
         init_from: the weights that it began with; None for its own.
-        versions: of the libraries.
+        versions: Versions of the libraries.
     """
 
     recipe: str

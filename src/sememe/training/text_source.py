@@ -27,7 +27,7 @@ class EncodedText:
     """Text embeddings from a text encoder, with gradient if it is trained; captions are tokenised once each.
 
     Args:
-        tokenizer: of the text encoder.
+        tokenizer: Tokenizer of the text encoder.
         text_encoder: a `UMT5EncoderModel` or `T5EncoderModel`.
         length: tokens per caption; None for the tokenizer's own.
         reads_padding: whether padding is read like any other token, as CogVideoX has it, or unseen, as Wan has it.

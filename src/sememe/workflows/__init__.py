@@ -1,1 +1,1 @@
-"""The verbs that every surface calls. Import the modules; this package loads nothing by itself."""
+"""The verbs that every surface calls. Import the modules; importing the package alone loads nothing."""

@@ -29,7 +29,7 @@ class DemoRequest:
         output_dir: folder for the files; made if it is not there.
         image: picture file to use instead of the second picture.
         model: a Video-As-Prompt model, by name or folder.
-        seed: of the conditions, the scenes and both results; families take turns from one seed to the next.
+        seed: Seed of the conditions, the scenes and both results; families take turns from one seed to the next.
         device: where to compute; None for a GPU where there is one, the CPU otherwise.
     """
 

@@ -1,4 +1,4 @@
-"""What a running verb tells whoever started it."""
+"""Progress events of a running command."""
 
 import time
 from collections.abc import Callable
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands.
+    """How far a run has come.
 
     Attributes:
         stage: what is being done, a few words for people.
         step: steps done of this stage; 0 where it has none.
         num_steps: steps of this stage; 0 where it has none.
-        seconds_left: of this stage, once that can be told.
+        seconds_left: Estimate for this stage; None before there is one.
     """
 
     stage: str
@@ -26,7 +26,7 @@ ProgressHandler = Callable[[Progress], None]
 
 
 def ignore_progress(_: Progress) -> None:
-    """For whoever does not want to know."""
+    """Do nothing."""
 
 
 class StepCounter:

@@ -34,7 +34,7 @@ def draw_gallery(
         size: pixels of a frame's side.
         num_shown: frames of a strip.
         columns: strips side by side.
-        on_progress: told of every strip.
+        on_progress: Called after every strip.
 
     Returns:
         uint8 array (height, width, 3).

@@ -29,8 +29,8 @@ class PrecomputeSummary:
     """What a call of `precompute_latents` did.
 
     Attributes:
-        folder: of the cache.
-        source: of the clips.
+        folder: Folder of the cache.
+        source: Source of the clips.
         num_clips: in the cache.
         num_new: entries of each array that this call encoded.
         made_by: what each array was made by.

@@ -58,8 +58,8 @@ def train_recipe(
         init_from: weights to begin with: a built-in model, a model's folder, a run, or a checkpoint. Only those that
             the recipe trains are taken.
         resume: "never" refuses a folder that has checkpoints.
-        on_progress: is told what is being done, and how long it takes.
-        on_event: is told what the training loop tells, see `training.progress`.
+        on_progress: Called with what is being done, and how long it takes.
+        on_event: Called with the events of the training loop, see `training.progress`.
 
     Raises:
         RecipeError: settings do not fit together, or the folder holds another run.

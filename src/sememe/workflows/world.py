@@ -64,7 +64,7 @@ def render_world_clip(names: Sequence[str], scene: int, output: Path, shape: Sha
         names: the condition; several at once; none for the neutral take.
         scene: seed of the scene.
         output: video file.
-        shape: of the clip.
+        shape: Shape of the clip.
 
     Raises:
         InputError: a condition is unknown, or a number is out of range.
@@ -86,10 +86,10 @@ class DatasetSettings:
     Attributes:
         folder: made if it is not there; it must not hold a dataset yet.
         num_clips: clips to train on, 2 or more.
-        split: of their conditions; None for seen and unseen.
+        split: Split of their conditions; None for seen and unseen.
         num_benchmark: pairs of the benchmark, whose conditions are unseen; None for one per condition.
-        seed: of the choice of scenes and conditions.
-        shape: of the clips.
+        seed: Seed of the choice of scenes and conditions.
+        shape: Shape of the clips.
     """
 
     folder: Path
