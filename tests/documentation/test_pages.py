@@ -123,6 +123,12 @@ def test_links_lead_somewhere() -> None:
     assert not missing
 
 
+def test_the_reference_has_every_public_name() -> None:
+    shown = set(re.findall(r"^::: sememe\.(\w+)$", (ROOT / "docs" / "api" / "index.md").read_text(), re.MULTILINE))
+    errors = {name for name in sememe.__all__ if name.endswith("Error")}  # shown as one module
+    assert shown == {*sememe.__all__, "errors"} - errors - {"__version__"}
+
+
 def test_guides_name_files_that_exist() -> None:
     """Names of files are shown relative to the package, to its rooms, or to the root."""
     package = ROOT / "src" / "sememe"
