@@ -106,13 +106,26 @@ def list_fields(kind: type, prefix: str = "") -> dict[str, Field]:
 def flatten(record: object) -> dict[str, Any]:
     """Return the values of a record by dotted key, in order."""
     values: dict[str, Any] = {}
-    for item in dataclasses.fields(record):  # type: ignore[arg-type]
-        value = getattr(record, item.name)
-        if dataclasses.is_dataclass(value):
-            values |= {f"{item.name}.{key}": inner for key, inner in flatten(value).items()}
+    for name, value in _parts(record).items():
+        if _is_group(value):
+            values |= {f"{name}.{key}": inner for key, inner in flatten(value).items()}
         else:
-            values[item.name] = value
+            values[name] = value
     return values
+
+
+def _parts(group: Any) -> dict[str, Any]:
+    """Return the fields of a record, or the records of a tuple by their names."""
+    if isinstance(group, tuple):
+        return {record.name: record for record in group}
+    return {item.name: getattr(group, item.name) for item in dataclasses.fields(group)}
+
+
+def _is_group(value: Any) -> bool:
+    """Whether fields lie below a value: it is a record, or a tuple of records that have names."""
+    if isinstance(value, tuple):
+        return len(value) > 0 and all(dataclasses.is_dataclass(each) and hasattr(each, "name") for each in value)
+    return dataclasses.is_dataclass(value)
 
 
 def to_plain(value: Any) -> Any:
@@ -307,14 +320,15 @@ def _split(text: str, name: str) -> list[Any]:
 
 def _replace(record: Any, values: Mapping[str, Any], prefix: str) -> Any:
     own: Any = type(record)
-    hints = _hints(own)
     changes: dict[str, Any] = {}
-    for item in dataclasses.fields(record):
-        below = {key.partition(".")[2]: value for key, value in values.items() if key.startswith(f"{item.name}.")}
+    for name, part in _parts(record).items():
+        below = {key.partition(".")[2]: value for key, value in values.items() if key.startswith(f"{name}.")}
         if below:
-            changes[item.name] = _replace(getattr(record, item.name), below, f"{prefix}{item.name}.")
-        elif item.name in values:
-            changes[item.name] = convert(values[item.name], hints[item.name], f"{prefix}{item.name}")
+            changes[name] = _replace(part, below, f"{prefix}{name}.")
+        elif name in values:
+            changes[name] = convert(values[name], _hints(own)[name], f"{prefix}{name}")
+    if isinstance(record, tuple):
+        return tuple(changes.get(each.name, each) for each in record)
     return dataclasses.replace(record, **changes)
 
 

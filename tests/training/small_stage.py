@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sememe.training.stage import StepLoss, Weights
+from sememe.training.stage import Stage, StepLoss, Weights
 
 
 class SmallNetwork(nn.Module):
@@ -33,7 +33,7 @@ class SmallNetwork(nn.Module):
         return result
 
 
-class SmallStage:
+class SmallStage(Stage):
     """Trains a `SmallNetwork` on made-up data; can break, or ask for an end, at a given batch."""
 
     name = "small"

@@ -3,12 +3,14 @@ import sys
 
 import pytest
 
-from sememe.training.config import ScheduleConfig, TrainingConfig
+from sememe.errors import InputError
+from sememe.records import apply_overrides, flatten
+from sememe.training.config import PhaseConfig, ScheduleConfig, TrainingConfig
 from sememe.training.schedule import schedule_factor
 
 
 def factors(config: TrainingConfig, seconds: float = 0.0) -> list[float]:
-    return [round(schedule_factor(config, step, seconds), 4) for step in range(config.num_steps)]
+    return [round(schedule_factor(config.list_phases()[0], step), 4) for step in range(config.num_steps)]
 
 
 def test_the_schedule_warms_up_stays_and_decays() -> None:
@@ -17,17 +19,27 @@ def test_the_schedule_warms_up_stays_and_decays() -> None:
     cosine = TrainingConfig(num_steps=10, schedule=ScheduleConfig(shape="cosine", warmup_steps=2))
     assert factors(cosine)[:3] == [0.5, 1.0, 1.0]
     assert factors(cosine)[6] == 0.5
-    assert schedule_factor(cosine, 10, 0.0) == pytest.approx(0.0)
+    assert schedule_factor(cosine.list_phases()[0], 10) == pytest.approx(0.0)
     assert factors(TrainingConfig(num_steps=3, schedule=ScheduleConfig(shape="constant"))) == [1.0] * 3
 
 
 def test_the_schedule_follows_the_larger_of_steps_and_time() -> None:
-    config = TrainingConfig(
-        num_steps=100, max_minutes=1.0, time_decay=True, schedule=ScheduleConfig(decay_fraction=0.5)
-    )
-    assert schedule_factor(config, 0, 45.0) == pytest.approx(0.5)
-    assert schedule_factor(config, 75, 15.0) == pytest.approx(0.5)
-    assert schedule_factor(config, 0, 90.0) == 0.0
+    phase = PhaseConfig(num_steps=100, schedule=ScheduleConfig(decay_fraction=0.5))
+    assert schedule_factor(phase, 0, 0.75) == pytest.approx(0.5)
+    assert schedule_factor(phase, 75, 0.25) == pytest.approx(0.5)
+    assert schedule_factor(phase, 0, 1.5) == 0.0
+
+
+def test_phases_are_reached_by_name() -> None:
+    phases = (PhaseConfig(name="images", num_steps=5), PhaseConfig(name="clips", num_steps=7))
+    config = TrainingConfig(phases=phases)
+    changed = apply_overrides(config, ["phases.images.num_steps=2", "phases.clips.schedule.shape=cosine"])
+    images, clips = changed.phases
+    assert (images.num_steps, clips.num_steps, clips.schedule.shape) == (2, 7, "cosine")
+    assert images.schedule == phases[0].schedule
+    assert flatten(config)["phases.clips.num_steps"] == 7
+    with pytest.raises(InputError, match="no setting phases"):
+        apply_overrides(config, ["phases.image.num_steps=2"])
 
 
 def test_settings_import_no_torch() -> None:

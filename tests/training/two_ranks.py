@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from sememe.training.config import TrainingConfig
 from sememe.training.loop import train
 from sememe.training.seeds import step_generator
-from sememe.training.stage import StepLoss, Weights
+from sememe.training.stage import Stage, StepLoss, Weights
 
 SEED = 11
 
 
-class RegressionStage:
+class RegressionStage(Stage):
     """A small regression whose batch is one rank's, or those of `num_ranks` ranks together.
 
     The ranks' batches differ in size, and one parameter gets no gradient.

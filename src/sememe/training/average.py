@@ -10,22 +10,34 @@ from sememe.errors import ModelError
 
 
 class WeightAverage:
-    """An exponential moving average of parameters, in float32, updated by a few calls for all of them."""
+    """An exponential moving average of parameters, in float32, updated by a few calls for all of them.
 
-    def __init__(self, parameters: Mapping[str, Tensor], decay: float) -> None:
+    By hand, because torch's AveragedModel copies whole modules (a frozen backbone too), in their own precision.
+
+    Args:
+        parameters: by name.
+        decay: of the average, once it has warmed up.
+        begun: the steps since which parameters are trained, where that is not 0.
+    """
+
+    def __init__(self, parameters: Mapping[str, Tensor], decay: float, begun: Mapping[str, int] | None = None) -> None:
         self._parameters = dict(parameters)
         self._decay = decay
         self._average = {name: tensor.detach().float().clone() for name, tensor in parameters.items()}
+        self._groups: dict[int, list[str]] = {}
+        for name in parameters:
+            self._groups.setdefault((begun or {}).get(name, 0), []).append(name)
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the weights after step number `step` (from 0)."""
-        # Held down in the first steps: else the average would consist of the initial weights for a long time.
-        decay = min(self._decay, (1 + step) / (10 + step))
-        averages, weights = list(self._average.values()), list(self._parameters.values())
-        if any(weight.dtype != torch.float32 for weight in weights):
-            weights = [weight.float() for weight in weights]
-        torch._foreach_lerp_(averages, weights, 1.0 - decay)
+        for begun, names in self._groups.items():
+            # Held down in the first steps: else the average would consist of the initial weights for a long time.
+            decay = min(self._decay, (1 + step - begun) / (10 + step - begun))
+            weights = [self._parameters[name] for name in names]
+            if any(weight.dtype != torch.float32 for weight in weights):
+                weights = [weight.float() for weight in weights]
+            torch._foreach_lerp_([self._average[name] for name in names], weights, 1.0 - decay)
 
     def tensors(self) -> dict[str, Tensor]:
         """The averages themselves, by parameter name (not copies)."""
@@ -33,25 +45,19 @@ class WeightAverage:
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Set the averages, as `tensors` gave them. Raises `ModelError` where names or shapes differ."""
-        copy_tensors(tensors, self._average, "the averaged weights")
+        """Set averages, as `tensors` gave them. Raises `ModelError` where names or shapes differ."""
+        averages = {name: average for name, average in self._average.items() if name in tensors}
+        copy_tensors(tensors, averages, "the averaged weights")
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Put the averages into the parameters for the duration of a block, then the weights back, bit by bit."""
-        with borrowed_weights(self._parameters, self._average):
+        kept = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
+        try:
+            _copy_all(list(self._parameters.values()), list(self._average.values()))
             yield
-
-
-@contextmanager
-def borrowed_weights(parameters: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> Iterator[None]:
-    """Hold other values in the parameters for the duration of a block."""
-    kept = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-    try:
-        _copy_all(list(parameters.values()), [values[name] for name in parameters])
-        yield
-    finally:
-        _copy_all(list(parameters.values()), list(kept.values()))
+        finally:
+            _copy_all(list(self._parameters.values()), list(kept.values()))
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """Settings of a training run. Imports no torch."""
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -45,15 +46,40 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PhaseConfig:
+    """A part of a run. By its name the stage decides what is trained in it, and on what.
+
+    `learning_rate_factors` maps patterns of parameter names, such as "transformer.*embed*", to factors of the learning
+    rate; where several match a name, their product counts. As text: "pattern:factor,pattern:factor".
+    """
+
+    name: str = "main"
+    num_steps: int
+    learning_rate: float = 1e-3
+    learning_rate_factors: Mapping[str, float] = field(default_factory=dict)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+
+    def __post_init__(self) -> None:
+        _check(self.num_steps >= 1, f"num_steps must be 1 or more, got {self.num_steps}")
+        _check(self.learning_rate > 0, f"learning_rate must be above 0, got {self.learning_rate}")
+        for pattern, factor in self.learning_rate_factors.items():
+            _check(factor > 0, f"learning_rate_factors must be above 0, got {factor} for {pattern}")
+
+
+_OF_PHASES = ("num_steps", "learning_rate", "learning_rate_factors", "schedule")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """Settings of the training loop, the same for every stage.
+
+    A run has one phase, of `num_steps`, `learning_rate`, `learning_rate_factors` and `schedule` (see `PhaseConfig`), or
+    those of `phases`, whose settings are reached by name, as in `training.phases.images.num_steps`.
 
     Time: `max_minutes` is a budget for the whole run, resumed parts included; with `time_decay` the schedule follows
     the larger of the progress in steps and in time, so that its decay is complete when the budget is spent.
     `stop_after_minutes` limits one call only: it saves, stops, and the next call goes on.
 
-    `learning_rate_factors` maps patterns of parameter names, such as "transformer.*embed*", to factors of the learning
-    rate; where several match a name, their product counts. As text: "pattern:factor,pattern:factor".
     `ema_decay` 0 keeps no average of the weights; its decay is held down in the first steps, as (1 + n) / (10 + n).
     `optimizer` "muon" trains hidden matrices with Muon (step sizes matched to AdamW's, so the learning rate means the
     same) and everything else, including matrices whose name contains one of `muon_exclude`, with AdamW. The time of its
@@ -63,7 +89,7 @@ class TrainingConfig:
     `num_threads` 0 leaves torch's setting. Steps count optimiser steps, each of `accumulation_steps` batches.
     """
 
-    num_steps: int
+    num_steps: int = 0
     learning_rate: float = 1e-3
     learning_rate_factors: Mapping[str, float] = field(default_factory=dict)
     optimizer: Literal["adamw", "muon"] = "adamw"
@@ -73,6 +99,7 @@ class TrainingConfig:
     muon_momentum: float = 0.95
     muon_exclude: tuple[str, ...] = ("embed", "proj_out", "head")
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    phases: tuple[PhaseConfig, ...] = ()
     ema_decay: float = 0.999
     gradient_clip: float = 1.0
     accumulation_steps: int = 1
@@ -92,16 +119,14 @@ class TrainingConfig:
     keep_checkpoints: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("num_steps", "accumulation_steps", "log_every", "save_every"):
+        self._check_phases()
+        for name in ("accumulation_steps", "log_every", "save_every"):
             _check(getattr(self, name) >= 1, f"{name} must be 1 or more, got {getattr(self, name)}")
         for name in ("seed", "num_threads", "prefetch_batches", "weight_decay", "gradient_clip"):
             _check(getattr(self, name) >= 0, f"{name} must be 0 or more, got {getattr(self, name)}")
         for name in ("max_minutes", "stop_after_minutes", "save_minutes"):
             value = getattr(self, name)
             _check(value is None or value > 0, f"{name} must be above 0 or none, got {value}")
-        _check(self.learning_rate > 0, f"learning_rate must be above 0, got {self.learning_rate}")
-        for pattern, factor in self.learning_rate_factors.items():
-            _check(factor > 0, f"learning_rate_factors must be above 0, got {factor} for {pattern}")
         _check(self.epsilon > 0, f"epsilon must be above 0, got {self.epsilon}")
         _check(all(0 <= beta < 1 for beta in self.betas), f"betas must be at least 0 and below 1, got {self.betas}")
         _check(0 <= self.muon_momentum < 1, f"muon_momentum must be at least 0 and below 1, got {self.muon_momentum}")
@@ -109,9 +134,22 @@ class TrainingConfig:
         _check(self.keep_checkpoints >= 2, f"keep_checkpoints must be 2 or more, got {self.keep_checkpoints}")
         self._check_time_decay()
 
+    def list_phases(self) -> tuple[PhaseConfig, ...]:
+        """The phases, of which there is at least one."""
+        return self.phases or (PhaseConfig(**{name: getattr(self, name) for name in _OF_PHASES}),)
+
+    def _check_phases(self) -> None:
+        names = [phase.name for phase in self.list_phases()]
+        _check(len(set(names)) == len(names), f"phases must differ in name, got {', '.join(names)}")
+        for item in dataclasses.fields(self) if self.phases else ():
+            default = item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
+            is_free = item.name not in _OF_PHASES or getattr(self, item.name) == default
+            _check(is_free, f"{item.name} has no effect beside phases; set it in each of them")
+
     def _check_time_decay(self) -> None:
         if not self.time_decay:
             return
+        _check(not self.phases, "time_decay needs a run of one phase; leave out phases, or give time_decay=false")
         _check(self.max_minutes is not None, "time_decay needs a budget; set max_minutes, or time_decay=false")
         _check(self.schedule.shape != "constant", "time_decay has no effect on the schedule shape 'constant'")
         _check(

@@ -22,7 +22,8 @@ from sememe.training.checkpoint import Checkpoint, find_latest, list_checkpoints
 from sememe.training.config import TrainingConfig
 from sememe.training.distribution import Distribution, open_distribution
 from sememe.training.interruption import StopRequest, listen_for_stop
-from sememe.training.optimizer import NamedOptimizer, tracked_tensors, trained_parameters
+from sememe.training.optimizer import NamedOptimizer, tracked_tensors
+from sememe.training.phases import check_phase, find_phase, plan_phases
 from sememe.training.progress import (
     CheckpointSaved,
     EventHandler,
@@ -111,8 +112,11 @@ class _Run:
         self._modules = stage.modules()
         for module in self._modules.values():
             module.to(self._device)
-        self._parameters = trained_parameters(self._modules)
-        self._optimizer = NamedOptimizer(self._modules, config)
+        self._phases = plan_phases(stage, config)
+        self._num_steps = self._phases[-1].stop
+        trained = {name for phase in self._phases for name in phase.parameters}
+        state = {f"stage/{name}": tensor for name, tensor in stage.state().items()}
+        self._tensors = tracked_tensors(self._modules, trained) | state
         self._average: WeightAverage | None = None
         self._meter = IntervalMeter()
         self._step = self._num_samples = self._num_uncounted = 0
@@ -133,13 +137,24 @@ class _Run:
             self._take_up(loaded, latest)
         elif init_from is not None:
             self._begin_with(init_from)
-        tensors = tracked_tensors(self._modules)
-        self._distribution.share_weights(tensors)
-        if self._config.ema_decay:
-            self._average = WeightAverage(self._parameters, self._config.ema_decay)
-            if loaded is not None and loaded.average is not None:
-                self._average.load(loaded.average)
+        self._distribution.share_weights(self._tensors)
+        optimizer, average = ({}, None) if loaded is None else (loaded.optimizer, loaded.average)
+        self._enter(find_phase(self._phases, self._step), optimizer, average or {})
         _compile(self._modules, self._config)
+
+    def _enter(self, index: int, optimizer: Mapping[str, Tensor], average: Mapping[str, Tensor]) -> None:
+        """Begin a phase; parameters that it goes on training keep their state in optimiser and average."""
+        self._phase, self._is_last = self._phases[index], index == len(self._phases) - 1
+        self._stage.enter(self._phase.settings.name)
+        self._parameters = self._phase.parameters
+        self._optimizer = NamedOptimizer(self._modules, self._config, self._phase.settings)
+        self._optimizer.load({key: tensor for key, tensor in optimizer.items() if self._is_trained(key)})
+        if self._config.ema_decay:
+            self._average = WeightAverage(self._parameters, self._config.ema_decay, self._phase.begun)
+            self._average.load({name: tensor for name, tensor in average.items() if name in self._parameters})
+
+    def _is_trained(self, key: str) -> bool:
+        return key.rpartition("/")[0] in self._parameters
 
     def _find_own(self, resume: Resume) -> Path | None:
         folder = self._folder / "checkpoints"
@@ -167,8 +182,9 @@ class _Run:
                 logger.warning(
                     "%s was %s and is now %s: batches differ", name, before.get(name), getattr(self._config, name)
                 )
-        copy_tensors(loaded.weights, tracked_tensors(self._modules), str(path))
-        self._optimizer.load(loaded.optimizer)
+        phase, step_in_phase = loaded.state.get("phase", "main"), loaded.state.get("phase_step", loaded.step)
+        check_phase(self._phases, phase, step_in_phase, loaded.step)
+        copy_tensors(loaded.weights, self._tensors, str(path))
         self._step, self._num_samples = loaded.step, int(loaded.state["num_samples"])
         self._seconds_before = self._saved_seconds = float(loaded.state["seconds"])
         self._loss = loaded.state["loss"]
@@ -180,35 +196,27 @@ class _Run:
             raise ModelError(f"init_from must be a checkpoint or the folder of a run that has one, got {source}")
         loaded = load_checkpoint(path)
         weights = {**loaded.weights, **(loaded.average or {})}
-        copy_tensors(weights, tracked_tensors(self._modules), str(path))
+        copy_tensors(weights, self._tensors, str(path))
 
     # The loop
 
     def work(self, request: StopRequest) -> TrainingSummary:
         """Train until the end of the run, of its time, or of this call."""
-        config, is_main = self._config, self._distribution.is_main
+        is_main = self._distribution.is_main
         self._started = time.monotonic()
         self._log = self._open_log() if is_main else None
-        batches = BatchSource(
-            self._stage,
-            seed=config.seed,
-            rank=self._distribution.rank,
-            device=self._device,
-            start=self._step * config.accumulation_steps,
-            stop=config.num_steps * config.accumulation_steps,
-            num_ahead=config.prefetch_batches,
-        )
         self._meter.restart()
         try:
-            ending = self._loop(batches, request)
+            while (ending := self._run_phase(request)) is None:
+                average = {} if self._average is None else self._average.tensors()
+                self._enter(find_phase(self._phases, self._step), self._optimizer.tensors(), average)
             self._raise_if_bad()
             # The last checkpoint must know that the budget is spent, or the next call would take another step.
-            forgets_ending = ending == "budget" and self._saved_seconds < 60.0 * (config.max_minutes or 0.0)
+            forgets_ending = ending == "budget" and self._saved_seconds < 60.0 * (self._config.max_minutes or 0.0)
             self._count_samples()
             if is_main and (self._saved_step != self._step or forgets_ending):
                 self._write_checkpoint()
         finally:
-            batches.close()
             if self._log is not None:
                 self._log.close()
         return self._summarise(ending, request)
@@ -220,7 +228,25 @@ class _Run:
         except OSError as error:
             raise OutputError(describe_write_error(self._folder, error)) from error
 
-    def _loop(self, batches: BatchSource, request: StopRequest) -> Ending:
+    def _run_phase(self, request: StopRequest) -> Ending | None:
+        """Train to the end of the phase (None), or of the run, its time or this call."""
+        config = self._config
+        # No batch is made ahead of its phase.
+        batches = BatchSource(
+            self._stage,
+            seed=config.seed,
+            rank=self._distribution.rank,
+            device=self._device,
+            start=self._step * config.accumulation_steps,
+            stop=self._phase.stop * config.accumulation_steps,
+            num_ahead=config.prefetch_batches,
+        )
+        try:
+            return self._loop(batches, request)
+        finally:
+            batches.close()
+
+    def _loop(self, batches: BatchSource, request: StopRequest) -> Ending | None:
         while True:
             seconds, call_seconds, is_stopped = self._agree(request)
             ending = self._find_ending(seconds, call_seconds)
@@ -231,9 +257,11 @@ class _Run:
             if self._is_save_due(call_seconds):
                 self._save(request)
                 continue
-            learning_rate = self._config.learning_rate * schedule_factor(self._config, self._step, seconds)
+            if self._step == self._phase.stop and not self._is_last:
+                return None
+            learning_rate = self._find_learning_rate(seconds)
             grad_norm = self._take_step(batches, learning_rate)
-            if self._step % self._config.log_every == 0 or self._step in (1, self._config.num_steps):
+            if self._step % self._config.log_every == 0 or self._step in (1, self._num_steps):
                 self._report(learning_rate, grad_norm)
 
     def _agree(self, request: StopRequest) -> tuple[float, float, bool]:
@@ -244,9 +272,14 @@ class _Run:
         in_call, stopped = self._distribution.reduce([now, float(request.is_made)], dist.ReduceOp.MAX)
         return self._seconds_before + in_call, in_call, bool(stopped)
 
+    def _find_learning_rate(self, seconds: float) -> float:
+        phase, config = self._phase.settings, self._config
+        time_progress = seconds / (60.0 * config.max_minutes) if config.time_decay and config.max_minutes else 0.0
+        return phase.learning_rate * schedule_factor(phase, self._step - self._phase.start, time_progress)
+
     def _find_ending(self, seconds: float, call_seconds: float) -> Ending | None:
         config = self._config
-        if self._step >= config.num_steps:
+        if self._step >= self._num_steps:
             return "finished"
         if config.max_minutes is not None and seconds >= 60.0 * config.max_minutes:
             return "budget"
@@ -288,7 +321,7 @@ class _Run:
         parameters = list(self._parameters.values())
         self._distribution.sum_gradients(parameters, weight)
         without = [name for name, parameter in self._parameters.items() if parameter.grad is None]
-        if without and self._step == 0:
+        if without and self._step == self._phase.start:
             logger.warning("%d of %d parameters got no gradient, such as %s", len(without), len(parameters), without[0])
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         # A step in which nothing weighs anything has gradients of zero.
@@ -331,7 +364,7 @@ class _Run:
             return
         progress = TrainingProgress(
             step=self._step,
-            num_steps=self._config.num_steps,
+            num_steps=self._num_steps,
             loss=self._loss,
             learning_rate=learning_rate,
             grad_norm=float(grad_norm),
@@ -340,11 +373,12 @@ class _Run:
             seconds_left=self._estimate_left(interval.seconds * self._config.accumulation_steps / interval.num_batches),
             metrics=values,
         )
-        self._log.write({**values, **_describe_line(progress, loss)})
+        phase = {"phase": self._phase.settings.name} if len(self._phases) > 1 else {}
+        self._log.write({**values, **phase, **_describe_line(progress, loss)})
         self._send(progress)
 
     def _estimate_left(self, seconds_per_step: float) -> float:
-        left = (self._config.num_steps - self._step) * seconds_per_step
+        left = (self._num_steps - self._step) * seconds_per_step
         if self._config.max_minutes is not None:
             left = min(left, 60.0 * self._config.max_minutes - self._seconds())
         return max(left, 0.0)
@@ -371,11 +405,13 @@ class _Run:
         seconds = self._seconds()
         checkpoint = Checkpoint(
             step=self._step,
-            weights=tracked_tensors(self._modules),
+            weights=self._tensors,
             average=None if self._average is None else self._average.tensors(),
             optimizer=self._optimizer.tensors(),
             state={
                 "stage": self._stage.name,
+                "phase": self._phase.settings.name,
+                "phase_step": self._step - self._phase.start,
                 "seconds": seconds,
                 "num_samples": self._num_samples,
                 "loss": self._loss,
@@ -397,7 +433,7 @@ class _Run:
             self._export(model)
         return TrainingSummary(
             step=self._step,
-            num_steps=self._config.num_steps,
+            num_steps=self._num_steps,
             num_samples=self._num_samples,
             seconds=self._seconds(),
             loss=self._loss,

@@ -1,7 +1,7 @@
 """Optimisers, built from settings, with a state of named tensors."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from sememe.errors import ModelError, RecipeError
-from sememe.training.config import TrainingConfig
+from sememe.training.config import PhaseConfig, TrainingConfig
 
 
 @dataclass(frozen=True)
@@ -26,26 +26,30 @@ class ParameterSplit:
 
 
 def trained_parameters(modules: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
-    """The parameters with `requires_grad` as "module.parameter". Raises `RecipeError` where there is none."""
-    parameters = {
-        f"{prefix}.{name}": parameter
-        for prefix, module in modules.items()
-        for name, parameter in module.named_parameters()
-        if parameter.requires_grad
-    }
+    """The parameters with `requires_grad` as "module.parameter"; one that modules share has the name of the first.
+
+    Raises `RecipeError` where there is none.
+    """
+    # As one module, in which torch names each parameter once.
+    named = nn.ModuleDict(modules).named_parameters()
+    parameters = {name: parameter for name, parameter in named if parameter.requires_grad}
     if not parameters:
         raise RecipeError("the stage has no parameter to train; set requires_grad on what is to be trained")
     return parameters
 
 
-def tracked_tensors(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    """What a checkpoint keeps of the modules: trained parameters, and buffers that belong to their state."""
-    tensors: dict[str, Tensor] = dict(trained_parameters(modules))
-    for prefix, module in modules.items():
-        parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
-        for name, value in module.state_dict().items():
-            if name not in parameters and isinstance(value, Tensor):
-                tensors[f"{prefix}.{name}"] = value
+def tracked_tensors(modules: Mapping[str, nn.Module], names: Collection[str] = ()) -> dict[str, Tensor]:
+    """What a checkpoint keeps of the modules, each tensor once under the name of the first module that has it.
+
+    These are the parameters that are trained now or are among `names`, and buffers that belong to the modules' state.
+    """
+    tensors: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, value in nn.ModuleDict(modules).state_dict(keep_vars=True).items():
+        is_kept = not isinstance(value, nn.Parameter) or value.requires_grad or name in names
+        if isinstance(value, Tensor) and is_kept and id(value) not in seen:
+            tensors[name] = value
+        seen.add(id(value))
     return tensors
 
 
@@ -75,14 +79,17 @@ def _is_hidden_matrix(name: str, parameter: Tensor, config: TrainingConfig) -> b
 class NamedOptimizer:
     """One or two torch optimisers over named parameters, stepped together.
 
-    All follow one learning rate, times the factors that `config.learning_rate_factors` gives to names. The state is a
+    All follow one learning rate, times the factors that the phase (by default the first) gives to names. The state is a
     flat mapping of "parameter/quantity" to tensors, so that it can be kept in safetensors.
     """
 
-    def __init__(self, modules: Mapping[str, nn.Module], config: TrainingConfig) -> None:
+    def __init__(
+        self, modules: Mapping[str, nn.Module], config: TrainingConfig, phase: PhaseConfig | None = None
+    ) -> None:
+        phase = phase or config.list_phases()[0]
         self._parameters = trained_parameters(modules)
         self._names = {id(parameter): name for name, parameter in self._parameters.items()}
-        self._factors = config.learning_rate_factors
+        self._learning_rate, self._factors = phase.learning_rate, phase.learning_rate_factors
         for pattern in self._factors:
             if not any(fnmatchcase(name, pattern) for name in self._parameters):
                 raise RecipeError(f"learning_rate_factors: no trained parameter matches {pattern!r}; try *{pattern}*")
@@ -103,14 +110,14 @@ class NamedOptimizer:
         ]
         parameters = self._parameters.values()
         can_fuse = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
-        return AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.epsilon, fused=can_fuse or None)
+        return AdamW(groups, lr=self._learning_rate, betas=config.betas, eps=config.epsilon, fused=can_fuse or None)
 
     def _build_muon(self, split: ParameterSplit, config: TrainingConfig) -> Optimizer:
         if not hasattr(torch.optim, "Muon"):
             raise RecipeError(f"optimizer muon needs torch 2.9 or newer, got {torch.__version__}; use optimizer adamw")
         return torch.optim.Muon(
             self._group(split.hidden),
-            lr=config.learning_rate,
+            lr=self._learning_rate,
             weight_decay=config.weight_decay,
             momentum=config.muon_momentum,
             # The update then has AdamW's size, and one learning rate and weight decay serve both.

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from sememe.backbones.linear_autoencoder import Latents, LinearVideoAutoencoder, NoiseLevels, Video
 from sememe.training.autoencoder_settings import AutoencoderSettings
-from sememe.training.stage import StepLoss, Weights
+from sememe.training.stage import Stage, StepLoss, Weights
 
 __all__ = ["AutoencoderSettings", "AutoencoderStage", "ClipSource"]
 
@@ -58,7 +58,7 @@ class AutoencoderBatch:
     generated: Float[Tensor, "generation channel latent_frame latent_height latent_width"] | None
 
 
-class AutoencoderStage:
+class AutoencoderStage(Stage):
     """The autoencoder as a stage of training; see `training.stage.Stage`.
 
     Args:

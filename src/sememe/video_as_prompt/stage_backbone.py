@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sememe.data.caption_policy import draw_captions, pick_captions
 from sememe.diffusion.objectives import FLOW, sample_losses, sample_sigma
-from sememe.training.stage import StepLoss, Weights
+from sememe.training.stage import Stage, StepLoss, Weights
 from sememe.training.text_source import EncodedText
 from sememe.video_as_prompt.families import TransformerAlone
 from sememe.video_as_prompt.family_wan import WanFamily
@@ -33,7 +33,7 @@ class BackboneBatch:
     text: Tensor
 
 
-class BackboneStage:
+class BackboneStage(Stage):
     """The backbone and its text encoder as a stage of training; see `training.stage.Stage`.
 
     The captions of items for which `unnamed` (item,) is True never say what happens in them.

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from sememe.data.caption_policy import draw_captions, pick_captions
 from sememe.data.pairing import PairSampler
 from sememe.diffusion.objectives import FLOW, NoisePath, sample_losses, sample_sigma
-from sememe.training.stage import StepLoss, Weights
+from sememe.training.stage import Stage, StepLoss, Weights
 from sememe.training.text_source import TextSource
 from sememe.video_as_prompt.backbone_family import ForwardInputs
 from sememe.video_as_prompt.expert_model import ExpertModel
@@ -46,7 +46,7 @@ class ExpertBatch:
     owners: Tensor
 
 
-class ExpertStage:
+class ExpertStage(Stage):
     """The expert as a stage of training; see `training.stage.Stage`.
 
     A target that is drawn without its reference is left out: the frozen backbone alone answers it.

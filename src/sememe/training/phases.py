@@ -1,0 +1,62 @@
+"""The phases of a run: when each begins, and which parameters it trains."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from sememe.errors import RecipeError
+from sememe.training.config import PhaseConfig, TrainingConfig
+from sememe.training.optimizer import trained_parameters
+from sememe.training.stage import Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedPhase:
+    """A phase and its place in the run.
+
+    Attributes:
+        settings: of the phase.
+        start: the first of its steps, counted over the run.
+        parameters: trained in it, by name.
+        begun: for each of them, the step since which it has been trained without a break.
+    """
+
+    settings: PhaseConfig
+    start: int
+    parameters: Mapping[str, nn.Parameter]
+    begun: Mapping[str, int]
+
+    @property
+    def stop(self) -> int:
+        """The step at which the phase is over."""
+        return self.start + self.settings.num_steps
+
+
+def plan_phases(stage: Stage, config: TrainingConfig) -> list[PlannedPhase]:
+    """Enter each phase once to see what it trains. Leaves the stage in the last."""
+    phases: list[PlannedPhase] = []
+    for settings in config.list_phases():
+        start = phases[-1].stop if phases else 0
+        before = phases[-1].begun if phases else {}
+        stage.enter(settings.name)
+        parameters = trained_parameters(stage.modules())
+        begun = {name: before.get(name, start) for name in parameters}
+        phases.append(PlannedPhase(settings=settings, start=start, parameters=parameters, begun=begun))
+    return phases
+
+
+def find_phase(phases: Sequence[PlannedPhase], step: int) -> int:
+    """The index of the phase that step number `step` belongs to; the last one's where the run is over."""
+    return next((index for index, phase in enumerate(phases) if step < phase.stop), len(phases) - 1)
+
+
+def check_phase(phases: Sequence[PlannedPhase], name: str, step_in_phase: int, step: int) -> None:
+    """Raise `RecipeError` if a checkpoint's phase does not lie where it did."""
+    place = next((phase for phase in phases if phase.settings.name == name), None)
+    is_over = place is not None and place is not phases[-1] and step_in_phase > place.settings.num_steps
+    if place is None or place.start + step_in_phase != step or is_over:
+        raise RecipeError(
+            f"the run is at step {step_in_phase} of phase {name!r} and {step} in all, which its phases do not fit; "
+            "keep the names and lengths of the phases that it has been through"
+        )
