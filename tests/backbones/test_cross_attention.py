@@ -34,7 +34,7 @@ def test_a_kept_text_changes_nothing(has_images: bool, is_fused: bool) -> None:
     target, images = make_inputs(has_images=has_images)
     text = target.pop("encoder_hidden_states")
     expected = model(**target, encoder_hidden_states=text, encoder_hidden_states_image=images).sample
-    kept = model.keep_text(text, images)
+    kept = model.cache_text(text, images)
     assert torch.equal(model(**target, encoder_hidden_states=kept).sample, expected)
 
 
@@ -57,9 +57,9 @@ def test_with_a_reference_texts_are_projected_once(mode: str) -> None:
     expected = model(**target, encoder_hidden_states=text, reference=reference).sample
 
     rows = count_rows(model, "attn2.to_k")
-    kept = model.keep_text(text)
+    kept = model.cache_text(text)
     assert rows == [7] * 3
-    captions = model.keep_captions(reference) if mode == "joint" else reference
+    captions = model.cache_captions(reference) if mode == "joint" else reference
     # Two captions at each expert but the last, which nobody reads behind.
     assert rows[3:] == ([5] * 4 if mode == "joint" else [])
     rows.clear()
@@ -73,9 +73,9 @@ def test_with_a_reference_texts_are_projected_once(mode: str) -> None:
 def test_kept_captions_are_shared_and_repeated_as_their_reference_is() -> None:
     model = make_transformer(attention_mode="joint")
     target = make_target()
-    one = model.keep_captions(model.embed_reference(make_reference(batch_size=1)))
+    one = model.cache_captions(model.embed_reference(make_reference(batch_size=1)))
     expanded = model(**target, reference=one).sample
-    two = model.keep_captions(model.embed_reference(make_reference(batch_size=1)).repeat(2))
+    two = model.cache_captions(model.embed_reference(make_reference(batch_size=1)).repeat(2))
     assert torch.equal(model(**target, reference=two).sample, expanded)
     assert torch.equal(model(**target, reference=one.repeat(2)).sample, expanded)
 
@@ -85,7 +85,7 @@ def test_zero_strength_with_a_kept_text_is_the_backbone() -> None:
     model = make_transformer()
     target = make_target()
     expected = model(**target).sample
-    kept = model.keep_text(target.pop("encoder_hidden_states"))
+    kept = model.cache_text(target.pop("encoder_hidden_states"))
     assert isinstance(kept, KeptText)
     got = model(**target, encoder_hidden_states=kept, reference=make_reference(), reference_strength=0.0).sample
     assert torch.equal(got, expected)

@@ -271,7 +271,7 @@ def test_dynamic_guidance_goes_with_every_scale(scale: float, reference_scale: f
 @pytest.mark.parametrize("batching", ["sequential", "batched"])
 def test_what_variants_share_is_projected_once(batching: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = make_pipeline("joint", guidance_scale=3.0, reference_guidance_scale=2.0, negative_prompt="blurry")
-    counts = dict.fromkeys(("keep_text", "keep_captions", "rotary_tables"), 0)
+    counts = dict.fromkeys(("cache_text", "cache_captions", "rotary_tables"), 0)
     built = []
     pipe.transformer.rope.register_forward_hook(lambda *_: built.append(1))
 
@@ -288,7 +288,7 @@ def test_what_variants_share_is_projected_once(batching: str, monkeypatch: pytes
         count(name)
     # The negative text stands beside no reference and beside the given one, which both texts stand beside.
     generate(pipe, prompt="a cat", batching=batching)
-    assert counts == {"keep_text": 2, "keep_captions": 1, "rotary_tables": 1}
+    assert counts == {"cache_text": 2, "cache_captions": 1, "rotary_tables": 1}
     assert len(built) == 1, "positions are the same at every step"
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers.models.embeddings import get_3d_rotary_pos_embed
 from diffusers.pipelines.cogvideo.pipeline_cogvideox_image2video import get_resize_crop_region_for_grid
+from jaxtyping import TypeCheckError
 
 from sememe.errors import ModelError
 from sememe.video_as_prompt.rotary import (
@@ -83,3 +84,9 @@ def test_references_of_fewer_tokens_lie_in_the_middle_of_those_that_they_stand_f
     # The first of two references is spread over the places -6..-4, the second over -3..-1.
     expected = torch.tensor([-5.0 + 2 * torch.pi, -2.75, -1.25])
     torch.testing.assert_close(time[:, 0, 0], expected)
+
+
+def test_shapes_are_checked() -> None:
+    table = torch.zeros(3, 8)
+    with pytest.raises(TypeCheckError, match="features"):
+        rotate(torch.zeros(1, 3, 8), table, table)

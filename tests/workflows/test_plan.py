@@ -155,13 +155,13 @@ def test_as_many_texts_are_counted_as_are_kept(
     model = model_memory.read_model_memory(model_folder, guided=model_memory.Guided(**scales))
     assert (model.num_texts, model.num_readers, model.batch_size) == (num_texts, 2, batch_size)
     pipeline, kept = load_model(str(model_folder), LoadingSettings(device="cpu")).pipeline, []
-    original = pipeline.transformer.keep_text
+    original = pipeline.transformer.cache_text
 
     def counted(text: torch.Tensor, *args: Any) -> Any:
         kept.append(len(text))
         return original(text, *args)
 
-    monkeypatch.setattr(pipeline.transformer, "keep_text", counted)
+    monkeypatch.setattr(pipeline.transformer, "cache_text", counted)
     told: dict[str, Any] = {"prompt": "a cat", "negative_prompt": "blurry", "output_type": "latent"}
     pipeline(image=make_picture(), references=[make_clip()], **told, **scales)
     assert sum(kept) == num_texts

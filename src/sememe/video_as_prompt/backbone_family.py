@@ -30,7 +30,7 @@ class ForwardInputs:
     Attributes:
         channels: latents and their condition (batch, channel, frame, height, width).
         timestep: (batch,) or (batch, token), in 0..1000.
-        text: embeddings (batch, token, dim), or what `keep_text` made of them and of the image embeddings.
+        text: embeddings (batch, token, dim), or what `cache_text` made of them and of the image embeddings.
         image_embeds: (batch, token, dim), for backbones that read them.
     """
 
@@ -173,11 +173,11 @@ class BackboneFamily(ABC):
         """Whether what `text_keys` speaks of can be kept, as the pipeline is set up."""
         return False
 
-    def keep_text(self, text: torch.Tensor, image_embeds: torch.Tensor | None) -> KeptText | None:
+    def cache_text(self, text: torch.Tensor, image_embeds: torch.Tensor | None) -> KeptText | None:
         """What is the same of texts at every step, computed once; None where a backbone has nothing of the kind."""
         return None
 
-    def keep_captions(self, reference: ReferenceTokens) -> ReferenceTokens:
+    def cache_captions(self, reference: ReferenceTokens) -> ReferenceTokens:
         """The same for the captions of a reference that is carried through the steps."""
         return reference
 

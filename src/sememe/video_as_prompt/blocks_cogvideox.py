@@ -1,12 +1,12 @@
-"""The expert of Video-As-Prompt on CogVideoX's block: a second set of weights for the reference's tokens.
+"""Add an expert to CogVideoX's block: a second set of weights for the reference's tokens.
 
 Video-As-Prompt (arXiv 2510.20888, section 3.2) keeps the video transformer frozen and gives some of its blocks an
 expert. In a CogVideoX block text and video attend together, so a reference brings both: its caption's tokens and its
 video's, which share the expert's weights as the target's share the block's. All four meet in one attention.
 
 The parts of an expert (before, during and after that attention) are modules with a forward of their own, and each
-parameter belongs to the part that uses it: weights that are gathered, moved or cast by hooks on `forward` are then
-always in place. Blocks keep nothing between calls.
+parameter belongs to the part that uses it, so hooks on `forward` can gather, move or cast weights. Blocks keep no state
+between calls.
 """
 
 from typing import Any, NamedTuple
@@ -18,75 +18,96 @@ from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.attention_processor import Attention, CogVideoXAttnProcessor2_0
 from diffusers.models.normalization import CogVideoXLayerNormZero
 from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXBlock
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
-from sememe.video_as_prompt.reference_attention import IsolatedAttention, ReferenceAttention, attend_beside
+from sememe.video_as_prompt.reference_attention import IsolatedAttention, ReferenceAttention, attend_with_reference
 from sememe.video_as_prompt.rotary import RotaryTables, rotate
+from sememe.video_as_prompt.shapes import Heads, RotaryTable, TextTokens, TimeEmbeds, Tokens
 
-# The stock block states it as a number, apart from the configuration.
+JoinedHeads = Float[Tensor, "batch joined_token head head_dim"]
+"""Queries, keys or values of text and video together."""
+
+JoinedTokens = Float[Tensor, "batch joined_token dim"]
+"""Tokens of text and video together."""
+
+# A constant of the stock block; it is not in the configuration.
 _QK_NORM_EPS = 1e-6
 
 
 class TwoPartStream(NamedTuple):
-    """The reference's side of a block's arguments.
+    """Inputs of a block that belong to the reference's tokens.
 
-    Its video tokens stand behind the target's in `hidden_states`, its captions' behind the target's text in
-    `encoder_hidden_states`; `temb` is (batch or 1, time_embed_dim). `strength` and `keys_only` are those
-    of `ReferenceStream`.
+    The reference's video tokens follow the target's in `hidden_states`, its captions follow the target's text in
+    `encoder_hidden_states`. `strength` and `keys_only` are as in `ReferenceStream`.
     """
 
     num_text_tokens: int
     num_video_tokens: int
-    temb: torch.Tensor
+    temb: TimeEmbeds
     rotary: RotaryTables | None
     strength: float = 1.0
     keys_only: bool = False
 
 
 class EncodedReference(NamedTuple):
-    """A reference after one block that saw nothing else: video and text tokens, and the keys and values in it."""
+    """Tokens of a reference after a block that read the reference only, and their keys and values in that block."""
 
-    hidden_states: torch.Tensor
-    encoder_hidden_states: torch.Tensor
-    key: torch.Tensor
-    value: torch.Tensor
+    hidden_states: Tokens
+    encoder_hidden_states: TextTokens
+    key: Heads
+    value: Heads
 
 
 class TextAndVideo(NamedTuple):
-    """One stream's tokens, or their gates, each (batch, token or 1, dim)."""
+    """Tokens of one stream, or their gates (which have one entry for all tokens)."""
 
-    text: torch.Tensor
-    video: torch.Tensor
+    text: TextTokens
+    video: Tokens
 
 
 class Projected(NamedTuple):
-    """A reference before an attention: its queries, keys and values, texts first, and the gates of the result."""
+    """Queries, keys and values of a reference, text first, and the gates of the attention's result."""
 
     attention: ReferenceAttention
     gates: TextAndVideo
 
 
-def rotate_video(features: torch.Tensor, num_text_tokens: int, rotary: RotaryTables | None) -> torch.Tensor:
-    """Rotates what stands behind the text in (batch, token, head, head_dim)."""
+def rotate_video(features: Heads, num_text_tokens: int, rotary: tuple[RotaryTable, RotaryTable] | None) -> Heads:
+    """Rotate the video tokens, which follow the text tokens."""
     if rotary is None:
         return features
+    # (batch, text token + video token, head, head_dim)
     text, video = features.tensor_split([num_text_tokens], dim=1)
     return torch.cat([text, rotate(video, *rotary)], dim=1)
 
 
 def finish_block(
-    part: Any, tokens: TextAndVideo, attention: TextAndVideo, gates: TextAndVideo, temb: torch.Tensor
+    part: "CogVideoXVideoAsPromptBlock | ExpertOutput",
+    tokens: TextAndVideo,
+    attention: TextAndVideo,
+    gates: TextAndVideo,
+    temb: TimeEmbeds,
 ) -> TextAndVideo:
-    """Gates and feed-forward of one stream, with the modules of `part` (a block or an expert)."""
+    """Apply gates and feed-forward to one stream, with the modules of a block or an expert.
+
+    Args:
+        part: Module that holds `norm2` and `ff`.
+        tokens: Tokens before the block.
+        attention: Projected result of the attention.
+        gates: Gates of that result.
+        temb: Embedded timestep of the stream.
+    """
     text, video = tokens.text + gates.text * attention.text, tokens.video + gates.video * attention.video
     normed_video, normed_text, video_gate, text_gate = part.norm2(video, text, temb)
+    # (batch, text token + video token, dim)
     both = part.ff(torch.cat([normed_text, normed_video], dim=1))
     read_text, read_video = both.tensor_split([text.shape[1]], dim=1)
     return TextAndVideo(text + text_gate * read_text, video + video_gate * read_video)
 
 
 class CogVideoXDispatchedAttnProcessor(CogVideoXAttnProcessor2_0):
-    """CogVideoX's attention on a chosen backend or over several ranks; by itself it is the stock one, bit for bit."""
+    """CogVideoX's attention on a chosen backend or over several ranks; without either, the stock one bit for bit."""
 
     _attention_backend: Any = None
     _parallel_config: Any = None
@@ -94,12 +115,12 @@ class CogVideoXDispatchedAttnProcessor(CogVideoXAttnProcessor2_0):
     def __call__(
         self,
         attn: Attention,
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        image_rotary_emb: Any = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        # The stock class calls torch's attention itself, past the choice that diffusers offers elsewhere.
+        hidden_states: Tokens,
+        encoder_hidden_states: TextTokens,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: tuple[RotaryTable, RotaryTable] | None = None,
+    ) -> tuple[Tokens, TextTokens]:
+        # The stock class calls torch's attention directly, without diffusers' choice of a backend.
         if self._attention_backend is None and self._parallel_config is None:
             return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
         query, key, value = self._project(attn, hidden_states, encoder_hidden_states, image_rotary_emb)
@@ -110,9 +131,10 @@ class CogVideoXDispatchedAttnProcessor(CogVideoXAttnProcessor2_0):
         return video, text
 
     def _project(
-        self, attn: Attention, video: torch.Tensor, text: torch.Tensor, rotary: Any
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Queries, keys and values, each (batch, token, head, head_dim), texts first, normed and rotated."""
+        self, attn: Attention, video: Tokens, text: TextTokens, rotary: tuple[RotaryTable, RotaryTable] | None
+    ) -> tuple[JoinedHeads, JoinedHeads, JoinedHeads]:
+        """Project to queries, keys and values, text first, and normalise and rotate them."""
+        # (batch, text token + video token, dim) -> (batch, token, head, head_dim)
         both, split = torch.cat([text, video], dim=1), (attn.heads, -1)
         query, key, value = (project(both).unflatten(2, split) for project in (attn.to_q, attn.to_k, attn.to_v))
         query = query if attn.norm_q is None else attn.norm_q(query)
@@ -122,24 +144,24 @@ class CogVideoXDispatchedAttnProcessor(CogVideoXAttnProcessor2_0):
 
 
 class CogVideoXJointAttnProcessor(CogVideoXDispatchedAttnProcessor):
-    """CogVideoX's attention of the target, with the reference's tokens beside the target's."""
+    """CogVideoX's attention of the target, over the tokens of target and reference."""
 
     def __call__(
         self,
         attn: Attention,
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        image_rotary_emb: Any = None,
+        hidden_states: Tokens,
+        encoder_hidden_states: TextTokens,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: tuple[RotaryTable, RotaryTable] | None = None,
         reference: ReferenceAttention | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Attends; with a reference query, its heads' output (before any projection) follows the target's video."""
+    ) -> tuple[Float[Tensor, "batch joined_token dim"], TextTokens]:
+        """Attend; if the reference has queries, its result before the output projection follows the target's video."""
         if reference is None:
             return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
 
         query, key, value = self._project(attn, hidden_states, encoder_hidden_states, image_rotary_emb)
         num_text_tokens, num_target_tokens = encoder_hidden_states.shape[1], query.shape[1]
-        heads = attend_beside(self, query, key, value, reference, attention_mask)
+        heads = attend_with_reference(self, query, key, value, reference, attention_mask)
         target = attn.to_out[1](attn.to_out[0](heads[:, :num_target_tokens]))
         text, video = target.tensor_split([num_text_tokens], dim=1)
         if reference.query is None:
@@ -170,14 +192,14 @@ class ExpertProjection(nn.Module):
         self.norm_k = nn.LayerNorm(dim // num_heads, eps=_QK_NORM_EPS)
 
     def forward(
-        self, tokens: TextAndVideo, temb: torch.Tensor, rotary: RotaryTables | None, *, needs_query: bool
+        self, tokens: TextAndVideo, temb: TimeEmbeds, rotary: RotaryTables | None, *, needs_query: bool
     ) -> Projected:
         video, text, video_gate, text_gate = self.norm1(tokens.video, tokens.text, temb)
         gates = TextAndVideo(text_gate, video_gate)
         normed, num_text_tokens = torch.cat([text, video], dim=1), text.shape[1]
-        split = (self.num_heads, -1)
+        split = (self.num_heads, -1)  # (batch, token, dim) -> (batch, token, head, head_dim)
         value = self.to_v(normed).unflatten(2, split)
-        # Keys may be kept for a whole generation: hold them in the precision in which they are used.
+        # Keys may be cached for a whole generation, so store them in the dtype in which attention reads them.
         key = self.norm_k(self.to_k(normed).unflatten(2, split))
         key = rotate_video(key, num_text_tokens, rotary).type_as(value)
         if not needs_query:
@@ -205,16 +227,14 @@ class ExpertOutput(nn.Module):
         self.norm2 = CogVideoXLayerNormZero(time_embed_dim, dim, norm_elementwise_affine, norm_eps, bias=True)
         self.ff = FeedForward(dim, dropout=dropout, activation_fn=activation_fn, final_dropout=True)
 
-    def forward(
-        self, tokens: TextAndVideo, heads: torch.Tensor, gates: TextAndVideo, temb: torch.Tensor
-    ) -> TextAndVideo:
+    def forward(self, tokens: TextAndVideo, heads: JoinedTokens, gates: TextAndVideo, temb: TimeEmbeds) -> TextAndVideo:
         attention = self.to_out[1](self.to_out[0](heads))
         text, video = attention.tensor_split([tokens.text.shape[1]], dim=1)
         return finish_block(self, tokens, TextAndVideo(text, video), gates, temb)
 
 
 class CogVideoXExpert(nn.Module):
-    """One block's weights for the reference, in three parts; its own forward runs the reference alone (one-way)."""
+    """One block's weights for the reference, in three parts; `forward` runs the reference alone (one-way)."""
 
     def __init__(
         self,
@@ -268,25 +288,25 @@ class CogVideoXVideoAsPromptBlock(CogVideoXBlock):
         super().__init__(dim, num_attention_heads, attention_head_dim, time_embed_dim, **settings)
         self.attn1.set_processor(CogVideoXJointAttnProcessor())
         self.expert = CogVideoXExpert(dim, num_attention_heads, time_embed_dim, **settings)
-        # Nobody reads the reference behind the last expert, so only its keys and values are computed there.
+        # No later block reads the reference, so the last expert computes only its keys and values.
         self.needs_reference_output = not is_last_expert
 
     def forward(
         self,
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor,
-        temb: torch.Tensor | None,
-        image_rotary_emb: Any = None,
+        hidden_states: Tokens,
+        encoder_hidden_states: TextTokens,
+        temb: TimeEmbeds | None,
+        image_rotary_emb: tuple[RotaryTable, RotaryTable] | None = None,
         attention_kwargs: dict[str, Any] | None = None,
         reference: ReferenceAttention | TwoPartStream | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor] | EncodedReference:
-        """Runs the block in one of four ways, chosen by `reference`.
+    ) -> tuple[Tokens, TextTokens] | EncodedReference:
+        """Run the block in one of four ways, chosen by `reference`.
 
         - None: the stock block on the target's tokens.
         - `ReferenceAttention`: target tokens in and out; they also read the given (cached) keys and values.
         - `TwoPartStream` with a `temb`: target and reference tokens joined on the token axis, video and text each, in
-          and out; all read all (two-way attention).
-        - `TwoPartStream` without `temb`: reference tokens only, which see only themselves; `EncodedReference` out.
+          and out; each reads all four (two-way attention).
+        - `TwoPartStream` without `temb`: reference tokens only, which read only each other; `EncodedReference` out.
         """
         if reference is None:
             return super().forward(hidden_states, encoder_hidden_states, temb, image_rotary_emb, attention_kwargs)
@@ -316,12 +336,12 @@ class CogVideoXVideoAsPromptBlock(CogVideoXBlock):
     def _run_target(
         self,
         tokens: TextAndVideo,
-        temb: torch.Tensor,
-        rotary: Any,
+        temb: TimeEmbeds,
+        rotary: tuple[RotaryTable, RotaryTable] | None,
         attention_kwargs: dict[str, Any] | None,
         reference: ReferenceAttention,
-    ) -> tuple[TextAndVideo, torch.Tensor]:
-        """The stock block beside a reference: the target, and the reference's heads where it has a query."""
+    ) -> tuple[TextAndVideo, JoinedTokens]:
+        """Run the stock block on the target; also return the reference's attention, empty if it has no queries."""
         video, text, video_gate, text_gate = self.norm1(tokens.video, tokens.text, temb)
         video, text = self.attn1(
             video,

@@ -1,11 +1,11 @@
-"""The expert of Video-As-Prompt on Wan's block: a second set of weights for the reference's tokens.
+"""Add an expert to Wan's block: a second set of weights for the reference's tokens.
 
 Video-As-Prompt (arXiv 2510.20888, section 3.2) keeps the video transformer frozen and gives some of its blocks an
 expert. Target and reference have their own weights everywhere and meet in one self-attention only.
 
 The parts of an expert (before, during and after that attention) are modules with a forward of their own, and each
-parameter belongs to the part that uses it: weights that are gathered, moved or cast by hooks on `forward` are then
-always in place. Blocks keep nothing between calls.
+parameter belongs to the part that uses it, so hooks on `forward` can gather, move or cast weights. Blocks keep no state
+between calls.
 """
 
 from typing import Any, NamedTuple
@@ -20,48 +20,72 @@ from diffusers.models.transformers.transformer_wan import (
     WanTransformerBlock,
     _get_qkv_projections,
 )
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from sememe.backbones.cross_attention import TextAttnProcessor, TextKeys
 from sememe.video_as_prompt.reference_attention import (
     IsolatedAttention,
     ReferenceAttention,
     ReferenceStream,
-    attend_beside,
+    attend_with_reference,
 )
 from sememe.video_as_prompt.rotary import RotaryTables, rotate
+from sememe.video_as_prompt.shapes import Heads, RotaryTable, TextTokens, Tokens
+
+Shift = Float[Tensor, "batch token_or_1 dim"]
+"""Shift, scale or gate; one entry serves all tokens where the timestep does not differ between them."""
+
+ModulationEmbeds = Float[Tensor, "time_batch 6 dim"] | Float[Tensor, "batch token 6 dim"]
+"""Embedded timestep as six shifts, scales and gates: per target, or per token."""
 
 
 class EncodedReference(NamedTuple):
-    """A reference after one block that saw nothing else: tokens (batch, token, dim), and the keys and values in it."""
+    """Tokens of a reference after a block that read the reference only, and their keys and values in that block."""
 
-    hidden_states: torch.Tensor
-    key: torch.Tensor
-    value: torch.Tensor
+    hidden_states: Tokens
+    key: Heads
+    value: Heads
 
 
 class Modulation(NamedTuple):
-    """Shift, scale and gate of the self-attention and of the feed-forward, each (batch, 1 or token, dim)."""
+    """Shift, scale and gate of the self-attention and of the feed-forward."""
 
-    shift: torch.Tensor
-    scale: torch.Tensor
-    gate: torch.Tensor
-    ffn_shift: torch.Tensor
-    ffn_scale: torch.Tensor
-    ffn_gate: torch.Tensor
+    shift: Shift
+    scale: Shift
+    gate: Shift
+    ffn_shift: Shift
+    ffn_scale: Shift
+    ffn_gate: Shift
 
 
-def make_modulation(table: torch.Tensor, temb: torch.Tensor) -> Modulation:
-    """Adds a block's table (1, 6, dim) to the timestep's (batch, 6, dim) or, per token, (batch, token, 6, dim)."""
+def make_modulation(table: Float[Tensor, "1 6 dim"], temb: ModulationEmbeds) -> Modulation:
+    """Add a block's table to the embedded timestep."""
     if temb.ndim == 4:
+        # (1, 1, 6, dim) + (batch, token, 6, dim) -> six of (batch, token, dim)
         return Modulation(*(table.unsqueeze(0) + temb.float()).unbind(dim=2))
+    # (1, 6, dim) + (batch, 6, dim) -> six of (batch, 1, dim)
     return Modulation(*(table + temb.float()).chunk(6, dim=1))
 
 
 def finish_block(
-    part: Any, hidden_states: torch.Tensor, attention: torch.Tensor, texts: tuple, lengths: tuple, mod: Modulation
-) -> torch.Tensor:
-    """Gate, cross-attention and feed-forward of one stream, with the modules of `part` (a block or an expert)."""
+    part: "WanVideoAsPromptBlock | ExpertOutput",
+    hidden_states: Tokens,
+    attention: Tokens,
+    texts: tuple[Any, ...],
+    lengths: tuple[int, ...],
+    mod: Modulation,
+) -> Tokens:
+    """Apply gate, cross-attention and feed-forward to one stream, with the modules of a block or an expert.
+
+    Args:
+        part: Module that holds `norm2`, `attn2`, `norm3` and `ffn`.
+        hidden_states: Tokens before the block.
+        attention: Projected result of the self-attention.
+        texts: One text, or one caption per reference, as tokens or as cached keys and values.
+        lengths: Number of tokens that read each text; unused for one text.
+        mod: Modulation of the stream.
+    """
     hidden_states = (hidden_states.float() + attention * mod.gate).type_as(hidden_states)
 
     queries = part.norm2(hidden_states.float()).type_as(hidden_states)
@@ -77,28 +101,30 @@ def finish_block(
 
 
 class JointAttnProcessor(WanAttnProcessor):
-    """Wan's self-attention of the target, with the reference's tokens beside the target's."""
+    """Wan's self-attention of the target, over the tokens of target and reference."""
 
     def __call__(
         self,
         attn: WanAttention,
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        rotary_emb: Any = None,
+        hidden_states: Tokens,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        rotary_emb: tuple[RotaryTable, RotaryTable] | None = None,
         reference: ReferenceAttention | None = None,
-    ) -> torch.Tensor:
-        """Attends; with a reference query, its heads' output (before any projection) follows the target's result."""
+    ) -> Float[Tensor, "batch joined_token dim"]:
+        """Attend; if the reference has queries, its result before the output projection follows the target's."""
         if reference is None:
             return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
 
+        assert rotary_emb is not None
+        # (batch, token, dim) -> (batch, token, head, head_dim)
         query, key, value = _get_qkv_projections(attn, hidden_states, None)
         query = rotate(attn.norm_q(query).unflatten(2, (attn.heads, -1)), *rotary_emb)
         key = rotate(attn.norm_k(key).unflatten(2, (attn.heads, -1)), *rotary_emb)
         value = value.unflatten(2, (attn.heads, -1))
 
         num_target_tokens = query.shape[1]
-        heads = attend_beside(self, query, key, value, reference, attention_mask)
+        heads = attend_with_reference(self, query, key, value, reference, attention_mask)
         target = attn.to_out[1](attn.to_out[0](heads[:, :num_target_tokens]))
         if reference.query is None:
             return target
@@ -106,13 +132,13 @@ class JointAttnProcessor(WanAttnProcessor):
 
 
 class ExpertModulation(nn.Module):
-    """The expert's scale and shift table."""
+    """The expert's table of shifts, scales and gates."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.scale_shift_table = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
 
-    def forward(self, temb: torch.Tensor) -> Modulation:
+    def forward(self, temb: ModulationEmbeds) -> Modulation:
         return make_modulation(self.scale_shift_table, temb)
 
 
@@ -130,12 +156,12 @@ class ExpertProjection(nn.Module):
         self.norm_k = nn.RMSNorm(dim, eps=eps)
 
     def forward(
-        self, hidden_states: torch.Tensor, mod: Modulation, rotary: RotaryTables, *, needs_query: bool
+        self, hidden_states: Tokens, mod: Modulation, rotary: RotaryTables, *, needs_query: bool
     ) -> ReferenceAttention:
         normed = (self.norm1(hidden_states.float()) * (1 + mod.scale) + mod.shift).type_as(hidden_states)
-        split = (self.num_heads, -1)
+        split = (self.num_heads, -1)  # (batch, token, dim) -> (batch, token, head, head_dim)
         value = self.to_v(normed).unflatten(2, split)
-        # Keys may be kept for a whole generation: hold them in the precision in which they are used.
+        # Keys may be cached for a whole generation, so store them in the dtype in which attention reads them.
         key = rotate(self.norm_k(self.to_k(normed)).unflatten(2, split), *rotary).type_as(value)
         if not needs_query:
             return ReferenceAttention(None, key, value)
@@ -172,14 +198,14 @@ class ExpertOutput(nn.Module):
         self.ffn = FeedForward(dim, inner_dim=ffn_dim, activation_fn="gelu-approximate")
 
     def forward(
-        self, hidden_states: torch.Tensor, heads: torch.Tensor, mod: Modulation, texts: tuple, lengths: tuple
-    ) -> torch.Tensor:
+        self, hidden_states: Tokens, heads: Tokens, mod: Modulation, texts: tuple[Any, ...], lengths: tuple[int, ...]
+    ) -> Tokens:
         attention = self.to_out[1](self.to_out[0](heads))
         return finish_block(self, hidden_states, attention, texts, lengths, mod)
 
 
 class WanExpert(nn.Module):
-    """One block's weights for the reference, in four parts; its own forward runs the reference alone (one-way)."""
+    """One block's weights for the reference, in four parts; `forward` runs the reference alone (one-way)."""
 
     def __init__(
         self,
@@ -199,7 +225,7 @@ class WanExpert(nn.Module):
             dim, ffn_dim, num_heads, eps, cross_attn_norm=cross_attn_norm, added_kv_proj_dim=added_kv_proj_dim
         )
 
-    def forward(self, hidden_states: torch.Tensor, stream: ReferenceStream, *, needs_output: bool) -> EncodedReference:
+    def forward(self, hidden_states: Tokens, stream: ReferenceStream, *, needs_output: bool) -> EncodedReference:
         assert stream.temb is not None
         assert stream.rotary is not None
         mod = self.modulation(stream.temb)
@@ -230,24 +256,24 @@ class WanVideoAsPromptBlock(WanTransformerBlock):
         self.expert = WanExpert(
             dim, ffn_dim, num_heads, eps, cross_attn_norm=cross_attn_norm, added_kv_proj_dim=added_kv_proj_dim
         )
-        # Nobody reads the reference behind the last expert, so only its keys and values are computed there.
+        # No later block reads the reference, so the last expert computes only its keys and values.
         self.needs_reference_output = not is_last_expert
 
     def forward(
         self,
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor | TextKeys | None,
-        temb: torch.Tensor | None,
-        rotary_emb: Any,
+        hidden_states: Tokens,
+        encoder_hidden_states: TextTokens | TextKeys | None,
+        temb: ModulationEmbeds | None,
+        rotary_emb: tuple[RotaryTable, RotaryTable] | None,
         reference: ReferenceAttention | ReferenceStream | None = None,
-    ) -> torch.Tensor | EncodedReference:
-        """Runs the block in one of four ways, chosen by `reference`.
+    ) -> Tokens | EncodedReference:
+        """Run the block in one of four ways, chosen by `reference`.
 
         - None: the stock block on the target's tokens.
         - `ReferenceAttention`: target tokens in and out; they also read the given (cached) keys and values.
         - `ReferenceStream` with a `temb`: target and reference tokens joined on the token axis, in and out; both
           read both (two-way attention).
-        - `ReferenceStream` without `temb`: reference tokens only, which see only themselves; `EncodedReference` out.
+        - `ReferenceStream` without `temb`: reference tokens only, which read only each other; `EncodedReference` out.
         """
         if reference is None:
             return super().forward(hidden_states, encoder_hidden_states, temb, rotary_emb)
@@ -265,6 +291,7 @@ class WanVideoAsPromptBlock(WanTransformerBlock):
         assert reference.temb is not None
         assert reference.rotary is not None
         num_reference_tokens = sum(reference.lengths)
+        # (batch, target token + reference token, dim) -> one part each
         target, source = hidden_states.split(
             [hidden_states.shape[1] - num_reference_tokens, num_reference_tokens], dim=1
         )

@@ -271,7 +271,7 @@ class Predictor:
         key = tuple(variant.text for variant in variants)
         if key not in self._texts:
             joined = torch.cat([embeds[text] for text in key])
-            kept = self.family.keep_text(joined, images) if self.settings.execution.text_keys == "kept" else None
+            kept = self.family.cache_text(joined, images) if self.settings.execution.text_keys == "kept" else None
             self._texts[key] = joined if kept is None else kept
         text = self._texts[key]
         return text, None if isinstance(text, KeptText) else images
@@ -283,7 +283,7 @@ class Predictor:
         if seen not in self._references:
             reference = self._join_references(variants, batch_size)
             if isinstance(reference, ReferenceTokens) and self.settings.execution.text_keys == "kept":
-                reference = self.family.keep_captions(reference)
+                reference = self.family.cache_captions(reference)
             self._references[seen] = reference
         return self._references[seen]
 

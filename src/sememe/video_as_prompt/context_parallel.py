@@ -1,9 +1,9 @@
-"""How sequences are shared out between ranks that attend together (context parallelism).
+"""Split the token sequences of target and reference between ranks (context parallelism).
 
-Target and reference are split each by itself, before they are joined: a rank then holds the same share of both, and
-the attention, which no order of tokens affects, sees all of either. Halving what is joined would give one rank the
-target and the other the reference. Keys and values of a reference that is read at every step stay a rank's own share.
-Every sequence must divide by the number of ranks, unless diffusers is told `ulysses_anything` or `ring_anything`.
+Target and reference are split separately, before they are joined, so every rank holds the same share of both.
+Attention does not depend on the order of tokens and still sees all of them. Splitting the joined sequence would give
+one rank the target and the other the reference. A reference's KV cache stays split. Every sequence length must be
+divisible by the number of ranks, unless diffusers' `ulysses_anything` or `ring_anything` is set.
 """
 
 from collections.abc import Sequence
@@ -12,25 +12,27 @@ from typing import Any
 
 import torch
 from diffusers.models._modeling_parallel import ContextParallelInput
-from torch import nn
+from jaxtyping import Shaped
+from torch import Tensor, nn
 
 from sememe.errors import ModelError
 from sememe.video_as_prompt.references import ReferenceCache, ReferenceTokens
 from sememe.video_as_prompt.rotary import RotaryTables
+from sememe.video_as_prompt.shapes import RotaryTable
 
 SPLIT_TOKENS = {0: ContextParallelInput(split_dim=1, split_output=True)}
-"""What a plan says of a `TokenSplit`."""
+"""Entry of a context-parallel plan for a `TokenSplit`."""
 
 
 class TokenSplit(nn.Module):
-    """Gives (batch, token, ...) back as it is; where a plan names it, diffusers' hook leaves a rank its share."""
+    """Identity on (batch, token, ...); diffusers' hook keeps one rank's share where the plan names this module."""
 
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+    def forward(self, tokens: Shaped[Tensor, "batch token *rest"]) -> Shaped[Tensor, "batch _ *rest"]:
         return tokens
 
 
 def count_ranks(parallel_config: Any) -> int:
-    """Among how many ranks a model shares its sequences out; 1 without a configuration."""
+    """Return the number of ranks that share a sequence; 1 without a configuration."""
     if parallel_config is None:
         return 1
     shares = parallel_config.context_parallel_config
@@ -38,19 +40,23 @@ def count_ranks(parallel_config: Any) -> int:
 
 
 def check_ranks(reference: ReferenceTokens | ReferenceCache, parallel_config: Any) -> None:
-    """Raises `ModelError` for a reference that was shared out among other ranks than a model's sequences are now."""
+    """Check that a reference is split among as many ranks as the model's sequences.
+
+    Raises:
+        ModelError: If it is not.
+    """
     num_ranks = count_ranks(parallel_config)
     if reference.num_ranks != num_ranks:
         raise ModelError(
-            f"this reference was encoded for {reference.num_ranks} rank(s), but the model now shares its tokens out "
-            f"among {num_ranks}; encode it again, behind enable_parallelism"
+            f"this reference was encoded for {reference.num_ranks} rank(s), but the model now splits its tokens "
+            f"among {num_ranks}; encode it again after enable_parallelism()"
         )
 
 
 def split_reference(
     split: TokenSplit, reference: ReferenceTokens, num_ranks: int, *, has_text_tokens: bool
 ) -> ReferenceTokens:
-    """A rank's share of every reference; with `has_text_tokens` of their captions too, which then attend with them."""
+    """Return one rank's share of every reference, and of the captions if `has_text_tokens` (they attend too)."""
     stream, lengths = reference.stream, list(reference.stream.lengths)
     shares = [split(piece) for piece in reference.hidden_states.split(lengths, dim=1)]
     stream = stream._replace(
@@ -62,12 +68,12 @@ def split_reference(
 
 
 def split_rotary(split: TokenSplit, rotary: RotaryTables, lengths: Sequence[int]) -> RotaryTables:
-    """A rank's share of the rotary tables of several sequences, of so many tokens each, one after the other."""
+    """Return one rank's share of the rotary tables of consecutive sequences of the given lengths."""
     return RotaryTables(*(_split_table(split, table, lengths) for table in rotary))
 
 
-def _split_table(split: TokenSplit, table: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
-    # CogVideoX has (token, head_dim), Wan (1, token, 1, head_dim).
+def _split_table(split: TokenSplit, table: RotaryTable, lengths: Sequence[int]) -> Tensor:
+    # CogVideoX: (token, head_dim) -> (1, token, head_dim), and back. Wan: (1, token, 1, head_dim).
     pieces = (table[None] if table.ndim == 2 else table).split(list(lengths), dim=1)
     shares = torch.cat([split(piece) for piece in pieces], dim=1)
     return shares[0] if table.ndim == 2 else shares

@@ -1,21 +1,21 @@
-"""How an expert on CogVideoX takes references: what they must be, and its own patch and time embedding."""
+"""Check and embed the references of an expert on CogVideoX."""
 
 from typing import Any
 
-import torch
 from diffusers.models.embeddings import CogVideoXPatchEmbed, TimestepEmbedding
 from torch import nn
 
 from sememe.errors import ModelError
 from sememe.video_as_prompt.blocks_cogvideox import TextAndVideo
 from sememe.video_as_prompt.references import ReferenceInputs
+from sememe.video_as_prompt.shapes import FrameFirstLatents, TextEmbeds
 
 
 class CogVideoXExpertEmbedder(nn.Module):
     """The expert's patch embedding and time embedding.
 
-    Its own forward turns one reference into tokens; `time_embedding` is called by itself, at every step where the
-    reference follows the target's timestep.
+    `forward` embeds one reference. `time_embedding` is called separately: at every step if the reference follows the
+    target's timestep.
     """
 
     def __init__(self, config: Any) -> None:
@@ -41,17 +41,18 @@ class CogVideoXExpertEmbedder(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.time_embedding = TimestepEmbedding(dim, config.time_embed_dim, config.timestep_activation_fn)
 
-    def forward(self, text: torch.Tensor, latents: torch.Tensor) -> TextAndVideo:
-        """Embeds one reference at the same learned or sine positions as a target."""
+    def forward(self, text: TextEmbeds, latents: FrameFirstLatents) -> TextAndVideo:
+        """Embed one reference at the same learned or sine positions as a target."""
+        # (batch, text token + video token, dim)
         both = self.dropout(self.patch_embed(text, latents))
         return TextAndVideo(*both.tensor_split([text.shape[1]], dim=1))
 
 
 def check_reference(config: Any, inputs: ReferenceInputs) -> tuple[int, int]:
-    """The (height, width) in latents of references that fit the model.
+    """Check references against the model's configuration and return their (height, width) in latents.
 
     Raises:
-        ModelError: where they do not.
+        ModelError: If they do not fit.
     """
     if inputs.image_embeds is not None:
         raise ModelError("CogVideoX does not take image embeddings of its references")

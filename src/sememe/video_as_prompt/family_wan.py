@@ -116,11 +116,11 @@ class WanFamily(BackboneFamily):
             steps[0] = 0
         return steps.flatten().expand(latents.shape[0], -1)
 
-    def keep_text(self, text: torch.Tensor, image_embeds: torch.Tensor | None) -> KeptText | None:
-        return self.transformer.keep_text(text, image_embeds) if self.keeps_texts else None
+    def cache_text(self, text: torch.Tensor, image_embeds: torch.Tensor | None) -> KeptText | None:
+        return self.transformer.cache_text(text, image_embeds) if self.keeps_texts else None
 
-    def keep_captions(self, reference: ReferenceTokens) -> ReferenceTokens:
-        return self.transformer.keep_captions(reference) if self.keeps_texts else reference
+    def cache_captions(self, reference: ReferenceTokens) -> ReferenceTokens:
+        return self.transformer.cache_captions(reference) if self.keeps_texts else reference
 
     @property
     def keeps_texts(self) -> bool:

@@ -1,8 +1,8 @@
-"""Video-As-Prompt on CogVideoX: diffusers' transformer, frozen, with an expert for a reference video in its blocks.
+"""Add experts for a reference video to diffusers' CogVideoX transformer.
 
-After arXiv 2510.20888 (Video-As-Prompt), section 3. The ways of attending, `joint` and `cached`, are those of
-`sememe.video_as_prompt.network_wan`. What differs: a reference's caption attends together with its video, and the
-released model reads its (clean) reference at the target's own timestep, so that it changes with every step.
+Follows arXiv 2510.20888 (Video-As-Prompt), section 3, with the attention modes of `sememe.video_as_prompt.network_wan`.
+Unlike on Wan, a reference's caption attends together with its video, and the released model reads its (clean) reference
+at the target's timestep, so the reference's tokens change with every step.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,8 @@ from diffusers.models._modeling_parallel import ContextParallelOutput
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.utils import apply_lora_scale
 from diffusers.utils.accelerate_utils import apply_forward_hook
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from sememe.errors import ModelError
 from sememe.video_as_prompt.blocks_cogvideox import (
@@ -32,29 +33,33 @@ from sememe.video_as_prompt.keys import COGVIDEOX_KEYS, KeyMap
 from sememe.video_as_prompt.reference_attention import ReferenceAttention, ReferenceStream
 from sememe.video_as_prompt.references import ReferenceCache, ReferenceInputs, ReferenceTokens
 from sememe.video_as_prompt.rotary import RotaryTables, cogvideox_reference_rotary, cogvideox_rotary
+from sememe.video_as_prompt.shapes import FrameFirstLatents, RotaryTable, TextEmbeds, TimeEmbeds, Timesteps, Tokens
+
+Offset = Float[Tensor, " batch_or_1"]
+"""The `ofs` of CogVideoX 1.5."""
 
 
 class CogVideoXVideoAsPromptTransformer(ExpertModel, CogVideoXTransformer3DModel):
-    """`CogVideoXTransformer3DModel` with experts; without a reference it computes what the stock class does, bitwise.
+    """`CogVideoXTransformer3DModel` with experts; without a reference it equals the stock class, bit for bit.
 
     Args:
-        expert_blocks: indices of the blocks that carry an expert; None means all of them. In the released model they
-            are all but the last.
-        attention_mode: `joint` (two-way) or `cached` (one-way); what the expert was trained for.
-        reference_timestep: the fixed timestep, in 0..1000, at which the reference is read; None for the target's own,
-            as in the released model. `cached` needs a fixed one.
+        expert_blocks: Indices of the blocks with an expert; None for all. The released model has one in all but the
+            last block.
+        attention_mode: Mode that the expert was trained for, `joint` (two-way) or `cached` (one-way).
+        reference_timestep: Fixed timestep of the reference, in 0..1000, which `cached` needs; None for the target's
+            timestep, as in the released model.
 
     The other arguments are those of the stock class.
     """
 
     _no_split_modules: ClassVar[list[str]] = ["CogVideoXBlock", "CogVideoXVideoAsPromptBlock", "CogVideoXPatchEmbed"]
     _repeated_blocks: ClassVar[list[str]] = ["CogVideoXBlock", "CogVideoXVideoAsPromptBlock"]
-    # The stock class has no plan. Texts attend with the videos and are split as they are.
+    # The stock class has no plan. Texts attend together with the videos, so they are split too.
     _cp_plan: ClassVar[dict[str, Any]] = {
         "split": SPLIT_TOKENS,
         "proj_out": ContextParallelOutput(gather_dim=1, expected_dims=3),
     }
-    # Small, and sensitive to rounding: in full precision even where weights are stored in 8 bits.
+    # Small and sensitive to rounding, so kept in full precision when weights are stored in 8 bits.
     _skip_layerwise_casting_patterns: ClassVar[list[str]] = [
         "patch_embed",
         "time_embedding",
@@ -62,7 +67,7 @@ class CogVideoXVideoAsPromptTransformer(ExpertModel, CogVideoXTransformer3DModel
         "norm",
         "expert_embedder",
     ]
-    # References are also read outside `forward`: what serves both has weights of its own to fetch under group offload.
+    # These also run outside `forward`, for references, so group offload must fetch their weights separately.
     _group_offload_block_modules: ClassVar[list[str]] = [
         "expert_embedder",
         "patch_embed",
@@ -201,31 +206,31 @@ class CogVideoXVideoAsPromptTransformer(ExpertModel, CogVideoXTransformer3DModel
         attention_mode: str = "joint",
         reference_timestep: float | None = None,
     ) -> "CogVideoXVideoAsPromptTransformer":
-        """Puts experts on a backbone, each a copy of the block that it serves.
+        """Add experts to a backbone, each a copy of its block.
 
-        The backbone's modules move into the new model (they are not copied): do not use `backbone` further.
+        The new model takes over the backbone's modules without copying them, so do not use `backbone` afterwards.
 
         Raises:
-            ModelError: where a setting does not fit the backbone.
+            ModelError: If a setting does not fit the backbone.
         """
         own = (expert_blocks, attention_mode, reference_timestep)
         return cls._put_on_backbone(backbone, dict(zip(cls.own_settings, own, strict=True)))
 
     def fuse_qkv_projections(self) -> None:
-        """Not supported.
+        """Refuse fused projections.
 
         Raises:
-            ModelError: always; the stock way replaces the attention that reads the reference.
+            ModelError: Always, because fusing replaces the attention processor that reads the reference.
         """
         raise ModelError("fused query, key and value projections are not supported on CogVideoX with experts")
 
     def rotary_tables(
         self, num_frames: int, height: int, width: int, device: torch.device | str | None = None
     ) -> RotaryTables | None:
-        """What `forward` takes as `image_rotary_emb` for latents of this size; None on a backbone without rotation.
+        """Compute `image_rotary_emb` of `forward` for latents of this size; None on a backbone without rotation.
 
         Raises:
-            ModelError: where the size lies beyond the model's positions.
+            ModelError: If the size exceeds the model's grid of positions.
         """
         if not self.config.use_rotary_positional_embeddings:
             return None
@@ -233,12 +238,12 @@ class CogVideoXVideoAsPromptTransformer(ExpertModel, CogVideoXTransformer3DModel
 
     @apply_forward_hook  # type: ignore[untyped-decorator]
     def embed_reference(self, inputs: ReferenceInputs) -> ReferenceTokens:
-        """Embeds references; in `joint` mode this saves doing it at every step.
+        """Embed references once, for all steps of a two-way model.
 
-        Their timestep enters later, in `forward` or `encode_reference`: it may be the target's own.
+        Their timestep enters later, in `forward` or `encode_reference`, because it may be the target's.
 
         Raises:
-            ModelError: where the inputs do not fit the model.
+            ModelError: If the inputs do not fit the model.
         """
         height, width = check_reference(self.config, inputs)
         embedded = [
@@ -268,8 +273,8 @@ class CogVideoXVideoAsPromptTransformer(ExpertModel, CogVideoXTransformer3DModel
         inputs: ReferenceInputs,
         *,
         approximate: bool = False,
-        timestep: float | torch.Tensor | None = None,
-        ofs: torch.Tensor | None = None,
+        timestep: float | Timesteps | None = None,
+        ofs: Offset | None = None,
     ) -> ReferenceCache:
         """Run references through the expert alone and keep their keys and values; differentiable.
 
@@ -277,11 +282,11 @@ class CogVideoXVideoAsPromptTransformer(ExpertModel, CogVideoXTransformer3DModel
             inputs: References, of which the first counts as the farthest in time; without image embeddings.
             approximate: Allow this for a two-way model, whose result then deviates.
             timestep: Timestep of the target, in 0..1000, for a model whose reference follows it
-                (`reference_timestep` None in the config): a number, or (batch,). It deviates at other steps.
+                (`reference_timestep` None in the config). The cache is approximate at other timesteps.
             ofs: As in `forward`, for CogVideoX 1.5.
 
         Raises:
-            ModelError: where the model was trained two-way and `approximate` is False, or the inputs do not fit.
+            ModelError: If the model was trained two-way and `approximate` is False, or the inputs do not fit.
         """
         with self._without_feature_cache():
             tokens = self.embed_reference(inputs)
@@ -292,8 +297,8 @@ class CogVideoXVideoAsPromptTransformer(ExpertModel, CogVideoXTransformer3DModel
         reference: ReferenceTokens,
         *,
         approximate: bool = False,
-        timestep: float | torch.Tensor | None = None,
-        ofs: torch.Tensor | None = None,
+        timestep: float | Timesteps | None = None,
+        ofs: Offset | None = None,
     ) -> ReferenceCache:
         self._check_may_encode(approximate=approximate)
         follows_target = self.config.reference_timestep is None
@@ -313,35 +318,35 @@ class CogVideoXVideoAsPromptTransformer(ExpertModel, CogVideoXTransformer3DModel
 
     def forward(
         self,
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor,
-        timestep: torch.Tensor,
-        timestep_cond: torch.Tensor | None = None,
-        ofs: torch.Tensor | None = None,
-        image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
+        hidden_states: FrameFirstLatents,
+        encoder_hidden_states: TextEmbeds,
+        timestep: Timesteps,
+        timestep_cond: TimeEmbeds | None = None,
+        ofs: Offset | None = None,
+        image_rotary_emb: tuple[RotaryTable, RotaryTable] | None = None,
         attention_kwargs: dict[str, Any] | None = None,
         return_dict: bool = True,  # noqa: FBT001, FBT002 (the stock signature)
         reference: ReferenceCache | ReferenceTokens | ReferenceInputs | None = None,
         reference_strength: float = 1.0,
     ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
-        """Predicts, for a target that reads a reference.
+        """Predict the velocity of a target, optionally with a reference.
 
         Args:
-            hidden_states: (batch, frame, channel, height, width): noisy latents, then the condition.
-            encoder_hidden_states: (batch, text token, text_embed_dim).
-            timestep: (batch,), in 0..1000.
-            timestep_cond: added to the embedded timestep, where the backbone takes it.
-            ofs: (1,) or (batch,), for CogVideoX 1.5 image-to-video.
-            image_rotary_emb: what `rotary_tables` gives for this size.
-            attention_kwargs: `scale` of LoRA weights, and what the attention processors take.
-            return_dict: whether a record is returned, or a tuple.
-            reference: None for the stock forward; a `ReferenceCache` to read; or references that are attended to in
-                the model's own mode. A cache of batch 1 serves every target.
-            reference_strength: 0..1, a factor on the weight of the reference's tokens in the target's softmax, before
-                it is normalised: 0 is the stock forward, 1 what the model was trained for.
+            hidden_states: Noisy latents, followed on the channel axis by the first-frame latents.
+            encoder_hidden_states: Embedded text.
+            timestep: Timesteps in 0..1000.
+            timestep_cond: Embedding to add to the timestep's, for backbones that take it.
+            ofs: Offset of CogVideoX 1.5 image-to-video.
+            image_rotary_emb: Result of `rotary_tables` for this size.
+            attention_kwargs: `scale` of LoRA weights, and arguments of the attention processors.
+            return_dict: Return an output record rather than a tuple.
+            reference: None for the stock forward, a KV cache to read, or references to attend to in the model's
+                mode. A cache of batch size 1 is used for every target.
+            reference_strength: Factor in 0..1 on the weight of the reference's tokens in the target's softmax, before
+                it is normalised: 0 is the stock forward, 1 is how the model was trained.
 
         Raises:
-            ModelError: where reference and target do not fit together.
+            ModelError: If reference and target do not fit together.
         """
         arguments: dict[str, Any] = {
             "timestep_cond": timestep_cond,
@@ -352,7 +357,7 @@ class CogVideoXVideoAsPromptTransformer(ExpertModel, CogVideoXTransformer3DModel
         }
         check_strength(reference_strength)
         reference = None if reference_strength == 0.0 else reference
-        # Shared out over several ranks, a target is split as the plan above says, with a reference or without.
+        # With context parallelism the stock forward would not split the target as `_cp_plan` says.
         if reference is None and self._parallel_config is None:
             return super().forward(hidden_states, encoder_hidden_states, timestep, **arguments)
         return self._forward_with_reference(
@@ -367,12 +372,12 @@ class CogVideoXVideoAsPromptTransformer(ExpertModel, CogVideoXTransformer3DModel
     @apply_lora_scale("attention_kwargs")  # type: ignore[untyped-decorator]
     def _forward_with_reference(
         self,
-        latents: torch.Tensor,
-        text: torch.Tensor,
-        timestep: torch.Tensor,
-        timestep_cond: torch.Tensor | None = None,
-        ofs: torch.Tensor | None = None,
-        image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
+        latents: FrameFirstLatents,
+        text: TextEmbeds,
+        timestep: Timesteps,
+        timestep_cond: TimeEmbeds | None = None,
+        ofs: Offset | None = None,
+        image_rotary_emb: tuple[RotaryTable, RotaryTable] | None = None,
         attention_kwargs: dict[str, Any] | None = None,
         return_dict: bool = True,  # noqa: FBT001, FBT002 (as in forward)
         *,
@@ -389,6 +394,7 @@ class CogVideoXVideoAsPromptTransformer(ExpertModel, CogVideoXTransformer3DModel
             given = given.expand(latents.shape[0])
 
         temb = self._embed_time(self.time_embedding, timestep, latents.dtype, ofs, timestep_cond)
+        # (batch, text token + video token, dim)
         both = self.embedding_dropout(self.patch_embed(text, latents))
         tokens = TextAndVideo(*both.tensor_split([text.shape[1]], dim=1))
         rotary = image_rotary_emb
@@ -406,9 +412,9 @@ class CogVideoXVideoAsPromptTransformer(ExpertModel, CogVideoXTransformer3DModel
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
     def _make_stream(
-        self, reference: ReferenceTokens, timestep: float | torch.Tensor | None, ofs: torch.Tensor | None
+        self, reference: ReferenceTokens, timestep: float | Timesteps | None, ofs: Offset | None
     ) -> TwoPartStream:
-        """The reference's side of the blocks' arguments at a timestep; None for the model's fixed one."""
+        """Make the blocks' inputs for the reference at a timestep; None for the model's fixed one."""
         time = self.config.reference_timestep if timestep is None else timestep
         time = torch.as_tensor(time, device=reference.hidden_states.device).reshape(-1)
         temb = self._embed_time(self.expert_embedder.time_embedding, time, reference.hidden_states.dtype, ofs)
@@ -418,20 +424,21 @@ class CogVideoXVideoAsPromptTransformer(ExpertModel, CogVideoXTransformer3DModel
     def _embed_time(
         self,
         embedding: nn.Module,
-        timestep: torch.Tensor,
+        timestep: Timesteps,
         dtype: torch.dtype,
-        ofs: torch.Tensor | None,
-        condition: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+        ofs: Offset | None,
+        condition: TimeEmbeds | None = None,
+    ) -> TimeEmbeds:
         embedded = embedding(self.time_proj(timestep).to(dtype), condition)
         if self.ofs_embedding is None:
             return embedded
-        # Target and reference share it: it says what kind of model this is, not what is shown.
+        # Target and reference share it: it does not depend on the content.
         return embedded + self.ofs_embedding(self.ofs_proj(ofs).to(dtype))
 
     def _read_cache(
         self, tokens: TextAndVideo, arguments: tuple, cache: ReferenceCache | None, strength: float
     ) -> TextAndVideo:
+        """Run all blocks on the target, whose experts read the KV cache."""
         pairs: dict[int, ReferenceAttention] = {}
         if cache is not None:
             entries = zip(self.config.expert_blocks, cache.keys, cache.values, strict=True)
@@ -450,6 +457,7 @@ class CogVideoXVideoAsPromptTransformer(ExpertModel, CogVideoXTransformer3DModel
         stream: TwoPartStream,
         kept: list[EncodedReference] | None,
     ) -> TextAndVideo:
+        """Run all blocks on target and reference, which attend to each other; `kept` collects the reference's keys."""
         source = TextAndVideo(torch.cat(reference.stream.texts, dim=1), reference.hidden_states)
         for index in range(len(self.transformer_blocks)):
             if index not in self.config.expert_blocks:
@@ -459,6 +467,7 @@ class CogVideoXVideoAsPromptTransformer(ExpertModel, CogVideoXTransformer3DModel
             if kept is not None:
                 alone = (source.video, source.text, None, None, None, stream._replace(keys_only=True))
                 kept.append(self._run_block(index, *alone))
+            # (batch, target token + reference token, dim), of video and of text
             joined = (torch.cat([tokens.video, source.video], dim=1), torch.cat([tokens.text, source.text], dim=1))
             videos, texts = self._run_block(index, *joined, *arguments, stream)
             video, source_video = videos.tensor_split([tokens.video.shape[1]], dim=1)
@@ -466,9 +475,12 @@ class CogVideoXVideoAsPromptTransformer(ExpertModel, CogVideoXTransformer3DModel
             tokens, source = TextAndVideo(text, video), TextAndVideo(source_text, source_video)
         return tokens
 
-    def _project_out(self, tokens: torch.Tensor, temb: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-        """The stock output head: norms, projection, and patches back to (batch, frame, channel, height, width)."""
+    def _project_out(self, tokens: Tokens, temb: TimeEmbeds, grid: tuple[int, int]) -> FrameFirstLatents:
+        """Apply the stock output head: norms, projection, and patches back to latents."""
         tokens = self.proj_out(self.norm_out(self.norm_final(tokens), temb=temb))
         patch = (self.config.patch_size_t or 1, self.config.patch_size, self.config.patch_size)
+        # (batch, token, patch) -> (batch, frame, row, column, channel, patch frame, patch row, patch column)
         tokens = tokens.unflatten(1, (-1, *grid)).unflatten(-1, (-1, *patch))
+        # -> (batch, frame, patch frame, channel, row, patch row, column, patch column)
+        # -> (batch, frame, channel, height, width)
         return tokens.permute(0, 1, 5, 4, 2, 6, 3, 7).flatten(6, 7).flatten(4, 5).flatten(1, 2)

@@ -1,11 +1,11 @@
-"""Video-As-Prompt on Wan: diffusers' transformer, frozen, with an expert for a reference video in some of its blocks.
+"""Add experts for a reference video to diffusers' Wan transformer.
 
-After arXiv 2510.20888 (Video-As-Prompt), section 3. Two ways of attending, chosen when an expert is trained:
+Follows arXiv 2510.20888 (Video-As-Prompt), section 3. An expert is trained for one of two attention modes:
 
-- `joint`: target and reference read each other, as in the released models. The reference has to be carried through
-  every denoising step.
-- `cached`: the target reads the reference, the reference only itself. Its keys and values are the same at every step,
-  so that they are computed once.
+- `joint` (two-way): target and reference read each other, as in the released models, so the reference runs through the
+  network at every denoising step.
+- `cached` (one-way): the target reads the reference, the reference only itself. The reference's keys and values are the
+  same at every step and are computed once.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,8 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.transformers.transformer_wan import WanTimeTextImageEmbedding
 from diffusers.utils import apply_lora_scale
 from diffusers.utils.accelerate_utils import apply_forward_hook
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from sememe.backbones.cross_attention import KeptText, TextAttnProcessor, project_text
 from sememe.backbones.first_frame import FirstFrameFill, check_fill
@@ -32,10 +33,11 @@ from sememe.video_as_prompt.keys import WAN_KEYS, KeyMap
 from sememe.video_as_prompt.reference_attention import ReferenceAttention, ReferenceStream
 from sememe.video_as_prompt.references import ReferenceCache, ReferenceInputs, ReferenceTokens
 from sememe.video_as_prompt.rotary import ReferenceRotaryPosEmbed, RotaryTables
+from sememe.video_as_prompt.shapes import ImageEmbeds, TextEmbeds, Timesteps, Tokens, TokenTimesteps, VideoLatents
 
 
 class WanExpertEmbedder(nn.Module):
-    """Turns references into tokens: the expert's patch embedding, condition embedder and reference positions."""
+    """Embed references as tokens: patches, captions, timestep and positions."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -53,19 +55,21 @@ class WanExpertEmbedder(nn.Module):
         self.rope = ReferenceRotaryPosEmbed(config.attention_head_dim, self.patch_size, config.rope_max_seq_len)
 
     def forward(self, inputs: ReferenceInputs, timestep: float) -> ReferenceTokens:
-        """Embeds references at one timestep, in 0..1000."""
+        """Embed references at one timestep in 0..1000."""
+        # per reference (batch, dim, frame, row, column)
         patches = [self.patch_embedding(latents) for latents in inputs.latents]
         grids = {tuple(patch.shape[-2:]) for patch in patches}
         if len(grids) != 1:
             raise ModelError(f"all references must have one size, got {sorted(grids)} (rows, columns of tokens)")
         height, width = grids.pop()
 
-        # One row serves the whole batch: the reference's timestep never differs within it.
+        # One entry serves the whole batch: the timestep of references is fixed.
         time = torch.full((1,), timestep, device=patches[0].device)
         texts = []
         for index, embeds in enumerate(inputs.text_embeds):
             image = None if inputs.image_embeds is None else inputs.image_embeds[index]
             _, temb, text, image = self.condition_embedder(time, embeds, image)
+            # (batch, image token + text token, dim)
             texts.append(text if image is None else torch.cat([image, text], dim=1))
         frames, extent = [patch.shape[2] for patch in patches], inputs.extent
         if extent is None:
@@ -75,43 +79,44 @@ class WanExpertEmbedder(nn.Module):
         stream = ReferenceStream(
             texts=tuple(texts),
             lengths=tuple(count * height * width for count in frames),
-            temb=temb.unflatten(1, (6, -1)),
+            temb=temb.unflatten(1, (6, -1)),  # (1, 6 * dim) -> (1, 6, dim)
             rotary=rotary,
         )
+        # per reference (batch, dim, frame, row, column) -> (batch, token, dim), joined on the token axis
         tokens = torch.cat([patch.flatten(2).transpose(1, 2) for patch in patches], dim=1).contiguous()
         grid = (height, width) if extent is None else (extent.height, extent.width)
         return ReferenceTokens(tokens, stream, grid)
 
 
 class WanVideoAsPromptTransformer(ExpertModel, WanTransformer3DModel):
-    """`WanTransformer3DModel` with experts; without a reference it computes what the stock class computes, bitwise.
+    """`WanTransformer3DModel` with experts; without a reference it equals the stock class, bit for bit.
 
     Args:
-        expert_blocks: indices of the blocks that carry an expert; None means all of them.
-        attention_mode: `joint` (two-way) or `cached` (one-way); what the expert was trained for.
-        reference_timestep: the fixed timestep, in 0..1000, at which the reference is read. The released models use 1.
-        first_frame_fill: what follows the first frame in the condition that the model was trained with: `grey`, as in
-            the released models, or `repeat` (see `sememe.backbones.first_frame`).
+        expert_blocks: Indices of the blocks with an expert; None for all.
+        attention_mode: Mode that the expert was trained for, `joint` (two-way) or `cached` (one-way).
+        reference_timestep: Fixed timestep of the reference, in 0..1000. The released models use 1.
+        first_frame_fill: Frames that follow the first one in the first-frame latents: `grey`, as in the released
+            models, or `repeat` (see `sememe.backbones.first_frame`).
 
     The other arguments are those of the stock class.
     """
 
     _no_split_modules: ClassVar[list[str]] = ["WanTransformerBlock", "WanVideoAsPromptBlock"]
     _repeated_blocks: ClassVar[list[str]] = ["WanTransformerBlock", "WanVideoAsPromptBlock"]
-    # Unlike in the stock plan, tokens are split ahead of the first block, which may be given a reference as well.
+    # Unlike the stock plan, split tokens before the first block, because the block may also take a reference.
     _cp_plan: ClassVar[dict[str, Any]] = {
         "rope": {place: ContextParallelInput(split_dim=1, expected_dims=4, split_output=True) for place in (0, 1)},
         "split": SPLIT_TOKENS,
         "proj_out": ContextParallelOutput(gather_dim=1, expected_dims=3),
     }
-    # Small, and sensitive to rounding: in full precision even where weights are stored in 8 bits.
+    # Small and sensitive to rounding, so kept in full precision when weights are stored in 8 bits.
     _skip_layerwise_casting_patterns: ClassVar[list[str]] = [
         "patch_embedding",
         "condition_embedder",
         "norm",
         "expert_embedder",
     ]
-    # References are also read outside `forward`: what serves both has weights of its own to fetch under group offload.
+    # These also run outside `forward`, for references, so group offload must fetch their weights separately.
     _group_offload_block_modules: ClassVar[list[str]] = [
         "expert_embedder",
         "rope",
@@ -217,27 +222,27 @@ class WanVideoAsPromptTransformer(ExpertModel, WanTransformer3DModel):
         reference_timestep: float = 1.0,
         first_frame_fill: FirstFrameFill = "grey",
     ) -> "WanVideoAsPromptTransformer":
-        """Puts experts on a backbone, each a copy of the block that it serves.
+        """Add experts to a backbone, each a copy of its block.
 
-        The backbone's modules move into the new model (they are not copied): do not use `backbone` further.
+        The new model takes over the backbone's modules without copying them, so do not use `backbone` afterwards.
 
         Raises:
-            ModelError: where a setting does not fit the backbone.
+            ModelError: If a setting does not fit the backbone.
         """
         own = (expert_blocks, attention_mode, reference_timestep, first_frame_fill)
         return cls._put_on_backbone(backbone, dict(zip(cls.own_settings, own, strict=True)))
 
     @apply_forward_hook  # type: ignore[untyped-decorator]
     def embed_reference(self, inputs: ReferenceInputs) -> ReferenceTokens:
-        """Embeds references; in `joint` mode this saves doing it at every step.
+        """Embed references once, for all steps of a two-way model.
 
         Raises:
-            ModelError: where the inputs do not fit the model.
+            ModelError: If the inputs do not fit the model.
         """
         channels = {latents.shape[1] for latents in inputs.latents}
         if channels != {self.config.in_channels}:
             raise ModelError(
-                f"reference latents need {self.config.in_channels} channels (latents, mask and condition), "
+                f"reference latents need {self.config.in_channels} channels (latents, mask and first-frame latents), "
                 f"got {sorted(channels)}"
             )
         if (inputs.image_embeds is None) != (self.config.image_dim is None):
@@ -262,7 +267,7 @@ class WanVideoAsPromptTransformer(ExpertModel, WanTransformer3DModel):
             approximate: Allow this for a two-way model, whose result then deviates.
 
         Raises:
-            ModelError: where the model was trained two-way and `approximate` is False, or the inputs do not fit.
+            ModelError: If the model was trained two-way and `approximate` is False, or the inputs do not fit.
         """
         with self._without_feature_cache():
             return self._encode_tokens(self.embed_reference(inputs), approximate=approximate)
@@ -278,64 +283,66 @@ class WanVideoAsPromptTransformer(ExpertModel, WanTransformer3DModel):
         return ReferenceCache(tuple(keys), tuple(values), reference.grid, reference.num_ranks)
 
     @apply_forward_hook  # type: ignore[untyped-decorator]
-    def rotary_tables(self, latents: torch.Tensor) -> RotaryTables:
-        """What `forward` takes as `image_rotary_emb` for latents (batch, channel, frame, height, width) of one size."""
+    def rotary_tables(self, latents: VideoLatents) -> RotaryTables:
+        """Compute `image_rotary_emb` of `forward` for all latents of this size."""
         return RotaryTables(*self.rope(latents))
 
     @apply_forward_hook  # type: ignore[untyped-decorator]
-    def keep_text(self, text_embeds: torch.Tensor, image_embeds: torch.Tensor | None = None) -> KeptText:
-        """Projects a text to the keys and values of every block, for `forward` at all steps; the result is the same.
+    def cache_text(self, text_embeds: TextEmbeds, image_embeds: ImageEmbeds | None = None) -> KeptText:
+        """Project a text to the keys and values of every block, for `forward` at all steps.
 
         Args:
-            text_embeds: (batch, text token, text_dim).
-            image_embeds: (batch, image token, image_dim), for backbones that read image embeddings.
+            text_embeds: Output of the text encoder.
+            image_embeds: Output of the image encoder, for backbones that read it.
         """
         text = self.condition_embedder.text_embedder(text_embeds)
         if image_embeds is not None:
             text = torch.cat([self.condition_embedder.image_embedder(image_embeds), text], dim=1)
-        # Timesteps are embedded by the same module as texts, which is to be given a text and in its precision.
+        # condition_embedder needs a text, of the right dtype, even where only the timestep is to be embedded.
         stub = text_embeds.new_zeros(text_embeds.shape[0], 1, text_embeds.shape[2])
         return KeptText(tuple(project_text(block.attn2, text) for block in self.blocks), stub)
 
     @apply_forward_hook  # type: ignore[untyped-decorator]
-    def keep_captions(self, reference: ReferenceTokens) -> ReferenceTokens:
-        """The same for the captions of a reference that is carried through the steps (two-way)."""
+    def cache_captions(self, reference: ReferenceTokens) -> ReferenceTokens:
+        """Project the captions of a two-way model's references to the keys and values of every expert."""
         experts = [self.blocks[index].expert.output for index in self.config.expert_blocks[:-1]]
         projected = [tuple(project_text(expert.attn2, text) for text in reference.stream.texts) for expert in experts]
-        # Behind the last expert nobody reads the reference, nor it its caption.
+        # The last expert computes no result for the reference, so it needs no caption.
         return replace(reference, text_keys=(*projected, ()))
 
     def forward(
         self,
-        hidden_states: torch.Tensor,
-        timestep: torch.Tensor,
-        encoder_hidden_states: torch.Tensor | KeptText,
-        encoder_hidden_states_image: torch.Tensor | None = None,
+        hidden_states: VideoLatents,
+        timestep: Timesteps | TokenTimesteps,
+        encoder_hidden_states: TextEmbeds | KeptText,
+        encoder_hidden_states_image: ImageEmbeds | None = None,
         return_dict: bool = True,  # noqa: FBT001, FBT002 (the stock signature)
         attention_kwargs: dict[str, Any] | None = None,
         reference: ReferenceCache | ReferenceTokens | ReferenceInputs | None = None,
         reference_strength: float = 1.0,
         image_rotary_emb: RotaryTables | None = None,
     ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
-        """Predicts, for a target that reads a reference.
+        """Predict the velocity of a target, optionally with a reference.
 
         Args:
-            hidden_states: (batch, channel, frame, height, width): noisy latents, then mask and condition.
-            timestep: (batch,), or (batch, token) where it differs within a target, in 0..1000.
-            encoder_hidden_states: (batch, text token, text_dim), or what `keep_text` returned.
-            encoder_hidden_states_image: (batch, image token, image_dim); None with what `keep_text` returned.
-            reference: None for the stock forward; a `ReferenceCache` to read; or references that are attended to in
-                the model's own mode. A cache of batch 1 serves every target.
-            reference_strength: 0..1, a factor on the weight of the reference's tokens in the target's softmax, before
-                it is normalised: 0 is the stock forward, 1 what the model was trained for.
-            image_rotary_emb: what `rotary_tables` returned, for all steps; None to compute it.
+            hidden_states: Noisy latents, followed on the channel axis by the mask and first-frame latents.
+            timestep: Timesteps in 0..1000, per target or per token.
+            encoder_hidden_states: Embedded text, or the result of `cache_text`.
+            encoder_hidden_states_image: Image embeddings; None with the result of `cache_text`.
+            return_dict: Return an output record rather than a tuple.
+            attention_kwargs: `scale` of LoRA weights.
+            reference: None for the stock forward, a KV cache to read, or references to attend to in the model's
+                mode. A cache of batch size 1 is used for every target.
+            reference_strength: Factor in 0..1 on the weight of the reference's tokens in the target's softmax, before
+                it is normalised: 0 is the stock forward, 1 is how the model was trained.
+            image_rotary_emb: Result of `rotary_tables`; None to compute it.
 
         Raises:
-            ModelError: where reference and target do not fit together.
+            ModelError: If reference and target do not fit together.
         """
         check_strength(reference_strength)
         reference = None if reference_strength == 0.0 else reference
-        # Shared out over several ranks, a target is split as the plan above says, with a reference or without.
+        # With context parallelism the stock forward would not split the target as `_cp_plan` says.
         if reference is None and not isinstance(encoder_hidden_states, KeptText) and self._parallel_config is None:
             return super().forward(
                 hidden_states,
@@ -360,10 +367,10 @@ class WanVideoAsPromptTransformer(ExpertModel, WanTransformer3DModel):
     @apply_lora_scale("attention_kwargs")  # type: ignore[untyped-decorator]
     def _forward_with_reference(
         self,
-        latents: torch.Tensor,
-        timestep: torch.Tensor,
-        text: torch.Tensor | KeptText,
-        image: torch.Tensor | None = None,
+        latents: VideoLatents,
+        timestep: Timesteps | TokenTimesteps,
+        text: TextEmbeds | KeptText,
+        image: ImageEmbeds | None = None,
         *,
         reference: ReferenceCache | ReferenceTokens | ReferenceInputs | None,
         strength: float = 1.0,
@@ -379,6 +386,7 @@ class WanVideoAsPromptTransformer(ExpertModel, WanTransformer3DModel):
             given = given.expand(latents.shape[0])
 
         rotary = self.rope(latents) if image_rotary_emb is None else image_rotary_emb
+        # (batch, channel, frame, height, width) -> (batch, dim, frame, row, column) -> (batch, token, dim)
         patches = self.patch_embedding(latents)
         tokens = self.split(patches.flatten(2).transpose(1, 2)).contiguous()
         timestep = self.split(timestep) if timestep.ndim == 2 else timestep
@@ -387,7 +395,7 @@ class WanVideoAsPromptTransformer(ExpertModel, WanTransformer3DModel):
         temb, modulation, embedded, image = self.condition_embedder(
             timestep.flatten(), embeds, image, timestep_seq_len=tokens_per_step
         )
-        modulation = modulation.unflatten(-1, (6, -1))
+        modulation = modulation.unflatten(-1, (6, -1))  # (..., 6 * dim) -> (..., 6, dim)
         if image is not None:
             embedded = torch.cat([image, embedded], dim=1)
 
@@ -402,8 +410,9 @@ class WanVideoAsPromptTransformer(ExpertModel, WanTransformer3DModel):
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
     def _read_cache(
-        self, tokens: torch.Tensor, arguments: Sequence[tuple], cache: ReferenceCache | None, strength: float
-    ) -> torch.Tensor:
+        self, tokens: Tokens, arguments: Sequence[tuple], cache: ReferenceCache | None, strength: float
+    ) -> Tokens:
+        """Run all blocks on the target, whose experts read the KV cache."""
         pairs: dict[int, ReferenceAttention] = {}
         if cache is not None:
             entries = zip(self.config.expert_blocks, cache.keys, cache.values, strict=True)
@@ -415,12 +424,13 @@ class WanVideoAsPromptTransformer(ExpertModel, WanTransformer3DModel):
 
     def _attend_jointly(
         self,
-        tokens: torch.Tensor,
+        tokens: Tokens,
         arguments: Sequence[tuple],
         reference: ReferenceTokens,
         stream: ReferenceStream,
         kept: list[EncodedReference] | None,
-    ) -> torch.Tensor:
+    ) -> Tokens:
+        """Run all blocks on target and reference, which attend to each other; `kept` collects the reference's keys."""
         source = reference.hidden_states
         lengths = [tokens.shape[1], source.shape[1]]
         places = {block: place for place, block in enumerate(self.config.expert_blocks)}
@@ -432,21 +442,31 @@ class WanVideoAsPromptTransformer(ExpertModel, WanTransformer3DModel):
                 kept.append(self._run_block(index, source, None, None, None, stream._replace(keys_only=True)))
             if reference.text_keys is not None:
                 stream = stream._replace(texts=reference.text_keys[places[index]])
+            # (batch, target token + reference token, dim)
             both = self._run_block(index, torch.cat([tokens, source], dim=1), *arguments[index], stream)
             tokens, source = both.split(lengths, dim=1)
         return tokens
 
-    def _project_out(self, tokens: torch.Tensor, temb: torch.Tensor, grid: torch.Size) -> torch.Tensor:
-        """The stock output head: modulated norm, projection, and patches back to (batch, channel, frame, h, w)."""
+    def _project_out(
+        self,
+        tokens: Tokens,
+        temb: Float[Tensor, "time_batch dim"] | Float[Tensor, "batch time_token dim"],
+        grid: torch.Size,
+    ) -> VideoLatents:
+        """Apply the stock output head: modulated norm, projection, and patches back to latents."""
         table = self.scale_shift_table.to(temb.device)
-        # temb is (batch, dim), or (batch, token, dim): one shift and scale per target or per token.
+        # (1, 2, dim) + (batch, 1, dim), or (1, 1, 2, dim) + (batch, token, 1, dim): shift and scale per target or token
         both = table + temb.unsqueeze(1) if temb.ndim == 2 else table.unsqueeze(0) + temb.unsqueeze(2)
         shift, scale = (part.to(tokens.device) for part in both.unbind(dim=-2))
         if temb.ndim == 2:
+            # (batch, dim) -> (batch, 1, dim)
             shift, scale = shift.unsqueeze(1), scale.unsqueeze(1)
         tokens = self.proj_out((self.norm_out(tokens.float()) * (1 + scale) + shift).type_as(tokens))
 
         patch = tuple(self.config.patch_size)
+        # (batch, token, patch) -> (batch, frame, row, column, patch frame, patch row, patch column, channel)
         tokens = tokens.unflatten(1, tuple(grid)).unflatten(-1, (*patch, -1))
+        # -> (batch, channel, frame, patch frame, row, patch row, column, patch column)
         tokens = tokens.permute(0, 7, 1, 4, 2, 5, 3, 6)
+        # -> (batch, channel, frame, height, width)
         return tokens.flatten(6, 7).flatten(4, 5).flatten(2, 3)

@@ -1,4 +1,4 @@
-"""What a block is told of a reference, and the attention of a reference to itself; the same on every backbone."""
+"""Attend to a reference, and within a reference, in the same way on every backbone."""
 
 import math
 from typing import Any, ClassVar, NamedTuple
@@ -6,32 +6,40 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_dispatch import dispatch_attention_fn
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from sememe.video_as_prompt.rotary import RotaryTables
+from sememe.video_as_prompt.shapes import Heads, ReferenceHeads, Tokens
 
 
 class ReferenceAttention(NamedTuple):
-    """What a reference brings to an attention, each (batch, token, head, head_dim), rotated.
+    """Rotated queries, keys and values of a reference in one attention.
 
-    Without a query the target reads the reference, and the reference's own result is not asked for. `strength`, above
-    0 and at most 1, is a factor on the weight of each of the reference's tokens in the target's softmax, before it is
-    normalised; 1 is what models are trained for. How the reference reads the target is not affected.
+    Attributes:
+        query: None to compute the target's result only.
+        key: Keys that the target reads.
+        value: Values that the target reads.
+        strength: Factor in (0, 1] on the weight of each of the reference's tokens in the target's softmax, before it
+            is normalised; models are trained with 1. The result for the reference does not depend on it.
     """
 
-    query: torch.Tensor | None
-    key: torch.Tensor
-    value: torch.Tensor
+    query: ReferenceHeads | None
+    key: ReferenceHeads
+    value: ReferenceHeads
     strength: float = 1.0
 
 
 class ReferenceStream(NamedTuple):
-    """What accompanies the reference's tokens through the blocks.
+    """Inputs of a block that belong to the reference's tokens.
 
-    `texts` holds one (batch, text token, dim) per reference, or its keys and values in the block, and `lengths` the
-    number of tokens of each. `temb` is what modulates them, or None where that follows the target's timestep; `rotary`
-    is None on a backbone without it. `strength` is that of `ReferenceAttention`. With `keys_only` a block that runs the
-    reference alone computes its keys and values and leaves its tokens as they are.
+    Attributes:
+        texts: Caption tokens of each reference, or their cached keys and values in the block.
+        lengths: Number of tokens of each reference.
+        temb: Modulation of the reference's tokens; None if it follows the target's timestep.
+        rotary: Positions; None on a backbone without rotary embedding.
+        strength: As in `ReferenceAttention`.
+        keys_only: Compute the keys and values of the reference and leave its tokens unchanged.
     """
 
     texts: tuple[Any, ...]
@@ -42,29 +50,30 @@ class ReferenceStream(NamedTuple):
     keys_only: bool = False
 
 
-def attend_beside(
+def attend_with_reference(
     processor: Any,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
+    query: Heads,
+    key: Heads,
+    value: Heads,
     reference: ReferenceAttention,
-    mask: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Attention of a target, each (batch, token, head, head_dim), with a reference's tokens behind its own.
+    mask: Tensor | None = None,
+) -> Float[Tensor, "batch joined_token joined_dim"]:
+    """Attend from a target to its own tokens followed by a reference's.
 
     Args:
-        processor: says which attention backend is used.
-        query: the target's, as are key and value.
-        key: rotated, as the query is.
-        value: of the keys.
-        reference: what it brings; with a query its own heads are computed as well.
-        mask: as the attention backend takes it; none with a strength other than 1.
+        processor: Attention processor that names the attention backend.
+        query: Rotated queries of the target.
+        key: Rotated keys of the target.
+        value: Values of the target.
+        reference: The reference; if it has queries, its own result is computed too.
+        mask: Mask in the form of the attention backend; must be None unless the strength is 1.
 
     Returns:
-        (batch, token, head * head_dim): the target's tokens, and behind them the reference's if it has a query.
+        Heads merged into one axis, for the target's tokens and then the reference's if it has queries.
     """
     own = None if reference.query is None else reference.query.type_as(query)
     num_target_tokens = key.shape[1]
+    # (batch, target token + reference token, head, head_dim)
     key = _join(key, reference.key.type_as(key))
     value = _join(value, reference.value.type_as(value))
     backend = {"backend": processor._attention_backend, "parallel_config": processor._parallel_config}
@@ -75,7 +84,8 @@ def attend_beside(
 
     assert mask is None
     assert reference.strength > 0.0
-    # A factor on a weight is a summand on its logit. Only the target's queries have it, so the streams part here.
+    # A factor on a weight is a summand on its logit. It holds for the target's queries only, so the reference's
+    # queries attend separately. The bias broadcasts as (batch, head, query, key).
     bias = key.new_zeros(1, 1, 1, key.shape[1])
     bias[..., num_target_tokens:] = math.log(reference.strength)
     heads = dispatch_attention_fn(query, key, value, attn_mask=bias, **backend)
@@ -84,22 +94,23 @@ def attend_beside(
     return heads.flatten(2, 3).type_as(query)
 
 
-def _join(target: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """Tokens of both, each (batch, token, head, head_dim), laid out with a head's tokens side by side in memory.
+def _join(target: Heads, reference: ReferenceHeads) -> Float[Tensor, "batch joined_token head head_dim"]:
+    """Concatenate on the token axis, with the tokens of one head contiguous in memory.
 
-    Joining copies anyway, and so laid out the CPU's bfloat16 attention reads keys and values in a tenth less time.
+    Concatenating copies anyway, and in this layout the CPU's bfloat16 attention was measured to take a tenth less time.
     """
+    # (batch, token, head, head_dim) -> (batch, head, token, head_dim), and back after joining
     return torch.cat([target.transpose(1, 2), reference.transpose(1, 2)], dim=2).transpose(1, 2)
 
 
 class IsolatedAttnProcessor:
-    """The reference's attention to itself."""
+    """Self-attention of the reference."""
 
     _attention_backend = None
     _parallel_config = None
 
-    def __call__(self, attn: nn.Module, reference: ReferenceAttention) -> torch.Tensor:
-        """Attends; the result is (batch, token, head * head_dim)."""
+    def __call__(self, attn: nn.Module, reference: ReferenceAttention) -> Tokens:
+        """Attend within the reference, with the heads merged into one axis."""
         assert reference.query is not None
         query, key, value = reference.query, reference.key, reference.value
         heads = dispatch_attention_fn(
@@ -109,7 +120,7 @@ class IsolatedAttnProcessor:
 
 
 class IsolatedAttention(nn.Module, AttentionModuleMixin):
-    """Holds the processor with which a reference attends to itself; it has no weights."""
+    """Module without weights that holds the processor of the reference's self-attention."""
 
     _default_processor_cls = IsolatedAttnProcessor
     _available_processors: ClassVar[list[type]] = [IsolatedAttnProcessor]
@@ -119,6 +130,6 @@ class IsolatedAttention(nn.Module, AttentionModuleMixin):
         super().__init__()
         self.processor = IsolatedAttnProcessor()
 
-    def forward(self, reference: ReferenceAttention) -> torch.Tensor:
+    def forward(self, reference: ReferenceAttention) -> Tokens:
         processor: Any = self.processor
         return processor(self, reference)

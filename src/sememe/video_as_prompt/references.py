@@ -1,4 +1,4 @@
-"""Records in which a reference travels: as given, embedded, and reduced to keys and values."""
+"""Hold a reference in its three forms: network inputs, embedded tokens, and cached keys and values."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -9,26 +9,27 @@ from sememe.backbones.cross_attention import TextKeys
 from sememe.errors import ModelError
 from sememe.video_as_prompt.reference_attention import ReferenceStream
 from sememe.video_as_prompt.rotary import RotaryTables, TokenExtent
+from sememe.video_as_prompt.shapes import Heads, ImageEmbeds, ReferenceLatents, TextEmbeds, Tokens
 
 
 @dataclass(frozen=True)
 class ReferenceInputs:
-    """References as a transformer takes them, one entry per reference; all have the batch of the target, and its grid
-    unless they are spread over it.
+    """Network inputs of references, one entry per reference.
+
+    All entries have the target's batch size. They have its height and width too, unless `extent` spreads them over it.
 
     Attributes:
-        latents: per reference (batch, channel, frame, height, width), or (batch, frame, channel, height, width) on
-            CogVideoX: clean latents, then the mask and condition of its first frame, as the backbone's own input has
-            them.
-        text_embeds: per reference (batch, text token, text_dim), the embedded caption.
-        image_embeds: per reference (batch, image token, image_dim), where the backbone reads image embeddings.
-        extent: for references of fewer rows, columns or frames than the target: what they are spread over, so that a
-            token lies in the middle of those that it stands for. None for one position after the other.
+        latents: Clean latents, followed on the channel axis by the mask and first-frame latents that the backbone
+            takes for a target.
+        text_embeds: Embedded captions.
+        image_embeds: Image embeddings, for backbones that read them.
+        extent: Size of the target in tokens, for references with fewer rows, columns or frames: each position is then
+            the centre of the target's positions that it covers. None for consecutive positions.
     """
 
-    latents: tuple[torch.Tensor, ...]
-    text_embeds: tuple[torch.Tensor, ...]
-    image_embeds: tuple[torch.Tensor, ...] | None = None
+    latents: tuple[ReferenceLatents, ...]
+    text_embeds: tuple[TextEmbeds, ...]
+    image_embeds: tuple[ImageEmbeds, ...] | None = None
     extent: TokenExtent | None = None
 
     def __post_init__(self) -> None:
@@ -41,17 +42,17 @@ class ReferenceInputs:
 
 @dataclass(frozen=True)
 class ReferenceTokens:
-    """References after the expert's embedders: everything about them that depends neither on the step nor the target.
+    """References after the expert's embedders: all that depends neither on the step nor on the target.
 
     Attributes:
-        hidden_states: (batch, token, dim), the references one after the other.
-        stream: their captions, lengths, modulation and positions.
-        grid: (height, width) in tokens, of the target.
-        text_keys: per expert block and reference, the keys and values of its caption, where they are kept.
-        num_ranks: among which the references were shared out; this is one rank's share.
+        hidden_states: Tokens of all references, one reference after the other.
+        stream: Captions, lengths, modulation and positions of the references.
+        grid: Target's (height, width) in tokens.
+        text_keys: Cached keys and values of the captions, per expert block and reference; None if not cached.
+        num_ranks: Number of ranks that share the references; this record is one rank's share.
     """
 
-    hidden_states: torch.Tensor
+    hidden_states: Tokens
     stream: ReferenceStream
     grid: tuple[int, int]
     text_keys: tuple[tuple[TextKeys, ...], ...] | None = None
@@ -62,7 +63,7 @@ class ReferenceTokens:
         return self.hidden_states.shape[0]
 
     def repeat(self, num_repeats: int) -> "ReferenceTokens":
-        """The batch entries a, b as a, b, a, b, ..."""
+        """Repeat the batch: entries a, b become a, b, a, b, ..."""
         if num_repeats == 1:
             return self
         texts = tuple(text.repeat(num_repeats, 1, 1) for text in self.stream.texts)
@@ -74,10 +75,10 @@ class ReferenceTokens:
         )
 
     def expand(self, batch_size: int) -> "ReferenceTokens":
-        """Serves `batch_size` targets with one reference, without copying it.
+        """Expand one batch entry to `batch_size` entries without copying.
 
         Raises:
-            ModelError: where the record holds more than one batch entry, and not `batch_size`.
+            ModelError: If the record holds more than one batch entry, and not `batch_size`.
         """
         _check_expansion(self.batch_size, batch_size)
         texts = tuple(text.expand(batch_size, -1, -1) for text in self.stream.texts)
@@ -96,17 +97,17 @@ class ReferenceTokens:
 
 @dataclass(frozen=True)
 class ReferenceCache:
-    """Keys and values of a reference that saw only itself, one pair per expert block, as the target reads them.
+    """KV cache of a reference: one pair of keys and values per expert block.
 
     Attributes:
-        keys: per expert block (batch, token, head, head_dim), rotated.
-        values: per expert block, of the same shape.
-        grid: (height, width) in tokens, which the target must share.
-        num_ranks: among which the references were shared out; this is one rank's share.
+        keys: Rotated keys, per expert block.
+        values: Values, per expert block.
+        grid: (height, width) in tokens, which must equal the target's.
+        num_ranks: Number of ranks that share the references; this record is one rank's share.
     """
 
-    keys: tuple[torch.Tensor, ...]
-    values: tuple[torch.Tensor, ...]
+    keys: tuple[Heads, ...]
+    values: tuple[Heads, ...]
     grid: tuple[int, int]
     num_ranks: int = 1
 
@@ -115,28 +116,28 @@ class ReferenceCache:
         return self.keys[0].shape[0]
 
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "ReferenceCache":
-        """The same record with `change` applied to every tensor."""
+        """Apply `change` to every tensor."""
         return replace(self, keys=tuple(map(change, self.keys)), values=tuple(map(change, self.values)))
 
     def repeat_interleave(self, num_repeats: int) -> "ReferenceCache":
-        """Serves `num_repeats` targets per reference: batch entries a, b become a, a, ..., b, b, ..."""
+        """Repeat each batch entry: a, b become a, a, ..., b, b, ..."""
         return self.map(lambda tensor: tensor.repeat_interleave(num_repeats, dim=0))
 
     def repeat(self, num_repeats: int) -> "ReferenceCache":
-        """The batch entries a, b as a, b, a, b, ..."""
+        """Repeat the batch: entries a, b become a, b, a, b, ..."""
         return self.map(lambda tensor: tensor.repeat(num_repeats, 1, 1, 1)) if num_repeats > 1 else self
 
     def expand(self, batch_size: int) -> "ReferenceCache":
-        """Serves `batch_size` targets with one reference, without copying it.
+        """Expand one batch entry to `batch_size` entries without copying.
 
         Raises:
-            ModelError: where the record holds more than one batch entry, and not `batch_size`.
+            ModelError: If the record holds more than one batch entry, and not `batch_size`.
         """
         _check_expansion(self.batch_size, batch_size)
         return self.map(lambda tensor: tensor.expand(batch_size, -1, -1, -1))
 
     def select(self, index: int) -> "ReferenceCache":
-        """One entry of the batch, as a record of batch 1."""
+        """Select one entry of the batch, keeping the batch axis."""
         return self.map(lambda tensor: tensor[index : index + 1])
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "ReferenceCache":
@@ -146,10 +147,10 @@ class ReferenceCache:
 def join_references(
     references: Sequence[ReferenceCache | ReferenceTokens],
 ) -> ReferenceCache | ReferenceTokens:
-    """Joins records of one kind on the batch axis.
+    """Concatenate records of one kind on the batch axis.
 
     Raises:
-        ModelError: where they differ in kind, blocks or size.
+        ModelError: If they differ in kind, number of blocks or size.
     """
     if len(references) == 1:
         return references[0]
@@ -184,7 +185,7 @@ def _check_equal(shapes: Sequence[object]) -> None:
 def _check_positions(tables: Sequence[RotaryTables | None]) -> None:
     for table in tables[1:]:
         if not all(torch.equal(one, other) for one, other in zip(tables[0] or (), table or (), strict=False)):
-            raise ModelError("references of one batch must lie at equal positions; encode them with equal settings")
+            raise ModelError("references of one batch must have equal positions; encode them with equal settings")
 
 
 def _check_expansion(batch_size: int, num_targets: int) -> None:
