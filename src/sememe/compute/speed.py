@@ -90,7 +90,7 @@ def list_usable_attention(pipeline: Any, *, needs_mask: bool = False) -> tuple[s
     )
 
 
-def check_weaker_reference(pipeline: Any, strength: float) -> None:
+def check_mask_support(pipeline: Any, strength: float) -> None:
     """Checks that the chosen attention can weigh a reference down, for which it has to take a mask.
 
     Args:

@@ -8,19 +8,32 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
-from sememe.backbones.autoencoder import encode_video
+from sememe.backbones.autoencoder import Latents, Video, encode_video
 from sememe.backbones.cross_attention import KeptText
 from sememe.backbones.pixels import clips_to_video
 from sememe.diffusion.guidance import Guidance, ReferenceChoice, Text, Variant
 from sememe.errors import InputError
 from sememe.video import Clip, resample_clip, resize_clip
-from sememe.video_as_prompt.backbone_family import BackboneFamily, ForwardInputs, Generators, Reference
+from sememe.video_as_prompt.backbone_family import (
+    BackboneFamily,
+    FirstLatents,
+    ForwardInputs,
+    Generators,
+    Reference,
+    Timestep,
+)
 from sememe.video_as_prompt.inputs import EncodedReference, ReferenceClips, Request
 from sememe.video_as_prompt.quirks import stretch_clip
 from sememe.video_as_prompt.references import ReferenceCache, ReferenceInputs, ReferenceTokens, join_references
 from sememe.video_as_prompt.rotary import TokenExtent
 from sememe.video_as_prompt.settings import ExperimentalSettings, ReferenceReading, Settings
+from sememe.video_as_prompt.shapes import ImageEmbeds, TextEmbeds, VideoLatents
+
+Predictions = Float[Tensor, "variant batch channel frame height width"]
+"""One prediction per variant and target."""
 
 
 @dataclass(frozen=True)
@@ -28,18 +41,18 @@ class Conditions:
     """Conditioning of the transformer, the same at every step.
 
     Attributes:
-        channels: Channels to append to the latents (batch, channel, frame, height, width), if any.
-        texts: Embeddings (batch, token, dim) of the texts that guidance needs.
-        image_embeds: Image embeddings (batch, token, dim), for backbones that read them.
+        channels: Mask and first-frame latents to append to the latents, if any.
+        texts: Embeddings of the texts that guidance needs.
+        image_embeds: Image embeddings, for backbones that read them.
         references: References by their choice and the text with which they are read.
-        first_latents: Latents that replace the first latent frame (batch, channel, 1, height, width), if any.
+        first_latents: Latents that replace the first latent frame, if any.
     """
 
-    channels: torch.Tensor | None
-    texts: Mapping[Text, torch.Tensor]
-    image_embeds: torch.Tensor | None
+    channels: VideoLatents | None
+    texts: Mapping[Text, TextEmbeds]
+    image_embeds: ImageEmbeds | None
     references: Mapping[tuple[ReferenceChoice, Text], Reference]
-    first_latents: torch.Tensor | None = None
+    first_latents: FirstLatents | None = None
 
     def are_approximate(self, attention_mode: str) -> bool:
         """Return whether a two-way model reads a reference that was encoded once."""
@@ -51,10 +64,10 @@ class Conditions:
         if settings.reference_refresh is not None and self.references and not are_carried:
             raise InputError("reference_refresh has no effect on references encoded with approximate; leave it out")
         if settings.encodes_once and are_carried:
-            raise InputError("approximate has no effect on references encoded without it; say it to encode_reference")
+            raise InputError("approximate has no effect on references encoded without it; pass it to encode_reference")
 
-    def put_first(self, latents: torch.Tensor) -> torch.Tensor:
-        """Return latents with the given first frame."""
+    def replace_first_frame(self, latents: VideoLatents) -> VideoLatents:
+        """Return latents with the given first frame, if there is one."""
         if self.first_latents is None:
             return latents
         return torch.cat([self.first_latents.to(latents), latents[:, :, 1:]], dim=2)
@@ -89,7 +102,7 @@ class ConditionEncoder:
     def encode_references(
         self, request: Request, guidance: Guidance, generator: Generators
     ) -> dict[tuple[ReferenceChoice, Text], Reference]:
-        """Encode the references of every variant that guidance needs; variants that see the same share it."""
+        """Encode the references of every variant that guidance needs; variants with the same reference share it."""
         found: dict[tuple[ReferenceChoice, Text], Reference] = {}
         by_choice: dict[ReferenceChoice, tuple[ReferenceClips | EncodedReference, ...]] = {
             "given": request.references,
@@ -114,19 +127,19 @@ class ConditionEncoder:
         encodes_once = self.settings.experimental.encodes_once
         if encodes_once and self.family.transformer.config.reference_timestep is None:
             raise InputError(
-                "this model reads its reference at the target's timestep, which changes from step to step, so that it "
+                "this model reads its reference at the target's timestep, which changes from step to step, so it "
                 "cannot be encoded once; give reference_refresh with approximate"
             )
         source = self._posterior_source(generator)
-        # A reference that all pictures share is drawn by the generator of the first.
+        # A reference that all pictures share uses the generator of the first picture.
         inputs = self._make_inputs(entries, source[: len(entries)] if isinstance(source, list) else source)
         with precision(self.family.device, self.settings, self.family.transformer.dtype):
             if encodes_once or self.family.transformer.config.attention_mode == "cached":
                 return self.family.encode_reference(inputs, approximate=encodes_once)
             return self.family.embed_reference(inputs)
 
-    def encode_texts(self, prompts: Sequence[str]) -> torch.Tensor:
-        """Return embeddings (prompt, token, dim); each distinct prompt is encoded once."""
+    def encode_texts(self, prompts: Sequence[str]) -> TextEmbeds:
+        """Encode prompts, each one entry of the batch; each distinct prompt is encoded once."""
         length, needed = self.settings.sampling.max_sequence_length, self.family.text_length
         if length is not None and needed is not None and length != needed:
             raise InputError(f"this model reads exactly {needed} text tokens, got max_sequence_length {length}")
@@ -152,7 +165,7 @@ class ConditionEncoder:
         for place in range(num_places):
             reading = self.settings.read_reference(place, num_places)
             clips = [self._fit_clip(entry.clips[place], reading) for entry in entries]
-            # What comes again with another caption is not drawn again.
+            # The same clips with another caption are encoded once.
             known = (place, *(id(entry.clips) for entry in entries))
             if known not in self._encoded:
                 self._encoded[known] = self._encode_channels(clips_to_video(clips), generator)
@@ -164,7 +177,7 @@ class ConditionEncoder:
         embeds = tuple(image for image in images if image is not None) or None
         return ReferenceInputs(tuple(latents), tuple(texts), embeds, self._find_extent())
 
-    def _encode_channels(self, video: torch.Tensor, generator: Generators) -> torch.Tensor:
+    def _encode_channels(self, video: Video, generator: Generators) -> Latents:
         """Return the latents of a reference, followed by the channels of its first frame if the backbone has them."""
         encoded = encode_video(self.family.pipeline.vae, video, generator).to(self.family.device)
         condition = self.family.encode_condition(video[:, :, 0], None, video.shape[2], generator)
@@ -183,7 +196,7 @@ class ConditionEncoder:
     def _check_positions(self) -> None:
         size, experimental = self.settings.size, self.settings.experimental
         downscale = experimental.reference_downscale
-        if experimental.moves_references and not self.family.spreads_references:
+        if experimental.moves_references and not self.family.supports_coarse_references:
             raise InputError(
                 f"references on a coarser grid are not supported on {self.family.name} backbones; "
                 "leave out reference_downscale and reference_positions"
@@ -225,14 +238,15 @@ class Predictor:
     def __init__(self, family: BackboneFamily, conditions: Conditions, settings: Settings) -> None:
         self.family, self.conditions, self.settings = family, conditions, settings
         self._num_calls: dict[tuple[Variant, ...], int] = {}
-        self._kept: dict[tuple[Variant, ...], ReferenceCache] = {}
+        self._caches: dict[tuple[Variant, ...], ReferenceCache] = {}
         self._texts: dict[tuple[Text, ...], torch.Tensor | KeptText] = {}
         self._references: dict[tuple[int, ...], Reference | None] = {}
 
-    def __call__(self, latents: torch.Tensor, timestep: torch.Tensor, variants: tuple[Variant, ...]) -> torch.Tensor:
+    def __call__(self, latents: VideoLatents, timestep: Timestep, variants: tuple[Variant, ...]) -> Predictions:
+        """Predict for all targets under each variant."""
         num_variants, batch_size = len(variants), latents.shape[0]
         given, transformer = self.conditions, self.family.transformer
-        channels = given.put_first(latents).to(transformer.dtype)
+        channels = given.replace_first_frame(latents).to(transformer.dtype)
         steps = self.family.spread_timestep(
             timestep.to(latents.device), latents, is_first_given=given.first_latents is not None
         )
@@ -248,11 +262,12 @@ class Predictor:
                 image_embeds,
             )
             predicted = self._predict(inputs, variants, self._find_reference(variants, batch_size))
+        # (variant * batch, channel, frame, height, width) -> (variant, batch, channel, frame, height, width)
         return predicted.float().unflatten(0, (num_variants, batch_size))
 
     def _predict(
         self, inputs: ForwardInputs, variants: tuple[Variant, ...], reference: Reference | None
-    ) -> torch.Tensor:
+    ) -> VideoLatents:
         strength = self.settings.reference.reference_strength
         refresh = self.settings.experimental.reference_refresh
         if refresh is None or not isinstance(reference, ReferenceTokens) or strength == 0.0:
@@ -260,11 +275,11 @@ class Predictor:
         count = self._num_calls.get(variants, 0)
         self._num_calls[variants] = count + 1
         if count % refresh:
-            return self.family.predict(inputs, self._kept[variants], strength)
-        predicted, self._kept[variants] = self.family.predict_and_cache(inputs, reference, strength)
+            return self.family.predict(inputs, self._caches[variants], strength)
+        predicted, self._caches[variants] = self.family.predict_and_cache(inputs, reference, strength)
         return predicted
 
-    def _find_text(self, variants: tuple[Variant, ...]) -> tuple[torch.Tensor | KeptText, torch.Tensor | None]:
+    def _find_text(self, variants: tuple[Variant, ...]) -> tuple[TextEmbeds | KeptText, ImageEmbeds | None]:
         given = self.conditions
         embeds, images = given.texts, given.image_embeds
         images = None if images is None else images.repeat(len(variants), 1, 1)
@@ -277,7 +292,7 @@ class Predictor:
         return text, None if isinstance(text, KeptText) else images
 
     def _find_reference(self, variants: tuple[Variant, ...], batch_size: int) -> Reference | None:
-        # Variants that see the same share it. The conditions hold what is seen, so that its id stays its own.
+        # Variants with the same reference share the result. The conditions keep references alive, so ids stay unique.
         given = self.conditions.references
         seen = tuple(id(given.get((variant.reference, variant.text))) for variant in variants)
         if seen not in self._references:
@@ -294,7 +309,7 @@ class Predictor:
             return None
         references = [self.conditions.references[variant.reference, variant.text] for variant in variants]
         if all(reference is references[0] for reference in references):
-            # A reference of batch 1 serves all targets as it is; others are repeated as the targets are.
+            # A reference of batch size 1 is used for all targets; others are repeated as the targets are.
             return references[0] if references[0].batch_size == 1 else references[0].repeat(len(variants))
         return join_references([reference.expand(batch_size) for reference in references])
 
@@ -306,7 +321,7 @@ def precision(device: torch.device, settings: Settings, dtype: torch.dtype) -> I
         yield
         return
     with warnings.catch_warnings(), torch.autocast(device.type, torch.bfloat16):
-        # The stock norms of queries and keys keep float32 weights under autocast, of which torch warns once.
+        # The stock norms of queries and keys keep float32 weights under autocast; torch warns about it once.
         warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
         yield
 

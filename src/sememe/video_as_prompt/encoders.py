@@ -11,6 +11,7 @@ from sememe.errors import InputError
 from sememe.video_as_prompt.backbone_family import BackboneFamily
 from sememe.video_as_prompt.conditioning import ConditionEncoder
 from sememe.video_as_prompt.settings import Settings
+from sememe.video_as_prompt.shapes import TextEmbeds
 
 Texts = str | tuple[str, ...]
 
@@ -30,7 +31,7 @@ class EncodedPrompt:
     prompt: Texts
     negative_prompt: Texts
     reference_prompts: Texts | None
-    embeds: Mapping[str, torch.Tensor]
+    embeds: Mapping[str, TextEmbeds]
     max_sequence_length: int | None
 
 
@@ -41,31 +42,31 @@ class TextArguments:
     prompt: Any
     negative_prompt: Any
     reference_prompts: Any
-    known: Mapping[str, torch.Tensor]
+    known: Mapping[str, TextEmbeds]
 
 
-class KnowingEncoder(ConditionEncoder):
-    """Encodes conditioning; texts whose embeddings are known are looked up."""
+class CachedTextEncoder(ConditionEncoder):
+    """Encode conditioning, with the embeddings of some texts cached."""
 
     def __init__(
         self,
         family: BackboneFamily,
         settings: Settings,
-        known: Mapping[str, torch.Tensor],
+        known: Mapping[str, TextEmbeds],
     ) -> None:
         super().__init__(family, settings)
         self.known = known
 
-    def encode_texts(self, prompts: Sequence[str]) -> torch.Tensor:
-        """Return embeddings (prompt, token, dim).
+    def encode_texts(self, prompts: Sequence[str]) -> TextEmbeds:
+        """Encode prompts, each one entry of the batch, unless their embeddings are known.
 
         Raises:
-            InputError: a text is not known, and the text encoder was unloaded.
+            InputError: If a text is not known and the text encoder was unloaded.
         """
         unknown = sorted({text for text in prompts if text not in self.known})
         if unknown and self.family.pipeline.text_encoder is None:
             raise InputError(
-                f"the text encoder was unloaded, so that {unknown[0]!r} cannot be encoded; "
+                f"the text encoder was unloaded, so {unknown[0]!r} cannot be encoded; "
                 "name it in encode_prompt before unload_text_encoders"
             )
         if not self.known:
@@ -125,7 +126,7 @@ def encode_texts_once(
     given = [_to_texts("prompt", prompt), _to_texts("negative_prompt", negative_prompt)]
     captions = None if reference_prompts is None else _to_texts("reference_prompts", reference_prompts)
     texts = {"", *(text for group in (*given, captions or "") for text in _listed(group))}
-    encoder = KnowingEncoder(family, settings, {})
+    encoder = CachedTextEncoder(family, settings, {})
     embeds = {text: encoder.encode_texts([text]) for text in sorted(texts)}
     return EncodedPrompt(given[0], given[1], captions, embeds, settings.sampling.max_sequence_length)
 
@@ -136,7 +137,7 @@ def resolve_texts(prompt: Any, negative_prompt: Any, reference_prompts: Any, set
     Raises:
         InputError: the prompt was encoded to another length.
     """
-    known: Mapping[str, torch.Tensor] = {}
+    known: Mapping[str, TextEmbeds] = {}
     if isinstance(prompt, EncodedPrompt):
         _check_length(prompt, settings)
         known = prompt.embeds

@@ -1,4 +1,4 @@
-"""CogVideoX backbones: image-to-video and text-to-video."""
+"""Support CogVideoX backbones: image-to-video and text-to-video."""
 
 import logging
 from collections.abc import Sequence
@@ -12,16 +12,17 @@ from sememe.backbones.first_frame import leading_frame_condition
 from sememe.backbones.text import encode_prompts_padded
 from sememe.diffusion.objectives import PredictionType
 from sememe.errors import InputError
-from sememe.video_as_prompt.backbone_family import BackboneFamily, ForwardInputs, Generators
+from sememe.video_as_prompt.backbone_family import BackboneFamily, ForwardInputs, Generators, Images, InputChannels
 from sememe.video_as_prompt.references import ReferenceInputs
 from sememe.video_as_prompt.rotary import RotaryTables
 from sememe.video_as_prompt.settings import Settings
+from sememe.video_as_prompt.shapes import FrameFirstLatents, TextEmbeds, VideoLatents
 
 _log = logging.getLogger(__name__)
 
 
 class CogVideoXFamily(BackboneFamily):
-    """v-prediction; a fixed number of text tokens; the first frame's latents as condition; frames before channels."""
+    """v-prediction, a fixed number of text tokens, first-frame channels without a mask, frames before channels."""
 
     name: ClassVar[str] = "cogvideox"
     prediction: ClassVar[PredictionType] = "v"
@@ -61,19 +62,19 @@ class CogVideoXFamily(BackboneFamily):
                 size.num_frames,
             )
 
-    def encode_texts(self, prompts: Sequence[str], settings: Settings) -> torch.Tensor:
+    def encode_texts(self, prompts: Sequence[str], settings: Settings) -> TextEmbeds:
         length = settings.sampling.max_sequence_length or self.transformer.config.max_text_seq_length
         embeds = encode_prompts_padded(self.pipeline.tokenizer, self.pipeline.text_encoder, prompts, length)
         return embeds.to(self.device, self.transformer.dtype)
 
     def encode_condition(
-        self, images: torch.Tensor, last_images: torch.Tensor | None, num_frames: int, generator: Generators
-    ) -> torch.Tensor | None:
+        self, images: Images, last_images: Images | None, num_frames: int, generator: Generators
+    ) -> VideoLatents | None:
         if not self.takes_image:
             return None
         return leading_frame_condition(self.pipeline.vae, images, num_frames, generator).to(self.device)
 
-    def join_condition(self, latents: torch.Tensor, first_frames: torch.Tensor) -> torch.Tensor:
+    def join_condition(self, latents: VideoLatents, first_frames: VideoLatents) -> InputChannels:
         return torch.cat([latents, first_frames], dim=1)
 
     def arrange(self, inputs: ReferenceInputs) -> ReferenceInputs:
@@ -88,5 +89,5 @@ class CogVideoXFamily(BackboneFamily):
         given = (inputs.channels.transpose(1, 2), inputs.text, inputs.timestep)
         return given, {"image_rotary_emb": self._rotary[key]}
 
-    def rearrange(self, sample: torch.Tensor) -> torch.Tensor:
+    def rearrange(self, sample: FrameFirstLatents) -> VideoLatents:
         return sample.transpose(1, 2)

@@ -16,7 +16,7 @@ from sememe.compute.feature_caches import check_generation
 from sememe.compute.lora import BackboneAdapterMixin, check_unadapted
 from sememe.compute.offload import sends_modules_back
 from sememe.compute.placement import without_offload
-from sememe.compute.speed import begin_generation, check_weaker_reference
+from sememe.compute.speed import begin_generation, check_mask_support
 from sememe.compute.stopwatch import Stopwatch
 from sememe.compute.tiling import check_tiling
 from sememe.compute.weight_storage import check_savable
@@ -25,7 +25,7 @@ from sememe.errors import InputError, ModelError
 from sememe.video import Clip
 from sememe.video_as_prompt.backbone_family import BackboneFamily, Generators
 from sememe.video_as_prompt.conditioning import Conditions, Predictor
-from sememe.video_as_prompt.encoders import KnowingEncoder, PromptEncoding, resolve_captions, resolve_texts
+from sememe.video_as_prompt.encoders import CachedTextEncoder, PromptEncoding, resolve_captions, resolve_texts
 from sememe.video_as_prompt.families import choose_family
 from sememe.video_as_prompt.guidance_schedule import VideoAsPromptSchedule
 from sememe.video_as_prompt.inputs import (
@@ -67,27 +67,27 @@ class VideoAsPromptOutput:
 
 
 class VideoAsPromptPipeline(PromptEncoding, DiffusionPipeline, BackboneAdapterMixin):
-    """Generates a clip that starts with a picture and in which happens what happens in the reference clips.
+    """Generate clips that start with a picture and show the effect of reference clips.
 
     Args:
-        tokenizer: of the text encoder.
+        tokenizer: Tokenizer of the text encoder.
         text_encoder: `UMT5EncoderModel` or `T5EncoderModel`.
-        vae: a causal video autoencoder, see `sememe.backbones.autoencoder`.
+        vae: Causal video autoencoder, see `sememe.backbones.autoencoder`.
         transformer: `WanVideoAsPromptTransformer` or `CogVideoXVideoAsPromptTransformer`.
-        scheduler: for Wan one for flow matching, such as `FlowMatchEulerDiscreteScheduler` or
-            `UniPCMultistepScheduler`; for CogVideoX one for v-prediction, such as `CogVideoXDDIMScheduler`.
+        scheduler: For Wan, a scheduler for flow matching such as `FlowMatchEulerDiscreteScheduler` or
+            `UniPCMultistepScheduler`; for CogVideoX, one for v-prediction such as `CogVideoXDDIMScheduler`.
         image_encoder: CLIP, for backbones that read image embeddings.
-        image_processor: of the image encoder.
+        image_processor: Image processor of the image encoder.
         generation_defaults: Fields of `Settings` by name; the others have its values.
-        expand_timesteps: for Wan backbones that make videos from a picture or from text alone (Wan2.2-TI2V): each token
-            has a timestep of its own, and a picture is told by standing in place of the first latent frame.
+        expand_timesteps: Whether each token has its own timestep and a picture replaces the first latent frame, as in
+            Wan2.2-TI2V, which takes a picture or text alone.
     """
 
     model_cpu_offload_seq = "text_encoder->image_encoder->transformer->vae"
     _optional_components = ["image_encoder", "image_processor"]  # noqa: RUF012 (diffusers declares it so)
     _callback_tensor_inputs = ["latents"]  # noqa: RUF012
     current_timestep: float | None = None
-    """Of the step at hand, in 0..1000, which some feature caches ask for."""
+    """Timestep of the current step in 0..1000, which some feature caches read."""
 
     def __init__(
         self,
@@ -151,19 +151,19 @@ class VideoAsPromptPipeline(PromptEncoding, DiffusionPipeline, BackboneAdapterMi
         revision: str | None = None,
         **components: Any,
     ) -> "VideoAsPromptPipeline":
-        """Loads a model.
+        """Load a model.
 
         Args:
-            name: a name of the zoo, a local folder, or a repository on the Hugging Face hub: in the layout of
+            name: Built-in model, local folder, or a repository on the Hugging Face hub: in the layout of
                 `save_pretrained`, in that of the released Video-As-Prompt models, or a stock Wan or CogVideoX model.
-            torch_dtype: precision of the transformer and the text encoder; the autoencoder stays in float32.
-            expert: for a stock model, the folder of an expert, or of a model that has one.
-            revision: of a repository on the hub.
-            components: already loaded components, to be used instead of those of the model.
+            torch_dtype: Dtype of the transformer and the text encoder; the autoencoder stays in float32.
+            expert: Folder of an expert, or of a model with one, to add to a stock model.
+            revision: Revision of a repository on the hub.
+            components: Loaded components to use instead of the model's.
 
         Raises:
-            ModelError: where there is no such model, or it is not whole.
-            InputError: where something is passed that is no component.
+            ModelError: If there is no such model, or files of it are missing.
+            InputError: If an argument is not a component.
         """
         folder = find_folder(name, revision, VIDEO_AS_PROMPT.name)
         parts = load_components(folder, torch_dtype, components, cls.__name__, expert)
@@ -175,15 +175,17 @@ class VideoAsPromptPipeline(PromptEncoding, DiffusionPipeline, BackboneAdapterMi
     def save_pretrained(
         self, save_directory: str | Path, max_shard_size: int | str | None = None, **_ignored: Any
     ) -> None:
-        """Writes the model as a folder that `from_pretrained` reads: stock backbone and expert apart, safetensors only.
+        """Write a folder for `from_pretrained`, with stock backbone and expert as separate safetensors files.
 
         Raises:
-            InputError: where the text encoder was unloaded, adapters are loaded, or the transformer's weights are
-                stored in fewer bits.
-            OutputError: where the folder cannot be written.
+            InputError: If the text encoder was unloaded, adapters are loaded, or the transformer's weights are
+                quantised.
+            OutputError: If the folder cannot be written.
         """
         if self.text_encoder is None:
-            raise InputError("the text encoder was unloaded, and a model without it is not whole; load it anew to save")
+            raise InputError(
+                "the text encoder was unloaded, and a saved model needs it; load the model again to save it"
+            )
         check_unadapted(self.transformer)
         check_savable(self.transformer.parameters())
         with without_offload(self):
@@ -192,7 +194,7 @@ class VideoAsPromptPipeline(PromptEncoding, DiffusionPipeline, BackboneAdapterMi
             )
 
     def _own_settings(self) -> dict[str, Any]:
-        # What a model does not do is not written, so that folders of models without it stay as they were.
+        # Write only settings that differ from the default, so the folders of other models do not change.
         expanded = {"expand_timesteps": True} if self.config.expand_timesteps else {}
         return {"generation_defaults": self.config.generation_defaults} | expanded
 
@@ -205,7 +207,7 @@ class VideoAsPromptPipeline(PromptEncoding, DiffusionPipeline, BackboneAdapterMi
 
         Args:
             clips: References of at least 2 frames each; the first listed counts as the farthest in time.
-            prompts: Their captions, or what `encode_prompt` returned; None for empty ones, as in training.
+            prompts: Their captions, or the result of `encode_prompt`; None for empty ones, as in training.
             settings: Settings of the generations to come; None for the model's own.
             overrides: Fields of the settings, by name.
 
@@ -215,7 +217,7 @@ class VideoAsPromptPipeline(PromptEncoding, DiffusionPipeline, BackboneAdapterMi
         settings = (settings or self.defaults).override(**overrides)
         self._latent_shape(settings, is_decoded=False)
         texts = resolve_captions(prompts, settings)
-        encoder = KnowingEncoder(self.family, settings, texts.known)
+        encoder = CachedTextEncoder(self.family, settings, texts.known)
         return EncodedReference(encoder.encode_clips([check_references(clips, texts.reference_prompts)]), settings)
 
     @torch.no_grad()
@@ -250,7 +252,7 @@ class VideoAsPromptPipeline(PromptEncoding, DiffusionPipeline, BackboneAdapterMi
                 text alone.
             references: Clips of at least 2 frames, or what `encode_reference` returned; for a batch also a list with
                 such an entry per picture. Not needed where `reference_guidance_scale` is 0.
-            prompt: What the result shows; one text, or one per picture; or what `encode_prompt` returned.
+            prompt: What the result shows; one text, or one per picture; or the result of `encode_prompt`.
             negative_prompt: Text to steer away from.
             reference_prompts: Captions of the references; None for empty ones.
             height: Height in pixels, a multiple of `grid.size_multiple`; None for the setting, as in the next five.
@@ -301,7 +303,7 @@ class VideoAsPromptPipeline(PromptEncoding, DiffusionPipeline, BackboneAdapterMi
         on_step_end = self._wrap_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
         watch = Stopwatch(self._execution_device)
         self._interrupt = False
-        encoder = KnowingEncoder(self.family, settings, texts.known)
+        encoder = CachedTextEncoder(self.family, settings, texts.known)
         # The official pipelines draw from the generator in this order: picture, noise, references.
         targets = encoder.encode_targets(request, schedule.needed, generator)
         noise = self._make_noise((request.batch_size, *shape), generator, latents, settings)
@@ -328,7 +330,7 @@ class VideoAsPromptPipeline(PromptEncoding, DiffusionPipeline, BackboneAdapterMi
         check_generation(self.transformer, num_forwards, num_steps, is_limited=is_limited)
         if settings.experimental.approximate and self.transformer.config.attention_mode == "cached":
             raise InputError("approximate has no effect on a model that was trained one-way; leave it out")
-        check_weaker_reference(self, settings.reference.reference_strength)
+        check_mask_support(self, settings.reference.reference_strength)
 
     def _wrap_callback(self, callback: CallbackOnStepEnd | None, tensor_inputs: Sequence[str]) -> OnStepEnd | None:
         unknown = sorted(set(tensor_inputs) - set(self._callback_tensor_inputs))
@@ -374,7 +376,7 @@ class VideoAsPromptPipeline(PromptEncoding, DiffusionPipeline, BackboneAdapterMi
                 is_interrupted=lambda: self._interrupt,
                 set_timesteps=set_truncated_timesteps if is_truncated else None,
             )
-        return conditions.put_first(result)
+        return conditions.replace_first_frame(result)
 
     def _latent_shape(self, settings: Settings, *, is_decoded: bool) -> tuple[int, int, int, int]:
         size = settings.size

@@ -155,7 +155,9 @@ def _make_cogvideox_tables(
     return RotaryTables(_spread(*cos), _spread(*sin))
 
 
-def _cogvideox_places(config: Any, num_rows: int, num_columns: int) -> tuple[Float[Tensor, " row"], Float[Tensor, " column"]]:
+def _cogvideox_places(
+    config: Any, num_rows: int, num_columns: int
+) -> tuple[Float[Tensor, " row"], Float[Tensor, " column"]]:
     """Place rows and columns of tokens on the grid that the model was trained with.
 
     CogVideoX 1.5 counts from the corner. CogVideoX 1.0 fits the grid into the native one, centred and with its shape
