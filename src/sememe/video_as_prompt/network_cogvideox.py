@@ -15,7 +15,7 @@ from diffusers.models._modeling_parallel import ContextParallelOutput
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.utils import apply_lora_scale
 from diffusers.utils.accelerate_utils import apply_forward_hook
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from torch import Tensor, nn
 
 from sememe.errors import ModelError
@@ -37,6 +37,9 @@ from sememe.video_as_prompt.shapes import FrameFirstLatents, RotaryTable, TextEm
 
 Offset = Float[Tensor, " batch_or_1"]
 """The `ofs` of CogVideoX 1.5."""
+
+ReferenceTimestep = float | Num[Tensor, ""] | Num[Tensor, " time_batch"]
+"""Timestep at which a reference is read: one for the whole batch, or one per target."""
 
 
 class CogVideoXVideoAsPromptTransformer(ExpertModel, CogVideoXTransformer3DModel):
@@ -273,7 +276,7 @@ class CogVideoXVideoAsPromptTransformer(ExpertModel, CogVideoXTransformer3DModel
         inputs: ReferenceInputs,
         *,
         approximate: bool = False,
-        timestep: float | Timesteps | None = None,
+        timestep: ReferenceTimestep | None = None,
         ofs: Offset | None = None,
     ) -> ReferenceCache:
         """Run references through the expert alone and keep their keys and values; differentiable.
@@ -297,7 +300,7 @@ class CogVideoXVideoAsPromptTransformer(ExpertModel, CogVideoXTransformer3DModel
         reference: ReferenceTokens,
         *,
         approximate: bool = False,
-        timestep: float | Timesteps | None = None,
+        timestep: ReferenceTimestep | None = None,
         ofs: Offset | None = None,
     ) -> ReferenceCache:
         self._check_may_encode(approximate=approximate)
@@ -412,7 +415,7 @@ class CogVideoXVideoAsPromptTransformer(ExpertModel, CogVideoXTransformer3DModel
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
     def _make_stream(
-        self, reference: ReferenceTokens, timestep: float | Timesteps | None, ofs: Offset | None
+        self, reference: ReferenceTokens, timestep: ReferenceTimestep | None, ofs: Offset | None
     ) -> TwoPartStream:
         """Make the blocks' inputs for the reference at a timestep; None for the model's fixed one."""
         time = self.config.reference_timestep if timestep is None else timestep
