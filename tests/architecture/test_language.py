@@ -21,7 +21,6 @@ STILL_TO_REWRITE = (
     "compute/strategy.py",
     "pipelines/",
     "training/",
-    "video_as_prompt/",
     "workflows/",
 )
 

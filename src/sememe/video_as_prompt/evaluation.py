@@ -73,7 +73,7 @@ class Maker:
         """Render the condition in another scene, write it to a lossy file and read it back.
 
         Args:
-            row: of the case.
+            row: Row of the case.
             case: what the reference shows.
             place: number of the file.
         """

@@ -1,4 +1,4 @@
-"""What the transformers with experts have in common: experts put on a backbone, and which weights are trained."""
+"""Share between transformers with experts how experts are added to a backbone and which weights are trained."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,28 +16,29 @@ from sememe.errors import ModelError
 from sememe.video_as_prompt.context_parallel import check_ranks
 from sememe.video_as_prompt.expert_files import TwoFolderFiles
 from sememe.video_as_prompt.references import ReferenceCache, ReferenceInputs, ReferenceTokens
+from sememe.video_as_prompt.shapes import FrameFirstLatents, VideoLatents
 
 
 @dataclass(frozen=True)
 class RefreshedPrediction:
-    """A prediction, and the reference's keys and values as they were in it."""
+    """A prediction, and the reference's KV cache of that step."""
 
-    sample: torch.Tensor
+    sample: VideoLatents | FrameFirstLatents
     reference: ReferenceCache
 
 
 class ExpertModel(TwoFolderFiles):
-    """Methods of a transformer with experts; the stock class comes behind it in the list of bases.
+    """Methods of a transformer with experts; list the stock class after it among the bases.
 
     Attributes:
-        may_follow_target: whether its reference may be read at the target's own timestep.
+        may_follow_target: Whether the reference may be read at the target's timestep.
     """
 
     may_follow_target: ClassVar[bool] = False
 
     @classmethod
     def _put_on_backbone(cls: Any, backbone: Any, own_settings: Mapping[str, Any]) -> Any:
-        """Moves the modules of a backbone into a new model whose experts are copies of the blocks that they serve."""
+        """Move the modules of a backbone into a new model whose experts are copies of their blocks."""
         settings = {key: value for key, value in backbone.config.items() if not key.startswith("_")}
         with init_empty_weights(include_buffers=False):
             model = cls(**settings, **own_settings)
@@ -58,43 +59,43 @@ class ExpertModel(TwoFolderFiles):
 
     @torch.no_grad()
     def copy_backbone_to_expert(self: Any) -> None:
-        """Sets every expert tensor to a copy of its twin in the backbone, of the same dtype and on the same device."""
+        """Set every expert tensor to a copy of the backbone's, with the same dtype and device."""
         tensors, names = self.state_dict(), self.key_map
         copies = {key: tensors[names.to_backbone_key(key)].clone() for key in tensors if names.is_expert_key(key)}
         self.load_state_dict(copies, strict=False, assign=True)
-        # Tables that are computed, not stored, go where the weights are.
+        # Move tables that are computed, not stored, to the device of the weights.
         embedder = self.expert_embedder
         embedder.to(next(embedder.parameters()).device)
 
     def expert_named_parameters(self: Any) -> list[tuple[str, nn.Parameter]]:
-        """Names and parameters of the expert."""
+        """Return names and parameters of the expert."""
         return [entry for entry in self.named_parameters() if self.key_map.is_expert_key(entry[0])]
 
     def trainable_parameters(self: Any) -> list[nn.Parameter]:
-        """The expert's parameters, without those behind its last attention, whose result nobody reads."""
+        """Return the expert's parameters except those after its last attention, whose result is unused."""
         prefix = f"{self.key_map.blocks}.{self.config.expert_blocks[-1]}.expert."
         unread = tuple(prefix + part for part in ("output.", "projection.to_q.", "projection.norm_q."))
         return [parameter for name, parameter in self.expert_named_parameters() if not name.startswith(unread)]
 
     def add_adapter(self: Any, adapter_config: Any, adapter_name: str = "default") -> None:
-        """Puts a new adapter of PEFT on the backbone; for the expert see `sememe.compute.expert_lora`.
+        """Add a PEFT adapter to the backbone; for the expert see `sememe.compute.expert_lora`.
 
         Args:
-            adapter_config: such as `LoraConfig`; its targets are looked for outside the expert.
-            adapter_name: of the adapter.
+            adapter_config: PEFT configuration such as `LoraConfig`; its targets are matched outside the expert only.
+            adapter_name: Name of the adapter.
         """
         super().add_adapter(restrict_to_backbone(self, adapter_config), adapter_name)  # type: ignore[misc]
 
     def enable_cache(self: Any, config: Any) -> None:
-        """Enables one of diffusers' feature caches; `sememe.compute.feature_caches` says which work.
+        """Enable one of diffusers' feature caches; `sememe.compute.feature_caches` lists those that work.
 
         Raises:
-            ModelError: where it would have no effect, or a wrong one.
+            ModelError: If the cache would have no effect or give wrong results.
         """
         enable_checked(self, config, super().enable_cache)  # type: ignore[misc]
 
     def freeze_backbone(self: Any) -> None:
-        """Leaves `trainable_parameters` to be trained and nothing else."""
+        """Require gradients for `trainable_parameters` only."""
         self.requires_grad_(False)
         for parameter in self.trainable_parameters():
             parameter.requires_grad_(True)
@@ -106,7 +107,7 @@ class ExpertModel(TwoFolderFiles):
         reference_timestep: float | None,
         num_layers: int,
     ) -> list[int]:
-        """The sorted indices of expert blocks; all settings valid for a backbone of `num_layers` blocks."""
+        """Check the settings for a backbone of `num_layers` blocks and return the sorted indices of expert blocks."""
         indices = sorted(range(num_layers) if expert_blocks is None else expert_blocks)
         if not indices or len(set(indices)) < len(indices) or not 0 <= indices[0] <= indices[-1] < num_layers:
             raise ModelError(f"expert_blocks must be different indices within 0..{num_layers - 1}, got {indices}")
@@ -123,7 +124,7 @@ class ExpertModel(TwoFolderFiles):
 
     @contextmanager
     def _without_feature_cache(self: Any) -> Iterator[None]:
-        """Caches of features compare successive steps of a target; a reference is none."""
+        """Disable the feature cache, which compares successive steps of a target, while a reference is encoded."""
         cache_config = self._cache_config
         if cache_config is not None:
             self.disable_cache()
@@ -137,18 +138,19 @@ class ExpertModel(TwoFolderFiles):
     def refresh_reference(
         self: Any, *arguments: Any, reference: ReferenceTokens, reference_strength: float = 1.0, **settings: Any
     ) -> RefreshedPrediction:
-        """A two-way forward that also keeps the reference's keys and values, for `forward` at the steps that follow.
+        """Run a two-way forward and return the reference's KV cache too, for `forward` at the steps that follow.
 
-        They are those of this step, in which the reference has read the target; at other steps they are approximate.
+        The cache holds the keys and values of this step, in which the reference read the target; at other steps it is
+        approximate.
 
         Args:
-            arguments: as in `forward`.
-            reference: what `embed_reference` returned.
-            reference_strength: as in `forward`, but above 0.
-            settings: as in `forward`.
+            arguments: As in `forward`.
+            reference: Result of `embed_reference`.
+            reference_strength: As in `forward`, but above 0.
+            settings: As in `forward`.
 
         Raises:
-            ModelError: the model was trained one-way, or reference and target do not fit together.
+            ModelError: If the model was trained one-way, or reference and target do not fit together.
         """
         if self.config.attention_mode != "joint":
             raise ModelError("this expert was trained one-way: encode_reference gives its exact keys and values")
@@ -167,13 +169,13 @@ class ExpertModel(TwoFolderFiles):
         if self.config.attention_mode != "cached" and not approximate:
             raise ModelError(
                 "this expert was trained two-way (attention_mode 'joint'), so its reference cannot be encoded once "
-                "for all steps; say approximate=True to do so all the same, or use the joint mode"
+                "for all steps; pass approximate=True to do so nevertheless, or use the joint mode"
             )
 
     def _prepare_reference(
         self: Any, reference: ReferenceCache | ReferenceTokens | ReferenceInputs, **step: Any
     ) -> ReferenceCache | ReferenceTokens:
-        """The reference as the blocks take it in this model's mode; `step` is passed on where it is encoded."""
+        """Convert a reference to the form for this model's mode; `step` holds arguments of the encoding."""
         if not isinstance(reference, ReferenceInputs):
             check_ranks(reference, self._parallel_config)
         if isinstance(reference, ReferenceCache):
@@ -196,13 +198,13 @@ class ExpertModel(TwoFolderFiles):
 
 
 def check_strength(strength: float) -> None:
-    """Raises `ModelError` for a strength of the reference outside 0..1."""
+    """Raise `ModelError` for a strength of the reference outside 0..1."""
     if not 0.0 <= strength <= 1.0:
         raise ModelError(f"reference_strength must be within 0..1, got {strength}")
 
 
 def check_grid(reference: ReferenceCache | ReferenceTokens, grid: tuple[int, int]) -> None:
-    """Raises `ModelError` where a reference has not the target's (rows, columns) of tokens."""
+    """Raise `ModelError` if the grids of tokens (rows, columns) of reference and target differ."""
     if reference.grid != grid:
         raise ModelError(
             f"reference and target must have the same height and width: got {reference.grid} and {grid} "

@@ -21,7 +21,7 @@ class Regenerator:
     Args:
         settings: which model, and from how much noise.
         clips: to generate again.
-        fps: of the clips.
+        fps: Frame rate of the clips.
     """
 
     def __init__(self, settings: Regeneration, clips: ClipCollection, fps: float) -> None:

@@ -1,4 +1,4 @@
-"""What the stages that train on cached latents share."""
+"""Read cached latents in training stages."""
 
 from __future__ import annotations
 
@@ -40,5 +40,5 @@ class LatentSource(Protocol):
 
 
 def numpy_generator(generator: torch.Generator) -> np.random.Generator:
-    """A NumPy generator that is a function of the state of a CPU generator."""
+    """Make a NumPy generator seeded by a CPU generator of torch."""
     return np.random.Generator(np.random.PCG64(int(torch.randint(1 << 62, (1,), generator=generator))))

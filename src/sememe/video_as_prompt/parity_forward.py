@@ -88,7 +88,7 @@ def _run_cogvideox(model: Any, given: Mapping[str, torch.Tensor]) -> torch.Tenso
 
 
 def _split_references(latents: torch.Tensor, text: torch.Tensor, text_length: int) -> ReferenceInputs:
-    """References that stand behind each other: latents on the frame axis, captions on the token axis."""
+    """Split references concatenated on the frame axis (latents) and the token axis (captions)."""
     count = text.shape[1] // text_length
     if count < 1 or text.shape[1] % text_length or latents.shape[1] % count:
         raise InputError(

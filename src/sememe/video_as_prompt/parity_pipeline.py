@@ -25,8 +25,8 @@ class PipelineErrors:
     """The largest differences from the official pipeline.
 
     Attributes:
-        calls: of any number that the transformer was given or returned at its first calls.
-        latents: of any number of the final latents.
+        calls: Largest difference of any number that the transformer took or returned at its first calls.
+        latents: Largest difference of any number of the final latents.
     """
 
     calls: float

@@ -1,7 +1,7 @@
-"""Trains the expert that reads the reference, on a frozen backbone and cached latents.
+"""Train the expert that reads the reference, on a frozen backbone and cached latents.
 
-Made so that the reference matters: captions that never name what happens, captions of target and reference and the
-reference itself dropped independently, and batches that hold the same scene under different conditions.
+Three choices make the reference matter: captions never name the condition, captions of target and reference and the
+reference itself are dropped independently, and batches hold the same scene under different conditions.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ __all__ = ["ExpertBatch", "ExpertSettings", "ExpertStage"]
 
 @dataclass(frozen=True)
 class ExpertBatch:
-    """Targets and references: clean latents and first frames (batch, channel, frame, height, width), captions.
+    """Clean latents, first-frame latents and captions of targets and references.
 
-    `owners` (target,) says which reference each target reads; captions are as the `TextSource` takes them.
+    Captions have the form of the `TextSource`. `owners` holds the index of each target's reference.
     """
 
     clean: Tensor
@@ -47,9 +47,9 @@ class ExpertBatch:
 
 
 class ExpertStage(Stage):
-    """The expert as a stage of training; see `training.stage.Stage`.
+    """Training stage of the expert; see `training.stage.Stage`.
 
-    A target that is drawn without its reference is left out: the frozen backbone alone answers it.
+    Targets drawn without a reference are left out, because only the frozen backbone predicts them.
     """
 
     name = "expert"
@@ -110,7 +110,7 @@ class ExpertStage(Stage):
         return StepLoss(total=losses.sum(), num_samples=len(losses))
 
     def _encode(self, reference: Tensor, text: Tensor, owners: Tensor) -> ReferenceCache | ReferenceTokens:
-        """The references, each encoded once where the mode allows it, and given to the targets that read it."""
+        """Encode references, once each in one-way mode, and assign them to the targets that read them."""
         if self.transformer.config.attention_mode == "cached":
             cache = self._family.encode_reference(ReferenceInputs((reference,), (text,)))
             return cache.map(lambda tensor: tensor.index_select(0, owners))
