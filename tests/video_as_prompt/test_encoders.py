@@ -79,7 +79,7 @@ def test_without_its_encoder_an_unknown_text_is_refused() -> None:
     record = pipe.encode_prompt("a cat")
     pipe.unload_text_encoders()
     for arguments in ({"prompt": "a red ball"}, {"prompt": record, "negative_prompt": "a red ball"}):
-        with pytest.raises(InputError, match="the text encoder was unloaded, so that 'a red ball' cannot be encoded"):
+        with pytest.raises(InputError, match="'a red ball'"):
             generate(pipe, **arguments)
     with pytest.raises(InputError, match="unloaded"):
         pipe.encode_prompt("a dog")

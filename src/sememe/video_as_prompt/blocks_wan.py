@@ -36,7 +36,7 @@ from sememe.video_as_prompt.shapes import Heads, RotaryTable, TextTokens, Tokens
 Shift = Float[Tensor, "batch token_or_1 dim"]
 """Shift, scale or gate; one entry serves all tokens where the timestep does not differ between them."""
 
-ModulationEmbeds = Float[Tensor, "time_batch 6 dim"] | Float[Tensor, "batch token 6 dim"]
+ModulationEmbeds = Float[Tensor, "time_batch 6 dim"] | Float[Tensor, "time_batch time_token 6 dim"]
 """Embedded timestep as six shifts, scales and gates: per target, or per token."""
 
 
