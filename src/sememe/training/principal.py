@@ -27,7 +27,7 @@ class PrincipalComponents:
 
 @torch.no_grad()
 def fit_principal_components(
-    batches: Iterable[Float[Tensor, "row number"]], num_components: int, whitening: float = 0.5
+    batches: Iterable[Float[Tensor, "_ number"]], num_components: int, whitening: float = 0.5
 ) -> PrincipalComponents:
     """Fit a code to vectors, given in batches.
 
@@ -52,7 +52,7 @@ def fit_principal_components(
 @torch.no_grad()
 def start_from_principal_components(
     autoencoder: LinearVideoAutoencoder,
-    batches: Iterable[Float[Tensor, "batch 3 frame height width"]],
+    batches: Iterable[Float[Tensor, "_ 3 _ _ _"]],  # batch, colour, frame, height, width; batches may differ
     whitening: float = 0.5,
 ) -> PrincipalComponents:
     """Write the principal components of clips, given in batches, into the linear maps of an autoencoder."""
