@@ -1,4 +1,4 @@
-"""How much memory a computation takes at its peak, counted tensor by tensor.
+"""Peak memory of a computation, counted tensor by tensor.
 
 The resident size of a process says little: allocators keep what they got, libraries load late. Here every tensor that
 an operation makes is counted from its birth to its death, so that two runs give the same number to the byte, on any
@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_iter
 
 
 class TrackedMemory:
-    """Bytes of the tensors that were made since tracking began.
+    """Bytes of the tensors made since tracking began.
 
     Attributes:
         live_bytes: Bytes of tensors that are still alive.
@@ -26,10 +26,9 @@ class TrackedMemory:
     def __init__(self) -> None:
         self.live_bytes = 0
         self.peak_bytes = 0
-        self._entry_bytes = 0
 
     def reset_peak(self) -> None:
-        """Forgets the peak so far: from here on it is that of what follows, with what is alive now."""
+        """Restart the peak from what is alive now."""
         self.peak_bytes = self.live_bytes
 
     def _add(self, num_bytes: int) -> None:
@@ -41,22 +40,25 @@ class TrackedMemory:
 
 
 @contextmanager
-def track_memory() -> Iterator[TrackedMemory]:
-    """Counts the bytes of tensors that operations make within the block.
+def track_memory(device: str | None = None) -> Iterator[TrackedMemory]:
+    """Count the bytes of the tensors that operations make within the block.
 
-    What existed before (weights, inputs) counts nothing, and nothing is taken off where it is freed. Scratch space
+    What existed before (weights, inputs) counts nothing, and nothing is subtracted where it is freed. Scratch space
     inside one kernel is not seen: the workspace of a convolution, or the tiles of a fused attention.
 
+    Args:
+        device: type of the only device whose tensors count; None for all devices.
+
     Yields:
-        The record, which goes on counting until the block ends.
+        The record, which is updated until the block ends.
     """
     memory = TrackedMemory()
-    with _Tracker(memory):
+    with _Tracker(memory, device):
         yield memory
 
 
 def measure_peak(work: Callable[[], Any]) -> int:
-    """The most bytes that the tensors of a computation took at once, its result among them; without gradients."""
+    """Return the most bytes that the tensors of a computation, its result included, took at once; without gradients."""
     with torch.no_grad(), track_memory() as memory:
         result = work()
     del result
@@ -64,11 +66,12 @@ def measure_peak(work: Callable[[], Any]) -> int:
 
 
 class _Tracker(TorchDispatchMode):
-    """Sees every operation below autograd, where composed ones have come apart into those that allocate."""
+    """Sees every operation below autograd, where composed operations are already split into those that allocate."""
 
-    def __init__(self, memory: TrackedMemory) -> None:
+    def __init__(self, memory: TrackedMemory, device: str | None) -> None:
         super().__init__()
         self.memory = memory
+        self.device = device
         self.known: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -79,7 +82,7 @@ class _Tracker(TorchDispatchMode):
         result = func(*args, **kwargs)
         for tensor in _tensors(result):
             storage = tensor.untyped_storage()
-            if storage not in self.known:
+            if storage not in self.known and self.device in (None, tensor.device.type):
                 num_bytes = storage.nbytes()
                 self.known[storage] = num_bytes
                 self.memory._add(num_bytes)

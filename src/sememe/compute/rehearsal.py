@@ -1,0 +1,173 @@
+"""Memory of a computation, measured by running the real networks on the meta device, where nothing is computed.
+
+A system describes a computation as a `Workload`: its networks on the meta device, and phases that call them. Each phase
+runs once under the tracker, which sees every tensor that the networks would make.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
+from diffusers.models.attention_dispatch import attention_backend
+from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
+
+from sememe.compute.tracker import TrackedMemory, track_memory
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One part of a computation.
+
+    Phases of one name are alternatives, of which `tiles` and `keeps_text_keys` choose; phases run in the order in which
+    they are listed.
+
+    Attributes:
+        name: of the phase.
+        run: calls the networks, and keeps what later phases read.
+        tiles: whether the autoencoder works in tiles; None where that makes no difference.
+        keeps_text_keys: whether keys and values of texts are kept over the steps; None where that makes no difference.
+    """
+
+    name: str
+    run: Callable[[], object]
+    tiles: bool | None = None
+    keeps_text_keys: bool | None = None
+
+    def is_chosen(self, *, tiles: bool, keeps_text_keys: bool) -> bool:
+        """Return whether this is the alternative for such a way to compute."""
+        return self.tiles in (None, tiles) and self.keeps_text_keys in (None, keeps_text_keys)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a system wants to compute.
+
+    Attributes:
+        title: the model and what it makes, for messages.
+        components: networks by name, in the order in which model offload moves them.
+        phases: of the computation.
+        main: the component whose blocks may be stored in fewer bits.
+        settings: what is computed, as plain values.
+    """
+
+    title: str
+    components: Mapping[str, nn.Module]
+    phases: Sequence[Phase]
+    main: str = "transformer"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of a phase that begins with the call of a component.
+
+    Attributes:
+        component: its name, empty before the first call.
+        peak_bytes: the most that tensors made since the phase began took at once.
+    """
+
+    component: str
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class PhaseMemory:
+    """What a phase takes besides weights.
+
+    Attributes:
+        segments: in order, each of another component than the one before.
+        kept_bytes: of tensors that are alive when the phase has ended.
+    """
+
+    segments: tuple[Segment, ...]
+    kept_bytes: int
+
+
+def measure_phase(run: Callable[[], object], components: Mapping[str, nn.Module]) -> PhaseMemory:
+    """Run a phase on the device of its components, and record its memory.
+
+    Args:
+        run: the phase.
+        components: all on one device, which may be the meta device.
+    """
+    device = next(parameter.device.type for module in components.values() for parameter in module.parameters())
+    peaks: list[Segment] = []
+    current = ""
+
+    def close(memory: TrackedMemory) -> None:
+        peak = memory.peak_bytes
+        if peaks and peaks[-1].component == current:
+            peak = max(peak, peaks.pop().peak_bytes)
+        peaks.append(Segment(current, peak))
+
+    with torch.no_grad(), track_memory(device) as memory, attention_backend("native"), _AnswerOnMeta():
+
+        def begin(name: str) -> None:
+            nonlocal current
+            close(memory)
+            memory.reset_peak()
+            current = name
+
+        with _watch_calls(components, begin):
+            run()
+        close(memory)
+        return PhaseMemory(tuple(peaks), memory.live_bytes)
+
+
+def copy_to_meta(module: nn.Module) -> nn.Module:
+    """Copy a module to the meta device, without copying its weights on the way."""
+    with torch.no_grad():
+        twins: dict[int, Any] = {id(tensor): nn.Parameter(tensor.to("meta")) for tensor in module.parameters()}
+        twins |= {id(tensor): tensor.to("meta") for tensor in module.buffers()}
+    return copy.deepcopy(module, twins)
+
+
+@contextmanager
+def _watch_calls(components: Mapping[str, nn.Module], on_call: Callable[[str], None]) -> Iterator[None]:
+    """Report calls of components: of `forward`, and of methods that move offloaded weights as `forward` does."""
+
+    class Watch(ModelHook):
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+            on_call(self.name)
+            return args, kwargs
+
+    for name, module in components.items():
+        add_hook_to_module(module, Watch(name))
+    try:
+        yield
+    finally:
+        for module in components.values():
+            remove_hook_from_module(module)
+
+
+class _AnswerOnMeta(TorchFunctionMode):
+    """Answers what the meta device cannot, or would answer with the memory of a slow fallback."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is scaled_dot_product_attention:
+            query, _, value = args[:3] if args else (kwargs[name] for name in ("query", "key", "value"))
+            if query.is_meta:
+                return _attend_on_meta(query, value)
+        if func is torch.Tensor.__bool__ and args[0].is_meta:
+            # Asked for shortcuts such as "no token is padding", which are not to be relied on.
+            return False
+        return func(*args, **kwargs)
+
+
+def _attend_on_meta(query: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Allocate what a fused kernel does; a meta tensor would take the path that makes the whole table of scores."""
+    assert value.shape[-1] == query.shape[-1]
+    # The result is laid out as the query is. Beside it there is a normaliser for each query, which is freed at once.
+    result = torch.empty_like(query)
+    query.new_empty(query.shape[:-1], dtype=torch.float32)
+    return result
