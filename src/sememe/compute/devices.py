@@ -34,6 +34,15 @@ def find_device(name: torch.device | str) -> torch.device:
     return device
 
 
+def choose_device(name: torch.device | str | None) -> torch.device:
+    """Return the device of that name; without one an accelerator where there is one, the CPU otherwise.
+
+    Raises:
+        InputError: this machine has none of that name.
+    """
+    return find_device(name if name is not None else "cuda" if torch.cuda.is_available() else "cpu")
+
+
 def check_vram(device: torch.device, vram: float) -> None:
     """Raises `InputError` for more GB than a CUDA device has; what others have is not known."""
     if device.type != "cuda":

@@ -36,6 +36,7 @@ from sememe.video_as_prompt.inputs import (
     make_request,
     match_encoded,
 )
+from sememe.video_as_prompt.memory_plan import Placing
 from sememe.video_as_prompt.model_folders import load_components, save_components
 from sememe.video_as_prompt.settings import Settings
 from sememe.video_as_prompt.system import VIDEO_AS_PROMPT
@@ -66,7 +67,7 @@ class VideoAsPromptOutput:
     timings: dict[str, float] = field(default_factory=dict)
 
 
-class VideoAsPromptPipeline(PromptEncoding, DiffusionPipeline, BackboneAdapterMixin):
+class VideoAsPromptPipeline(Placing, PromptEncoding, DiffusionPipeline, BackboneAdapterMixin):
     """Generate clips that start with a picture and show the effect of reference clips.
 
     Args:

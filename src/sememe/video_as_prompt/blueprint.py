@@ -1,0 +1,188 @@
+"""Pipelines on the meta device: what a model folder, or a released model, would be if it were loaded."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from huggingface_hub.errors import StrictDataclassError
+
+from sememe.checkpoints.headers import CONFIG_NAME, StoredTensor, read_json, read_stored_tensors
+from sememe.errors import ModelError, SememeError
+from sememe.video_as_prompt.formats import FORMATS
+from sememe.video_as_prompt.layouts import EXPERT_FOLDER, OWN_CLASS, check_whole, read_layout
+from sememe.video_as_prompt.merged_files import open_merged
+from sememe.video_as_prompt.model_folders import choose_expert, find_component_class
+from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
+from sememe.video_as_prompt.released_defaults import released_defaults
+from sememe.video_as_prompt.separate_files import open_separate
+
+_HALVES = {"BF16": "bfloat16", "F16": "float16"}
+_T5_XXL = {
+    "d_model": 4096,
+    "d_ff": 10240,
+    "d_kv": 64,
+    "num_heads": 64,
+    "num_layers": 24,
+    "feed_forward_proj": "gated-gelu",
+}
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """A pipeline on the meta device.
+
+    Attributes:
+        pipeline: without weights.
+        dtype: the precision in which the model is to be computed.
+    """
+
+    pipeline: VideoAsPromptPipeline
+    dtype: str
+
+
+def read_blueprint(folder: Path, expert: Path | None = None) -> Blueprint:
+    """Read a model folder without loading its weights.
+
+    Args:
+        folder: of a model.
+        expert: the folder of an expert that goes with it.
+
+    Raises:
+        ModelError: the folder is not a whole model, or the expert does not go with it.
+    """
+    layout = read_layout(folder)
+    source = choose_expert(layout, OWN_CLASS, expert)
+    check_whole(layout, (), needs_expert=source == folder / EXPERT_FOLDER)
+    stored = open_merged(folder / "transformer") if source is None else open_separate(folder / "transformer", source)
+    parts = {"transformer": stored.skeleton}
+    try:
+        for name in ("vae", "text_encoder", "image_encoder"):
+            found = find_component_class(layout, name)
+            if found is not None:
+                parts[name] = _build(found, read_json(folder / name / CONFIG_NAME))
+        pipeline = VideoAsPromptPipeline.from_pretrained(folder, **parts)
+    except SememeError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, StrictDataclassError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise ModelError(f"the configurations in {folder} do not describe a whole model ({reason})") from error
+    return Blueprint(pipeline, read_own_dtype(folder, expert))
+
+
+def read_own_dtype(folder: Path, expert: Path | None = None) -> str:
+    """Return the precision in which a model is to be computed, by the headers of its files.
+
+    Released models are computed in the precision in which most of them is stored; those trained here in float32.
+
+    Args:
+        folder: of a model.
+        expert: the folder of an expert alone that goes with it.
+
+    Raises:
+        ModelError: it is not whole.
+    """
+    layout = read_layout(folder)
+    tensors = [*read_stored_tensors(folder / "transformer").values()]
+    if layout.kind != "published":
+        apart = expert or folder / EXPERT_FOLDER
+        tensors += read_stored_tensors(apart).values()
+        is_one_way = read_json(apart / CONFIG_NAME).get("attention_mode") != "joint"
+        if layout.kind == "own" and is_one_way:
+            return "float32"
+    return _find_main_dtype(tensors)
+
+
+def _find_main_dtype(tensors: Iterable[StoredTensor]) -> str:
+    sizes: dict[str, int] = {}
+    for tensor in tensors:
+        sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.num_bytes
+    kind = max(sizes, key=lambda name: sizes[name])
+    return _HALVES.get(kind, "float32") if 2 * sizes[kind] > sum(sizes.values()) else "float32"
+
+
+@dataclass(frozen=True)
+class _Released:
+    """The configurations of a released model, as far as they differ from the defaults of the classes."""
+
+    family: str
+    hub_id: str
+    transformer: Mapping[str, Any]
+    vae: type
+    text_encoder: type
+    text_config: Mapping[str, Any]
+    image_config: Mapping[str, Any] | None = None
+
+
+RELEASED: Mapping[str, _Released] = {
+    "wan-14b": _Released(
+        family="wan",
+        hub_id="ByteDance/Video-As-Prompt-Wan2.1-14B",
+        transformer={"in_channels": 36, "image_dim": 1280, "added_kv_proj_dim": 5120},
+        vae=diffusers.AutoencoderKLWan,
+        text_encoder=transformers.UMT5EncoderModel,
+        text_config=_T5_XXL | {"vocab_size": 256384},
+        image_config={"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32}
+        | {"num_attention_heads": 16, "image_size": 224, "patch_size": 14},
+    ),
+    "cogvideox-5b": _Released(
+        family="cogvideox",
+        hub_id="ByteDance/Video-As-Prompt-CogVideoX-5B",
+        transformer={"num_attention_heads": 48, "in_channels": 32, "num_layers": 42}
+        | {"use_rotary_positional_embeddings": True, "use_learned_positional_embeddings": True},
+        vae=diffusers.AutoencoderKLCogVideoX,
+        text_encoder=transformers.T5EncoderModel,
+        text_config=_T5_XXL | {"vocab_size": 32128},
+    ),
+}
+"""Video-As-Prompt on Wan2.1-I2V-14B and on CogVideoX-5B-I2V."""
+
+
+def find_released(name: str | Path) -> str | None:
+    """Return the released model of that name, or of that repository on the hub; asks no network."""
+    return next((each for each, known in RELEASED.items() if name in (each, known.hub_id)), None)
+
+
+def make_released(name: str) -> Blueprint:
+    """Make a released model by what is known of it.
+
+    Args:
+        name: of `RELEASED`.
+    """
+    known = RELEASED[name]
+    kind = next(each for each in FORMATS if each.name == known.family)
+    settings = dict(known.transformer) | kind.released_settings(kind.released_expert_blocks)
+    with torch.device("meta"):
+        transformer = kind.transformer(**settings)
+    vae = _build(known.vae, {})
+    image = known.image_config
+    pipeline = VideoAsPromptPipeline(
+        tokenizer=_blank_tokens,
+        text_encoder=_build(known.text_encoder, known.text_config),
+        vae=vae,
+        transformer=transformer.eval(),
+        scheduler=None,
+        image_encoder=None if image is None else _build(transformers.CLIPVisionModel, image),
+        image_processor=None if image is None else transformers.CLIPImageProcessorPil(),
+        generation_defaults=released_defaults(known.family, transformer, vae),
+    )
+    return Blueprint(pipeline, "bfloat16")
+
+
+def _build(component: Any, config: Mapping[str, Any]) -> Any:
+    with torch.device("meta"):
+        if hasattr(component, "from_config"):
+            return component.from_config(dict(config)).eval()
+        # A whole CLIP configuration holds that of its image encoder.
+        own = config.get("vision_config", config)
+        return component(component.config_class(**own)).eval()
+
+
+def _blank_tokens(prompts: list[str], max_length: int, **_: Any) -> Any:
+    """Stand for a tokenizer, of which memory depends on the number of tokens alone."""
+    tokens = torch.zeros(len(prompts), max_length, dtype=torch.int64)
+    return SimpleNamespace(input_ids=tokens, attention_mask=tokens)
