@@ -15,11 +15,11 @@ from sememe.compute.loading_settings import LoadingSettings
 from sememe.compute.placement import apply_storage
 from sememe.compute.tiling import enable_tiling
 from sememe.video import write_clip, write_image
+from sememe.video_as_prompt.blueprint import read_blueprint, read_own_dtype
 from sememe.video_as_prompt.generation import VideoAsPromptInputs
 from sememe.video_as_prompt.settings import Settings
 from sememe.workflows.generate import GenerationRequest, generate
 from sememe.workflows.loading import LoadedModel, load_model
-from sememe.workflows.model_memory import read_model_memory, read_own_dtype
 from sememe.workflows.sidecar import describe_exactness
 from video_as_prompt.pipeline_factories import make_clip, make_picture, make_pipeline
 
@@ -57,14 +57,14 @@ def test_released_models_have_the_precision_of_their_files(dtype: str, tmp_path:
     from sememe.video_as_prompt.merged_files import load_merged, save_merged
 
     save_merged(load_merged(folder / "transformer", torch_dtype), folder / "transformer")
-    assert read_own_dtype(folder) == read_model_memory(folder).dtype == dtype
+    assert read_blueprint(folder).dtype == dtype
     for used in ("float32", "bfloat16", "float16"):
         told = label(load_model(str(folder), LoadingSettings(device="cpu", dtype=used)))
         expected = [] if used in (dtype, "float32") else [f"{used} in place of {dtype}"]
         assert told["shortcuts"] == expected, used
 
 
-def test_models_of_which_no_plan_is_made_have_a_precision(tmp_path: Path) -> None:
+def test_models_with_a_timestep_for_each_token_have_a_precision(tmp_path: Path) -> None:
     folder = save_model(tmp_path / "ti2v", in_channels=4, expand_timesteps=True)
     assert label(load_model(str(folder), LoadingSettings(device="cpu")))["label"] == "exact"
     told = label(load_model(str(folder), LoadingSettings(device="cpu", dtype="bfloat16")))

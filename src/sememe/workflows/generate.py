@@ -5,7 +5,7 @@ A system states its inputs (see `SystemInputs`); seed, progress, files, record, 
 
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -102,9 +102,8 @@ def generate(
         on_progress(Progress(f"loading {request.model}"))
     model = loaded or _load(request)
     watch.lap("load")
-    defaults = model.pipeline.defaults.override(text_keys=model.planned_text_keys)
     seed = secrets.randbelow(2**31) if request.seed is None else request.seed
-    work = _Generation(request.inputs, opened, model, _resolve(request, defaults), seed)
+    work = _Generation(request.inputs, opened, model, _resolve(request, model.pipeline.defaults), seed)
     work.check_size()
     clips = work.clips
     watch.lap("read")
@@ -146,7 +145,7 @@ def _load(request: GenerationRequest) -> LoadedModel:
     values = flatten(settings)
     changed = [find_key(key, list(values)) for key in request.settings]
     own = {key.rpartition(".")[2]: values[key] for key in changed}
-    planned = {**own, **request.inputs.workload(settings), **request.inputs.texts()}
+    planned = {**own, **request.inputs.workload(settings)}
     return load_model(request.model, request.loading, planned)
 
 
@@ -216,9 +215,6 @@ class _Generation:
 
         images = {name: image.pixels for name, image in self.files.images.items()}
         arguments = self.inputs.arguments(self.settings, images, self.clips)
-        if self.model.prompt is not None:
-            captions = arguments.get("reference_prompts")
-            arguments["prompt"] = replace(self.model.prompt, reference_prompts=captions and tuple(captions))
         return self.model.pipeline(
             **arguments,
             # On the CPU, whatever computes: a seed means the same on every device.

@@ -1,23 +1,22 @@
 """A model in memory, ready to generate, and what it was loaded from."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from sememe.checkpoints.fingerprint import ModelFingerprint, fingerprint_model
 from sememe.checkpoints.zoo import find_folder, is_hub_id, resolve_model
+from sememe.compute.host import read_free_memory
 from sememe.compute.loading_settings import LoadingSettings
+from sememe.compute.strategy import GIGABYTE, MemoryPlan, check_wish
 from sememe.errors import InputError
 from sememe.video_as_prompt.system import VIDEO_AS_PROMPT
-from sememe.workflows.host_memory import read_free_memory
-from sememe.workflows.model_memory import Guided, find_released, read_own_dtype
-from sememe.workflows.plan import MemoryPlan, PlanRequest, Texts, apply_plan, check_plan_request, plan_memory
+from sememe.workflows.plan import plan_memory
 
 if TYPE_CHECKING:
     import torch
 
-    from sememe.video_as_prompt.encoders import EncodedPrompt
     from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
 
 
@@ -50,7 +49,6 @@ class LoadedModel:
         attention: backend of its attention; None for the one of the library.
         is_compiled: whether its blocks are compiled.
         plan: by which it was placed on the device.
-        prompt: the texts, where the plan dropped their encoder.
     """
 
     name: str
@@ -64,12 +62,6 @@ class LoadedModel:
     attention: str | None = None
     is_compiled: bool = False
     plan: MemoryPlan | None = None
-    prompt: "EncodedPrompt | None" = None
-
-    @property
-    def planned_text_keys(self) -> str | None:
-        """What a generation is to be told as `text_keys` to compute as planned; None for the model's own."""
-        return None if self.plan is None or self.plan.strategy.keeps_texts else "recomputed"
 
 
 def check_model_request(name: str, loading: LoadingSettings) -> None:
@@ -93,7 +85,7 @@ def load_model(
     Args:
         name: Built-in name, folder, or repository on the Hugging Face hub.
         loading: Device, precision and ways to compute.
-        generation: With `vram`, the generation to plan for, by the names of settings, numbers of inputs and texts.
+        generation: With `vram`, the generation to plan for, by the names of settings and numbers of inputs.
 
     Raises:
         ModelError: there is no such model, or it is not whole.
@@ -103,36 +95,43 @@ def load_model(
     """
     loading = loading or LoadingSettings()
     check_model_request(name, loading)
-    asked = _plan_request(loading, generation or {})
+    if loading.vram is not None:
+        check_wish(loading.vram, loading.storage or "full", compiles=loading.compile)
     import torch
     from diffusers.utils.logging import disable_progress_bar
 
+    from sememe.compute.devices import choose_device
     from sememe.compute.speed import check_attention_name, check_compiler
+    from sememe.video_as_prompt.blueprint import find_released, read_own_dtype
+    from sememe.video_as_prompt.memory_plan import apply_plan
     from sememe.video_as_prompt.model_folders import find_expert
     from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
 
     place = choose_device(loading.device)
-    request = None if asked is None else _ask_machine(asked, place)
+    if loading.vram is not None:
+        _check_machine(loading, loading.vram, place)
     if loading.attention is not None:
         check_attention_name(loading.attention)
     if loading.compile:
         check_compiler(place)
-    if request is not None and is_hub_id(name) and find_released(name):
+    free = read_free_memory() / GIGABYTE
+    if loading.vram is not None and is_hub_id(name) and find_released(name):
         # By what is known of it, before tens of GB are fetched for nothing.
-        plan_memory(name, request, loading.expert)
+        plan_memory(name, loading, generation, host=free)
     folder = find_folder(name, loading.revision, VIDEO_AS_PROMPT.name)
     apart = None if loading.expert is None else find_expert(loading.expert)
-    plan = None if request is None else plan_memory(folder, request, apart, called=name)
+    plan = None
+    if loading.vram is not None:
+        plan = plan_memory(folder, loading, generation, called=name, host=free)
     disable_progress_bar()
     chosen = loading.dtype if plan is None else plan.strategy.dtype
     precision = None if chosen is None else getattr(torch, chosen)
     pipeline = VideoAsPromptPipeline.from_pretrained(folder, torch_dtype=precision, expert=apart)
     pipeline.set_progress_bar_config(disable=True)
-    prompt = None
     if plan is None:
         pipeline.to(place)
     else:
-        prompt = apply_plan(pipeline, plan, place, _find_texts(generation or {}))
+        apply_plan(pipeline, plan, place)
     _accelerate(pipeline, loading)
     weights = str(pipeline.transformer.dtype).removeprefix("torch.")
     own = None if apart is None else LoadedExpert(apart, fingerprint_model(apart).sha256)
@@ -148,35 +147,7 @@ def load_model(
         attention=loading.attention,
         is_compiled=loading.compile,
         plan=plan,
-        prompt=prompt,
     )
-
-
-def _plan_request(loading: LoadingSettings, generation: Mapping[str, Any]) -> PlanRequest | None:
-    if loading.vram is None:
-        return None
-    same = (
-        *("height", "width", "num_frames", "num_references", "num_reference_frames", "num_negative_references"),
-        *("reference_downscale", "text_keys"),
-    )
-    request = PlanRequest(
-        vram=loading.vram,
-        dtype=loading.dtype,
-        storage=loading.storage,
-        compiles=loading.compile,
-        keeps_keys=bool(generation.get("approximate")),
-        guided=Guided(
-            generation.get("guidance_scale"), generation.get("reference_guidance_scale"), generation.get("batching")
-        ),
-        **{name: generation[name] for name in same if name in generation},
-    )
-    check_plan_request(request)
-    return request
-
-
-def _find_texts(generation: Mapping[str, Any]) -> Texts:
-    captions = tuple(generation.get("reference_prompts", ()))
-    return Texts(generation.get("prompt", ""), generation.get("negative_prompt"), captions)
 
 
 def _accelerate(pipeline: "VideoAsPromptPipeline", loading: LoadingSettings) -> None:
@@ -188,8 +159,8 @@ def _accelerate(pipeline: "VideoAsPromptPipeline", loading: LoadingSettings) -> 
         compile_transformer(pipeline)
 
 
-def _ask_machine(request: PlanRequest, place: "torch.device") -> PlanRequest:
-    """The request with what the machine has, which is to be enough for it.
+def _check_machine(loading: LoadingSettings, vram: float, place: "torch.device") -> None:
+    """Check a plan's card and libraries before anything is loaded.
 
     Raises:
         InputError: the device has less memory than is planned for.
@@ -198,23 +169,6 @@ def _ask_machine(request: PlanRequest, place: "torch.device") -> PlanRequest:
     from sememe.compute.devices import check_vram
     from sememe.compute.storage import Quantization, check_installed
 
-    check_vram(place, request.vram)
-    if request.storage is not None and request.storage in get_args(Quantization):
-        check_installed(request.storage)
-    free = read_free_memory()
-    return replace(request, host=None if free is None else free / 1e9)
-
-
-def choose_device(device: str | None) -> "torch.device":
-    """The device of that name; without one a GPU where there is one, the CPU otherwise.
-
-    Raises:
-        InputError: this machine has none of that name.
-    """
-    import torch
-
-    from sememe.compute.devices import find_device
-
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return find_device(device)
+    check_vram(place, vram)
+    if loading.storage is not None and loading.storage in get_args(Quantization):
+        check_installed(loading.storage)

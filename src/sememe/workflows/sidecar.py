@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import sememe
+from sememe.compute.strategy import list_dtype_shortcuts
 from sememe.files import write_bytes
 from sememe.workflows.loading import LoadedModel
-from sememe.workflows.plan import list_dtype_shortcuts, plan_document
 
 _PACKAGES = ("torch", "diffusers", "transformers", "av", "numpy")
 
@@ -55,7 +55,7 @@ def describe_computing(model: LoadedModel) -> dict[str, Any]:
     return {
         "attention": model.attention,
         "compiled": model.is_compiled,
-        "plan": None if model.plan is None else plan_document(model.plan),
+        "plan": None if model.plan is None else model.plan.to_document(),
     }
 
 
