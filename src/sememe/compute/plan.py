@@ -33,7 +33,7 @@ class Planner:
     """Estimates strategies for one workload; each phase is measured once, when it is first needed.
 
     Args:
-        build: makes the workload in a precision.
+        build: Makes the workload in a precision.
     """
 
     def __init__(self, build: Callable[[str], Workload]) -> None:

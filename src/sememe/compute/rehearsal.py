@@ -28,10 +28,10 @@ class Phase:
     they are listed.
 
     Attributes:
-        name: of the phase.
-        run: calls the networks, and keeps what later phases read.
-        tiles: whether the autoencoder works in tiles; None where that makes no difference.
-        keeps_text_keys: whether keys and values of texts are kept over the steps; None where that makes no difference.
+        name: Name of the phase.
+        run: Calls the networks, and keeps what later phases read.
+        tiles: Whether the autoencoder works in tiles; None where that makes no difference.
+        keeps_text_keys: Whether keys and values of texts are kept over the steps; None where that makes no difference.
     """
 
     name: str
@@ -49,11 +49,11 @@ class Workload:
     """What a system wants to compute.
 
     Attributes:
-        title: the model and what it makes, for messages.
-        components: networks by name, in the order in which model offload moves them.
-        phases: of the computation.
-        main: the component whose blocks may be stored in fewer bits.
-        settings: what is computed, as plain values.
+        title: The model and what it makes, for messages.
+        components: Networks by name, in the order in which model offload moves them.
+        phases: Phases of the computation.
+        main: The component whose blocks may be stored in fewer bits.
+        settings: What is computed, as plain values.
     """
 
     title: str
@@ -68,8 +68,8 @@ class Segment:
     """A stretch of a phase that begins with the call of a component.
 
     Attributes:
-        component: its name, empty before the first call.
-        peak_bytes: the most that tensors made since the phase began took at once.
+        component: Its name, empty before the first call.
+        peak_bytes: The most that tensors made since the phase began took at once.
     """
 
     component: str
@@ -81,8 +81,8 @@ class PhaseMemory:
     """What a phase takes besides weights.
 
     Attributes:
-        segments: in order, each of another component than the one before.
-        kept_bytes: of tensors that are alive when the phase has ended.
+        segments: Stretches in order, each of another component than the one before.
+        kept_bytes: Bytes of tensors that are alive when the phase has ended.
     """
 
     segments: tuple[Segment, ...]
@@ -93,8 +93,8 @@ def measure_phase(run: Callable[[], object], components: Mapping[str, nn.Module]
     """Run a phase on the device of its components, and record its memory.
 
     Args:
-        run: the phase.
-        components: all on one device, which may be the meta device.
+        run: Runs the phase.
+        components: Networks, all on one device, which may be the meta device.
     """
     device = next(parameter.device.type for module in components.values() for parameter in module.parameters())
     peaks: list[Segment] = []

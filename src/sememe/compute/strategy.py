@@ -31,11 +31,11 @@ class Strategy:
     """A way to compute.
 
     Attributes:
-        dtype: precision of the networks, but for those that are always computed in float32.
-        storage: how the blocks of the main network are stored.
-        offload: where weights lie.
-        tiles: whether the autoencoder works in tiles.
-        keeps_text_keys: whether keys and values of texts are kept over the steps.
+        dtype: Precision of the networks, but for those that are always computed in float32.
+        storage: How the blocks of the main network are stored.
+        offload: Where weights lie.
+        tiles: Whether the autoencoder works in tiles.
+        keeps_text_keys: Whether keys and values of texts are kept over the steps.
     """
 
     dtype: str
@@ -61,8 +61,8 @@ class PhasePeak:
     """Bytes on the device at the worst moment of a phase.
 
     Attributes:
-        weights: that are there.
-        tensors: made in this phase, or kept from those before.
+        weights: Bytes of weights that are there.
+        tensors: Bytes of tensors made in this phase, or kept from those before.
     """
 
     weights: int
@@ -78,8 +78,8 @@ class Estimate:
     """What a strategy takes.
 
     Attributes:
-        phases: by name, in order.
-        host_bytes: of weights that wait in the machine's own memory.
+        phases: Peaks of the phases by name, in order.
+        host_bytes: Bytes of weights that wait in the machine's own memory.
     """
 
     phases: Mapping[str, PhasePeak]
@@ -109,10 +109,10 @@ class Wish:
 
     Attributes:
         vram: GB of the card.
-        dtypes: allowed precisions, the best first.
-        own_dtype: the precision in which the model is meant to be computed.
-        storage: how the blocks of the main network are stored.
-        compiles: whether blocks are compiled, which not all strategies allow.
+        dtypes: Allowed precisions, the best first.
+        own_dtype: The precision in which the model is meant to be computed.
+        storage: How the blocks of the main network are stored.
+        compiles: Whether blocks are compiled, which not all strategies allow.
         host: GB of memory that are free in the machine that computes; None where that is not known.
     """
 
@@ -140,12 +140,12 @@ class MemoryPlan:
     """The chosen way to compute.
 
     Attributes:
-        title: what is computed.
-        settings: the same as plain values.
-        wish: what had to be respected.
-        chosen: the first candidate that fits.
-        rejected: faster ones, which need more.
-        faster: one that would be offloaded less, at the price of exactness.
+        title: What is computed.
+        settings: The same as plain values.
+        wish: What had to be respected.
+        chosen: The first candidate that fits.
+        rejected: Faster ones, which need more.
+        faster: One that would be offloaded less, at the price of exactness.
     """
 
     title: str

@@ -20,7 +20,7 @@ class TrackedMemory:
 
     Attributes:
         live_bytes: Bytes of tensors that are still alive.
-        peak_bytes: the most that were alive at once.
+        peak_bytes: Most bytes that were alive at once.
     """
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ def track_memory(device: str | None = None) -> Iterator[TrackedMemory]:
     inside one kernel is not seen: the workspace of a convolution, or the tiles of a fused attention.
 
     Args:
-        device: type of the only device whose tensors count; None for all devices.
+        device: Type of the only device whose tensors count; None for all devices.
 
     Yields:
         The record, which is updated until the block ends.

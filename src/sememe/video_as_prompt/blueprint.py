@@ -37,8 +37,8 @@ class Blueprint:
     """A pipeline on the meta device.
 
     Attributes:
-        pipeline: without weights.
-        dtype: the precision in which the model is to be computed.
+        pipeline: Pipeline without weights.
+        dtype: The precision in which the model is to be computed.
     """
 
     pipeline: VideoAsPromptPipeline
@@ -49,8 +49,8 @@ def read_blueprint(folder: Path, expert: Path | None = None) -> Blueprint:
     """Read a model folder without loading its weights.
 
     Args:
-        folder: of a model.
-        expert: the folder of an expert that goes with it.
+        folder: Folder of a model.
+        expert: The folder of an expert that goes with it.
 
     Raises:
         ModelError: the folder is not a whole model, or the expert does not go with it.
@@ -80,8 +80,8 @@ def read_own_dtype(folder: Path, expert: Path | None = None) -> str:
     Released models are computed in the precision in which most of them is stored; those trained here in float32.
 
     Args:
-        folder: of a model.
-        expert: the folder of an expert alone that goes with it.
+        folder: Folder of a model.
+        expert: The folder of an expert alone that goes with it.
 
     Raises:
         ModelError: it is not whole.
@@ -151,7 +151,7 @@ def make_released(name: str) -> Blueprint:
     """Make a released model by what is known of it.
 
     Args:
-        name: of `RELEASED`.
+        name: Name in `RELEASED`.
     """
     known = RELEASED[name]
     kind = next(each for each in FORMATS if each.name == known.family)

@@ -33,9 +33,9 @@ def make_planner(pipeline: Any, name: str, **generation: Any) -> Planner:
     """Make a planner for a generation.
 
     Args:
-        pipeline: a `VideoAsPromptPipeline`, on any device.
-        name: of the model, for messages.
-        generation: arguments of `list_phases`.
+        pipeline: A `VideoAsPromptPipeline`, on any device.
+        name: Name of the model, for messages.
+        generation: Arguments of `list_phases`.
 
     Raises:
         InputError: the model cannot make such a video.
