@@ -27,8 +27,6 @@ BLOCK = re.compile(
 )
 COMMAND = re.compile(r"^(sememe|torchrun|make) ")
 PUBLIC_MODULES = {"sememe", "sememe.world"}
-DEEP_IMPORTS = {"docs/speed-and-memory.md"}  # to be replaced by public names
-DISSOLVING = {"pipelines"}  # the last files move out of it
 
 
 @dataclass(frozen=True)
@@ -78,8 +76,7 @@ def test_pages_show_code_and_commands() -> None:
 
 
 def test_pages_import_public_names_only() -> None:
-    pages = [block for block in PYTHON if block.page not in DEEP_IMPORTS]
-    names = {(block.page, module, name) for block in pages for module, name in imported(block.code)}
+    names = {(block.page, module, name) for block in PYTHON for module, name in imported(block.code)}
     assert not {(page, module) for page, module, _ in names if module not in PUBLIC_MODULES}
     assert not {name for _, module, name in names if module == "sememe" and name not in sememe.__all__}
 
@@ -147,5 +144,5 @@ def test_readme_layout_is_the_tree() -> None:
     package = ROOT / "src" / "sememe"
     assert not [name for name in inner if not (package / name).exists()]
     assert not [name for name in outer if not (ROOT / name).exists()]
-    folders = {path.parent.name for path in package.glob("*/*.py")} - DISSOLVING
+    folders = {path.parent.name for path in package.glob("*/*.py")}
     assert folders == {name for name in inner if "." not in name}

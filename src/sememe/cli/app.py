@@ -1,6 +1,6 @@
 """The `sememe` command: its verbs, and what becomes of errors.
 
-Exit codes: 0; 1 a fault of ours, or a check that did not pass; 2 a mistake of the user, told on one line; 130 Ctrl-C.
+Exit codes: 0; 1 a fault of ours, or a check that did not pass; 2 a mistake of the user, in one line; 130 Ctrl-C.
 """
 
 import io
@@ -77,14 +77,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns the exit code; errors are told on standard error."""
+    """Run the command and return the exit code; errors are written to standard error."""
     session = Session(debug=os.environ.get("SEMEME_DEBUG", "") not in {"", "0"})
     try:
         code = typer.main.get_command(make_app(session)).main(
             args=None if argv is None else list(argv), prog_name="sememe", standalone_mode=False
         )
     except BrokenPipeError:
-        # Whoever read our output has gone; do not fail again when Python flushes at its end.
+        # The reader of our output has gone; do not fail again when Python flushes at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (KeyboardInterrupt, typer.Abort):

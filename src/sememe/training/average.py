@@ -16,7 +16,7 @@ class WeightAverage:
 
     Args:
         parameters: by name.
-        decay: of the average, once it has warmed up.
+        decay: Decay of the average, once it has warmed up.
         begun: the steps since which parameters are trained, where that is not 0.
     """
 

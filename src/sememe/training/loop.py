@@ -163,7 +163,7 @@ class _Run:
             raise RecipeError(f"{folder} holds checkpoints already; let the run resume, or choose another folder")
         latest = find_latest(folder)
         if present and latest is None:
-            raise ModelError(f"no checkpoint in {folder} is undamaged; remove them to begin anew")
+            raise ModelError(f"no checkpoint in {folder} is undamaged; remove them to begin again")
         return latest
 
     def _take_up(self, loaded: Checkpoint, path: Path) -> None:
@@ -268,7 +268,7 @@ class _Run:
         now = time.monotonic() - self._started
         if self._distribution.num_ranks == 1:
             return self._seconds_before + now, now, request.is_made
-        # All ranks must decide alike: the longest time, and a stop if any of them was asked to.
+        # All ranks must decide the same: the longest time, and a stop if any of them was asked to.
         in_call, stopped = self._distribution.reduce([now, float(request.is_made)], dist.ReduceOp.MAX)
         return self._seconds_before + in_call, in_call, bool(stopped)
 

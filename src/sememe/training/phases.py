@@ -16,7 +16,7 @@ class PlannedPhase:
     """A phase and its place in the run.
 
     Attributes:
-        settings: of the phase.
+        settings: Settings of the phase.
         start: the first of its steps, counted over the run.
         parameters: trained in it, by name.
         begun: for each of them, the step since which it has been trained without a break.

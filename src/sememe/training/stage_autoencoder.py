@@ -64,7 +64,7 @@ class AutoencoderStage(Stage):
     Args:
         autoencoder: its linear maps stay as they are.
         clips: to decode to.
-        settings: of the loss.
+        settings: Settings of the loss.
         generations: latents with a sampler's errors, one for each of the first clips; None to train on noise alone.
     """
 

@@ -53,8 +53,8 @@ class ConversionRequest:
         output: folder to write; it must not exist.
         layout: what to write: `own` splits the expert off, `published` merges it in.
         expert: folder of an expert, for a source that is a stock model, or instead of the source's own.
-        revision: of a repository.
-        max_shard_size: of each file of the transformer's tensors.
+        revision: Revision of a repository.
+        max_shard_size: Largest file of the transformer's tensors.
     """
 
     source: str | Path
@@ -72,7 +72,7 @@ class ConversionResult:
     Attributes:
         source: the folder that was read.
         output: the folder that was written.
-        layout: of the output.
+        layout: Layout of the output.
         family: `wan` or `cogvideox`.
         expert_blocks: the blocks that carry an expert.
         num_tensors: tensors of the transformer, the expert included.
@@ -106,7 +106,7 @@ def convert_model(request: ConversionRequest, on_progress: ProgressHandler = ign
     anything is written.
 
     Raises:
-        ModelError: the source is no model, is not whole, has that layout already, or cannot be told in the other.
+        ModelError: the source is no model, is not whole, has that layout already, or cannot be written in the other.
         InputError: a setting is not valid.
         OutputError: the output exists, or cannot be written.
     """

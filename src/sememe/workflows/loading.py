@@ -26,7 +26,7 @@ class LoadedExpert:
 
     Attributes:
         folder: what it was loaded from.
-        sha256: of the folder's files.
+        sha256: Hash of the folder's files.
     """
 
     folder: Path
@@ -40,7 +40,7 @@ class LoadedModel:
     Attributes:
         name: as it was asked for.
         folder: what it was loaded from.
-        fingerprint: of the folder's files.
+        fingerprint: Fingerprint of the folder's files.
         pipeline: on `device`.
         device: `cpu`, `cuda`, `mps`, ...
         dtype: precision of the transformer's weights.
