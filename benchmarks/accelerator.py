@@ -23,7 +23,7 @@ _LEAST_MINUTES = 0.5  # a shorter rest of a part is not worth starting a process
 
 @dataclass(frozen=True)
 class Step:
-    """One verb with its arguments, and the run's folder that says whether it is complete.
+    """One verb with its arguments, and the folder that it writes.
 
     `share` is the part of the training time that a training gets; 0 for steps that end on their own.
     """
@@ -34,10 +34,13 @@ class Step:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the run's folder says so: trainings export a model, the other verbs leave a summary or a result."""
-        if self.share:
-            return (self.folder / "model").is_dir()
-        return any((self.folder / name).is_file() for name in ("summary.json", "model_index.json", "report.done"))
+        """Whether the step ended well: trainings export a model, the other verbs are noted beside their folder."""
+        return (self.folder / "model").is_dir() if self.share else self.note.is_file()
+
+    @property
+    def note(self) -> Path:
+        """The file that says that a step without training is complete."""
+        return self.folder.with_name(f"{self.folder.name}.complete")
 
 
 def plan(folder: Path, size: str, init_from: str | None, settings: Sequence[str], generations: int) -> tuple[Step, ...]:
@@ -101,21 +104,20 @@ def _run(step: Step, left: float, training_minutes: float) -> bool:
         command += ["--output-dir", str(step.folder), "--max-minutes", f"{training_minutes * step.share:.3f}"]
         command += ["--set", f"training.stop_after_minutes={left:.3f}"]
         return subprocess.run(command, check=False).returncode == 0 and step.is_complete
-    step.folder.mkdir(parents=True, exist_ok=True)
     if step.arguments[0] == "precompute":
         command += ["--output-dir", str(step.folder)]
     elif step.arguments[0] == "assemble":
-        step.folder.rmdir()  # the verb makes it, whole or not at all
         command += ["--output", str(step.folder)]
     else:
+        step.folder.mkdir(parents=True, exist_ok=True)
         command += ["--output", str(step.folder / "report.json"), "--sheet", str(step.folder / "sheet.png")]
     try:
         # What does not end in time is stopped; these verbs continue what they have saved.
         done = subprocess.run(command, check=False, timeout=60 * left).returncode == 0
     except subprocess.TimeoutExpired:
         return False
-    if done and step.arguments[0] == "evaluate":
-        (step.folder / "report.done").write_text("complete\n")
+    if done:
+        step.note.touch()
     return done
 
 
