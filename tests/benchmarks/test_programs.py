@@ -139,7 +139,7 @@ def test_what_fails_says_why_and_the_rest_goes_on(tmp_path: Path, monkeypatch: p
 
 def test_without_a_device_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     if torch.cuda.is_available():
-        pytest.skip("this machine has the device that is to be missing")
+        pytest.skip("refuses a missing CUDA device, and this machine has one")
     with pytest.raises(SystemExit):
         gpu.main([])
     assert "--device cpu --quick" in capsys.readouterr().err

@@ -49,7 +49,7 @@ def test_mistakes(arguments: tuple[object, ...], message: str, capsys: pytest.Ca
     assert message in refused(run_here(capsys, "plan", *arguments))
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has what is to be missing")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="refuses a missing CUDA device, and this machine has one")
 def test_no_gpu_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     write_clip(make_clip(), tmp_path / "r.mp4")
     write_image(make_picture(), tmp_path / "i.png")

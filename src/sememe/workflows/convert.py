@@ -162,7 +162,7 @@ def _open_source(layout: ModelLayout, request: ConversionRequest) -> StoredTrans
 
 
 def _list_files(layout: ModelLayout) -> list[Path]:
-    """The files of the other components, of which nothing changes, and what is said of the model."""
+    """List the files that are copied unchanged: those of the other components, and the model card."""
     files = [path for pattern in _CARDS for path in sorted(layout.folder.glob(pattern)) if path.is_file()]
     for name in COMPONENTS:
         if name == "transformer" or not layout.has(name):
