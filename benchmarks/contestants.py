@@ -13,11 +13,9 @@ from benchmarks.geometry import AttentionMode, Geometry, StepInputs, make_inputs
 from benchmarks.official import OfficialForward
 from sememe.diffusion.denoise import Predict, denoise
 from sememe.diffusion.guidance import Guidance, ReferenceChoice, Text, Variant, video_as_prompt_guidance
-from sememe.video_as_prompt.backbone_family import BackboneFamily, Reference
 from sememe.video_as_prompt.conditioning import Conditions, Predictor
 from sememe.video_as_prompt.expert_model import ExpertModel
-from sememe.video_as_prompt.family_cogvideox import CogVideoXFamily
-from sememe.video_as_prompt.family_wan import WanFamily
+from sememe.video_as_prompt.families import BackboneFamily, CogVideoXFamily, Reference, WanFamily
 from sememe.video_as_prompt.network_cogvideox import CogVideoXVideoAsPromptTransformer
 from sememe.video_as_prompt.network_wan import WanVideoAsPromptTransformer
 from sememe.video_as_prompt.settings import Settings

@@ -20,7 +20,7 @@ from sememe.training.recipes import TextNetwork
 from sememe.video import Clip
 from sememe.video_as_prompt.network_wan import WanVideoAsPromptTransformer
 from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
-from sememe.video_as_prompt.recipes_tiny import tiny_backbone
+from sememe.video_as_prompt.recipes import tiny_backbone
 from sememe.video_as_prompt.references import ReferenceCache, ReferenceTokens
 from sememe.video_as_prompt.stage_settings import WanNetwork
 from sememe.video_as_prompt.stages import make_transformer as make_backbone

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, UniPCMultistepScheduler
 
-from sememe.video_as_prompt.formats import format_of_model
-from sememe.video_as_prompt.layouts import PUBLISHED_CLASSES
-from sememe.video_as_prompt.merged_files import save_merged
+from sememe.video_as_prompt.model_folders import PUBLISHED_CLASSES
+from sememe.video_as_prompt.transformer_files import format_of_model, save_merged
 from video_as_prompt import cogvideox_factories, wan_factories
 from video_as_prompt.pipeline_factories import make_pipeline
 

@@ -11,8 +11,8 @@ from torch import nn
 from model_folders import make_cogvideox_vae
 from sememe.backbones.autoencoder import decode_latents, encode_video, latent_grid
 from sememe.compute.rehearsal import Segment, copy_to_meta, measure_phase
-from sememe.video_as_prompt.formats import WAN
 from sememe.video_as_prompt.references import ReferenceInputs
+from sememe.video_as_prompt.transformer_files import WAN
 from video_as_prompt import cogvideox_factories, wan_factories
 
 FAMILIES: dict[str, Callable[..., Any]] = {

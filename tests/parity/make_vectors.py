@@ -13,11 +13,10 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from sememe.video_as_prompt.formats import format_of_model
-from sememe.video_as_prompt.merged_files import official_config
 from sememe.video_as_prompt.network_cogvideox import CogVideoXVideoAsPromptTransformer
 from sememe.video_as_prompt.network_wan import WanVideoAsPromptTransformer
 from sememe.video_as_prompt.references import ReferenceInputs
+from sememe.video_as_prompt.transformer_files import format_of_model, official_config
 
 FOLDER = Path(__file__).parent / "vectors"
 _NUM_TEXT_TOKENS = 512

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sememe.video_as_prompt.keys import COGVIDEOX_KEYS
+from sememe.video_as_prompt.expert_files import COGVIDEOX_KEYS
 from sememe.video_as_prompt.network_cogvideox import CogVideoXVideoAsPromptTransformer
 from sememe.video_as_prompt.references import ReferenceInputs
 from sememe.video_as_prompt.rotary import cogvideox_reference_rotary, cogvideox_rotary

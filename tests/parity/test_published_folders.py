@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from sememe.checkpoints.tensor_files import WEIGHTS_NAME
-from sememe.video_as_prompt.merged_files import load_merged, save_merged
 from sememe.video_as_prompt.model_folders import load_components
+from sememe.video_as_prompt.transformer_files import load_merged, save_merged
 from sememe.workflows.convert import ConversionRequest, convert_model
 
 PARITY = Path(__file__).parents[2].parent / "shared" / "parity"

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sememe.video_as_prompt.keys import WAN_KEYS
+from sememe.video_as_prompt.expert_files import WAN_KEYS
 from sememe.video_as_prompt.network_wan import WanVideoAsPromptTransformer
 from sememe.video_as_prompt.references import ReferenceInputs
 

@@ -9,8 +9,15 @@ from sememe.evaluation.grid import GridDifferences
 from sememe.evaluation.rows import CaseResult
 from sememe.evaluation.runner import choose_rows
 from sememe.video import Clip
-from sememe.video_as_prompt.evaluation import Maker, build_row, paste_changes, summarise
-from sememe.video_as_prompt.evaluation_rows import PromptedCase, deal_row, list_rows
+from sememe.video_as_prompt.evaluation import (
+    Maker,
+    PromptedCase,
+    build_row,
+    deal_row,
+    list_rows,
+    paste_changes,
+    summarise,
+)
 from video_as_prompt.pipeline_factories import make_pipeline
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from sememe.checkpoints.tensor_files import WEIGHTS_NAME
 from sememe.errors import ModelError
-from sememe.video_as_prompt.keys import COGVIDEOX_KEYS
+from sememe.video_as_prompt.expert_files import COGVIDEOX_KEYS
 from sememe.video_as_prompt.network_cogvideox import CogVideoXVideoAsPromptTransformer
 from video_as_prompt import wan_factories
 from video_as_prompt.cogvideox_factories import (

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from sememe.checkpoints.tensor_files import INDEX_NAME, WEIGHTS_NAME
 from sememe.errors import ModelError
-from sememe.video_as_prompt.keys import WAN_KEYS
+from sememe.video_as_prompt.expert_files import WAN_KEYS
 from sememe.video_as_prompt.network_wan import WanVideoAsPromptTransformer
 from video_as_prompt.wan_factories import make_backbone, make_reference, make_target, make_transformer
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from sememe.video_as_prompt.keys import COGVIDEOX_KEYS
+from sememe.video_as_prompt.expert_files import COGVIDEOX_KEYS
 from video_as_prompt.cogvideox_factories import GROUPED, LEARNED, make_transformer
 
 SPOT_CHECKS = {

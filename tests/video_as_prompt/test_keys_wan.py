@@ -2,7 +2,7 @@
 
 import pytest
 
-from sememe.video_as_prompt.keys import WAN_KEYS
+from sememe.video_as_prompt.expert_files import WAN_KEYS
 from video_as_prompt.wan_factories import make_transformer
 
 SPOT_CHECKS = {

@@ -26,11 +26,14 @@ from sememe.training.stage_autoencoder import AutoencoderStage
 from sememe.training.text_source import EncodedText
 from sememe.video_as_prompt.network_cogvideox import CogVideoXVideoAsPromptTransformer
 from sememe.video_as_prompt.network_wan import WanVideoAsPromptTransformer
-from sememe.video_as_prompt.recipes_cogvideox import smoke_cogvideox_expert
-from sememe.video_as_prompt.recipes_smoke import smoke_autoencoder, smoke_backbone, smoke_expert, smoke_expert_joint
-from sememe.video_as_prompt.stage_backbone import BackboneStage
-from sememe.video_as_prompt.stage_expert import ExpertStage
-from sememe.video_as_prompt.stages import make_transformer
+from sememe.video_as_prompt.recipes import (
+    smoke_autoencoder,
+    smoke_backbone,
+    smoke_cogvideox_expert,
+    smoke_expert,
+    smoke_expert_joint,
+)
+from sememe.video_as_prompt.stages import BackboneStage, ExpertStage, make_transformer
 from video_as_prompt.cogvideox_factories import make_backbone
 
 NUM_STEPS = 8

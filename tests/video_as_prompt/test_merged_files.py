@@ -11,8 +11,17 @@ from safetensors.torch import load_file, save_file
 
 from sememe.checkpoints.tensor_files import INDEX_NAME, WEIGHTS_NAME
 from sememe.errors import ModelError
-from sememe.video_as_prompt.formats import COGVIDEOX, WAN, TransformerFormat, format_of_config, format_of_model
-from sememe.video_as_prompt.merged_files import load_merged, official_config, open_merged, save_merged
+from sememe.video_as_prompt.transformer_files import (
+    COGVIDEOX,
+    WAN,
+    TransformerFormat,
+    format_of_config,
+    format_of_model,
+    load_merged,
+    official_config,
+    open_merged,
+    save_merged,
+)
 from video_as_prompt import cogvideox_factories, wan_factories
 from video_as_prompt.two_way_models import Make, each_family, equal, make_cogvideox, make_wan
 

@@ -16,10 +16,9 @@ from safetensors.torch import load_file, save_file
 from model_folders import make_stock, save_published
 from sememe.checkpoints.zoo import find_folder, resolve_model
 from sememe.errors import InputError, ModelError
-from sememe.video_as_prompt.formats import format_of_model
-from sememe.video_as_prompt.merged_files import load_merged
 from sememe.video_as_prompt.model_folders import load_components, save_components
 from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
+from sememe.video_as_prompt.transformer_files import format_of_model, load_merged
 from video_as_prompt import cogvideox_factories
 from video_as_prompt.pipeline_factories import make_clip, make_cogvideox_pipeline, make_picture, make_pipeline
 from video_as_prompt.wan_factories import make_transformer, make_wan_vae

@@ -10,7 +10,7 @@ from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 
 from sememe.errors import ModelError
 from sememe.video_as_prompt.blocks_cogvideox import CogVideoXJointAttnProcessor, CogVideoXVideoAsPromptBlock
-from sememe.video_as_prompt.keys import COGVIDEOX_KEYS
+from sememe.video_as_prompt.expert_files import COGVIDEOX_KEYS
 from sememe.video_as_prompt.network_cogvideox import CogVideoXVideoAsPromptTransformer
 from sememe.video_as_prompt.reference_attention import ReferenceAttention
 from sememe.video_as_prompt.references import ReferenceCache, ReferenceInputs, ReferenceTokens, join_references

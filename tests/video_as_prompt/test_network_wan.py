@@ -10,7 +10,7 @@ from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 
 from sememe.errors import ModelError
 from sememe.video_as_prompt.blocks_wan import JointAttnProcessor, WanVideoAsPromptBlock
-from sememe.video_as_prompt.keys import WAN_KEYS
+from sememe.video_as_prompt.expert_files import WAN_KEYS
 from sememe.video_as_prompt.network_wan import WanVideoAsPromptTransformer
 from sememe.video_as_prompt.references import ReferenceCache, ReferenceInputs, join_references
 from video_as_prompt.wan_factories import GRID, make_backbone, make_reference, make_target, make_transformer

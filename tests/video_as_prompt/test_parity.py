@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sememe.errors import InputError, ModelError
-from sememe.video_as_prompt.merged_files import official_config
 from sememe.video_as_prompt.parity import check_parity
 from sememe.video_as_prompt.references import ReferenceInputs
+from sememe.video_as_prompt.transformer_files import official_config
 from video_as_prompt import cogvideox_factories, wan_factories
 
 OFFICIAL = Path(__file__).parents[2].parent / "shared" / "parity"

@@ -8,7 +8,7 @@ from sememe.errors import RecipeError
 from sememe.records import apply_overrides, flatten
 from sememe.training.autoencoder_settings import AutoencoderSettings
 from sememe.training.recipes import ClipFormat, LatentsRecipe, LinearNetwork, Regeneration, WorldData
-from sememe.video_as_prompt.recipes_tiny import tiny_autoencoder, tiny_expert
+from sememe.video_as_prompt.recipes import tiny_autoencoder, tiny_expert
 from sememe.video_as_prompt.stage_settings import BackboneSettings, ExpertRecipe, ExpertSettings
 from sememe.video_as_prompt.system import VIDEO_AS_PROMPT
 from sememe.workflows.recipe_list import RECIPES, find_recipe

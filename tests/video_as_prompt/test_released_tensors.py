@@ -22,8 +22,7 @@ import torch
 
 from checkpoints.safetensors_headers import write_sharded_headers
 from sememe.errors import ModelError
-from sememe.video_as_prompt.formats import COGVIDEOX, WAN, TransformerFormat
-from sememe.video_as_prompt.merged_files import open_merged
+from sememe.video_as_prompt.transformer_files import COGVIDEOX, WAN, TransformerFormat, open_merged
 
 FOLDER = Path(__file__).parent / "released"
 NAMES = {"wan2.1_14b": WAN, "cogvideox_5b": COGVIDEOX}

@@ -10,9 +10,15 @@ from safetensors.torch import load_file, save_file
 
 from sememe.checkpoints.tensor_files import INDEX_NAME, WEIGHTS_NAME
 from sememe.errors import ModelError, OutputError
-from sememe.video_as_prompt.formats import format_of_model
-from sememe.video_as_prompt.merged_files import open_merged, save_merged, write_merged
-from sememe.video_as_prompt.separate_files import check_pair, open_separate, write_separate
+from sememe.video_as_prompt.transformer_files import (
+    check_pair,
+    format_of_model,
+    open_merged,
+    open_separate,
+    save_merged,
+    write_merged,
+    write_separate,
+)
 from video_as_prompt.two_way_models import Make, each_family, equal, make_cogvideox, make_wan
 
 

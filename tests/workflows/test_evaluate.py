@@ -10,8 +10,7 @@ import pytest
 from sememe.errors import InputError
 from sememe.evaluation.rows import RowSummary
 from sememe.video import Clip, read_image
-from sememe.video_as_prompt.evaluation import Maker, scene_oracles
-from sememe.video_as_prompt.evaluation_rows import PromptedCase, RowSettings
+from sememe.video_as_prompt.evaluation import Maker, PromptedCase, RowSettings, scene_oracles
 from sememe.workflows import evaluate as workflow
 from sememe.workflows.evaluate import EvaluationSettings, evaluate
 from sememe.workflows.events import Progress

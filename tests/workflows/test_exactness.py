@@ -54,7 +54,7 @@ def test_another_precision_is_approximate_without_a_plan_too(model_folder: Path,
 def test_released_models_have_the_precision_of_their_files(dtype: str, tmp_path: Path) -> None:
     folder = save_published(tmp_path / "published")
     torch_dtype = getattr(torch, dtype)
-    from sememe.video_as_prompt.merged_files import load_merged, save_merged
+    from sememe.video_as_prompt.transformer_files import load_merged, save_merged
 
     save_merged(load_merged(folder / "transformer", torch_dtype), folder / "transformer")
     assert read_blueprint(folder).dtype == dtype

@@ -18,7 +18,7 @@ from sememe.training.recipes import LatentsRecipe, Regeneration
 from sememe.training.stage_autoencoder import to_video
 from sememe.training.world_clips import render_item, world_item
 from sememe.video import write_clip
-from sememe.video_as_prompt.latent_batches import LatentSource
+from sememe.video_as_prompt.stages import LatentSource
 from sememe.workflows import precompute
 from sememe.workflows.events import Progress
 from sememe.workflows.precompute import precompute_latents

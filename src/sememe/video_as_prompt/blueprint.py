@@ -13,13 +13,17 @@ from huggingface_hub.errors import StrictDataclassError
 
 from sememe.checkpoints.headers import CONFIG_NAME, StoredTensor, read_json, read_stored_tensors
 from sememe.errors import ModelError, SememeError
-from sememe.video_as_prompt.formats import FORMATS
-from sememe.video_as_prompt.layouts import EXPERT_FOLDER, OWN_CLASS, check_whole, read_layout
-from sememe.video_as_prompt.merged_files import open_merged
-from sememe.video_as_prompt.model_folders import choose_expert, find_component_class
+from sememe.video_as_prompt.model_folders import (
+    EXPERT_FOLDER,
+    OWN_CLASS,
+    check_whole,
+    choose_expert,
+    find_component_class,
+    read_layout,
+    released_defaults,
+)
 from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
-from sememe.video_as_prompt.released_defaults import released_defaults
-from sememe.video_as_prompt.separate_files import open_separate
+from sememe.video_as_prompt.transformer_files import FORMATS, open_merged, open_separate
 
 _HALVES = {"BF16": "bfloat16", "F16": "float16"}
 _T5_XXL = {

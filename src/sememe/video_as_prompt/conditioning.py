@@ -17,7 +17,7 @@ from sememe.backbones.pixels import clips_to_video
 from sememe.diffusion.guidance import Guidance, ReferenceChoice, Text, Variant
 from sememe.errors import InputError
 from sememe.video import Clip, resample_clip, resize_clip
-from sememe.video_as_prompt.backbone_family import (
+from sememe.video_as_prompt.families import (
     BackboneFamily,
     FirstLatents,
     ForwardInputs,

@@ -8,8 +8,8 @@ import torch
 
 from sememe.compute.offload import sends_modules_back
 from sememe.errors import InputError
-from sememe.video_as_prompt.backbone_family import BackboneFamily
 from sememe.video_as_prompt.conditioning import ConditionEncoder
+from sememe.video_as_prompt.families import BackboneFamily
 from sememe.video_as_prompt.settings import Settings
 from sememe.video_as_prompt.shapes import TextEmbeds
 

@@ -28,8 +28,8 @@ from sememe.video_as_prompt.blocks_cogvideox import (
 )
 from sememe.video_as_prompt.context_parallel import SPLIT_TOKENS, TokenSplit, count_ranks, split_reference, split_rotary
 from sememe.video_as_prompt.embedder_cogvideox import CogVideoXExpertEmbedder, check_reference
+from sememe.video_as_prompt.expert_files import COGVIDEOX_KEYS, KeyMap
 from sememe.video_as_prompt.expert_model import ExpertModel, check_grid, check_strength
-from sememe.video_as_prompt.keys import COGVIDEOX_KEYS, KeyMap
 from sememe.video_as_prompt.reference_attention import ReferenceAttention, ReferenceStream
 from sememe.video_as_prompt.references import ReferenceCache, ReferenceInputs, ReferenceTokens
 from sememe.video_as_prompt.rotary import RotaryTables, cogvideox_reference_rotary, cogvideox_rotary

@@ -28,8 +28,8 @@ from sememe.backbones.first_frame import FirstFrameFill, check_fill
 from sememe.errors import ModelError
 from sememe.video_as_prompt.blocks_wan import EncodedReference, WanVideoAsPromptBlock
 from sememe.video_as_prompt.context_parallel import SPLIT_TOKENS, TokenSplit, count_ranks, split_reference
+from sememe.video_as_prompt.expert_files import WAN_KEYS, KeyMap
 from sememe.video_as_prompt.expert_model import ExpertModel, check_grid, check_strength
-from sememe.video_as_prompt.keys import WAN_KEYS, KeyMap
 from sememe.video_as_prompt.reference_attention import ReferenceAttention, ReferenceStream
 from sememe.video_as_prompt.references import ReferenceCache, ReferenceInputs, ReferenceTokens
 from sememe.video_as_prompt.rotary import ReferenceRotaryPosEmbed, RotaryTables

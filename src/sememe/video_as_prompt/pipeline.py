@@ -23,10 +23,9 @@ from sememe.compute.weight_storage import check_savable
 from sememe.diffusion.denoise import check_scheduler, denoise, set_truncated_timesteps
 from sememe.errors import InputError, ModelError
 from sememe.video import Clip
-from sememe.video_as_prompt.backbone_family import BackboneFamily, Generators
 from sememe.video_as_prompt.conditioning import Conditions, Predictor
 from sememe.video_as_prompt.encoders import CachedTextEncoder, PromptEncoding, resolve_captions, resolve_texts
-from sememe.video_as_prompt.families import choose_family
+from sememe.video_as_prompt.families import BackboneFamily, Generators, choose_family
 from sememe.video_as_prompt.guidance_schedule import VideoAsPromptSchedule
 from sememe.video_as_prompt.inputs import (
     EncodedReference,

@@ -1,34 +1,234 @@
-"""From recipes to stages: the networks and data of the backbone's and the expert's training, and the whole model."""
+"""Train the backbone and the expert: from recipes to networks and data, and what a step of each computes."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from diffusers import WanTransformer3DModel
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from sememe.checkpoints.components import load_component
 from sememe.checkpoints.zoo import find_part
 from sememe.data.array_cache import ArrayCache
-from sememe.diffusion.objectives import FLOW, NoisePath, PredictionType
+from sememe.data.caption_policy import draw_captions, pick_captions
+from sememe.data.pairing import PairSampler
+from sememe.diffusion.objectives import FLOW, NoisePath, PredictionType, sample_losses, sample_sigma
 from sememe.errors import RecipeError
 from sememe.training.array_encoders import describe_text
 from sememe.training.distribution import choose_device
 from sememe.training.networks import make_scheduler, make_text_encoder, train_tokenizer
 from sememe.training.preparation import Announce
 from sememe.training.recipes import TrainingRecipe
+from sememe.training.stage import Stage, StepLoss, Weights
 from sememe.training.text_source import CachedText, EncodedText, TextSource
-from sememe.video_as_prompt.backbone_family import BackboneFamily
 from sememe.video_as_prompt.expert_model import ExpertModel
-from sememe.video_as_prompt.families import TransformerAlone, choose_family
+from sememe.video_as_prompt.families import BackboneFamily, ForwardInputs, TransformerAlone, WanFamily, choose_family
 from sememe.video_as_prompt.network_cogvideox import CogVideoXVideoAsPromptTransformer
 from sememe.video_as_prompt.network_wan import WanVideoAsPromptTransformer
 from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
-from sememe.video_as_prompt.stage_backbone import BackboneStage
-from sememe.video_as_prompt.stage_expert import ExpertStage
-from sememe.video_as_prompt.stage_settings import BackboneRecipe, ExpertRecipe, VideoAsPromptModelRecipe, WanNetwork
+from sememe.video_as_prompt.references import ReferenceCache, ReferenceInputs, ReferenceTokens
+from sememe.video_as_prompt.stage_settings import (
+    BackboneRecipe,
+    BackboneSettings,
+    ExpertRecipe,
+    ExpertSettings,
+    VideoAsPromptModelRecipe,
+    WanNetwork,
+)
+
+
+@runtime_checkable
+class LatentSource(Protocol):
+    """Named arrays of clips by number; `data.array_cache.ArrayCache` is one."""
+
+    @property
+    def conditions(self) -> Sequence[str]:
+        """The condition that each item shows."""
+        ...
+
+    @property
+    def scenes(self) -> Sequence[str]:
+        """The scene that each item is filmed in."""
+        ...
+
+    @property
+    def captions(self) -> Sequence[str]:
+        """Who and where, for each item."""
+        ...
+
+    @property
+    def full_captions(self) -> Sequence[str]:
+        """Who, where and what happens, for each item."""
+        ...
+
+    def select(self, name: str, indices: Tensor) -> Tensor:
+        """Entries of items, (item, channel, frame, height, width) for "clean" and "first_frame"."""
+        ...
+
+
+def numpy_generator(generator: torch.Generator) -> np.random.Generator:
+    """Make a NumPy generator seeded by a CPU generator of torch."""
+    return np.random.Generator(np.random.PCG64(int(torch.randint(1 << 62, (1,), generator=generator))))
+
+
+@dataclass(frozen=True)
+class BackboneBatch:
+    """Clean latents and first frames (batch, channel, frame, height, width); captions as `EncodedText` takes them."""
+
+    clean: Tensor
+    first_frames: Tensor
+    text: Tensor
+
+
+class BackboneStage(Stage):
+    """The backbone and its text encoder as a stage of training; see `training.stage.Stage`.
+
+    The captions of items for which `unnamed` (item,) is True never say what happens in them.
+    """
+
+    name = "backbone"
+
+    def __init__(
+        self,
+        transformer: nn.Module,
+        text_encoder: nn.Module,
+        tokenizer: Any,
+        latents: LatentSource,
+        settings: BackboneSettings,
+        unnamed: NDArray[np.bool_] | None = None,
+    ) -> None:
+        self.transformer = transformer.train()
+        self.text_encoder = text_encoder.train()
+        self.tokenizer = tokenizer
+        self.latents = latents
+        self.settings = settings
+        self._text = EncodedText(tokenizer, text_encoder)
+        self._family = WanFamily(TransformerAlone(transformer))
+        self._unnamed = np.zeros(len(latents.conditions), bool) if unnamed is None else unnamed
+
+    def modules(self) -> Mapping[str, nn.Module]:
+        return {"transformer": self.transformer, "text_encoder": self.text_encoder}
+
+    def batch(self, step: int, generator: torch.Generator, device: torch.device) -> BackboneBatch:
+        rng, settings = numpy_generator(generator), self.settings
+        picked = rng.integers(len(self._unnamed), size=settings.batch_size)
+        choice = draw_captions(settings.captions, rng, num_targets=len(picked), unnamed_targets=self._unnamed[picked])
+        neutral = [self.latents.captions[index] for index in picked]
+        full = [self.latents.full_captions[index] for index in picked]
+        text = self._text.pick(pick_captions(choice.targets, neutral, full))
+        indices = torch.from_numpy(picked)
+        clean, first_frames = (self.latents.select(name, indices) for name in ("clean", "first_frame"))
+        return BackboneBatch(*(part.to(device) for part in (clean.float(), first_frames.float(), text)))
+
+    def loss(self, batch: Any, generator: torch.Generator) -> StepLoss:
+        settings = self.settings
+        sigma = sample_sigma(len(batch.clean), generator, settings.sigma_mean, settings.sigma_std, settings.sigma_shift)
+        noise = torch.randn(batch.clean.shape, generator=generator, device=batch.clean.device)
+        channels = self._family.join_condition(FLOW.add_noise(batch.clean, noise, sigma), batch.first_frames)
+        predicted = self.transformer(channels, FLOW.timesteps(sigma), self._text.embed(batch.text)).sample
+        losses = sample_losses(predicted, FLOW.target(batch.clean, noise, sigma))
+        return StepLoss(total=losses.sum(), num_samples=len(losses))
+
+    def export(self, folder: Path, weights: Weights) -> None:
+        """Write `transformer/`, `text_encoder/` and `tokenizer/`."""
+        self.transformer.save_pretrained(folder / "transformer")  # type: ignore[operator]
+        self.text_encoder.save_pretrained(folder / "text_encoder")  # type: ignore[operator]
+        self.tokenizer.save_pretrained(folder / "tokenizer")
+
+
+@dataclass(frozen=True)
+class ExpertBatch:
+    """Clean latents, first-frame latents and captions of targets and references.
+
+    Captions have the form of the `TextSource`. `owners` holds the index of each target's reference.
+    """
+
+    clean: Tensor
+    first_frames: Tensor
+    text: Tensor
+    reference_clean: Tensor
+    reference_first_frames: Tensor
+    reference_text: Tensor
+    owners: Tensor
+
+
+class ExpertStage(Stage):
+    """Training stage of the expert; see `training.stage.Stage`.
+
+    Targets drawn without a reference are left out, because only the frozen backbone predicts them.
+    """
+
+    name = "expert"
+
+    def __init__(
+        self,
+        transformer: ExpertModel,
+        text: TextSource,
+        latents: LatentSource,
+        settings: ExpertSettings,
+        path: NoisePath = FLOW,
+    ) -> None:
+        transformer.freeze_backbone()
+        self.transformer: Any = transformer.train()  # type: ignore[attr-defined]
+        self.text = text
+        self.latents = latents
+        self.settings = settings
+        self._path = path
+        self._family = choose_family(TransformerAlone(transformer))
+        self._pairs = PairSampler(latents.conditions, latents.scenes, same_scene_share=settings.same_scene_share)
+
+    def modules(self) -> Mapping[str, nn.Module]:
+        return {"transformer": self.transformer}
+
+    def batch(self, step: int, generator: torch.Generator, device: torch.device) -> ExpertBatch:
+        settings, rng = self.settings, numpy_generator(generator)
+        pairs = self._pairs.draw(rng, settings.num_references, settings.targets_per_reference)
+        choice = draw_captions(
+            settings.captions, rng, num_targets=len(pairs.targets), num_references=len(pairs.references)
+        )
+        kept = np.flatnonzero(~choice.dropped_references)
+        # A batch needs a target.
+        kept = kept if len(kept) else np.arange(1)
+        parts: list[Tensor] = []
+        for picked, kinds in (
+            (pairs.targets[kept], choice.targets[kept]),
+            (pairs.references, choice.references),
+        ):
+            neutral = [self.latents.captions[index] for index in picked]
+            full = [self.latents.full_captions[index] for index in picked]
+            indices = torch.from_numpy(picked)
+            parts += [self.latents.select(name, indices).float() for name in ("clean", "first_frame")]
+            parts.append(self.text.pick(pick_captions(kinds, neutral, full)))
+        parts.append(torch.from_numpy(kept // settings.targets_per_reference))
+        return ExpertBatch(*(part.to(device) for part in parts))
+
+    def loss(self, batch: Any, generator: torch.Generator) -> StepLoss:
+        settings, family, path = self.settings, self._family, self._path
+        sigma = sample_sigma(len(batch.clean), generator, settings.sigma_mean, settings.sigma_std, settings.sigma_shift)
+        noise = torch.randn(batch.clean.shape, generator=generator, device=batch.clean.device)
+        channels = family.join_condition(path.add_noise(batch.clean, noise, sigma), batch.first_frames)
+        reference = family.join_condition(batch.reference_clean, batch.reference_first_frames)
+        with torch.no_grad():
+            text, reference_text = self.text.embed(batch.text), self.text.embed(batch.reference_text)
+        inputs = ForwardInputs(channels, path.timesteps(sigma), text)
+        predicted = family.predict(inputs, self._encode(reference, reference_text, batch.owners))
+        losses = sample_losses(predicted, path.target(batch.clean, noise, sigma))
+        return StepLoss(total=losses.sum(), num_samples=len(losses))
+
+    def _encode(self, reference: Tensor, text: Tensor, owners: Tensor) -> ReferenceCache | ReferenceTokens:
+        """Encode references, once each in one-way mode, and assign them to the targets that read them."""
+        if self.transformer.config.attention_mode == "cached":
+            cache = self._family.encode_reference(ReferenceInputs((reference,), (text,)))
+            return cache.map(lambda tensor: tensor.index_select(0, owners))
+        return self._family.embed_reference(ReferenceInputs((reference[owners],), (text[owners],)))
+
+    def export(self, folder: Path, weights: Weights) -> None:
+        """Write `expert/` alone; it goes beside the backbone's `transformer/`."""
+        self.transformer.save_expert(folder / "expert")
 
 
 class BackbonePreparation:

@@ -3,7 +3,7 @@
 import inspect
 
 from sememe.system import AUTOENCODER, ModelSpec, StageSpec, System
-from sememe.video_as_prompt import recipes_cogvideox, recipes_small, recipes_smoke, recipes_tiny
+from sememe.video_as_prompt import recipes
 from sememe.video_as_prompt.settings import Settings
 from sememe.video_as_prompt.stage_settings import BackboneRecipe, ExpertRecipe, VideoAsPromptModelRecipe
 
@@ -36,11 +36,10 @@ VIDEO_AS_PROMPT = System(
     ),
     evaluation="sememe.video_as_prompt.evaluation:build_rows",
     regenerator="sememe.video_as_prompt.generations:Regenerator",
-    # Every public function of these modules makes the recipe of its name.
+    # Every public function of that module makes the recipe of its name.
     recipes={
         name.replace("_", "-"): make
-        for module in (recipes_tiny, recipes_small, recipes_cogvideox, recipes_smoke)
-        for name, make in vars(module).items()
-        if inspect.isfunction(make) and make.__module__ == module.__name__ and not name.startswith("_")
+        for name, make in vars(recipes).items()
+        if inspect.isfunction(make) and make.__module__ == recipes.__name__ and not name.startswith("_")
     },
 )

@@ -1,7 +1,7 @@
 """From the layout of the released models to ours and back, tensor by tensor and bit for bit.
 
 Ours keeps the backbone as diffusers writes it and the expert in a folder of its own, so that one backbone serves many
-experts; a released folder has both in one (see `sememe.video_as_prompt.layouts`).
+experts; a released folder has both in one (see `sememe.video_as_prompt.model_folders`).
 """
 
 import json
@@ -20,8 +20,7 @@ from sememe.checkpoints.headers import list_weight_files, read_stored_tensors
 from sememe.checkpoints.zoo import find_folder
 from sememe.errors import InputError, ModelError, OutputError
 from sememe.files import atomic_folder, write_text
-from sememe.video_as_prompt.formats import StoredTransformer
-from sememe.video_as_prompt.layouts import (
+from sememe.video_as_prompt.model_folders import (
     COMPONENTS,
     EXPERT_FOLDER,
     INDEX_NAME,
@@ -29,11 +28,16 @@ from sememe.video_as_prompt.layouts import (
     PUBLISHED_CLASSES,
     ModelLayout,
     check_whole,
+    find_expert,
     read_layout,
 )
-from sememe.video_as_prompt.merged_files import open_merged, write_merged
-from sememe.video_as_prompt.model_folders import find_expert
-from sememe.video_as_prompt.separate_files import open_separate, write_separate
+from sememe.video_as_prompt.transformer_files import (
+    StoredTransformer,
+    open_merged,
+    open_separate,
+    write_merged,
+    write_separate,
+)
 from sememe.workflows.events import ProgressHandler, StepCounter, ignore_progress
 
 TARGET_LAYOUTS = ("own", "published")

@@ -1,0 +1,471 @@
+"""Recipes of the models that are trained here; each function makes the recipe of its name. Imports no torch.
+
+tiny        64x64 pixels, 17 frames, trained on two CPU cores in an afternoon; its ablations follow
+small       128x128 pixels, 33 frames, wider and deeper; meant for an accelerator
+cogvideox   an expert on CogVideoX-5B image-to-video, as the released one is; reads the folder `CogVideoX-5b-I2V` of the
+            backbone in the layout of diffusers, its twin any model of that layout in `smoke-cogvideox`
+smoke       twins of the others that take seconds, whose results are noise: they show that a machine can run the others,
+            and let tests run every step
+
+In order: autoencoder, latents, backbone, expert, model.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from sememe.data.caption_policy import CaptionPolicy
+from sememe.training.config import ScheduleConfig, TrainingConfig
+from sememe.training.recipes import (
+    AutoencoderRecipe,
+    ClipFormat,
+    LatentsRecipe,
+    LinearNetwork,
+    Regeneration,
+    TextNetwork,
+    WorldData,
+)
+from sememe.video_as_prompt.settings import BUILT_IN
+from sememe.video_as_prompt.stage_settings import (
+    BackboneRecipe,
+    BackboneSettings,
+    ExpertRecipe,
+    ExpertSettings,
+    VideoAsPromptModelRecipe,
+    WanNetwork,
+)
+
+_UNBOUNDED = 100_000
+"""Steps of runs that end by the clock."""
+
+
+def tiny_autoencoder() -> AutoencoderRecipe:
+    """The autoencoder: a code of principal components, and a refinement of what is decoded, which is trained."""
+    return AutoencoderRecipe(
+        name="tiny-autoencoder",
+        description="the video autoencoder of tiny: principal components, and a refinement of the decoder",
+        training=TrainingConfig(
+            num_steps=_UNBOUNDED,
+            learning_rate=2e-3,
+            betas=(0.9, 0.98),
+            weight_decay=0.0,
+            schedule=ScheduleConfig(warmup_steps=30, shape="cosine", final_ratio=0.02),
+            ema_decay=0.99,
+            max_minutes=30.0,
+            time_decay=True,
+            prefetch_batches=1,
+            save_minutes=3.0,
+        ),
+    )
+
+
+def tiny_latents() -> LatentsRecipe:
+    """40,000 clips of the world as latents."""
+    return LatentsRecipe(
+        name="tiny-latents",
+        description="40,000 clips of the world, 64x64 pixels and 17 frames, encoded by the autoencoder of tiny",
+        autoencoder="runs/tiny-autoencoder",
+    )
+
+
+def tiny_generations() -> LatentsRecipe:
+    """Latents with the errors that the model makes, to train its decoder on: `generations` of its autoencoder."""
+    return LatentsRecipe(
+        name="tiny-generations",
+        description="1,000 clips of the world as tiny generates them from their noised latents",
+        data=WorldData(num_clips=1000),
+        autoencoder="tiny",
+        regeneration=Regeneration(model="tiny"),
+    )
+
+
+def tiny_backbone() -> BackboneRecipe:
+    """The image-to-video backbone and its text encoder."""
+    return BackboneRecipe(
+        name="tiny-backbone",
+        description="the image-to-video backbone of tiny, with its text encoder and tokenizer",
+        latents=Path("runs/tiny-latents"),
+        # Tokens of 8x8 pixels: at equal compute, four times as many tokens of half the width learn far better.
+        network=WanNetwork(patch_size=1, num_attention_heads=3, ffn_dim=768),
+        settings=BackboneSettings(batch_size=48),
+        training=_transformer_training(learning_rate=1.5e-3, warmup_steps=80, ema_decay=0.998, max_minutes=60.0),
+    )
+
+
+def tiny_expert() -> ExpertRecipe:
+    """The expert that reads the reference, one-way, in all blocks."""
+    return ExpertRecipe(
+        name="tiny-expert",
+        description="the expert of tiny: one-way, in every block, captions that do not name the condition",
+        latents=Path("runs/tiny-latents"),
+        backbone="runs/tiny-backbone",
+        settings=ExpertSettings(num_references=12, targets_per_reference=4),
+        training=_transformer_training(learning_rate=1.2e-3, warmup_steps=60, ema_decay=0.997, max_minutes=240.0),
+    )
+
+
+def tiny_model() -> VideoAsPromptModelRecipe:
+    """The whole model."""
+    return VideoAsPromptModelRecipe(
+        name="tiny-model",
+        description="64x64 pixels and 17 frames; small enough for two CPU cores",
+        autoencoder="runs/tiny-autoencoder",
+        backbone="runs/tiny-backbone",
+        expert="runs/tiny-expert",
+    )
+
+
+# Ablations of the expert, each a line or two away from it.
+
+
+def tiny_expert_joint() -> ExpertRecipe:
+    """Target and reference read each other, as in the released models (paper section 3.2)."""
+    return replace(
+        tiny_expert(),
+        name="tiny-expert-joint",
+        description="ablation: two-way attention, as in the released models",
+        attention_mode="joint",
+    )
+
+
+def tiny_expert_leaky_captions() -> ExpertRecipe:
+    """Captions name the condition, as in the released training data."""
+    recipe = tiny_expert()
+    return replace(
+        recipe,
+        name="tiny-expert-leaky-captions",
+        description="ablation: captions name the condition nearly always, as the official recipe has it",
+        settings=replace(
+            recipe.settings,
+            captions=CaptionPolicy(drop_target_caption=0.1, drop_reference_caption=0.1, full_share=1.0),
+        ),
+    )
+
+
+def tiny_expert_no_shared_scenes() -> ExpertRecipe:
+    """No batch shows one scene under different conditions on purpose."""
+    recipe = tiny_expert()
+    return replace(
+        recipe,
+        name="tiny-expert-no-shared-scenes",
+        description="ablation: batches do not show the same scene under different conditions on purpose",
+        settings=replace(recipe.settings, same_scene_share=0.0),
+    )
+
+
+def tiny_expert_half_blocks() -> ExpertRecipe:
+    """An expert in every second block."""
+    return replace(
+        tiny_expert(),
+        name="tiny-expert-half-blocks",
+        description="ablation: an expert in every second block",
+        expert_blocks=(0, 2, 4, 6),
+    )
+
+
+def tiny_expert_24_conditions() -> ExpertRecipe:
+    """A fifth of the seen conditions."""
+    return replace(
+        tiny_expert(),
+        name="tiny-expert-24-conditions",
+        description="ablation: 24 of the seen conditions only",
+        num_conditions=24,
+    )
+
+
+def tiny_expert_single_targets() -> ExpertRecipe:
+    """Every target brings its own reference; as many pairs a batch."""
+    recipe = tiny_expert()
+    return replace(
+        recipe,
+        name="tiny-expert-single-targets",
+        description="ablation: every target has a reference of its own, with as many pairs a batch",
+        settings=replace(recipe.settings, num_references=48, targets_per_reference=1),
+    )
+
+
+def tiny_released_expert() -> ExpertRecipe:
+    """An expert trained as the released ones were, to measure there what can be done about an ignored reference.
+
+    Two-way, captions that name the condition in 98 of 100 cases, and no batch that shows one scene under different
+    conditions, as the official recipes have it.
+    """
+    recipe = tiny_expert()
+    return replace(
+        recipe,
+        name="tiny-released-expert",
+        description="an expert of tiny that learns as the released ones did: two-way, captions that name the condition",
+        attention_mode="joint",
+        reference_timestep=1.0,
+        settings=replace(
+            recipe.settings,
+            same_scene_share=0.0,
+            captions=CaptionPolicy(drop_target_caption=0.02, drop_reference_caption=0.02, full_share=1.0),
+        ),
+    )
+
+
+def _transformer_training(
+    *, learning_rate: float, warmup_steps: int, ema_decay: float, max_minutes: float
+) -> TrainingConfig:
+    return TrainingConfig(
+        num_steps=_UNBOUNDED,
+        learning_rate=learning_rate,
+        optimizer="muon",
+        betas=(0.9, 0.98),
+        weight_decay=0.01,
+        schedule=ScheduleConfig(warmup_steps=warmup_steps, shape="cosine", final_ratio=0.03),
+        ema_decay=ema_decay,
+        max_minutes=max_minutes,
+        time_decay=True,
+        prefetch_batches=1,
+        save_minutes=6.0,
+        compile="blocks",
+    )
+
+
+_SMALL_CLIPS = ClipFormat(num_frames=33, height=128, width=128)
+
+
+def small_autoencoder() -> AutoencoderRecipe:
+    """The autoencoder, with a wider refinement."""
+    recipe = tiny_autoencoder()
+    return replace(
+        recipe,
+        name="small-autoencoder",
+        description="the video autoencoder of small: principal components, and a refinement of the decoder",
+        clips=_SMALL_CLIPS,
+        network=LinearNetwork(hidden_channels=128, num_layers=4),
+        training=replace(recipe.training, learning_rate=5e-4, ema_decay=0.999, prefetch_batches=8),
+    )
+
+
+def small_latents() -> LatentsRecipe:
+    """40,000 clips of the world as latents."""
+    return replace(
+        tiny_latents(),
+        name="small-latents",
+        description="40,000 clips of the world, 128x128 pixels and 33 frames, encoded by the autoencoder of small",
+        clips=_SMALL_CLIPS,
+        autoencoder="runs/small-autoencoder",
+    )
+
+
+def small_backbone() -> BackboneRecipe:
+    """The image-to-video backbone and its text encoder."""
+    recipe = tiny_backbone()
+    return replace(
+        recipe,
+        name="small-backbone",
+        description="the image-to-video backbone of small, with its text encoder and tokenizer",
+        latents=Path("runs/small-latents"),
+        network=WanNetwork(num_layers=12, num_attention_heads=8, ffn_dim=2048),
+        text=TextNetwork(d_model=256, d_ff=512, num_heads=8),
+        training=replace(recipe.training, learning_rate=5e-4, ema_decay=0.999, prefetch_batches=2),
+    )
+
+
+def small_expert() -> ExpertRecipe:
+    """The expert that reads the reference, one-way, in all blocks."""
+    recipe = tiny_expert()
+    return replace(
+        recipe,
+        name="small-expert",
+        description="the expert of small: one-way, in every block, captions that do not name the condition",
+        latents=Path("runs/small-latents"),
+        backbone="runs/small-backbone",
+        training=replace(recipe.training, learning_rate=5e-4, ema_decay=0.999, prefetch_batches=2),
+    )
+
+
+def small_model() -> VideoAsPromptModelRecipe:
+    """The whole model."""
+    return replace(
+        tiny_model(),
+        name="small-model",
+        description="128x128 pixels and 33 frames",
+        autoencoder="runs/small-autoencoder",
+        backbone="runs/small-backbone",
+        expert="runs/small-expert",
+        generation=BUILT_IN.override(height=128, width=128, num_frames=33),
+    )
+
+
+def cogvideox_latents() -> LatentsRecipe:
+    """Clips at the backbone's own size; `--set dataset=FOLDER` takes those of a dataset."""
+    return LatentsRecipe(
+        name="cogvideox-latents",
+        description="clips of 720x480 pixels and 49 frames, encoded by the autoencoder of CogVideoX",
+        clips=ClipFormat(num_frames=49, height=480, width=720),
+        data=WorldData(num_clips=4_000),
+        autoencoder="CogVideoX-5b-I2V",
+        first_frame_fill="zeros",
+        # T5-XXL in every step would take more than the step itself.
+        text_encoder="CogVideoX-5b-I2V",
+        text_length=226,
+        reads_padding=True,
+        batch_size=1,
+        dtype="bfloat16",
+    )
+
+
+def cogvideox_expert() -> ExpertRecipe:
+    """Two-way, with the reference at the target's own timestep (paper section 3.2 and the released configuration)."""
+    return ExpertRecipe(
+        name="cogvideox-expert",
+        description="an expert on CogVideoX-5B image-to-video: two-way, v-prediction",
+        latents=Path("runs/cogvideox-latents"),
+        backbone="CogVideoX-5b-I2V",
+        attention_mode="joint",
+        # The released one has an expert in every block but the last.
+        expert_blocks=tuple(range(41)),
+        reference_timestep=None,
+        settings=ExpertSettings(
+            num_references=1,
+            targets_per_reference=1,
+            same_scene_share=0.0,
+            # About uniform over the timesteps.
+            sigma_std=1.7,
+            sigma_shift=1.0,
+            captions=CaptionPolicy(drop_target_caption=0.5, drop_reference_caption=0.5),
+        ),
+        training=TrainingConfig(
+            num_steps=20_000,
+            learning_rate=1e-4,
+            betas=(0.9, 0.95),
+            schedule=ScheduleConfig(warmup_steps=500, shape="constant_then_decay"),
+            prefetch_batches=1,
+        ),
+    )
+
+
+def smoke_cogvideox_latents() -> LatentsRecipe:
+    """Twin of `cogvideox-latents`."""
+    return replace(
+        cogvideox_latents(),
+        name="smoke-cogvideox-latents",
+        description="seconds-long twin of cogvideox-latents, for tests",
+        clips=ClipFormat(num_frames=9, height=32, width=48),
+        data=WorldData(num_clips=308, clips_per_scene=154),
+        autoencoder="smoke-cogvideox",
+        text_encoder="smoke-cogvideox",
+        text_length=8,
+        batch_size=32,
+    )
+
+
+def smoke_cogvideox_expert() -> ExpertRecipe:
+    """Twin of `cogvideox-expert`."""
+    recipe = cogvideox_expert()
+    return replace(
+        recipe,
+        name="smoke-cogvideox-expert",
+        description="seconds-long twin of cogvideox-expert, for tests",
+        latents=Path("runs/smoke-cogvideox-latents"),
+        backbone="smoke-cogvideox",
+        expert_blocks=None,
+        settings=replace(recipe.settings, num_references=2, targets_per_reference=2, same_scene_share=0.5),
+        training=replace(
+            recipe.training,
+            num_steps=4,
+            schedule=ScheduleConfig(warmup_steps=1, shape="cosine"),
+            log_every=1,
+            precision="fp32",
+        ),
+    )
+
+
+# All conditions, each in two scenes: the least that can be paired.
+_SMOKE_DATA = WorldData(num_clips=308, clips_per_scene=154)
+_SMOKE_CLIPS = ClipFormat(num_frames=9, height=16, width=16)
+
+
+def smoke_autoencoder() -> AutoencoderRecipe:
+    """Twin of `tiny-autoencoder`."""
+    recipe = tiny_autoencoder()
+    return replace(
+        recipe,
+        name="smoke-autoencoder",
+        description="seconds-long twin of tiny-autoencoder, for tests",
+        clips=_SMOKE_CLIPS,
+        data=_SMOKE_DATA,
+        network=LinearNetwork(latent_channels=4, patch_size=4, hidden_channels=8, num_layers=1, num_start_clips=16),
+        settings=replace(recipe.settings, batch_size=2),
+        training=_shorten(recipe.training),
+    )
+
+
+def smoke_latents() -> LatentsRecipe:
+    """Twin of `tiny-latents`."""
+    return replace(
+        tiny_latents(),
+        name="smoke-latents",
+        description="seconds-long twin of tiny-latents, for tests",
+        clips=_SMOKE_CLIPS,
+        data=_SMOKE_DATA,
+        autoencoder="runs/smoke-autoencoder",
+    )
+
+
+def smoke_backbone() -> BackboneRecipe:
+    """Twin of `tiny-backbone`."""
+    recipe = tiny_backbone()
+    return replace(
+        recipe,
+        name="smoke-backbone",
+        description="seconds-long twin of tiny-backbone, for tests",
+        latents=Path("runs/smoke-latents"),
+        network=WanNetwork(
+            num_mask_channels=4, num_layers=2, num_attention_heads=2, attention_head_dim=24, ffn_dim=32, freq_dim=16
+        ),
+        text=TextNetwork(vocab_size=200, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2),
+        settings=replace(recipe.settings, batch_size=4),
+        training=_shorten(recipe.training),
+    )
+
+
+def smoke_expert() -> ExpertRecipe:
+    """Twin of `tiny-expert`."""
+    return _shorten_expert(tiny_expert(), "smoke-expert")
+
+
+def smoke_expert_joint() -> ExpertRecipe:
+    """Twin of `tiny-expert-joint`."""
+    return _shorten_expert(tiny_expert_joint(), "smoke-expert-joint")
+
+
+def smoke_model() -> VideoAsPromptModelRecipe:
+    """Twin of `tiny-model`."""
+    return replace(
+        tiny_model(),
+        name="smoke-model",
+        description="seconds-long twin of tiny-model, for tests",
+        autoencoder="runs/smoke-autoencoder",
+        backbone="runs/smoke-backbone",
+        expert="runs/smoke-expert",
+        generation=BUILT_IN.override(height=16, width=16, num_frames=9, num_inference_steps=2),
+    )
+
+
+def _shorten_expert(recipe: ExpertRecipe, name: str) -> ExpertRecipe:
+    return replace(
+        recipe,
+        name=name,
+        description=f"seconds-long twin of {recipe.name}, for tests",
+        latents=Path("runs/smoke-latents"),
+        backbone="runs/smoke-backbone",
+        settings=replace(recipe.settings, num_references=2, targets_per_reference=2),
+        training=_shorten(recipe.training),
+    )
+
+
+def _shorten(training: TrainingConfig) -> TrainingConfig:
+    return replace(
+        training,
+        num_steps=4,
+        schedule=ScheduleConfig(warmup_steps=1, shape="cosine"),
+        max_minutes=None,
+        time_decay=False,
+        compile="none",
+        log_every=1,
+        precision="fp32",
+    )
