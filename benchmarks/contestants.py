@@ -12,10 +12,11 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from benchmarks.geometry import AttentionMode, Geometry, StepInputs, make_inputs, make_stock, make_transformer
 from benchmarks.official import OfficialForward
 from sememe.diffusion.denoise import Predict, denoise
-from sememe.diffusion.guidance import Guidance, ReferenceChoice, Text, Variant, video_as_prompt_guidance
+from sememe.diffusion.guidance import Guidance
 from sememe.video_as_prompt.conditioning import Conditions, Predictor
 from sememe.video_as_prompt.expert_model import ExpertModel
 from sememe.video_as_prompt.families import BackboneFamily, CogVideoXFamily, Reference, WanFamily
+from sememe.video_as_prompt.guidance import ReferenceChoice, Text, Variant, video_as_prompt_guidance
 from sememe.video_as_prompt.network_cogvideox import CogVideoXVideoAsPromptTransformer
 from sememe.video_as_prompt.network_wan import WanVideoAsPromptTransformer
 from sememe.video_as_prompt.settings import Settings

@@ -10,8 +10,9 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from sememe.diffusion.denoise import denoise, set_truncated_timesteps
-from sememe.diffusion.guidance import Guidance, Variant, dynamic_guidance_scale, video_as_prompt_guidance
+from diffusion.variants import ALONE, Variant, guide
+from sememe.diffusion.denoise import denoise
+from sememe.diffusion.guidance import Batching, Guidance
 from sememe.errors import InputError
 
 CLEAN = torch.tensor([[0.5, -1.0, 2.0]])
@@ -40,31 +41,24 @@ class Oracle:
 def test_an_exact_velocity_leads_to_the_clean_latents(scheduler, num_steps: int) -> None:  # type: ignore[no-untyped-def]
     predict = Oracle()
     noise = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
-    result = denoise(predict, scheduler, noise, video_as_prompt_guidance(5.0, 3.0), num_steps)
+    result = denoise(predict, scheduler, noise, guide(a=-2.0, B=-2.0, C=5.0), num_steps)
     torch.testing.assert_close(result, CLEAN.expand(2, -1), atol=0.05, rtol=0.01)
     assert len(predict.asked) == 3 * num_steps
 
 
 @pytest.mark.parametrize(
-    ("scales", "batching", "num_calls"),
+    ("guidance", "batching", "num_calls"),
     [
-        ((1.0, 1.0), "sequential", 1),
-        ((1.0, 1.0), "batched", 1),
-        ((1.0, 0.0), "sequential", 1),
-        ((5.0, 3.0), "sequential", 3),
-        ((5.0, 3.0), "batched", 2),
+        (ALONE, "sequential", 1),
+        (ALONE, "batched", 1),
+        (guide(a=-2.0, B=-2.0, C=5.0), "sequential", 3),
+        (guide(a=-2.0, B=-2.0, C=5.0), "batched", 2),
     ],
 )
-def test_a_step_runs_what_the_table_says(scales: tuple[float, float], batching: str, num_calls: int) -> None:
+def test_a_step_runs_what_the_table_says(guidance: Guidance[Variant], batching: Batching, num_calls: int) -> None:
     predict = Oracle()
-    denoise(
-        predict,
-        FlowMatchEulerDiscreteScheduler(),
-        torch.randn(1, 3),
-        video_as_prompt_guidance(*scales),
-        2,
-        batching=batching,  # type: ignore[arg-type]
-    )
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    denoise(predict, scheduler, torch.randn(1, 3), guidance, 2, batching=batching)
     assert len(predict.asked) == 2 * num_calls
 
 
@@ -73,8 +67,10 @@ class DiffusionOracle:
 
     def __init__(self, alphas_cumprod: torch.Tensor) -> None:
         self.alphas_cumprod = alphas_cumprod
+        self.letters: list[str] = []
 
     def __call__(self, latents: torch.Tensor, timestep: torch.Tensor, variants: tuple[Variant, ...]) -> torch.Tensor:
+        self.letters += [variant.letter for variant in variants]
         alpha = self.alphas_cumprod[int(timestep)]
         noise = (latents - alpha.sqrt() * CLEAN) / (1 - alpha).sqrt()
         return torch.stack([alpha.sqrt() * noise - (1 - alpha).sqrt() * CLEAN] * len(variants))
@@ -87,50 +83,23 @@ def test_an_exact_v_leads_to_the_clean_latents(scheduler_class) -> None:  # type
     )
     noise = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
     predict = DiffusionOracle(scheduler.alphas_cumprod)
-    guidance = video_as_prompt_guidance(6.0, 1.0)
+    guidance = guide(a=-5.0, b=6.0)
     result = denoise(predict, scheduler, noise, guidance, 5, prediction="v", generator=torch.Generator())
     torch.testing.assert_close(result, CLEAN.expand(2, -1), atol=0.05, rtol=0.01)
 
 
 def test_guidance_may_follow_the_timestep() -> None:
-    weights = []
+    asked = []
 
-    def schedule(timestep: float) -> Guidance:
-        guidance = video_as_prompt_guidance(dynamic_guidance_scale(6.0, timestep, 3), 1.0)
-        weights.append(guidance.rows[-1].weight)
-        return guidance
+    def schedule(timestep: float) -> Guidance[Variant]:
+        asked.append(timestep)
+        return guide(a=1.0 - timestep, b=timestep) if len(asked) > 1 else ALONE
 
     scheduler = CogVideoXDDIMScheduler(prediction_type="v_prediction", timestep_spacing="trailing")
-    denoise(DiffusionOracle(scheduler.alphas_cumprod), scheduler, torch.ones(1, 3), schedule, 3, prediction="v")
-    timesteps = [999, 666, 332]
-    assert weights == pytest.approx([dynamic_guidance_scale(6.0, timestep, 3) for timestep in timesteps])
-    assert len(set(weights)) == 3
-
-
-def test_the_dynamic_scale_is_that_of_cogvideox() -> None:
-    # 1 + g * (1 - cos(pi * ((N - t) / N) ** 5)) / 2 at N = 50, by hand for the first and the last timestep.
-    assert dynamic_guidance_scale(6.0, 0.0, 50) == pytest.approx(7.0)
-    assert dynamic_guidance_scale(6.0, 50.0, 50) == pytest.approx(1.0)
-    assert all(1.0 <= dynamic_guidance_scale(6.0, timestep, 50) <= 7.0 for timestep in range(1000))
-
-
-def test_truncated_timesteps_are_those_of_the_official_code() -> None:
-    # (1 - 1/1000) * (3, 2, 1) / 3, shifted by s -> 3 s / (1 + 2 s), times 1000, without fractions.
-    unipc = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
-    predict, asked = Oracle(), []
-    denoise(
-        predict,
-        unipc,
-        torch.ones(1, 3),
-        video_as_prompt_guidance(1.0, 1.0),
-        3,
-        on_step_end=lambda step, timestep, latents: asked.append(float(timestep)),
-        set_timesteps=set_truncated_timesteps,
-    )
-    assert asked == [999.0, 856.0, 599.0]
-    euler = FlowMatchEulerDiscreteScheduler(shift=3.0)
-    set_truncated_timesteps(euler, 3, torch.device("cpu"))
-    assert float(euler.timesteps[0]) == 1000.0
+    predict = DiffusionOracle(scheduler.alphas_cumprod)
+    denoise(predict, scheduler, torch.ones(1, 3), schedule, 3, prediction="v")
+    assert asked == [999.0, 666.0, 332.0]
+    assert predict.letters == ["a", "a", "b", "a", "b"]
 
 
 def test_an_interrupted_loop_ends_before_its_next_step() -> None:
@@ -139,7 +108,7 @@ def test_an_interrupted_loop_ends_before_its_next_step() -> None:
         predict,
         FlowMatchEulerDiscreteScheduler(),
         torch.randn(1, 3),
-        video_as_prompt_guidance(1.0, 1.0),
+        ALONE,
         5,
         on_step_end=lambda step, timestep, latents: steps.append(step),
         is_interrupted=lambda: len(steps) == 2,
@@ -159,7 +128,7 @@ def test_the_callback_sees_every_step_and_may_replace_the_latents() -> None:
         Oracle(),
         FlowMatchEulerDiscreteScheduler(),
         torch.randn(1, 3),
-        video_as_prompt_guidance(1.0, 1.0),
+        ALONE,
         3,
         on_step_end=replace,
     )
@@ -174,7 +143,7 @@ def test_a_generator_reaches_schedulers_that_draw() -> None:
             Oracle(),
             FlowMatchEulerDiscreteScheduler(stochastic_sampling=True),
             torch.ones(1, 3),
-            video_as_prompt_guidance(1.0, 1.0),
+            ALONE,
             1,
             generator=torch.Generator().manual_seed(seed),
             on_step_end=None,
@@ -195,7 +164,7 @@ def test_a_step_that_overflows_ends_the_loop(value: float) -> None:
             predict,
             FlowMatchEulerDiscreteScheduler(),
             torch.randn(1, 3),
-            video_as_prompt_guidance(1.0, 1.0),
+            ALONE,
             5,
             on_step_end=lambda step, timestep, latents: steps.append(step),
         )
@@ -203,13 +172,12 @@ def test_a_step_that_overflows_ends_the_loop(value: float) -> None:
 
 
 def test_what_cannot_work_is_refused() -> None:
-    guidance = video_as_prompt_guidance(1.0, 1.0)
     with pytest.raises(InputError, match="flow matching"):
-        denoise(Oracle(), DDIMScheduler(), torch.ones(1, 3), guidance, 2)
+        denoise(Oracle(), DDIMScheduler(), torch.ones(1, 3), ALONE, 2)
     with pytest.raises(InputError, match="v-prediction"):
-        denoise(Oracle(), FlowMatchEulerDiscreteScheduler(), torch.ones(1, 3), guidance, 2, prediction="v")
+        denoise(Oracle(), FlowMatchEulerDiscreteScheduler(), torch.ones(1, 3), ALONE, 2, prediction="v")
     scheduler = CogVideoXDDIMScheduler(prediction_type="v_prediction")
     with pytest.raises(InputError, match=r"CogVideoXDDIMScheduler cannot take num_inference_steps 1001 .* most 1000"):
-        denoise(Oracle(), scheduler, torch.ones(1, 3), guidance, 1001, prediction="v")
+        denoise(Oracle(), scheduler, torch.ones(1, 3), ALONE, 1001, prediction="v")
     with pytest.raises(InputError, match="at least 1, got 0"):
-        denoise(Oracle(), FlowMatchEulerDiscreteScheduler(), torch.ones(1, 3), guidance, 0)
+        denoise(Oracle(), FlowMatchEulerDiscreteScheduler(), torch.ones(1, 3), ALONE, 0)

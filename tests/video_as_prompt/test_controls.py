@@ -8,9 +8,9 @@ import torch
 from diffusers import FirstBlockCacheConfig
 
 from sememe.compute.placement import apply_offload
-from sememe.diffusion.guidance import video_as_prompt_guidance
 from sememe.errors import InputError
 from sememe.video_as_prompt.conditioning import ConditionEncoder
+from sememe.video_as_prompt.guidance import video_as_prompt_guidance
 from sememe.video_as_prompt.inputs import check_references, make_request
 from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
 from sememe.video_as_prompt.quirks import stretch_clip, stretch_pictures

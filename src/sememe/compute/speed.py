@@ -24,7 +24,7 @@ from sememe.compute.compiled_blocks import compile_blocks, is_compiled
 from sememe.compute.feature_caches import check_compiled_cache
 from sememe.compute.offload import is_offloaded_by_layer
 from sememe.diffusion.denoise import Predict
-from sememe.diffusion.guidance import Variant
+from sememe.diffusion.guidance import VariantT
 from sememe.errors import InputError
 
 
@@ -158,7 +158,7 @@ def check_compiler(device: torch.device) -> None:
         raise InputError("compiling needs a C++ compiler on a CPU, and none was found; install one (g++)")
 
 
-def begin_generation(pipeline: Any, predict: Predict) -> Predict:
+def begin_generation(pipeline: Any, predict: Predict[VariantT]) -> Predict[VariantT]:
     """Makes a feature cache of the transformer forget what came before, and tells it how far the generation is.
 
     PyramidAttentionBroadcast and FasterCache ask for the timestep: give them `lambda: pipeline.current_timestep`.
@@ -166,7 +166,7 @@ def begin_generation(pipeline: Any, predict: Predict) -> Predict:
     pipeline.transformer._reset_stateful_cache()
 
     def predict_at_known_timestep(
-        latents: torch.Tensor, timestep: torch.Tensor, variants: tuple[Variant, ...]
+        latents: torch.Tensor, timestep: torch.Tensor, variants: tuple[VariantT, ...]
     ) -> torch.Tensor:
         pipeline.current_timestep = float(timestep)
         return predict(latents, timestep, variants)

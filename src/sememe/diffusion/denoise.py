@@ -2,12 +2,19 @@
 
 import inspect
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
-import numpy as np
 import torch
 
-from sememe.diffusion.guidance import Batching, Guidance, GuidanceRow, Variant, combine
+from sememe.diffusion.guidance import (
+    Batching,
+    Guidance,
+    GuidanceRow,
+    GuidanceSchedule,
+    GuidanceVariant,
+    VariantT,
+    combine,
+)
 from sememe.diffusion.objectives import PredictionType, prediction_of
 from sememe.errors import InputError
 
@@ -18,11 +25,16 @@ _EXPECTED: dict[PredictionType, str] = {
 }
 
 
+_VariantT_contra = TypeVar("_VariantT_contra", bound=GuidanceVariant, contravariant=True)
+
+
 @runtime_checkable
-class Predict(Protocol):
+class Predict(Protocol[_VariantT_contra]):
     """Predicts for one batch of latents under one or several variants of the conditions."""
 
-    def __call__(self, latents: torch.Tensor, timestep: torch.Tensor, variants: tuple[Variant, ...]) -> torch.Tensor:
+    def __call__(
+        self, latents: torch.Tensor, timestep: torch.Tensor, variants: tuple[_VariantT_contra, ...]
+    ) -> torch.Tensor:
         """Predict what the path asks for, such as the velocity of flow matching.
 
         Args:
@@ -35,19 +47,16 @@ class Predict(Protocol):
         """
 
 
-GuidanceSchedule = Callable[[float], Guidance]
-"""The guidance at a timestep."""
-
 SetTimesteps = Callable[[Any, int, torch.device], None]
 StepCallback = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor | None]
 
 
 @torch.no_grad()
 def denoise(
-    predict: Predict,
+    predict: Predict[VariantT],
     scheduler: Any,
     latents: torch.Tensor,
-    guidance: Guidance | GuidanceSchedule,
+    guidance: Guidance[VariantT] | GuidanceSchedule[VariantT],
     num_inference_steps: int,
     *,
     batching: Batching = "sequential",
@@ -84,7 +93,7 @@ def denoise(
         if is_interrupted():
             break
         current = guidance if isinstance(guidance, Guidance) else guidance(float(timestep))
-        rows: list[GuidanceRow] = []
+        rows: list[GuidanceRow[VariantT]] = []
         predictions: list[torch.Tensor] = []
         for group in current.groups(batching):
             rows.extend(group)
@@ -112,22 +121,6 @@ def check_scheduler(scheduler: Any, prediction: PredictionType = "flow") -> None
             f"expected a scheduler for {_EXPECTED[prediction]}, got {type(scheduler).__name__} with "
             f"prediction_type={scheduler.config.get('prediction_type')!r}"
         )
-
-
-def set_truncated_timesteps(scheduler: Any, num_inference_steps: int, device: torch.device) -> None:
-    """The steps of UniPC for flow matching as the diffusers in the official Wan code (0.34.0.dev0) has them.
-
-    Noise levels are spread from 1 - 1 / 1000 down, before the shift, where they now start at 1; and timesteps lose
-    their fractions, which are now rounded. Other schedulers did not change.
-    """
-    if type(scheduler).__name__ != "UniPCMultistepScheduler" or not scheduler.config.use_flow_sigmas:
-        scheduler.set_timesteps(num_inference_steps, device=device)
-        return
-    lowest = 1.0 / scheduler.config.num_train_timesteps
-    sigmas = 1.0 - np.linspace(1.0, lowest, num_inference_steps + 1)
-    scheduler.set_timesteps(num_inference_steps, device=device, sigmas=sigmas[:0:-1].copy())
-    levels = scheduler.sigmas[:num_inference_steps].double() * scheduler.config.num_train_timesteps
-    scheduler.timesteps = levels.to(torch.int64).to(device)
 
 
 def _set_timesteps(scheduler: Any, num_inference_steps: int, device: torch.device) -> None:

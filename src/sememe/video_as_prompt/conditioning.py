@@ -14,7 +14,7 @@ from torch import Tensor
 from sememe.backbones.autoencoder import Latents, Video, encode_video
 from sememe.backbones.cross_attention import KeptText
 from sememe.backbones.pixels import clips_to_video
-from sememe.diffusion.guidance import Guidance, ReferenceChoice, Text, Variant
+from sememe.diffusion.guidance import Guidance
 from sememe.errors import InputError
 from sememe.video import Clip, resample_clip, resize_clip
 from sememe.video_as_prompt.families import (
@@ -25,6 +25,7 @@ from sememe.video_as_prompt.families import (
     Reference,
     Timestep,
 )
+from sememe.video_as_prompt.guidance import ReferenceChoice, Text, Variant
 from sememe.video_as_prompt.inputs import EncodedReference, ReferenceClips, Request
 from sememe.video_as_prompt.quirks import stretch_clip
 from sememe.video_as_prompt.references import ReferenceCache, ReferenceInputs, ReferenceTokens, join_references
@@ -81,7 +82,7 @@ class ConditionEncoder:
         self._encoded: dict[tuple[int, ...], torch.Tensor] = {}
         self._check_positions()
 
-    def encode_targets(self, request: Request, guidance: Guidance, generator: Generators) -> Conditions:
+    def encode_targets(self, request: Request, guidance: Guidance[Variant], generator: Generators) -> Conditions:
         """Encode everything but the references."""
         firsts = self._fit(request.images)
         lasts = self._fit(request.last_images)
@@ -100,7 +101,7 @@ class ConditionEncoder:
         return Conditions(channels, texts, embeds, {}, self.family.encode_first_latents(images))
 
     def encode_references(
-        self, request: Request, guidance: Guidance, generator: Generators
+        self, request: Request, guidance: Guidance[Variant], generator: Generators
     ) -> dict[tuple[ReferenceChoice, Text], Reference]:
         """Encode the references of every variant that guidance needs; variants with the same reference share it."""
         found: dict[tuple[ReferenceChoice, Text], Reference] = {}

@@ -20,7 +20,7 @@ from sememe.compute.strategy import GIGABYTE, MemoryPlan, Wish
 from sememe.compute.tiling import check_tiling, enable_tiling
 from sememe.video import Clip
 from sememe.video_as_prompt.conditioning import ConditionEncoder, Predictor
-from sememe.video_as_prompt.guidance_schedule import VideoAsPromptSchedule
+from sememe.video_as_prompt.guidance import VideoAsPromptSchedule
 from sememe.video_as_prompt.inputs import make_request
 from sememe.video_as_prompt.settings import Settings
 

@@ -20,13 +20,13 @@ from sememe.compute.speed import begin_generation, check_mask_support
 from sememe.compute.stopwatch import Stopwatch
 from sememe.compute.tiling import check_tiling
 from sememe.compute.weight_storage import check_savable
-from sememe.diffusion.denoise import check_scheduler, denoise, set_truncated_timesteps
+from sememe.diffusion.denoise import check_scheduler, denoise
 from sememe.errors import InputError, ModelError
 from sememe.video import Clip
 from sememe.video_as_prompt.conditioning import Conditions, Predictor
 from sememe.video_as_prompt.encoders import CachedTextEncoder, PromptEncoding, resolve_captions, resolve_texts
 from sememe.video_as_prompt.families import BackboneFamily, Generators, choose_family
-from sememe.video_as_prompt.guidance_schedule import VideoAsPromptSchedule
+from sememe.video_as_prompt.guidance import VideoAsPromptSchedule
 from sememe.video_as_prompt.inputs import (
     EncodedReference,
     Request,
@@ -37,6 +37,7 @@ from sememe.video_as_prompt.inputs import (
 )
 from sememe.video_as_prompt.memory_plan import Placing
 from sememe.video_as_prompt.model_folders import load_components, save_components
+from sememe.video_as_prompt.quirks import set_truncated_timesteps
 from sememe.video_as_prompt.settings import Settings
 from sememe.video_as_prompt.system import VIDEO_AS_PROMPT
 
