@@ -86,6 +86,19 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_by_bit(tmp_path: Path, ch
     assert_same_run(tmp_path / "straight", tmp_path / "parts")
 
 
+@pytest.mark.parametrize(("capabilities", "is_bf16"), [({"avx2": True}, False), ({"avx512_bf16": True}, True)])
+def test_precision_auto_is_bf16_where_the_cpu_has_instructions_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], is_bf16: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    train(SmallStage(), make_config(precision="auto"), tmp_path / "auto")
+    train(SmallStage(), make_config(precision="bf16" if is_bf16 else "fp32"), tmp_path / "said")
+    assert_same_run(tmp_path / "said", tmp_path / "auto")
+    train(SmallStage(), make_config(precision="fp32" if is_bf16 else "bf16"), tmp_path / "other")
+    with pytest.raises(AssertionError):
+        assert_same_run(tmp_path / "other", tmp_path / "auto")
+
+
 def test_a_run_killed_while_saving_goes_on_from_the_last_complete_checkpoint(tmp_path: Path) -> None:
     train(SmallStage(), make_config(save_every=2), tmp_path / "straight")
     parts = tmp_path / "parts"

@@ -69,6 +69,9 @@ class PhaseConfig:
 _OF_PHASES = ("num_steps", "learning_rate", "learning_rate_factors", "schedule")
 
 
+Precision = Literal["auto", "bf16", "fp32"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """Settings of the training loop, the same for every stage.
@@ -86,6 +89,7 @@ class TrainingConfig:
     update grows with the matrices' width: on one CPU core 3.4 s for a network of 32 million parameters (AdamW's 20 ms),
     but an eighth of a step of 24 clips for one of 5 million at width 192, which it more than makes up for.
     `gradient_clip` 0 does not clip. `prefetch_batches` makes that many batches ahead in as many threads.
+    `precision` "auto" is bf16 on devices that are fast in it and fp32 on others, such as CPUs without AVX-512.
     `num_threads` 0 leaves torch's setting. Steps count optimiser steps, each of `accumulation_steps` batches.
     """
 
@@ -103,7 +107,7 @@ class TrainingConfig:
     ema_decay: float = 0.999
     gradient_clip: float = 1.0
     accumulation_steps: int = 1
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Precision = "auto"
     compile: Literal["none", "blocks"] = "none"
     device: str = "auto"
     num_threads: int = 0

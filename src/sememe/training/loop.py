@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,12 +14,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from sememe.compute.devices import is_fast_in_bfloat16
 from sememe.errors import ModelError, OutputError, RecipeError
 from sememe.files import atomic_folder, describe_write_error
 from sememe.training.average import WeightAverage, copy_tensors
 from sememe.training.batches import BatchSource
 from sememe.training.checkpoint import Checkpoint, find_latest, list_checkpoints, load_checkpoint, save_checkpoint
-from sememe.training.config import TrainingConfig
+from sememe.training.config import Precision, TrainingConfig
 from sememe.training.distribution import Distribution, open_distribution
 from sememe.training.interruption import StopRequest, listen_for_stop
 from sememe.training.optimizer import NamedOptimizer, tracked_tensors
@@ -87,14 +88,14 @@ def train(
     Raises `RecipeError` for settings that do not fit, and, naming the step, when loss or gradients are not finite;
     `ModelError` for checkpoints of another model; `OutputError` if something cannot be written.
     """
-    with (
-        open_distribution(config.device) as distribution,
-        _torch_settings(config, distribution.device),
-        listen_for_stop() as request,
-    ):
-        run = _Run(stage, config, Path(output_dir), distribution, on_event)
-        run.restore(resume, None if init_from is None else Path(init_from))
-        return run.work(request)
+    with open_distribution(config.device) as distribution, listen_for_stop() as request:
+        if config.precision == "auto":
+            precision: Precision = "bf16" if is_fast_in_bfloat16(distribution.device) else "fp32"
+            config = replace(config, precision=precision)
+        with _torch_settings(config, distribution.device):
+            run = _Run(stage, config, Path(output_dir), distribution, on_event)
+            run.restore(resume, None if init_from is None else Path(init_from))
+            return run.work(request)
 
 
 class _Run:
