@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from benchmarks.contestants import TEXT_SCALE, Models, make_contestants, run_steps
 from benchmarks.geometry import LATENT_CHANNELS, QUICK, AttentionMode, make_inputs, make_transformer
-from sememe.compute.tracker import track_memory
+from sememe.compute.rehearsal import track_memory
 from sememe.training.networks import make_text_encoder
 from sememe.training.recipes import TextNetwork
 from sememe.video import Clip

@@ -20,8 +20,8 @@ from benchmarks.gpu_models import Case, fit_layers, make_case_inputs, make_model
 from benchmarks.results import RESULTS, describe_run, write_result
 from benchmarks.timing import time_in_turns, time_once
 from sememe.compute.placement import apply_offload
+from sememe.compute.rehearsal import track_memory
 from sememe.compute.speed import compile_transformer, list_usable_attention, set_attention
-from sememe.compute.tracker import track_memory
 from sememe.errors import SememeError
 from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
 

@@ -12,7 +12,7 @@ from benchmarks.footprint import count_bytes, record_bytes
 from benchmarks.geometry import Geometry, make_inputs, make_stock, make_transformer
 from benchmarks.products import bring_to_rate, find_rate, make_product, measure_shares
 from benchmarks.timing import Expectation, Timing, expect_at_least, expect_within, time_in_turns
-from sememe.compute.tracker import track_memory
+from sememe.compute.rehearsal import track_memory
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 Report = Callable[[str], None]

@@ -19,7 +19,7 @@ class StageSpec:
         recipe: Class of the recipes that describe such a run.
         makes: Parts of a model that the run trains, and may begin with.
         needs: Parts that are read from other runs or models, by the field of the recipe that names these.
-        preparation: Class that reads what a recipe names, a `training.preparation.Preparation`. It is called with the
+        preparation: Class that reads what a recipe names, a `training.stage.Preparation`. It is called with the
             recipe, the folders of the needed parts by part, and a function that announces what is being done.
     """
 
@@ -85,6 +85,8 @@ class System:
 
 
 AUTOENCODER = StageSpec(
-    recipe=AutoencoderRecipe, makes=("vae",), preparation="sememe.training.preparation:AutoencoderPreparation"
+    recipe=AutoencoderRecipe,
+    makes=("vae",),
+    preparation="sememe.training.stage_autoencoder:AutoencoderPreparation",
 )
 """Training of a video autoencoder, the same in every system."""

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from sememe.backbones.autoencoder import frames_to_video
 from sememe.backbones.linear_autoencoder import LinearVideoAutoencoder, fold, unfold
 from sememe.checkpoints.components import load_component
 from sememe.checkpoints.zoo import resolve_model
-from sememe.training.stage_autoencoder import to_video
 from sememe.world import EVALUATION_SEED, conditions, random_scene, render
 from video_as_prompt.wan_factories import make_linear_vae
 
@@ -85,7 +85,7 @@ def film(num_clips: int) -> torch.Tensor:
         scene = random_scene(EVALUATION_SEED + seed)
         names = conditions(scene=scene)
         clips.append(render(scene, names[13 * seed % len(names)], num_frames=17, size=64).clip.frames)
-    return to_video(np.stack(clips))
+    return frames_to_video(np.stack(clips))
 
 
 def psnr(one: torch.Tensor, other: torch.Tensor) -> float:

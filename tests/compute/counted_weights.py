@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from compute.hidden_weights import hide_offloaded, tensors_of
 from sememe.compute.placement import apply_offload
-from sememe.compute.tracker import TrackedMemory, track_memory
+from sememe.compute.rehearsal import TrackedMemory, track_memory
 
 
 class CountedDevice:

@@ -12,7 +12,7 @@ from diffusers.loaders import WanLoraLoaderMixin
 from peft import LoraConfig, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from sememe.compute.expert_lora import EXPERT_LORA_NAME, add_expert_adapter, load_expert_adapter, save_expert_adapter
+from sememe.compute.lora import EXPERT_LORA_NAME, add_expert_adapter, load_expert_adapter, save_expert_adapter
 from sememe.errors import InputError, ModelError
 from video_as_prompt import cogvideox_factories, wan_factories
 from video_as_prompt.pipeline_factories import make_clip, make_cogvideox_pipeline, make_picture, make_pipeline

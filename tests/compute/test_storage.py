@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from sememe.compute.placement import apply_offload, apply_storage, cast_layerwise
-from sememe.compute.storage import quantizable_layers, quantize_transformer
-from sememe.compute.weight_storage import find_library
+from sememe.compute.storage import find_library, quantizable_layers, quantize_transformer
 from sememe.errors import InputError, MissingExtraError
 from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
 from video_as_prompt import cogvideox_factories, wan_factories

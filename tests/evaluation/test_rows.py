@@ -7,7 +7,7 @@ import pytest
 
 from sememe.errors import InputError
 from sememe.evaluation.cases import Case
-from sememe.evaluation.grid import GridDifferences
+from sememe.evaluation.metrics import GridDifferences
 from sememe.evaluation.rows import CaseResult, estimate_share, read_result, summarise_row
 
 

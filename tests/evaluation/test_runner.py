@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from sememe.errors import InputError
-from sememe.evaluation.reports import EvaluationReport
-from sememe.evaluation.runner import Row, Runner, choose_rows
+from sememe.evaluation.runner import EvaluationReport, Row, Runner, choose_rows
 from sememe.evaluation.statistics import Estimate, wilson_interval
 from sememe.video import Clip, SheetRow, read_image
 

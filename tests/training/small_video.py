@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sememe.backbones.autoencoder import frames_to_video
 from sememe.backbones.linear_autoencoder import LinearVideoAutoencoder
-from sememe.training.stage_autoencoder import to_video
-from sememe.training.world_clips import render_item, world_item
+from sememe.training.clips import render_item, world_item
 
 SIZE = 16
 NUM_FRAMES = 9
@@ -27,7 +27,7 @@ def small_frames(index: int) -> np.ndarray:
 
 def small_video(start: int, count: int) -> Tensor:
     """Clips of the world, (count, 3, 9, 16, 16) in [-1, 1]."""
-    return to_video(np.stack([small_frames(index) for index in range(start, start + count)]))
+    return frames_to_video(np.stack([small_frames(index) for index in range(start, start + count)]))
 
 
 class SmallClips:

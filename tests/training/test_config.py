@@ -6,7 +6,7 @@ import pytest
 from sememe.errors import InputError
 from sememe.records import apply_overrides, flatten
 from sememe.training.config import PhaseConfig, ScheduleConfig, TrainingConfig
-from sememe.training.schedule import schedule_factor
+from sememe.training.phases import schedule_factor
 
 
 def factors(config: TrainingConfig, seconds: float = 0.0) -> list[float]:

@@ -5,9 +5,8 @@ import torch
 from torch import nn
 
 from sememe.errors import ModelError, RecipeError
-from sememe.training.average import WeightAverage
 from sememe.training.config import TrainingConfig
-from sememe.training.optimizer import NamedOptimizer, split_parameters, tracked_tensors
+from sememe.training.optimizer import NamedOptimizer, WeightAverage, split_parameters, tracked_tensors
 from training.small_stage import SmallNetwork
 
 

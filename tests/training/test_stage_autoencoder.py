@@ -4,10 +4,9 @@ import pytest
 import torch
 
 from sememe.backbones.linear_autoencoder import LinearVideoAutoencoder
-from sememe.training.autoencoder_settings import AutoencoderSettings
-from sememe.training.config import ScheduleConfig, TrainingConfig
+from sememe.training.config import AutoencoderSettings, ScheduleConfig, TrainingConfig
 from sememe.training.loop import train
-from sememe.training.principal import start_from_principal_components
+from sememe.training.networks import start_from_principal_components
 from sememe.training.progress import read_log
 from sememe.training.stage_autoencoder import AutoencoderStage
 from training.small_video import SIZE, SmallClips, make_linear_vae, small_video

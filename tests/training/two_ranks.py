@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from sememe.training.config import TrainingConfig
 from sememe.training.loop import train
-from sememe.training.seeds import step_generator
-from sememe.training.stage import Stage, StepLoss, Weights
+from sememe.training.stage import Stage, StepLoss, Weights, step_generator
 
 SEED = 11
 

@@ -13,8 +13,7 @@ from diffusers import (
     WanPipeline,
 )
 
-from sememe.backbones.autoencoder import encode_video
-from sememe.backbones.pixels import clips_to_video
+from sememe.backbones.autoencoder import clips_to_video, encode_video
 from sememe.errors import InputError, ModelError
 from sememe.video import Clip, resize_clip
 from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline

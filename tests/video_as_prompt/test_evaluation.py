@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sememe.evaluation.grid import GridDifferences
+from sememe.evaluation.metrics import GridDifferences
 from sememe.evaluation.rows import CaseResult
 from sememe.evaluation.runner import choose_rows
 from sememe.video import Clip

@@ -9,8 +9,8 @@ import torch
 from diffusers import AutoencoderKLCogVideoX, AutoencoderKLWan
 
 from compute.counted_weights import count_device
+from sememe.compute.rehearsal import measure_peak
 from sememe.compute.strategy import Candidate, Estimate, MemoryPlan, Strategy, Wish
-from sememe.compute.tracker import measure_peak
 from sememe.errors import InputError
 from sememe.video_as_prompt.memory_plan import apply_plan, list_phases, make_planner
 from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline

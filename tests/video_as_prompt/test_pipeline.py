@@ -11,9 +11,8 @@ from accelerate import cpu_offload
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler, WanTransformer3DModel
 from peft import LoraConfig, get_peft_model_state_dict
 
-from sememe.backbones.autoencoder import decode_latents
+from sememe.backbones.autoencoder import clips_to_video, decode_latents
 from sememe.backbones.first_frame import frame_condition
-from sememe.backbones.pixels import clips_to_video
 from sememe.backbones.text import encode_prompts
 from sememe.errors import InputError
 from sememe.video import Clip, resize_image

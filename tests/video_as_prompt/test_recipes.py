@@ -6,7 +6,7 @@ import pytest
 
 from sememe.errors import RecipeError
 from sememe.records import apply_overrides, flatten
-from sememe.training.autoencoder_settings import AutoencoderSettings
+from sememe.training.config import AutoencoderSettings
 from sememe.training.recipes import ClipFormat, LatentsRecipe, LinearNetwork, Regeneration, WorldData
 from sememe.video_as_prompt.recipes import tiny_autoencoder, tiny_expert
 from sememe.video_as_prompt.stage_settings import BackboneSettings, ExpertRecipe, ExpertSettings

@@ -12,8 +12,7 @@ from peft import LoraConfig
 from generation_requests import vary
 from model_folders import make_stock, save_model, save_published
 from sememe.compute.loading_settings import LoadingSettings
-from sememe.compute.placement import apply_storage
-from sememe.compute.tiling import enable_tiling
+from sememe.compute.placement import apply_storage, enable_tiling
 from sememe.video import write_clip, write_image
 from sememe.video_as_prompt.blueprint import read_blueprint, read_own_dtype
 from sememe.video_as_prompt.generation import VideoAsPromptInputs

@@ -6,17 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from sememe.backbones.autoencoder import encode_video
+from sememe.backbones.autoencoder import encode_video, frames_to_video
 from sememe.backbones.first_frame import encode_first_frame
 from sememe.checkpoints.components import load_component
 from sememe.checkpoints.fingerprint import fingerprint_encoder
 from sememe.data.array_cache import ArrayCache
 from sememe.data.manifest import VideoSample, write_manifest, write_vap_data
 from sememe.errors import InputError, ModelError, RecipeError
-from sememe.training.clips import open_clips
+from sememe.training.clips import open_clips, render_item, world_item
 from sememe.training.recipes import LatentsRecipe, Regeneration
-from sememe.training.stage_autoencoder import to_video
-from sememe.training.world_clips import render_item, world_item
 from sememe.video import write_clip
 from sememe.video_as_prompt.stages import LatentSource
 from sememe.workflows import precompute
@@ -42,7 +40,7 @@ def test_latents_are_those_of_the_pipeline(runs: Path) -> None:
     for index in (0, 77, 307):
         item = world_item(index, 154)
         rendered = render_item(item, num_frames=9, size=16)
-        video = to_video(rendered.clip.frames[None])
+        video = frames_to_video(rendered.clip.frames[None])
         # The size of a batch changes the rounding.
         assert torch.allclose(cache.select("clean", torch.tensor([index])).float(), encode_video(vae, video), atol=2e-3)
         first = encode_first_frame(vae, video[:, :, 0], 9, "repeat").half()
@@ -157,7 +155,7 @@ def test_a_dataset_of_videos(layout: str, runs: Path, tmp_path: Path) -> None:
     frames = open_clips(recipe.clips, recipe.data, recipe.dataset).frames(1)
     vae = load_component("vae", runs / "autoencoder" / "model" / "vae")
     with torch.no_grad():
-        expected = encode_video(vae, to_video(frames[None]))
+        expected = encode_video(vae, frames_to_video(frames[None]))
     assert np.allclose(cache.select("clean", torch.tensor([1])).float()[0], expected[0], atol=2e-3)
     with pytest.raises(RecipeError, match="made with dataset"):
         precompute_latents(latents_recipe(runs), tmp_path / "latents")

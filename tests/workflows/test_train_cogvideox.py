@@ -8,9 +8,9 @@ import torch
 
 from sememe.data.manifest import VideoSample, write_manifest
 from sememe.errors import RecipeError
+from sememe.training.clips import render_item, world_item
 from sememe.training.progress import read_log
 from sememe.training.recipes import LatentsRecipe
-from sememe.training.world_clips import render_item, world_item
 from sememe.video import write_clip
 from sememe.video_as_prompt.network_cogvideox import CogVideoXVideoAsPromptTransformer
 from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline

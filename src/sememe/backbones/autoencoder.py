@@ -1,18 +1,20 @@
-"""Videos to latents and back: the one place where latents are normalised.
+"""Videos and clips to latents and back: the one place where latents are normalised.
 
 Whatever leaves `encode_video` has about zero mean and unit variance per channel, and everything behind it works with
-such latents only.
-"""
+such latents only."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers.utils.torch_utils import get_module_execution_device
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import nn
 
 from sememe.errors import InputError, ModelError
+from sememe.video import Clip
 
 Video = Float[torch.Tensor, "batch 3 frame height width"]
 Latents = Float[torch.Tensor, "batch channel latent_frame latent_height latent_width"]
@@ -166,3 +168,22 @@ def _statistics(vae: nn.Module, latents: torch.Tensor) -> tuple[torch.Tensor, to
         return latents.new_zeros(()), latents.new_full((), 1.0 / scale)
     mean, std = (latents.new_tensor(values).view(1, -1, 1, 1, 1) for values in (means, deviations))
     return mean, std
+
+
+def clips_to_video(clips: Sequence[Clip]) -> Video:
+    """Stack clips of one shape to (batch, 3, frame, height, width), values in [-1, 1], float32."""
+    # Laid out as frames are, channels last, and not as `frames_to_video` does it: convolutions round accordingly.
+    frames = torch.from_numpy(np.stack([clip.frames for clip in clips]))
+    return frames.permute(0, 4, 1, 2, 3).float().div_(127.5).sub_(1.0)
+
+
+def frames_to_video(frames: UInt8[np.ndarray, "batch frame height width 3"]) -> Video:
+    """Bring frames to (batch, 3, frame, height, width), values in [-1, 1], float32."""
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(frames, -1, -4))).float().div_(127.5).sub_(1.0)
+
+
+def video_to_clips(video: Video, fps: float) -> list[Clip]:
+    """Makes one clip per entry of the batch; values beyond [-1, 1] are cut off."""
+    levels = video.float().clamp(-1.0, 1.0).add(1.0).mul(127.5).round()
+    frames = levels.to(torch.uint8).permute(0, 2, 3, 4, 1).cpu().numpy()
+    return [Clip(np.ascontiguousarray(entry), fps) for entry in frames]

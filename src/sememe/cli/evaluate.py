@@ -93,7 +93,7 @@ def evaluate_video_as_prompt(
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole report as JSON.")] = False,
 ) -> None:
     """Measure how well results follow their references, by comparing them with the true targets."""
-    from sememe.training.malloc import keep_freed_memory
+    from sememe.training.process import keep_freed_memory
     from sememe.workflows.evaluate import EvaluationSettings, evaluate
 
     keep_freed_memory()

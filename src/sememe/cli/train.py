@@ -214,7 +214,7 @@ def _say_nothing(_: "Progress") -> None:
 
 
 def _keep_memory() -> None:
-    from sememe.training.malloc import keep_freed_memory
+    from sememe.training.process import keep_freed_memory
 
     keep_freed_memory()
 

@@ -6,7 +6,7 @@ from typing import Any
 from diffusers.hooks.layerwise_casting import _is_layerwise_casting_active
 
 from sememe.compute.speed import list_attention
-from sememe.compute.weight_storage import find_library
+from sememe.compute.storage import find_library
 
 # Backends that compute in 8 bits.
 _APPROXIMATE_ATTENTION = ("sage", "_sage")

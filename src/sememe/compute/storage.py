@@ -4,7 +4,8 @@ Everything here is approximate: how far results move depends on the model and is
 sensitive to rounding (embedders, norms with what modulates them, the output layer) stays as it is.
 """
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from types import ModuleType
@@ -13,9 +14,57 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 
-from sememe.compute.expert_lora import is_adapter_layer
-from sememe.compute.weight_storage import find_library
-from sememe.errors import InputError, MissingExtraError
+from sememe.errors import InputError, MissingExtraError, ModelError
+
+Library = Literal["torchao", "bitsandbytes"]
+ADAPTER_LAYER_PATTERN = r"\.(?:lora|lokr)_"
+"""Found in the names of what PEFT puts beside a layer."""
+
+
+def is_adapter_layer(name: str) -> bool:
+    """Whether a name within a model is that of an adapter's own layer."""
+    return re.search(ADAPTER_LAYER_PATTERN, name) is not None
+
+
+def find_library(module: nn.Module) -> Library | None:
+    """The library that has quantised a weight in `module`, if any has."""
+    for parameter in module.parameters():
+        library = _library_of(parameter)
+        if library is not None:
+            return library
+    return None
+
+
+def find_storage(parameters: Iterable[torch.Tensor]) -> Library | Literal["fp8"] | None:
+    """What stores one of some weights in fewer bits: a library, or layerwise casting from 8-bit floats (`fp8`)."""
+    for parameter in parameters:
+        library = _library_of(parameter)
+        if library is not None:
+            return library
+        if parameter.is_floating_point() and parameter.dtype.itemsize == 1:
+            return "fp8"
+    return None
+
+
+def check_savable(parameters: Iterable[torch.Tensor]) -> None:
+    """Raises `ModelError` for weights in fewer bits: files hold them as they were before."""
+    storage = find_storage(parameters)
+    if storage is not None:
+        raise ModelError(
+            f"the weights are stored in fewer bits ({storage}), and a file of them would be less exact than the model; "
+            "load the model again and save it before its storage is changed"
+        )
+
+
+def _library_of(parameter: Any) -> Library | None:
+    for kind in (type(parameter), type(parameter.data)):
+        package = kind.__module__.split(".")[0]
+        if package == "torchao":
+            return "torchao"
+        if package == "bitsandbytes":
+            return "bitsandbytes"
+    return None
+
 
 Quantization = Literal["int8wo", "int8dq", "fp8wo", "int8", "nf4"]
 """What a linear layer becomes:

@@ -1,4 +1,8 @@
-"""Which scenes and conditions an evaluation films: a pure function of its settings."""
+"""Which scenes and conditions an evaluation films: a pure function of its settings.
+
+Unseen conditions for choosing are kept apart from those that are reported. The halves are fixed by name: every second
+one of each family in alphabetical order, with mirrored conditions in one half. A condition that joins the world later
+is reported."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -6,6 +10,36 @@ from dataclasses import dataclass
 import numpy as np
 
 from sememe.errors import InputError
+from sememe.world import conditions
+from sememe.world.catalogue import parts_of
+
+UNSEEN_VALIDATION = (
+    *("burn", "ghost", "multiply", "split_halves"),
+    *("hatch", "old_film", "underwater"),
+    *("corkscrew", "peekaboo", "tumble_left", "tumble_right"),
+    *("fisheye", "orbit_left", "orbit_right"),
+)
+"""Unseen conditions on which steps, guidance and checkpoints are chosen, family by family."""
+
+
+def split_conditions(split: str | None) -> list[str]:
+    """Names of conditions, sorted.
+
+    Args:
+        split: "seen"; "unseen" for the reported half; "unseen_validation" for the other; "novel"; None for seen and
+            both halves.
+    """
+    if split == "unseen_validation":
+        return sorted(UNSEEN_VALIDATION)
+    return [name for name in conditions(split=split) if split != "unseen" or name not in UNSEEN_VALIDATION]
+
+
+def condition_groups(name: str) -> tuple[str, ...]:
+    """The groups in which the accuracy of a condition is counted: its split and its family."""
+    first, *others = parts_of(name)
+    if others:
+        return ("novel",)
+    return ("unseen_validation" if name in UNSEEN_VALIDATION else first.split, first.family)
 
 
 @dataclass(frozen=True, slots=True)

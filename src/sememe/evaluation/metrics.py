@@ -1,11 +1,109 @@
-"""How close a clip is to its true target. Frames are uint8, results are for values in 0..1."""
+"""How close a clip is to its true target, and which traces of the latent grid it shows.
+
+Frames are uint8, PSNR and SSIM are for values in 0..1. Traces are tiles in space, seams in time, and flicker, all
+relative to the true renders of the same cases, so that 1.0 means no worse than the truth. Seams between latent frames
+are a part of flicker; flicker as such also rises with noise that changes in every frame, and falls below 1.0 where
+motion is smoothed away."""
 
 import math
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass
 
 import numpy as np
 
+from sememe.backbones.autoencoder import LatentGrid
 from sememe.errors import InputError
+from sememe.evaluation.statistics import Estimate, bootstrap_interval
 from sememe.video import Clip
+
+_LEAST = 1e-6  # levels; keeps ratios finite where nothing differs, far below what a clip of bytes can show
+
+
+@dataclass(frozen=True, slots=True)
+class GridDifferences:
+    """Mean absolute differences within a clip, in levels of 0 to 255; 0 where there is no such pair.
+
+    Attributes:
+        across_tiles: between neighbouring pixels on either side of a line of the latent grid.
+        within_tiles: between all other neighbouring pixels.
+        across_latent_frames: between the last frame of a latent frame and the first of the next.
+        within_latent_frames: between all other successive frames.
+        second: second differences in time, of three successive frames.
+    """
+
+    across_tiles: float
+    within_tiles: float
+    across_latent_frames: float
+    within_latent_frames: float
+    second: float
+
+
+@dataclass(frozen=True, slots=True)
+class GridTraces:
+    """How much more of the latent grid clips show than true renders do; 1.0 is none.
+
+    Attributes:
+        tiles: differences across the lines of the grid over those elsewhere.
+        seams: the same in time, between latent frames.
+        flicker: second differences in time.
+    """
+
+    tiles: Estimate
+    seams: Estimate
+    flicker: Estimate
+
+
+def measure_grid(clip: Clip, grid: LatentGrid) -> GridDifferences:
+    """Measure neighbouring pixels (in all frames but the first, which was given) and successive frames."""
+    frames = clip.frames.astype(np.float32)
+    rows, columns = (np.abs(np.diff(frames[1:], axis=axis)) for axis in (1, 2))
+    steps = np.diff(frames, axis=0)
+    # Pair i lies between pixels i and i + 1; frame 0 has a latent frame of its own, so a new one begins at frame 1.
+    on_row, on_column = (np.arange(1, side) % grid.spatial_ratio == 0 for side in (clip.height, clip.width))
+    on_frame = np.arange(clip.num_frames - 1) % grid.temporal_ratio == 0
+    return GridDifferences(
+        _mean(rows[:, on_row], columns[:, :, on_column]),
+        _mean(rows[:, ~on_row], columns[:, :, ~on_column]),
+        _mean(np.abs(steps[on_frame])),
+        _mean(np.abs(steps[~on_frame])),
+        _mean(np.abs(np.diff(steps, axis=0))),
+    )
+
+
+def compare_grids(
+    made: Sequence[GridDifferences], true: Sequence[GridDifferences], scenes: Sequence[int]
+) -> GridTraces:
+    """The traces in several clips together, with intervals over scenes.
+
+    Differences are averaged over the clips before they are divided: a single clip with hardly any difference would
+    otherwise decide the mean.
+
+    Args:
+        made: Measures of each generated clip.
+        true: The same of its true render.
+        scenes: Scene of each clip.
+    """
+    values = [[*astuple(one), *astuple(other)] for one, other in zip(made, true, strict=True)]
+    count = len(GridDifferences.__slots__)
+
+    def estimate(statistic: Callable[[np.ndarray], np.ndarray]) -> Estimate:
+        def relative(means: np.ndarray) -> np.ndarray:
+            means = np.maximum(means, _LEAST)
+            return statistic(means[..., :count] / means[..., count:])
+
+        return bootstrap_interval(values, scenes, statistic=relative)
+
+    return GridTraces(
+        tiles=estimate(lambda ratios: ratios[..., 0] / ratios[..., 1]),
+        seams=estimate(lambda ratios: ratios[..., 2] / ratios[..., 3]),
+        flicker=estimate(lambda ratios: ratios[..., 4]),
+    )
+
+
+def _mean(*parts: np.ndarray) -> float:
+    count = sum(part.size for part in parts)
+    return round(sum(float(part.sum(dtype=np.float64)) for part in parts) / count, 5) if count else 0.0
+
 
 PSNR_LIMIT = 100.0  # decibels; what equal clips get, so that means stay finite
 _WINDOW = 7

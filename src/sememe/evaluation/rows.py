@@ -7,11 +7,9 @@ from typing import Any
 from sememe.backbones.autoencoder import LatentGrid
 from sememe.errors import InputError
 from sememe.evaluation.cases import Case
-from sememe.evaluation.grid import GridDifferences, GridTraces, compare_grids, measure_grid
-from sememe.evaluation.metrics import psnr, ssim
+from sememe.evaluation.metrics import GridDifferences, GridTraces, compare_grids, measure_grid, psnr, ssim
 from sememe.evaluation.oracle import Confusion, Oracle, Verdict, count_confusions
-from sememe.evaluation.statistics import Estimate, bootstrap_interval, wilson_interval
-from sememe.evaluation.tables import format_mean, format_share
+from sememe.evaluation.statistics import Estimate, bootstrap_interval, format_mean, format_share, wilson_interval
 from sememe.video import Clip
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sememe.backbones.autoencoder import encode_video
+from sememe.backbones.autoencoder import encode_video, frames_to_video
 from sememe.backbones.first_frame import CachedFill, encode_cached_first_frame
 from sememe.checkpoints.components import load_component
 from sememe.checkpoints.fingerprint import fingerprint_encoder, fingerprint_model
@@ -19,7 +19,6 @@ from sememe.data.array_cache import ClipItem
 from sememe.training.clips import ClipCollection
 from sememe.training.networks import read_video
 from sememe.training.recipes import Regeneration
-from sememe.training.stage_autoencoder import to_video
 from sememe.training.text_source import EncodedText
 
 
@@ -61,7 +60,7 @@ class FirstFrameLatents:
 
     def preprocess(self, entries: Sequence[int]) -> Tensor:
         """(clip, 3, height, width) in [-1, 1]."""
-        return to_video(np.stack([self._clips.first_frame(index)[None] for index in entries]))[:, :, 0]
+        return frames_to_video(np.stack([self._clips.first_frame(index)[None] for index in entries]))[:, :, 0]
 
     def encode(self, inputs: Tensor) -> Tensor:
         """(clip, channel, frame, height, width), of the shape of the clip's own latents."""

@@ -1,4 +1,6 @@
-"""Settings of a training run. Imports no torch."""
+"""Settings of a training run and of the autoencoder's stage. Imports no torch."""
+
+from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
@@ -8,9 +10,32 @@ from typing import Literal
 from sememe.errors import RecipeError
 
 
-def _check(is_valid: object, message: str) -> None:
+def check_setting(is_valid: object, message: str) -> None:
+    """Raise `RecipeError` with this message if a setting is not valid."""
     if not is_valid:
         raise RecipeError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderSettings:
+    """How the autoencoder's refinement is trained.
+
+    Latents get noise of a standard deviation that is drawn for each clip, up to `max_noise`, and that the network is
+    given. `generated_share` of each batch are latents with a sampler's errors, where there are such.
+    `gradient_weight` weighs the error of spatial differences against that of pixels (both mean absolute).
+    """
+
+    batch_size: int = 16
+    max_noise: float = 0.8
+    generated_share: float = 0.25
+    gradient_weight: float = 0.3
+
+    def __post_init__(self) -> None:
+        share = self.generated_share
+        check_setting(self.batch_size >= 1, f"batch_size must be 1 or more, got {self.batch_size}")
+        check_setting(0 <= share <= 1, f"generated_share must be from 0 to 1, got {share}")
+        for name in ("max_noise", "gradient_weight"):
+            check_setting(getattr(self, name) >= 0, f"{name} must be 0 or more, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,20 +54,22 @@ class ScheduleConfig:
     final_ratio: float = 0.0
 
     def __post_init__(self) -> None:
-        _check(self.warmup_steps >= 0, f"schedule.warmup_steps must be 0 or more, got {self.warmup_steps}")
-        _check(
+        check_setting(self.warmup_steps >= 0, f"schedule.warmup_steps must be 0 or more, got {self.warmup_steps}")
+        check_setting(
             0.0 < self.decay_fraction <= 1.0,
             f"schedule.decay_fraction must be above 0 and at most 1, got {self.decay_fraction}",
         )
-        _check(
+        check_setting(
             self.decay_steps is None or self.decay_steps > 0,
             f"schedule.decay_steps must be above 0, got {self.decay_steps}",
         )
-        _check(
+        check_setting(
             self.decay_steps is None or self.shape == "constant_then_decay",
             f"schedule.decay_steps has no effect on the shape {self.shape!r}; use shape 'constant_then_decay'",
         )
-        _check(0.0 <= self.final_ratio <= 1.0, f"schedule.final_ratio must be between 0 and 1, got {self.final_ratio}")
+        check_setting(
+            0.0 <= self.final_ratio <= 1.0, f"schedule.final_ratio must be between 0 and 1, got {self.final_ratio}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,10 +87,10 @@ class PhaseConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
 
     def __post_init__(self) -> None:
-        _check(self.num_steps >= 1, f"num_steps must be 1 or more, got {self.num_steps}")
-        _check(self.learning_rate > 0, f"learning_rate must be above 0, got {self.learning_rate}")
+        check_setting(self.num_steps >= 1, f"num_steps must be 1 or more, got {self.num_steps}")
+        check_setting(self.learning_rate > 0, f"learning_rate must be above 0, got {self.learning_rate}")
         for pattern, factor in self.learning_rate_factors.items():
-            _check(factor > 0, f"learning_rate_factors must be above 0, got {factor} for {pattern}")
+            check_setting(factor > 0, f"learning_rate_factors must be above 0, got {factor} for {pattern}")
 
 
 _OF_PHASES = ("num_steps", "learning_rate", "learning_rate_factors", "schedule")
@@ -125,17 +152,21 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         self._check_phases()
         for name in ("accumulation_steps", "log_every", "save_every"):
-            _check(getattr(self, name) >= 1, f"{name} must be 1 or more, got {getattr(self, name)}")
+            check_setting(getattr(self, name) >= 1, f"{name} must be 1 or more, got {getattr(self, name)}")
         for name in ("seed", "num_threads", "prefetch_batches", "weight_decay", "gradient_clip"):
-            _check(getattr(self, name) >= 0, f"{name} must be 0 or more, got {getattr(self, name)}")
+            check_setting(getattr(self, name) >= 0, f"{name} must be 0 or more, got {getattr(self, name)}")
         for name in ("max_minutes", "stop_after_minutes", "save_minutes"):
             value = getattr(self, name)
-            _check(value is None or value > 0, f"{name} must be above 0 or none, got {value}")
-        _check(self.epsilon > 0, f"epsilon must be above 0, got {self.epsilon}")
-        _check(all(0 <= beta < 1 for beta in self.betas), f"betas must be at least 0 and below 1, got {self.betas}")
-        _check(0 <= self.muon_momentum < 1, f"muon_momentum must be at least 0 and below 1, got {self.muon_momentum}")
-        _check(0 <= self.ema_decay < 1, f"ema_decay must be at least 0 and below 1, got {self.ema_decay}")
-        _check(self.keep_checkpoints >= 2, f"keep_checkpoints must be 2 or more, got {self.keep_checkpoints}")
+            check_setting(value is None or value > 0, f"{name} must be above 0 or none, got {value}")
+        check_setting(self.epsilon > 0, f"epsilon must be above 0, got {self.epsilon}")
+        check_setting(
+            all(0 <= beta < 1 for beta in self.betas), f"betas must be at least 0 and below 1, got {self.betas}"
+        )
+        check_setting(
+            0 <= self.muon_momentum < 1, f"muon_momentum must be at least 0 and below 1, got {self.muon_momentum}"
+        )
+        check_setting(0 <= self.ema_decay < 1, f"ema_decay must be at least 0 and below 1, got {self.ema_decay}")
+        check_setting(self.keep_checkpoints >= 2, f"keep_checkpoints must be 2 or more, got {self.keep_checkpoints}")
         self._check_time_decay()
 
     def list_phases(self) -> tuple[PhaseConfig, ...]:
@@ -144,19 +175,21 @@ class TrainingConfig:
 
     def _check_phases(self) -> None:
         names = [phase.name for phase in self.list_phases()]
-        _check(len(set(names)) == len(names), f"phases must differ in name, got {', '.join(names)}")
+        check_setting(len(set(names)) == len(names), f"phases must differ in name, got {', '.join(names)}")
         for item in dataclasses.fields(self) if self.phases else ():
             default = item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
             is_free = item.name not in _OF_PHASES or getattr(self, item.name) == default
-            _check(is_free, f"{item.name} has no effect beside phases; set it in each of them")
+            check_setting(is_free, f"{item.name} has no effect beside phases; set it in each of them")
 
     def _check_time_decay(self) -> None:
         if not self.time_decay:
             return
-        _check(not self.phases, "time_decay needs a run of one phase; leave out phases, or give time_decay=false")
-        _check(self.max_minutes is not None, "time_decay needs a budget; set max_minutes, or time_decay=false")
-        _check(self.schedule.shape != "constant", "time_decay has no effect on the schedule shape 'constant'")
-        _check(
+        check_setting(
+            not self.phases, "time_decay needs a run of one phase; leave out phases, or give time_decay=false"
+        )
+        check_setting(self.max_minutes is not None, "time_decay needs a budget; set max_minutes, or time_decay=false")
+        check_setting(self.schedule.shape != "constant", "time_decay has no effect on the schedule shape 'constant'")
+        check_setting(
             self.schedule.decay_steps is None,
             "with time_decay the number of steps is not known; give schedule.decay_fraction, not decay_steps",
         )

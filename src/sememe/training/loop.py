@@ -17,14 +17,11 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from sememe.compute.devices import is_fast_in_bfloat16
 from sememe.errors import ModelError, OutputError, RecipeError
 from sememe.files import atomic_folder, describe_write_error
-from sememe.training.average import WeightAverage, copy_tensors
-from sememe.training.batches import BatchSource
 from sememe.training.checkpoint import Checkpoint, find_latest, list_checkpoints, load_checkpoint, save_checkpoint
 from sememe.training.config import Precision, TrainingConfig
-from sememe.training.distribution import Distribution, open_distribution
-from sememe.training.interruption import StopRequest, listen_for_stop
-from sememe.training.optimizer import NamedOptimizer, tracked_tensors
-from sememe.training.phases import check_phase, find_phase, plan_phases
+from sememe.training.optimizer import NamedOptimizer, WeightAverage, copy_tensors, tracked_tensors
+from sememe.training.phases import check_phase, find_phase, plan_phases, schedule_factor
+from sememe.training.process import Distribution, StopRequest, listen_for_stop, open_distribution
 from sememe.training.progress import (
     CheckpointSaved,
     EventHandler,
@@ -33,9 +30,7 @@ from sememe.training.progress import (
     TrainingEvent,
     TrainingProgress,
 )
-from sememe.training.schedule import schedule_factor
-from sememe.training.seeds import derive_seed, step_generator
-from sememe.training.stage import Stage, StepLoss
+from sememe.training.stage import BatchSource, Stage, StepLoss, derive_seed, step_generator
 
 logger = logging.getLogger(__name__)
 
@@ -343,7 +338,7 @@ class _Run:
         if first != float("inf"):
             raise RecipeError(
                 f"loss or gradients are not finite at step {int(first)}; lower training.learning_rate, lengthen "
-                "training.schedule.warmup_steps or use training.precision=fp32, and go on from the last checkpoint"
+                "training.phases.warmup_steps or use training.precision=fp32, and go on from the last checkpoint"
             )
 
     # Reporting and saving

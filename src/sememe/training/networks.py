@@ -1,19 +1,85 @@
 """Networks and schedulers as recipes describe them, before any training."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+from jaxtyping import Float
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-from sememe.backbones.linear_autoencoder import LinearVideoAutoencoder
+from sememe.backbones.autoencoder import frames_to_video
+from sememe.backbones.linear_autoencoder import LinearVideoAutoencoder, fold
 from sememe.backbones.text import clean_prompt
-from sememe.training.principal import start_from_principal_components
+from sememe.training.clips import ClipSource
 from sememe.training.recipes import LinearNetwork, SchedulerSettings, TextNetwork
-from sememe.training.stage_autoencoder import ClipSource, to_video
+
+
+@dataclass(frozen=True)
+class PrincipalComponents:
+    """The best linear code of vectors.
+
+    Attributes:
+        mean: float64.
+        directions: float64, orthonormal columns, the most important first.
+        scales: float64; a latent is a coefficient divided by its scale.
+    """
+
+    mean: Float[Tensor, "number"]
+    directions: Float[Tensor, "number component"]
+    scales: Float[Tensor, "component"]
+
+
+@torch.no_grad()
+def fit_principal_components(
+    batches: Iterable[Float[Tensor, "_ number"]], num_components: int, whitening: float = 0.5
+) -> PrincipalComponents:
+    """Fit a code to vectors, given in batches.
+
+    With `whitening` 1 all latents get unit variance, with 0 they keep the proportions of the coefficients; between,
+    their standard deviations are the coefficients' to the power 1 - `whitening`, so that under noise the coarse
+    components stay visible longest. The mean variance over the components is 1 in any case.
+    """
+    count, total, products = 0, torch.zeros(()).double(), torch.zeros(()).double()
+    for batch in batches:
+        rows = batch.double()
+        count += len(rows)
+        total = total + rows.sum(dim=0)
+        products = products + rows.T @ rows
+    mean = total / count
+    values, vectors = torch.linalg.eigh(products / count - torch.outer(mean, mean))
+    deviations = values.flip(0)[:num_components].clamp_min(1e-12).sqrt()
+    scales = deviations**whitening
+    scales = scales * (deviations / scales).square().mean().sqrt()
+    return PrincipalComponents(mean, vectors.flip(1)[:, :num_components], scales)
+
+
+@torch.no_grad()
+def start_from_principal_components(
+    autoencoder: LinearVideoAutoencoder,
+    batches: Iterable[Float[Tensor, "_ 3 _ _ _"]],  # batch, colour, frame, height, width; batches may differ
+    whitening: float = 0.5,
+) -> PrincipalComponents:
+    """Write the principal components of clips, given in batches, into the linear maps of an autoencoder."""
+    size = autoencoder.config.patch_size
+    rows = (_blocks(video, size) for video in batches)
+    code = fit_principal_components(rows, autoencoder.config.latent_channels, whitening)
+    into = (code.directions / code.scales).T
+    autoencoder.encoder.weight.copy_(into)
+    autoencoder.encoder.bias.copy_(-into @ code.mean)
+    autoencoder.decoder.weight.copy_(code.directions * code.scales)
+    autoencoder.decoder.bias.copy_(code.mean)
+    return code
+
+
+def _blocks(video: Tensor, size: int) -> Tensor:
+    padded = torch.cat([video[:, :, :1].expand(-1, -1, size - 1, -1, -1), video], dim=2)
+    # (batch, number, frame, height, width) -> (batch * frame * height * width, number)
+    return fold(padded, size, size).movedim(1, -1).flatten(0, -2)
+
 
 _PAD, _END, _UNKNOWN = "<pad>", "</s>", "<unk>"
 _CLIPS_AT_ONCE = 32
@@ -42,7 +108,7 @@ def start_autoencoder(network: LinearNetwork, clips: ClipSource, seed: int) -> L
 
 def read_video(clips: ClipSource, indices: Sequence[int]) -> Tensor:
     """Clips as (clip, 3, frame, height, width) in [-1, 1]."""
-    return to_video(np.stack([clips.frames(int(index)) for index in indices]))
+    return frames_to_video(np.stack([clips.frames(int(index)) for index in indices]))
 
 
 def make_text_encoder(text: TextNetwork, vocab_size: int) -> UMT5EncoderModel:

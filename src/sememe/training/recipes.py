@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
-from sememe.training.autoencoder_settings import AutoencoderSettings, check_setting
-from sememe.training.config import TrainingConfig
+from sememe.training.config import AutoencoderSettings, TrainingConfig, check_setting
 
 
 @runtime_checkable
@@ -39,7 +38,7 @@ class TrainingRecipe(Recipe, Protocol):
 class ClipFormat:
     """Length and size of clips, whatever they come from.
 
-    The world renders `fps` frames a second. Videos of a dataset are sampled by `sampling` (see `video.sampling`), at
+    The world renders `fps` frames a second. Videos of a dataset are sampled by `sampling` (see `video.resizing`), at
     `fps` with "fps"; they are scaled to cover the size and cropped.
     """
 
@@ -57,7 +56,7 @@ class ClipFormat:
 
 @dataclass(frozen=True, kw_only=True)
 class WorldData:
-    """Which clips of the procedural world are taken; see `training.world_clips.world_item`."""
+    """Which clips of the procedural world are taken; see `training.clips.world_item`."""
 
     num_clips: int = 40_000
     clips_per_scene: int = 8

@@ -1,10 +1,12 @@
-"""What the training loop needs to know about the thing that it trains."""
+"""What the training loop needs to know about the thing that it trains, and the order of its batches."""
 
+import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +14,19 @@ from torch import Tensor, nn
 from sememe.errors import RecipeError
 
 Weights = Literal["raw", "ema"]
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A seed between 0 and 2**63 - 1 that depends on all parts and on their order, the same on every machine."""
+    digest = hashlib.sha256("/".join(f"{type(part).__name__}:{part}" for part in parts).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def step_generator(
+    seed: int, step: int, rank: int, purpose: str, device: torch.device | str = "cpu"
+) -> torch.Generator:
+    """The generator of one purpose ("batch", "loss") at one step of one rank."""
+    return torch.Generator(device=device).manual_seed(derive_seed(seed, step, rank, purpose))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,3 +101,64 @@ class Stage(ABC):
     def state(self) -> Mapping[str, Tensor]:
         """Tensors beside those of the modules that a checkpoint keeps, such as running statistics; changed in place."""
         return {}
+
+
+class BatchSource:
+    """Gives batch after batch of a stage. Batches are pure functions of their number, so order of making is free."""
+
+    def __init__(
+        self, stage: Stage, *, seed: int, rank: int, device: torch.device, start: int, stop: int, num_ahead: int
+    ) -> None:
+        self._stage, self._seed, self._rank, self._device = stage, seed, rank, device
+        self._next, self._stop, self._num_ahead = start, stop, num_ahead
+        self._pool = ThreadPoolExecutor(num_ahead, thread_name_prefix="batch") if num_ahead else None
+        self._ahead: dict[int, Future[Any]] = {}
+
+    def take(self) -> Any:
+        """The next batch, from `start` up to `stop`."""
+        index = self._next
+        assert index < self._stop, f"batch {index} was asked for, but the run has only {self._stop}"
+        self._next += 1
+        if self._pool is None:
+            return self._make(index)
+        for number in range(index, min(index + self._num_ahead + 1, self._stop)):
+            if number not in self._ahead:
+                self._ahead[number] = self._pool.submit(self._make, number)
+        return self._ahead.pop(index).result()
+
+    def close(self) -> None:
+        """Stop making batches."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    @torch.no_grad()
+    def _make(self, index: int) -> Any:
+        generator = step_generator(self._seed, index, self._rank, "batch")
+        return self._stage.batch(index, generator, self._device)
+
+
+Announce = Callable[[str], None]
+"""Called with what is being done, in a few words for people."""
+
+
+@runtime_checkable
+class Preparation(Protocol):
+    """The data and fixed networks of a run, whatever weights it begins with."""
+
+    @property
+    def inputs(self) -> Mapping[str, str]:
+        """What identifies the data: hashes and versions by name."""
+        ...
+
+    def begin(self, folder: Path) -> None:
+        """Write the parts that the run trains, untrained, to a folder each."""
+        ...
+
+    def build(self, start: Path) -> Stage:
+        """Return the stage, with the weights of the parts in `start`.
+
+        Raises:
+            ModelError: A part is not whole.
+            RecipeError: The settings or the data do not fit the networks.
+        """
+        ...

@@ -10,31 +10,23 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 from jaxtyping import Float
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sememe.backbones.autoencoder import frames_to_video
 from sememe.backbones.linear_autoencoder import Latents, LinearVideoAutoencoder, NoiseLevels, Video
-from sememe.training.autoencoder_settings import AutoencoderSettings
-from sememe.training.stage import Stage, StepLoss, Weights
-
-__all__ = ["AutoencoderSettings", "AutoencoderStage", "ClipSource"]
+from sememe.checkpoints.components import load_component
+from sememe.checkpoints.fingerprint import fingerprint_encoder
+from sememe.data.array_cache import ArrayCache
+from sememe.errors import RecipeError
+from sememe.training.clips import ClipCollection, ClipSource, open_clips
+from sememe.training.config import AutoencoderSettings
+from sememe.training.networks import start_autoencoder
+from sememe.training.recipes import AutoencoderRecipe
+from sememe.training.stage import Announce, Stage, StepLoss, Weights
 
 # Generations are given their first frame, and get it right; other users of a decoder may not.
 _EXACT_FIRST_SHARE = 0.75
-
-
-@runtime_checkable
-class ClipSource(Protocol):
-    """Clips by number, for stages that train on pixels."""
-
-    def __len__(self) -> int:
-        """How many clips there are."""
-        ...
-
-    def frames(self, index: int) -> NDArray[np.uint8]:
-        """The frames of clip `index`, (num_frames, height, width, 3) uint8."""
-        ...
 
 
 @runtime_checkable
@@ -95,7 +87,7 @@ class AutoencoderStage(Stage):
             places = rng.integers(len(self.generations), size=round(self.settings.generated_share * count))
             picked = np.concatenate([places, picked[len(places) :]])
             generated = self.generations.select("generated", torch.from_numpy(places)).float().to(device)
-        video = to_video(np.stack([self.clips.frames(int(index)) for index in picked]))
+        video = frames_to_video(np.stack([self.clips.frames(int(index)) for index in picked]))
         return AutoencoderBatch(video.to(device), generated)
 
     def loss(self, batch: Any, generator: torch.Generator) -> StepLoss:
@@ -130,6 +122,41 @@ class AutoencoderStage(Stage):
         self.autoencoder.save_pretrained(folder / "vae")
 
 
-def to_video(frames: NDArray[np.uint8]) -> Tensor:
-    """Frames (..., frame, height, width, 3) as float32 in [-1, 1], (..., 3, frame, height, width)."""
-    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(frames, -1, -4))).float().div_(127.5).sub_(1)
+class AutoencoderPreparation:
+    """Clips for the training of a video autoencoder; see `Preparation`.
+
+    Raises:
+        InputError: The clips, or the generations of them, cannot be read.
+    """
+
+    def __init__(self, recipe: AutoencoderRecipe, parts: Mapping[str, Path], announce: Announce) -> None:
+        assert not parts, parts
+        self._recipe, self._announce = recipe, announce
+        self._clips = open_clips(recipe.clips, recipe.data, recipe.dataset)
+        self._generations = None if recipe.generations is None else ArrayCache.open(recipe.generations)
+
+    @property
+    def inputs(self) -> Mapping[str, str]:
+        return {"clips": self._clips.version}
+
+    def begin(self, folder: Path) -> None:
+        self._announce("fitting principal components")
+        recipe = self._recipe
+        start_autoencoder(recipe.network, self._clips, recipe.training.seed).save_pretrained(folder / "vae")
+
+    def build(self, start: Path) -> Stage:
+        autoencoder = load_component("vae", start / "vae")
+        if self._generations is not None:
+            _check_generations(self._generations, self._clips, fingerprint_encoder(autoencoder))
+        return AutoencoderStage(autoencoder, self._clips, self._recipe.settings, self._generations)
+
+
+def _check_generations(generations: ArrayCache, clips: ClipCollection, encoder: str) -> None:
+    made_by = generations.describe("generated")
+    is_same = (made_by["clips"], made_by["autoencoder"]) == (clips.version, encoder)
+    if not is_same or len(generations) > len(clips):
+        raise RecipeError(
+            f"expected generations of the clips of {clips.version} and autoencoder {encoder[:16]}, got those of "
+            f"{made_by['clips']} and {made_by['autoencoder'][:16]}; start from the autoencoder of the "
+            "model that made them (--init-from)"
+        )

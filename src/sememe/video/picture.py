@@ -11,10 +11,9 @@ from PIL import ImageCms
 
 from sememe.errors import OutputError, VideoError
 from sememe.files import atomic_path
-from sememe.video.clip import Image
-from sememe.video.limits import VideoLimits
+from sememe.video.clip import Image, VideoLimits
+from sememe.video.colors import over_white
 from sememe.video.source import checked_path
-from sememe.video.transparency import over_white
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
 

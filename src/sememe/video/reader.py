@@ -11,13 +11,10 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 
 from sememe.errors import InputError, VideoError
-from sememe.video.clip import Clip, Image
-from sememe.video.hdr import is_hdr, tone_map
-from sememe.video.limits import VideoLimits
-from sememe.video.resizing import check_size, resampled_rate, resize_image
-from sememe.video.sampling import Sampling, check_sampling, pick_frames_at
+from sememe.video.clip import Clip, Image, VideoLimits
+from sememe.video.colors import is_hdr, over_white, tone_map
+from sememe.video.resizing import Sampling, check_sampling, check_size, pick_frames_at, resampled_rate, resize_image
 from sememe.video.source import Source, Survey, check_frame_size, open_source
-from sememe.video.transparency import over_white
 
 
 def read_clip(

@@ -1,14 +1,132 @@
-"""Clips at another size or another rate."""
+"""Which frames of a clip to take, and clips at another size or another rate."""
 
 from typing import Literal, get_args
 
 import cv2
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, Int, UInt8
 
 from sememe.errors import InputError
 from sememe.video.clip import Clip
-from sememe.video.sampling import Sampling, pick_frames
+
+Sampling = Literal["even", "fps", "first"]
+"""Ways to take frames from a longer clip.
+
+- `even`: spread over the whole clip, the first frame and the last included.
+- `fps`: at a rate of so many frames a second, from the first frame on.
+- `first`: the first frames as they come.
+"""
+
+Indices = Int[np.ndarray, " num_frames"]
+Times = Float[np.ndarray, " num_source"]
+
+
+def check_sampling(
+    sampling: Sampling, num_frames: int | None, target_fps: float | None, *, rate_name: str = "target_fps"
+) -> None:
+    """Raise `InputError` unless the three settings fit together; `rate_name` is what the caller calls the rate."""
+    if sampling not in get_args(Sampling):
+        raise InputError(f"expected sampling to be one of {', '.join(get_args(Sampling))}, got {sampling!r}")
+    if num_frames is not None and num_frames < 1:
+        raise InputError(f"expected num_frames of at least 1, got {num_frames}")
+    if target_fps is not None and not 0 < target_fps < np.inf:
+        raise InputError(f"expected {rate_name} above 0, got {target_fps}")
+    if sampling == "fps" and target_fps is None:
+        raise InputError(f'sampling="fps" needs {rate_name}, the frames a second to take')
+    if sampling != "fps" and target_fps is not None:
+        raise InputError(f'{rate_name} has no effect with sampling="{sampling}"; use sampling="fps" or leave it out')
+
+
+def pick_frames(
+    num_source: int,
+    num_frames: int | None = None,
+    sampling: Sampling = "even",
+    *,
+    source_fps: float | None = None,
+    target_fps: float | None = None,
+) -> Indices:
+    """Indices of the frames to take from a clip of constant rate, ascending, in 0 to `num_source` - 1.
+
+    `even` spreads `num_frames` positions linearly from the first frame to the last and drops their fractions, as the
+    released Video-As-Prompt code does. `fps` takes the frame that is shown at each multiple of 1 / `target_fps`
+    seconds, up to the end of the clip if `num_frames` is None. A clip that is too short repeats frames: spread out for
+    `even`, the last one otherwise.
+
+    Args:
+        num_source: frames of the clip, at least 1.
+        num_frames: frames to take; may be None for `fps` only.
+        sampling: see `Sampling`.
+        source_fps: frames a second of the clip; needed for `fps`.
+        target_fps: frames a second to take; needed for `fps`, an error otherwise.
+
+    Raises:
+        InputError: a count or rate is out of range, missing, or without effect.
+    """
+    check_sampling(sampling, num_frames, target_fps)
+    if num_source < 1:
+        raise InputError(f"expected a clip of at least 1 frame, got {num_source}")
+    if sampling == "fps":
+        if source_fps is None or not 0 < source_fps < np.inf:
+            raise InputError(f'sampling="fps" needs the clip\'s own rate as source_fps above 0, got {source_fps}')
+        assert target_fps is not None
+        step = source_fps / target_fps
+        count = num_frames or max(1, int(np.ceil(num_source / step - _ROUNDING)))
+        positions = np.arange(count) * step + _ROUNDING
+    elif num_frames is None:
+        raise InputError(f'sampling="{sampling}" needs num_frames')
+    elif sampling == "even":
+        positions = np.linspace(0, num_source - 1, num_frames)
+    else:
+        positions = np.arange(num_frames, dtype=float)
+    return np.minimum(positions, num_source - 1).astype(np.int64)
+
+
+def pick_frames_at(
+    times: Times, num_frames: int | None = None, sampling: Sampling = "even", *, target_fps: float | None = None
+) -> Indices:
+    """As `pick_frames`, for frames that are shown from the given times on (ascending seconds), at whatever rate.
+
+    `even` and `fps` go by time, so that a stretch with few frames gets its share: of each moment, the frame shown then
+    is taken. Where the times are those of a constant rate, give or take the rounding of containers, the answer is that
+    of `pick_frames`.
+    """
+    check_sampling(sampling, num_frames, target_fps)
+    if len(times) < 1:
+        raise InputError("expected a clip of at least 1 frame, got 0")
+    rate = mean_rate(times)
+    if sampling == "first" or rate is None or is_constant(times):
+        return pick_frames(len(times), num_frames, sampling, source_fps=rate or target_fps, target_fps=target_fps)
+    if sampling == "even":
+        if num_frames is None:
+            raise InputError('sampling="even" needs num_frames')
+        moments = np.linspace(times[0], times[-1], num_frames)
+    else:
+        assert target_fps is not None
+        end = times[-1] + 1 / rate  # the last frame is taken to be shown for a mean interval
+        count = num_frames or max(1, int(np.ceil((end - times[0]) * target_fps - _ROUNDING)))
+        moments = times[0] + np.arange(count) / target_fps
+    return np.maximum(np.searchsorted(times, moments + _ROUNDING, side="right") - 1, 0)
+
+
+def mean_rate(times: Times) -> float | None:
+    """Frames a second over all intervals; None for less than two frames or no time between them."""
+    if len(times) < 2 or times[-1] <= times[0]:
+        return None
+    return float((len(times) - 1) / (times[-1] - times[0]))
+
+
+def is_constant(times: Times) -> bool:
+    """Do the times differ from those of a constant rate by no more than what rounding to milliseconds explains?"""
+    rate = mean_rate(times)
+    if rate is None:
+        return True
+    ideal = times[0] + np.arange(len(times)) / rate
+    return bool(np.abs(times - ideal).max() <= max(_CONTAINER_ROUNDING, 0.01 / rate))
+
+
+_ROUNDING = 1e-6  # of floating point, in frames or seconds
+_CONTAINER_ROUNDING = 1.1e-3  # Matroska's clock ticks once a millisecond, and so do both ends of the mean rate
+
 
 Fit = Literal["cover", "contain", "stretch"]
 """How a picture gets another shape.

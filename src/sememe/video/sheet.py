@@ -10,8 +10,7 @@ import PIL.ImageFont
 
 from sememe.errors import InputError
 from sememe.video.clip import Clip, Image
-from sememe.video.resizing import resize_image
-from sememe.video.sampling import pick_frames
+from sememe.video.resizing import pick_frames, resize_image
 
 _GAP = 4
 _TEXT_HEIGHT = 20

@@ -18,8 +18,8 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from sememe.errors import VideoError
-from sememe.video.limits import VideoLimits
-from sememe.video.sampling import Times, mean_rate
+from sememe.video.clip import VideoLimits
+from sememe.video.resizing import Times, mean_rate
 
 FORMATS = ("mov", "mp4", "m4a", "3gp", "3g2", "mj2", "matroska", "webm", "avi", "gif")
 CODECS = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "h263", "mjpeg", "prores", "ffv1", "png", "gif")

@@ -11,9 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sememe.backbones.autoencoder import Latents, Video, encode_video
+from sememe.backbones.autoencoder import Latents, Video, clips_to_video, encode_video
 from sememe.backbones.cross_attention import KeptText
-from sememe.backbones.pixels import clips_to_video
 from sememe.diffusion.guidance import Guidance
 from sememe.errors import InputError
 from sememe.video import Clip, resample_clip, resize_clip

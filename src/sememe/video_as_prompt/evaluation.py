@@ -9,14 +9,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from sememe.backbones.autoencoder import decode_latents, encode_video
-from sememe.backbones.pixels import clips_to_video, video_to_clips
+from sememe.backbones.autoencoder import clips_to_video, decode_latents, encode_video, video_to_clips
 from sememe.errors import InputError
-from sememe.evaluation.candidates import SceneOracles
-from sememe.evaluation.cases import Case, SeedRanges, deal_cases
+from sememe.evaluation.cases import Case, SeedRanges, condition_groups, deal_cases, split_conditions
+from sememe.evaluation.oracle import SceneOracles
 from sememe.evaluation.rows import CaseResult, RowSummary, estimate_share, judge_case, read_result, summarise_row
 from sememe.evaluation.runner import TABLE, Row, SystemRows
-from sememe.evaluation.splits import condition_groups, split_conditions
 from sememe.video import Clip, SheetRow, read_clip, write_clip
 from sememe.video_as_prompt.settings import Settings
 from sememe.world import EVALUATION_SEED, can_show, conditions, random_scene

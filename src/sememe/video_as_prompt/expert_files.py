@@ -14,7 +14,7 @@ import torch
 from sememe.checkpoints.components import load_strictly
 from sememe.checkpoints.headers import CONFIG_NAME, read_json
 from sememe.checkpoints.tensor_files import iterate_tensors, write_tensors
-from sememe.compute.weight_storage import check_savable
+from sememe.compute.storage import check_savable
 from sememe.errors import ModelError
 from sememe.records import to_plain
 

@@ -10,8 +10,8 @@ from accelerate import init_empty_weights
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
-from sememe.compute.expert_lora import restrict_to_backbone
-from sememe.compute.feature_caches import check_two_way, enable_checked
+from sememe.compute.lora import restrict_to_backbone
+from sememe.compute.speed import check_two_way, enable_checked
 from sememe.errors import ModelError
 from sememe.video_as_prompt.context_parallel import check_ranks
 from sememe.video_as_prompt.expert_files import TwoFolderFiles
@@ -78,7 +78,7 @@ class ExpertModel(TwoFolderFiles):
         return [parameter for name, parameter in self.expert_named_parameters() if not name.startswith(unread)]
 
     def add_adapter(self: Any, adapter_config: Any, adapter_name: str = "default") -> None:
-        """Add a PEFT adapter to the backbone; for the expert see `sememe.compute.expert_lora`.
+        """Add a PEFT adapter to the backbone; for the expert see `sememe.compute.lora`.
 
         Args:
             adapter_config: PEFT configuration such as `LoraConfig`; its targets are matched outside the expert only.
@@ -87,7 +87,7 @@ class ExpertModel(TwoFolderFiles):
         super().add_adapter(restrict_to_backbone(self, adapter_config), adapter_name)  # type: ignore[misc]
 
     def enable_cache(self: Any, config: Any) -> None:
-        """Enable one of diffusers' feature caches; `sememe.compute.feature_caches` lists those that work.
+        """Enable one of diffusers' feature caches; `sememe.compute.speed` lists those that work.
 
         Raises:
             ModelError: If the cache would have no effect or give wrong results.

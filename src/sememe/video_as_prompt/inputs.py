@@ -10,7 +10,7 @@ import PIL.ImageOps
 
 from sememe.errors import InputError
 from sememe.video import Clip
-from sememe.video.transparency import over_white
+from sememe.video.colors import over_white
 from sememe.video_as_prompt.families import BackboneFamily
 from sememe.video_as_prompt.references import ReferenceCache, ReferenceTokens
 from sememe.video_as_prompt.settings import ExperimentalSettings, Settings

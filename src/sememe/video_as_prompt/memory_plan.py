@@ -9,15 +9,13 @@ import torch
 from torch import nn
 
 from sememe.backbones.autoencoder import decode_latents
-from sememe.compute.compiled_blocks import is_compiled
 from sememe.compute.devices import check_vram, choose_device
 from sememe.compute.host import read_free_memory
-from sememe.compute.placement import apply_offload, apply_storage
+from sememe.compute.placement import apply_offload, apply_storage, check_tiling, enable_tiling
 from sememe.compute.plan import Planner
 from sememe.compute.rehearsal import Phase, Workload, copy_to_meta
-from sememe.compute.speed import compile_transformer
+from sememe.compute.speed import compile_transformer, is_compiled
 from sememe.compute.strategy import GIGABYTE, MemoryPlan, Wish
-from sememe.compute.tiling import check_tiling, enable_tiling
 from sememe.video import Clip
 from sememe.video_as_prompt.conditioning import ConditionEncoder, Predictor
 from sememe.video_as_prompt.guidance import VideoAsPromptSchedule

@@ -9,17 +9,14 @@ from typing import Any, Literal
 import torch
 from diffusers import DiffusionPipeline
 
-from sememe.backbones.autoencoder import LatentGrid, decode_latents, latent_grid
-from sememe.backbones.pixels import video_to_clips
+from sememe.backbones.autoencoder import LatentGrid, decode_latents, latent_grid, video_to_clips
 from sememe.checkpoints.zoo import find_folder
-from sememe.compute.feature_caches import check_generation
 from sememe.compute.lora import BackboneAdapterMixin, check_unadapted
 from sememe.compute.offload import sends_modules_back
-from sememe.compute.placement import without_offload
-from sememe.compute.speed import begin_generation, check_mask_support
+from sememe.compute.placement import check_tiling, without_offload
+from sememe.compute.speed import begin_generation, check_generation, check_mask_support
 from sememe.compute.stopwatch import Stopwatch
-from sememe.compute.tiling import check_tiling
-from sememe.compute.weight_storage import check_savable
+from sememe.compute.storage import check_savable
 from sememe.diffusion.denoise import check_scheduler, denoise
 from sememe.errors import InputError, ModelError
 from sememe.video import Clip

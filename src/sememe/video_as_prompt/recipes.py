@@ -13,7 +13,7 @@ In order: autoencoder, latents, backbone, expert, model.
 from dataclasses import replace
 from pathlib import Path
 
-from sememe.data.caption_policy import CaptionPolicy
+from sememe.data.pairing import CaptionPolicy
 from sememe.training.config import ScheduleConfig, TrainingConfig
 from sememe.training.recipes import (
     AutoencoderRecipe,

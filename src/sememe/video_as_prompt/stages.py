@@ -14,16 +14,14 @@ from torch import Tensor, nn
 from sememe.checkpoints.components import load_component
 from sememe.checkpoints.zoo import find_part
 from sememe.data.array_cache import ArrayCache
-from sememe.data.caption_policy import draw_captions, pick_captions
-from sememe.data.pairing import PairSampler
+from sememe.data.pairing import PairSampler, draw_captions, pick_captions
 from sememe.diffusion.objectives import FLOW, NoisePath, PredictionType, sample_losses, sample_sigma
 from sememe.errors import RecipeError
 from sememe.training.array_encoders import describe_text
-from sememe.training.distribution import choose_device
 from sememe.training.networks import make_scheduler, make_text_encoder, train_tokenizer
-from sememe.training.preparation import Announce
+from sememe.training.process import choose_device
 from sememe.training.recipes import TrainingRecipe
-from sememe.training.stage import Stage, StepLoss, Weights
+from sememe.training.stage import Announce, Stage, StepLoss, Weights
 from sememe.training.text_source import CachedText, EncodedText, TextSource
 from sememe.video_as_prompt.expert_model import ExpertModel
 from sememe.video_as_prompt.families import BackboneFamily, ForwardInputs, TransformerAlone, WanFamily, choose_family
@@ -232,7 +230,7 @@ class ExpertStage(Stage):
 
 
 class BackbonePreparation:
-    """Latents for the training of a backbone and its text encoder; see `training.preparation.Preparation`.
+    """Latents for the training of a backbone and its text encoder; see `training.stage_autoencoder.Preparation`.
 
     Raises:
         InputError: The latents are not there, or not finished.
@@ -277,7 +275,7 @@ class BackbonePreparation:
 
 
 class ExpertPreparation:
-    """Latents and the frozen backbone for the training of an expert; see `training.preparation.Preparation`.
+    """Latents and the frozen backbone for the training of an expert; see `training.stage_autoencoder.Preparation`.
 
     Raises:
         InputError: The latents are not there, or not finished.

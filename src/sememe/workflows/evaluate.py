@@ -10,8 +10,7 @@ from typing import Any
 
 from sememe.compute.loading_settings import LoadingSettings
 from sememe.errors import InputError
-from sememe.evaluation.reports import EvaluationReport
-from sememe.evaluation.runner import Runner, SystemRows, choose_rows
+from sememe.evaluation.runner import EvaluationReport, Runner, SystemRows, choose_rows
 from sememe.files import check_writable
 from sememe.records import replace_fields
 from sememe.workflows.events import Progress, ProgressHandler, ignore_progress

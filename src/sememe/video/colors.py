@@ -1,10 +1,20 @@
-"""High dynamic range to sRGB: what phones record as HLG or PQ, shown as a standard screen would show it."""
+"""Pixels as a standard screen shows them: transparency over white, and high dynamic range as sRGB.
+
+What phones record as HLG or PQ is shown as a screen of standard range would show it."""
 
 from functools import cache
 
 import numpy as np
 from av.video.reformatter import ColorTrc
 from jaxtyping import UInt8, UInt16
+
+
+def over_white(rgba: np.ndarray) -> np.ndarray:
+    """Lay a uint8 picture (height, width, 4) with straight alpha over white; returns (height, width, 3)."""
+    alpha = rgba[..., 3:].astype(np.uint16)
+    mixed = rgba[..., :3] * alpha + 255 * (255 - alpha)
+    return ((mixed + 127) // 255).astype(np.uint8)
+
 
 # BT.2408: the luminance of white on paper, which becomes white in sRGB.
 _WHITE_NITS = 203.0

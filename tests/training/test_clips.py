@@ -2,7 +2,7 @@ from collections import Counter
 
 import numpy as np
 
-from sememe.training.world_clips import WorldItem, render_item, world_item
+from sememe.training.clips import WorldItem, render_item, world_item
 from sememe.world import EVALUATION_SEED, can_show, conditions, random_scene, render
 from sememe.world.catalogue import CATALOGUE
 

@@ -9,7 +9,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import WanAttentionBlock
 from torch.nn.functional import interpolate
 
 from sememe.backbones.autoencoder import decode_latents, encode_video
-from sememe.compute.tiling import check_tiling, enable_slicing, enable_tiling
+from sememe.compute.placement import check_tiling, enable_slicing, enable_tiling
 from sememe.errors import InputError
 from video_as_prompt.pipeline_factories import make_clip, make_cogvideox_pipeline, make_picture, make_pipeline
 from video_as_prompt.wan_factories import make_linear_vae, make_wan_vae

@@ -1,16 +1,79 @@
-"""Data-parallel training in several processes, as started by torchrun."""
+"""The process that trains: its ranks and device, requests to stop it, and how it keeps memory."""
 
+import ctypes
 import os
+import signal
+import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from types import FrameType
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from sememe.errors import RecipeError
+
+# Their numbers in malloc.h.
+_TRIM_THRESHOLD = -1
+_MMAP_MAX = -4
+_NEVER = -1
+
+
+def keep_freed_memory() -> bool:
+    """Tells glibc to keep freed memory instead of returning it to the system; call it before the first tensor.
+
+    The process then holds the most memory that it ever needed at once.
+
+    Returns:
+        Whether this system's allocator has the setting; without glibc nothing is done.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        set_option = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    # No block in a mapping of its own, and the heap's end never given back.
+    return bool(set_option(_MMAP_MAX, 0)) and bool(set_option(_TRIM_THRESHOLD, _NEVER))
+
+
+class StopRequest:
+    """Whether a run was asked to stop, and by which signal."""
+
+    def __init__(self) -> None:
+        self.signal_name: str | None = None
+
+    @property
+    def is_made(self) -> bool:
+        """Whether the run should stop after the present step."""
+        return self.signal_name is not None
+
+
+@contextmanager
+def listen_for_stop() -> Iterator[StopRequest]:
+    """Turn the first SIGINT or SIGTERM into a request; a second one acts as it does elsewhere."""
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    previous = {number: signal.getsignal(number) or signal.SIG_DFL for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def receive(number: int, _frame: FrameType | None) -> None:
+        request.signal_name = signal.Signals(number).name
+        for each, handler in previous.items():
+            signal.signal(each, handler)
+
+    for number in previous:
+        signal.signal(number, receive)
+    try:
+        yield request
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 @dataclass(frozen=True, kw_only=True)
