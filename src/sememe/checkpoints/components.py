@@ -5,13 +5,14 @@ Only JSON and safetensors are read, only classes of one table are loaded, and ev
 
 import importlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 
-from sememe.checkpoints.headers import CONFIG_NAME, read_json, read_stored_tensors
+from sememe.checkpoints.headers import CONFIG_NAME, StoredTensor, read_json, read_stored_tensors
 from sememe.checkpoints.tensor_files import iterate_stored
 from sememe.checkpoints.zoo import config_name
 from sememe.errors import ModelError
@@ -105,7 +106,27 @@ def load_component(name: str, folder: Path, dtype: torch.dtype | None = None, co
     return load_strictly(component, folder, torch.float32 if dtype is None or name in _FULL_PRECISION else dtype)
 
 
-def load_strictly(component: Any, folder: str | Path, dtype: torch.dtype | None = None, **settings: Any) -> Any:
+@dataclass(frozen=True)
+class ModelPart:
+    """A network that is saved inside a larger one, such as the vision tower of a language model.
+
+    Attributes:
+        config_key: Setting of the larger one's configuration that holds the part's own.
+        prefixes: What the names of its tensors may begin with there.
+    """
+
+    config_key: str
+    prefixes: tuple[str, ...]
+
+
+def load_strictly(
+    component: Any,
+    folder: str | Path,
+    dtype: torch.dtype | None = None,
+    *,
+    part: ModelPart | None = None,
+    **settings: Any,
+) -> Any:
     """Load a network of diffusers or transformers, in evaluation mode; every tensor must fit its configuration.
 
     The libraries themselves warn and go on with random weights where one does not.
@@ -114,6 +135,8 @@ def load_strictly(component: Any, folder: str | Path, dtype: torch.dtype | None 
         component: The class to load.
         folder: A local folder with config.json and safetensors.
         dtype: Precision of the weights; None for the class's own choice.
+        part: Where in the folder's model the network is, for classes of transformers; None for all of it. Nothing else
+            of the model is read.
         settings: Passed on to `from_pretrained`.
 
     Raises:
@@ -126,6 +149,9 @@ def load_strictly(component: Any, folder: str | Path, dtype: torch.dtype | None 
         settings["dtype" if is_of_transformers else "torch_dtype"] = dtype
     try:
         tensors = read_stored_tensors(folder)
+        if part is not None:
+            assert is_of_transformers
+            config, tensors = config.get(part.config_key) or {}, _take_part(tensors, part.prefixes)
         if is_of_transformers:
             # Given a folder, transformers would also take adapters, other weights and other configs from it.
             settings |= {"config": _make_config(component, config), "state_dict": dict(iterate_stored(tensors))}
@@ -146,6 +172,11 @@ def load_strictly(component: Any, folder: str | Path, dtype: torch.dtype | None 
     if problems:
         raise ModelError(f"the tensors in {folder} do not fit its config; {'; '.join(problems)}")
     return model.eval()
+
+
+def _take_part(tensors: Mapping[str, StoredTensor], prefixes: tuple[str, ...]) -> dict[str, StoredTensor]:
+    lengths = {key: len(prefix) for key in tensors for prefix in prefixes if key.startswith(prefix)}
+    return {key[length:]: tensors[key] for key, length in lengths.items()}
 
 
 def _read_class_name(path: Path) -> str:

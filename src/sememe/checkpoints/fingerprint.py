@@ -4,7 +4,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,11 +48,16 @@ def fingerprint_encoder(autoencoder: Any) -> str:
     """
     config = autoencoder.config
     about = {name: config.get(name) for name in ("_class_name", "latents_mean", "latents_std", "scaling_factor")}
+    tensors = autoencoder.state_dict().items()
+    return hash_tensors(about, (item for item in tensors if item[0].startswith(("encoder.", "quant_conv."))))
+
+
+def hash_tensors(about: Mapping[str, Any], tensors: Iterable[tuple[str, Any]]) -> str:
+    """Return the sha256 of settings that JSON can hold and of named tensors, whose values are taken as float32."""
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
-    for name, tensor in sorted(autoencoder.state_dict().items()):
-        if name.startswith(("encoder.", "quant_conv.")):
-            digest.update(f"{name}{tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+    for name, tensor in sorted(tensors):
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -1,0 +1,414 @@
+"""Semantic encoders: clips to features, slice by slice (arXiv 2512.20619, section 3.2).
+
+The paper's is the vision tower of Qwen2.5-VL; it names V-JEPA 2 and VideoMAE as others that would do. All are classes
+of transformers. How they are called, and what they return, is known here and nowhere else.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+from transformers import VideoMAEModel, VJEPA2Model
+from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
+
+from sememe.backbones.pixels import clips_to_video
+from sememe.checkpoints.components import ModelPart, load_strictly
+from sememe.checkpoints.fingerprint import hash_tensors
+from sememe.checkpoints.headers import CONFIG_NAME, read_json
+from sememe.errors import InputError, ModelError
+from sememe.semanticgen.clocks import SliceClock, Times
+from sememe.semanticgen.shapes import EncoderFeatures
+from sememe.video import Clip, resize_clip
+
+DEFAULT_FPS = 1.6
+"""Frames per second that encoders are given: the paper's, for Qwen2.5-VL; it gives none for others."""
+BUILT_IN_FPS = 4.0
+"""The same for the built-in encoder: two slices of half a second in each latent frame of the built-in autoencoder."""
+
+SampledFrames = Float[Tensor, "batch 3 sampled_frame height width"]
+"""Frames at the encoder's rate and size, values in [-1, 1]."""
+Colours = tuple[float, float, float]
+
+_CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_PROCESSORS = ("video_preprocessor_config.json", "preprocessor_config.json")
+
+
+@dataclass(frozen=True, eq=False)
+class SemanticFeatures:
+    """What an encoder makes of clips of one shape.
+
+    Attributes:
+        features: Features of every slice, row and column, float32.
+        times: Centres of the slices in seconds.
+        size: Height and width in pixels at which the encoder saw the frames; they were stretched to it.
+        fingerprint: Identifies the encoder with its rate and its way of resizing.
+    """
+
+    features: EncoderFeatures
+    times: Times
+    size: tuple[int, int]
+    fingerprint: str
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Slices, rows and columns."""
+        slices, rows, columns = self.features.shape[1:4]
+        return slices, rows, columns
+
+
+@runtime_checkable
+class SemanticEncoder(Protocol):
+    """Turns clips into features with their times and grid."""
+
+    @property
+    def clock(self) -> SliceClock:
+        """How it divides time."""
+        ...
+
+    @property
+    def feature_dim(self) -> int:
+        """Numbers per feature."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies all that decides on features: weights, rate, resizing and normalisation."""
+        ...
+
+    def choose_grid(self, height: int, width: int) -> tuple[int, int]:
+        """Return rows and columns of the features of clips of a size in pixels."""
+        ...
+
+    def encode(self, clips: Sequence[Clip]) -> SemanticFeatures:
+        """Encode clips of one shape and rate."""
+        ...
+
+
+class TowerEncoder(ABC):
+    """What all encoders share: taking frames, resizing, normalising, and encoding in chunks.
+
+    Args:
+        tower: Network of transformers.
+        fps: Frames per second that it is given.
+        colours: Mean and standard deviation of the colours 0..1 that the network was trained with; None for those
+            that the class's released networks have.
+        slices_at_once: Slices encoded together.
+
+    Raises:
+        ModelError: The network cannot encode videos as needed.
+        InputError: A number is out of range.
+    """
+
+    tower_class: ClassVar[Any]
+    released_colours: ClassVar[tuple[Colours, Colours]] = (_IMAGENET_MEAN, _IMAGENET_STD)
+    # Settings that no tensor's shape tells, so that they are part of the fingerprint.
+    telling_settings: ClassVar[tuple[str, ...]]
+
+    def __init__(
+        self,
+        tower: Any,
+        fps: float = DEFAULT_FPS,
+        *,
+        colours: tuple[Colours, Colours] | None = None,
+        slices_at_once: int = 8,
+    ) -> None:
+        if slices_at_once < 1:
+            raise InputError(f"expected slices_at_once of at least 1, got {slices_at_once}")
+        self.tower = tower
+        self.clock = SliceClock(fps, self.frames_per_slice)
+        self.colours = colours or self.released_colours
+        self.slices_at_once = slices_at_once
+
+    @property
+    @abstractmethod
+    def frames_per_slice(self) -> int:
+        """Frames that the network joins to one slice."""
+
+    @property
+    @abstractmethod
+    def feature_dim(self) -> int:
+        """Numbers per feature."""
+
+    @property
+    @abstractmethod
+    def pixels_per_feature(self) -> tuple[int, int]:
+        """Height and width in pixels, as the encoder sees them, of the area of a feature."""
+
+    @abstractmethod
+    def choose_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the height and width to which frames of a size in pixels are stretched."""
+
+    @abstractmethod
+    def _run(self, pixels: SampledFrames) -> EncoderFeatures:
+        """Run the network on normalised frames."""
+
+    def choose_grid(self, height: int, width: int) -> tuple[int, int]:
+        """Return rows and columns of the features of clips of a size in pixels."""
+        size, area = self.choose_size(height, width), self.pixels_per_feature
+        return size[0] // area[0], size[1] // area[1]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identifies all that decides on features: weights, rate, resizing and normalisation."""
+        return hash_tensors(self._describe(), self.tower.state_dict().items())
+
+    def _describe(self) -> dict[str, Any]:
+        settings = {name: getattr(self.tower.config, name) for name in self.telling_settings}
+        return {"class": self.tower_class.__name__, "fps": self.clock.fps, "colours": self.colours} | settings
+
+    @torch.no_grad()
+    def encode(self, clips: Sequence[Clip]) -> SemanticFeatures:
+        """Encode clips of one shape and rate.
+
+        Frames are taken as `SliceClock.pick_frames` says: a clip shorter than one slice has one slice.
+
+        Raises:
+            InputError: There are no clips, or they differ in shape or rate.
+        """
+        shapes = {(clip.num_frames, *clip.size, clip.fps) for clip in clips}
+        if len(shapes) != 1:
+            raise InputError(
+                f"expected clips of one length, size and rate, got {sorted(shapes)}; encode them one by one"
+            )
+        num_frames, height, width, fps = shapes.pop()
+        picks, size = self.clock.pick_frames(num_frames, fps), self.choose_size(height, width)
+        sampled = [resize_clip(Clip(clip.frames[picks], self.clock.fps), *size, "stretch") for clip in clips]
+        features = self.encode_frames(clips_to_video(sampled))
+        return SemanticFeatures(features, self.clock.times(features.shape[1]), size, self.fingerprint)
+
+    def encode_frames(self, video: SampledFrames) -> EncoderFeatures:
+        """Encode frames that were taken and resized already, such as those of a training batch; differentiable."""
+        mean, std = (torch.tensor(values, device=self.tower.device).view(3, 1, 1, 1) for values in self.colours)
+        chunks = video.split(self.slices_at_once * self.frames_per_slice, dim=2)
+        normalised = (((chunk.to(mean) + 1) / 2 - mean) / std for chunk in chunks)
+        return torch.cat([self._run(chunk).float() for chunk in normalised], dim=1)
+
+
+class QwenEncoder(TowerEncoder):
+    """The vision tower of Qwen2.5-VL.
+
+    Its attention stays within a slice of two frames, so that encoding in chunks of slices is exact. Each side of a
+    frame is stretched to the nearest multiple of a feature's pixels (28 in released towers), at least one; frames with
+    more than `max_features` are made smaller first. The paper does not say how frames are resized.
+
+    Args:
+        tower: `Qwen2_5_VisionTransformerPretrainedModel`.
+        fps: Frames per second that it is given.
+        colours: As in `TowerEncoder`.
+        slices_at_once: Slices encoded together.
+        max_features: Most features per slice; released processors allow as many.
+    """
+
+    tower_class: ClassVar[Any] = Qwen2_5_VisionTransformerPretrainedModel
+    released_colours: ClassVar[tuple[Colours, Colours]] = (_CLIP_MEAN, _CLIP_STD)
+    telling_settings: ClassVar[tuple[str, ...]] = (
+        "num_heads",
+        "spatial_merge_size",
+        "temporal_patch_size",
+        "window_size",
+        "fullatt_block_indexes",
+    )
+
+    def __init__(
+        self,
+        tower: Any,
+        fps: float = DEFAULT_FPS,
+        *,
+        colours: tuple[Colours, Colours] | None = None,
+        slices_at_once: int = 8,
+        max_features: int = 1280,
+    ) -> None:
+        super().__init__(tower, fps, colours=colours, slices_at_once=slices_at_once)
+        if max_features < 1:
+            raise InputError(f"expected max_features of at least 1, got {max_features}")
+        self.max_features = max_features
+
+    @property
+    def frames_per_slice(self) -> int:
+        return int(self.tower.config.temporal_patch_size)
+
+    @property
+    def feature_dim(self) -> int:
+        return int(self.tower.config.out_hidden_size)
+
+    @property
+    def pixels_per_feature(self) -> tuple[int, int]:
+        side = int(self.tower.config.patch_size) * int(self.tower.config.spatial_merge_size)
+        return side, side
+
+    def choose_size(self, height: int, width: int) -> tuple[int, int]:
+        side, _ = self.pixels_per_feature
+        rows, columns = (max(1, int(pixels / side + 0.5)) for pixels in (height, width))
+        if rows * columns > self.max_features:
+            scale = (self.max_features / (rows * columns)) ** 0.5
+            rows, columns = max(1, int(rows * scale)), max(1, int(columns * scale))
+        return rows * side, columns * side
+
+    def _describe(self) -> dict[str, Any]:
+        return super()._describe() | {"max_features": self.max_features}
+
+    def _run(self, pixels: SampledFrames) -> EncoderFeatures:
+        config = self.tower.config
+        axes = {"t": self.frames_per_slice, "mh": config.spatial_merge_size, "mw": config.spatial_merge_size}
+        axes |= {"ph": config.patch_size, "pw": config.patch_size}
+        # The patches of a feature follow one another, and so do the features of a slice, and the slices of a clip.
+        patches = rearrange(pixels, "b c (s t) (h mh ph) (w mw pw) -> (b s h w mh mw) (c t ph pw)", **axes)
+        batch, _, frames, height, width = pixels.shape
+        grid = (frames // self.frames_per_slice, height // config.patch_size, width // config.patch_size)
+        found = self.tower(patches, torch.tensor([grid] * batch, device=patches.device))
+        # Older releases of transformers return the tensor itself.
+        merged = found if isinstance(found, Tensor) else found.pooler_output
+        rows, columns = self.choose_grid(height, width)
+        return merged.unflatten(0, (batch, grid[0], rows, columns))
+
+
+class ClipLengthEncoder(TowerEncoder):
+    """A network that attends over all frames of a clip, of one size in pixels and of the length it was trained with.
+
+    Longer videos are encoded clip by clip, each without knowledge of the others. Frames are stretched to the network's
+    size.
+    """
+
+    size_setting: ClassVar[str]
+    length_setting: ClassVar[str]
+
+    def __init__(
+        self,
+        tower: Any,
+        fps: float = DEFAULT_FPS,
+        *,
+        colours: tuple[Colours, Colours] | None = None,
+    ) -> None:
+        num_frames, tubelet = getattr(tower.config, self.length_setting), tower.config.tubelet_size
+        if num_frames % tubelet:
+            raise ModelError(
+                f"expected {self.length_setting} as a multiple of tubelet_size {tubelet}, got {num_frames}"
+            )
+        super().__init__(tower, fps, colours=colours, slices_at_once=num_frames // tubelet)
+
+    @property
+    def frames_per_slice(self) -> int:
+        return int(self.tower.config.tubelet_size)
+
+    @property
+    def feature_dim(self) -> int:
+        return int(self.tower.config.hidden_size)
+
+    @property
+    def pixels_per_feature(self) -> tuple[int, int]:
+        side = int(self.tower.config.patch_size)
+        return side, side
+
+    def choose_size(self, height: int, width: int) -> tuple[int, int]:
+        side = int(getattr(self.tower.config, self.size_setting))
+        return side, side
+
+    def _run(self, pixels: SampledFrames) -> EncoderFeatures:
+        num_frames = pixels.shape[2]
+        missing = self.slices_at_once * self.frames_per_slice - num_frames
+        last = pixels[:, :, -1:].expand(-1, -1, missing, -1, -1)
+        # (batch, 3, frame, height, width) -> (batch, frame, 3, height, width)
+        tokens = self._call(torch.cat([pixels, last], dim=2).transpose(1, 2))
+        rows, columns = self.choose_grid(*pixels.shape[3:])
+        return tokens.unflatten(1, (-1, rows, columns))[:, : num_frames // self.frames_per_slice]
+
+    @abstractmethod
+    def _call(self, frames: Float[Tensor, "batch frame 3 height width"]) -> Float[Tensor, "batch token feature_dim"]:
+        """Run the network."""
+
+
+class VJEPA2Encoder(ClipLengthEncoder):
+    """The encoder of V-JEPA 2 (arXiv 2506.09985), without its predictor."""
+
+    tower_class: ClassVar[Any] = VJEPA2Model
+    telling_settings: ClassVar[tuple[str, ...]] = (
+        "num_attention_heads",
+        "crop_size",
+        "frames_per_clip",
+        "tubelet_size",
+    )
+    size_setting: ClassVar[str] = "crop_size"
+    length_setting: ClassVar[str] = "frames_per_clip"
+
+    def _call(self, frames: Float[Tensor, "batch frame 3 height width"]) -> Float[Tensor, "batch token feature_dim"]:
+        return self.tower(frames, skip_predictor=True).last_hidden_state
+
+
+class VideoMAEEncoder(ClipLengthEncoder):
+    """The encoder of VideoMAE (arXiv 2203.12602)."""
+
+    tower_class: ClassVar[Any] = VideoMAEModel
+    telling_settings: ClassVar[tuple[str, ...]] = ("num_attention_heads", "image_size", "num_frames", "tubelet_size")
+    size_setting: ClassVar[str] = "image_size"
+    length_setting: ClassVar[str] = "num_frames"
+
+    def _call(self, frames: Float[Tensor, "batch frame 3 height width"]) -> Float[Tensor, "batch token feature_dim"]:
+        return self.tower(frames).last_hidden_state
+
+
+_TOWER_OF_QWEN = ModelPart("vision_config", ("visual.", "model.visual."))
+_ENCODERS: dict[str, type[TowerEncoder]] = {
+    "qwen2_5_vl": QwenEncoder,
+    "qwen2_5_vl_vision": QwenEncoder,
+    "vjepa2": VJEPA2Encoder,
+    "videomae": VideoMAEEncoder,
+}
+
+
+def load_encoder(folder: Path, fps: float = DEFAULT_FPS, dtype: torch.dtype = torch.float32) -> TowerEncoder:
+    """Load the encoder of a local folder, in evaluation mode.
+
+    Args:
+        folder: Holds a vision tower, a Qwen2.5-VL of which only the tower is read, a V-JEPA 2 or a VideoMAE.
+        fps: Frames per second that it is given.
+        dtype: Precision of the weights; fingerprints differ between precisions.
+
+    Raises:
+        ModelError: It is none of these, or is not whole.
+        InputError: `fps` is not above 0.
+    """
+    kind = str(read_json(folder / CONFIG_NAME).get("model_type"))
+    if kind not in _ENCODERS:
+        raise ModelError(f"expected one of {', '.join(_ENCODERS)} as model_type in {folder / CONFIG_NAME}, got {kind}")
+    encoder = _ENCODERS[kind]
+    tower = load_strictly(
+        encoder.tower_class, folder, dtype, part=_TOWER_OF_QWEN if kind == "qwen2_5_vl" else None
+    ).requires_grad_(False)
+    return encoder(tower, fps, colours=_read_colours(folder))
+
+
+def make_built_in_tower(feature_dim: int = 256) -> Qwen2_5_VisionTransformerPretrainedModel:
+    """Make the tower of the built-in encoder at random weights: 4x4 features per slice of frames of 64x64 pixels."""
+    config = Qwen2_5_VLVisionConfig(
+        depth=6,
+        hidden_size=192,
+        intermediate_size=512,
+        num_heads=3,
+        patch_size=8,
+        spatial_merge_size=2,
+        temporal_patch_size=2,
+        out_hidden_size=feature_dim,
+        fullatt_block_indexes=list(range(6)),
+    )
+    return Qwen2_5_VisionTransformerPretrainedModel(config)
+
+
+def _read_colours(folder: Path) -> tuple[Colours, Colours] | None:
+    """Return mean and standard deviation as the folder's processor states them."""
+    for path in (folder / name for name in _PROCESSORS):
+        if path.is_file():
+            stated = read_json(path)
+            mean, std = (np.asarray(stated.get(name) or (), dtype=np.float64) for name in ("image_mean", "image_std"))
+            if mean.shape == std.shape == (3,) and (std > 0).all():
+                return tuple(mean.tolist()), tuple(std.tolist())
+    return None
