@@ -4,6 +4,7 @@
     ├── InputError (ValueError)        something that a person gave cannot be used
     │   ├── VideoError                 a video or picture cannot be read, or not within the limits
     │   ├── ModelError                 a model folder, name or tensor is not what was expected
+    │   ├── PlanError                  a plan file, or an edit of a plan, cannot be used
     │   └── RecipeError                a recipe, or an override of one, is not valid
     ├── OutputError (OSError)          a result cannot be written
     └── MissingExtraError (ImportError)  an optional dependency is not installed
@@ -27,6 +28,10 @@ class VideoError(InputError):
 
 class ModelError(InputError):
     """A model folder, name or tensor is not what was expected."""
+
+
+class PlanError(InputError):
+    """A plan file cannot be used, or plans cannot be edited as asked."""
 
 
 class RecipeError(InputError):
