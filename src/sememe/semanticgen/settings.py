@@ -1,0 +1,92 @@
+"""Settings of a SemanticGen generation, from which arguments, flags, records and plans derive. Imports no torch."""
+
+from dataclasses import dataclass
+
+from sememe.records import Count, Positive, Record, Scale
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizeSettings(Record):
+    """The shape of the result.
+
+    Attributes:
+        height: Height of the result in pixels.
+        width: Width of the result in pixels.
+        num_frames: Frames of the result.
+        fps: Frames per second of the result.
+    """
+
+    height: Count = 480
+    width: Count = 832
+    num_frames: Count = 81
+    fps: Positive = 16.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingSettings(Record):
+    """How plan and result are denoised.
+
+    Attributes:
+        num_inference_steps: Denoising steps of the renderer.
+        num_planning_steps: Denoising steps of the planner.
+        max_sequence_length: Tokens per prompt; none uses the tokenizer's own length.
+    """
+
+    num_inference_steps: Count = 50
+    num_planning_steps: Count = 50
+    max_sequence_length: Count | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidanceSettings(Record):
+    """How strongly text and plan steer. The paper describes no guidance; 1 turns each off.
+
+    Attributes:
+        guidance_scale: Strength of the prompt in rendering.
+        planning_guidance_scale: Strength of the prompt in planning.
+        plan_guidance_scale: Strength of the plan in rendering; 0 leaves the plan out.
+        negative_prompt: Text to steer away from, in planning and rendering.
+    """
+
+    guidance_scale: Scale = 5.0
+    planning_guidance_scale: Scale = 5.0
+    plan_guidance_scale: Scale = 1.0
+    negative_prompt: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanSettings(Record):
+    """How the renderer reads the plan.
+
+    Attributes:
+        plan_noise: Standard deviation of noise on the plan's features, which have unit variance: 0 follows the plan
+            strictly, more leaves more to the renderer.
+        window_seconds: Length of the renderer's attention windows; none attends over the whole video. The paper does
+            not give it.
+    """
+
+    plan_noise: Scale = 0.0
+    window_seconds: Positive | None = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Record):
+    """Settings of a generation, in groups; no two fields of all groups have the same name.
+
+    Attributes:
+        size: Shape of the result.
+        sampling: Denoising.
+        guidance: Strength of prompt and plan.
+        plan: Reading of the plan.
+    """
+
+    size: SizeSettings = SizeSettings()
+    sampling: SamplingSettings = SamplingSettings()
+    guidance: GuidanceSettings = GuidanceSettings()
+    plan: PlanSettings = PlanSettings()
+
+
+BUILT_IN = Settings().override(
+    height=64, width=64, num_frames=33, fps=8.0, num_inference_steps=12, num_planning_steps=24, window_seconds=4.0
+)
+"""Settings that the built-in model starts from; those it ships with are chosen by measurement."""
