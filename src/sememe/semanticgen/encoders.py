@@ -20,7 +20,7 @@ from transformers import VideoMAEModel, VJEPA2Model
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 
-from sememe.backbones.pixels import clips_to_video
+from sememe.backbones.autoencoder import clips_to_video
 from sememe.checkpoints.components import ModelPart, load_strictly
 from sememe.checkpoints.fingerprint import hash_tensors
 from sememe.checkpoints.headers import CONFIG_NAME, read_json
