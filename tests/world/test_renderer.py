@@ -11,7 +11,7 @@ import pytest
 from sememe.errors import InputError
 from sememe.world import Scene, conditions, random_scene, render
 from sememe.world.catalogue import CATALOGUE, Condition, parts_of
-from sememe.world.renderer import _film
+from sememe.world.renderer import film as film_take
 from sememe.world.scene import Backdrop, Crop
 from sememe.world.stage import FAR_DISTANCE, GROUND_NEAR, SKY_DISTANCE, build_stage
 from sememe.world.take import Picture, Take
@@ -39,7 +39,7 @@ def film(scene: Scene, condition: str, num_frames: int = 17, size: int = 64) -> 
     take = Take.neutral(build_stage(scene, size, size), num_frames)
     for part in parts_of(condition):
         part.apply(take)
-    return _film(take).frames
+    return film_take(take).frames
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_the_mask_covers_the_subject() -> None:
         stage = build_stage(scene, 64, 64)
         present, absent = Take.neutral(stage, 1), Take.neutral(stage, 1)
         absent.subject_effects.append(lambda _, subject: np.zeros_like(subject))
-        with_it, without = _film(present), _film(absent)
+        with_it, without = film_take(present), film_take(absent)
         changed = np.abs(with_it.frames.astype(int) - without.frames).max(axis=-1) > 2
         assert (with_it.mask[changed] > 0).all()
         assert changed[with_it.mask > 0.9].mean() > 0.8
@@ -187,7 +187,7 @@ def test_parallax_fits_the_depth() -> None:
     stage = build_stage(scene, 128, 128)
     take = Take.neutral(stage, 2)
     take.camera.x[1] = way
-    moved = _film(take)
+    moved = film_take(take)
     columns = np.arange(128)
     centres = [(mask.sum(axis=0) * columns).sum() / mask.sum() for mask in moved.mask]
     assert centres[0] - centres[1] == pytest.approx(way * stage.density, abs=0.5), "the subject stands at distance 1"

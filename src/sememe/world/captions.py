@@ -78,5 +78,10 @@ def neutral_caption(scene: Scene) -> str:
 
 def full_caption(scene: Scene, happenings: Sequence[Condition]) -> str:
     """Say who, where and what happens; without happenings, that nothing moves."""
-    happens = " and ".join(happening.phrase for happening in happenings) or "nothing moves"
-    return f"{neutral_caption(scene)}; {happens}"
+    return script_caption(scene, [happenings])
+
+
+def script_caption(scene: Scene, spans: Sequence[Sequence[Condition]]) -> str:
+    """Say who, where and what happens in one span after another."""
+    happens = [" and ".join(happening.phrase for happening in span) or "nothing moves" for span in spans]
+    return f"{neutral_caption(scene)}; {', then '.join(happens)}"

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sememe.world.stage import Layer, Stage, ground_closeness
-from sememe.world.take import Floats, Take
+from sememe.world.take import Floats, Pose, Take
 
 
 def _camera_matrices(take: Take, distance: float, shear: float = 0.0, shear_origin: float = 0.0) -> Floats:
@@ -70,22 +70,29 @@ def pose_matrices(
 ) -> Floats:
     """The subject's own coordinates (half heights) to picture coordinates, (num_frames, 2, 3)."""
     stage, pose = take.stage, take.pose
-    count = take.num_frames
-    local: Floats = np.zeros((count, 3, 3), np.float32)
+    piece = None if offset is None else _turn_about(offset[2], *centre, offset[0], offset[1])
+    turned = _bend(pose, piece)
+    for later in take.later_poses:
+        turned = _bend(later, turned)
+    turned[:, :2] *= stage.subject_size
+    # Steps add up whatever else bends the subject, so that it turns and swells about its own place.
+    turned[:, 0, 2] += stage.subject_x + sum((later.x for later in take.later_poses), pose.x)
+    turned[:, 1, 2] += stage.subject_y + sum((later.y for later in take.later_poses), pose.y)
+    camera = _camera_matrices(take, stage.subject.distance)
+    return np.asarray(camera @ turned, np.float32)
+
+
+def _bend(pose: Pose, matrices: Floats | None) -> Floats:
+    """Scale, shear and turn about the pivot of `pose`, after `matrices`; (num_frames, 3, 3)."""
+    local: Floats = np.zeros((len(pose.x), 3, 3), np.float32)
     local[:, 0, 0], local[:, 1, 1], local[:, 2, 2] = pose.scale_x, pose.scale_y, 1
     local[:, 0, 1] = -pose.shear * pose.scale_y
     local[:, 0, 2] = pose.shear * pose.scale_y * pose.pivot
     local[:, 1, 2] = pose.pivot * (1 - pose.scale_y)
-    if offset is not None:
-        local = local @ _turn_about(offset[2], centre[0], centre[1], offset[0], offset[1])
-    turned = (
-        _turn_about(pose.rotation, 0.0, pose.pivot, np.zeros(count, np.float32), np.zeros(count, np.float32)) @ local
-    )
-    turned[:, :2] *= stage.subject_size
-    turned[:, 0, 2] += stage.subject_x + pose.x
-    turned[:, 1, 2] += stage.subject_y + pose.y
-    camera = _camera_matrices(take, stage.subject.distance)
-    return np.asarray(camera @ turned, np.float32)
+    if matrices is not None:
+        local = local @ matrices
+    zeros = np.zeros_like(pose.x)
+    return np.asarray(_turn_about(pose.rotation, 0.0, pose.pivot, zeros, zeros) @ local, np.float32)
 
 
 def _turn_about(angle: Floats, x: float, y: float, offset_x: Floats, offset_y: Floats) -> Floats:

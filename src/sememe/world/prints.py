@@ -147,13 +147,13 @@ def glitch(take: Take) -> None:
     jumps = rng.uniform(-1, 1, (64, 10))
     amount = take.ramp(0, 0.25)
 
-    def effect(_: Take, picture: Picture) -> Floats:
+    def effect(current: Take, picture: Picture) -> Floats:
         out = picture.frames.copy()
         height, width = out.shape[1:3]
         for index, level in enumerate(amount):
             if level <= 0:
                 continue
-            step = int(index * 16 / max(1, len(amount) - 1)) // 2
+            step = int(current.progress[index] * 16 + 1e-4) // 2
             for band in range(10):
                 rows = slice(band * height // 10, (band + 1) * height // 10)
                 shift = round(jumps[step % 64, band] * level * 0.24 * width)

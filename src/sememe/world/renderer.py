@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sememe.errors import InputError
 from sememe.video.clip import Clip
 from sememe.world.captions import full_caption, neutral_caption
-from sememe.world.catalogue import parts_of
+from sememe.world.catalogue import Condition, parts_of
 from sememe.world.geometry import covered_rectangles, drop_repeats, layer_matrices, pose_matrices, to_pixels
 from sememe.world.scene import Scene
 from sememe.world.stage import Layer, Stage, build_stage, ground_closeness, row_heights
@@ -43,7 +43,9 @@ class RenderedClip:
 
 
 @dataclass(frozen=True, slots=True)
-class _Shot:
+class Shot:
+    """What a take looks like: uint8 frames (num_frames, height, width, 3), depth and mask as in `RenderedClip`."""
+
     frames: NDArray[np.uint8]
     depth: Floats
     mask: Floats
@@ -71,30 +73,20 @@ def render(
     Raises:
         InputError: for an unknown condition or one that the scene cannot show, a size or number of frames out of range.
     """
-    height, width = (size, size) if isinstance(size, int) else size
-    if not (MIN_SIDE <= height <= MAX_SIDE and MIN_SIDE <= width <= MAX_SIDE):
-        raise InputError(
-            f"expected sides of {MIN_SIDE} to {MAX_SIDE} pixels, got {height}x{width}; choose another size"
-        )
+    height, width = check_size(size)
     if num_frames < 1:
         raise InputError(f"expected num_frames of 1 or more, got {num_frames}")
-    parts = parts_of(condition)
-    for part in parts:
-        if not part.applies_to(scene):
-            raise InputError(
-                f"expected a condition without a subject for a whole photograph, got {part.name!r}; "
-                "conditions(scene=scene) lists those that apply"
-            )
-    opening = _opening(scene, height, width)
+    parts = check_condition(scene, condition)
+    opening = film_opening(scene, height, width)
     take = Take.neutral(build_stage(scene, height, width), num_frames)
     for part in parts:
         part.apply(take)
     if parts:
-        shot = _film(take)
+        shot = film(take)
         for rendered, first in ((shot.frames, opening.frames), (shot.depth, opening.depth), (shot.mask, opening.mask)):
             rendered[0] = first[0]
     else:
-        shot = _Shot(
+        shot = Shot(
             np.repeat(opening.frames, num_frames, axis=0),
             np.repeat(opening.depth, num_frames, axis=0),
             np.repeat(opening.mask, num_frames, axis=0),
@@ -108,20 +100,51 @@ def render(
     )
 
 
+def check_size(size: int | tuple[int, int]) -> tuple[int, int]:
+    """Height and width of the picture.
+
+    Raises:
+        InputError: if a side is out of range.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    if not (MIN_SIDE <= height <= MAX_SIDE and MIN_SIDE <= width <= MAX_SIDE):
+        raise InputError(
+            f"expected sides of {MIN_SIDE} to {MAX_SIDE} pixels, got {height}x{width}; choose another size"
+        )
+    return height, width
+
+
+def check_condition(scene: Scene, name: str | None) -> tuple[Condition, ...]:
+    """The conditions that a name joins, all of which the scene can show.
+
+    Raises:
+        InputError: for an unknown condition, or one that the scene cannot show.
+    """
+    parts = parts_of(name)
+    for part in parts:
+        if not part.applies_to(scene):
+            raise InputError(
+                f"expected a condition without a subject for a whole photograph, got {part.name!r}; "
+                "conditions(scene=scene) lists those that apply"
+            )
+    return parts
+
+
 @lru_cache(maxsize=64)
-def _opening(scene: Scene, height: int, width: int) -> _Shot:
+def film_opening(scene: Scene, height: int, width: int) -> Shot:
     """The frame with which every take of the scene begins."""
-    return _film(Take.neutral(build_stage(scene, height, width), 1))
+    return film(Take.neutral(build_stage(scene, height, width), 1))
 
 
-def _film(take: Take) -> _Shot:
+def film(take: Take) -> Shot:
+    """Take the pictures of a take."""
     picture = _compose(take)
     for lens in take.lenses:
         picture = _through_lens(take, picture, lens)
     for effect in take.picture_effects:
         picture = Picture(effect(take, picture), picture.depth, picture.mask)
     frames = (picture.frames * np.float32(255) + np.float32(0.5)).clip(0, 255).astype(np.uint8)
-    return _Shot(frames, picture.depth, picture.mask)
+    return Shot(frames, picture.depth, picture.mask)
 
 
 def _compose(take: Take) -> Picture:

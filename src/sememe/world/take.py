@@ -105,9 +105,10 @@ class Take:
     """One take of a scene; see the module's first lines."""
 
     stage: Stage
-    num_frames: int
+    progress: Floats  # time, (num_frames,): 0 at a condition's first frame, 1 at its last, more where it lasts
     camera: Camera
     pose: Pose
+    later_poses: list[Pose] = field(default_factory=list)  # what bends the subject after `pose`
     subject_warps: list[Warp] = field(default_factory=list)  # local target coordinates to local source coordinates
     subject_effects: list[SubjectEffect] = field(default_factory=list)  # (frames, height, width, 4) to the same
     shards: Callable[[Take], list[Shard]] | None = None
@@ -118,13 +119,17 @@ class Take:
 
     @classmethod
     def neutral(cls, stage: Stage, num_frames: int) -> Take:
-        """The take in which nothing happens."""
-        return cls(stage, num_frames, Camera.still(num_frames), Pose.still(num_frames))
+        """The take in which nothing happens; its time runs from 0 (first frame) to 1 (last frame)."""
+        return cls.at(stage, np.linspace(0.0, 1.0, num_frames, dtype=np.float32))
+
+    @classmethod
+    def at(cls, stage: Stage, progress: Floats) -> Take:
+        """The take in which nothing happens, at the given times."""
+        return cls(stage, progress, Camera.still(len(progress)), Pose.still(len(progress)))
 
     @property
-    def progress(self) -> Floats:
-        """Time from 0 (first frame) to 1 (last frame), (num_frames,)."""
-        return np.linspace(0.0, 1.0, self.num_frames, dtype=np.float32)
+    def num_frames(self) -> int:
+        return len(self.progress)
 
     def ramp(self, start: float = 0.0, end: float = 0.65) -> Floats:
         """A smooth rise from 0 at `start` to 1 at `end` of the take, (num_frames,)."""

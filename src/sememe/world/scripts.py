@@ -1,0 +1,208 @@
+"""Stories: one condition after another in one scene.
+
+Nothing cuts where a span begins. Its first frame repeats the last state of the span before, and its condition begins
+from there. What the span before did then lasts or passes:
+
+- A condition lasts until a span begins a condition of the same family, or one in which nothing happens. Motions and
+  cameras stay where they arrived; in concepts and styles time runs on, so that rain keeps falling.
+- Conditions in `PASSING` end with their span: a jump, a shake.
+
+What ends is eased away within `SETTLE_SECONDS`, while the next condition begins.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from sememe.errors import InputError
+from sememe.video.clip import Clip
+from sememe.world.blending import Act, perform
+from sememe.world.captions import full_caption, neutral_caption, script_caption
+from sememe.world.catalogue import Condition
+from sememe.world.renderer import RenderedClip, check_condition, check_size, film, film_opening
+from sememe.world.scene import Scene
+from sememe.world.stage import build_stage
+from sememe.world.take import Floats
+
+SETTLE_SECONDS = 0.5
+PASSING = frozenset(
+    {
+        *("jump", "spin_clockwise", "spin_counterclockwise", "sway", "tremble", "circle", "turn_round", "duck"),
+        *("heartbeat", "dance", "billiard", "teleport", "spring", "figure_eight", "backflip", "pendulum", "peekaboo"),
+        *("zoom_pulse", "handheld", "earthquake", "rock", "bob", "glance", "circle_view", "whip_pan", "blink"),
+    }
+)
+"""Motions and cameras that end with their span; all other conditions last."""
+_PIXELS_AT_ONCE = 1 << 18  # of the frames that are filmed together
+
+Span = tuple[str | None, float]
+"""A condition, or None for nothing, and its seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedSpan:
+    """A span of a filmed script.
+
+    Attributes:
+        start: seconds at which its first frame begins.
+        end: seconds at which its last frame ends.
+        condition: what happens, None for nothing.
+        caption: who, where, and what happens in this span.
+    """
+
+    start: float
+    end: float
+    condition: str | None
+    caption: str
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedScript(RenderedClip):
+    """A filmed script.
+
+    Attributes:
+        full_caption: who, where, and what happens in all spans.
+        spans: what happens when.
+    """
+
+    spans: tuple[RenderedSpan, ...]
+
+
+def render_script(
+    scene: Scene, spans: Sequence[Span], *, size: int | tuple[int, int] = 64, fps: float = 8
+) -> RenderedScript:
+    """Film conditions one after another.
+
+    A script of one span is the clip that `render` gives for as many frames.
+
+    Args:
+        scene: what stands before the camera.
+        spans: conditions and their seconds, such as `[("jump", 2.0), ("walk_left", 3.0)]`; a condition is a name from
+            `conditions()`, several joined by "+", or None for nothing. Spans begin and end at the nearest frame.
+        size: the side of a square picture, or (height, width), each 16 to 1024 pixels.
+        fps: frames per second.
+
+    Raises:
+        InputError: for no spans, an unknown condition or one that the scene cannot show, seconds that are not above 0,
+            a span shorter than two frames, a size or rate out of range.
+    """
+    parts = list(iter_script(scene, spans, size=size, fps=fps))
+    edges = _frame_edges(spans, fps)
+    entries = [check_condition(scene, name) for name, _ in spans]
+    return RenderedScript(
+        clip=Clip(np.concatenate([part.clip.frames for part in parts]), float(fps)),
+        depth=np.concatenate([part.depth for part in parts]),
+        mask=np.concatenate([part.mask for part in parts]),
+        caption=neutral_caption(scene),
+        full_caption=script_caption(scene, entries),
+        spans=tuple(
+            RenderedSpan(edges[place] / fps, edges[place + 1] / fps, name, full_caption(scene, entries[place]))
+            for place, (name, _) in enumerate(spans)
+        ),
+    )
+
+
+def iter_script(
+    scene: Scene, spans: Sequence[Span], *, size: int | tuple[int, int] = 64, fps: float = 8
+) -> Iterator[RenderedClip]:
+    """Film a script part by part, in memory that does not grow with its length.
+
+    Arguments and errors are those of `render_script`; errors are raised before the first part is asked for.
+
+    Returns:
+        parts in order, each of some frames of one span, with the caption of that span.
+    """
+    height, width = check_size(size)
+    if not (math.isfinite(fps) and fps > 0):
+        raise InputError(f"expected frames per second above 0, got {fps}")
+    if not spans:
+        raise InputError("expected at least one span such as ('jump', 2.0), got none")
+    for name, _ in spans:
+        check_condition(scene, name)
+    return _film_spans(scene, tuple(spans), _frame_edges(spans, fps), height, width, fps)
+
+
+def _frame_edges(spans: Sequence[Span], fps: float) -> list[int]:
+    """The first frame of every span, and the number of all frames."""
+    edges, seconds = [0], 0.0
+    for number, (name, duration) in enumerate(spans, start=1):
+        if not (math.isfinite(duration) and duration > 0):
+            raise InputError(f"expected seconds above 0 for span {number} ({name}), got {duration}")
+        seconds += duration
+        edges.append(math.floor(seconds * fps + 0.5))
+        if edges[-1] - edges[-2] < 2:
+            raise InputError(
+                f"expected at least two frames for span {number} ({name}), got {duration} seconds at {fps} frames per "
+                f"second; give it {2 / fps:.3g} seconds or more"
+            )
+    return edges
+
+
+@dataclass(slots=True)
+class _Held:
+    """A condition that has begun: the times, in frames, at which it did, after which it is over, and is eased away."""
+
+    entry: Condition
+    begin: int
+    length: int
+    release: int | None = None
+
+    def at(self, clock: Floats, settle: int) -> Act:
+        progress = (clock - self.begin) * (1 / self.length)
+        progress[clock == self.begin + self.length] = 1
+        if self.entry.family in {"motion", "camera"}:
+            progress = progress.clip(0, 1)
+        strength = np.ones_like(progress)
+        if self.release is not None:
+            share = ((clock - self.release) / settle).clip(0, 1)
+            strength = 1 - share * share * (3 - 2 * share)
+        return Act(self.entry, progress.astype(np.float32), strength.astype(np.float32))
+
+
+def _film_spans(
+    scene: Scene, spans: tuple[Span, ...], edges: list[int], height: int, width: int, fps: float
+) -> Iterator[RenderedClip]:
+    settle = max(1, round(SETTLE_SECONDS * fps))
+    together = max(4, _PIXELS_AT_ONCE // (height * width))
+    stage = build_stage(scene, height, width)
+    held: list[_Held] = []
+    last = film_opening(scene, height, width)
+    # The clock stands still where a span begins: its first frame repeats the state of the frame before.
+    clock = 0
+    for place, (name, _) in enumerate(spans):
+        num_frames = edges[place + 1] - edges[place]
+        entries = check_condition(scene, name)
+        _release(held, entries, clock)
+        held += [_Held(entry, clock, num_frames - 1) for entry in entries]
+        # What is eased away is gone from a part's first frame on, so parts also begin where that is over.
+        starts = [*range(0, min(settle, num_frames), together), *range(settle, num_frames, together)]
+        for first, after in pairwise([*starts, num_frames]):
+            count = after - first
+            held = [each for each in held if each.release is None or clock + first - each.release < settle]
+            times = clock + first + np.arange(count, dtype=np.float64)
+            shot = film(perform(stage, count, [each.at(times, settle) for each in held]))
+            if first == 0:
+                shot.frames[0], shot.depth[0], shot.mask[0] = last.frames[-1], last.depth[-1], last.mask[-1]
+            last = shot
+            yield RenderedClip(
+                Clip(shot.frames, float(fps)),
+                shot.depth,
+                shot.mask,
+                neutral_caption(scene),
+                full_caption(scene, entries),
+            )
+        clock += num_frames - 1
+
+
+def _release(held: Sequence[_Held], entries: Sequence[Condition], clock: int) -> None:
+    """Let go of what does not last through a span that begins with `entries`."""
+    families = {entry.family for entry in entries}
+    for each in held:
+        ends = not entries or each.entry.family in families or each.entry.name in PASSING
+        if ends and each.release is None:
+            each.release = clock
