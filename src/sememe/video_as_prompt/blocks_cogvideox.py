@@ -1,12 +1,8 @@
 """Add an expert to CogVideoX's block: a second set of weights for the reference's tokens.
 
-Video-As-Prompt (arXiv 2510.20888, section 3.2) keeps the video transformer frozen and gives some of its blocks an
-expert. In a CogVideoX block text and video attend together, so a reference brings both: its caption's tokens and its
-video's, which share the expert's weights as the target's share the block's. All four meet in one attention.
-
-The parts of an expert (before, during and after that attention) are modules with a forward of their own, and each
-parameter belongs to the part that uses it, so hooks on `forward` can gather, move or cast weights. Blocks keep no state
-between calls.
+It is built as Wan's (see `sememe.video_as_prompt.blocks_wan`), but in a CogVideoX block text and video attend together,
+so a reference brings both: its caption's tokens and its video's, which share the expert's weights as the target's share
+the block's. All four meet in one attention.
 """
 
 from typing import Any, NamedTuple
@@ -21,7 +17,13 @@ from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXBloc
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sememe.video_as_prompt.reference_attention import IsolatedAttention, ReferenceAttention, attend_with_reference
+from sememe.video_as_prompt.reference_attention import (
+    ExpertResult,
+    IsolatedAttention,
+    ReferenceAttention,
+    ReferenceStream,
+    attend_with_reference,
+)
 from sememe.video_as_prompt.rotary import RotaryTables, rotate
 from sememe.video_as_prompt.shapes import Heads, RotaryTable, TextTokens, TimeEmbeds, Tokens
 
@@ -33,30 +35,6 @@ JoinedTokens = Float[Tensor, "batch joined_token dim"]
 
 # A constant of the stock block; it is not in the configuration.
 _QK_NORM_EPS = 1e-6
-
-
-class TwoPartStream(NamedTuple):
-    """Inputs of a block that belong to the reference's tokens.
-
-    The reference's video tokens follow the target's in `hidden_states`, its captions follow the target's text in
-    `encoder_hidden_states`. `strength` and `keys_only` are as in `ReferenceStream`.
-    """
-
-    num_text_tokens: int
-    num_video_tokens: int
-    temb: TimeEmbeds
-    rotary: RotaryTables | None
-    strength: float = 1.0
-    keys_only: bool = False
-
-
-class EncodedReference(NamedTuple):
-    """Tokens of a reference after a block that read the reference only, and their keys and values in that block."""
-
-    hidden_states: Tokens
-    encoder_hidden_states: TextTokens
-    key: Heads
-    value: Heads
 
 
 class TextAndVideo(NamedTuple):
@@ -172,24 +150,16 @@ class CogVideoXJointAttnProcessor(CogVideoXDispatchedAttnProcessor):
 class ExpertProjection(nn.Module):
     """The expert before the attention: modulated norm, queries, keys and values, their norms, rotation."""
 
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        time_embed_dim: int,
-        *,
-        attention_bias: bool,
-        norm_elementwise_affine: bool,
-        norm_eps: float,
-    ) -> None:
+    def __init__(self, config: Any) -> None:
         super().__init__()
-        self.num_heads = num_heads
-        self.norm1 = CogVideoXLayerNormZero(time_embed_dim, dim, norm_elementwise_affine, norm_eps, bias=True)
-        self.to_q = nn.Linear(dim, dim, bias=attention_bias)
-        self.to_k = nn.Linear(dim, dim, bias=attention_bias)
-        self.to_v = nn.Linear(dim, dim, bias=attention_bias)
-        self.norm_q = nn.LayerNorm(dim // num_heads, eps=_QK_NORM_EPS)
-        self.norm_k = nn.LayerNorm(dim // num_heads, eps=_QK_NORM_EPS)
+        self.num_heads = config.num_attention_heads
+        dim = self.num_heads * config.attention_head_dim
+        self.norm1 = _make_norm(config)
+        self.to_q = nn.Linear(dim, dim, bias=config.attention_bias)
+        self.to_k = nn.Linear(dim, dim, bias=config.attention_bias)
+        self.to_v = nn.Linear(dim, dim, bias=config.attention_bias)
+        self.norm_q = nn.LayerNorm(config.attention_head_dim, eps=_QK_NORM_EPS)
+        self.norm_k = nn.LayerNorm(config.attention_head_dim, eps=_QK_NORM_EPS)
 
     def forward(
         self, tokens: TextAndVideo, temb: TimeEmbeds, rotary: RotaryTables | None, *, needs_query: bool
@@ -212,20 +182,12 @@ class ExpertProjection(nn.Module):
 class ExpertOutput(nn.Module):
     """The expert after the attention: output projection, gates, modulated norm, feed-forward."""
 
-    def __init__(
-        self,
-        dim: int,
-        time_embed_dim: int,
-        *,
-        dropout: float,
-        activation_fn: str,
-        norm_elementwise_affine: bool,
-        norm_eps: float,
-    ) -> None:
+    def __init__(self, config: Any) -> None:
         super().__init__()
+        dim = config.num_attention_heads * config.attention_head_dim
         self.to_out = nn.ModuleList([nn.Linear(dim, dim), nn.Dropout(0.0)])
-        self.norm2 = CogVideoXLayerNormZero(time_embed_dim, dim, norm_elementwise_affine, norm_eps, bias=True)
-        self.ff = FeedForward(dim, dropout=dropout, activation_fn=activation_fn, final_dropout=True)
+        self.norm2 = _make_norm(config)
+        self.ff = FeedForward(dim, dropout=config.dropout, activation_fn=config.activation_fn, final_dropout=True)
 
     def forward(self, tokens: TextAndVideo, heads: JoinedTokens, gates: TextAndVideo, temb: TimeEmbeds) -> TextAndVideo:
         attention = self.to_out[1](self.to_out[0](heads))
@@ -236,58 +198,49 @@ class ExpertOutput(nn.Module):
 class CogVideoXExpert(nn.Module):
     """One block's weights for the reference, in three parts; `forward` runs the reference alone (one-way)."""
 
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        time_embed_dim: int,
-        *,
-        dropout: float,
-        activation_fn: str,
-        attention_bias: bool,
-        norm_elementwise_affine: bool,
-        norm_eps: float,
-    ) -> None:
+    def __init__(self, config: Any) -> None:
         super().__init__()
-        norms: dict[str, Any] = {"norm_elementwise_affine": norm_elementwise_affine, "norm_eps": norm_eps}
-        self.projection = ExpertProjection(dim, num_heads, time_embed_dim, attention_bias=attention_bias, **norms)
+        self.projection = ExpertProjection(config)
         self.attention = IsolatedAttention()
-        self.output = ExpertOutput(dim, time_embed_dim, dropout=dropout, activation_fn=activation_fn, **norms)
+        self.output = ExpertOutput(config)
 
-    def forward(self, tokens: TextAndVideo, stream: TwoPartStream, *, needs_output: bool) -> EncodedReference:
+    def forward(self, tokens: TextAndVideo, stream: ReferenceStream, *, needs_output: bool) -> ExpertResult:
+        assert stream.temb is not None
         attended, gates = self.projection(tokens, stream.temb, stream.rotary, needs_query=needs_output)
         if needs_output:
             tokens = self.output(tokens, self.attention(attended), gates, stream.temb)
-        return EncodedReference(tokens.video, tokens.text, attended.key, attended.value)
+        return ExpertResult((tokens.video, tokens.text), attended.key, attended.value)
+
+
+def _make_norm(config: Any) -> CogVideoXLayerNormZero:
+    dim = config.num_attention_heads * config.attention_head_dim
+    return CogVideoXLayerNormZero(
+        config.time_embed_dim, dim, config.norm_elementwise_affine, config.norm_eps, bias=True
+    )
 
 
 class CogVideoXVideoAsPromptBlock(CogVideoXBlock):
-    """CogVideoX's block with an expert. Without a reference it is the stock block, bit for bit."""
+    """CogVideoX's block with an expert. Without a reference it is the stock block, bit for bit.
 
-    def __init__(
-        self,
-        dim: int,
-        num_attention_heads: int,
-        attention_head_dim: int,
-        time_embed_dim: int,
-        dropout: float = 0.0,
-        activation_fn: str = "gelu-approximate",
-        attention_bias: bool = False,  # noqa: FBT001, FBT002 (the stock signature, as are the next)
-        norm_elementwise_affine: bool = True,  # noqa: FBT001, FBT002
-        norm_eps: float = 1e-5,
-        *,
-        is_last_expert: bool = False,
-    ) -> None:
-        settings: dict[str, Any] = {
-            "dropout": dropout,
-            "activation_fn": activation_fn,
-            "attention_bias": attention_bias,
-            "norm_elementwise_affine": norm_elementwise_affine,
-            "norm_eps": norm_eps,
-        }
-        super().__init__(dim, num_attention_heads, attention_head_dim, time_embed_dim, **settings)
+    Args:
+        config: Configuration of the transformer.
+        is_last_expert: Whether no later block has an expert.
+    """
+
+    def __init__(self, config: Any, *, is_last_expert: bool = False) -> None:
+        super().__init__(
+            config.num_attention_heads * config.attention_head_dim,
+            config.num_attention_heads,
+            config.attention_head_dim,
+            config.time_embed_dim,
+            config.dropout,
+            config.activation_fn,
+            config.attention_bias,
+            config.norm_elementwise_affine,
+            config.norm_eps,
+        )
         self.attn1.set_processor(CogVideoXJointAttnProcessor())
-        self.expert = CogVideoXExpert(dim, num_attention_heads, time_embed_dim, **settings)
+        self.expert = CogVideoXExpert(config)
         # No later block reads the reference, so the last expert computes only its keys and values.
         self.needs_reference_output = not is_last_expert
 
@@ -298,20 +251,20 @@ class CogVideoXVideoAsPromptBlock(CogVideoXBlock):
         temb: TimeEmbeds | None,
         image_rotary_emb: tuple[RotaryTable, RotaryTable] | None = None,
         attention_kwargs: dict[str, Any] | None = None,
-        reference: ReferenceAttention | TwoPartStream | None = None,
-    ) -> tuple[Tokens, TextTokens] | EncodedReference:
+        reference: ReferenceAttention | ReferenceStream | None = None,
+    ) -> tuple[Tokens, TextTokens] | ExpertResult:
         """Run the block in one of four ways, chosen by `reference`.
 
         - None: the stock block on the target's tokens.
         - `ReferenceAttention`: target tokens in and out; they also read the given (cached) keys and values.
-        - `TwoPartStream` with a `temb`: target and reference tokens joined on the token axis, video and text each, in
-          and out; each reads all four (two-way attention).
-        - `TwoPartStream` without `temb`: reference tokens only, which read only each other; `EncodedReference` out.
+        - `ReferenceStream` with a `temb`: target and reference tokens joined on the token axis, video and text each,
+          in and out; each reads all four (two-way attention).
+        - `ReferenceStream` without `temb`: reference tokens only, which read only each other; `ExpertResult` out.
         """
         if reference is None:
             return super().forward(hidden_states, encoder_hidden_states, temb, image_rotary_emb, attention_kwargs)
         tokens = TextAndVideo(encoder_hidden_states, hidden_states)
-        if isinstance(reference, TwoPartStream) and temb is None:
+        if isinstance(reference, ReferenceStream) and temb is None:
             needs_output = self.needs_reference_output and not reference.keys_only
             return self.expert(tokens, reference, needs_output=needs_output)
 
@@ -320,9 +273,11 @@ class CogVideoXVideoAsPromptBlock(CogVideoXBlock):
             target, _ = self._run_target(tokens, temb, image_rotary_emb, attention_kwargs, reference)
             return target.video, target.text
 
-        num_texts, num_videos = encoder_hidden_states.shape[1], hidden_states.shape[1]
-        text, source_text = encoder_hidden_states.tensor_split([num_texts - reference.num_text_tokens], dim=1)
-        video, source_video = hidden_states.tensor_split([num_videos - reference.num_video_tokens], dim=1)
+        assert reference.temb is not None
+        num_texts = encoder_hidden_states.shape[1] - sum(text.shape[1] for text in reference.texts)
+        text, source_text = encoder_hidden_states.tensor_split([num_texts], dim=1)
+        num_videos = hidden_states.shape[1] - sum(reference.lengths)
+        video, source_video = hidden_states.tensor_split([num_videos], dim=1)
         source = TextAndVideo(source_text, source_video)
         attended, gates = self.expert.projection(
             source, reference.temb, reference.rotary, needs_query=self.needs_reference_output

@@ -25,27 +25,20 @@ from torch import Tensor, nn
 
 from sememe.backbones.cross_attention import TextAttnProcessor, TextKeys
 from sememe.video_as_prompt.reference_attention import (
+    ExpertResult,
     IsolatedAttention,
     ReferenceAttention,
     ReferenceStream,
     attend_with_reference,
 )
 from sememe.video_as_prompt.rotary import RotaryTables, rotate
-from sememe.video_as_prompt.shapes import Heads, RotaryTable, TextTokens, Tokens
+from sememe.video_as_prompt.shapes import RotaryTable, TextTokens, Tokens
 
 Shift = Float[Tensor, "batch token_or_1 dim"]
 """Shift, scale or gate; one entry serves all tokens where the timestep does not differ between them."""
 
 ModulationEmbeds = Float[Tensor, "time_batch 6 dim"] | Float[Tensor, "time_batch time_token 6 dim"]
 """Embedded timestep as six shifts, scales and gates: per target, or per token."""
-
-
-class EncodedReference(NamedTuple):
-    """Tokens of a reference after a block that read the reference only, and their keys and values in that block."""
-
-    hidden_states: Tokens
-    key: Heads
-    value: Heads
 
 
 class Modulation(NamedTuple):
@@ -145,9 +138,10 @@ class ExpertModulation(nn.Module):
 class ExpertProjection(nn.Module):
     """The expert before the attention: norm, modulation, queries, keys and values, their norms, rotation."""
 
-    def __init__(self, dim: int, num_heads: int, eps: float) -> None:
+    def __init__(self, config: Any) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads, eps = config.num_attention_heads, config.eps
+        dim = self.num_heads * config.attention_head_dim
         self.norm1 = FP32LayerNorm(dim, eps, elementwise_affine=False)
         self.to_q = nn.Linear(dim, dim)
         self.to_k = nn.Linear(dim, dim)
@@ -172,30 +166,22 @@ class ExpertProjection(nn.Module):
 class ExpertOutput(nn.Module):
     """The expert after the attention: output projection, gate, cross-attention, feed-forward."""
 
-    def __init__(
-        self,
-        dim: int,
-        ffn_dim: int,
-        num_heads: int,
-        eps: float,
-        *,
-        cross_attn_norm: bool,
-        added_kv_proj_dim: int | None,
-    ) -> None:
+    def __init__(self, config: Any) -> None:
         super().__init__()
+        dim, eps = config.num_attention_heads * config.attention_head_dim, config.eps
         self.to_out = nn.ModuleList([nn.Linear(dim, dim), nn.Dropout(0.0)])
-        self.norm2 = FP32LayerNorm(dim, eps, elementwise_affine=True) if cross_attn_norm else nn.Identity()
+        self.norm2 = FP32LayerNorm(dim, eps, elementwise_affine=True) if config.cross_attn_norm else nn.Identity()
         self.attn2 = WanAttention(
             dim=dim,
-            heads=num_heads,
-            dim_head=dim // num_heads,
+            heads=config.num_attention_heads,
+            dim_head=config.attention_head_dim,
             eps=eps,
-            added_kv_proj_dim=added_kv_proj_dim,
-            cross_attention_dim_head=dim // num_heads,
+            added_kv_proj_dim=config.added_kv_proj_dim,
+            cross_attention_dim_head=config.attention_head_dim,
             processor=TextAttnProcessor(),
         )
         self.norm3 = FP32LayerNorm(dim, eps, elementwise_affine=False)
-        self.ffn = FeedForward(dim, inner_dim=ffn_dim, activation_fn="gelu-approximate")
+        self.ffn = FeedForward(dim, inner_dim=config.ffn_dim, activation_fn="gelu-approximate")
 
     def forward(
         self, hidden_states: Tokens, heads: Tokens, mod: Modulation, texts: tuple[Any, ...], lengths: tuple[int, ...]
@@ -207,25 +193,14 @@ class ExpertOutput(nn.Module):
 class WanExpert(nn.Module):
     """One block's weights for the reference, in four parts; `forward` runs the reference alone (one-way)."""
 
-    def __init__(
-        self,
-        dim: int,
-        ffn_dim: int,
-        num_heads: int,
-        eps: float,
-        *,
-        cross_attn_norm: bool,
-        added_kv_proj_dim: int | None,
-    ) -> None:
+    def __init__(self, config: Any) -> None:
         super().__init__()
-        self.modulation = ExpertModulation(dim)
-        self.projection = ExpertProjection(dim, num_heads, eps)
+        self.modulation = ExpertModulation(config.num_attention_heads * config.attention_head_dim)
+        self.projection = ExpertProjection(config)
         self.attention = IsolatedAttention()
-        self.output = ExpertOutput(
-            dim, ffn_dim, num_heads, eps, cross_attn_norm=cross_attn_norm, added_kv_proj_dim=added_kv_proj_dim
-        )
+        self.output = ExpertOutput(config)
 
-    def forward(self, hidden_states: Tokens, stream: ReferenceStream, *, needs_output: bool) -> EncodedReference:
+    def forward(self, hidden_states: Tokens, stream: ReferenceStream, *, needs_output: bool) -> ExpertResult:
         assert stream.temb is not None
         assert stream.rotary is not None
         mod = self.modulation(stream.temb)
@@ -233,29 +208,29 @@ class WanExpert(nn.Module):
         if needs_output:
             heads = self.attention(attended)
             hidden_states = self.output(hidden_states, heads, mod, stream.texts, stream.lengths)
-        return EncodedReference(hidden_states, attended.key, attended.value)
+        return ExpertResult((hidden_states,), attended.key, attended.value)
 
 
 class WanVideoAsPromptBlock(WanTransformerBlock):
-    """Wan's block with an expert. Without a reference it is the stock block, bit for bit."""
+    """Wan's block with an expert. Without a reference it is the stock block, bit for bit.
 
-    def __init__(
-        self,
-        dim: int,
-        ffn_dim: int,
-        num_heads: int,
-        qk_norm: str = "rms_norm_across_heads",
-        cross_attn_norm: bool = False,  # noqa: FBT001, FBT002 (the stock signature)
-        eps: float = 1e-6,
-        added_kv_proj_dim: int | None = None,
-        *,
-        is_last_expert: bool = False,
-    ) -> None:
-        super().__init__(dim, ffn_dim, num_heads, qk_norm, cross_attn_norm, eps, added_kv_proj_dim)
-        self.attn1.set_processor(JointAttnProcessor())
-        self.expert = WanExpert(
-            dim, ffn_dim, num_heads, eps, cross_attn_norm=cross_attn_norm, added_kv_proj_dim=added_kv_proj_dim
+    Args:
+        config: Configuration of the transformer.
+        is_last_expert: Whether no later block has an expert.
+    """
+
+    def __init__(self, config: Any, *, is_last_expert: bool = False) -> None:
+        super().__init__(
+            config.num_attention_heads * config.attention_head_dim,
+            config.ffn_dim,
+            config.num_attention_heads,
+            config.qk_norm or "",
+            config.cross_attn_norm,
+            config.eps,
+            config.added_kv_proj_dim,
         )
+        self.attn1.set_processor(JointAttnProcessor())
+        self.expert = WanExpert(config)
         # No later block reads the reference, so the last expert computes only its keys and values.
         self.needs_reference_output = not is_last_expert
 
@@ -266,14 +241,14 @@ class WanVideoAsPromptBlock(WanTransformerBlock):
         temb: ModulationEmbeds | None,
         rotary_emb: tuple[RotaryTable, RotaryTable] | None,
         reference: ReferenceAttention | ReferenceStream | None = None,
-    ) -> Tokens | EncodedReference:
+    ) -> Tokens | ExpertResult:
         """Run the block in one of four ways, chosen by `reference`.
 
         - None: the stock block on the target's tokens.
         - `ReferenceAttention`: target tokens in and out; they also read the given (cached) keys and values.
         - `ReferenceStream` with a `temb`: target and reference tokens joined on the token axis, in and out; both
           read both (two-way attention).
-        - `ReferenceStream` without `temb`: reference tokens only, which read only each other; `EncodedReference` out.
+        - `ReferenceStream` without `temb`: reference tokens only, which read only each other; `ExpertResult` out.
         """
         if reference is None:
             return super().forward(hidden_states, encoder_hidden_states, temb, rotary_emb)

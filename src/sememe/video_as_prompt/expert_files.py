@@ -4,6 +4,7 @@ In a released checkpoint every expert tensor has the name of its twin in the bac
 component of the path. The twin is also the tensor from which the expert's is initialised.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -143,7 +144,7 @@ class TwoFolderFiles:
     Attributes:
         backbone_class: Stock class whose folder holds the backbone.
         expert_class_name: Class name in the configuration of an expert's folder.
-        own_settings: Arguments that the stock class does not have.
+        own_settings: Arguments that the stock class does not have, with what `from_backbone` takes them to be.
         shared_settings: Arguments of the stock class on which the expert's tensors depend; its backbone must agree in
             them.
         key_map: Names of the expert's tensors.
@@ -151,7 +152,7 @@ class TwoFolderFiles:
 
     backbone_class: ClassVar[Any]
     expert_class_name: ClassVar[str]
-    own_settings: ClassVar[tuple[str, ...]]
+    own_settings: ClassVar[Mapping[str, Any]]
     shared_settings: ClassVar[tuple[str, ...]]
     key_map: ClassVar[KeyMap]
 
@@ -177,7 +178,7 @@ class TwoFolderFiles:
 
     def expert_config(self: Any) -> dict[str, Any]:
         """Return the configuration that an expert's folder holds."""
-        names = self.own_settings + self.shared_settings
+        names = (*self.own_settings, *self.shared_settings)
         return {"_class_name": self.expert_class_name} | {name: to_plain(self.config[name]) for name in names}
 
     @torch.no_grad()
@@ -188,7 +189,7 @@ class TwoFolderFiles:
             ModelError: The folder's settings or tensors are not those of this model's expert.
         """
         config = self.read_expert_config(folder)
-        for name in self.own_settings + self.shared_settings:
+        for name in (*self.own_settings, *self.shared_settings):
             if config.get(name) != to_plain(self.config[name]):
                 raise ModelError(
                     f"the expert in {folder} was made for {name} = {config.get(name)}, but the model at hand has "

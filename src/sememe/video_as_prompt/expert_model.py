@@ -1,6 +1,7 @@
 """Share between transformers with experts how experts are added to a backbone and which weights are trained."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -13,10 +14,11 @@ from torch import nn
 from sememe.compute.lora import restrict_to_backbone
 from sememe.compute.speed import check_two_way, enable_checked
 from sememe.errors import ModelError
-from sememe.video_as_prompt.context_parallel import check_ranks
+from sememe.video_as_prompt.context_parallel import check_ranks, count_ranks, split_reference
 from sememe.video_as_prompt.expert_files import TwoFolderFiles
+from sememe.video_as_prompt.reference_attention import ReferenceAttention
 from sememe.video_as_prompt.references import ReferenceCache, ReferenceInputs, ReferenceTokens
-from sememe.video_as_prompt.shapes import FrameFirstLatents, VideoLatents
+from sememe.video_as_prompt.shapes import FrameFirstLatents, Heads, Tokens, VideoLatents
 
 
 @dataclass(frozen=True)
@@ -30,15 +32,33 @@ class RefreshedPrediction:
 class ExpertModel(TwoFolderFiles):
     """Methods of a transformer with experts; list the stock class after it among the bases.
 
+    A subclass has `_embed_reference(inputs)`, which makes `ReferenceTokens`; `_make_stream(reference, **step)`, which
+    makes the blocks' inputs for a reference at a step; and `_forward_with_reference`, where it differs from the stock
+    forward.
+
     Attributes:
         may_follow_target: Whether the reference may be read at the target's timestep.
+        has_text_tokens: Whether texts are tokens of the blocks beside the video's.
     """
 
     may_follow_target: ClassVar[bool] = False
+    has_text_tokens: ClassVar[bool] = False
 
     @classmethod
-    def _put_on_backbone(cls: Any, backbone: Any, own_settings: Mapping[str, Any]) -> Any:
-        """Move the modules of a backbone into a new model whose experts are copies of their blocks."""
+    def from_backbone(cls: Any, backbone: Any, *values: Any, **settings: Any) -> Any:
+        """Add experts to a backbone, each a copy of its block.
+
+        The new model takes over the backbone's modules without copying them, so do not use `backbone` afterwards.
+
+        Args:
+            backbone: Model of the stock class.
+            values: Values of `own_settings`, in their order.
+            settings: The same by name. `own_settings` has those that are not given.
+
+        Raises:
+            ModelError: If a setting does not fit the backbone.
+        """
+        own_settings = {**cls.own_settings, **dict(zip(cls.own_settings, values, strict=False)), **settings}
         settings = {key: value for key, value in backbone.config.items() if not key.startswith("_")}
         with init_empty_weights(include_buffers=False):
             model = cls(**settings, **own_settings)
@@ -100,14 +120,15 @@ class ExpertModel(TwoFolderFiles):
         for parameter in self.trainable_parameters():
             parameter.requires_grad_(True)
 
-    def _check_settings(
-        self,
+    def _add_experts(
+        self: Any,
+        block_class: type[nn.Module],
         expert_blocks: Sequence[int] | None,
         attention_mode: str,
         reference_timestep: float | None,
-        num_layers: int,
-    ) -> list[int]:
-        """Check the settings for a backbone of `num_layers` blocks and return the sorted indices of expert blocks."""
+    ) -> None:
+        """Check a new model's own settings, and replace the blocks that have an expert."""
+        num_layers = self.config.num_layers
         indices = sorted(range(num_layers) if expert_blocks is None else expert_blocks)
         if not indices or len(set(indices)) < len(indices) or not 0 <= indices[0] <= indices[-1] < num_layers:
             raise ModelError(f"expert_blocks must be different indices within 0..{num_layers - 1}, got {indices}")
@@ -120,7 +141,61 @@ class ExpertModel(TwoFolderFiles):
             )
         if reference_timestep is not None and not 0 <= reference_timestep <= 1000:
             raise ModelError(f"reference_timestep must be within 0..1000, got {reference_timestep}")
-        return indices
+        self.register_to_config(expert_blocks=indices)
+        blocks = getattr(self, self.key_map.blocks)
+        for index in indices:
+            blocks[index] = block_class(self.config, is_last_expert=index == indices[-1])
+
+    @apply_forward_hook  # type: ignore[untyped-decorator]
+    def embed_reference(self: Any, inputs: ReferenceInputs) -> ReferenceTokens:
+        """Embed references once, for all steps of a two-way model.
+
+        Raises:
+            ModelError: If the inputs do not fit the model.
+        """
+        tokens: ReferenceTokens = self._embed_reference(inputs)
+        if self._parallel_config is None:
+            return tokens
+        num_ranks = count_ranks(self._parallel_config)
+        return split_reference(self.split, tokens, num_ranks, has_text_tokens=self.has_text_tokens)
+
+    @apply_forward_hook  # type: ignore[untyped-decorator]
+    def encode_reference(
+        self: Any, inputs: ReferenceInputs, *, approximate: bool = False, **step: Any
+    ) -> ReferenceCache:
+        """Run references through the expert alone and keep their keys and values; differentiable.
+
+        Args:
+            inputs: References, of which the first counts as the farthest in time.
+            approximate: Allow this for a two-way model, whose result then deviates.
+            step: On CogVideoX `timestep`, the target's in 0..1000, for a model whose reference follows it
+                (`reference_timestep` None in the config); the cache is approximate at other timesteps. And `ofs` as in
+                `forward`, for CogVideoX 1.5.
+
+        Raises:
+            ModelError: If the model was trained two-way and `approximate` is False, or the inputs do not fit.
+        """
+        with self._without_feature_cache():
+            return self._encode_tokens(self.embed_reference(inputs), approximate=approximate, **step)
+
+    def _encode_tokens(
+        self: Any, reference: ReferenceTokens, *, approximate: bool = False, **step: Any
+    ) -> ReferenceCache:
+        if self.config.attention_mode != "cached" and not approximate:
+            raise ModelError(
+                "this expert was trained two-way (attention_mode 'joint'), so its reference cannot be encoded once "
+                "for all steps; pass approximate=True to do so nevertheless, or use the joint mode"
+            )
+        stream, tokens, kept = self._make_stream(reference, **step), self._list_tokens(reference), []
+        for index in self.config.expert_blocks:
+            tokens, *pair = self._run_block(index, *tokens, *_NO_TARGET, stream)
+            kept.append(pair)
+        return _make_cache(kept, reference)
+
+    def _list_tokens(self, reference: ReferenceTokens) -> tuple[Tokens, ...]:
+        """Return a reference's tokens as its blocks take them: of its video, and of its captions where they attend."""
+        texts = (torch.cat(reference.stream.texts, dim=1),) if self.has_text_tokens else ()
+        return (reference.hidden_states, *texts)
 
     @contextmanager
     def _without_feature_cache(self: Any) -> Iterator[None]:
@@ -158,37 +233,92 @@ class ExpertModel(TwoFolderFiles):
         assert reference_strength > 0.0
         if self.is_cache_enabled:
             raise ModelError("reference_refresh and a feature cache both skip steps; disable one of them")
-        kept: list[Any] = []
+        kept: list[tuple[Heads, Heads]] = []
         output = self._forward_with_reference(
             *arguments, reference=reference, strength=reference_strength, kept=kept, **settings
         )
-        keys, values = tuple(encoded.key for encoded in kept), tuple(encoded.value for encoded in kept)
-        return RefreshedPrediction(output.sample, ReferenceCache(keys, values, reference.grid, reference.num_ranks))
-
-    def _check_may_encode(self: Any, *, approximate: bool) -> None:
-        if self.config.attention_mode != "cached" and not approximate:
-            raise ModelError(
-                "this expert was trained two-way (attention_mode 'joint'), so its reference cannot be encoded once "
-                "for all steps; pass approximate=True to do so nevertheless, or use the joint mode"
-            )
+        return RefreshedPrediction(output.sample, _make_cache(kept, reference))
 
     def _prepare_reference(
-        self: Any, reference: ReferenceCache | ReferenceTokens | ReferenceInputs, **step: Any
-    ) -> ReferenceCache | ReferenceTokens:
-        """Convert a reference to the form for this model's mode; `step` holds arguments of the encoding."""
+        self: Any,
+        reference: ReferenceCache | ReferenceTokens | ReferenceInputs | None,
+        grid: tuple[int, int],
+        batch_size: int,
+        **step: Any,
+    ) -> ReferenceCache | ReferenceTokens | None:
+        """Convert a reference to the form for this model's mode, one entry per target.
+
+        Args:
+            reference: The reference, if any.
+            grid: Target's (height, width) in tokens, which the reference must have too.
+            batch_size: Number of targets.
+            step: Arguments of the encoding.
+        """
+        if reference is None:
+            return None
         if not isinstance(reference, ReferenceInputs):
             check_ranks(reference, self._parallel_config)
-        if isinstance(reference, ReferenceCache):
+        if not isinstance(reference, ReferenceCache):
+            reference = self.embed_reference(reference) if isinstance(reference, ReferenceInputs) else reference
+            if self.config.attention_mode == "cached":
+                if self.is_cache_enabled:
+                    raise ModelError("with a feature cache on, pass what encode_reference returned, not the reference")
+                reference = self._encode_tokens(reference, **step)
+            elif self.is_cache_enabled:
+                check_two_way(self, len(reference.stream.lengths))
+        else:
             _check_cache(reference, self.config)
-            return reference
-        tokens = self.embed_reference(reference) if isinstance(reference, ReferenceInputs) else reference
-        if self.config.attention_mode == "joint":
-            if self.is_cache_enabled:
-                check_two_way(self, len(tokens.stream.lengths))
-            return tokens
-        if self.is_cache_enabled:
-            raise ModelError("with a feature cache on, pass what encode_reference returned, not the reference")
-        return self._encode_tokens(tokens, **step)
+        if reference.grid != grid:
+            raise ModelError(
+                f"reference and target must have the same height and width: got {reference.grid} and {grid} "
+                "(rows, columns of tokens)"
+            )
+        return reference.expand(batch_size)
+
+    def _run_blocks(
+        self: Any,
+        tokens: tuple[Tokens, ...],
+        arguments: Sequence[tuple[Any, ...]],
+        reference: ReferenceCache | ReferenceTokens | None,
+        strength: float,
+        kept: list[tuple[Heads, Heads]] | None,
+        **step: Any,
+    ) -> tuple[Tokens, ...]:
+        """Run all blocks on a target, alone or with a reference.
+
+        Args:
+            tokens: Tokens of the target's video, and of its text where texts are tokens of the blocks.
+            arguments: Further arguments of each block.
+            reference: A KV cache that the experts read, or tokens of a reference, which target and reference attend to.
+            strength: As `reference_strength` in `forward`.
+            kept: Collects the reference's keys and values in each expert block, if given.
+            step: Arguments of `_make_stream`.
+        """
+        places = {block: place for place, block in enumerate(self.config.expert_blocks)}
+        if isinstance(reference, ReferenceTokens):
+            stream = self._make_stream(reference, **step)._replace(strength=strength)
+            source = self._list_tokens(reference)
+        for index, others in enumerate(arguments):
+            if index not in places or reference is None:
+                tokens = _as_tuple(self._run_block(index, *tokens, *others))
+                continue
+            place = places[index]
+            if isinstance(reference, ReferenceCache):
+                read = ReferenceAttention(None, reference.keys[place], reference.values[place], strength)
+                tokens = _as_tuple(self._run_block(index, *tokens, *others, read))
+                continue
+            if kept is not None:
+                _, *pair = self._run_block(index, *source, *_NO_TARGET, stream._replace(keys_only=True))
+                kept.append(tuple(pair))
+            if reference.text_keys is not None:
+                stream = stream._replace(texts=reference.text_keys[place])
+            # (batch, target token + reference token, dim), of the video and of texts where they are tokens
+            joined = [torch.cat(pair, dim=1) for pair in zip(tokens, source, strict=True)]
+            results = _as_tuple(self._run_block(index, *joined, *others, stream))
+            lengths = [part.shape[1] for part in tokens]
+            halves = [both.tensor_split([length], dim=1) for both, length in zip(results, lengths, strict=True)]
+            tokens, source = zip(*halves, strict=True)
+        return tokens
 
     def _run_block(self: Any, index: int, *arguments: Any) -> Any:
         block = getattr(self, self.key_map.blocks)[index]
@@ -203,13 +333,33 @@ def check_strength(strength: float) -> None:
         raise ModelError(f"reference_strength must be within 0..1, got {strength}")
 
 
-def check_grid(reference: ReferenceCache | ReferenceTokens, grid: tuple[int, int]) -> None:
-    """Raise `ModelError` if the grids of tokens (rows, columns) of reference and target differ."""
-    if reference.grid != grid:
-        raise ModelError(
-            f"reference and target must have the same height and width: got {reference.grid} and {grid} "
-            "(rows, columns of tokens)"
-        )
+# Arguments of a block for the target besides its tokens, where an expert runs on the reference alone.
+_NO_TARGET = (None, None, None)
+
+
+def takes_arguments_of(stock: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Let an `__init__` take the arguments of a stock class before its own ones, which come by keyword only.
+
+    diffusers reads off the signature what belongs to a configuration.
+    """
+
+    def decorate(init: Callable[..., None]) -> Callable[..., None]:
+        parameters = inspect.signature(init).parameters.values()
+        own = [parameter for parameter in parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
+        inherited = inspect.signature(stock.__init__).parameters.values()  # type: ignore[misc]
+        init.__signature__ = inspect.Signature([*inherited, *own])  # type: ignore[attr-defined]
+        return init
+
+    return decorate
+
+
+def _as_tuple(tokens: Any) -> tuple[Tokens, ...]:
+    return tokens if isinstance(tokens, tuple) else (tokens,)
+
+
+def _make_cache(kept: Sequence[Sequence[Heads]], reference: ReferenceTokens) -> ReferenceCache:
+    keys, values = zip(*kept, strict=True)
+    return ReferenceCache(keys, values, reference.grid, reference.num_ranks)
 
 
 def _check_cache(cache: ReferenceCache, config: Any) -> None:

@@ -8,7 +8,7 @@ Follows arXiv 2510.20888 (Video-As-Prompt), section 3. An expert is trained for 
   same at every step and are computed once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -26,14 +26,22 @@ from torch import Tensor, nn
 from sememe.backbones.cross_attention import KeptText, TextAttnProcessor, project_text
 from sememe.backbones.first_frame import FirstFrameFill, check_fill
 from sememe.errors import ModelError
-from sememe.video_as_prompt.blocks_wan import EncodedReference, WanVideoAsPromptBlock
-from sememe.video_as_prompt.context_parallel import SPLIT_TOKENS, TokenSplit, count_ranks, split_reference
+from sememe.video_as_prompt.blocks_wan import WanVideoAsPromptBlock
+from sememe.video_as_prompt.context_parallel import SPLIT_TOKENS, TokenSplit
 from sememe.video_as_prompt.expert_files import WAN_KEYS, KeyMap
-from sememe.video_as_prompt.expert_model import ExpertModel, check_grid, check_strength
-from sememe.video_as_prompt.reference_attention import ReferenceAttention, ReferenceStream
+from sememe.video_as_prompt.expert_model import ExpertModel, check_strength, takes_arguments_of
+from sememe.video_as_prompt.reference_attention import ReferenceStream
 from sememe.video_as_prompt.references import ReferenceCache, ReferenceInputs, ReferenceTokens
 from sememe.video_as_prompt.rotary import ReferenceRotaryPosEmbed, RotaryTables
-from sememe.video_as_prompt.shapes import ImageEmbeds, TextEmbeds, Timesteps, Tokens, TokenTimesteps, VideoLatents
+from sememe.video_as_prompt.shapes import (
+    Heads,
+    ImageEmbeds,
+    TextEmbeds,
+    Timesteps,
+    Tokens,
+    TokenTimesteps,
+    VideoLatents,
+)
 
 
 class WanExpertEmbedder(nn.Module):
@@ -127,12 +135,12 @@ class WanVideoAsPromptTransformer(ExpertModel, WanTransformer3DModel):
     ]
     backbone_class: ClassVar[Any] = WanTransformer3DModel
     expert_class_name: ClassVar[str] = "WanVideoAsPromptExpert"
-    own_settings: ClassVar[tuple[str, ...]] = (
-        "expert_blocks",
-        "attention_mode",
-        "reference_timestep",
-        "first_frame_fill",
-    )
+    own_settings: ClassVar[Mapping[str, Any]] = {
+        "expert_blocks": None,
+        "attention_mode": "cached",
+        "reference_timestep": 1.0,
+        "first_frame_fill": "grey",
+    }
     shared_settings: ClassVar[tuple[str, ...]] = (
         "patch_size",
         "num_attention_heads",
@@ -150,95 +158,25 @@ class WanVideoAsPromptTransformer(ExpertModel, WanTransformer3DModel):
     key_map: ClassVar[KeyMap] = WAN_KEYS
 
     @register_to_config  # type: ignore[untyped-decorator]
+    @takes_arguments_of(WanTransformer3DModel)
     def __init__(
         self,
-        patch_size: Sequence[int] = (1, 2, 2),
-        num_attention_heads: int = 40,
-        attention_head_dim: int = 128,
-        in_channels: int = 16,
-        out_channels: int = 16,
-        text_dim: int = 4096,
-        freq_dim: int = 256,
-        ffn_dim: int = 13824,
-        num_layers: int = 40,
-        cross_attn_norm: bool = True,  # noqa: FBT001, FBT002 (the stock signature)
-        qk_norm: str | None = "rms_norm_across_heads",
-        eps: float = 1e-6,
-        image_dim: int | None = None,
-        added_kv_proj_dim: int | None = None,
-        rope_max_seq_len: int = 1024,
-        pos_embed_seq_len: int | None = None,
+        *arguments: Any,
         expert_blocks: Sequence[int] | None = None,
         attention_mode: str = "joint",
         reference_timestep: float = 1.0,
         first_frame_fill: FirstFrameFill = "grey",
+        **settings: Any,
     ) -> None:
-        super().__init__(
-            patch_size=tuple(patch_size),
-            num_attention_heads=num_attention_heads,
-            attention_head_dim=attention_head_dim,
-            in_channels=in_channels,
-            out_channels=out_channels,
-            text_dim=text_dim,
-            freq_dim=freq_dim,
-            ffn_dim=ffn_dim,
-            num_layers=num_layers,
-            cross_attn_norm=cross_attn_norm,
-            qk_norm=qk_norm,
-            eps=eps,
-            image_dim=image_dim,
-            added_kv_proj_dim=added_kv_proj_dim,
-            rope_max_seq_len=rope_max_seq_len,
-            pos_embed_seq_len=pos_embed_seq_len,
-        )
-        indices = self._check_settings(expert_blocks, attention_mode, reference_timestep, num_layers)
+        super().__init__(*arguments, **settings)
         check_fill(first_frame_fill)
-        self.register_to_config(
-            expert_blocks=indices, attention_mode=attention_mode, reference_timestep=reference_timestep
-        )
-        dim = num_attention_heads * attention_head_dim
-        for index in indices:
-            self.blocks[index] = WanVideoAsPromptBlock(
-                dim,
-                ffn_dim,
-                num_attention_heads,
-                qk_norm or "",
-                cross_attn_norm,
-                eps,
-                added_kv_proj_dim,
-                is_last_expert=index == indices[-1],
-            )
+        self._add_experts(WanVideoAsPromptBlock, expert_blocks, attention_mode, reference_timestep)
         for block in self.blocks:
             block.attn2.set_processor(TextAttnProcessor())
         self.expert_embedder = WanExpertEmbedder(self.config)
         self.split = TokenSplit()
 
-    @classmethod
-    def from_backbone(
-        cls,
-        backbone: WanTransformer3DModel,
-        expert_blocks: Sequence[int] | None = None,
-        attention_mode: str = "cached",
-        reference_timestep: float = 1.0,
-        first_frame_fill: FirstFrameFill = "grey",
-    ) -> "WanVideoAsPromptTransformer":
-        """Add experts to a backbone, each a copy of its block.
-
-        The new model takes over the backbone's modules without copying them, so do not use `backbone` afterwards.
-
-        Raises:
-            ModelError: If a setting does not fit the backbone.
-        """
-        own = (expert_blocks, attention_mode, reference_timestep, first_frame_fill)
-        return cls._put_on_backbone(backbone, dict(zip(cls.own_settings, own, strict=True)))
-
-    @apply_forward_hook  # type: ignore[untyped-decorator]
-    def embed_reference(self, inputs: ReferenceInputs) -> ReferenceTokens:
-        """Embed references once, for all steps of a two-way model.
-
-        Raises:
-            ModelError: If the inputs do not fit the model.
-        """
+    def _embed_reference(self, inputs: ReferenceInputs) -> ReferenceTokens:
         channels = {latents.shape[1] for latents in inputs.latents}
         if channels != {self.config.in_channels}:
             raise ModelError(
@@ -249,38 +187,10 @@ class WanVideoAsPromptTransformer(ExpertModel, WanTransformer3DModel):
             state = "needs" if self.config.image_dim else "does not take"
             raise ModelError(f"this model {state} image embeddings of its references (image_dim in its config)")
         tokens: ReferenceTokens = self.expert_embedder(inputs, self.config.reference_timestep)
-        if self._parallel_config is None:
-            return tokens
-        return split_reference(self.split, tokens, count_ranks(self._parallel_config), has_text_tokens=False)
+        return tokens
 
-    @apply_forward_hook  # type: ignore[untyped-decorator]
-    def encode_reference(
-        self,
-        inputs: ReferenceInputs,
-        *,
-        approximate: bool = False,
-    ) -> ReferenceCache:
-        """Run references through the expert alone and keep their keys and values; differentiable.
-
-        Args:
-            inputs: References, of which the first counts as the farthest in time.
-            approximate: Allow this for a two-way model, whose result then deviates.
-
-        Raises:
-            ModelError: If the model was trained two-way and `approximate` is False, or the inputs do not fit.
-        """
-        with self._without_feature_cache():
-            return self._encode_tokens(self.embed_reference(inputs), approximate=approximate)
-
-    def _encode_tokens(self, reference: ReferenceTokens, *, approximate: bool = False) -> ReferenceCache:
-        self._check_may_encode(approximate=approximate)
-        hidden_states, keys, values = reference.hidden_states, [], []
-        for index in self.config.expert_blocks:
-            encoded: EncodedReference = self._run_block(index, hidden_states, None, None, None, reference.stream)
-            hidden_states = encoded.hidden_states
-            keys.append(encoded.key)
-            values.append(encoded.value)
-        return ReferenceCache(tuple(keys), tuple(values), reference.grid, reference.num_ranks)
+    def _make_stream(self, reference: ReferenceTokens) -> ReferenceStream:
+        return reference.stream
 
     @apply_forward_hook  # type: ignore[untyped-decorator]
     def rotary_tables(self, latents: VideoLatents) -> RotaryTables:
@@ -342,27 +252,13 @@ class WanVideoAsPromptTransformer(ExpertModel, WanTransformer3DModel):
         """
         check_strength(reference_strength)
         reference = None if reference_strength == 0.0 else reference
+        arguments = (hidden_states, timestep, encoder_hidden_states, encoder_hidden_states_image)
+        options: dict[str, Any] = {"return_dict": return_dict, "attention_kwargs": attention_kwargs}
         # With context parallelism the stock forward would not split the target as `_cp_plan` says.
         if reference is None and not isinstance(encoder_hidden_states, KeptText) and self._parallel_config is None:
-            return super().forward(
-                hidden_states,
-                timestep,
-                encoder_hidden_states,
-                encoder_hidden_states_image,
-                return_dict=return_dict,
-                attention_kwargs=attention_kwargs,
-            )
-        return self._forward_with_reference(
-            hidden_states,
-            timestep,
-            encoder_hidden_states,
-            encoder_hidden_states_image,
-            reference=reference,
-            strength=reference_strength,
-            return_dict=return_dict,
-            attention_kwargs=attention_kwargs,
-            image_rotary_emb=image_rotary_emb,
-        )
+            return super().forward(*arguments, **options)
+        options |= {"image_rotary_emb": image_rotary_emb}
+        return self._forward_with_reference(*arguments, reference=reference, strength=reference_strength, **options)
 
     @apply_lora_scale("attention_kwargs")  # type: ignore[untyped-decorator]
     def _forward_with_reference(
@@ -376,14 +272,12 @@ class WanVideoAsPromptTransformer(ExpertModel, WanTransformer3DModel):
         strength: float = 1.0,
         return_dict: bool = True,
         attention_kwargs: dict[str, Any] | None = None,
-        kept: list[EncodedReference] | None = None,
+        kept: list[tuple[Heads, Heads]] | None = None,
         image_rotary_emb: RotaryTables | None = None,
     ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
-        given = None if reference is None else self._prepare_reference(reference)
-        if given is not None:
-            _, patch_height, patch_width = self.config.patch_size
-            check_grid(given, (latents.shape[-2] // patch_height, latents.shape[-1] // patch_width))
-            given = given.expand(latents.shape[0])
+        _, patch_height, patch_width = self.config.patch_size
+        grid = (latents.shape[-2] // patch_height, latents.shape[-1] // patch_width)
+        given = self._prepare_reference(reference, grid, latents.shape[0])
 
         rotary = self.rope(latents) if image_rotary_emb is None else image_rotary_emb
         # (batch, channel, frame, height, width) -> (batch, dim, frame, row, column) -> (batch, token, dim)
@@ -401,51 +295,9 @@ class WanVideoAsPromptTransformer(ExpertModel, WanTransformer3DModel):
 
         texts = text.blocks if isinstance(text, KeptText) else (embedded,) * len(self.blocks)
         arguments = [(block_text, modulation, rotary) for block_text in texts]
-        if given is None or isinstance(given, ReferenceCache):
-            tokens = self._read_cache(tokens, arguments, given, strength)
-        else:
-            stream = given.stream._replace(strength=strength)
-            tokens = self._attend_jointly(tokens, arguments, given, stream, kept)
+        (tokens,) = self._run_blocks((tokens,), arguments, given, strength, kept)
         sample = self._project_out(tokens, temb, patches.shape[2:])
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
-
-    def _read_cache(
-        self, tokens: Tokens, arguments: Sequence[tuple], cache: ReferenceCache | None, strength: float
-    ) -> Tokens:
-        """Run all blocks on the target, whose experts read the KV cache."""
-        pairs: dict[int, ReferenceAttention] = {}
-        if cache is not None:
-            entries = zip(self.config.expert_blocks, cache.keys, cache.values, strict=True)
-            pairs = {index: ReferenceAttention(None, key, value, strength) for index, key, value in entries}
-        for index in range(len(self.blocks)):
-            read = (pairs[index],) if index in pairs else ()
-            tokens = self._run_block(index, tokens, *arguments[index], *read)
-        return tokens
-
-    def _attend_jointly(
-        self,
-        tokens: Tokens,
-        arguments: Sequence[tuple],
-        reference: ReferenceTokens,
-        stream: ReferenceStream,
-        kept: list[EncodedReference] | None,
-    ) -> Tokens:
-        """Run all blocks on target and reference, which attend to each other; `kept` collects the reference's keys."""
-        source = reference.hidden_states
-        lengths = [tokens.shape[1], source.shape[1]]
-        places = {block: place for place, block in enumerate(self.config.expert_blocks)}
-        for index in range(len(self.blocks)):
-            if index not in places:
-                tokens = self._run_block(index, tokens, *arguments[index])
-                continue
-            if kept is not None:
-                kept.append(self._run_block(index, source, None, None, None, stream._replace(keys_only=True)))
-            if reference.text_keys is not None:
-                stream = stream._replace(texts=reference.text_keys[places[index]])
-            # (batch, target token + reference token, dim)
-            both = self._run_block(index, torch.cat([tokens, source], dim=1), *arguments[index], stream)
-            tokens, source = both.split(lengths, dim=1)
-        return tokens
 
     def _project_out(
         self,

@@ -34,8 +34,9 @@ class ReferenceStream(NamedTuple):
     """Inputs of a block that belong to the reference's tokens.
 
     Attributes:
-        texts: Caption tokens of each reference, or their cached keys and values in the block.
-        lengths: Number of tokens of each reference.
+        texts: Caption tokens of each reference, or their cached keys and values in the block. On CogVideoX, where
+            captions are tokens of the blocks, those before the first block.
+        lengths: Number of video tokens of each reference.
         temb: Modulation of the reference's tokens; None if it follows the target's timestep.
         rotary: Positions; None on a backbone without rotary embedding.
         strength: As in `ReferenceAttention`.
@@ -48,6 +49,20 @@ class ReferenceStream(NamedTuple):
     rotary: RotaryTables | None
     strength: float = 1.0
     keys_only: bool = False
+
+
+class ExpertResult(NamedTuple):
+    """Tokens of a reference after a block that read the reference only, and their keys and values in that block.
+
+    Attributes:
+        tokens: Video tokens; on CogVideoX also caption tokens.
+        key: Rotated keys.
+        value: Values.
+    """
+
+    tokens: tuple[Tokens, ...]
+    key: Heads
+    value: Heads
 
 
 def attend_with_reference(
