@@ -74,10 +74,18 @@ class Conditions:
 
 
 class ConditionEncoder:
-    """Turns a request into conditioning."""
+    """Turns a request into conditioning.
 
-    def __init__(self, family: BackboneFamily, settings: Settings) -> None:
-        self.family, self.settings = family, settings
+    Args:
+        family: Backbone.
+        settings: Settings of the generation.
+        known: Embeddings of texts that were encoded ahead.
+    """
+
+    def __init__(
+        self, family: BackboneFamily, settings: Settings, known: Mapping[str, TextEmbeds] | None = None
+    ) -> None:
+        self.family, self.settings, self.known = family, settings, known or {}
         self._encoded: dict[tuple[int, ...], torch.Tensor] = {}
         self._check_positions()
 
@@ -139,13 +147,25 @@ class ConditionEncoder:
             return self.family.embed_reference(inputs)
 
     def encode_texts(self, prompts: Sequence[str]) -> TextEmbeds:
-        """Encode prompts, each one entry of the batch; each distinct prompt is encoded once."""
-        length, needed = self.settings.sampling.max_sequence_length, self.family.text_length
-        if length is not None and needed is not None and length != needed:
-            raise InputError(f"this model reads exactly {needed} text tokens, got max_sequence_length {length}")
-        distinct = sorted(set(prompts))
-        embeds = self.family.encode_texts(distinct, self.settings)
-        return embeds[[distinct.index(prompt) for prompt in prompts]]
+        """Encode prompts, each one entry of the batch; each distinct prompt is encoded once, unless it is known.
+
+        Raises:
+            InputError: The model reads another number of tokens, or the text encoder was unloaded.
+        """
+        distinct = sorted(set(prompts) - self.known.keys())
+        embeds = {text: self.known[text] for text in prompts if text in self.known}
+        if distinct:
+            if self.family.pipeline.text_encoder is None:
+                raise InputError(
+                    f"the text encoder was unloaded, so {distinct[0]!r} cannot be encoded; "
+                    "name it in encode_prompt before unload_text_encoders"
+                )
+            length, needed = self.settings.sampling.max_sequence_length, self.family.text_length
+            if length is not None and needed is not None and length != needed:
+                raise InputError(f"this model reads exactly {needed} text tokens, got max_sequence_length {length}")
+            encoded = self.family.encode_texts(distinct, self.settings).split(1)
+            embeds |= dict(zip(distinct, encoded, strict=True))
+        return torch.cat([embeds[text].to(self.family.device, self.family.transformer.dtype) for text in prompts])
 
     def _encode_entries(self, entries: Sequence[ReferenceClips | EncodedReference], generator: Generators) -> Reference:
         clips = [entry for entry in entries if isinstance(entry, ReferenceClips)]

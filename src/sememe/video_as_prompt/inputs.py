@@ -1,8 +1,8 @@
 """Inputs of a generation, checked and brought to one form."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -14,6 +14,9 @@ from sememe.video.colors import over_white
 from sememe.video_as_prompt.families import BackboneFamily
 from sememe.video_as_prompt.references import ReferenceCache, ReferenceTokens
 from sememe.video_as_prompt.settings import ExperimentalSettings, Settings
+from sememe.video_as_prompt.shapes import TextEmbeds
+
+Texts = str | tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,25 @@ class EncodedReference:
 
 
 @dataclass(frozen=True)
+class EncodedPrompt:
+    """Texts that a pipeline has encoded, to be passed as `prompt`.
+
+    Attributes:
+        prompt: One text for all pictures, or one each.
+        negative_prompt: The same for the text to steer away from.
+        reference_prompts: Captions of the references; None for empty ones.
+        embeds: Embeddings (1, token, dim) of each of those texts and of the empty one.
+        max_sequence_length: Tokens per text with which they were encoded.
+    """
+
+    prompt: Texts
+    negative_prompt: Texts
+    reference_prompts: Texts | None
+    embeds: Mapping[str, TextEmbeds]
+    max_sequence_length: int | None
+
+
+@dataclass(frozen=True)
 class ReferenceClips:
     """The reference clips of one picture, with a caption for each."""
 
@@ -42,30 +64,28 @@ class Request:
     """A batch: as many pictures as prompts; references of each picture, one record for all, or none.
 
     Attributes:
-        prompts: one per result.
-        negative_prompts: one per result.
+        settings: Settings of the generation, with what encoded inputs decide.
+        prompts: One text per result.
+        negative_prompts: One text per result.
         images: uint8 pictures (height, width, 3) of any size, one per result; empty for text-to-video.
-        last_images: the same for the last frames, or empty.
-        references: none, one, or one per result.
-        negative_references: the same.
+        last_images: Pictures for the last frames, one per result; or empty.
+        references: Nothing, one entry for all results, or one per result.
+        negative_references: References to steer away from, in the same number of entries.
+        known: Embeddings of texts that were encoded ahead.
     """
 
+    settings: Settings
     prompts: tuple[str, ...]
     negative_prompts: tuple[str, ...]
-    images: tuple[np.ndarray, ...] = ()
-    last_images: tuple[np.ndarray, ...] = ()
-    references: tuple[ReferenceClips | EncodedReference, ...] = ()
-    negative_references: tuple[ReferenceClips | EncodedReference, ...] = ()
+    images: tuple[np.ndarray, ...]
+    last_images: tuple[np.ndarray, ...]
+    references: tuple[ReferenceClips | EncodedReference, ...]
+    negative_references: tuple[ReferenceClips | EncodedReference, ...]
+    known: Mapping[str, TextEmbeds]
 
     @property
     def batch_size(self) -> int:
         return len(self.prompts)
-
-    @property
-    def encoded(self) -> tuple[EncodedReference, ...]:
-        """References, negative ones too, that were encoded ahead."""
-        entries = (*self.references, *self.negative_references)
-        return tuple(entry for entry in entries if isinstance(entry, EncodedReference))
 
 
 def make_request(
@@ -74,7 +94,7 @@ def make_request(
     image: Any = None,
     references: Any = None,
     prompt: Any = "",
-    negative_prompt: Any = "",
+    negative_prompt: Any = None,
     reference_prompts: Any = None,
     last_image: Any = None,
 ) -> Request:
@@ -85,54 +105,83 @@ def make_request(
         settings: Settings of the generation.
         image: Pictures to start from.
         references: Clips, or encoded references.
-        prompt: One text, or one per picture.
-        negative_prompt: The same.
+        prompt: One text, or one per picture; or an `EncodedPrompt`, whose texts serve where others are not given.
+        negative_prompt: One text, or one per picture; None for the settings'.
         reference_prompts: Captions of the references.
         last_image: Pictures to end with.
 
     Raises:
         InputError: an input is not what was expected, or would have no effect.
     """
+    known: Mapping[str, TextEmbeds] = {}
+    if isinstance(prompt, EncodedPrompt):
+        known = find_embeds(prompt, settings)
+        negative_prompt = prompt.negative_prompt if negative_prompt is None else negative_prompt
+        reference_prompts = prompt.reference_prompts if reference_prompts is None else reference_prompts
+        prompt = prompt.prompt
+    settings = settings.override(negative_prompt=negative_prompt)
     needs_reference = settings.guidance.reference_guidance_scale != 0
     negative_references = settings.experimental.negative_references
-    if not family.takes_image and image is not None:
-        raise InputError("this model makes videos from text alone, so that image has no effect; leave it out")
-    if last_image is not None and not family.takes_last_image:
-        raise InputError("this model takes no last frame; leave last_image out")
-    if needs_reference and _is_nothing(references):
-        raise InputError(
-            "expected at least one reference clip, got none; to run the backbone without a reference say "
-            "reference_guidance_scale=0"
-        )
-    if negative_references and settings.guidance.reference_guidance_scale == 1.0:
-        raise InputError("negative_references need a reference_guidance_scale other than 0 and 1, got 1")
-    if not needs_reference and _is_any_given(reference_prompts):
-        raise InputError("reference_prompts have no effect with reference_guidance_scale 0; leave them out")
+    _check_given(family, settings, image, last_image, references, reference_prompts)
     images = _to_pictures("image", image) if family.needs_image or image is not None else ()
     count = len(images) or (len(prompt) if isinstance(prompt, (list, tuple)) else 1)
     last_images = () if last_image is None else _to_pictures("last_image", last_image)
     if last_images and len(last_images) != count:
         raise InputError(f"expected one last_image per picture, got {len(last_images)} for {count}")
+    negative_prompts = _spread_texts("negative_prompt", settings.guidance.negative_prompt, count)
+    entries = _make_references(references, reference_prompts, count) if needs_reference else ()
+    negative_entries = _make_references(negative_references, None, count) if negative_references else ()
+    encoded = [each for each in (*entries, *negative_entries) if isinstance(each, EncodedReference)]
     return Request(
+        settings=_match_encoded(encoded, settings),
         prompts=_spread_texts("prompt", prompt, count),
-        negative_prompts=_spread_texts("negative_prompt", negative_prompt, count),
+        negative_prompts=negative_prompts,
         images=images,
         last_images=last_images,
-        references=_make_references(references, reference_prompts, count) if needs_reference else (),
-        negative_references=_make_references(negative_references, None, count) if negative_references else (),
+        references=entries,
+        negative_references=negative_entries,
+        known=known,
     )
 
 
-def match_encoded(encoded: Sequence[EncodedReference], settings: Settings) -> Settings:
-    """Return settings with the reference positions and size of encoded references, where they leave these open.
+def _check_given(
+    family: BackboneFamily, settings: Settings, image: Any, last_image: Any, references: Any, reference_prompts: Any
+) -> None:
+    """Refuse inputs that would have no effect, and missing references."""
+    needs_reference = settings.guidance.reference_guidance_scale != 0
+    if not family.takes_image and image is not None:
+        raise InputError("this model makes videos from text alone, so that image has no effect; leave it out")
+    if last_image is not None and not family.takes_last_image:
+        raise InputError("this model takes no last frame; leave last_image out")
+    # Anything but a list or a clip is refused below.
+    if needs_reference and (references is None or (isinstance(references, (list, tuple)) and not references)):
+        raise InputError(
+            "expected at least one reference clip, got none; to run the backbone without a reference say "
+            "reference_guidance_scale=0"
+        )
+    if settings.experimental.negative_references and settings.guidance.reference_guidance_scale == 1.0:
+        raise InputError("negative_references need a reference_guidance_scale other than 0 and 1, got 1")
+    if not needs_reference and _is_any_given(reference_prompts):
+        raise InputError("reference_prompts have no effect with reference_guidance_scale 0; leave them out")
 
-    Args:
-        encoded: References that were encoded ahead.
-        settings: Settings of the generation.
+
+def find_embeds(prompt: EncodedPrompt, settings: Settings) -> Mapping[str, TextEmbeds]:
+    """Return the embeddings of an encoded prompt, for a generation.
 
     Raises:
-        InputError: a reference was made for another result, or in another way than the settings or another one.
+        InputError: The prompt was encoded to another length.
     """
+    length = settings.sampling.max_sequence_length
+    if prompt.max_sequence_length != length:
+        raise InputError(
+            f"the prompt was encoded with max_sequence_length {prompt.max_sequence_length}, but the generation has "
+            f"{length}; use the same for both"
+        )
+    return prompt.embeds
+
+
+def _match_encoded(encoded: Sequence[EncodedReference], settings: Settings) -> Settings:
+    """Return settings with the reference positions and size of encoded references, where they leave these open."""
     size = settings.size
     for made in (each.settings.size for each in encoded):
         if (made.height, made.width) != (size.height, size.width):
@@ -187,12 +236,6 @@ def to_picture(image: Any) -> np.ndarray:
     raise InputError(f"expected a PIL image, a uint8 array or a one-frame Clip as image, got {type(image).__name__}")
 
 
-def check_choice(name: str, value: str, choices: Any) -> None:
-    """Raise `InputError` for a value that is none of a `Literal`."""
-    if value not in get_args(choices):
-        raise InputError(f"expected {name} to be one of {', '.join(get_args(choices))}, got {value!r}")
-
-
 def check_references(clips: Any, prompts: Any = None) -> ReferenceClips:
     """Return clips that can serve as references, with their captions.
 
@@ -241,19 +284,25 @@ def _make_references(references: Any, prompts: Any, num_images: int) -> tuple[Re
     return tuple(made)
 
 
-def _spread_texts(name: str, texts: Any, count: int, of: str = "picture") -> tuple[str, ...]:
+def check_texts(name: str, texts: Any) -> Texts:
+    """Return a text, or several as a tuple.
+
+    Raises:
+        InputError: for anything else.
+    """
     if isinstance(texts, str):
-        return (texts,) * count
-    if not isinstance(texts, (list, tuple)) or not texts or not all(isinstance(text, str) for text in texts):
-        raise InputError(f"expected {name} as a text or a list of texts, got {_describe(texts)}")
-    if len(texts) != count:
-        raise InputError(f"expected one {name} per {of}, got {len(texts)} for {count}")
-    return tuple(texts)
+        return texts
+    if isinstance(texts, (list, tuple)) and texts and all(isinstance(text, str) for text in texts):
+        return tuple(texts)
+    raise InputError(f"expected {name} as a text or a list of texts, got {_describe(texts)}")
 
 
-def _is_nothing(references: Any) -> bool:
-    """Return whether there are none; anything but a list or a clip is refused later."""
-    return references is None or (isinstance(references, (list, tuple)) and not references)
+def _spread_texts(name: str, texts: Any, count: int, of: str = "picture") -> tuple[str, ...]:
+    found = check_texts(name, texts)
+    spread = (found,) * count if isinstance(found, str) else found
+    if len(spread) != count:
+        raise InputError(f"expected one {name} per {of}, got {len(spread)} for {count}")
+    return spread
 
 
 def _is_any_given(texts: Any) -> bool:

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from diffusers import DiffusionPipeline
@@ -20,17 +21,17 @@ from sememe.compute.storage import check_savable
 from sememe.diffusion.denoise import check_scheduler, denoise
 from sememe.errors import InputError, ModelError
 from sememe.video import Clip
-from sememe.video_as_prompt.conditioning import Conditions, Predictor
-from sememe.video_as_prompt.encoders import CachedTextEncoder, PromptEncoding, resolve_captions, resolve_texts
+from sememe.video_as_prompt.conditioning import ConditionEncoder, Conditions, Predictor
 from sememe.video_as_prompt.families import BackboneFamily, Generators, choose_family
 from sememe.video_as_prompt.guidance import VideoAsPromptSchedule
 from sememe.video_as_prompt.inputs import (
+    EncodedPrompt,
     EncodedReference,
     Request,
-    check_choice,
     check_references,
+    check_texts,
+    find_embeds,
     make_request,
-    match_encoded,
 )
 from sememe.video_as_prompt.memory_plan import Placing
 from sememe.video_as_prompt.model_folders import load_components, save_components
@@ -64,7 +65,7 @@ class VideoAsPromptOutput:
     timings: dict[str, float] = field(default_factory=dict)
 
 
-class VideoAsPromptPipeline(Placing, PromptEncoding, DiffusionPipeline, BackboneAdapterMixin):
+class VideoAsPromptPipeline(Placing, DiffusionPipeline, BackboneAdapterMixin):
     """Generate clips that start with a picture and show the effect of reference clips.
 
     Args:
@@ -214,9 +215,48 @@ class VideoAsPromptPipeline(Placing, PromptEncoding, DiffusionPipeline, Backbone
         """
         settings = (settings or self.defaults).override(**overrides)
         self._latent_shape(settings, is_decoded=False)
-        texts = resolve_captions(prompts, settings)
-        encoder = CachedTextEncoder(self.family, settings, texts.known)
-        return EncodedReference(encoder.encode_clips([check_references(clips, texts.reference_prompts)]), settings)
+        known = find_embeds(prompts, settings) if isinstance(prompts, EncodedPrompt) else {}
+        captions = prompts.reference_prompts if isinstance(prompts, EncodedPrompt) else prompts
+        encoder = ConditionEncoder(self.family, settings, known)
+        return EncodedReference(encoder.encode_clips([check_references(clips, captions)]), settings)
+
+    @torch.no_grad()
+    @sends_modules_back
+    def encode_prompt(
+        self,
+        prompt: Any = "",
+        negative_prompt: Any = None,
+        reference_prompts: Any = None,
+        max_sequence_length: int | None = None,
+    ) -> EncodedPrompt:
+        """Encode texts once; pass the result as `prompt`, and as `prompts` to `encode_reference`.
+
+        Args:
+            prompt: What results show; one text for all pictures, or one each.
+            negative_prompt: Text to steer away from; None for the model's own.
+            reference_prompts: Captions of the references; None for empty ones.
+            max_sequence_length: Tokens per text, as in the generation to come.
+
+        Raises:
+            InputError: An argument is no text, or the text encoder was unloaded.
+        """
+        settings = self.defaults.override(max_sequence_length=max_sequence_length)
+        negative_prompt = settings.guidance.negative_prompt if negative_prompt is None else negative_prompt
+        given = {"prompt": prompt, "negative_prompt": negative_prompt, "reference_prompts": reference_prompts}
+        texts = {name: None if value is None else check_texts(name, value) for name, value in given.items()}
+        listed = [(value,) if isinstance(value, str) else value or () for value in texts.values()]
+        encoder = ConditionEncoder(self.family, settings)
+        embeds = {text: encoder.encode_texts([text]) for text in sorted({"", *chain(*listed)})}
+        return EncodedPrompt(**texts, embeds=embeds, max_sequence_length=settings.sampling.max_sequence_length)
+
+    def unload_text_encoders(self) -> None:
+        """Drop the text encoder: afterwards only what `encode_prompt` returned can be given as a prompt.
+
+        The tokenizer stays, and so does the image encoder, which reads each new picture.
+        """
+        self.register_modules(text_encoder=None)
+        # The hooks of offload 'model' would keep it alive.
+        self.maybe_free_model_hooks()
 
     @torch.no_grad()
     @sends_modules_back
@@ -227,15 +267,9 @@ class VideoAsPromptPipeline(Placing, PromptEncoding, DiffusionPipeline, Backbone
         prompt: Any = "",
         negative_prompt: Any = None,
         reference_prompts: Any = None,
-        height: int | None = None,
-        width: int | None = None,
-        num_frames: int | None = None,
-        num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
-        reference_guidance_scale: float | None = None,
+        last_image: Any = None,
         generator: Generators = None,
         latents: torch.Tensor | None = None,
-        last_image: Any = None,
         output_type: str = "np",
         callback_on_step_end: CallbackOnStepEnd | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
@@ -253,55 +287,46 @@ class VideoAsPromptPipeline(Placing, PromptEncoding, DiffusionPipeline, Backbone
             prompt: What the result shows; one text, or one per picture; or the result of `encode_prompt`.
             negative_prompt: Text to steer away from.
             reference_prompts: Captions of the references; None for empty ones.
-            height: Height in pixels, a multiple of `grid.size_multiple`; None for the setting, as in the next five.
-            width: Width in pixels, the same.
-            num_frames: Frames of the result, and of each reference.
-            num_inference_steps: Denoising steps.
-            guidance_scale: Strength of the prompt; 1 is off.
-            reference_guidance_scale: Strength of the reference; 1 is off, 0 leaves it out.
+            last_image: The last frame, for Wan; a list of them for a batch.
             generator: Source of the noise, which is drawn on its own device; one, or one per picture.
             latents: Noise to start from (batch, channel, frame, height, width), unit variance, for any backbone.
-            last_image: The last frame, for Wan; a list of them for a batch.
             output_type: Form of `frames` in the result: "np", "pt", "pil" or "latent".
             callback_on_step_end: Called after each step, as diffusers does; it may set `interrupt`.
             callback_on_step_end_tensor_inputs: Names of the tensors that the callback gets; there is "latents".
             settings: Settings of the generation; None for the model's own (`defaults`).
-            overrides: Further fields of the settings, by name (see `sememe.video_as_prompt.settings`); None leaves
-                a field as it is.
+            overrides: Fields of the settings, by name (see `sememe.video_as_prompt.settings`), such as `height`,
+                `num_frames` and `guidance_scale` with diffusers' names; None leaves a field as it is.
 
         Raises:
             InputError: an argument is not what was expected.
         """
-        named = {
-            "height": height,
-            "width": width,
-            "num_frames": num_frames,
-            "num_inference_steps": num_inference_steps,
-            "guidance_scale": guidance_scale,
-            "reference_guidance_scale": reference_guidance_scale,
-        }
-        settings = (settings or self.defaults).override(**named, **overrides)
-        check_choice("output_type", output_type, OutputType)
-        check_scheduler(self.scheduler, self.family.prediction)
-        shape = self._latent_shape(settings, is_decoded=output_type != "latent")
-        texts = resolve_texts(prompt, negative_prompt, reference_prompts, settings)
+        if output_type not in get_args(OutputType):
+            raise InputError(
+                f"expected output_type to be one of {', '.join(get_args(OutputType))}, got {output_type!r}"
+            )
         request = make_request(
             self.family,
-            settings,
+            (settings or self.defaults).override(**overrides),
             image,
             references,
-            texts.prompt,
-            texts.negative_prompt,
-            texts.reference_prompts,
+            prompt,
+            negative_prompt,
+            reference_prompts,
             last_image,
         )
-        settings = match_encoded(request.encoded, settings.override(negative_prompt=texts.negative_prompt))
+        on_step_end = self._wrap_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        return self._generate(request, generator, latents, output_type, on_step_end)
+
+    def _generate(
+        self, request: Request, generator: Generators, latents: Any, output_type: str, on_step_end: OnStepEnd | None
+    ) -> VideoAsPromptOutput:
+        settings = request.settings
+        shape = self._latent_shape(settings, is_decoded=output_type != "latent")
         schedule = VideoAsPromptSchedule(settings=settings, texts_differ=request.prompts != request.negative_prompts)
         self._check_generation(request, schedule, generator)
-        on_step_end = self._wrap_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
         watch = Stopwatch(self._execution_device)
         self._interrupt = False
-        encoder = CachedTextEncoder(self.family, settings, texts.known)
+        encoder = ConditionEncoder(self.family, settings, request.known)
         # The official pipelines draw from the generator in this order: picture, noise, references.
         targets = encoder.encode_targets(request, schedule.needed, generator)
         noise = self._make_noise((request.batch_size, *shape), generator, latents, settings)
@@ -320,7 +345,8 @@ class VideoAsPromptPipeline(Placing, PromptEncoding, DiffusionPipeline, Backbone
         return VideoAsPromptOutput(clips, frames, resolved, schedule.base.to_table(), watch.seconds)
 
     def _check_generation(self, request: Request, schedule: VideoAsPromptSchedule, generator: Generators) -> None:
-        settings = schedule.settings
+        settings = request.settings
+        check_scheduler(self.scheduler, self.family.prediction)
         if isinstance(generator, list) and len(generator) != request.batch_size:
             raise InputError(f"expected one generator per picture, got {len(generator)} for {request.batch_size}")
         num_forwards = len(schedule.needed.groups(settings.execution.batching))
