@@ -59,7 +59,6 @@ def tiny_autoencoder() -> AutoencoderRecipe:
 
 
 def tiny_latents() -> LatentsRecipe:
-    """40,000 clips of the world as latents."""
     return LatentsRecipe(
         name="tiny-latents",
         description="40,000 clips of the world, 64x64 pixels and 17 frames, encoded by the autoencoder of tiny",
@@ -79,7 +78,6 @@ def tiny_generations() -> LatentsRecipe:
 
 
 def tiny_backbone() -> BackboneRecipe:
-    """The image-to-video backbone and its text encoder."""
     return BackboneRecipe(
         name="tiny-backbone",
         description="the image-to-video backbone of tiny, with its text encoder and tokenizer",
@@ -92,7 +90,6 @@ def tiny_backbone() -> BackboneRecipe:
 
 
 def tiny_expert() -> ExpertRecipe:
-    """The expert that reads the reference, one-way, in all blocks."""
     return ExpertRecipe(
         name="tiny-expert",
         description="the expert of tiny: one-way, in every block, captions that do not name the condition",
@@ -104,7 +101,6 @@ def tiny_expert() -> ExpertRecipe:
 
 
 def tiny_model() -> VideoAsPromptModelRecipe:
-    """The whole model."""
     return VideoAsPromptModelRecipe(
         name="tiny-model",
         description="64x64 pixels and 17 frames; small enough for two CPU cores",
@@ -142,7 +138,6 @@ def tiny_expert_leaky_captions() -> ExpertRecipe:
 
 
 def tiny_expert_no_shared_scenes() -> ExpertRecipe:
-    """No batch shows one scene under different conditions on purpose."""
     recipe = tiny_expert()
     return replace(
         recipe,
@@ -153,7 +148,6 @@ def tiny_expert_no_shared_scenes() -> ExpertRecipe:
 
 
 def tiny_expert_half_blocks() -> ExpertRecipe:
-    """An expert in every second block."""
     return replace(
         tiny_expert(),
         name="tiny-expert-half-blocks",
@@ -163,7 +157,6 @@ def tiny_expert_half_blocks() -> ExpertRecipe:
 
 
 def tiny_expert_24_conditions() -> ExpertRecipe:
-    """A fifth of the seen conditions."""
     return replace(
         tiny_expert(),
         name="tiny-expert-24-conditions",
@@ -173,7 +166,6 @@ def tiny_expert_24_conditions() -> ExpertRecipe:
 
 
 def tiny_expert_single_targets() -> ExpertRecipe:
-    """Every target brings its own reference; as many pairs a batch."""
     recipe = tiny_expert()
     return replace(
         recipe,
@@ -227,7 +219,6 @@ _SMALL_CLIPS = ClipFormat(num_frames=33, height=128, width=128)
 
 
 def small_autoencoder() -> AutoencoderRecipe:
-    """The autoencoder, with a wider refinement."""
     recipe = tiny_autoencoder()
     return replace(
         recipe,
@@ -240,7 +231,6 @@ def small_autoencoder() -> AutoencoderRecipe:
 
 
 def small_latents() -> LatentsRecipe:
-    """40,000 clips of the world as latents."""
     return replace(
         tiny_latents(),
         name="small-latents",
@@ -251,7 +241,6 @@ def small_latents() -> LatentsRecipe:
 
 
 def small_backbone() -> BackboneRecipe:
-    """The image-to-video backbone and its text encoder."""
     recipe = tiny_backbone()
     return replace(
         recipe,
@@ -265,7 +254,6 @@ def small_backbone() -> BackboneRecipe:
 
 
 def small_expert() -> ExpertRecipe:
-    """The expert that reads the reference, one-way, in all blocks."""
     recipe = tiny_expert()
     return replace(
         recipe,
@@ -278,7 +266,6 @@ def small_expert() -> ExpertRecipe:
 
 
 def small_model() -> VideoAsPromptModelRecipe:
-    """The whole model."""
     return replace(
         tiny_model(),
         name="small-model",
@@ -339,7 +326,6 @@ def cogvideox_expert() -> ExpertRecipe:
 
 
 def smoke_cogvideox_latents() -> LatentsRecipe:
-    """Twin of `cogvideox-latents`."""
     return replace(
         cogvideox_latents(),
         name="smoke-cogvideox-latents",
@@ -354,7 +340,6 @@ def smoke_cogvideox_latents() -> LatentsRecipe:
 
 
 def smoke_cogvideox_expert() -> ExpertRecipe:
-    """Twin of `cogvideox-expert`."""
     recipe = cogvideox_expert()
     return replace(
         recipe,
@@ -380,7 +365,6 @@ _SMOKE_CLIPS = ClipFormat(num_frames=9, height=16, width=16)
 
 
 def smoke_autoencoder() -> AutoencoderRecipe:
-    """Twin of `tiny-autoencoder`."""
     recipe = tiny_autoencoder()
     return replace(
         recipe,
@@ -395,7 +379,6 @@ def smoke_autoencoder() -> AutoencoderRecipe:
 
 
 def smoke_latents() -> LatentsRecipe:
-    """Twin of `tiny-latents`."""
     return replace(
         tiny_latents(),
         name="smoke-latents",
@@ -407,7 +390,6 @@ def smoke_latents() -> LatentsRecipe:
 
 
 def smoke_backbone() -> BackboneRecipe:
-    """Twin of `tiny-backbone`."""
     recipe = tiny_backbone()
     return replace(
         recipe,
@@ -424,17 +406,14 @@ def smoke_backbone() -> BackboneRecipe:
 
 
 def smoke_expert() -> ExpertRecipe:
-    """Twin of `tiny-expert`."""
     return _shorten_expert(tiny_expert(), "smoke-expert")
 
 
 def smoke_expert_joint() -> ExpertRecipe:
-    """Twin of `tiny-expert-joint`."""
     return _shorten_expert(tiny_expert_joint(), "smoke-expert-joint")
 
 
 def smoke_model() -> VideoAsPromptModelRecipe:
-    """Twin of `tiny-model`."""
     return replace(
         tiny_model(),
         name="smoke-model",

@@ -1,7 +1,9 @@
 """Hold a reference in its three forms: network inputs, embedded tokens, and cached keys and values."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 
@@ -10,6 +12,8 @@ from sememe.errors import ModelError
 from sememe.video_as_prompt.reference_attention import ReferenceStream
 from sememe.video_as_prompt.rotary import RotaryTables, TokenExtent
 from sememe.video_as_prompt.shapes import Heads, ImageEmbeds, ReferenceLatents, TextEmbeds, Tokens
+
+R = TypeVar("R", bound="BatchedReference")
 
 
 @dataclass(frozen=True)
@@ -40,8 +44,36 @@ class ReferenceInputs:
             raise ModelError(f"each reference needs latents and a caption, but their counts are {counts}")
 
 
+class BatchedReference(ABC):
+    """A reference whose tensors all have the batch as their first axis."""
+
+    @property
+    @abstractmethod
+    def batch_size(self) -> int: ...
+
+    @abstractmethod
+    def map(self: R, change: Callable[[torch.Tensor], torch.Tensor]) -> R:
+        """Apply `change` to every tensor that has a batch axis."""
+
+    def repeat(self: R, num_repeats: int) -> R:  # noqa: PYI019 (beartype checks methods one by one and refuses Self)
+        """Repeat the batch: entries a, b become a, b, a, b, ..."""
+        if num_repeats == 1:
+            return self
+        return self.map(lambda tensor: tensor.repeat(num_repeats, *[1] * (tensor.ndim - 1)))
+
+    def expand(self: R, batch_size: int) -> R:  # noqa: PYI019
+        """Expand one batch entry to `batch_size` entries without copying.
+
+        Raises:
+            ModelError: If there is more than one entry, and not `batch_size`.
+        """
+        if self.batch_size not in (1, batch_size):
+            raise ModelError(f"got references for a batch of {self.batch_size}, but {batch_size} targets")
+        return self.map(lambda tensor: tensor.expand(batch_size, *[-1] * (tensor.ndim - 1)))
+
+
 @dataclass(frozen=True)
-class ReferenceTokens:
+class ReferenceTokens(BatchedReference):
     """References after the expert's embedders: all that depends neither on the step nor on the target.
 
     Attributes:
@@ -62,41 +94,19 @@ class ReferenceTokens:
     def batch_size(self) -> int:
         return self.hidden_states.shape[0]
 
-    def repeat(self, num_repeats: int) -> "ReferenceTokens":
-        """Repeat the batch: entries a, b become a, b, a, b, ..."""
-        if num_repeats == 1:
-            return self
-        texts = tuple(text.repeat(num_repeats, 1, 1) for text in self.stream.texts)
+    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "ReferenceTokens":
+        """Apply `change` to tokens, captions and cached captions."""
+        keys = self.text_keys
         return replace(
             self,
-            hidden_states=self.hidden_states.repeat(num_repeats, 1, 1),
-            stream=self.stream._replace(texts=texts),
-            text_keys=self._map_text_keys(lambda keys: keys.repeat(num_repeats)),
+            hidden_states=change(self.hidden_states),
+            stream=self.stream._replace(texts=tuple(map(change, self.stream.texts))),
+            text_keys=None if keys is None else tuple(tuple(text.map(change) for text in block) for block in keys),
         )
-
-    def expand(self, batch_size: int) -> "ReferenceTokens":
-        """Expand one batch entry to `batch_size` entries without copying.
-
-        Raises:
-            ModelError: If the record holds more than one batch entry, and not `batch_size`.
-        """
-        _check_expansion(self.batch_size, batch_size)
-        texts = tuple(text.expand(batch_size, -1, -1) for text in self.stream.texts)
-        return replace(
-            self,
-            hidden_states=self.hidden_states.expand(batch_size, -1, -1),
-            stream=self.stream._replace(texts=texts),
-            text_keys=self._map_text_keys(lambda keys: keys.expand(batch_size)),
-        )
-
-    def _map_text_keys(self, change: Callable[[TextKeys], TextKeys]) -> tuple[tuple[TextKeys, ...], ...] | None:
-        if self.text_keys is None:
-            return None
-        return tuple(tuple(map(change, block)) for block in self.text_keys)
 
 
 @dataclass(frozen=True)
-class ReferenceCache:
+class ReferenceCache(BatchedReference):
     """KV cache of a reference: one pair of keys and values per expert block.
 
     Attributes:
@@ -122,19 +132,6 @@ class ReferenceCache:
     def repeat_interleave(self, num_repeats: int) -> "ReferenceCache":
         """Repeat each batch entry: a, b become a, a, ..., b, b, ..."""
         return self.map(lambda tensor: tensor.repeat_interleave(num_repeats, dim=0))
-
-    def repeat(self, num_repeats: int) -> "ReferenceCache":
-        """Repeat the batch: entries a, b become a, b, a, b, ..."""
-        return self.map(lambda tensor: tensor.repeat(num_repeats, 1, 1, 1)) if num_repeats > 1 else self
-
-    def expand(self, batch_size: int) -> "ReferenceCache":
-        """Expand one batch entry to `batch_size` entries without copying.
-
-        Raises:
-            ModelError: If the record holds more than one batch entry, and not `batch_size`.
-        """
-        _check_expansion(self.batch_size, batch_size)
-        return self.map(lambda tensor: tensor.expand(batch_size, -1, -1, -1))
 
     def select(self, index: int) -> "ReferenceCache":
         """Select one entry of the batch, keeping the batch axis."""
@@ -186,8 +183,3 @@ def _check_positions(tables: Sequence[RotaryTables | None]) -> None:
     for table in tables[1:]:
         if not all(torch.equal(one, other) for one, other in zip(tables[0] or (), table or (), strict=False)):
             raise ModelError("references of one batch must have equal positions; encode them with equal settings")
-
-
-def _check_expansion(batch_size: int, num_targets: int) -> None:
-    if batch_size not in (1, num_targets):
-        raise ModelError(f"got references for a batch of {batch_size}, but {num_targets} targets")

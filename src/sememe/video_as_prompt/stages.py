@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 from diffusers import WanTransformer3DModel
+from jaxtyping import Float, Int, Shaped
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -29,6 +30,7 @@ from sememe.video_as_prompt.network_cogvideox import CogVideoXVideoAsPromptTrans
 from sememe.video_as_prompt.network_wan import WanVideoAsPromptTransformer
 from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
 from sememe.video_as_prompt.references import ReferenceCache, ReferenceInputs, ReferenceTokens
+from sememe.video_as_prompt.shapes import TextEmbeds, Timesteps, VideoLatents
 from sememe.video_as_prompt.stage_settings import (
     BackboneRecipe,
     BackboneSettings,
@@ -68,18 +70,55 @@ class LatentSource(Protocol):
         ...
 
 
-def numpy_generator(generator: torch.Generator) -> np.random.Generator:
-    """Make a NumPy generator seeded by a CPU generator of torch."""
+Captions = Shaped[Tensor, "batch *text"]
+"""Captions in the form of a `TextSource`: numbers of tokens, or embeddings."""
+References = Float[Tensor, "reference channel frame height width"]
+"""Latents of references, of which there may be fewer than targets."""
+
+
+def _numpy_generator(generator: torch.Generator) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(int(torch.randint(1 << 62, (1,), generator=generator))))
+
+
+def _read_items(
+    latents: LatentSource, text: TextSource, picked: NDArray[np.integer], kinds: NDArray[Any]
+) -> list[Tensor]:
+    """Read clean latents, first-frame latents and captions of items; `kinds` says which caption each one has."""
+    captions, full = ([each[index] for index in picked] for each in (latents.captions, latents.full_captions))
+    indices = torch.from_numpy(picked)
+    parts = [latents.select(name, indices).float() for name in ("clean", "first_frame")]
+    return [*parts, text.pick(pick_captions(kinds, captions, full))]
+
+
+@dataclass(frozen=True)
+class NoisyLatents:
+    """Noised latents, their timesteps in 0..1000, and the target of the prediction."""
+
+    noisy: VideoLatents
+    timesteps: Timesteps
+    target: VideoLatents
+
+
+def _add_noise(
+    clean: VideoLatents, path: NoisePath, settings: BackboneSettings | ExpertSettings, generator: torch.Generator
+) -> NoisyLatents:
+    sigma = sample_sigma(len(clean), generator, settings.sigma_mean, settings.sigma_std, settings.sigma_shift)
+    noise = torch.randn(clean.shape, generator=generator, device=clean.device)
+    return NoisyLatents(path.add_noise(clean, noise, sigma), path.timesteps(sigma), path.target(clean, noise, sigma))
+
+
+def _sum_losses(predicted: VideoLatents, target: VideoLatents) -> StepLoss:
+    losses = sample_losses(predicted, target)
+    return StepLoss(total=losses.sum(), num_samples=len(losses))
 
 
 @dataclass(frozen=True)
 class BackboneBatch:
-    """Clean latents and first frames (batch, channel, frame, height, width); captions as `EncodedText` takes them."""
+    """Clean latents, first-frame latents and captions of clips."""
 
-    clean: Tensor
-    first_frames: Tensor
-    text: Tensor
+    clean: VideoLatents
+    first_frames: VideoLatents
+    text: Captions
 
 
 class BackboneStage(Stage):
@@ -112,24 +151,17 @@ class BackboneStage(Stage):
         return {"transformer": self.transformer, "text_encoder": self.text_encoder}
 
     def batch(self, step: int, generator: torch.Generator, device: torch.device) -> BackboneBatch:
-        rng, settings = numpy_generator(generator), self.settings
+        rng, settings = _numpy_generator(generator), self.settings
         picked = rng.integers(len(self._unnamed), size=settings.batch_size)
         choice = draw_captions(settings.captions, rng, num_targets=len(picked), unnamed_targets=self._unnamed[picked])
-        neutral = [self.latents.captions[index] for index in picked]
-        full = [self.latents.full_captions[index] for index in picked]
-        text = self._text.pick(pick_captions(choice.targets, neutral, full))
-        indices = torch.from_numpy(picked)
-        clean, first_frames = (self.latents.select(name, indices) for name in ("clean", "first_frame"))
-        return BackboneBatch(*(part.to(device) for part in (clean.float(), first_frames.float(), text)))
+        parts = _read_items(self.latents, self._text, picked, choice.targets)
+        return BackboneBatch(*(part.to(device) for part in parts))
 
     def loss(self, batch: Any, generator: torch.Generator) -> StepLoss:
-        settings = self.settings
-        sigma = sample_sigma(len(batch.clean), generator, settings.sigma_mean, settings.sigma_std, settings.sigma_shift)
-        noise = torch.randn(batch.clean.shape, generator=generator, device=batch.clean.device)
-        channels = self._family.join_condition(FLOW.add_noise(batch.clean, noise, sigma), batch.first_frames)
-        predicted = self.transformer(channels, FLOW.timesteps(sigma), self._text.embed(batch.text)).sample
-        losses = sample_losses(predicted, FLOW.target(batch.clean, noise, sigma))
-        return StepLoss(total=losses.sum(), num_samples=len(losses))
+        noised = _add_noise(batch.clean, FLOW, self.settings, generator)
+        channels = self._family.join_condition(noised.noisy, batch.first_frames)
+        predicted = self.transformer(channels, noised.timesteps, self._text.embed(batch.text)).sample
+        return _sum_losses(predicted, noised.target)
 
     def export(self, folder: Path, weights: Weights) -> None:
         """Write `transformer/`, `text_encoder/` and `tokenizer/`."""
@@ -142,16 +174,16 @@ class BackboneStage(Stage):
 class ExpertBatch:
     """Clean latents, first-frame latents and captions of targets and references.
 
-    Captions have the form of the `TextSource`. `owners` holds the index of each target's reference.
+    `owners` holds the index of each target's reference.
     """
 
-    clean: Tensor
-    first_frames: Tensor
-    text: Tensor
-    reference_clean: Tensor
-    reference_first_frames: Tensor
-    reference_text: Tensor
-    owners: Tensor
+    clean: VideoLatents
+    first_frames: VideoLatents
+    text: Captions
+    reference_clean: References
+    reference_first_frames: References
+    reference_text: Shaped[Tensor, "reference *reference_text"]
+    owners: Int[Tensor, " batch"]
 
 
 class ExpertStage(Stage):
@@ -183,7 +215,7 @@ class ExpertStage(Stage):
         return {"transformer": self.transformer}
 
     def batch(self, step: int, generator: torch.Generator, device: torch.device) -> ExpertBatch:
-        settings, rng = self.settings, numpy_generator(generator)
+        settings, rng = self.settings, _numpy_generator(generator)
         pairs = self._pairs.draw(rng, settings.num_references, settings.targets_per_reference)
         choice = draw_captions(
             settings.captions, rng, num_targets=len(pairs.targets), num_references=len(pairs.references)
@@ -191,33 +223,25 @@ class ExpertStage(Stage):
         kept = np.flatnonzero(~choice.dropped_references)
         # A batch needs a target.
         kept = kept if len(kept) else np.arange(1)
-        parts: list[Tensor] = []
-        for picked, kinds in (
-            (pairs.targets[kept], choice.targets[kept]),
-            (pairs.references, choice.references),
-        ):
-            neutral = [self.latents.captions[index] for index in picked]
-            full = [self.latents.full_captions[index] for index in picked]
-            indices = torch.from_numpy(picked)
-            parts += [self.latents.select(name, indices).float() for name in ("clean", "first_frame")]
-            parts.append(self.text.pick(pick_captions(kinds, neutral, full)))
-        parts.append(torch.from_numpy(kept // settings.targets_per_reference))
-        return ExpertBatch(*(part.to(device) for part in parts))
+        targets = _read_items(self.latents, self.text, pairs.targets[kept], choice.targets[kept])
+        references = _read_items(self.latents, self.text, pairs.references, choice.references)
+        owners = torch.from_numpy(kept // settings.targets_per_reference)
+        return ExpertBatch(*(part.to(device) for part in (*targets, *references, owners)))
 
     def loss(self, batch: Any, generator: torch.Generator) -> StepLoss:
-        settings, family, path = self.settings, self._family, self._path
-        sigma = sample_sigma(len(batch.clean), generator, settings.sigma_mean, settings.sigma_std, settings.sigma_shift)
-        noise = torch.randn(batch.clean.shape, generator=generator, device=batch.clean.device)
-        channels = family.join_condition(path.add_noise(batch.clean, noise, sigma), batch.first_frames)
+        family = self._family
+        noised = _add_noise(batch.clean, self._path, self.settings, generator)
+        channels = family.join_condition(noised.noisy, batch.first_frames)
         reference = family.join_condition(batch.reference_clean, batch.reference_first_frames)
         with torch.no_grad():
             text, reference_text = self.text.embed(batch.text), self.text.embed(batch.reference_text)
-        inputs = ForwardInputs(channels, path.timesteps(sigma), text)
+        inputs = ForwardInputs(channels, noised.timesteps, text)
         predicted = family.predict(inputs, self._encode(reference, reference_text, batch.owners))
-        losses = sample_losses(predicted, path.target(batch.clean, noise, sigma))
-        return StepLoss(total=losses.sum(), num_samples=len(losses))
+        return _sum_losses(predicted, noised.target)
 
-    def _encode(self, reference: Tensor, text: Tensor, owners: Tensor) -> ReferenceCache | ReferenceTokens:
+    def _encode(
+        self, reference: VideoLatents, text: TextEmbeds, owners: Int[Tensor, " target"]
+    ) -> ReferenceCache | ReferenceTokens:
         """Encode references, once each in one-way mode, and assign them to the targets that read them."""
         if self.transformer.config.attention_mode == "cached":
             cache = self._family.encode_reference(ReferenceInputs((reference,), (text,)))
