@@ -53,8 +53,10 @@ def make_transformer(
     return model
 
 
-def make_target(seed: int = 0, batch_size: int = 2, num_frames: int = GRID["frame"]) -> dict[str, torch.Tensor]:
-    """Arguments of the transformer's forward."""
+def make_target(
+    model: Any = None, seed: int = 0, batch_size: int = 2, num_frames: int = GRID["frame"]
+) -> dict[str, torch.Tensor]:
+    """Arguments of the transformer's forward, which are the same for all models; `model` is as on CogVideoX."""
     random = torch.Generator().manual_seed(seed)
     shape = (batch_size, IN_CHANNELS, num_frames, GRID["height"], GRID["width"])
     return {

@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ from diffusers.hooks import apply_group_offloading
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-from video_as_prompt.wan_factories import make_reference, make_target, make_transformer
+from video_as_prompt import cogvideox_factories, wan_factories
+
+both_modes = pytest.mark.parametrize("mode", ["cached", "joint"])
 
 
 @pytest.fixture
@@ -25,16 +28,18 @@ def process_group() -> Iterator[None]:
 
 @pytest.mark.usefixtures("process_group")
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("mode", ["cached", "joint"])
-def test_fully_sharded_blocks_give_the_same_gradients(mode: str) -> None:
-    target, reference = make_target(), make_reference()
+@pytest.mark.parametrize("family", [wan_factories, cogvideox_factories], ids=["wan", "cogvideox"])
+@both_modes
+def test_fully_sharded_blocks_give_the_same_gradients(family: Any, mode: str) -> None:
+    reference = family.make_reference()
     gradients = []
     for sharded in (False, True):
-        model = make_transformer(attention_mode=mode)
+        model = family.make_transformer(attention_mode=mode)
         model.freeze_backbone()
+        target = family.make_target(model)
         if sharded:
             mesh = init_device_mesh("cpu", (1,))
-            for block in model.blocks:
+            for block in getattr(model, model.key_map.blocks):
                 fully_shard(block, mesh=mesh)
             fully_shard(model, mesh=mesh)
             register_fsdp_forward_method(model, "encode_reference")
@@ -47,13 +52,18 @@ def test_fully_sharded_blocks_give_the_same_gradients(mode: str) -> None:
         torch.testing.assert_close(gradients[1][name], gradient)
 
 
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [(wan_factories, {}), (cogvideox_factories, cogvideox_factories.LEARNED)],
+    ids=["wan", "cogvideox"],
+)
 @pytest.mark.parametrize("kind", ["block_level", "leaf_level"])
-@pytest.mark.parametrize("mode", ["cached", "joint"])
+@both_modes
 @torch.no_grad()
-def test_group_offloading_gives_the_same_result(mode: str, kind: str) -> None:
-    target, reference = make_target(), make_reference()
-    expected = make_transformer(attention_mode=mode)(**target, reference=reference).sample
-    model = make_transformer(attention_mode=mode)
+def test_group_offloading_gives_the_same_result(family: Any, settings: dict[str, Any], mode: str, kind: str) -> None:
+    model, reference = family.make_transformer(attention_mode=mode, **settings), family.make_reference()
+    target = family.make_target(model)
+    expected = model(**target, reference=reference).sample
     apply_group_offloading(
         model,
         onload_device=torch.device("cpu"),
