@@ -5,7 +5,7 @@ In a pipeline latents are normalised and have the axes of `VideoLatents`, whatev
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -82,6 +82,7 @@ class BackboneFamily(ABC):
 
     def __init__(self, pipeline: Any) -> None:
         self.pipeline = pipeline
+        self._rotary: dict[tuple[Any, ...], RotaryTables | None] = {}
 
     @property
     def transformer(self) -> Any:
@@ -133,30 +134,20 @@ class BackboneFamily(ABC):
     def encode_condition(
         self, images: Images, last_images: Images | None, num_frames: int, generator: Generators
     ) -> VideoLatents | None:
-        """Encode the channels that follow the latents on the channel axis; None if there are none.
+        """Encode the channels that follow the latents of `num_frames` frames; None if there are none.
 
-        Args:
-            images: First frames, in [-1, 1].
-            last_images: Last frames, in [-1, 1], if given.
-            num_frames: Number of frames of the clip.
-            generator: Source of samples of the posterior; None to use its mode.
+        Samples of the posterior come from `generator`; without one its mode is used.
         """
 
     @abstractmethod
     def join_condition(self, latents: VideoLatents, first_frames: VideoLatents) -> InputChannels:
         """Concatenate noisy latents, mask and cached first-frame latents on the channel axis, as in training.
 
-        Args:
-            latents: Noisy latents.
-            first_frames: Result of `backbones.first_frame.encode_first_frame`.
+        `first_frames` is what `backbones.first_frame.encode_first_frame` returned.
         """
 
     def encode_first_latents(self, images: Images) -> FirstLatents | None:
-        """Encode first latent frames, for backbones whose only input of a picture they are.
-
-        Args:
-            images: First frames, in [-1, 1].
-        """
+        """Encode first latent frames, for backbones whose only input of a picture they are."""
         return None
 
     def spread_timestep(
@@ -164,10 +155,7 @@ class BackboneFamily(ABC):
     ) -> Timesteps | TokenTimesteps:
         """Expand a timestep to the targets, or to their tokens for backbones with one timestep per token.
 
-        Args:
-            timestep: Timestep in 0..1000.
-            latents: Noisy latents.
-            is_first_given: Whether the first latent frame is given and thus clean.
+        The tokens of a given first latent frame are clean.
         """
         return timestep.expand(latents.shape[0])
 
@@ -229,6 +217,12 @@ class BackboneFamily(ABC):
         )
         return self.rearrange(refreshed.sample), refreshed.reference
 
+    def _find_rotary(self, key: tuple[Any, ...], make: Callable[[], RotaryTables | None]) -> RotaryTables | None:
+        """Return the rotary tables for a size of the target; those of the last size are kept."""
+        if key not in self._rotary:
+            self._rotary = {key: make()}
+        return self._rotary[key]
+
     @abstractmethod
     def forward_arguments(self, inputs: ForwardInputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the transformer's positional and keyword arguments."""
@@ -245,10 +239,6 @@ class WanFamily(BackboneFamily):
     prediction: ClassVar[PredictionType] = "flow"
     lora_loader: ClassVar[Any] = WanLoraLoaderMixin
     supports_coarse_references: ClassVar[bool] = True
-
-    def __init__(self, pipeline: Any) -> None:
-        super().__init__(pipeline)
-        self._rotary: dict[tuple[Any, ...], RotaryTables] = {}
 
     @property
     def takes_image(self) -> bool:
@@ -346,14 +336,12 @@ class WanFamily(BackboneFamily):
         return not (transformer.is_cache_enabled or _is_group_offload_enabled(transformer))
 
     def forward_arguments(self, inputs: ForwardInputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        given = (inputs.channels, inputs.timestep, inputs.text, inputs.image_embeds)
-        return given, {"image_rotary_emb": self._find_rotary(inputs.channels)} if self.keeps_texts else {}
-
-    def _find_rotary(self, channels: VideoLatents) -> RotaryTables:
-        key = (channels.shape[2:], channels.device, count_ranks(self.transformer._parallel_config))
-        if key not in self._rotary:
-            self._rotary = {key: self.transformer.rotary_tables(channels)}
-        return self._rotary[key]
+        channels, transformer = inputs.channels, self.transformer
+        given = (channels, inputs.timestep, inputs.text, inputs.image_embeds)
+        if not self.keeps_texts:
+            return given, {}
+        key = (channels.shape[2:], channels.device, count_ranks(transformer._parallel_config))
+        return given, {"image_rotary_emb": self._find_rotary(key, lambda: transformer.rotary_tables(channels))}
 
 
 _log = logging.getLogger(__name__)
@@ -367,10 +355,6 @@ class CogVideoXFamily(BackboneFamily):
     lora_loader: ClassVar[Any] = CogVideoXLoraLoaderMixin
     has_sampled_latents: ClassVar[bool] = True
     reads_padding: ClassVar[bool] = True
-
-    def __init__(self, pipeline: Any) -> None:
-        super().__init__(pipeline)
-        self._rotary: dict[tuple[Any, ...], RotaryTables | None] = {}
 
     @property
     def takes_image(self) -> bool:
@@ -422,10 +406,8 @@ class CogVideoXFamily(BackboneFamily):
     def forward_arguments(self, inputs: ForwardInputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
         _, _, frames, height, width = inputs.channels.shape
         key = (frames, height, width, inputs.channels.device)
-        if key not in self._rotary:
-            self._rotary = {key: self.transformer.rotary_tables(*key)}
         given = (inputs.channels.transpose(1, 2), inputs.text, inputs.timestep)
-        return given, {"image_rotary_emb": self._rotary[key]}
+        return given, {"image_rotary_emb": self._find_rotary(key, lambda: self.transformer.rotary_tables(*key))}
 
     def rearrange(self, sample: FrameFirstLatents) -> VideoLatents:
         return sample.transpose(1, 2)

@@ -100,7 +100,8 @@ def read_layout(folder: Path) -> ModelLayout:
         raise ModelError(
             f"expected a model of one of the classes {known} in {folder}, its {INDEX_NAME} names {class_name}"
         )
-    if _names_class(index.get("transformer_2")):
+    second = index.get("transformer_2")
+    if isinstance(second, list) and second and second[0] is not None:
         raise ModelError(
             f"expected a model with one transformer, but {folder} has two (transformer_2 takes over at low noise), "
             "which is not supported; use a model with one"
@@ -137,10 +138,6 @@ def check_whole(layout: ModelLayout, given: Collection[str], *, needs_expert: bo
             f"expected a whole model in {layout.folder}, {len(missing)} of its files are missing: "
             f"{', '.join(missing)}; download it again while the hub can be reached"
         )
-
-
-def _names_class(entry: Any) -> bool:
-    return isinstance(entry, list) and bool(entry) and entry[0] is not None
 
 
 def _format_of_index(folder: Path, kind: Kind, index: Mapping[str, Any]) -> TransformerFormat:
@@ -207,14 +204,9 @@ def load_components(
     class_name: str,
     expert: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Load what `model_index.json` names, except what is given, and the settings of the pipeline.
+    """Load what `model_index.json` names, except what is given, and the settings of the pipeline `class_name`.
 
-    Args:
-        folder: A model in one of the layouts.
-        torch_dtype: Precision of the transformer and the text encoder; None for float32.
-        given: Components that are not to be loaded.
-        class_name: Class of the pipeline.
-        expert: Folder of an expert, for a stock model, or instead of the model's own.
+    Precisions and the expert are as in `VideoAsPromptPipeline.from_pretrained`.
 
     Raises:
         ModelError: The folder is not a model of this kind, is not whole, or has no expert.
@@ -229,9 +221,15 @@ def load_components(
     parts = dict(given)
     for name in _COMPONENTS:
         if name not in given:
-            parts[name] = _load_component(layout, name, torch_dtype)
+            found = find_component_class(layout, name)
+            parts[name] = None if found is None else load_component(name, folder / name, torch_dtype, found)
     if "transformer" not in given:
-        parts["transformer"] = _load_transformer(layout, source, torch_dtype)
+        backbone = folder / "transformer"
+        if source is None:
+            parts["transformer"] = load_merged(backbone, torch_dtype or torch.float32)
+        else:
+            check_pair(backbone, source)
+            parts["transformer"] = layout.format.transformer.from_folders(backbone, source, torch_dtype)
     defaults = layout.index.get("generation_defaults")
     if defaults is None:
         name = f"{layout.format.name}-ti2v" if layout.has_token_timesteps else layout.format.name
@@ -312,13 +310,6 @@ def choose_expert(layout: ModelLayout, class_name: str, expert: str | Path | Non
     return layout.folder / EXPERT_FOLDER
 
 
-def _load_transformer(layout: ModelLayout, expert: Path | None, torch_dtype: torch.dtype | None) -> Any:
-    if expert is None:
-        return load_merged(layout.folder / "transformer", torch_dtype or torch.float32)
-    check_pair(layout.folder / "transformer", expert)
-    return layout.format.transformer.from_folders(layout.folder / "transformer", expert, torch_dtype)
-
-
 def find_component_class(layout: ModelLayout, name: str) -> Any:
     """Return the class of a component, or None where the model does without it.
 
@@ -327,8 +318,3 @@ def find_component_class(layout: ModelLayout, name: str) -> Any:
     """
     folder = layout.folder / name
     return find_class(name, folder, read_entry(name, folder, layout.index.get(name))) if layout.has(name) else None
-
-
-def _load_component(layout: ModelLayout, name: str, torch_dtype: torch.dtype | None) -> Any:
-    component = find_component_class(layout, name)
-    return None if component is None else load_component(name, layout.folder / name, torch_dtype, component)
