@@ -1,6 +1,6 @@
 """Pipelines on the meta device: what a model folder, or a released model, would be if it were loaded."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +11,7 @@ import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 
-from sememe.checkpoints.headers import CONFIG_NAME, StoredTensor, read_json, read_stored_tensors
+from sememe.checkpoints.headers import CONFIG_NAME, read_json, read_stored_tensors
 from sememe.errors import ModelError, SememeError
 from sememe.video_as_prompt.model_folders import (
     EXPERT_FOLDER,
@@ -38,23 +38,14 @@ _T5_XXL = {
 
 @dataclass(frozen=True)
 class Blueprint:
-    """A pipeline on the meta device.
-
-    Attributes:
-        pipeline: Pipeline without weights.
-        dtype: The precision in which the model is to be computed.
-    """
+    """A pipeline without weights, and the precision in which the model is to be computed."""
 
     pipeline: VideoAsPromptPipeline
     dtype: str
 
 
 def read_blueprint(folder: Path, expert: Path | None = None) -> Blueprint:
-    """Read a model folder without loading its weights.
-
-    Args:
-        folder: Folder of a model.
-        expert: The folder of an expert that goes with it.
+    """Read a model folder, and that of an expert that goes with it, without loading weights.
 
     Raises:
         ModelError: the folder is not a whole model, or the expert does not go with it.
@@ -83,10 +74,6 @@ def read_own_dtype(folder: Path, expert: Path | None = None) -> str:
 
     Released models are computed in the precision in which most of them is stored; those trained here in float32.
 
-    Args:
-        folder: Folder of a model.
-        expert: The folder of an expert alone that goes with it.
-
     Raises:
         ModelError: it is not whole.
     """
@@ -98,10 +85,6 @@ def read_own_dtype(folder: Path, expert: Path | None = None) -> str:
         is_one_way = read_json(apart / CONFIG_NAME).get("attention_mode") != "joint"
         if layout.kind == "own" and is_one_way:
             return "float32"
-    return _find_main_dtype(tensors)
-
-
-def _find_main_dtype(tensors: Iterable[StoredTensor]) -> str:
     sizes: dict[str, int] = {}
     for tensor in tensors:
         sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.num_bytes
@@ -152,11 +135,7 @@ def find_released(name: str | Path) -> str | None:
 
 
 def make_released(name: str) -> Blueprint:
-    """Make a released model by what is known of it.
-
-    Args:
-        name: Name in `RELEASED`.
-    """
+    """Make a model of `RELEASED` by what is known of it."""
     known = RELEASED[name]
     kind = next(each for each in FORMATS if each.name == known.family)
     settings = dict(known.transformer) | kind.released_settings(kind.released_expert_blocks)

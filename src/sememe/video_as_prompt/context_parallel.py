@@ -40,11 +40,7 @@ def count_ranks(parallel_config: Any) -> int:
 
 
 def check_ranks(reference: ReferenceTokens | ReferenceCache, parallel_config: Any) -> None:
-    """Check that a reference is split among as many ranks as the model's sequences.
-
-    Raises:
-        ModelError: If it is not.
-    """
+    """Raise `ModelError` for a reference that is not split among as many ranks as the model's sequences."""
     num_ranks = count_ranks(parallel_config)
     if reference.num_ranks != num_ranks:
         raise ModelError(

@@ -38,16 +38,16 @@ class RowSettings:
     """One row of the evaluation.
 
     Attributes:
-        name: as in reports and on the command line.
-        about: what it measures.
-        split: which conditions targets show (see `split_conditions`).
-        method: how clips are made.
-        num_frames: frames of targets and references.
-        height: pixels.
-        width: pixels.
-        is_misled: whether prompts name another condition than the reference shows, and captions of references the
+        name: Name in reports and on the command line.
+        about: What the row measures.
+        split: Conditions that targets show (see `split_conditions`).
+        method: Way in which clips are made.
+        num_frames: Frames of targets and references.
+        height: Height in pixels.
+        width: Width in pixels.
+        is_misled: Whether prompts name another condition than the reference shows, and captions of references the
             right one; all are empty otherwise.
-        is_validation: whether the row is for choosing settings and checkpoints; its scenes are in no other row.
+        is_validation: Whether the row is for choosing settings and checkpoints; its scenes are in no other row.
     """
 
     name: str
@@ -138,9 +138,9 @@ class Maker:
     """Make and judge the clips of cases.
 
     Args:
-        pipeline: a `VideoAsPromptPipeline`.
-        settings: settings of the generations, but for their size.
-        folder: for files of references.
+        pipeline: Pipeline that makes the clips.
+        settings: Settings of the generations, but for their size.
+        folder: Folder for files of references.
         negative_reference: "neutral" for a negative reference in which nothing happens, in the reference's scene.
     """
 
@@ -173,13 +173,7 @@ class Maker:
         return self.oracles(row).film(case.scene, None).frames[0]
 
     def reference(self, row: RowSettings, case: Case, place: int) -> Clip:
-        """Render the condition in another scene, write it to a lossy file and read it back.
-
-        Args:
-            row: Row of the case.
-            case: what the reference shows.
-            place: number of the file.
-        """
+        """Render the condition in another scene, write it to the lossy file of number `place` and read it back."""
         path = self.folder / f"reference_{place}.mp4"
         write_clip(self.oracles(row).film(case.reference_scene, case.condition), path, quality=REFERENCE_QUALITY)
         return read_clip(path)
@@ -281,13 +275,13 @@ def build_rows(
     files. What is generated is compared with renders of the same scene under all conditions.
 
     Args:
-        pipeline: a `VideoAsPromptPipeline`.
-        settings: settings of the generations, but for their size.
-        folder: for files of references.
-        generations: number of cases in each row.
-        per_scene: largest number of cases that share a scene.
-        seed: seed of scenes, conditions and noise.
-        negative_reference: "neutral" for a negative reference in which nothing happens, in the reference's scene.
+        pipeline: As in `Maker`, like the next two and the last.
+        settings: Settings of the generations.
+        folder: Folder for files of references.
+        generations: Number of cases in each row.
+        per_scene: Largest number of cases that share a scene.
+        seed: Seed of scenes, conditions and noise.
+        negative_reference: Kind of the negative reference.
 
     Raises:
         InputError: `negative_reference` is another one.

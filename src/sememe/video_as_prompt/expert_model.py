@@ -18,7 +18,7 @@ from sememe.video_as_prompt.context_parallel import check_ranks, count_ranks, sp
 from sememe.video_as_prompt.expert_files import TwoFolderFiles
 from sememe.video_as_prompt.reference_attention import ReferenceAttention
 from sememe.video_as_prompt.references import ReferenceCache, ReferenceInputs, ReferenceTokens
-from sememe.video_as_prompt.shapes import FrameFirstLatents, Heads, Tokens, VideoLatents
+from sememe.video_as_prompt.shapes import FrameFirstLatents, Heads, TokenStreams, VideoLatents
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ class ExpertModel(TwoFolderFiles):
             kept.append(pair)
         return _make_cache(kept, reference)
 
-    def _list_tokens(self, reference: ReferenceTokens) -> tuple[Tokens, ...]:
+    def _list_tokens(self, reference: ReferenceTokens) -> TokenStreams:
         """Return a reference's tokens as its blocks take them: of its video, and of its captions where they attend."""
         texts = (torch.cat(reference.stream.texts, dim=1),) if self.has_text_tokens else ()
         return (reference.hidden_states, *texts)
@@ -277,13 +277,13 @@ class ExpertModel(TwoFolderFiles):
 
     def _run_blocks(
         self: Any,
-        tokens: tuple[Tokens, ...],
+        tokens: TokenStreams,
         arguments: Sequence[tuple[Any, ...]],
         reference: ReferenceCache | ReferenceTokens | None,
         strength: float,
         kept: list[tuple[Heads, Heads]] | None,
         **step: Any,
-    ) -> tuple[Tokens, ...]:
+    ) -> TokenStreams:
         """Run all blocks on a target, alone or with a reference.
 
         Args:
@@ -353,7 +353,7 @@ def takes_arguments_of(stock: type) -> Callable[[Callable[..., None]], Callable[
     return decorate
 
 
-def _as_tuple(tokens: Any) -> tuple[Tokens, ...]:
+def _as_tuple(tokens: Any) -> TokenStreams:
     return tokens if isinstance(tokens, tuple) else (tokens,)
 
 

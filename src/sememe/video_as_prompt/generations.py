@@ -19,8 +19,8 @@ class Regenerator:
     """Adds noise to true latents and has a model denoise them, shown another clip of the same condition.
 
     Args:
-        settings: which model, and from how much noise.
-        clips: to generate again.
+        settings: Model that denoises, and how much noise is added.
+        clips: Clips to generate again.
         fps: Frame rate of the clips.
     """
 

@@ -111,7 +111,7 @@ def make_request(
         last_image: Pictures to end with.
 
     Raises:
-        InputError: an input is not what was expected, or would have no effect.
+        InputError: An input is not what was expected, or would have no effect.
     """
     known: Mapping[str, TextEmbeds] = {}
     if isinstance(prompt, EncodedPrompt):
@@ -210,18 +210,14 @@ def _match_encoded(encoded: Sequence[EncodedReference], settings: Settings) -> S
 
 
 def _to_pictures(name: str, image: Any) -> tuple[np.ndarray, ...]:
-    pictures = tuple(to_picture(entry) for entry in (image if isinstance(image, (list, tuple)) else [image]))
+    pictures = tuple(_to_picture(entry) for entry in (image if isinstance(image, (list, tuple)) else [image]))
     if not pictures:
         raise InputError(f"expected at least one picture in {name}, got an empty list")
     return pictures
 
 
-def to_picture(image: Any) -> np.ndarray:
-    """Return a uint8 picture (height, width, 3) from a PIL image, such an array or a one-frame Clip, on white.
-
-    Raises:
-        InputError: for anything else.
-    """
+def _to_picture(image: Any) -> np.ndarray:
+    """Return a uint8 picture (height, width, 3) from a PIL image, such an array or a one-frame Clip, on white."""
     if isinstance(image, Clip):
         if image.num_frames != 1:
             raise InputError(f"expected one picture as image, got a clip of {image.num_frames} frames; give one frame")

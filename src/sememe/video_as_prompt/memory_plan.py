@@ -28,12 +28,7 @@ _FULL_PRECISION = ("vae", "image_encoder")
 
 
 def make_planner(pipeline: Any, name: str, **generation: Any) -> Planner:
-    """Make a planner for a generation.
-
-    Args:
-        pipeline: A `VideoAsPromptPipeline`, on any device.
-        name: Name of the model, for messages.
-        generation: Arguments of `list_phases`.
+    """Make a planner for a generation, whose arguments are those of `list_phases`; the pipeline is on any device.
 
     Raises:
         InputError: the model cannot make such a video.

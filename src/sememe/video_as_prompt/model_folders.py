@@ -116,12 +116,7 @@ def read_layout(folder: Path) -> ModelLayout:
 
 
 def check_whole(layout: ModelLayout, given: Collection[str], *, needs_expert: bool) -> None:
-    """Check for the files that every model has, and name all that are missing at once.
-
-    Args:
-        layout: Layout of the folder.
-        given: Components that come from elsewhere.
-        needs_expert: Whether the folder must hold an expert of its own.
+    """Check for the files of a model but for given components, and name all that are missing at once.
 
     Raises:
         ModelError: Some are missing.
@@ -157,12 +152,7 @@ def released_defaults(name: str, transformer: nn.Module, vae: nn.Module) -> dict
     """Return the `generation_defaults` of a released model.
 
     A transformer with learned positions has only one size, which replaces the usual one, and so does the length of
-    text for which it was made.
-
-    Args:
-        name: `wan`, `wan-ti2v` (Wan2.2-TI2V) or `cogvideox`.
-        transformer: Transformer of the model.
-        vae: Autoencoder of the model, which determines how many pixels a latent covers.
+    text for which it was made. `name` is one of `RELEASED`.
     """
     settings = RELEASED[name]
     config: Any = transformer.config
@@ -283,10 +273,7 @@ def _forget_source(path: Path) -> None:
 def choose_expert(layout: ModelLayout, class_name: str, expert: str | Path | None) -> Path | None:
     """Return the folder of the expert that goes with a model, or None where it is merged with the backbone.
 
-    Args:
-        layout: Layout of the model.
-        class_name: Class of the pipeline.
-        expert: Expert to use, as `find_expert` takes it; None for the model's own.
+    `expert` is what `find_expert` takes, or None for the model's own.
 
     Raises:
         ModelError: The model has no expert, cannot be given another, or the expert is for another backbone.

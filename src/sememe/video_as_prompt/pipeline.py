@@ -49,10 +49,10 @@ class VideoAsPromptOutput:
     """What a generation gave.
 
     Attributes:
-        clips: one per picture; empty for the output type "latent".
-        frames: the same as "np": float (batch, frame, height, width, 3) in [0, 1]; "pt": float (batch, frame, 3,
-            height, width) in [0, 1]; "pil": a list of PIL images per picture; "latent": normalised latents (batch,
-            channel, frame, height, width).
+        clips: One clip per picture; none for the output type "latent".
+        frames: The same clips in the form of the output type. "np": float (batch, frame, height, width, 3) in [0, 1];
+            "pt": float (batch, frame, 3, height, width) in [0, 1]; "pil": a list of PIL images per picture; "latent":
+            normalised latents (batch, channel, frame, height, width).
         settings: Settings as they were resolved; pass them to make the same again.
         guidance: The guidance table, as plain values.
         timings: Seconds spent to encode, denoise and decode.

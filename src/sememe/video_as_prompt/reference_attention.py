@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sememe.video_as_prompt.rotary import RotaryTables
-from sememe.video_as_prompt.shapes import Heads, ReferenceHeads, Tokens
+from sememe.video_as_prompt.shapes import Heads, ReferenceHeads, Tokens, TokenStreams
 
 
 class ReferenceAttention(NamedTuple):
@@ -60,7 +60,7 @@ class ExpertResult(NamedTuple):
         value: Values.
     """
 
-    tokens: tuple[Tokens, ...]
+    tokens: TokenStreams
     key: Heads
     value: Heads
 

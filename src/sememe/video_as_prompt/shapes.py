@@ -24,6 +24,9 @@ ImageEmbeds = Float[Tensor, "batch image_token image_dim"]
 Tokens = Float[Tensor, "batch token dim"]
 """Tokens between blocks, or what attention adds to them."""
 
+TokenStreams = tuple[Float[Tensor, "batch _ dim"], ...]
+"""Tokens of a video, followed by those of its texts where they are tokens of the blocks too."""
+
 TextTokens = Float[Tensor, "batch text_token dim"]
 """Text after its projection to the width of the blocks."""
 
