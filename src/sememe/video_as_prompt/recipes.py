@@ -12,6 +12,7 @@ In order: autoencoder, latents, backbone, expert, model.
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from sememe.data.pairing import CaptionPolicy
 from sememe.training.config import ScheduleConfig, TrainingConfig
@@ -115,64 +116,32 @@ def tiny_model() -> VideoAsPromptModelRecipe:
 
 def tiny_expert_joint() -> ExpertRecipe:
     """Target and reference read each other, as in the released models (paper section 3.2)."""
-    return replace(
-        tiny_expert(),
-        name="tiny-expert-joint",
-        description="ablation: two-way attention, as in the released models",
-        attention_mode="joint",
-    )
+    return _vary_expert("tiny-expert-joint", "two-way attention, as in the released models", attention_mode="joint")
 
 
 def tiny_expert_leaky_captions() -> ExpertRecipe:
-    """Captions name the condition, as in the released training data."""
-    recipe = tiny_expert()
-    return replace(
-        recipe,
-        name="tiny-expert-leaky-captions",
-        description="ablation: captions name the condition nearly always, as the official recipe has it",
-        settings=replace(
-            recipe.settings,
-            captions=CaptionPolicy(drop_target_caption=0.1, drop_reference_caption=0.1, full_share=1.0),
-        ),
-    )
+    captions = CaptionPolicy(drop_target_caption=0.1, drop_reference_caption=0.1, full_share=1.0)
+    about = "captions name the condition nearly always, as the official recipe has it"
+    return _vary_expert("tiny-expert-leaky-captions", about, captions=captions)
 
 
 def tiny_expert_no_shared_scenes() -> ExpertRecipe:
-    recipe = tiny_expert()
-    return replace(
-        recipe,
-        name="tiny-expert-no-shared-scenes",
-        description="ablation: batches do not show the same scene under different conditions on purpose",
-        settings=replace(recipe.settings, same_scene_share=0.0),
-    )
+    about = "batches do not show the same scene under different conditions on purpose"
+    return _vary_expert("tiny-expert-no-shared-scenes", about, same_scene_share=0.0)
 
 
 def tiny_expert_half_blocks() -> ExpertRecipe:
-    return replace(
-        tiny_expert(),
-        name="tiny-expert-half-blocks",
-        description="ablation: an expert in every second block",
-        expert_blocks=(0, 2, 4, 6),
-    )
+    about = "an expert in every second block"
+    return _vary_expert("tiny-expert-half-blocks", about, expert_blocks=(0, 2, 4, 6))
 
 
 def tiny_expert_24_conditions() -> ExpertRecipe:
-    return replace(
-        tiny_expert(),
-        name="tiny-expert-24-conditions",
-        description="ablation: 24 of the seen conditions only",
-        num_conditions=24,
-    )
+    return _vary_expert("tiny-expert-24-conditions", "24 of the seen conditions only", num_conditions=24)
 
 
 def tiny_expert_single_targets() -> ExpertRecipe:
-    recipe = tiny_expert()
-    return replace(
-        recipe,
-        name="tiny-expert-single-targets",
-        description="ablation: every target has a reference of its own, with as many pairs a batch",
-        settings=replace(recipe.settings, num_references=48, targets_per_reference=1),
-    )
+    about = "every target has a reference of its own, with as many pairs a batch"
+    return _vary_expert("tiny-expert-single-targets", about, num_references=48, targets_per_reference=1)
 
 
 def tiny_released_expert() -> ExpertRecipe:
@@ -181,19 +150,24 @@ def tiny_released_expert() -> ExpertRecipe:
     Two-way, captions that name the condition in 98 of 100 cases, and no batch that shows one scene under different
     conditions, as the official recipes have it.
     """
-    recipe = tiny_expert()
-    return replace(
-        recipe,
-        name="tiny-released-expert",
-        description="an expert of tiny that learns as the released ones did: two-way, captions that name the condition",
+    recipe = _vary_expert(
+        "tiny-released-expert",
+        "",
         attention_mode="joint",
         reference_timestep=1.0,
-        settings=replace(
-            recipe.settings,
-            same_scene_share=0.0,
-            captions=CaptionPolicy(drop_target_caption=0.02, drop_reference_caption=0.02, full_share=1.0),
-        ),
+        same_scene_share=0.0,
+        captions=CaptionPolicy(drop_target_caption=0.02, drop_reference_caption=0.02, full_share=1.0),
     )
+    about = "an expert of tiny that learns as the released ones did: two-way, captions that name the condition"
+    return replace(recipe, description=about)
+
+
+def _vary_expert(name: str, about: str, **changes: Any) -> ExpertRecipe:
+    """Return `tiny_expert` with changes of the recipe or of its settings."""
+    recipe = tiny_expert()
+    inner = {key: changes.pop(key) for key in list(changes) if hasattr(recipe.settings, key)}
+    settings = replace(recipe.settings, **inner)
+    return replace(recipe, name=name, description=f"ablation: {about}", settings=settings, **changes)
 
 
 def _transformer_training(
@@ -349,13 +323,7 @@ def smoke_cogvideox_expert() -> ExpertRecipe:
         backbone="smoke-cogvideox",
         expert_blocks=None,
         settings=replace(recipe.settings, num_references=2, targets_per_reference=2, same_scene_share=0.5),
-        training=replace(
-            recipe.training,
-            num_steps=4,
-            schedule=ScheduleConfig(warmup_steps=1, shape="cosine"),
-            log_every=1,
-            precision="fp32",
-        ),
+        training=_shorten(recipe.training),
     )
 
 
