@@ -36,7 +36,7 @@ def make_transformer(
     seed: int = 0,
     attention_mode: str = "cached",
     expert_blocks: list[int] | None = None,
-    reference_timestep: float = 0.0,
+    reference_timestep: float | None = 0.0,
     **settings: Any,
 ) -> WanVideoAsPromptTransformer:
     """A backbone with experts that differ from it, as if trained."""

@@ -164,7 +164,7 @@ class WanVideoAsPromptTransformer(ExpertModel, WanTransformer3DModel):
         *arguments: Any,
         expert_blocks: Sequence[int] | None = None,
         attention_mode: str = "joint",
-        reference_timestep: float = 1.0,
+        reference_timestep: float | None = 1.0,
         first_frame_fill: FirstFrameFill = "grey",
         **settings: Any,
     ) -> None:
