@@ -114,7 +114,7 @@ def _write(name: str, model: Any, given: dict[str, torch.Tensor], sample: torch.
     folder, naming = FOLDER / name, format_of_model(model)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(official_config(model), indent=1, sort_keys=True) + "\n")
-    weights = {naming.name_officially(key): tensor.contiguous() for key, tensor in model.state_dict().items()}
+    weights = {naming.to_official_name(key): tensor.contiguous() for key, tensor in model.state_dict().items()}
     save_file(weights, folder / "weights.safetensors")
     save_file(given, folder / "inputs.safetensors")
     save_file({"sample": sample}, folder / "outputs.safetensors")

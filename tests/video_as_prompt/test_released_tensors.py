@@ -48,7 +48,7 @@ def test_our_class_at_full_size_has_these_tensors(name: str, known: TransformerF
     settings = {key: value for key, value in stock.items() if key in taken}
     with torch.device("meta"):
         model = known.transformer(**settings, **known.released_settings(known.released_expert_blocks))
-    found = {known.name_officially(key): tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    found = {known.to_official_name(key): tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     assert found == read_list(name)
 
 

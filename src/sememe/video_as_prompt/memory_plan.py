@@ -161,7 +161,7 @@ def _make_clips(settings: Settings, count: int) -> list[Clip]:
     return [Clip(np.zeros((max(2, each.num_frames), *each.size, 3), np.uint8), settings.size.fps) for each in readings]
 
 
-class Placing:
+class PlacementMixin:
     """Methods of a pipeline that is made to fit a card, and to compute faster."""
 
     def place(

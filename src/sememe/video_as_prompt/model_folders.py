@@ -258,12 +258,12 @@ def save_components(
             index[name] = ["diffusers", known.stock_class]
         else:
             component.save_pretrained(folder / name, **(size if isinstance(component, torch.nn.Module) else {}))
-            _forget_source(folder / name / "config.json")
+            _remove_source(folder / name / "config.json")
             index[name] = [type(component).__module__.split(".")[0], type(component).__name__]
     write_text(folder / INDEX_NAME, json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
-def _forget_source(path: Path) -> None:
+def _remove_source(path: Path) -> None:
     """Remove from a configuration where diffusers read it, which is a path of this machine."""
     config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if config.pop("_name_or_path", None) is not None:

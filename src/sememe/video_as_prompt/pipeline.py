@@ -33,10 +33,11 @@ from sememe.video_as_prompt.inputs import (
     find_embeds,
     make_request,
 )
-from sememe.video_as_prompt.memory_plan import Placing
+from sememe.video_as_prompt.memory_plan import PlacementMixin
 from sememe.video_as_prompt.model_folders import load_components, save_components
 from sememe.video_as_prompt.quirks import set_truncated_timesteps
 from sememe.video_as_prompt.settings import Settings
+from sememe.video_as_prompt.shapes import VideoLatents
 from sememe.video_as_prompt.system import VIDEO_AS_PROMPT
 
 OutputType = Literal["np", "pt", "pil", "latent"]
@@ -65,7 +66,7 @@ class VideoAsPromptOutput:
     timings: dict[str, float] = field(default_factory=dict)
 
 
-class VideoAsPromptPipeline(Placing, DiffusionPipeline, BackboneAdapterMixin):
+class VideoAsPromptPipeline(PlacementMixin, DiffusionPipeline, BackboneAdapterMixin):
     """Generate clips that start with a picture and show the effect of reference clips.
 
     Args:
@@ -374,10 +375,10 @@ class VideoAsPromptPipeline(Placing, DiffusionPipeline, BackboneAdapterMixin):
         self,
         conditions: Conditions,
         schedule: VideoAsPromptSchedule,
-        noise: torch.Tensor,
+        noise: VideoLatents,
         generator: Generators,
         on_step_end: OnStepEnd | None,
-    ) -> torch.Tensor:
+    ) -> VideoLatents:
         settings = schedule.settings
         num_steps = settings.sampling.num_inference_steps
         is_truncated = "truncated_timesteps" in settings.experimental.official_quirks
@@ -411,7 +412,7 @@ class VideoAsPromptPipeline(Placing, DiffusionPipeline, BackboneAdapterMixin):
 
     def _make_noise(
         self, shape: tuple[int, ...], generator: Generators, given: Any, settings: Settings
-    ) -> torch.Tensor:
+    ) -> VideoLatents:
         if given is not None:
             if not isinstance(given, torch.Tensor) or tuple(given.shape) != shape:
                 got = tuple(given.shape) if isinstance(given, torch.Tensor) else type(given).__name__
@@ -421,7 +422,7 @@ class VideoAsPromptPipeline(Placing, DiffusionPipeline, BackboneAdapterMixin):
         frames_first = is_sampled and self.family.has_sampled_latents
         return self.family.draw_noise(shape, generator, frames_first=frames_first).to(self._execution_device)
 
-    def _make_frames(self, latents: torch.Tensor, fps: float, output_type: str) -> tuple[list[Clip], Any]:
+    def _make_frames(self, latents: VideoLatents, fps: float, output_type: str) -> tuple[list[Clip], Any]:
         if output_type == "latent":
             return [], latents
         video = decode_latents(self.vae, latents)

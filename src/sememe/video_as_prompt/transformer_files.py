@@ -34,7 +34,7 @@ class TransformerFormat:
         name: `wan` or `cogvideox`.
         transformer: Our class.
         official_class: Class in a released folder, where the expert is merged with the backbone.
-        mark: Argument that only this kind's configuration has.
+        unique_argument: Argument that only this kind's configuration has.
         reference_timestep: Timestep at which the released models read their reference; None for the target's own.
         released_num_layers: Number of blocks of the released model.
         released_expert_blocks: Those of them that have an expert.
@@ -43,7 +43,7 @@ class TransformerFormat:
     name: str
     transformer: Any
     official_class: str
-    mark: str
+    unique_argument: str
     reference_timestep: float | None
     released_num_layers: int
     released_expert_blocks: tuple[int, ...]
@@ -73,11 +73,11 @@ class TransformerFormat:
         }
         return {name: values[name] for name in self.transformer.own_settings}
 
-    def name_officially(self, key: str) -> str:
+    def to_official_name(self, key: str) -> str:
         """Return the name in a released folder of one of our tensors."""
         return self.keys.to_official_key(key) if self.keys.is_expert_key(key) else key
 
-    def name_our_way(self, official_key: str) -> str:
+    def to_own_name(self, official_key: str) -> str:
         """Return our name of a tensor of a released folder.
 
         Raises:
@@ -91,7 +91,7 @@ WAN = TransformerFormat(
     name="wan",
     transformer=WanVideoAsPromptTransformer,
     official_class="WanTransformer3DMOTModel",
-    mark="added_kv_proj_dim",
+    unique_argument="added_kv_proj_dim",
     reference_timestep=1.0,
     released_num_layers=40,
     released_expert_blocks=tuple(range(0, 40, 4)),
@@ -100,7 +100,7 @@ COGVIDEOX = TransformerFormat(
     name="cogvideox",
     transformer=CogVideoXVideoAsPromptTransformer,
     official_class="CogVideoXTransformer3DMOTModel",
-    mark="max_text_seq_length",
+    unique_argument="max_text_seq_length",
     reference_timestep=None,
     released_num_layers=42,
     released_expert_blocks=tuple(range(41)),
@@ -134,7 +134,7 @@ def format_of_config(config: Mapping[str, Any]) -> TransformerFormat | None:
     named = config.get("_class_name")
     if named is not None:
         return format_of_class(str(named))
-    return next((known for known in FORMATS if known.mark in config), None)
+    return next((known for known in FORMATS if known.unique_argument in config), None)
 
 
 @dataclass(frozen=True)
@@ -290,9 +290,9 @@ def open_merged(folder: str | Path, stems: tuple[str, ...] = STEMS) -> StoredTra
     settings = _read_settings(path, config, known)
     stored = read_stored_tensors(folder, stems)
     skeleton = build_on_meta(known.transformer, settings, path)
-    expected = {known.name_officially(key): tensor.shape for key, tensor in skeleton.state_dict().items()}
+    expected = {known.to_official_name(key): tensor.shape for key, tensor in skeleton.state_dict().items()}
     check_tensors(folder, expected, stored)
-    return StoredTransformer(known, settings, skeleton, {known.name_our_way(key): stored[key] for key in stored})
+    return StoredTransformer(known, settings, skeleton, {known.to_own_name(key): stored[key] for key in stored})
 
 
 def load_merged(folder: str | Path, torch_dtype: torch.dtype | None = None, stems: tuple[str, ...] = STEMS) -> Any:
@@ -319,7 +319,7 @@ def load_merged(folder: str | Path, torch_dtype: torch.dtype | None = None, stem
         twin = known.keys.to_backbone_key(key) if known.keys.is_expert_key(key) else key
         dtype = torch.float32 if kept & set(twin.split(".")) else torch_dtype
         # A copy: tensors inside a mapped file are not aligned, and another alignment rounds otherwise.
-        _put(model, key, tensor.to(dtype if dtype and tensor.is_floating_point() else tensor.dtype, copy=True))
+        _set_tensor(model, key, tensor.to(dtype if dtype and tensor.is_floating_point() else tensor.dtype, copy=True))
     return model.eval()
 
 
@@ -331,7 +331,7 @@ def save_merged(model: Any, folder: str | Path, max_shard_size: int | str = "5GB
         OutputError: The folder cannot be written.
     """
     known = format_of_model(model)
-    tensors = {known.name_officially(key): tensor for key, tensor in model.state_dict().items()}
+    tensors = {known.to_official_name(key): tensor for key, tensor in model.state_dict().items()}
     write_tensors(Path(folder), tensors, official_config(model), max_shard_size)
 
 
@@ -344,7 +344,7 @@ def write_merged(
         ModelError: As `save_merged`; or a file cannot be read.
         OutputError: The folder cannot be written.
     """
-    tensors = {stored.format.name_officially(key): tensor for key, tensor in stored.tensors.items()}
+    tensors = {stored.format.to_official_name(key): tensor for key, tensor in stored.tensors.items()}
     write_tensors(Path(folder), tensors, official_config(stored.skeleton), max_shard_size, on_tensor)
 
 
@@ -414,7 +414,7 @@ def _find_expert_blocks(path: Path, config: Mapping[str, Any], known: Transforme
     return list(known.released_expert_blocks)
 
 
-def _put(model: nn.Module, key: str, tensor: torch.Tensor) -> None:
+def _set_tensor(model: nn.Module, key: str, tensor: torch.Tensor) -> None:
     """Put a tensor in its place, whatever was there."""
     path, _, name = key.rpartition(".")
     module = model.get_submodule(path)
