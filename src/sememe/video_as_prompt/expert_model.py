@@ -258,22 +258,23 @@ class ExpertModel(TwoFolderFiles):
             return None
         if not isinstance(reference, ReferenceInputs):
             check_ranks(reference, self._parallel_config)
-        if not isinstance(reference, ReferenceCache):
-            reference = self.embed_reference(reference) if isinstance(reference, ReferenceInputs) else reference
+        if isinstance(reference, ReferenceCache):
+            _check_cache(reference, self.config)
+            prepared: ReferenceCache | ReferenceTokens = reference
+        else:
+            prepared = self.embed_reference(reference) if isinstance(reference, ReferenceInputs) else reference
             if self.config.attention_mode == "cached":
                 if self.is_cache_enabled:
                     raise ModelError("with a feature cache on, pass what encode_reference returned, not the reference")
-                reference = self._encode_tokens(reference, **step)
+                prepared = self._encode_tokens(prepared, **step)
             elif self.is_cache_enabled:
-                check_two_way(self, len(reference.stream.lengths))
-        else:
-            _check_cache(reference, self.config)
-        if reference.grid != grid:
+                check_two_way(self, len(prepared.stream.lengths))
+        if prepared.grid != grid:
             raise ModelError(
-                f"reference and target must have the same height and width: got {reference.grid} and {grid} "
+                f"reference and target must have the same height and width: got {prepared.grid} and {grid} "
                 "(rows, columns of tokens)"
             )
-        return reference.expand(batch_size)
+        return prepared.expand(batch_size)
 
     def _run_blocks(
         self: Any,

@@ -244,7 +244,9 @@ class VideoAsPromptPipeline(PlacementMixin, DiffusionPipeline, BackboneAdapterMi
         settings = self.defaults.override(max_sequence_length=max_sequence_length)
         negative_prompt = settings.guidance.negative_prompt if negative_prompt is None else negative_prompt
         given = {"prompt": prompt, "negative_prompt": negative_prompt, "reference_prompts": reference_prompts}
-        texts = {name: None if value is None else check_texts(name, value) for name, value in given.items()}
+        texts: dict[str, Any] = {
+            name: None if value is None else check_texts(name, value) for name, value in given.items()
+        }
         listed = [(value,) if isinstance(value, str) else value or () for value in texts.values()]
         encoder = ConditionEncoder(self.family, settings)
         embeds = {text: encoder.encode_texts([text]) for text in sorted({"", *chain(*listed)})}
