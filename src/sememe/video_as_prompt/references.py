@@ -6,12 +6,14 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from sememe.backbones.cross_attention import TextKeys
 from sememe.errors import ModelError
 from sememe.video_as_prompt.reference_attention import ReferenceStream
 from sememe.video_as_prompt.rotary import RotaryTables, TokenExtent
-from sememe.video_as_prompt.shapes import Heads, ImageEmbeds, ReferenceLatents, TextEmbeds, Tokens
+from sememe.video_as_prompt.shapes import Heads, ImageEmbeds, TextEmbeds, Tokens
 
 R = TypeVar("R", bound="BatchedReference")
 
@@ -31,7 +33,8 @@ class ReferenceInputs:
             the centre of the target's positions that it covers. None for consecutive positions.
     """
 
-    latents: tuple[ReferenceLatents, ...]
+    # Networks refuse references of different sizes.
+    latents: tuple[Float[Tensor, "batch _ _ _ _"], ...]
     text_embeds: tuple[TextEmbeds, ...]
     image_embeds: tuple[ImageEmbeds, ...] | None = None
     extent: TokenExtent | None = None
