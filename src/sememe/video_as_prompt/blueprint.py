@@ -48,7 +48,7 @@ def read_blueprint(folder: Path, expert: Path | None = None) -> Blueprint:
     """Read a model folder, and that of an expert that goes with it, without loading weights.
 
     Raises:
-        ModelError: the folder is not a whole model, or the expert does not go with it.
+        ModelError: The folder is not a whole model, or the expert does not go with it.
     """
     layout = read_layout(folder)
     source = choose_expert(layout, OWN_CLASS, expert)
@@ -75,7 +75,7 @@ def read_own_dtype(folder: Path, expert: Path | None = None) -> str:
     Released models are computed in the precision in which most of them is stored; those trained here in float32.
 
     Raises:
-        ModelError: it is not whole.
+        ModelError: It is not whole.
     """
     layout = read_layout(folder)
     tensors = [*read_stored_tensors(folder / "transformer").values()]

@@ -230,8 +230,8 @@ def paste_changes(picture: np.ndarray, reference: Clip) -> Clip:
     """Add the changes of the reference's pixels to the picture: the cheap trick that a model must beat.
 
     Args:
-        picture: uint8 (height, width, 3).
-        reference: clip of the same size.
+        picture: Picture, uint8 (height, width, 3).
+        reference: Clip of the same size.
     """
     changes = reference.frames.astype(np.int16) - reference.frames[:1]
     return Clip((picture[None] + changes).clip(0, 255).astype(np.uint8), reference.fps)

@@ -58,6 +58,7 @@ class ExpertModel(TwoFolderFiles):
         Raises:
             ModelError: If a setting does not fit the backbone.
         """
+        assert len(values) <= len(cls.own_settings)
         own_settings = {**cls.own_settings, **dict(zip(cls.own_settings, values, strict=False)), **settings}
         settings = {key: value for key, value in backbone.config.items() if not key.startswith("_")}
         with init_empty_weights(include_buffers=False):

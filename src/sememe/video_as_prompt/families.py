@@ -430,7 +430,7 @@ def choose_family(pipeline: Any) -> BackboneFamily:
     """The family of the transformer of a pipeline, or of a `TransformerAlone`.
 
     Raises:
-        ModelError: for a transformer of another class.
+        ModelError: It is a transformer of another class.
     """
     name = type(pipeline.transformer).__name__
     if name not in _BY_TRANSFORMER:

@@ -67,7 +67,7 @@ class Request:
         settings: Settings of the generation, with what encoded inputs decide.
         prompts: One text per result.
         negative_prompts: One text per result.
-        images: uint8 pictures (height, width, 3) of any size, one per result; empty for text-to-video.
+        images: Pictures, uint8 (height, width, 3) of any size, one per result; empty for text-to-video.
         last_images: Pictures for the last frames, one per result; or empty.
         references: Nothing, one entry for all results, or one per result.
         negative_references: References to steer away from, in the same number of entries.
@@ -236,11 +236,11 @@ def check_references(clips: Any, prompts: Any = None) -> ReferenceClips:
     """Return clips that can serve as references, with their captions.
 
     Args:
-        clips: a Clip or several, of at least two frames each.
+        clips: One Clip or several, of at least two frames each.
         prompts: None for empty captions, one text for all, or one per clip.
 
     Raises:
-        InputError: for anything else.
+        InputError: It is anything else.
     """
     listed = (clips,) if isinstance(clips, Clip) else tuple(clips) if isinstance(clips, (list, tuple)) else ()
     if not listed:
@@ -284,7 +284,7 @@ def check_texts(name: str, texts: Any) -> Texts:
     """Return a text, or several as a tuple.
 
     Raises:
-        InputError: for anything else.
+        InputError: It is anything else.
     """
     if isinstance(texts, str):
         return texts

@@ -31,7 +31,7 @@ def make_planner(pipeline: Any, name: str, **generation: Any) -> Planner:
     """Make a planner for a generation, whose arguments are those of `list_phases`; the pipeline is on any device.
 
     Raises:
-        InputError: the model cannot make such a video.
+        InputError: The model cannot make such a video.
     """
 
     def build(dtype: str) -> Workload:
@@ -58,7 +58,7 @@ def list_phases(
         settings: Fields of the settings, by name; None for the model's own. Without `text_keys` a plan may choose.
 
     Raises:
-        InputError: the model cannot make such a video.
+        InputError: The model cannot make such a video.
     """
     given = {key.rpartition(".")[2]: value for key, value in settings.items()}
     given.pop("negative_references", None)
@@ -184,7 +184,7 @@ class PlacementMixin:
             The plan; its `explain` says why this way.
 
         Raises:
-            InputError: nothing fits the card or the machine; the message names the least that would do.
+            InputError: Nothing fits the card or the machine; the message names the least that would do.
         """
         target = choose_device(device)
         check_vram(target, vram)

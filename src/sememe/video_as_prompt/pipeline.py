@@ -212,7 +212,7 @@ class VideoAsPromptPipeline(PlacementMixin, DiffusionPipeline, BackboneAdapterMi
             overrides: Fields of the settings, by name.
 
         Raises:
-            InputError: an argument is not what was expected.
+            InputError: An argument is not what was expected.
         """
         settings = (settings or self.defaults).override(**overrides)
         self._latent_shape(settings, is_decoded=False)
@@ -301,7 +301,7 @@ class VideoAsPromptPipeline(PlacementMixin, DiffusionPipeline, BackboneAdapterMi
                 `num_frames` and `guidance_scale` with diffusers' names; None leaves a field as it is.
 
         Raises:
-            InputError: an argument is not what was expected.
+            InputError: An argument is not what was expected.
         """
         if output_type not in get_args(OutputType):
             raise InputError(

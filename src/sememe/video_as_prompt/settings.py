@@ -266,7 +266,7 @@ class Settings(Record):
         """Read the `generation_defaults` of a model, by field name.
 
         Raises:
-            ModelError: a field is unknown or not valid.
+            ModelError: A field is unknown or not valid.
         """
         try:
             return cls().override(**(config or {}))
