@@ -1,0 +1,53 @@
+"""Temporal guidance: its algebra, and how many predictions it takes."""
+
+import itertools
+
+import pytest
+import torch
+
+from sememe.diffusion.guidance import combine
+from sememe.errors import InputError
+from sememe.gen1.guidance import Variant, gen1_guidance
+
+ALONE, TOGETHER, GIVEN = Variant("alone", "none"), Variant("together", "none"), Variant("together", "given")
+SCALES = (0.0, 0.5, 1.0, 1.2, 7.5)
+
+
+def test_it_is_the_sum_of_the_paper() -> None:
+    random = torch.Generator().manual_seed(0)
+    predictions = {variant: torch.randn(6, generator=random) for variant in (ALONE, TOGETHER, GIVEN)}
+    alone, together, given = predictions.values()
+    for scale, temporal_scale in itertools.product(SCALES, SCALES):
+        rows = gen1_guidance(scale, temporal_scale).rows
+        found = combine(rows, [predictions[row.variant] for row in rows])
+        expected = alone + temporal_scale * (together - alone) + scale * (given - together)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("scale", "temporal_scale", "expected"),
+    [
+        (7.5, 1.2, {ALONE, TOGETHER, GIVEN}),
+        (7.5, 1.0, {TOGETHER, GIVEN}),
+        (1.2, 1.2, {ALONE, GIVEN}),
+        (1.0, 1.0, {GIVEN}),
+        (0.0, 1.0, {TOGETHER}),
+        (0.0, 0.0, {ALONE}),
+    ],
+)
+def test_only_needed_predictions_are_made(scale: float, temporal_scale: float, expected: set[Variant]) -> None:
+    assert {row.variant for row in gen1_guidance(scale, temporal_scale).rows} == expected
+
+
+def test_variants_of_the_video_model_share_a_forward() -> None:
+    groups = gen1_guidance(7.5, 1.2).groups("batched")
+    assert [[row.variant for row in group] for group in groups] == [[ALONE], [TOGETHER, GIVEN]]
+
+
+@pytest.mark.parametrize(
+    ("scales", "name"),
+    [((-1.0, 1.0), "guidance_scale"), ((1.0, float("nan")), "temporal_guidance_scale")],
+)
+def test_impossible_scales_are_refused(scales: tuple[float, float], name: str) -> None:
+    with pytest.raises(InputError, match=f"^{name} must be"):
+        gen1_guidance(*scales)
