@@ -10,7 +10,8 @@ import pytest
 
 from sememe.errors import InputError
 from sememe.world import Scene, conditions, random_scene, render
-from sememe.world.catalogue import CATALOGUE, Condition, parts_of
+from sememe.world.catalogue import CATALOGUE, parts_of
+from sememe.world.condition import Condition
 from sememe.world.renderer import film as film_take
 from sememe.world.scene import Backdrop, Crop
 from sememe.world.stage import FAR_DISTANCE, GROUND_NEAR, SKY_DISTANCE, build_stage

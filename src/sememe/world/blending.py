@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from sememe.world.catalogue import Condition
+from sememe.world.condition import Condition
 from sememe.world.stage import Stage
 from sememe.world.take import Camera, Floats, Picture, Pose, Shard, Take, Warp
 

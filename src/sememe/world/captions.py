@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sememe.world.catalogue import Condition
+from sememe.world.condition import Condition
 from sememe.world.scene import BODIES, Crop, Scene
 
 TEXTURE_WORDS = {

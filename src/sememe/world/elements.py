@@ -1,4 +1,4 @@
-"""Conditions of the family "concept", second half: what happens around the subject."""
+"""Conditions of the family "concept" that happen around the subject."""
 
 from __future__ import annotations
 
@@ -8,11 +8,35 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from sememe.world.condition import Family
 from sememe.world.drawing import outline
 from sememe.world.scene import Color
 from sememe.world.take import Floats, Take, smooth_noise
 
+concept = Family("concept")
 
+
+@concept(
+    "confetti falls",
+    name="confetti",
+    count=46,
+    speed=1.6,
+    drift=0.12,
+    radius=(0.085, 0.06),
+    colors=((0.95, 0.2, 0.3), (0.2, 0.75, 0.95), (0.98, 0.85, 0.2), (0.35, 0.85, 0.35), (0.75, 0.35, 0.9)),
+)
+@concept(
+    "thick snow falls", name="snow", count=44, speed=1.0, drift=0.08, radius=(0.075, 0.075), colors=((1.0, 1.0, 1.0),)
+)
+@concept(
+    "pink balls float up everywhere",
+    name="bubbles_rise",
+    count=16,
+    speed=-1.1,
+    drift=0.1,
+    radius=(0.2, 0.2),
+    colors=((0.98, 0.45, 0.75), (0.85, 0.3, 0.6)),
+)
 def falling(
     take: Take, count: int, speed: float, drift: float, radius: tuple[float, float], colors: tuple[Color, ...]
 ) -> None:
@@ -77,137 +101,101 @@ def _stamp_ellipses(
     return out[:, patch_height:-patch_height, patch_width:-patch_width]
 
 
-def rain(take: Take) -> None:
-    """Dark clouds' light and slanting streaks of rain."""
+@concept("it begins to rain", to="before")
+def rain(take: Take) -> Floats:
     amount = take.ramp(0, 0.4)
-
-    def overlay(current: Take) -> Floats:
-        x, y = current.grid()
-        phase = (6.0 * x[None] - 1.4 * y[None] + 7.3 * current.progress[:, None, None]) % 1.0
-        run = (1.3 * y[None] + 0.9 * x[None] - 9.5 * current.progress[:, None, None]) % 1.0
-        streak = ((phase < 0.3) & (run < 0.6)).astype(np.float32) * amount[:, None, None]
-        dim = 0.35 * amount[:, None, None] * np.ones_like(streak)
-        alpha = np.maximum(streak * 0.8, dim)
-        color = np.array([0.8, 0.88, 1.0], np.float32) * (streak * 0.8)[..., None]
-        return np.concatenate([color, alpha[..., None]], axis=-1)
-
-    take.before.append(overlay)
+    x, y = take.grid()
+    phase = (6.0 * x[None] - 1.4 * y[None] + 7.3 * take.progress[:, None, None]) % 1.0
+    run = (1.3 * y[None] + 0.9 * x[None] - 9.5 * take.progress[:, None, None]) % 1.0
+    streak = ((phase < 0.3) & (run < 0.6)).astype(np.float32) * amount[:, None, None]
+    dim = 0.35 * amount[:, None, None] * np.ones_like(streak)
+    alpha = np.maximum(streak * 0.8, dim)
+    color = np.array([0.8, 0.88, 1.0], np.float32) * (streak * 0.8)[..., None]
+    return np.concatenate([color, alpha[..., None]], axis=-1)
 
 
-def flood(take: Take) -> None:
-    """Blue water rises with waves until it stands over the subject's head."""
-    _rising(take, (0.1, 0.35, 0.75), 0.72, top=-0.75, ripple=0.06, speed=3.0)
+@concept("water rises over it", to="before")
+def flood(take: Take) -> Floats:
+    x, y = take.grid()
+    level = 1.15 + (-0.75 - 1.15) * take.ramp(0, 0.9)[:, None, None]
+    surface = level + 0.06 * np.sin(7 * x[None] + 2 * np.pi * 3.0 * take.progress[:, None, None])
+    cover = (np.clip((y[None] - surface) * take.stage.density, 0, 1) * 0.72).astype(np.float32)
+    foam = np.exp(-(((y[None] - surface) / 0.05) ** 2)).astype(np.float32) * np.minimum(cover * 4, 1)
+    rgb = np.array([0.1, 0.35, 0.75], np.float32) * (cover * (1 - foam))[..., None] + foam[..., None]
+    return np.concatenate([rgb, np.maximum(cover, foam)[..., None]], axis=-1)
 
 
-def lava(take: Take) -> None:
-    """Glowing lava rises in blobs."""
-
-    def overlay(current: Take) -> Floats:
-        x, y = current.grid()
-        level = 1.15 - 1.5 * current.ramp(0, 0.9)[:, None, None]
-        surface = (
-            level
-            + 0.14 * np.sin(5 * x[None] + 5 * current.progress[:, None, None]) * current.ramp(0, 0.2)[:, None, None]
-        )
-        below = y[None] - surface
-        cover = np.clip(below * current.stage.density, 0, 1)
-        heat = np.clip(1 - below / 0.7, 0, 1)
-        color = np.stack([np.ones_like(heat), 0.15 + 0.7 * heat, 0.1 * heat], axis=-1)
-        return np.concatenate([color * cover[..., None], cover[..., None]], axis=-1).astype(np.float32)
-
-    take.before.append(overlay)
+@concept("lava rises", to="before")
+def lava(take: Take) -> Floats:
+    x, y = take.grid()
+    level = 1.15 - 1.5 * take.ramp(0, 0.9)[:, None, None]
+    surface = level + 0.14 * np.sin(5 * x[None] + 5 * take.progress[:, None, None]) * take.ramp(0, 0.2)[:, None, None]
+    below = y[None] - surface
+    cover = np.clip(below * take.stage.density, 0, 1)
+    heat = np.clip(1 - below / 0.7, 0, 1)
+    color = np.stack([np.ones_like(heat), 0.15 + 0.7 * heat, 0.1 * heat], axis=-1)
+    return np.concatenate([color * cover[..., None], cover[..., None]], axis=-1).astype(np.float32)
 
 
-def _rising(take: Take, color: Color, opacity: float, top: float, ripple: float, speed: float) -> None:
-    def overlay(current: Take) -> Floats:
-        x, y = current.grid()
-        level = 1.15 + (top - 1.15) * current.ramp(0, 0.9)[:, None, None]
-        surface = level + ripple * np.sin(7 * x[None] + 2 * np.pi * speed * current.progress[:, None, None])
-        cover = (np.clip((y[None] - surface) * current.stage.density, 0, 1) * opacity).astype(np.float32)
-        foam = np.exp(-(((y[None] - surface) / 0.05) ** 2)).astype(np.float32) * np.minimum(cover * 4, 1)
-        rgb = np.array(color, np.float32) * (cover * (1 - foam))[..., None] + foam[..., None]
-        return np.concatenate([rgb, np.maximum(cover, foam)[..., None]], axis=-1)
-
-    take.before.append(overlay)
-
-
-def fire(take: Take) -> None:
-    """Flames lick up from the lower edge."""
-
-    def overlay(current: Take) -> Floats:
-        x, y = current.grid()
-        time = current.progress[:, None, None]
-        tongues = 0.3 * np.abs(np.sin(4.5 * x[None] + 9 * time)) + 0.22 * np.abs(np.sin(8 * x[None] - 13 * time))
-        surface = 1.05 - (0.75 + tongues * 1.4) * current.ramp(0, 0.6)[:, None, None]
-        below = y[None] - surface
-        cover = np.clip(below * 8, 0, 1) * 0.95
-        heat = np.clip(below / 0.7, 0, 1)
-        color = np.stack([np.ones_like(heat), 0.25 + 0.65 * heat, 0.05 + 0.4 * heat * heat], axis=-1)
-        return np.concatenate([color * cover[..., None], cover[..., None]], axis=-1).astype(np.float32)
-
-    take.before.append(overlay)
+@concept("flames rise from below", to="before")
+def fire(take: Take) -> Floats:
+    x, y = take.grid()
+    time = take.progress[:, None, None]
+    tongues = 0.3 * np.abs(np.sin(4.5 * x[None] + 9 * time)) + 0.22 * np.abs(np.sin(8 * x[None] - 13 * time))
+    surface = 1.05 - (0.75 + tongues * 1.4) * take.ramp(0, 0.6)[:, None, None]
+    below = y[None] - surface
+    cover = np.clip(below * 8, 0, 1) * 0.95
+    heat = np.clip(below / 0.7, 0, 1)
+    color = np.stack([np.ones_like(heat), 0.25 + 0.65 * heat, 0.05 + 0.4 * heat * heat], axis=-1)
+    return np.concatenate([color * cover[..., None], cover[..., None]], axis=-1).astype(np.float32)
 
 
-def fog(take: Take) -> None:
-    """White fog drifts in from the left and swallows the picture."""
-
-    def overlay(current: Take) -> Floats:
-        stage = current.stage
-        x, _ = current.grid()
-        noise = smooth_noise(stage.height, stage.width, 5, 9)
-        front = (2.9 * current.ramp(0, 1.0)[:, None, None] - 1.35) * stage.aspect
-        cover = (
-            np.clip((front - x[None]) * 1.6 + (noise - 0.5) * 0.9, 0, 0.92)
-            * np.minimum(current.ramp(0, 0.1), 1)[:, None, None]
-        )
-        return np.repeat(cover[..., None], 4, axis=-1).astype(np.float32) * np.array([0.93, 0.95, 0.97, 1], np.float32)
-
-    take.before.append(overlay)
+@concept("fog drifts in from the left", to="before")
+def fog(take: Take) -> Floats:
+    stage = take.stage
+    x, _ = take.grid()
+    noise = smooth_noise(stage.height, stage.width, 5, 9)
+    front = (2.9 * take.ramp(0, 1.0)[:, None, None] - 1.35) * stage.aspect
+    cover = (
+        np.clip((front - x[None]) * 1.6 + (noise - 0.5) * 0.9, 0, 0.92)
+        * np.minimum(take.ramp(0, 0.1), 1)[:, None, None]
+    )
+    return np.repeat(cover[..., None], 4, axis=-1).astype(np.float32) * np.array([0.93, 0.95, 0.97, 1], np.float32)
 
 
-def lightning(take: Take) -> None:
-    """The picture darkens and a bolt strikes the subject twice."""
+@concept("lightning strikes in the dark", to="before")
+def lightning(take: Take) -> Floats:
     amount = 0.72 * take.ramp(0, 0.25)
     path = np.array([(0.5, -1.2), (0.12, -0.6), (0.4, -0.45), (0.0, 0.3)])
-
-    def overlay(current: Take) -> Floats:
-        stage = current.stage
-        x, y = current.grid()
-        out = np.zeros((current.num_frames, stage.height, stage.width, 4), np.float32)
-        distance = np.full((stage.height, stage.width), 9.0, np.float32)
-        for (x0, y0), (x1, y1) in pairwise(path):
-            length = (x1 - x0) ** 2 + (y1 - y0) ** 2
-            along = np.clip(((x - x0) * (x1 - x0) + (y - y0) * (y1 - y0)) / length, 0, 1)
-            distance = np.minimum(distance, np.hypot(x - x0 - along * (x1 - x0), y - y0 - along * (y1 - y0)))
-        bolt = np.clip(1.6 - distance / 0.06, 0, 1)
-        for index, time in enumerate(current.progress):
-            striking = 0.3 < time < 0.48 or 0.68 < time < 0.86
-            out[index, ..., 3] = amount[index] * (0.35 if striking else 1)
-            if striking:
-                out[index] = out[index] * (1 - bolt[..., None]) + bolt[..., None] * np.array(
-                    [1, 1, 0.75, 1], np.float32
-                )
-        return out
-
-    take.before.append(overlay)
+    stage = take.stage
+    x, y = take.grid()
+    out = np.zeros((take.num_frames, stage.height, stage.width, 4), np.float32)
+    distance = np.full((stage.height, stage.width), 9.0, np.float32)
+    for (x0, y0), (x1, y1) in pairwise(path):
+        length = (x1 - x0) ** 2 + (y1 - y0) ** 2
+        along = np.clip(((x - x0) * (x1 - x0) + (y - y0) * (y1 - y0)) / length, 0, 1)
+        distance = np.minimum(distance, np.hypot(x - x0 - along * (x1 - x0), y - y0 - along * (y1 - y0)))
+    bolt = np.clip(1.6 - distance / 0.06, 0, 1)
+    for index, time in enumerate(take.progress):
+        striking = 0.3 < time < 0.48 or 0.68 < time < 0.86
+        out[index, ..., 3] = amount[index] * (0.35 if striking else 1)
+        if striking:
+            out[index] = out[index] * (1 - bolt[..., None]) + bolt[..., None] * np.array([1, 1, 0.75, 1], np.float32)
+    return out
 
 
-def spotlight(take: Take) -> None:
-    """Everything goes dark but a round light on the subject."""
+@concept("a spotlight singles it out in the dark", needs_layers=True, to="before")
+def spotlight(take: Take) -> Floats:
     amount = 0.93 * take.ramp(0, 0.45)
-
-    def overlay(current: Take) -> Floats:
-        x, y = current.subject_grid()
-        outside = np.clip((np.hypot(x, y) - 1.15) * 6, 0, 1)
-        out = np.zeros((current.num_frames, *outside.shape, 4), np.float32)
-        out[..., 3] = outside * amount[:, None, None]
-        return out
-
-    take.before.append(overlay)
+    x, y = take.subject_grid()
+    outside = np.clip((np.hypot(x, y) - 1.15) * 6, 0, 1)
+    out = np.zeros((take.num_frames, *outside.shape, 4), np.float32)
+    out[..., 3] = outside * amount[:, None, None]
+    return out
 
 
+@concept("a portal opens behind and swallows it", split="unseen", needs_layers=True)
 def portal(take: Take) -> None:
-    """A violet whirl opens behind the subject and swallows it."""
     opened = take.ramp(0, 0.45)
     closed = take.ramp(0.4, 0.95)
 
@@ -228,66 +216,50 @@ def portal(take: Take) -> None:
     take.pose.rotation += 2.5 * closed
 
 
-def glow(take: Take) -> None:
-    """A warm halo pulses around the subject."""
+@concept("a warm halo pulses around it", needs_layers=True, to="behind")
+def glow(take: Take) -> Floats:
     amount = take.ramp(0, 0.3)
-
-    def overlay(current: Take) -> Floats:
-        x, y = current.subject_grid()
-        pulse = (0.75 + 0.25 * np.cos(4 * np.pi * current.progress)) * amount
-        cover = np.clip(2.1 - np.hypot(x, y), 0, 1)[None] * pulse[:, None, None]
-        return (cover[..., None] * np.array([1.0, 0.95, 0.45, 1.0], np.float32)).astype(np.float32)
-
-    take.behind.append(overlay)
+    x, y = take.subject_grid()
+    pulse = (0.75 + 0.25 * np.cos(4 * np.pi * take.progress)) * amount
+    cover = np.clip(2.1 - np.hypot(x, y), 0, 1)[None] * pulse[:, None, None]
+    return (cover[..., None] * np.array([1.0, 0.95, 0.45, 1.0], np.float32)).astype(np.float32)
 
 
-def rays(take: Take) -> None:
-    """Bright beams turn behind the subject like a sunburst."""
+@concept("a sunburst turns behind it", needs_layers=True, to="behind")
+def rays(take: Take) -> Floats:
     amount = take.ramp(0, 0.35)
-
-    def overlay(current: Take) -> Floats:
-        x, y = current.subject_grid()
-        angle = np.arctan2(y, x)[None] + 2.2 * current.progress[:, None, None]
-        beams = (np.sin(8 * angle) > 0).astype(np.float32)
-        cover = amount[:, None, None] * np.ones_like(beams)
-        light, deep = np.array([[1.0, 0.85, 0.2], [0.95, 0.4, 0.15]], np.float32)
-        color = np.where(beams[..., None] > 0, light, deep)
-        return np.concatenate([color * cover[..., None], cover[..., None]], axis=-1).astype(np.float32)
-
-    take.behind.append(overlay)
+    x, y = take.subject_grid()
+    angle = np.arctan2(y, x)[None] + 2.2 * take.progress[:, None, None]
+    beams = (np.sin(8 * angle) > 0).astype(np.float32)
+    cover = amount[:, None, None] * np.ones_like(beams)
+    light, deep = np.array([[1.0, 0.85, 0.2], [0.95, 0.4, 0.15]], np.float32)
+    color = np.where(beams[..., None] > 0, light, deep)
+    return np.concatenate([color * cover[..., None], cover[..., None]], axis=-1).astype(np.float32)
 
 
-def curtains(take: Take) -> None:
-    """Red curtains close from both sides."""
-
-    def overlay(current: Take) -> Floats:
-        x, _ = current.grid()
-        aspect = current.stage.aspect
-        edge = aspect * (1.08 - 1.0 * current.ramp(0, 0.9))[:, None, None]
-        cover = np.clip((np.abs(x)[None] - edge) * current.stage.density, 0, 1)
-        folds = 0.75 + 0.25 * np.sin(np.abs(x)[None] * 16 - edge * 10)
-        color = np.stack([0.75 * folds, 0.08 * folds, 0.12 * folds], axis=-1)
-        return np.concatenate([color * cover[..., None], cover[..., None]], axis=-1).astype(np.float32)
-
-    take.before.append(overlay)
+@concept("red curtains close", split="unseen", to="before")
+def curtains(take: Take) -> Floats:
+    x, _ = take.grid()
+    aspect = take.stage.aspect
+    edge = aspect * (1.08 - 1.0 * take.ramp(0, 0.9))[:, None, None]
+    cover = np.clip((np.abs(x)[None] - edge) * take.stage.density, 0, 1)
+    folds = 0.75 + 0.25 * np.sin(np.abs(x)[None] * 16 - edge * 10)
+    color = np.stack([0.75 * folds, 0.08 * folds, 0.12 * folds], axis=-1)
+    return np.concatenate([color * cover[..., None], cover[..., None]], axis=-1).astype(np.float32)
 
 
-def cage(take: Take) -> None:
-    """Dark bars drop in front of everything."""
-
-    def overlay(current: Take) -> Floats:
-        x, y = current.grid()
-        bottom = (-1.1 + 2.2 * current.ramp(0, 0.6))[:, None, None]
-        bars = (((x + 3) / 0.4) % 1 < 0.34)[None] & (y[None] < bottom)
-        out = np.zeros((*bars.shape, 4), np.float32)
-        out[bars] = np.array([0.08, 0.08, 0.1, 1], np.float32)
-        return out
-
-    take.before.append(overlay)
+@concept("bars drop in front of it", to="before")
+def cage(take: Take) -> Floats:
+    x, y = take.grid()
+    bottom = (-1.1 + 2.2 * take.ramp(0, 0.6))[:, None, None]
+    bars = (((x + 3) / 0.4) % 1 < 0.34)[None] & (y[None] < bottom)
+    out = np.zeros((*bars.shape, 4), np.float32)
+    out[bars] = np.array([0.08, 0.08, 0.1, 1], np.float32)
+    return out
 
 
+@concept("a soap bubble carries it up", split="unseen", needs_layers=True)
 def bubble(take: Take) -> None:
-    """A soap bubble closes around the subject and carries it up."""
     opened = take.ramp(0, 0.3)
     rise = 2.2 * take.ramp(0.25, 1.1) ** 1.5
     take.pose.y -= rise
@@ -306,37 +278,17 @@ def bubble(take: Take) -> None:
     take.before.append(overlay)
 
 
-def confetti(take: Take) -> None:
-    """Coloured scraps fall through the picture."""
-    colors = ((0.95, 0.2, 0.3), (0.2, 0.75, 0.95), (0.98, 0.85, 0.2), (0.35, 0.85, 0.35), (0.75, 0.35, 0.9))
-    falling(take, 46, 1.6, 0.12, (0.085, 0.06), colors)
-
-
-def snow(take: Take) -> None:
-    """Thick white flakes fall slowly."""
-    falling(take, 44, 1.0, 0.08, (0.075, 0.075), ((1.0, 1.0, 1.0),))
-
-
-def bubbles_rise(take: Take) -> None:
-    """Large pink balls float up through the picture."""
-    falling(take, 16, -1.1, 0.1, (0.2, 0.2), ((0.98, 0.45, 0.75), (0.85, 0.3, 0.6)))
-
-
-def heart(take: Take) -> None:
-    """A red heart grows over the subject, beating."""
+@concept("a red heart grows over it", needs_layers=True, to="before")
+def heart(take: Take) -> Floats:
     corners = outline("heart", 0)
     size = take.ramp(0, 0.6) * (1.05 + 0.12 * np.sin(6 * np.pi * take.progress)).astype(np.float32)
-
-    def overlay(current: Take) -> Floats:
-        stage = current.stage
-        out = np.zeros((current.num_frames, stage.height, stage.width, 4), np.float32)
-        for index, scale in enumerate(size):
-            shape = corners * scale * stage.subject_size * 1.15 + [stage.subject_x, stage.subject_y]
-            pixels = np.rint(((shape + np.array([stage.aspect, 1])) * stage.density - 0.5) * 16).astype(np.int32)
-            canvas = np.zeros((stage.height, stage.width), np.uint8)
-            if scale > 0:
-                cv2.fillPoly(canvas, [pixels], 255, lineType=cv2.LINE_AA, shift=4)
-            out[index] = (canvas.astype(np.float32) / 255)[..., None] * np.array([0.9, 0.1, 0.22, 1], np.float32)
-        return out
-
-    take.before.append(overlay)
+    stage = take.stage
+    out = np.zeros((take.num_frames, stage.height, stage.width, 4), np.float32)
+    for index, scale in enumerate(size):
+        shape = corners * scale * stage.subject_size * 1.15 + [stage.subject_x, stage.subject_y]
+        pixels = np.rint(((shape + np.array([stage.aspect, 1])) * stage.density - 0.5) * 16).astype(np.int32)
+        canvas = np.zeros((stage.height, stage.width), np.uint8)
+        if scale > 0:
+            cv2.fillPoly(canvas, [pixels], 255, lineType=cv2.LINE_AA, shift=4)
+        out[index] = (canvas.astype(np.float32) / 255)[..., None] * np.array([0.9, 0.1, 0.22, 1], np.float32)
+    return out

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from sememe.errors import InputError
 from sememe.video.clip import Clip
 from sememe.world.captions import full_caption, neutral_caption
-from sememe.world.catalogue import Condition, parts_of
+from sememe.world.catalogue import parts_of
+from sememe.world.condition import Condition
 from sememe.world.geometry import covered_rectangles, drop_repeats, layer_matrices, pose_matrices, to_pixels
 from sememe.world.scene import Scene
 from sememe.world.stage import Layer, Stage, build_stage, ground_closeness, row_heights

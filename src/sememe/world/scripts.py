@@ -23,7 +23,7 @@ from sememe.errors import InputError
 from sememe.video.clip import Clip
 from sememe.world.blending import Act, perform
 from sememe.world.captions import full_caption, neutral_caption, script_caption
-from sememe.world.catalogue import Condition
+from sememe.world.condition import Condition
 from sememe.world.renderer import RenderedClip, check_condition, check_size, film, film_opening
 from sememe.world.scene import Scene
 from sememe.world.stage import build_stage

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from sememe.errors import InputError
-from sememe.world.catalogue import Condition, can_show, conditions, parts_of
+from sememe.world.catalogue import can_show, conditions, parts_of
+from sememe.world.condition import Condition
 from sememe.world.scene import EVALUATION_SEED, Backdrop, Scene, random_scene
 from sememe.world.scripts import PASSING, Span
 
