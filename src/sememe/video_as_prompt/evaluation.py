@@ -16,6 +16,7 @@ from sememe.evaluation.oracle import SceneOracles
 from sememe.evaluation.rows import CaseResult, RowSummary, estimate_share, judge_case, read_result, summarise_row
 from sememe.evaluation.runner import TABLE, Row, SystemRows
 from sememe.video import Clip, SheetRow, read_clip, write_clip
+from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
 from sememe.video_as_prompt.settings import Settings
 from sememe.world import EVALUATION_SEED, can_show, conditions, random_scene
 
@@ -70,7 +71,7 @@ class RowSettings:
         return conditions() + (conditions(split="novel") if self.split == "novel" else [])
 
 
-def list_rows(pipeline: Any) -> tuple[RowSettings, ...]:
+def list_rows(pipeline: VideoAsPromptPipeline) -> tuple[RowSettings, ...]:
     """List all rows, at the size and length of the model unless the row is about another one."""
     own, grid = pipeline.defaults.size, pipeline.grid
     frames, height, width = own.num_frames, own.height, own.width
@@ -144,7 +145,13 @@ class Maker:
         negative_reference: "neutral" for a negative reference in which nothing happens, in the reference's scene.
     """
 
-    def __init__(self, pipeline: Any, settings: Settings, folder: Path, negative_reference: str | None = None) -> None:
+    def __init__(
+        self,
+        pipeline: VideoAsPromptPipeline,
+        settings: Settings,
+        folder: Path,
+        negative_reference: str | None = None,
+    ) -> None:
         self.pipeline, self.settings, self.folder = pipeline, settings, folder
         self.negative_reference = negative_reference
 
@@ -260,7 +267,7 @@ def build_row(row: RowSettings, maker: Maker, cases: tuple[PromptedCase, ...]) -
 
 
 def build_rows(
-    pipeline: Any,
+    pipeline: VideoAsPromptPipeline,
     settings: Settings,
     folder: Path,
     *,
