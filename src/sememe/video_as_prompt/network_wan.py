@@ -169,6 +169,8 @@ class WanVideoAsPromptTransformer(ExpertModel, WanTransformer3DModel):
         **settings: Any,
     ) -> None:
         super().__init__(*arguments, **settings)
+        # A file holds a list.
+        self.register_to_config(patch_size=tuple(self.config.patch_size))
         check_fill(first_frame_fill)
         self._add_experts(WanVideoAsPromptBlock, expert_blocks, attention_mode, reference_timestep)
         for block in self.blocks:
