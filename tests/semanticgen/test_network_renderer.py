@@ -98,6 +98,23 @@ def test_windows_one_by_one_give_the_same(num_slices: int | None, ends: tuple[fl
 
 
 @torch.no_grad()
+def test_one_by_one_no_block_waits_for_the_end() -> None:
+    """A block runs on a window as soon as that is complete, so that what waits between blocks is less than two."""
+    model, calls = make_renderer(), list[tuple[int, int]]()
+    for layer, block in enumerate(model.blocks):
+        block.register_forward_pre_hook(lambda _, given, layer=layer: calls.append((layer, given[0].shape[1])))
+    layout = lay_out(41, 80, window_seconds=4.0)
+    model(**make_target(41), semantic=make_features(80), layout=layout, one_by_one=True)
+    waiting = [0, 0, 0]
+    for layer, size in calls:
+        waiting[layer] += size
+        if layer:
+            waiting[layer - 1] -= size
+        assert max(waiting[:2]) <= 2 * max(run.size for run in layout.runs(0))
+    assert waiting == [0, 0, 41 * 12 + 80 * 4]
+
+
+@torch.no_grad()
 def test_what_is_out_of_reach_has_no_influence() -> None:
     """A change of the plan from second 8 on reaches back to 8, 6 and 4 seconds in three blocks, no further."""
     model, target, features = make_renderer(), make_target(21), make_features(40)
