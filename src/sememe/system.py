@@ -5,7 +5,6 @@ What needs torch is named as "module:attribute" and imported when it is used, so
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pkgutil import resolve_name
 
 from sememe.records import Record
 from sememe.training.recipes import AutoencoderRecipe, Recipe
@@ -77,11 +76,6 @@ class System:
     def pipeline_name(self) -> str:
         """Name of the pipeline's class, which `model_index.json` holds."""
         return self.pipeline.partition(":")[2]
-
-    def import_pipeline(self) -> type:
-        """Return the class of the pipeline."""
-        found: type = resolve_name(self.pipeline)
-        return found
 
 
 AUTOENCODER = StageSpec(

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from cli.runs import refused, run_here
-from sememe.training import malloc
-from sememe.training.loop import TrainingSummary
+from sememe.training import process
+from sememe.training.progress import TrainingSummary
 from sememe.workflows import train as workflow
 from workflows.smoke_runs import settings, smoke_runs
 
@@ -23,7 +23,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The allocator of the tests' own process stays as it is; what would have been done is kept."""
     calls: list[str] = []
-    monkeypatch.setattr(malloc, "keep_freed_memory", lambda: calls.append("keep"))
+    monkeypatch.setattr(process, "keep_freed_memory", lambda: calls.append("keep"))
     return calls
 
 

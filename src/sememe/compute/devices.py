@@ -35,12 +35,12 @@ def find_device(name: torch.device | str) -> torch.device:
 
 
 def choose_device(name: torch.device | str | None) -> torch.device:
-    """Return the device of that name; without one an accelerator where there is one, the CPU otherwise.
+    """Return the device of that name; for "auto" or None CUDA where it is there, the CPU otherwise.
 
     Raises:
-        InputError: this machine has none of that name.
+        InputError: This machine has no device of that name.
     """
-    return find_device(name if name is not None else "cuda" if torch.cuda.is_available() else "cpu")
+    return find_device(("cuda" if torch.cuda.is_available() else "cpu") if name in ("auto", None) else name)
 
 
 def is_fast_in_bfloat16(device: torch.device) -> bool:

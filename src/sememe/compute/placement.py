@@ -34,7 +34,9 @@ _DEFAULT_TILE = 256
 
 
 def enable_tiling(vae: nn.Module, tile_size: int = _DEFAULT_TILE) -> None:
-    """Encodes and decodes in square tiles that overlap by a quarter.
+    """Encode and decode in square tiles that overlap by a quarter: less memory, with seams that are blended.
+
+    Approximate: a tile does not see what lies outside it.
 
     Args:
         vae: `AutoencoderKLWan` or `AutoencoderKLCogVideoX`.

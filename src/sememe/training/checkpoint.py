@@ -11,13 +11,13 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from safetensors.torch import load_file
 from torch import Tensor
 
 from sememe.checkpoints.tensor_files import save_tensors
-from sememe.errors import ModelError
+from sememe.errors import ModelError, RecipeError
 from sememe.files import atomic_folder, hash_file
 
 _NAME = re.compile(r"step_(\d{6,})")
@@ -25,6 +25,8 @@ _NAME = re.compile(r"step_(\d{6,})")
 _LEFTOVERS = (".step_*.writing-*", ".step_*.replaced-*")
 _WEIGHTS, _AVERAGE, _OPTIMIZER = "weights.safetensors", "ema.safetensors", "optimizer.safetensors"
 _STATE, _MANIFEST = "state.json", "manifest.json"
+
+Resume = Literal["auto", "never"]
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +94,31 @@ def find_latest(folder: Path) -> Path | None:
             return path
         logger.warning("passing over checkpoint %s: %s", path, problem)
     return None
+
+
+def find_own(run: Path, resume: Resume) -> Path | None:
+    """Return the checkpoint that a run goes on from; None for a run that begins.
+
+    Raises:
+        RecipeError: The run has checkpoints, but is not to be resumed.
+        ModelError: None of its checkpoints is undamaged.
+    """
+    folder = run / "checkpoints"
+    present = list_checkpoints(folder)
+    if resume == "never" and present:
+        raise RecipeError(f"{folder} holds checkpoints already; let the run resume, or choose another folder")
+    latest = find_latest(folder)
+    if present and latest is None:
+        raise ModelError(f"no checkpoint in {folder} is undamaged; remove them to begin again")
+    return latest
+
+
+def load_initial(source: Path) -> tuple[Path, Checkpoint]:
+    """Return a checkpoint, or the newest of a run's folder, and where it is. Raises `ModelError` if there is none."""
+    path = source if (source / _MANIFEST).exists() else find_latest(source / "checkpoints")
+    if path is None:
+        raise ModelError(f"init_from must be a checkpoint or the folder of a run that has one, got {source}")
+    return path, load_checkpoint(path)
 
 
 def find_damage(path: Path) -> str | None:

@@ -3,65 +3,46 @@
 import dataclasses
 import logging
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from sememe.compute.devices import is_fast_in_bfloat16
 from sememe.errors import ModelError, OutputError, RecipeError
 from sememe.files import atomic_folder, describe_write_error
-from sememe.training.checkpoint import Checkpoint, find_latest, list_checkpoints, load_checkpoint, save_checkpoint
+from sememe.training.checkpoint import Checkpoint, Resume, find_own, load_checkpoint, load_initial, save_checkpoint
 from sememe.training.config import Precision, TrainingConfig
 from sememe.training.optimizer import NamedOptimizer, WeightAverage, copy_tensors, tracked_tensors
 from sememe.training.phases import check_phase, find_phase, plan_phases, schedule_factor
-from sememe.training.process import Distribution, StopRequest, listen_for_stop, open_distribution
+from sememe.training.process import (
+    Distribution,
+    StopRequest,
+    compile_modules,
+    listen_for_stop,
+    open_distribution,
+    torch_settings,
+)
 from sememe.training.progress import (
     CheckpointSaved,
+    Ending,
     EventHandler,
+    FiniteWatch,
     IntervalMeter,
     RunLog,
     TrainingEvent,
     TrainingProgress,
+    TrainingSummary,
 )
 from sememe.training.stage import BatchSource, Stage, StepLoss, derive_seed, step_generator
 
 logger = logging.getLogger(__name__)
-
-Resume = Literal["auto", "never"]
-Ending = Literal["finished", "budget", "paused", "signal"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingSummary:
-    """How a call of `train` ended.
-
-    `ending`: all steps done ("finished"), the whole run's time spent ("budget"), this call's time spent ("paused"),
-    or SIGINT or SIGTERM received ("signal", named in `signal_name`). After the first two the run is complete and
-    `model` is the exported folder; after the others the same call goes on from `checkpoint`.
-    `loss` is the smoothed loss, None if nothing was logged; `seconds` counts the whole run.
-    """
-
-    step: int
-    num_steps: int
-    num_samples: int
-    seconds: float
-    loss: float | None
-    ending: Ending
-    signal_name: str | None
-    checkpoint: Path | None
-    model: Path | None
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether nothing is left to do."""
-        return self.ending in ("finished", "budget")
 
 
 def train(
@@ -87,7 +68,7 @@ def train(
         if config.precision == "auto":
             precision: Precision = "bf16" if is_fast_in_bfloat16(distribution.device) else "fp32"
             config = replace(config, precision=precision)
-        with _torch_settings(config, distribution.device):
+        with torch_settings(config, distribution.device):
             run = _Run(stage, config, Path(output_dir), distribution, on_event)
             run.restore(resume, None if init_from is None else Path(init_from))
             return run.work(request)
@@ -121,13 +102,13 @@ class _Run:
         self._loss: float | None = None
         self._saved: Path | None = None
         self._saved_step, self._saved_at = -1, 0.0
-        self._first_bad_step = torch.full((), torch.inf, device=self._device)
+        self._watch = FiniteWatch(self._device)
 
     # Beginning
 
     def restore(self, resume: Resume, init_from: Path | None) -> None:
         """Take up the newest checkpoint, or begin with given weights, or as the stage is."""
-        latest = self._find_own(resume)
+        latest = find_own(self._folder, resume)
         loaded = None if latest is None else load_checkpoint(latest)
         if loaded is not None and latest is not None:
             self._take_up(loaded, latest)
@@ -136,7 +117,7 @@ class _Run:
         self._distribution.share_weights(self._tensors)
         optimizer, average = ({}, None) if loaded is None else (loaded.optimizer, loaded.average)
         self._enter(find_phase(self._phases, self._step), optimizer, average or {})
-        _compile(self._modules, self._config)
+        compile_modules(self._modules, self._config)
 
     def _enter(self, index: int, optimizer: Mapping[str, Tensor], average: Mapping[str, Tensor]) -> None:
         """Begin a phase; parameters that it goes on training keep their state in optimiser and average."""
@@ -151,16 +132,6 @@ class _Run:
 
     def _is_trained(self, key: str) -> bool:
         return key.rpartition("/")[0] in self._parameters
-
-    def _find_own(self, resume: Resume) -> Path | None:
-        folder = self._folder / "checkpoints"
-        present = list_checkpoints(folder)
-        if resume == "never" and present:
-            raise RecipeError(f"{folder} holds checkpoints already; let the run resume, or choose another folder")
-        latest = find_latest(folder)
-        if present and latest is None:
-            raise ModelError(f"no checkpoint in {folder} is undamaged; remove them to begin again")
-        return latest
 
     def _take_up(self, loaded: Checkpoint, path: Path) -> None:
         before: Mapping[str, Any] = loaded.state.get("config", {})
@@ -187,12 +158,8 @@ class _Run:
         self._saved, self._saved_step = path, loaded.step
 
     def _begin_with(self, source: Path) -> None:
-        path = source if (source / "manifest.json").exists() else find_latest(source / "checkpoints")
-        if path is None:
-            raise ModelError(f"init_from must be a checkpoint or the folder of a run that has one, got {source}")
-        loaded = load_checkpoint(path)
-        weights = {**loaded.weights, **(loaded.average or {})}
-        copy_tensors(weights, self._tensors, str(path))
+        path, loaded = load_initial(source)
+        copy_tensors({**loaded.weights, **(loaded.average or {})}, self._tensors, str(path))
 
     # The loop
 
@@ -206,7 +173,7 @@ class _Run:
             while (ending := self._run_phase(request)) is None:
                 average = {} if self._average is None else self._average.tensors()
                 self._enter(find_phase(self._phases, self._step), self._optimizer.tensors(), average)
-            self._raise_if_bad()
+            self._watch.check()
             # The last checkpoint must know that the budget is spent, or the next call would take another step.
             forgets_ending = ending == "budget" and self._saved_seconds < 60.0 * (self._config.max_minutes or 0.0)
             self._count_samples()
@@ -291,11 +258,11 @@ class _Run:
             weight += result.divisor
             self._num_uncounted += result.num_samples
             self._meter.add(result)
-            self._watch(result.total)
+            self._watch.add(result.total, self._step)
         grad_norm = self._finish_gradients(weight)
-        self._watch(grad_norm)
+        self._watch.add(grad_norm, self._step)
         if self._device.type == "cpu":
-            self._raise_if_bad()
+            self._watch.check()
         self._optimizer.set_learning_rate(learning_rate)
         self._optimizer.step()
         self._optimizer.clear_gradients()
@@ -327,27 +294,13 @@ class _Run:
             clip_grads_with_norm_(parameters, self._config.gradient_clip, grad_norm)
         return grad_norm
 
-    @torch.no_grad()
-    def _watch(self, value: Tensor) -> None:
-        # Kept on the device; read when the device is waited for anyhow.
-        bad = torch.where(torch.isfinite(value), torch.inf, float(self._step)).to(self._first_bad_step.dtype)
-        torch.minimum(self._first_bad_step, bad, out=self._first_bad_step)
-
-    def _raise_if_bad(self) -> None:
-        first = self._first_bad_step.item()
-        if first != float("inf"):
-            raise RecipeError(
-                f"loss or gradients are not finite at step {int(first)}; lower training.learning_rate, lengthen "
-                "training.phases.warmup_steps or use training.precision=fp32, and go on from the last checkpoint"
-            )
-
     # Reporting and saving
 
     def _seconds(self) -> float:
         return self._seconds_before + time.monotonic() - self._started
 
     def _report(self, learning_rate: float, grad_norm: Tensor) -> None:
-        self._raise_if_bad()
+        self._watch.check()
         interval = self._meter.read()
         reduced = self._distribution.reduce([*interval.sums.values(), *interval.weights.values(), interval.num_samples])
         *numbers, num_samples = reduced
@@ -370,7 +323,7 @@ class _Run:
             metrics=values,
         )
         phase = {"phase": self._phase.settings.name} if len(self._phases) > 1 else {}
-        self._log.write({**values, **phase, **_describe_line(progress, loss)})
+        self._log.write({**values, **phase, **progress.to_line(loss)})
         self._send(progress)
 
     def _estimate_left(self, seconds_per_step: float) -> float:
@@ -387,7 +340,7 @@ class _Run:
 
     def _save(self, request: StopRequest) -> None:
         """Save, on all ranks together; the main rank writes."""
-        self._raise_if_bad()
+        self._watch.check()
         self._count_samples()
         if self._distribution.is_main:
             self._write_checkpoint()
@@ -443,45 +396,3 @@ class _Run:
         average = self._average
         with atomic_folder(folder) as temporary, nullcontext() if average is None else average.applied():
             self._stage.export(temporary, "raw" if average is None else "ema")
-
-
-def _describe_line(progress: TrainingProgress, loss: float) -> dict[str, Any]:
-    return {
-        "step": progress.step,
-        "loss": loss,
-        "learning_rate": progress.learning_rate,
-        "grad_norm": progress.grad_norm,
-        "samples_per_second": round(progress.samples_per_second, 3),
-        "seconds": round(progress.seconds, 3),
-        "seconds_left": None if progress.seconds_left is None else round(progress.seconds_left, 1),
-    }
-
-
-def _compile(modules: Mapping[str, nn.Module], config: TrainingConfig) -> None:
-    if config.compile == "none":
-        return
-    able = [module for module in modules.values() if getattr(module, "_repeated_blocks", None)]
-    if not able:
-        raise RecipeError(
-            "compile=blocks has no effect: no module of the stage names repeated blocks; use compile=none"
-        )
-    for module in able:
-        module.compile_repeated_blocks()  # type: ignore[operator]
-
-
-@contextmanager
-def _torch_settings(config: TrainingConfig, device: torch.device) -> Iterator[None]:
-    """Hold torch's process-wide settings for the run, and put them and its generator back afterwards."""
-    num_threads, random_state = torch.get_num_threads(), torch.get_rng_state()
-    matmul_precision = torch.get_float32_matmul_precision()
-    if config.num_threads:
-        torch.set_num_threads(config.num_threads)
-    if config.precision == "bf16" and device.type == "cuda":
-        # TensorFloat-32 for what autocast leaves in float32.
-        torch.set_float32_matmul_precision("high")
-    try:
-        yield
-    finally:
-        torch.set_num_threads(num_threads)
-        torch.set_rng_state(random_state)
-        torch.set_float32_matmul_precision(matmul_precision)

@@ -13,9 +13,11 @@ from types import FrameType
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
+from sememe.compute.devices import choose_device
 from sememe.errors import RecipeError
+from sememe.training.config import TrainingConfig
 
 # Their numbers in malloc.h.
 _TRIM_THRESHOLD = -1
@@ -24,9 +26,12 @@ _NEVER = -1
 
 
 def keep_freed_memory() -> bool:
-    """Tells glibc to keep freed memory instead of returning it to the system; call it before the first tensor.
+    """Tell glibc to keep freed memory instead of returning it to the system; call it before the first tensor.
 
-    The process then holds the most memory that it ever needed at once.
+    glibc maps every large block from the system and unmaps it when it is freed. Training on a CPU allocates and frees
+    hundreds of large tensors in each step, and the system has to clear every page again each time. How much that costs
+    depends on the machine and the network (`docs/log.md`). GPUs have allocators of their own, and other systems other
+    ones on the CPU. The process then holds the most memory that it ever needed at once.
 
     Returns:
         Whether this system's allocator has the setting; without glibc nothing is done.
@@ -135,19 +140,9 @@ class Distribution:
         return [float(value) for value in tensor]
 
 
-def choose_device(name: str, local_rank: int = 0) -> torch.device:
-    """The device of a setting: "auto" is CUDA where there is one, else the CPU."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise RecipeError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise RecipeError(f"device {name} was asked for, but torch sees no CUDA device here; use device=auto or cpu")
-    if name == "cuda":
-        device = torch.device("cuda", local_rank)
-    return device
+def _rank_device(name: str, local_rank: int) -> torch.device:
+    device = choose_device(name)
+    return torch.device("cuda", local_rank) if device.type == "cuda" and device.index is None else device
 
 
 @contextmanager
@@ -155,10 +150,10 @@ def open_distribution(device_name: str) -> Iterator[Distribution]:
     """Join the other processes if torchrun started this one, and leave them at the end of the block."""
     num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
     if num_ranks == 1:
-        yield Distribution(device=choose_device(device_name))
+        yield Distribution(device=_rank_device(device_name, 0))
         return
     rank, local_rank = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0"))
-    device = choose_device(device_name, local_rank)
+    device = _rank_device(device_name, local_rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     was_joined = dist.is_initialized()
@@ -169,3 +164,34 @@ def open_distribution(device_name: str) -> Iterator[Distribution]:
     finally:
         if not was_joined:
             dist.destroy_process_group()
+
+
+def compile_modules(modules: Mapping[str, nn.Module], config: TrainingConfig) -> None:
+    """Compile the repeated blocks of a stage's modules where the settings ask for it."""
+    if config.compile == "none":
+        return
+    able = [module for module in modules.values() if getattr(module, "_repeated_blocks", None)]
+    if not able:
+        raise RecipeError(
+            "compile=blocks has no effect: no module of the stage names repeated blocks; use compile=none"
+        )
+    for module in able:
+        module.compile_repeated_blocks()  # type: ignore[operator]
+
+
+@contextmanager
+def torch_settings(config: TrainingConfig, device: torch.device) -> Iterator[None]:
+    """Hold torch's process-wide settings for the run, and put them and its generator back afterwards."""
+    num_threads, random_state = torch.get_num_threads(), torch.get_rng_state()
+    matmul_precision = torch.get_float32_matmul_precision()
+    if config.num_threads:
+        torch.set_num_threads(config.num_threads)
+    if config.precision == "bf16" and device.type == "cuda":
+        # TensorFloat-32 for what autocast leaves in float32.
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
+        torch.set_rng_state(random_state)
+        torch.set_float32_matmul_precision(matmul_precision)

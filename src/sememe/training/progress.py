@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from sememe.errors import MissingExtraError, OutputError
+from sememe.errors import MissingExtraError, OutputError, RecipeError
 from sememe.files import describe_write_error, write_text
 from sememe.training.stage import StepLoss
 
@@ -34,6 +34,18 @@ class TrainingProgress:
     seconds_left: float | None
     metrics: Mapping[str, float] = field(default_factory=dict)
 
+    def to_line(self, loss: float) -> dict[str, Any]:
+        """Return the line of the log, with the loss of the interval in place of the smoothed one."""
+        return {
+            "step": self.step,
+            "loss": loss,
+            "learning_rate": self.learning_rate,
+            "grad_norm": self.grad_norm,
+            "samples_per_second": round(self.samples_per_second, 3),
+            "seconds": round(self.seconds, 3),
+            "seconds_left": None if self.seconds_left is None else round(self.seconds_left, 1),
+        }
+
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointSaved:
@@ -41,6 +53,35 @@ class CheckpointSaved:
 
     step: int
     path: Path
+
+
+Ending = Literal["finished", "budget", "paused", "signal"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSummary:
+    """How a call of `train` ended.
+
+    `ending`: all steps done ("finished"), the whole run's time spent ("budget"), this call's time spent ("paused"),
+    or SIGINT or SIGTERM received ("signal", named in `signal_name`). After the first two the run is complete and
+    `model` is the exported folder; after the others the same call goes on from `checkpoint`.
+    `loss` is the smoothed loss, None if nothing was logged; `seconds` counts the whole run.
+    """
+
+    step: int
+    num_steps: int
+    num_samples: int
+    seconds: float
+    loss: float | None
+    ending: Ending
+    signal_name: str | None
+    checkpoint: Path | None
+    model: Path | None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.ending in ("finished", "budget")
 
 
 TrainingEvent = TrainingProgress | CheckpointSaved
@@ -95,6 +136,28 @@ class IntervalMeter:
             sums=dict(zip(names, numbers[: len(names)], strict=True)),
             weights=dict(zip(names, numbers[len(names) :], strict=True)),
         )
+
+
+class FiniteWatch:
+    """Remembers on the device the first step at which a value was not finite; read when the device is waited for."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._first = torch.full((), torch.inf, device=device)
+
+    @torch.no_grad()
+    def add(self, value: Tensor, step: int) -> None:
+        """Look at a scalar of a step."""
+        bad = torch.where(torch.isfinite(value), torch.inf, float(step)).to(self._first.dtype)
+        torch.minimum(self._first, bad, out=self._first)
+
+    def check(self) -> None:
+        """Raise `RecipeError` if a value was not finite."""
+        first = self._first.item()
+        if first != float("inf"):
+            raise RecipeError(
+                f"loss or gradients are not finite at step {int(first)}; lower training.learning_rate, lengthen "
+                "training.schedule.warmup_steps or use training.precision=fp32, and go on from the last checkpoint"
+            )
 
 
 class RunLog:

@@ -43,7 +43,7 @@ class RunSummary:
         num_samples: samples seen.
         seconds: spent, all calls together.
         loss: smoothed; None if none was logged.
-        ending: see `training.loop.TrainingSummary`.
+        ending: see `training.progress.TrainingSummary`.
         device: in words.
         metrics: the last ones that were logged.
     """

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from sememe.checkpoints.components import load_component
 from sememe.checkpoints.zoo import find_part
+from sememe.compute.devices import choose_device
 from sememe.data.array_cache import ArrayCache
 from sememe.data.pairing import PairSampler, draw_captions, pick_captions
 from sememe.diffusion.objectives import FLOW, NoisePath, PredictionType, sample_losses, sample_sigma
 from sememe.errors import RecipeError
 from sememe.training.array_encoders import describe_text
 from sememe.training.networks import make_scheduler, make_text_encoder, train_tokenizer
-from sememe.training.process import choose_device
 from sememe.training.recipes import TrainingRecipe
 from sememe.training.stage import Announce, Stage, StepLoss, Weights
 from sememe.training.text_source import CachedText, EncodedText, TextSource

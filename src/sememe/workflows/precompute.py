@@ -12,10 +12,10 @@ import torch
 
 from sememe.checkpoints.components import load_component
 from sememe.checkpoints.zoo import describe_model, find_part, resolve_model
+from sememe.compute.devices import choose_device
 from sememe.data.array_cache import ArrayCacheWriter, ArrayEncoder, ClipItem
 from sememe.training.array_encoders import CleanLatents, FirstFrameLatents, GeneratedLatents, TextEmbeddings
 from sememe.training.clips import ClipCollection, open_clips
-from sememe.training.process import choose_device
 from sememe.training.recipes import LatentsRecipe
 from sememe.workflows.events import Progress, ProgressHandler, ignore_progress
 from sememe.workflows.systems import find_system

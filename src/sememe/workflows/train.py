@@ -19,8 +19,8 @@ from sememe.workflows.events import Progress, ProgressHandler, ignore_progress
 from sememe.workflows.recipe_list import resolve_recipe
 
 if TYPE_CHECKING:
-    from sememe.training.loop import Resume, TrainingSummary
-    from sememe.training.progress import EventHandler, TrainingEvent
+    from sememe.training.checkpoint import Resume
+    from sememe.training.progress import EventHandler, TrainingEvent, TrainingSummary
 
 RUNS_FOLDER = Path("runs")
 
@@ -127,7 +127,7 @@ def _check_resume(folder: Path, resume: Resume) -> None:
 def _check_compiler(config: TrainingConfig) -> None:
     if config.compile == "none":
         return
-    from sememe.training.process import choose_device
+    from sememe.compute.devices import choose_device
 
     if choose_device(config.device).type != "cpu":
         return
@@ -166,7 +166,7 @@ def _describe(recipe: TrainingRecipe, inputs: object, init_from: str | None) -> 
 def _summarise(recipe: TrainingRecipe, summary: TrainingSummary, metrics: dict[str, float]) -> RunSummary:
     import torch
 
-    from sememe.training.process import choose_device
+    from sememe.compute.devices import choose_device
 
     device = choose_device(recipe.training.device)
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
