@@ -43,7 +43,7 @@ def test_overrides_are_read_by_the_type_of_the_setting() -> None:
             "training.learning_rate_factors=vae.*:0.1,*embed*:2",
             "training.max_minutes=2",
             "training.save_minutes=none",
-            "training.phases.shape=cosine",
+            "training.schedule.shape=cosine",
             "training.time_decay=true",
             "folder=there",
             "is_mirrored=True",
@@ -54,7 +54,7 @@ def test_overrides_are_read_by_the_type_of_the_setting() -> None:
     assert (training.learning_rate, training.num_steps, training.betas) == (1e-3, 20, (0.8, 0.95))
     assert (training.muon_exclude, training.max_minutes, training.save_minutes) == (("first", "last"), 2.0, None)
     assert training.learning_rate_factors == {"vae.*": 0.1, "*embed*": 2.0}
-    assert (training.phases.shape, training.time_decay) == ("cosine", True)
+    assert (training.schedule.shape, training.time_decay) == ("cosine", True)
     assert (recipe.folder, recipe.is_mirrored, recipe.size) == (Path("there"), True, (32, 48))
     assert Recipe().training.num_steps == 10
 
@@ -69,8 +69,8 @@ def test_overrides_are_read_by_the_type_of_the_setting() -> None:
         ("learing_rate=1", "the nearest is training.learning_rate"),
         ("rate=1", "the nearest is training.learning_rate"),
         ("schedule.num_steps=1", "the nearest is training.num_steps"),
-        ("training.phases.shape=linear", "must be one of constant, cosine, constant_then_decay, got 'linear'"),
-        ("training.schedule=cosine", "is a group of settings; set one of them: training.phases.warmup_steps"),
+        ("training.schedule.shape=linear", "must be one of constant, cosine, constant_then_decay, got 'linear'"),
+        ("training.schedule=cosine", "is a group of settings; set one of them: training.schedule.warmup_steps"),
         ("training.betas=0.9", "must be 2 values"),
         ("training.learning_rate", "must look like key=value"),
         ("training.learning_rate=-1", "learning_rate must be above 0, got -1.0"),
@@ -92,7 +92,7 @@ def test_a_key_given_twice_is_refused() -> None:
 
 def test_settings_are_listed_by_dotted_key() -> None:
     settings = flatten(Recipe())
-    assert settings["training.phases.warmup_steps"] == 0
+    assert settings["training.schedule.warmup_steps"] == 0
     assert "training" not in settings
 
 

@@ -11,9 +11,9 @@ from peft import LoraConfig
 
 from compute.hidden_weights import hide_offloaded
 from compute.test_lora import TARGETS, each_family, make, make_target, predict, train, write_lora
-from sememe.compute.lora import add_expert_adapter, is_adapter_layer, load_expert_adapter, save_expert_adapter
+from sememe.compute.lora import add_expert_adapter, load_expert_adapter, save_expert_adapter
 from sememe.compute.placement import apply_offload, apply_storage
-from sememe.compute.storage import find_storage, quantizable_layers
+from sememe.compute.storage import find_storage, is_adapter_layer, quantizable_layers
 from sememe.errors import InputError, ModelError
 from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
 from video_as_prompt.pipeline_factories import make_clip, make_picture, make_pipeline

@@ -10,7 +10,7 @@ from torch import nn
 
 from sememe.compute.plan import Planner
 from sememe.compute.rehearsal import Phase, Workload
-from sememe.compute.strategy import STORAGES, Strategy, Wish
+from sememe.compute.strategy import STORAGES, Constraints, Strategy
 from sememe.errors import InputError
 
 # Weights in bytes, in float32: a layer of 10 x 10, three blocks of 100 x 100, and one of 10 x 20.
@@ -75,9 +75,9 @@ KEYS, LEAN_KEYS = 40_000, 400
 DECODED, TILED = 2000 * 30 * 4, 20 * 30 * 4
 
 
-def wish(vram: float = 1.0, **settings: Any) -> Wish:
+def constraints(vram: float = 1.0, **settings: Any) -> Constraints:
     given: dict[str, Any] = {"vram": vram, "dtypes": ("float32",), "own_dtype": "float32"}
-    return Wish(**(given | settings))
+    return Constraints(**(given | settings))
 
 
 def peaks(strategy: Strategy) -> dict[str, int]:
@@ -130,12 +130,12 @@ def test_fewer_bits_for_the_blocks_of_the_main_network() -> None:
 
 
 def test_candidates_are_exact_first_then_fast_and_each_takes_less() -> None:
-    found = [each.strategy for each in Planner(build).list_candidates(wish(dtypes=("float32", "bfloat16")))]
+    found = [each.strategy for each in Planner(build).list_candidates(constraints(dtypes=("float32", "bfloat16")))]
     assert [(way.dtype, way.tiles) for way in found] == sorted(
         ((way.dtype, way.tiles) for way in found), key=lambda way: (way[0] == "bfloat16", way[1])
     )
     assert found[0] == Strategy("float32")
-    candidates = [each for each in Planner(build).list_candidates(wish()) if each.strategy.tiles]
+    candidates = [each for each in Planner(build).list_candidates(constraints()) if each.strategy.tiles]
     sizes = [each.estimate.peak for each in candidates]
     assert sizes == sorted(set(sizes), reverse=True)
 
@@ -156,16 +156,16 @@ def test_each_phase_is_measured_once() -> None:
         return replace(workload, phases=[note(phase) for phase in workload.phases])
 
     planner = Planner(counted)
-    list(planner.list_candidates(wish()))
-    list(planner.list_candidates(wish(storage="nf4")))
+    list(planner.list_candidates(constraints()))
+    list(planner.list_candidates(constraints(storage="nf4")))
     assert sorted(calls) == ["decode", "decode", "denoise", "denoise", "encode"]
 
 
 def test_more_memory_never_makes_it_slower() -> None:
     planner = Planner(build)
-    order = [each.strategy for each in planner.list_candidates(wish())]
-    sizes = sorted(each.estimate.peak for each in planner.list_candidates(wish()))
-    chosen = [order.index(planner.choose(wish(size / 1e9)).strategy) for size in sizes]
+    order = [each.strategy for each in planner.list_candidates(constraints())]
+    sizes = sorted(each.estimate.peak for each in planner.list_candidates(constraints()))
+    chosen = [order.index(planner.choose(constraints(size / 1e9)).strategy) for size in sizes]
     assert chosen == sorted(chosen, reverse=True)
     assert chosen[-1] == 0
 
@@ -173,30 +173,30 @@ def test_more_memory_never_makes_it_slower() -> None:
 def test_nothing_fits_and_the_least_does() -> None:
     planner = Planner(build)
     with pytest.raises(InputError, match="a video does not fit in 1e-06 GB") as caught:
-        planner.choose(wish(1e-6))
+        planner.choose(constraints(1e-6))
     least = float(str(caught.value).split("would do is ")[1].split(" GB")[0])
-    plan = planner.choose(wish(least))
+    plan = planner.choose(constraints(least))
     assert plan.chosen.estimate.peak <= least * 1e9 < 1.1 * plan.chosen.estimate.peak
 
 
 def test_what_is_compiled_is_not_offloaded_by_layer() -> None:
-    found = [each.strategy for each in Planner(build).list_candidates(wish(compiles=True))]
+    found = [each.strategy for each in Planner(build).list_candidates(constraints(compiles=True))]
     assert {way.offload for way in found} <= {"none", "model", "group"}
     with pytest.raises(InputError, match="fp8"):
-        wish(compiles=True, storage="fp8")
+        constraints(compiles=True, storage="fp8")
 
 
 @pytest.mark.parametrize("storage", STORAGES)
 def test_no_storage_is_offloaded_in_ways_that_its_library_refuses(storage: str) -> None:
     refused = {"int8": {"group", "group-leaf", "sequential"}, "nf4": {"group", "group-leaf", "sequential"}}
-    found = {each.strategy.offload for each in Planner(build).list_candidates(wish(storage=storage))}
+    found = {each.strategy.offload for each in Planner(build).list_candidates(constraints(storage=storage))}
     assert not found & refused.get(storage, set() if storage == "full" else {"sequential"})
 
 
 def test_a_faster_way_is_a_hint_alone() -> None:
     planner = Planner(build)
     fp8 = planner.estimate(Strategy("float32", "fp8", tiles=True)).peak
-    plan = planner.choose(wish(fp8 / 1e9))
+    plan = planner.choose(constraints(fp8 / 1e9))
     assert plan.faster is not None
     assert plan.strategy.storage == "full"
     assert plan.faster.strategy.offload == "none" != plan.strategy.offload
@@ -207,24 +207,24 @@ def test_the_machine_has_to_hold_what_is_offloaded() -> None:
     planner = Planner(build)
     small = planner.estimate(Strategy("float32", offload="group", tiles=True, keeps_text_keys=False)).peak / 1e9
     with pytest.raises(InputError, match=r"expected 0\.00013 GB free there"):
-        planner.choose(wish(small, host=TOTAL / 2e9))
+        planner.choose(constraints(small, host=TOTAL / 2e9))
     for host, how in ((None, "lean"), (1.5 * TOTAL / 1e9, "lean"), (2 * TOTAL / 1e9, "pinned")):
-        plan = planner.choose(wish(small, host=host))
+        plan = planner.choose(constraints(small, host=host))
         assert (plan.strategy.offload, plan.host_memory) == ("group", how)
-    assert planner.choose(wish(1.0, host=0.0)).host_memory is None
+    assert planner.choose(constraints(1.0, host=0.0)).host_memory is None
 
 
 def test_a_plan_as_plain_values() -> None:
-    plan = Planner(build).choose(wish(dtypes=("bfloat16",)))
+    plan = Planner(build).choose(constraints(dtypes=("bfloat16",)))
     document = plan.to_document()
     assert json.loads(json.dumps(document)) == document
     assert (document["num_frames"], document["label"]) == (5, "approximate")
     assert document["shortcuts"] == ["bfloat16 in place of float32"]
     assert document["phases_gb"].keys() == {"encode", "denoise", "decode"}
-    assert replace(plan, wish=wish(own_dtype="bfloat16")).shortcuts == []
+    assert replace(plan, constraints=constraints(own_dtype="bfloat16")).shortcuts == []
 
 
 @pytest.mark.parametrize(("vram", "storage"), [(0.0, "full"), (float("nan"), "full"), (24, "int3")])
 def test_bad_wishes(vram: float, storage: str) -> None:
     with pytest.raises(InputError, match="vram" if storage == "full" else "int3"):
-        wish(vram, storage=storage)
+        constraints(vram, storage=storage)

@@ -10,7 +10,7 @@ from diffusers import AutoencoderKLCogVideoX, AutoencoderKLWan
 
 from compute.counted_weights import count_device
 from sememe.compute.rehearsal import measure_peak
-from sememe.compute.strategy import Candidate, Estimate, MemoryPlan, Strategy, Wish
+from sememe.compute.strategy import Candidate, Constraints, Estimate, MemoryPlan, Strategy
 from sememe.errors import InputError
 from sememe.video_as_prompt.memory_plan import apply_plan, list_phases, make_planner
 from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
@@ -111,8 +111,8 @@ def test_what_a_plan_may_choose() -> None:
 def test_a_placed_pipeline_makes_the_same(strategy: Strategy) -> None:
     plain = generate(make_pipeline()).frames
     pipeline = make_pipeline()
-    wish = Wish(vram=1.0, dtypes=("float32",), own_dtype="float32")
-    apply_plan(pipeline, MemoryPlan("a model", {}, wish, Candidate(strategy, Estimate({}, 0))), "cpu")
+    constraints = Constraints(vram=1.0, dtypes=("float32",), own_dtype="float32")
+    apply_plan(pipeline, MemoryPlan("a model", {}, constraints, Candidate(strategy, Estimate({}, 0))), "cpu")
     placed = generate(pipeline)
     assert torch.equal(placed.frames, plain)
     assert placed.settings.execution.text_keys == ("kept" if strategy.keeps_text_keys else "recomputed")

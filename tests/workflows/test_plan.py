@@ -13,7 +13,7 @@ from generation_requests import vary
 from model_folders import make_stock, save_published
 from sememe.compute.loading_settings import LoadingSettings
 from sememe.compute.plan import Planner
-from sememe.compute.strategy import Candidate, Strategy, Wish
+from sememe.compute.strategy import Candidate, Constraints, Strategy
 from sememe.errors import InputError, MissingExtraError, ModelError
 from sememe.video import write_clip, write_image
 from sememe.video_as_prompt.blueprint import RELEASED, find_released, make_released, read_blueprint
@@ -33,8 +33,8 @@ def wan() -> Planner:
     return make_planner(make_released("wan-14b").pipeline, "wan-14b", **SMALL)
 
 
-def wish(vram: float) -> Wish:
-    return Wish(vram=vram, dtypes=("bfloat16",), own_dtype="bfloat16")
+def constraints(vram: float) -> Constraints:
+    return Constraints(vram=vram, dtypes=("bfloat16",), own_dtype="bfloat16")
 
 
 def test_released_models_have_the_weights_of_their_files() -> None:
@@ -50,17 +50,17 @@ def test_released_models_have_the_weights_of_their_files() -> None:
 
 
 def test_more_memory_never_makes_it_slower(wan: Planner) -> None:
-    order = [each.strategy for each in wan.list_candidates(wish(1.0))]
-    chosen = [order.index(wan.choose(wish(vram)).strategy) for vram in (6, 12, 24, 43, 80)]
+    order = [each.strategy for each in wan.list_candidates(constraints(1.0))]
+    chosen = [order.index(wan.choose(constraints(vram)).strategy) for vram in (6, 12, 24, 43, 80)]
     assert chosen == sorted(chosen, reverse=True)
     assert [order[place].offload for place in (chosen[0], chosen[2], chosen[-1])] == ["group-leaf", "group", "none"]
 
 
 def test_nothing_fits_and_the_least_does(wan: Planner) -> None:
     with pytest.raises(InputError, match="wan-14b at 96x64, 5 frames does not fit in 1 GB") as caught:
-        wan.choose(wish(1.0))
+        wan.choose(constraints(1.0))
     least = float(str(caught.value).split("would do is ")[1].split(" GB")[0])
-    assert wan.choose(wish(least)).chosen.estimate.peak <= least * 1e9
+    assert wan.choose(constraints(least)).chosen.estimate.peak <= least * 1e9
 
 
 def test_released_models_are_known_by_their_repositories() -> None:
@@ -150,7 +150,7 @@ def test_a_planned_generation_is_the_plain_one(
     assert plain["computing"]["plan"] is None
     strategy = Strategy("float32", offload="group", keeps_text_keys=False)
 
-    def only(planner: Planner, _: Wish) -> Iterator[Candidate]:
+    def only(planner: Planner, _: Constraints) -> Iterator[Candidate]:
         yield Candidate(strategy, planner.estimate(strategy))
 
     monkeypatch.setattr(Planner, "list_candidates", only)

@@ -25,7 +25,7 @@ from sememe.world import conditions
 from workflows.smoke_runs import settings, smoke_runs
 
 PARTS = ("autoencoder", "backbone", "expert")
-CONSTANT = ["training.phases.shape=constant", "training.ema_decay=0"]
+CONSTANT = ["training.schedule.shape=constant", "training.ema_decay=0"]
 
 
 @pytest.fixture

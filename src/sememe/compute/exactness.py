@@ -13,7 +13,7 @@ _APPROXIMATE_ATTENTION = ("sage", "_sage")
 
 
 @dataclass(frozen=True)
-class Departures:
+class ModelChanges:
     """In which a pipeline differs from its model.
 
     Attributes:
@@ -25,7 +25,7 @@ class Departures:
     adapters: tuple[str, ...]
 
 
-def find_departures(pipeline: Any, height: int, width: int, storage: str | None = None) -> Departures:
+def find_model_changes(pipeline: Any, height: int, width: int, storage: str | None = None) -> ModelChanges:
     """Asks a pipeline how it is set up.
 
     Args:
@@ -47,7 +47,7 @@ def find_departures(pipeline: Any, height: int, width: int, storage: str | None 
         found.append(f"feature cache {type(transformer._cache_config).__name__.removesuffix('Config')}")
     in_use = [name for name in list_attention(pipeline) if name.startswith(_APPROXIMATE_ATTENTION)]
     found += [f"attention backend {name}" for name in in_use]
-    return Departures(tuple(found), _list_adapters(pipeline))
+    return ModelChanges(tuple(found), _list_adapters(pipeline))
 
 
 def _is_tiled(vae: Any, height: int, width: int) -> bool:

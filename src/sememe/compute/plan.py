@@ -16,11 +16,11 @@ from sememe.compute.strategy import (
     OFFLOADS,
     STORED_BYTES,
     Candidate,
+    Constraints,
     Estimate,
     MemoryPlan,
     PhasePeak,
     Strategy,
-    Wish,
     round_up_gb,
 )
 from sememe.errors import InputError
@@ -65,60 +65,60 @@ class Planner:
             kept += self._measured[key].kept_bytes
         return Estimate(peaks, 0 if strategy.offload == "none" else weights.everything)
 
-    def list_candidates(self, wish: Wish) -> Iterator[Candidate]:
+    def list_candidates(self, constraints: Constraints) -> Iterator[Candidate]:
         """Yield exact candidates first, and among those that are equally exact the fastest first.
 
         A candidate that takes no less than a faster one is left out.
         """
-        phases = self.workload(wish.dtypes[0]).phases
+        phases = self.workload(constraints.dtypes[0]).phases
         tilings = sorted({phase.tiles for phase in phases if phase.tiles is not None}) or [False]
         # Keys that are kept save a little in each step; the result is the same.
         alternatives = {phase.keeps_text_keys for phase in phases if phase.keeps_text_keys is not None}
         keepings = sorted(alternatives, reverse=True) or [True]
-        for dtype in wish.dtypes:
+        for dtype in constraints.dtypes:
             for tiles in tilings:
                 least: float = float("inf")
                 for offload in OFFLOADS:
                     # Blocks that come and go have no weights with which to project a text ahead of the steps.
                     for keeps in keepings[-1:] if offload.startswith("group") else keepings:
-                        strategy = Strategy(dtype, wish.storage, offload, tiles, keeps)
-                        if not wish.allows(strategy):
+                        strategy = Strategy(dtype, constraints.storage, offload, tiles, keeps)
+                        if not constraints.allows(strategy):
                             continue
                         candidate = Candidate(strategy, self.estimate(strategy))
                         if candidate.estimate.peak < least:
                             least = candidate.estimate.peak
                             yield candidate
 
-    def find_first(self, wish: Wish) -> Candidate | None:
+    def find_first(self, constraints: Constraints) -> Candidate | None:
         """Return the first candidate that fits."""
-        budget = wish.vram * GIGABYTE
-        return next((each for each in self.list_candidates(wish) if each.estimate.peak <= budget), None)
+        budget = constraints.vram * GIGABYTE
+        return next((each for each in self.list_candidates(constraints) if each.estimate.peak <= budget), None)
 
-    def choose(self, wish: Wish) -> MemoryPlan:
+    def choose(self, constraints: Constraints) -> MemoryPlan:
         """Choose the fastest strategy that fits; an exact one wherever there is one.
 
         Raises:
             InputError: nothing fits the card, or what is offloaded does not fit the machine.
         """
-        workload = self.workload(wish.dtypes[0])
+        workload = self.workload(constraints.dtypes[0])
         rejected: list[Candidate] = []
-        for candidate in self.list_candidates(wish):
-            if candidate.estimate.peak > wish.vram * GIGABYTE:
+        for candidate in self.list_candidates(constraints):
+            if candidate.estimate.peak > constraints.vram * GIGABYTE:
                 rejected.append(candidate)
                 continue
-            faster = self._find_faster(wish, candidate) if wish.storage == "full" else None
-            plan = MemoryPlan(workload.title, workload.settings, wish, candidate, tuple(rejected), faster)
+            faster = self._find_faster(constraints, candidate) if constraints.storage == "full" else None
+            plan = MemoryPlan(workload.title, workload.settings, constraints, candidate, tuple(rejected), faster)
             _check_host(plan)
             return plan
         least = min(rejected, key=lambda candidate: candidate.estimate.peak)
         raise InputError(
-            f"{workload.title} does not fit in {wish.vram:g} GB; the least that would do is "
+            f"{workload.title} does not fit in {constraints.vram:g} GB; the least that would do is "
             f"{round_up_gb(least.estimate.peak):g} GB ({least.strategy}); use a larger card, or ask for less"
         )
 
-    def _find_faster(self, wish: Wish, chosen: Candidate) -> Candidate | None:
+    def _find_faster(self, constraints: Constraints, chosen: Candidate) -> Candidate | None:
         """Return the candidate with weights in fewer bits that is offloaded least, if less than the chosen one."""
-        found = [self.find_first(replace(wish, storage=storage)) for storage in _HINTED_STORAGES]
+        found = [self.find_first(replace(constraints, storage=storage)) for storage in _HINTED_STORAGES]
         best = min((each for each in found if each is not None), key=_rank, default=None)
         return best if best is not None and _rank(best) < _rank(chosen) else None
 
@@ -209,10 +209,10 @@ def _rank(candidate: Candidate) -> int:
 
 
 def _check_host(plan: MemoryPlan) -> None:
-    needed, host = plan.chosen.estimate.host_bytes, plan.wish.host
+    needed, host = plan.chosen.estimate.host_bytes, plan.constraints.host
     if host is not None and needed > host * GIGABYTE:
         raise InputError(
-            f"{plan.title} on a card of {plan.wish.vram:g} GB needs offload {plan.strategy.offload}, and its weights "
-            f"then wait in the machine's own memory: expected {round_up_gb(needed):g} GB free there, got {host:.1f} "
-            "GB; close other programs, or use a larger card or a machine with more memory"
+            f"{plan.title} on a card of {plan.constraints.vram:g} GB needs offload {plan.strategy.offload}, and its "
+            f"weights then wait in the machine's own memory: expected {round_up_gb(needed):g} GB free there, got "
+            f"{host:.1f} GB; close other programs, or use a larger card or a machine with more memory"
         )

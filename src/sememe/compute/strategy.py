@@ -104,7 +104,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wish:
+class Constraints:
     """What a plan has to respect.
 
     Attributes:
@@ -124,7 +124,7 @@ class Wish:
     host: float | None = None
 
     def __post_init__(self) -> None:
-        check_wish(self.vram, self.storage, compiles=self.compiles)
+        check_constraints(self.vram, self.storage, compiles=self.compiles)
 
     def allows(self, strategy: Strategy) -> bool:
         """Return whether the libraries can offload such weights, and compile what is offloaded so."""
@@ -142,7 +142,7 @@ class MemoryPlan:
     Attributes:
         title: What is computed.
         settings: The same as plain values.
-        wish: What had to be respected.
+        constraints: What had to be respected.
         chosen: The first candidate that fits.
         rejected: Faster ones, which need more.
         faster: One that would be offloaded less, at the price of exactness.
@@ -150,7 +150,7 @@ class MemoryPlan:
 
     title: str
     settings: Mapping[str, Any]
-    wish: Wish
+    constraints: Constraints
     chosen: Candidate
     rejected: tuple[Candidate, ...] = ()
     faster: Candidate | None = None
@@ -164,7 +164,7 @@ class MemoryPlan:
         """How offload by groups holds weights: "pinned", or "lean" where there is no room for that; None elsewhere."""
         if not self.strategy.offload.startswith("group"):
             return None
-        has_room = self.wish.host is not None and self.wish.host * GIGABYTE >= self._pinned_bytes
+        has_room = self.constraints.host is not None and self.constraints.host * GIGABYTE >= self._pinned_bytes
         return "pinned" if has_room else "lean"
 
     @property
@@ -173,7 +173,7 @@ class MemoryPlan:
         strategy = self.strategy
         found = [] if strategy.storage == "full" else [f"weights stored as {strategy.storage}"]
         found += ["autoencoder in tiles"] if strategy.tiles else []
-        return found + list_dtype_shortcuts(self.wish.own_dtype, strategy.dtype)
+        return found + list_dtype_shortcuts(self.constraints.own_dtype, strategy.dtype)
 
     @property
     def _pinned_bytes(self) -> int:
@@ -184,7 +184,7 @@ class MemoryPlan:
         """Say why this way, one sentence each."""
         lines = [f"{_describe(candidate)} does not fit" for candidate in self.rejected]
         lines.append(f"{_describe(self.chosen)} fits")
-        host = self.wish.host
+        host = self.constraints.host
         if self.chosen.estimate.host_bytes:
             lines.append(f"weights take {in_gb(self.chosen.estimate.host_bytes)} GB of the machine's own memory")
         if self.host_memory is not None:
@@ -202,7 +202,7 @@ class MemoryPlan:
         strategy, estimate = self.strategy, self.chosen.estimate
         return {
             **self.settings,
-            "vram_gb": self.wish.vram,
+            "vram_gb": self.constraints.vram,
             "dtype": strategy.dtype,
             "storage": strategy.storage,
             "offload": strategy.offload,
@@ -222,7 +222,7 @@ class MemoryPlan:
         }
 
 
-def check_wish(vram: float, storage: str, *, compiles: bool = False) -> None:
+def check_constraints(vram: float, storage: str, *, compiles: bool = False) -> None:
     """Raise `InputError` for a card of no size, or a storage that is unknown or cannot be compiled."""
     if not 0 < vram < float("inf"):
         raise InputError(f"expected the GB of a card as vram, above 0, got {vram:g}")

@@ -61,6 +61,7 @@ def bootstrap_interval(
     Raises:
         InputError: if there are no values, or not one group for each.
     """
+    # By hand: scipy's bootstrap draws single values, not groups, and would be a dependency for this alone.
     if not values:
         raise InputError("expected at least one value, got none")
     if groups is not None and len(groups) != len(values):

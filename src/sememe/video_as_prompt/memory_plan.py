@@ -15,7 +15,7 @@ from sememe.compute.placement import apply_offload, apply_storage, check_tiling,
 from sememe.compute.plan import Planner
 from sememe.compute.rehearsal import Phase, Workload, copy_to_meta
 from sememe.compute.speed import compile_transformer, is_compiled
-from sememe.compute.strategy import GIGABYTE, MemoryPlan, Wish
+from sememe.compute.strategy import GIGABYTE, Constraints, MemoryPlan
 from sememe.video import Clip
 from sememe.video_as_prompt.conditioning import ConditionEncoder, Predictor
 from sememe.video_as_prompt.guidance import VideoAsPromptSchedule
@@ -190,7 +190,7 @@ class PlacementMixin:
         check_vram(target, vram)
         apply_offload(self, "none", "cpu")
         dtype = str(self.transformer.dtype).removeprefix("torch.")
-        wish = Wish(
+        constraints = Constraints(
             vram=vram,
             dtypes=(dtype,),
             own_dtype=dtype,
@@ -198,7 +198,7 @@ class PlacementMixin:
             compiles=is_compiled(self.transformer),
             host=read_free_memory() / GIGABYTE,
         )
-        plan = make_planner(self, "this model", **generation).choose(wish)
+        plan = make_planner(self, "this model", **generation).choose(constraints)
         apply_plan(self, plan, target)
         return plan
 

@@ -9,7 +9,7 @@ from sememe.checkpoints.fingerprint import ModelFingerprint, fingerprint_model
 from sememe.checkpoints.zoo import find_folder, is_hub_id, resolve_model
 from sememe.compute.host import read_free_memory
 from sememe.compute.loading_settings import LoadingSettings
-from sememe.compute.strategy import GIGABYTE, MemoryPlan, check_wish
+from sememe.compute.strategy import GIGABYTE, MemoryPlan, check_constraints
 from sememe.errors import InputError
 from sememe.video_as_prompt.system import VIDEO_AS_PROMPT
 from sememe.workflows.plan import plan_memory
@@ -96,7 +96,7 @@ def load_model(
     loading = loading or LoadingSettings()
     check_model_request(name, loading)
     if loading.vram is not None:
-        check_wish(loading.vram, loading.storage or "full", compiles=loading.compile)
+        check_constraints(loading.vram, loading.storage or "full", compiles=loading.compile)
     import torch
     from diffusers.utils.logging import disable_progress_bar
 

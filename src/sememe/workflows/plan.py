@@ -6,7 +6,7 @@ from typing import Any
 
 from sememe.checkpoints.zoo import is_hub_id, resolve_model
 from sememe.compute.loading_settings import LoadingSettings
-from sememe.compute.strategy import MemoryPlan, Wish, check_wish
+from sememe.compute.strategy import Constraints, MemoryPlan, check_constraints
 from sememe.errors import ModelError
 
 
@@ -35,7 +35,7 @@ def plan_memory(
     """
     assert loading.vram is not None
     storage = loading.storage or "full"
-    check_wish(loading.vram, storage, compiles=loading.compile)
+    check_constraints(loading.vram, storage, compiles=loading.compile)
     from sememe.video_as_prompt.blueprint import RELEASED, find_released, make_released, read_blueprint
     from sememe.video_as_prompt.memory_plan import make_planner
     from sememe.video_as_prompt.model_folders import find_expert
@@ -57,7 +57,7 @@ def plan_memory(
     dtypes: list[str] = [loading.dtype or blueprint.dtype]
     if loading.dtype is None and blueprint.dtype == "float32":
         dtypes.append("bfloat16")
-    wish = Wish(
+    constraints = Constraints(
         vram=loading.vram,
         dtypes=tuple(dtypes),
         own_dtype=blueprint.dtype,
@@ -65,4 +65,4 @@ def plan_memory(
         compiles=loading.compile,
         host=host,
     )
-    return make_planner(blueprint.pipeline, called or Path(name).name, **(generation or {})).choose(wish)
+    return make_planner(blueprint.pipeline, called or Path(name).name, **(generation or {})).choose(constraints)

@@ -65,15 +65,15 @@ def describe_exactness(settings: Any, model: LoadedModel) -> dict[str, Any]:
     The label is `exact`, `adapted` where nothing but LoRA weights makes the result another than the model's own, or
     `approximate`.
     """
-    from sememe.compute.exactness import find_departures
+    from sememe.compute.exactness import find_model_changes
 
     stored = None if model.plan is None else model.plan.strategy.storage
     size = (settings.size.height, settings.size.width)
-    departures = find_departures(model.pipeline, *size, storage=None if stored == "full" else stored)
-    shortcuts = [*settings.list_shortcuts(), *departures.shortcuts]
+    model_changes = find_model_changes(model.pipeline, *size, storage=None if stored == "full" else stored)
+    shortcuts = [*settings.list_shortcuts(), *model_changes.shortcuts]
     shortcuts += list_dtype_shortcuts(model.own_dtype, _computing_dtype(model))
-    label = "approximate" if shortcuts else "adapted" if departures.adapters else "exact"
-    return {"label": label, "shortcuts": shortcuts, "adapters": list(departures.adapters)}
+    label = "approximate" if shortcuts else "adapted" if model_changes.adapters else "exact"
+    return {"label": label, "shortcuts": shortcuts, "adapters": list(model_changes.adapters)}
 
 
 def _computing_dtype(model: LoadedModel) -> str:
