@@ -2,6 +2,7 @@
 
 from sememe.world.catalogue import can_show, conditions
 from sememe.world.renderer import RenderedClip, render
+from sememe.world.repainting import repaint
 from sememe.world.scene import EVALUATION_SEED, Scene, random_scene
 from sememe.world.scripts import RenderedScript, RenderedSpan, iter_script, render_script
 from sememe.world.stories import Script, can_follow, random_script
@@ -24,4 +25,5 @@ __all__ = [
     "random_script",
     "render",
     "render_script",
+    "repaint",
 ]

@@ -47,6 +47,7 @@ MATERIAL_WORDS = {
     "rock": "rough ",
     "wood": "wooden ",
 }
+LIGHT_WORDS = {"day": "", "dusk": " at dusk", "night": " at night", "mist": " in mist"}
 PHOTOGRAPH_WORDS = {
     "astronaut": "an astronaut",
     "cameraman": "a man with a tripod",
@@ -65,8 +66,11 @@ def neutral_caption(scene: Scene) -> str:
     where = (
         f"before a photo of {PHOTOGRAPH_WORDS[backdrop.name]}"
         if isinstance(backdrop, Crop)
-        else BACKDROP_WORDS[backdrop.kind]
+        else _say_place(scene, BACKDROP_WORDS[backdrop.kind])
     )
+    if scene.look is not None:
+        tones = f" in {scene.look.place_color}" if isinstance(backdrop, Crop) else ""
+        where += tones + LIGHT_WORDS[scene.look.light]
     if subject is None:
         return where.removeprefix("before ")
     creature = " creature" if subject.kind in BODIES and subject.has_face else ""
@@ -74,6 +78,16 @@ def neutral_caption(scene: Scene) -> str:
     who = f"{material}{TEXTURE_WORDS[subject.texture]}{subject.color_name} {subject.kind}{creature}"
     article = "an" if who[0] in "aeio" else "a"
     return f"{article} {who} {where}"
+
+
+def _say_place(scene: Scene, words: str) -> str:
+    """Name the colour of a repainted place: "before a city" becomes "before an orange city"."""
+    if scene.look is None:
+        return words
+    *start, thing = words.split()
+    if start[-1] == "a" and scene.look.place_color[0] in "aeio":
+        start[-1] = "an"
+    return " ".join([*start, scene.look.place_color, thing])
 
 
 def full_caption(scene: Scene, happenings: Sequence[Condition]) -> str:

@@ -11,7 +11,7 @@ Coordinates: x to the right, y down, the picture spans y from -1 to 1 and x from
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -58,6 +58,14 @@ COLORS = {
     "white": (0.95, 0.95, 0.95),
     "slate": (0.34, 0.40, 0.48),
 }
+
+LIGHTS = {
+    "day": ((1.0, 1.0, 1.0), 0.0),
+    "dusk": ((1.0, 0.66, 0.46), 0.0),
+    "night": ((0.36, 0.38, 0.6), 0.0),
+    "mist": ((0.5, 0.5, 0.52), 0.42),
+}
+"""What light does to colours: factors of red, green and blue, and how much white is added."""
 
 EVALUATION_SEED = 10_000_000
 """Scenes for evaluation have seeds from here on. They show photographs that no training scene shows."""
@@ -164,6 +172,19 @@ class Finish:
 
 
 @dataclass(frozen=True, slots=True)
+class Look:
+    """What `repaint` gave a scene, for its light and its caption.
+
+    Attributes:
+        light: one of `LIGHTS`.
+        place_color: name of the main colour of the place or of the print.
+    """
+
+    light: str
+    place_color: str
+
+
+@dataclass(frozen=True, slots=True)
 class Scene:
     """A film set, as a record.
 
@@ -172,12 +193,14 @@ class Scene:
         subject: who acts; None in a scene that is a whole photograph.
         backdrop: drawn, or a part of a photograph.
         finish: Finish of a textured scene; None for flat colours and whole photographs.
+        look: Look of a repainted scene; None for a scene as it was drawn from its seed.
     """
 
     seed: int
     subject: Subject | None
     backdrop: Backdrop | Crop
     finish: Finish | None = None
+    look: Look | None = field(default=None, repr=False)
 
 
 def random_scene(seed: int) -> Scene:
@@ -200,7 +223,7 @@ def random_scene(seed: int) -> Scene:
         return Scene(seed, None, _random_crop(rng, held_out=held_out))
     if kind >= PHOTOGRAPH_SHARE + TEXTURED_SHARE:
         return Scene(seed, subject, backdrop)
-    finish = _random_finish(rng, held_out=held_out)
+    finish = random_finish(rng, held_out=held_out)
     in_front_of_photo = rng.random() < PHOTO_BACKDROP_SHARE
     return Scene(seed, subject, _random_crop(rng, held_out=held_out) if in_front_of_photo else backdrop, finish)
 
@@ -209,16 +232,17 @@ def _random_subject(rng: np.random.Generator, backdrop: Backdrop) -> Subject:
     kinds = BODIES + CREATURES + CREATURES + OBJECTS
     kind = str(rng.choice(kinds))
     names = sorted(
-        COLORS, key=lambda name: -_distance(COLORS[name], backdrop.far) - _distance(COLORS[name], backdrop.sky)
+        COLORS,
+        key=lambda name: -color_distance(COLORS[name], backdrop.far) - color_distance(COLORS[name], backdrop.sky),
     )
     color_name = str(rng.choice(names[:8]))
-    accent_name = str(rng.choice([name for name in COLORS if _distance(COLORS[name], COLORS[color_name]) > 0.45]))
+    accent_name = str(rng.choice([name for name in COLORS if color_distance(COLORS[name], COLORS[color_name]) > 0.45]))
     return Subject(
         kind=kind,
         color_name=color_name,
-        color=_jitter(rng, COLORS[color_name]),
+        color=jitter(rng, COLORS[color_name]),
         accent_name=accent_name,
-        accent=_jitter(rng, COLORS[accent_name]),
+        accent=jitter(rng, COLORS[accent_name]),
         texture=str(rng.choice(TEXTURES)),
         has_face=kind not in OBJECTS and (kind in CREATURES or rng.random() < 0.75),
         has_legs=kind not in OBJECTS and rng.random() < 0.6,
@@ -238,12 +262,12 @@ def _random_backdrop(rng: np.random.Generator) -> Backdrop:
     skies = ("sky", "cream", "pink", "white", "teal", "yellow", "violet", "lime")
     return Backdrop(
         kind=str(rng.choice(BACKDROPS)),
-        sky=_jitter(rng, COLORS[str(rng.choice(skies))]),
-        far=_jitter(rng, COLORS[str(rng.choice(names))]),
-        ground=_jitter(
+        sky=jitter(rng, COLORS[str(rng.choice(skies))]),
+        far=jitter(rng, COLORS[str(rng.choice(names))]),
+        ground=jitter(
             rng, COLORS[str(rng.choice(("green", "lime", "cream", "brown", "slate", "teal", "orange", "white")))]
         ),
-        accent=_jitter(rng, COLORS[str(rng.choice(names))]),
+        accent=jitter(rng, COLORS[str(rng.choice(names))]),
         horizon=float(rng.uniform(0.1, 0.4)),
         foreground=str(rng.choice(FOREGROUNDS)),
         variant=int(rng.integers(1 << 30)),
@@ -253,7 +277,7 @@ def _random_backdrop(rng: np.random.Generator) -> Backdrop:
 def _random_crop(rng: np.random.Generator, *, held_out: bool) -> Crop:
     name = str(rng.choice(HELD_OUT_PHOTOGRAPHS if held_out else PHOTOGRAPHS))
     tint = COLORS[str(rng.choice(("brown", "teal", "slate", "blue")))]
-    tones = _jitter(rng, (0.07, 0.06, 0.08)), _jitter(rng, _mix(tint, (0.5, 0.5, 0.5))), _jitter(rng, (0.93, 0.9, 0.84))
+    tones = jitter(rng, (0.07, 0.06, 0.08)), jitter(rng, _mix(tint, (0.5, 0.5, 0.5))), jitter(rng, (0.93, 0.9, 0.84))
     exposure = rng.uniform(0.9, 1.1)
     return Crop(
         name=name,
@@ -268,7 +292,8 @@ def _random_crop(rng: np.random.Generator, *, held_out: bool) -> Crop:
     )
 
 
-def _random_finish(rng: np.random.Generator, *, held_out: bool) -> Finish:
+def random_finish(rng: np.random.Generator, *, held_out: bool) -> Finish:
+    """Draw materials and light, those that are held out among them or not."""
     # Drawn materials have details of their own for every seed, so training and evaluation can share them.
     materials = MATERIALS + 3 * HELD_OUT_MATERIALS if held_out else MATERIALS
     return Finish(
@@ -284,7 +309,8 @@ def _random_finish(rng: np.random.Generator, *, held_out: bool) -> Finish:
     )
 
 
-def _distance(first: Color, second: Color) -> float:
+def color_distance(first: Color, second: Color) -> float:
+    """Sum of the differences of red, green and blue."""
     return sum(abs(a - b) for a, b in zip(first, second, strict=True))
 
 
@@ -293,6 +319,7 @@ def _mix(first: Color, second: Color) -> Color:
     return red, green, blue
 
 
-def _jitter(rng: np.random.Generator, color: Color) -> Color:
+def jitter(rng: np.random.Generator, color: Color) -> Color:
+    """A colour close to another."""
     red, green, blue = (float(np.clip(value + rng.uniform(-0.06, 0.06), 0.04, 0.97)) for value in color)
     return red, green, blue

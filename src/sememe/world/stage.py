@@ -24,7 +24,7 @@ from sememe.world.finishes import (
 )
 from sememe.world.materials import soften
 from sememe.world.photographs import crop_pixels
-from sememe.world.scene import PATTERN_BACKDROPS, Backdrop, Crop, Finish, Scene
+from sememe.world.scene import LIGHTS, PATTERN_BACKDROPS, Backdrop, Crop, Finish, Scene
 from sememe.world.subjects import draw_subject
 
 SKY_DISTANCE = 6.0
@@ -33,6 +33,7 @@ GROUND_NEAR = 0.85
 SUBJECT_DISTANCE = 1.0
 FOREGROUND_DISTANCE = 0.7
 MARGIN = 1.6  # layers reach this many times beyond the picture
+_SUBJECT_LIGHT = 0.6  # share of the light's effect on the subject, which stands out at night
 SUBJECT_REACH = 1.35  # the subject's own canvas, in half heights of the subject
 
 
@@ -79,12 +80,15 @@ class Stage:
 @lru_cache(maxsize=64)
 def build_stage(scene: Scene, height: int, width: int) -> Stage:
     """Draw every layer of `scene` for pictures of `height` by `width` pixels."""
+    light = "day" if scene.look is None else scene.look.light
     if isinstance(scene.backdrop, Crop):
         photograph = _photograph_layer(scene.backdrop, scene.finish, height, width)
         backdrop: tuple[Layer, ...] = (photograph,)
         foreground = None
     else:
         backdrop, foreground = _draw_backdrop(scene.backdrop, scene.finish, height, width)
+    for layer in backdrop if foreground is None else (*backdrop, foreground):
+        _put_in_light(layer.pixels, light, 1.0)
     if scene.subject is None:
         nobody = Layer(np.zeros((2, 2, 4), np.float32), SUBJECT_REACH, SUBJECT_REACH, SUBJECT_DISTANCE)
         return Stage(height, width, backdrop, nobody, 0.0, 0.0, 0.5, None, has_shadow=False)
@@ -94,6 +98,7 @@ def build_stage(scene: Scene, height: int, width: int) -> Stage:
     pixels = canvas.finish()
     if scene.finish is not None:
         finish_subject(pixels, scene.finish)
+    _put_in_light(pixels, light, _SUBJECT_LIGHT)
     subject = Layer(pixels, SUBJECT_REACH, SUBJECT_REACH, SUBJECT_DISTANCE)
     place = scene.subject.x, scene.subject.y, size
     return Stage(height, width, backdrop, subject, *place, foreground, has_shadow=scene.finish is not None)
@@ -135,6 +140,15 @@ def _photograph_layer(crop: Crop, finish: Finish | None, height: int, width: int
     if finish is not None:
         pixels = soften(pixels, finish.blur * density)
     return Layer(pixels, reach_x, reach_y, SKY_DISTANCE)
+
+
+def _put_in_light(pixels: FloatImage, light: str, strength: float) -> None:
+    """Change a premultiplied layer's colours by one of `LIGHTS`, and not what it covers."""
+    if light != "day":
+        gains, white = LIGHTS[light]
+        factors = 1 - np.float32(strength) * (1 - np.array(gains, np.float32))
+        pixels[..., :3] *= factors
+        pixels[..., :3] += np.float32(strength * white) * pixels[..., 3:]
 
 
 def _supersample(height: int) -> int:

@@ -1,0 +1,103 @@
+"""The same scene in another look: every edit of a clip's appearance has a true result."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from sememe.errors import InputError
+from sememe.world.scene import (
+    COLORS,
+    EVALUATION_SEED,
+    LIGHTS,
+    PATTERN_BACKDROPS,
+    TEXTURES,
+    Backdrop,
+    Color,
+    Crop,
+    Look,
+    Scene,
+    Subject,
+    color_distance,
+    jitter,
+    random_finish,
+)
+
+_SAME_SHAPES = (("hills", "meadow"), ("desert", "snowfield"), tuple(sorted(PATTERN_BACKDROPS)))
+"""Backdrops whose layers cover the same parts of the picture."""
+_GROUND_KINDS = frozenset({"beach", "desert", "meadow", "snowfield"})
+_WALL_KINDS = frozenset({"room", "gradient"})
+
+
+def repaint(scene: Scene, seed: int) -> Scene:
+    """Give a scene another look.
+
+    Under every condition, depth and mask are those of `scene`, byte for byte: places, silhouettes, the foreground and
+    the focus of the lens stay. New are the subject's colours and texture, the colours of the place, its kind where the
+    shapes are the same (a desert may become a field of snow, stripes may become dots), materials, and the light: day,
+    dusk, night or mist. The caption names them.
+
+    A photograph stays the photograph: it is printed in tones of one colour, and the light changes.
+
+    Args:
+        scene: as drawn, or repainted before.
+        seed: a whole number from 0 on. Any 32 in a row differ in the light or the colour of the place.
+
+    Raises:
+        InputError: if `seed` is negative.
+    """
+    if seed < 0:
+        raise InputError(f"expected a seed of 0 or more, got {seed}; give a whole number such as 7")
+    names, lights = tuple(COLORS), tuple(LIGHTS)
+    name = names[(seed + scene.seed) % len(names)]
+    light = lights[(seed + seed // (len(names) * len(lights) // 2)) % len(lights)]
+    rng = np.random.Generator(np.random.PCG64([scene.seed, seed]))
+    finish = None
+    if scene.finish is not None:
+        finish = replace(random_finish(rng, held_out=scene.seed >= EVALUATION_SEED), blur=scene.finish.blur)
+    backdrop: Backdrop | Crop = (
+        _print_in_tones(rng, scene.backdrop, COLORS[name])
+        if isinstance(scene.backdrop, Crop)
+        else _paint_backdrop(rng, scene.backdrop, COLORS[name])
+    )
+    subject = None if scene.subject is None else _paint_subject(rng, scene.subject, COLORS[name])
+    return Scene(scene.seed, subject, backdrop, finish, Look(light, name))
+
+
+def _paint_backdrop(rng: np.random.Generator, backdrop: Backdrop, main: Color) -> Backdrop:
+    kinds = next((kinds for kinds in _SAME_SHAPES if backdrop.kind in kinds), (backdrop.kind,))
+    kind = str(rng.choice(kinds))
+    others = [color for color in COLORS.values() if color_distance(color, main) > 0.45]
+    sky, far, ground, accent = (jitter(rng, others[int(rng.integers(len(others)))]) for _ in range(4))
+    main = jitter(rng, main)
+    if kind in _WALL_KINDS:
+        sky = main
+    elif kind in _GROUND_KINDS:
+        ground = main
+    else:
+        far = main
+    return replace(backdrop, kind=kind, sky=sky, far=far, ground=ground, accent=accent)
+
+
+def _paint_subject(rng: np.random.Generator, subject: Subject, place: Color) -> Subject:
+    names = [name for name, color in COLORS.items() if color_distance(color, place) > 0.45]
+    color_name = str(rng.choice(names))
+    accents = [name for name in COLORS if color_distance(COLORS[name], COLORS[color_name]) > 0.45]
+    accent_name = str(rng.choice(accents))
+    return replace(
+        subject,
+        color_name=color_name,
+        color=jitter(rng, COLORS[color_name]),
+        accent_name=accent_name,
+        accent=jitter(rng, COLORS[accent_name]),
+        texture=str(rng.choice(TEXTURES)),
+    )
+
+
+def _print_in_tones(rng: np.random.Generator, crop: Crop, main: Color) -> Crop:
+    """Print a photograph in tones of one colour, from dark to light."""
+    red, green, blue = main
+    dark = (0.12 * red, 0.12 * green, 0.12 * blue)
+    light = (0.5 + 0.5 * red, 0.5 + 0.5 * green, 0.5 + 0.5 * blue)
+    return replace(crop, gamma=float(np.exp2(rng.uniform(-0.4, 0.4))), tones=(dark, jitter(rng, main), light))
