@@ -26,11 +26,11 @@ class LatentGrid:
     """What a causal video autoencoder makes of a video's shape.
 
     Attributes:
-        temporal_ratio: frames per latent frame; the first frame has a latent frame of its own.
-        spatial_ratio: pixels per latent pixel, in height and in width.
-        num_channels: channels of a latent.
-        patch_size: latent pixels per token of the transformer behind it, in height and in width.
-        frame_multiple: the number of frames of a decoded video is 1 more than a multiple of this; 0 stands for the
+        temporal_ratio: Frames per latent frame; the first frame has a latent frame of its own.
+        spatial_ratio: Pixels per latent pixel, in height and in width.
+        num_channels: Channels of a latent.
+        patch_size: Latent pixels per token of the transformer behind it, in height and in width.
+        frame_multiple: The number of frames of a decoded video is 1 more than a multiple of this; 0 stands for the
             temporal ratio.
     """
 
@@ -71,13 +71,13 @@ class LatentGrid:
 
         Args:
             num_frames: Frames of the video.
-            height: pixels.
-            width: pixels.
-            is_decoded: whether the latents must also give that video back.
-            what: the name of the number of frames in a message.
+            height: Pixels.
+            width: Pixels.
+            is_decoded: Whether the latents must also give that video back.
+            what: The name of the number of frames in a message.
 
         Raises:
-            InputError: where no latents have that shape; names the nearest that have.
+            InputError: Where no latents have that shape; names the nearest that have.
         """
         is_encoded = num_frames >= 1 and num_frames % self.temporal_ratio == 1 % self.temporal_ratio
         if self.nearest_num_frames(num_frames) != num_frames and (is_decoded or not is_encoded):
@@ -99,7 +99,7 @@ def latent_grid(vae: nn.Module, patch_size: int = 1) -> LatentGrid:
     """The grid of a video autoencoder: ours, or that of Wan or CogVideoX in diffusers.
 
     Raises:
-        ModelError: for any other class.
+        ModelError: For any other class.
     """
     config: Any = vae.config
     name = type(vae).__name__
@@ -121,9 +121,9 @@ def encode_video(vae: nn.Module, video: Video, generator: Generators = None) -> 
     """Encodes to normalised latents; deterministic (the mode of the posterior) unless a generator is given.
 
     Args:
-        vae: a diffusers video autoencoder.
-        video: values in [-1, 1]; the number of frames is 1 more than a multiple of the temporal ratio.
-        generator: to draw from the posterior instead, one or one per video.
+        vae: A diffusers video autoencoder.
+        video: Values in [-1, 1]; the number of frames is 1 more than a multiple of the temporal ratio.
+        generator: Source of draws from the posterior, one or one per video; None for its mode.
 
     Returns:
         Latents in the autoencoder's precision.

@@ -36,7 +36,7 @@ class KeptText(NamedTuple):
     """A text as all blocks read it.
 
     Attributes:
-        blocks: per block, its keys and values.
+        blocks: Keys and values of the text, per block.
         stub: (batch, 1, text_dim) of zeros, in the precision of the embeddings that they were made of.
     """
 

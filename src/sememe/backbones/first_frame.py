@@ -32,14 +32,14 @@ def encode_first_frame(
     With "repeat" every latent frame tells what is where, so that a small network need not learn to carry it over.
 
     Args:
-        vae: a diffusers video autoencoder.
-        images: values in [-1, 1].
-        num_frames: frames of the video to be made, the picture included.
-        fill: what the later frames hold; what the transformer was trained with.
-        last_images: pictures for the last frame, of the same shape.
+        vae: A diffusers video autoencoder.
+        images: Pictures, values in [-1, 1].
+        num_frames: Frames of the video to be made, the picture included.
+        fill: What the later frames hold, as it was when the transformer was trained.
+        last_images: Pictures for the last frame, of the same shape.
 
     Raises:
-        InputError: where a last frame is given and there is but one frame.
+        InputError: Where a last frame is given and there is but one frame.
     """
     later = images.unsqueeze(2).expand(-1, -1, num_frames - 1, -1, -1)
     if fill == "grey":
@@ -73,9 +73,9 @@ def mark_first_frame(
     frame stands for one frame and is marked in all mask channels; the last frame is the last of its latent frame.
 
     Args:
-        first_frame_latents: as made by `encode_first_frame`.
-        num_mask_channels: one per frame in a latent frame, that is the autoencoder's temporal ratio.
-        has_last_frame: whether the last frame is given too.
+        first_frame_latents: Latents that `encode_first_frame` made.
+        num_mask_channels: One per frame in a latent frame, that is the autoencoder's temporal ratio.
+        has_last_frame: Whether the last frame is given too.
     """
     batch, _, *grid = first_frame_latents.shape
     mask = first_frame_latents.new_zeros(batch, num_mask_channels, *grid)
@@ -104,9 +104,9 @@ def leading_frame_condition(vae: nn.Module, images: Images, num_frames: int, gen
 
     Args:
         vae: `AutoencoderKLCogVideoX`.
-        images: values in [-1, 1].
-        num_frames: frames of the video to be made.
-        generator: to draw from the posterior; None for its mode.
+        images: Pictures, values in [-1, 1].
+        num_frames: Frames of the video to be made.
+        generator: Source of draws from the posterior; None for its mode.
     """
     config: Any = vae.config
     latents = encode_video(vae, images.unsqueeze(2), generator)

@@ -25,11 +25,11 @@ class LinearVideoAutoencoder(ModelMixin, AutoencoderMixin, ConfigMixin):
     between blocks and errors of generated latents. The latents need no statistics: their mean variance is 1.
 
     Args:
-        latent_channels: numbers per block.
-        patch_size: frames, and pixels in height and width, per block; even.
+        latent_channels: Numbers per block.
+        patch_size: Frames, and pixels in height and width, per block; even.
         hidden_channels: Channels of the refining network, a multiple of 8.
-        num_layers: its residual blocks.
-        noise_level: the standard deviation of the error that decoding assumes latents to have after the first latent
+        num_layers: Number of residual blocks of the refining network.
+        noise_level: The standard deviation of the error that decoding assumes latents to have after the first latent
             frame, which is assumed exact: generations are given their first frame.
     """
 
@@ -66,8 +66,8 @@ class LinearVideoAutoencoder(ModelMixin, AutoencoderMixin, ConfigMixin):
         """Decode latents to a video.
 
         Args:
-            z: latents.
-            noise_levels: standard deviation of the error of each latent frame; None for those of the configuration.
+            z: Latents.
+            noise_levels: Standard deviation of the error of each latent frame; None for those of the configuration.
         """
         if noise_levels is None:
             noise_levels = z.new_full((len(z), z.shape[2]), self.config.noise_level)

@@ -31,9 +31,9 @@ def encode_prompts(
 
     Args:
         tokenizer: Tokenizer of the text encoder.
-        text_encoder: a `UMT5EncoderModel` or `T5EncoderModel`.
-        prompts: texts; longer ones are cut off, with a warning that says what is lost.
-        max_sequence_length: tokens per prompt; None for `default_sequence_length`.
+        text_encoder: A `UMT5EncoderModel` or `T5EncoderModel`.
+        prompts: Texts; longer ones are cut off, with a warning that says what is lost.
+        max_sequence_length: Tokens per prompt; None for `default_sequence_length`.
 
     Returns:
         Embeddings in the encoder's precision, on its device.

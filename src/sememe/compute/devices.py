@@ -13,7 +13,7 @@ def find_device(name: torch.device | str) -> torch.device:
     """The device of that name, if this machine has it; the CPU has no number.
 
     Raises:
-        InputError: it has not; says which it has.
+        InputError: It has not; says which it has.
     """
     try:
         device = torch.device(name)

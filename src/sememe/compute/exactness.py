@@ -17,8 +17,8 @@ class ModelChanges:
     """In which a pipeline differs from its model.
 
     Attributes:
-        shortcuts: what is computed with less work or memory than the model asks for; empty where it is exact.
-        adapters: names of LoRA weights that act, loaded or fused; what they give is not the model's own.
+        shortcuts: What is computed with less work or memory than the model asks for; empty where it is exact.
+        adapters: Names of LoRA weights that act, loaded or fused; what they give is not the model's own.
     """
 
     shortcuts: tuple[str, ...]
@@ -29,10 +29,10 @@ def find_model_changes(pipeline: Any, height: int, width: int, storage: str | No
     """Asks a pipeline how it is set up.
 
     Args:
-        pipeline: a `VideoAsPromptPipeline`.
-        height: pixels of the result, on which it depends whether tiles are at work.
-        width: pixels.
-        storage: as what the transformer's weights were stored in fewer bits, where a plan says so.
+        pipeline: A `VideoAsPromptPipeline`.
+        height: Height of the result in pixels, on which it depends whether tiles are at work.
+        width: Width of the result in pixels.
+        storage: Form in which a plan stored the transformer's weights in fewer bits; None without one.
     """
     transformer = pipeline.transformer
     library = find_library(transformer)

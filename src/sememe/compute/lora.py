@@ -32,7 +32,7 @@ def check_can_adapt(model: Any, *, of_expert: bool) -> None:
     """Checks that new adapters can be put on the expert, or on the backbone.
 
     Raises:
-        ModelError: its weights are 8-bit floats (quantised ones may be adapted), or out of reach.
+        ModelError: Its weights are 8-bit floats (quantised ones may be adapted), or out of reach.
     """
     weights = [weight for name, weight in model.named_parameters() if model.key_map.is_expert_key(name) == of_expert]
     part = "expert" if of_expert else "backbone"
@@ -62,12 +62,12 @@ def add_expert_adapter(model: Any, config: Any, name: str = "default") -> None:
     """Puts a new adapter on the expert alone.
 
     Args:
-        model: a transformer with experts.
+        model: A transformer with experts.
         config: PEFT configuration, such as `LoraConfig`; its targets are looked for in the expert.
         name: Name of the adapter.
 
     Raises:
-        ModelError: where no layer of the expert is a target, or the expert cannot be changed as it is.
+        ModelError: Where no layer of the expert is a target, or the expert cannot be changed as it is.
     """
     check_can_adapt(model, of_expert=True)
     with _refetched(model):
@@ -82,7 +82,7 @@ def save_expert_adapter(model: Any, folder: str | Path, name: str = "default") -
     """Writes an adapter of the expert, safetensors only.
 
     Raises:
-        ModelError: where there is no such adapter, or it is not the expert's.
+        ModelError: Where there is no such adapter, or it is not the expert's.
     """
     from peft import get_peft_model_state_dict
 
@@ -100,7 +100,7 @@ def load_expert_adapter(model: Any, folder: str | Path, name: str = "default") -
     """Reads what `save_expert_adapter` wrote.
 
     Raises:
-        ModelError: where there is no such adapter, it does not fit this model's expert, or the expert cannot be
+        ModelError: Where there is no such adapter, it does not fit this model's expert, or the expert cannot be
             changed as it is.
     """
     path = Path(folder) / EXPERT_LORA_NAME
@@ -148,13 +148,13 @@ def check_adapter(model: Any, tensors: Mapping[str, torch.Tensor], source: str, 
     """Checks the tensors of an adapter against the layers that they name.
 
     Args:
-        model: a transformer with experts.
-        tensors: by names within the model, with PEFT's endings.
-        source: where they come from, for the message.
-        of_expert: whether they must lie in the expert, or outside it.
+        model: A transformer with experts.
+        tensors: Tensors by name within the model, with PEFT's endings.
+        source: Where the tensors come from, for the message.
+        of_expert: Whether they must lie in the expert, or outside it.
 
     Raises:
-        ModelError: where they do not fit.
+        ModelError: Where they do not fit.
     """
     layers = dict(model.named_modules())
     for key, tensor in tensors.items():
@@ -220,13 +220,13 @@ class BackboneAdapterMixin(WanLoraLoaderMixin):
         """Loads LoRA weights of the backbone, from safetensors only.
 
         Args:
-            pretrained_model_name_or_path_or_dict: a folder, a file, a repository on the hub, or tensors by name.
-            adapter_name: under which it is switched and scaled (`set_adapters`); None for a name of its own.
-            hotswap: whether it takes the place of the loaded adapter of that name.
-            kwargs: as diffusers takes them, such as `weight_name`.
+            pretrained_model_name_or_path_or_dict: A folder, a file, a repository on the hub, or tensors by name.
+            adapter_name: Under which it is switched and scaled (`set_adapters`); None for a name of its own.
+            hotswap: Whether it takes the place of the loaded adapter of that name.
+            kwargs: As diffusers takes them, such as `weight_name`.
 
         Raises:
-            ModelError: where there are no such weights, they were made for another backbone, or the backbone is
+            ModelError: Where there are no such weights, they were made for another backbone, or the backbone is
                 stored as 8-bit floats.
         """
         source = pretrained_model_name_or_path_or_dict
@@ -258,7 +258,7 @@ class BackboneAdapterMixin(WanLoraLoaderMixin):
         """Adds loaded weights to those of the model, as diffusers does.
 
         Raises:
-            InputError: these are stored in fewer bits.
+            InputError: These are stored in fewer bits.
         """
         _check_can_fuse(self.transformer)
         with _changeable(self):
@@ -269,7 +269,7 @@ class BackboneAdapterMixin(WanLoraLoaderMixin):
         """Takes fused weights out again, as diffusers does.
 
         Raises:
-            InputError: the model's weights are stored in fewer bits.
+            InputError: The model's weights are stored in fewer bits.
         """
         _check_can_fuse(self.transformer)
         with _changeable(self):

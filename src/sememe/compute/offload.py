@@ -52,11 +52,11 @@ def rest_expert(transformer: nn.Module, rest_device: torch.device | str = "cpu")
     step needs nothing but the reference's keys and values. The result is the same.
 
     Args:
-        transformer: with experts.
-        rest_device: where the expert waits.
+        transformer: A transformer with experts.
+        rest_device: Where the expert waits.
 
     Raises:
-        InputError: a two-way expert, which is needed at every step.
+        InputError: A two-way expert, which is needed at every step.
     """
     check_can_rest(transformer)
     model: Any = transformer

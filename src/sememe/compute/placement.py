@@ -40,10 +40,10 @@ def enable_tiling(vae: nn.Module, tile_size: int = _DEFAULT_TILE) -> None:
 
     Args:
         vae: `AutoencoderKLWan` or `AutoencoderKLCogVideoX`.
-        tile_size: pixels, a multiple of 4 latents: of 32 pixels, or of 64 where a latent is 16 pixels wide.
+        tile_size: Side of a tile in pixels, a multiple of 4 latents: of 32, or of 64 where a latent is 16 pixels wide.
 
     Raises:
-        InputError: an autoencoder that cannot, or a size that does not divide into latents.
+        InputError: An autoencoder that cannot, or a size that does not divide into latents.
     """
     autoencoder: Any = vae
     if type(vae).__name__ not in ("AutoencoderKLWan", "AutoencoderKLCogVideoX"):
@@ -133,16 +133,16 @@ def apply_offload(
     """Puts a pipeline to work on `device`, with as much of it there as `kind` and `resting` say; exact.
 
     Args:
-        pipeline: a `VideoAsPromptPipeline`, its weights on the CPU.
-        kind: one of `OffloadKind`.
-        device: where to compute. "cpu" offloads nothing, but does everything that offloading does.
+        pipeline: A `VideoAsPromptPipeline`, its weights on the CPU.
+        kind: One of `OffloadKind`.
+        device: Device on which to compute. "cpu" offloads nothing, but does everything that offloading does.
         group_level: For "group": whole blocks, or single layers, which take less memory and more time.
         host_memory: For "group": "lean" pins weights on their way, "pinned" holds them all pinned, which is faster and
             takes about twice the model's size in the host's memory. On the CPU there is no difference.
         resting: "encoders" leave the device while the transformer works, "expert" (one-way only) while it takes steps.
 
     Raises:
-        InputError: an unknown kind or device, a combination that cannot be, or a change from group offload to another.
+        InputError: An unknown kind or device, a combination that cannot be, or a change from group offload to another.
     """
     _check(
         ("offload", kind, OffloadKind),
@@ -203,14 +203,14 @@ def apply_storage(pipeline: Any, storage: str, parts: str = "both") -> None:
     """Stores the weights of the transformer's blocks in fewer bits; approximate but for "full".
 
     Args:
-        pipeline: a `VideoAsPromptPipeline`.
-        storage: one of `Storage`.
-        parts: whether the backbone, the experts or both are meant.
+        pipeline: A `VideoAsPromptPipeline`.
+        storage: One of `Storage`.
+        parts: Whether the backbone, the experts or both are meant.
 
     Raises:
-        InputError: an unknown storage or part, or a transformer that is not in full precision any more, is offloaded
+        InputError: An unknown storage or part, or a transformer that is not in full precision any more, is offloaded
             by layers or blocks, or is compiled (for fp8).
-        MissingExtraError: the library for this quantisation is not installed.
+        MissingExtraError: The library for this quantisation is not installed.
     """
     _check(("storage", storage, Storage), ("parts", parts, Parts))
     if storage == "full":

@@ -98,7 +98,7 @@ class Planner:
         """Choose the fastest strategy that fits; an exact one wherever there is one.
 
         Raises:
-            InputError: nothing fits the card, or what is offloaded does not fit the machine.
+            InputError: Nothing fits the card, or what is offloaded does not fit the machine.
         """
         workload = self.workload(constraints.dtypes[0])
         rejected: list[Candidate] = []

@@ -96,12 +96,12 @@ def enable_checked(model: Any, config: Any, enable: Callable[[Any], None]) -> No
     """Enables a feature cache that can take effect.
 
     Args:
-        model: a transformer with experts.
+        model: A transformer with experts.
         config: Configuration of the cache.
-        enable: the stock method.
+        enable: The method of diffusers that enables it.
 
     Raises:
-        ModelError: where it cannot.
+        ModelError: Where it cannot.
     """
     name = _name(config)
     if model.is_cache_enabled:
@@ -160,13 +160,13 @@ def check_generation(model: Any, num_forwards: int, num_inference_steps: int, *,
     """Checks the model's feature cache, if it has one, against a generation.
 
     Args:
-        model: a transformer with experts.
-        num_forwards: per step.
+        model: A transformer with experts.
+        num_forwards: Forwards per step.
         num_inference_steps: Denoising steps.
-        is_limited: whether guidance acts at some of the steps only, so that forwards differ from step to step.
+        is_limited: Whether guidance acts at some of the steps only, so that forwards differ from step to step.
 
     Raises:
-        ModelError: where they do not go together.
+        ModelError: Where they do not go together.
     """
     config = model._cache_config
     if config is None:
@@ -202,11 +202,11 @@ def set_attention(pipeline: Any, name: str) -> None:
     """Chooses the backend of every attention of the transformer and its expert, and of no other model.
 
     Args:
-        pipeline: a pipeline with a `transformer`, on the device and in the precision in which it is used.
-        name: as diffusers has it, such as `native`, `flex`, `flash` or `sage`.
+        pipeline: A pipeline with a `transformer`, on the device and in the precision in which it is used.
+        name: Name of the backend in diffusers, such as `native`, `flex`, `flash` or `sage`.
 
     Raises:
-        InputError: where there is no such backend, or it cannot be used here; the message names those that can.
+        InputError: Where there is no such backend, or it cannot be used here; the message names those that can.
     """
     reason = _find_obstacle(pipeline, _find_backend(name))
     if reason is not None:
@@ -226,7 +226,7 @@ def check_attention_name(name: str) -> None:
     """Checks what can be known of an attention backend before a model is loaded; it may still not compute there.
 
     Raises:
-        InputError: diffusers does not know it, what it needs is not installed, or it would be fetched from the hub.
+        InputError: Diffusers does not know it, what it needs is not installed, or it would be fetched from the hub.
     """
     reason = _find_lack(_find_backend(name))
     if reason is not None:
@@ -264,11 +264,11 @@ def check_mask_support(pipeline: Any, strength: float) -> None:
     """Checks that the chosen attention can weigh a reference down, for which it has to take a mask.
 
     Args:
-        pipeline: a pipeline with a `transformer`.
+        pipeline: A pipeline with a `transformer`.
         strength: Weight of the reference; 0 and 1 need nothing.
 
     Raises:
-        InputError: it cannot; the message names the backends that can.
+        InputError: It cannot; the message names the backends that can.
     """
     if not 0.0 < strength < 1.0:
         return
@@ -297,12 +297,12 @@ def compile_transformer(pipeline: Any, *, backend: str | Callable[..., Any] = "i
     MagCache) are so outside of the graphs; these may be chosen before or after.
 
     Args:
-        pipeline: a pipeline with a `transformer`.
+        pipeline: A pipeline with a `transformer`.
         backend: Backend of `torch.compile`.
         options: Further arguments of `torch.compile`, such as `mode` or `dynamic`.
 
     Raises:
-        InputError: where there is no compiler, the blocks are compiled already, or their weights come and go, are
+        InputError: Where there is no compiler, the blocks are compiled already, or their weights come and go, are
             cast, or give way to kept results within a block's forward, which no whole graph can hold.
     """
     transformer = pipeline.transformer

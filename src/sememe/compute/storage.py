@@ -90,7 +90,7 @@ class QuantizationReport:
     """What was done.
 
     Attributes:
-        num_layers: linear layers that were quantised.
+        num_layers: Number of linear layers that were quantised.
         bytes_before: Size of their weights.
         bytes_after: Their size with scales.
     """
@@ -107,13 +107,13 @@ def quantize_transformer(transformer: nn.Module, kind: str, parts: str = "both")
     as they are. A quantised transformer cannot be saved, and nothing be fused into it.
 
     Args:
-        transformer: with experts, in the precision in which it is to compute.
-        kind: one of `Quantization`.
-        parts: the backbone's blocks, the experts in them, or both.
+        transformer: A transformer with experts, in the precision in which it is to compute.
+        kind: One of `Quantization`.
+        parts: The backbone's blocks, the experts in them, or both.
 
     Raises:
-        InputError: an unknown kind or part, or a transformer that is quantised already.
-        MissingExtraError: the library that does it is not installed.
+        InputError: An unknown kind or part, or a transformer that is quantised already.
+        MissingExtraError: The library that does it is not installed.
     """
     if kind not in get_args(Quantization):
         raise InputError(f"expected a quantisation out of {', '.join(get_args(Quantization))}, got {kind!r}")

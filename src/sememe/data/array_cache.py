@@ -52,8 +52,8 @@ class ArrayEncoder(Protocol):
 
     Attributes:
         name: Name of the array.
-        key: the field of `ClipItem` that names a clip's entry.
-        made_by: what decides on the values besides the clips: fingerprints of weights, settings.
+        key: The field of `ClipItem` that names a clip's entry.
+        made_by: What decides on the values besides the clips: fingerprints of weights, settings.
     """
 
     name: str
@@ -97,12 +97,12 @@ class ArrayCacheWriter:
 
     Args:
         folder: Folder of the cache.
-        source: what tells the clips from all others, such as a dataset's hash.
-        dtype: in which values are kept.
+        source: What tells the clips from all others, such as a dataset's hash.
+        dtype: Precision in which values are kept.
         shard_bytes: Size of one file, below 512 MiB.
 
     Raises:
-        RecipeError: the folder holds arrays of other clips, or a shard would be too large.
+        RecipeError: The folder holds arrays of other clips, or a shard would be too large.
     """
 
     def __init__(

@@ -57,9 +57,9 @@ class SeedRanges:
     """Where seeds of scenes come from; targets and references never share a scene, nor does training with either.
 
     Attributes:
-        first_scene: the first seed for targets.
-        first_reference: the first seed for references.
-        size: how many seeds each range holds.
+        first_scene: The first seed for targets.
+        first_reference: The first seed for references.
+        size: Number of seeds in each range.
     """
 
     first_scene: int
@@ -85,20 +85,20 @@ def deal_cases(
     """Deal conditions to scenes: evenly, no condition twice in a scene, every reference from a scene of its own.
 
     Args:
-        names: the conditions.
-        num_cases: how many trials.
+        names: Names of the conditions.
+        num_cases: Number of trials.
         ranges: Ranges of seeds.
-        applies: whether the scene of a seed can show a condition; targets and references are dealt what they can.
-        per_scene: conditions that share a scene (and so its renders), at most.
+        applies: Whether the scene of a seed can show a condition; targets and references are dealt what they can.
+        per_scene: Largest number of conditions that share a scene, and so its renders.
         seed: Seed of the draw.
-        same_noise: one noise seed for all cases of a scene, so that they differ in the reference alone; otherwise one
+        same_noise: One noise seed for all cases of a scene, so that they differ in the reference alone; otherwise one
             for each case.
 
     Returns:
         cases in the order of their scenes.
 
     Raises:
-        InputError: if there are no conditions or a number is below 1.
+        InputError: If there are no conditions or a number is below 1.
     """
     if not names or num_cases < 1 or per_scene < 1 or seed < 0:
         raise InputError(

@@ -24,11 +24,11 @@ class GridDifferences:
     """Mean absolute differences within a clip, in levels of 0 to 255; 0 where there is no such pair.
 
     Attributes:
-        across_tiles: between neighbouring pixels on either side of a line of the latent grid.
-        within_tiles: between all other neighbouring pixels.
-        across_latent_frames: between the last frame of a latent frame and the first of the next.
-        within_latent_frames: between all other successive frames.
-        second: second differences in time, of three successive frames.
+        across_tiles: Difference between neighbouring pixels on either side of a line of the latent grid.
+        within_tiles: Difference between all other neighbouring pixels.
+        across_latent_frames: Difference between the last frame of a latent frame and the first of the next.
+        within_latent_frames: Difference between all other successive frames.
+        second: Second differences in time, of three successive frames.
     """
 
     across_tiles: float
@@ -43,9 +43,9 @@ class GridTraces:
     """How much more of the latent grid clips show than true renders do; 1.0 is none.
 
     Attributes:
-        tiles: differences across the lines of the grid over those elsewhere.
-        seams: the same in time, between latent frames.
-        flicker: second differences in time.
+        tiles: Differences across the lines of the grid over those elsewhere.
+        seams: The same ratio in time, between latent frames.
+        flicker: Second differences in time.
     """
 
     tiles: Estimate
@@ -114,12 +114,12 @@ def psnr(clip: Clip, truth: Clip, *, skip_first: bool = True) -> float:
     """Peak signal-to-noise ratio in decibels over all pixels, at most `PSNR_LIMIT`.
 
     Args:
-        clip: what was made.
-        truth: what should have been made, of the same shape.
-        skip_first: leave frame 0 out, which was given.
+        clip: Clip that was made.
+        truth: Clip that should have been made, of the same shape.
+        skip_first: Whether to leave frame 0 out, which was given.
 
     Raises:
-        InputError: if the shapes differ.
+        InputError: If the shapes differ.
     """
     first, second = _pair(clip, truth, skip_first=skip_first)
     error = float(np.mean(np.square(first - second), dtype=np.float64))
@@ -132,7 +132,7 @@ def ssim(clip: Clip, truth: Clip, *, skip_first: bool = True) -> float:
     Local means, variances and covariances weigh all pixels of a window equally and are those of the population.
 
     Raises:
-        InputError: if the shapes differ or a side is below 7 pixels.
+        InputError: If the shapes differ or a side is below 7 pixels.
     """
     first, second = _pair(clip, truth, skip_first=skip_first)
     if min(first.shape[1:3]) < _WINDOW:

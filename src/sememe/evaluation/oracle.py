@@ -51,10 +51,10 @@ class Verdict:
     """What the oracle says of one clip.
 
     Attributes:
-        expected: the condition that the clip should show.
-        nearest: the condition that it shows.
-        rank: place of the expected one, 1 for the nearest.
-        distance: mean squared distance to the expected one.
+        expected: The condition that the clip should show.
+        nearest: The condition that it shows.
+        rank: Place of the expected condition, 1 for the nearest.
+        distance: Mean squared distance to the expected condition.
     """
 
     expected: str
@@ -71,10 +71,10 @@ class Oracle:
     """Renders of one scene under all conditions, ready to be compared with.
 
     Args:
-        candidates: clips of one shape, of at least 2 frames, by the name of their condition.
+        candidates: Clips of one shape, of at least 2 frames, by the name of their condition.
 
     Raises:
-        InputError: if there are none, or their shapes differ.
+        InputError: If there are none, or their shapes differ.
     """
 
     def __init__(self, candidates: Mapping[str, Clip]) -> None:
@@ -91,7 +91,7 @@ class Oracle:
         """Mean squared distances to every candidate, in the order of `names`; (num_candidates,) float64.
 
         Raises:
-            InputError: if the clip's shape is not that of the candidates.
+            InputError: If the clip's shape is not that of the candidates.
         """
         if clip.frames.shape != self._shape:
             raise InputError(f"expected a clip of shape {self._shape} like the candidates, got {clip.frames.shape}")
@@ -111,7 +111,7 @@ class Oracle:
         """Compare the clip with all candidates.
 
         Raises:
-            InputError: if `expected` is no candidate.
+            InputError: If `expected` is no candidate.
         """
         matches = self.rank(clip)
         for place, match in enumerate(matches, start=1):
@@ -160,12 +160,12 @@ class SceneOracles:
     """Oracles of scenes at one size and length.
 
     Args:
-        names: the conditions that count as candidates, in scenes that can show them.
+        names: The conditions that count as candidates, in scenes that can show them.
         num_frames: Frames of each clip.
-        height: pixels.
-        width: pixels.
-        fps: frame rate of renders.
-        keep: number of scenes whose oracle is kept for the next row, about 2 MB each at 17 frames.
+        height: Height in pixels.
+        width: Width in pixels.
+        fps: Frame rate of renders.
+        keep: Number of scenes whose oracle is kept for the next row, about 2 MB each at 17 frames.
     """
 
     def __init__(

@@ -18,14 +18,14 @@ class CaseResult:
     """What a case gave.
 
     Attributes:
-        case: what was asked for.
-        nearest: the condition that the oracle sees.
-        rank: place of the right condition among the candidates, 1 for the nearest.
-        distance: mean squared distance to the true target, as the oracle measures it.
-        psnr: against the true target, decibels.
-        ssim: the same.
-        differences: between neighbouring pixels and frames of the clip.
-        true_differences: the same in the true target.
+        case: What was asked for.
+        nearest: The condition that the oracle sees.
+        rank: Place of the right condition among the candidates, 1 for the nearest.
+        distance: Mean squared distance to the true target, as the oracle measures it.
+        psnr: PSNR against the true target in decibels; of a row, the mean over scenes.
+        ssim: Structural similarity to it; of a row, the mean over scenes.
+        differences: Differences between neighbouring pixels and frames of the clip.
+        true_differences: Differences in the true target.
     """
 
     case: Case
@@ -59,18 +59,18 @@ class RowSummary:
     """The figures of a row.
 
     Attributes:
-        num_generations: cases.
-        num_scenes: different scenes among them.
-        num_candidates: conditions among which the oracle chose, fewer in whole photographs; a guess is right once in so
+        num_generations: Number of cases.
+        num_scenes: Number of different scenes among them.
+        num_candidates: Conditions among which the oracle chose, fewer in whole photographs; a guess is right once in so
             many.
-        accuracy: the right condition was the nearest.
-        top_5: it was among the five nearest.
-        shares: what the system counts besides, by name; None where it does not apply to the row.
-        psnr: against the true target, decibels, over scenes.
-        ssim: the same.
-        grid: traces of the latent grid, relative to the true targets.
-        by_group: accuracy by group of conditions, such as families.
-        confusions: the most frequent wrong verdicts.
+        accuracy: Share of cases in which the right condition was the nearest.
+        top_5: Share of cases in which it was among the five nearest.
+        shares: What the system counts besides, by name; None where it does not apply to the row.
+        psnr: PSNR against the true target in decibels; of a row, the mean over scenes.
+        ssim: Structural similarity to it; of a row, the mean over scenes.
+        grid: Traces of the latent grid, relative to the true targets.
+        by_group: Accuracy by group of conditions, such as families.
+        confusions: The most frequent wrong verdicts.
     """
 
     num_generations: int
@@ -110,9 +110,9 @@ def judge_case(case: Case, clip: Clip, truth: Clip, oracle: Oracle, grid: Latent
     """Compare a clip with all candidates and with its true target.
 
     Args:
-        case: what was asked for.
-        clip: what was made.
-        truth: the true target.
+        case: What was asked for.
+        clip: Clip that was made.
+        truth: The true target.
         oracle: Oracle for the case's scene.
         grid: Latent grid of the autoencoder that decoded the clip.
     """
@@ -133,8 +133,8 @@ def read_result(values: Mapping[str, Any], case: type[Case] = Case) -> CaseResul
     """The result that `dataclasses.asdict` made these values of.
 
     Args:
-        values: plain.
-        case: the class of its case.
+        values: Plain values.
+        case: Class of its case.
     """
     grids = {name: GridDifferences(**values[name]) for name in ("differences", "true_differences")}
     return CaseResult(**(dict(values) | grids | {"case": case(**values["case"])}))
@@ -154,13 +154,13 @@ def summarise_row(
     """The figures of finished cases.
 
     Args:
-        results: at least one.
+        results: Results, at least one.
         num_candidates: Conditions that the oracle chooses among.
-        groups: to which groups a condition belongs.
-        shares: what the system counts besides.
+        groups: Function that gives the groups of a condition; None for no groups.
+        shares: What the system counts besides.
 
     Raises:
-        InputError: if there are no results.
+        InputError: If there are no results.
     """
     if not results:
         raise InputError("expected at least one result, got none")

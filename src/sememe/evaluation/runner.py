@@ -54,11 +54,11 @@ class RowReport(Generic[ResultT]):
 
     Attributes:
         name: Name of the row.
-        about: what it measures, and at which size and length.
-        num_planned: cases that it will have.
-        results: cases done so far.
-        summary: figures over them; None before the first.
-        seconds: spent on them.
+        about: What it measures, and at which size and length.
+        num_planned: Number of cases that it will have.
+        results: Results of the cases done so far.
+        summary: Figures over them; None before the first.
+        seconds: Seconds spent on them.
     """
 
     name: str
@@ -78,10 +78,10 @@ class EvaluationReport:
     """All rows of an evaluation.
 
     Attributes:
-        system: what was evaluated.
-        identity: all that the results depend on, plain values; a report is only continued with the same.
-        environment: software and machine, plain values.
-        rows: in the order in which they were measured.
+        system: Name of what was evaluated.
+        identity: All that the results depend on, plain values; a report is only continued with the same.
+        environment: Software and machine, plain values.
+        rows: In the order in which they were measured.
     """
 
     system: str
@@ -142,10 +142,10 @@ def read_saved_rows(
     Args:
         path: File of the report.
         identity: Identity of this run.
-        readers: by row, what makes a result of its plain values.
+        readers: Functions that make a result of its plain values, by row.
 
     Raises:
-        InputError: if the file is something else, or of another identity.
+        InputError: If the file is something else, or of another identity.
     """
     if not path.exists():
         return {}
@@ -188,15 +188,15 @@ class Row(Generic[CaseT, ResultT]):
     """One row of an evaluation.
 
     Attributes:
-        name: as in reports and on the command line.
-        about: what it measures, as plain values.
-        cases: in the order in which they are done.
-        make: one clip for each of some cases.
-        judge: compares the clip of a case with what it should show.
-        summarise: the figures of finished cases.
-        read: a result from the plain values of a saved report.
-        show: strips of the sheet of examples, for a case, its clip and its result.
-        group: name by which all rows of a group are chosen at once.
+        name: Name in reports and on the command line.
+        about: What it measures, as plain values.
+        cases: Cases in the order in which they are done.
+        make: Function that makes one clip for each of some cases.
+        judge: Function that compares the clip of a case with what it should show.
+        summarise: Function that gives the figures of finished cases.
+        read: Function that makes a result of the plain values of a saved report.
+        show: Function that makes strips of the sheet of examples, of a case, its clip and its result.
+        group: Name by which all rows of a group are chosen at once.
     """
 
     name: str
@@ -215,8 +215,8 @@ class SystemRows(Generic[CaseT, ResultT]):
     """The rows of a system.
 
     Attributes:
-        rows: all there are.
-        identity: what their results depend on besides model, settings and seed, as plain values.
+        rows: All there are.
+        identity: What their results depend on besides model, settings and seed, as plain values.
     """
 
     rows: tuple[Row[CaseT, ResultT], ...]
@@ -227,11 +227,11 @@ def choose_rows(rows: Sequence[Row[CaseT, ResultT]], names: Sequence[str] | None
     """The rows with these names, in this order.
 
     Args:
-        rows: all there are.
+        rows: All there are.
         names: Names of rows or groups; None for the group `TABLE`.
 
     Raises:
-        InputError: a row does not exist or comes twice.
+        InputError: A row does not exist or comes twice.
     """
     groups = {
         group: tuple(row for row in rows if row.group == group) for group in dict.fromkeys(row.group for row in rows)
@@ -248,14 +248,14 @@ class Runner(Generic[CaseT, ResultT]):
     """One evaluation, saved after every batch.
 
     Args:
-        rows: all that the system has.
-        report: what is measured and where; its rows are replaced.
-        on_progress: called before a row and after every batch.
+        rows: All that the system has.
+        report: What is measured and where; its rows are replaced.
+        on_progress: Function that is called before a row and after every batch.
         output: JSON report, continued if it is there; None to keep the results in memory only.
-        batch_size: cases that are made together.
+        batch_size: Number of cases that are made together.
 
     Raises:
-        InputError: the output holds something else, or a report with another identity.
+        InputError: The output holds something else, or a report with another identity.
     """
 
     def __init__(
@@ -303,9 +303,9 @@ class Runner(Generic[CaseT, ResultT]):
         """Write a contact sheet with right and wrong examples of measured rows, drawn by the seed and made once more.
 
         Args:
-            rows: in this order.
+            rows: In this order.
             path: PNG.
-            num_examples: right ones and wrong ones of each row, at most.
+            num_examples: Right ones and wrong ones of each row, at most.
             seed: Seed of the draw.
         """
         strips: list[SheetRow] = []

@@ -26,7 +26,7 @@ def wilson_interval(successes: int, count: int, confidence: float = 0.95) -> Est
     """A proportion with Wilson's score interval (1927), which stays within 0..1 and holds for few trials.
 
     Raises:
-        InputError: if there are no trials, or more successes than trials.
+        InputError: If there are no trials, or more successes than trials.
     """
     if not 0 <= successes <= count or count == 0:
         raise InputError(f"expected 0 <= successes <= count and count above 0, got {successes} and {count}")
@@ -51,15 +51,15 @@ def bootstrap_interval(
     Values of one group (such as all generations of one scene) depend on each other; whole groups are drawn.
 
     Args:
-        values: one number per trial, or a row of numbers for `statistic`.
-        groups: the group of each value; None draws single values.
+        values: One number per trial, or a row of numbers for `statistic`.
+        groups: The group of each value; None draws single values.
         confidence: Confidence of the interval.
-        num_draws: resamples.
+        num_draws: Number of resamples.
         seed: Seed of the draws.
-        statistic: maps the means of the columns, (..., num_columns), to the figure, (...).
+        statistic: Maps the means of the columns, (..., num_columns), to the figure, (...).
 
     Raises:
-        InputError: if there are no values, or not one group for each.
+        InputError: If there are no values, or not one group for each.
     """
     # By hand: scipy's bootstrap draws single values, not groups, and would be a dependency for this alone.
     if not values:
@@ -83,11 +83,11 @@ def to_markdown(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None
     """A Markdown table; figures are aligned right, a missing cell is a dash.
 
     Args:
-        rows: one mapping per line, from column to value.
-        columns: which, in this order; None for all in the order of their first appearance.
+        rows: One mapping per line, from column to value.
+        columns: Columns in their order; None for all in the order of their first appearance.
 
     Raises:
-        InputError: if there are no columns.
+        InputError: If there are no columns.
     """
     names = list(columns) if columns is not None else list(dict.fromkeys(name for row in rows for name in row))
     if not names:

@@ -23,9 +23,9 @@ class PrincipalComponents:
     """The best linear code of vectors.
 
     Attributes:
-        mean: float64.
-        directions: float64, orthonormal columns, the most important first.
-        scales: float64; a latent is a coefficient divided by its scale.
+        mean: Mean of the vectors, float64.
+        directions: Orthonormal columns, the most important first, float64.
+        scales: A latent is a coefficient divided by its scale; float64.
     """
 
     mean: Float[Tensor, "number"]

@@ -21,9 +21,9 @@ class WeightAverage:
     By hand, because torch's AveragedModel copies whole modules (a frozen backbone too), in their own precision.
 
     Args:
-        parameters: by name.
+        parameters: Parameters by name.
         decay: Decay of the average, once it has warmed up.
-        begun: the steps since which parameters are trained, where that is not 0.
+        begun: Step since which a parameter is trained, by name, where that is not 0.
     """
 
     def __init__(self, parameters: Mapping[str, Tensor], decay: float, begun: Mapping[str, int] | None = None) -> None:

@@ -16,9 +16,9 @@ def schedule_factor(phase: PhaseConfig, step: int, time_progress: float = 0.0) -
     """The factor of the learning rate, between 0 and 1.
 
     Args:
-        phase: whose schedule it is.
-        step: in the phase, from 0.
-        time_progress: the share of the run's time that is spent, where the schedule follows it; else 0.
+        phase: The phase, whose schedule is followed.
+        step: Step within the phase, from 0.
+        time_progress: Share of the run's time that is spent, where the schedule follows it; else 0.
     """
     schedule = phase.schedule
     progress = min(max(step / phase.num_steps, time_progress), 1.0)
@@ -47,9 +47,9 @@ class PlannedPhase:
 
     Attributes:
         settings: Settings of the phase.
-        start: the first of its steps, counted over the run.
-        parameters: trained in it, by name.
-        begun: for each of them, the step since which it has been trained without a break.
+        start: First of its steps, counted over the run.
+        parameters: Parameters that it trains, by name.
+        begun: Step since which each of them has been trained without a break.
     """
 
     settings: PhaseConfig

@@ -19,10 +19,10 @@ class RunRecord:
     """How a run began.
 
     Attributes:
-        recipe: the recipe's name.
-        settings: all settings by dotted key, as text.
-        inputs: what identifies each thing that it was made from: hashes and versions by name.
-        init_from: the weights that it began with; None for its own.
+        recipe: Name of the recipe.
+        settings: All settings by dotted key, as text.
+        inputs: What identifies each thing that it was made from: hashes and versions by name.
+        init_from: Weights that it began with; None for its own.
         versions: Versions of the libraries.
     """
 
@@ -38,14 +38,14 @@ class RunSummary:
     """How far a run is.
 
     Attributes:
-        recipe: the recipe's name.
-        step: optimiser steps done.
-        num_samples: samples seen.
-        seconds: spent, all calls together.
-        loss: smoothed; None if none was logged.
-        ending: see `training.progress.TrainingSummary`.
-        device: in words.
-        metrics: the last ones that were logged.
+        recipe: Name of the recipe.
+        step: Number of optimiser steps done.
+        num_samples: Number of samples seen.
+        seconds: Seconds spent, all calls together.
+        loss: Smoothed loss; None if none was logged.
+        ending: How it ended; see `training.progress.TrainingSummary`.
+        device: Device in words.
+        metrics: Metrics that were logged last, by name.
     """
 
     recipe: str
@@ -69,8 +69,8 @@ def write_run(folder: Path, record: RunRecord) -> None:
     """Writes `run.json`, or checks that the one there is of the same inputs.
 
     Raises:
-        RecipeError: the folder holds a run of another kind or of other inputs.
-        OutputError: it cannot be written.
+        RecipeError: The folder holds a run of another kind or of other inputs.
+        OutputError: It cannot be written.
     """
     check_recipe(folder, record.recipe)
     present = read_run(folder)

@@ -36,10 +36,10 @@ class StepLoss:
     The loop adds sums and weights over micro-batches and ranks and divides once, so that each batch counts by its size.
 
     Attributes:
-        total: differentiable scalar, the sum over the batch.
-        num_samples: in the batch.
-        weight: what `total` adds up, such as tokens; None for `num_samples`.
-        metrics: means over the batch. Tensors are not read before a line is logged, so they may stay on the device.
+        total: Differentiable scalar, the sum over the batch.
+        num_samples: Number of samples in the batch.
+        weight: What `total` adds up, such as tokens; None for `num_samples`.
+        metrics: Means over the batch. Tensors are not read before a line is logged, so they may stay on the device.
     """
 
     total: Tensor
@@ -61,7 +61,7 @@ class Stage(ABC):
     (a frozen encoder, a cache) it moves itself, to the device that `batch` is given.
 
     Attributes:
-        name: recorded in checkpoints; a run resumes only from checkpoints of a stage of the same name.
+        name: Name that checkpoints record; a run resumes only from those of a stage of the same name.
     """
 
     name: str

@@ -54,10 +54,10 @@ class AutoencoderStage(Stage):
     """The autoencoder as a stage of training; see `training.stage.Stage`.
 
     Args:
-        autoencoder: its linear maps stay as they are.
-        clips: to decode to.
+        autoencoder: Autoencoder, whose linear maps stay as they are.
+        clips: Clips that are encoded and decoded.
         settings: Settings of the loss.
-        generations: latents with a sampler's errors, one for each of the first clips; None to train on noise alone.
+        generations: Latents with a sampler's errors, one for each of the first clips; None to train on noise alone.
     """
 
     name = "autoencoder"

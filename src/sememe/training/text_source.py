@@ -28,9 +28,9 @@ class EncodedText:
 
     Args:
         tokenizer: Tokenizer of the text encoder.
-        text_encoder: a `UMT5EncoderModel` or `T5EncoderModel`.
-        length: tokens per caption; None for the tokenizer's own.
-        reads_padding: whether padding is read like any other token, as CogVideoX has it, or unseen, as Wan has it.
+        text_encoder: A `UMT5EncoderModel` or `T5EncoderModel`.
+        length: Tokens per caption; None for the tokenizer's own number.
+        reads_padding: Whether padding is read like any other token, as CogVideoX has it, or unseen, as Wan has it.
     """
 
     def __init__(

@@ -17,16 +17,16 @@ class VideoLimits:
     gigabytes.
 
     Attributes:
-        max_pixels: pixels of one frame of a video.
-        max_frames: frames in the file, whether they are kept or not.
-        max_duration: seconds.
-        max_total_pixels: pixels of all frames in the file together.
-        max_kept_bytes: bytes of the RGB frames that are kept, after sampling and resizing.
-        max_image_pixels: pixels of a picture.
-        min_image_side: pixels; a picture with a shorter side is refused.
+        max_pixels: Pixels of one frame of a video.
+        max_frames: Frames in the file, whether they are kept or not.
+        max_duration: Duration in seconds.
+        max_total_pixels: Pixels of all frames in the file together.
+        max_kept_bytes: Bytes of the RGB frames that are kept, after sampling and resizing.
+        max_image_pixels: Pixels of a picture.
+        min_image_side: Pixels; a picture with a shorter side is refused.
 
     Raises:
-        InputError: a limit is not a positive number.
+        InputError: A limit is not a positive number.
     """
 
     max_pixels: int = 4096 * 2304
@@ -53,8 +53,8 @@ class Clip:
     """RGB frames at a constant rate.
 
     Attributes:
-        frames: uint8 array (frame, height, width, 3), sRGB, 0 to 255, square pixels, at least one frame.
-        fps: frames a second, above 0.
+        frames: Uint8 array (frame, height, width, 3), sRGB, 0 to 255, square pixels, at least one frame.
+        fps: Frames a second, above 0.
 
     Two clips are equal if their frames and rates are.
 

@@ -58,8 +58,8 @@ def write_image(image: np.ndarray, path: str | Path) -> None:
     """Write a uint8 array (height, width, 3) as PNG, JPEG or WebP (by the suffix), atomically.
 
     Raises:
-        VideoError: the array is no picture.
-        OutputError: the suffix is unknown, or the file cannot be written.
+        VideoError: The array is no picture.
+        OutputError: The suffix is unknown, or the file cannot be written.
     """
     path = Path(path)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:

@@ -36,17 +36,17 @@ def read_clip(
     no more memory than its chosen frames.
 
     Args:
-        path: the file.
-        num_frames: frames to take; None takes all (with `sampling="fps"`: all at that rate). Shorter videos repeat
+        path: Path of the file.
+        num_frames: Frames to take; None takes all (with `sampling="fps"`: all at that rate). Shorter videos repeat
             frames.
-        sampling: which frames to take, see `Sampling`. Where the frame rate varies, by time.
-        fps: frames a second to take; with `sampling="fps"` only.
+        sampling: Which frames to take, see `Sampling`. Where the frame rate varies, by time.
+        fps: Frames a second to take; with `sampling="fps"` only.
         size: (height, width) of the clip in pixels; proportions are kept, what sticks out is cropped equally
             on both sides.
-        max_size: longest side of the clip in pixels; larger videos are scaled down, smaller ones keep their size. Not
+        max_size: Longest side of the clip in pixels; larger videos are scaled down, smaller ones keep their size. Not
             with `size`.
-        limits: what the file is held to, `VideoLimits()` if None.
-        survey: what `survey_video` found in this file, to spare a second pass over it.
+        limits: What the file is held to, `VideoLimits()` if None.
+        survey: What `survey_video` found in this file, to spare a second pass over it.
 
     Returns:
         the clip. Its rate is `fps` if that is given; the file's own (mean) rate if all or the first frames are taken;
@@ -54,10 +54,10 @@ def read_clip(
         evenly.
 
     Raises:
-        VideoError: the file is missing, is no video, has no frame, is not within the limits, or is damaged. A file
+        VideoError: The file is missing, is no video, has no frame, is not within the limits, or is damaged. A file
             counts as damaged if FFmpeg cannot decode it, or if over 5 % of the frames that its header promises are
             missing, as in a copy that was cut short. Damage that still decodes is not detected.
-        InputError: an argument is out of range, or without effect.
+        InputError: An argument is out of range, or without effect.
     """
     limits = limits or VideoLimits()
     _check_arguments(num_frames, sampling, fps, size, max_size)

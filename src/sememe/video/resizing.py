@@ -53,14 +53,14 @@ def pick_frames(
     `even`, the last one otherwise.
 
     Args:
-        num_source: frames of the clip, at least 1.
-        num_frames: frames to take; may be None for `fps` only.
-        sampling: see `Sampling`.
-        source_fps: frames a second of the clip; needed for `fps`.
-        target_fps: frames a second to take; needed for `fps`, an error otherwise.
+        num_source: Frames of the clip, at least 1.
+        num_frames: Frames to take; may be None for `fps` only.
+        sampling: See `Sampling`.
+        source_fps: Frames a second of the clip; needed for `fps`.
+        target_fps: Frames a second to take; needed for `fps`, an error otherwise.
 
     Raises:
-        InputError: a count or rate is out of range, missing, or without effect.
+        InputError: A count or rate is out of range, missing, or without effect.
     """
     check_sampling(sampling, num_frames, target_fps)
     if num_source < 1:
@@ -141,7 +141,7 @@ def resize_clip(clip: Clip, height: int, width: int, fit: Fit = "cover") -> Clip
     """The clip at `height` x `width` pixels. Shrinking averages over areas, so that fine patterns do not flicker.
 
     Raises:
-        InputError: a side is less than 1 pixel, or `fit` is unknown.
+        InputError: A side is less than 1 pixel, or `fit` is unknown.
     """
     check_size(height, width)
     if fit not in get_args(Fit):
@@ -160,7 +160,7 @@ def resample_clip(
     as before, from its first frame to its last.
 
     Raises:
-        InputError: a count or rate is out of range, missing, or without effect.
+        InputError: A count or rate is out of range, missing, or without effect.
     """
     picks = pick_frames(clip.num_frames, num_frames, sampling, source_fps=clip.fps, target_fps=fps)
     if np.array_equal(picks, np.arange(clip.num_frames)) and fps in (None, clip.fps):

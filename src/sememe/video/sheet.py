@@ -31,16 +31,16 @@ def contact_sheet(rows: Sequence[SheetRow], *, columns: int = 8, cell_height: in
     """Lay out clips as rows of frames, spread evenly over each clip, the first and the last included.
 
     Args:
-        rows: at least one; rows whose clips are shorter than `columns` have fewer frames.
-        columns: frames in a row, at most.
-        cell_height: pixels of a frame from top to bottom. Small frames are enlarged without smoothing, by whole factors
+        rows: Rows, at least one; those whose clips are shorter than `columns` have fewer frames.
+        columns: Frames in a row, at most.
+        cell_height: Pixels of a frame from top to bottom. Small frames are enlarged without smoothing, by whole factors
             as far as they go, and large ones are scaled down; proportions are kept.
 
     Returns:
         uint8 array (height, width, 3).
 
     Raises:
-        InputError: there is no row, or a number is out of range.
+        InputError: There is no row, or a number is out of range.
     """
     if not rows:
         raise InputError("expected at least one row for a contact sheet, got none")

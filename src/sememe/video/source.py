@@ -34,15 +34,15 @@ class Survey:
     """What the packets of a video stream tell without being decoded. Arrays are in the order of presentation.
 
     Attributes:
-        height: pixels of the stored frame.
-        width: pixels of the stored frame.
-        times: seconds at which each frame is shown, ascending.
-        groups: for each frame, the number of the group of packets (a keyframe and what depends on it) that it is stored
+        height: Height of the stored frame in pixels.
+        width: Width of the stored frame in pixels.
+        times: Seconds at which each frame is shown, ascending.
+        groups: For each frame, the number of the group of packets (a keyframe and what depends on it) that it is stored
             in.
-        group_starts: for each group, the seconds at which its keyframe is shown.
-        fps: frames a second, the mean.
-        tick: seconds, the unit of the file's time stamps.
-        timed: whether `times` come from the file; otherwise they are counted up from 0 at the nominal rate.
+        group_starts: For each group, the seconds at which its keyframe is shown.
+        fps: Frames a second, the mean.
+        tick: Seconds, the unit of the file's time stamps.
+        timed: Whether `times` come from the file; otherwise they are counted up from 0 at the nominal rate.
     """
 
     height: int
@@ -75,7 +75,7 @@ def survey_video(path: str | Path, limits: VideoLimits | None = None) -> Survey:
     """Check and survey a video file without decoding it.
 
     Raises:
-        VideoError: there is no such file, or it is no video, is damaged, or is not within the limits.
+        VideoError: There is no such file, or it is no video, is damaged, or is not within the limits.
     """
     path, limits = checked_path(path, _EXPECTED), limits or VideoLimits()
     with _translated(path), _open(path, limits) as container:
@@ -88,7 +88,7 @@ def open_source(path: str | Path, limits: VideoLimits, survey: Survey | None = N
     """Open a video file, and survey it unless that was done. FFmpeg's errors come out of the block as `VideoError`.
 
     Raises:
-        VideoError: there is no such file, or it is no video, is damaged, or is not within the limits.
+        VideoError: There is no such file, or it is no video, is damaged, or is not within the limits.
     """
     survey = survey or survey_video(path, limits)
     path = checked_path(path, _EXPECTED)

@@ -75,16 +75,16 @@ def write_clip(
     that it is read back one pixel larger. An mp4 can be played while it is still being loaded (faststart).
 
     Args:
-        clip: what to write.
-        path: the file; the suffix chooses the container.
+        clip: Clip to write.
+        path: Path of the file; the suffix chooses the container.
         codec: `h264` for mp4, mov and mkv, `vp9` for webm and `gif` for gif, unless said otherwise.
-        quality: the encoder's constant rate factor, lower is better: 0 to 51 for `h264` (16), 0 to 63 for `vp9` (24).
-        lossless: keep every pixel as it is (FFV1); needs an mkv.
-        metadata: stored as one JSON object in the file's `comment` (not in gif).
+        quality: The encoder's constant rate factor, lower is better: 0 to 51 for `h264` (16), 0 to 63 for `vp9` (24).
+        lossless: Whether to keep every pixel as it is (FFV1); needs an mkv.
+        metadata: Texts by name, stored as one JSON object in the file's `comment` (not in gif).
 
     Raises:
-        InputError: the settings do not fit together.
-        OutputError: the suffix is unknown, or the file cannot be written: no such folder, no permission, disk full.
+        InputError: The settings do not fit together.
+        OutputError: The suffix is unknown, or the file cannot be written: no such folder, no permission, disk full.
     """
     path = Path(path)
     container, codec = _choose(path, codec, lossless=lossless)

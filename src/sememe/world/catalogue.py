@@ -54,13 +54,13 @@ def conditions(family: str | None = None, split: str | None = None, *, scene: Sc
     """Names of conditions, sorted.
 
     Args:
-        family: one of "concept", "style", "motion", "camera", or None for all.
+        family: One of "concept", "style", "motion", "camera", or None for all.
         split: "seen", "unseen", "novel" (two seen conditions of different families at once, named "melt+zoom_in"), or
             None for seen and unseen.
-        scene: that they must apply to; None for every condition there is.
+        scene: Scene that they must apply to; None for every condition there is.
 
     Raises:
-        InputError: for a family or split that does not exist.
+        InputError: For a family or split that does not exist.
     """
     if family is not None and family not in FAMILIES:
         raise InputError(f"expected a family of {', '.join(FAMILIES)}, got {family!r}")
@@ -86,7 +86,7 @@ def condition(name: str) -> Condition:
     """The record of one condition.
 
     Raises:
-        InputError: if there is none of that name; the message offers near ones.
+        InputError: If there is none of that name; the message offers near ones.
     """
     if name not in _BY_NAME:
         near = difflib.get_close_matches(name, _BY_NAME, n=3)
@@ -99,7 +99,7 @@ def parts_of(name: str | None) -> tuple[Condition, ...]:
     """The conditions that a name such as "melt+zoom_in" joins; empty for None.
 
     Raises:
-        InputError: if one is unknown, or comes twice.
+        InputError: If one is unknown, or comes twice.
     """
     names = [] if name is None else name.split("+")
     if len(set(names)) < len(names):

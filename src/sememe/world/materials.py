@@ -22,11 +22,11 @@ def relief(material: str, seed: int, rows: int, columns: int, cells: float) -> F
     """Return the light and dark of a material, (rows, columns), with mean 0.
 
     Args:
-        material: one of `scene.MATERIALS` or `scene.HELD_OUT_MATERIALS`.
+        material: One of `scene.MATERIALS` or `scene.HELD_OUT_MATERIALS`.
         seed: Seed of its details.
-        rows: height in pixels.
-        columns: width in pixels.
-        cells: size of the area that is covered, in scene units.
+        rows: Height in pixels.
+        columns: Width in pixels.
+        cells: Size of the area that is covered, in scene units.
     """
     if material in _PHOTOGRAPHED:
         field = relief_of(material, seed, rows, columns)
@@ -100,9 +100,9 @@ def ground_relief(field: FloatImage, closeness: NDArray[np.float32], columns: in
     """Lay a relief on the ground plane: finer and fainter towards the horizon.
 
     Args:
-        field: the relief seen from above, (rows, columns).
-        closeness: one over the distance of each row of the layer, per scene unit.
-        columns: width of the layer.
+        field: The relief seen from above, (rows, columns).
+        closeness: One over the distance of each row of the layer, per scene unit.
+        columns: Width of the layer.
     """
     size = field.shape[0]
     distance = 1 / closeness[:, None]
