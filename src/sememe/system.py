@@ -56,7 +56,7 @@ class System:
         pipeline: Class of its pipeline.
         stages: Kinds of training run, by what they train.
         model: How a model is assembled.
-        evaluation: Function that builds the rows of its evaluation, as `evaluation.runner.SystemRows`.
+        evaluation: Function that builds the rows of its evaluation, as `evaluation.runner.SystemRows`; None for none.
         regenerator: Class that generates training clips again from their noised latents; it is called with a
             `training.recipes.Regeneration`, the clips and their frame rate, and its `generate` with numbers of clips.
         recipes: Functions that make the recipes, by name, in the order in which they are run.
@@ -68,9 +68,9 @@ class System:
     pipeline: str
     stages: Mapping[str, StageSpec]
     model: ModelSpec
-    evaluation: str
-    regenerator: str
     recipes: Mapping[str, Callable[[], Recipe]]
+    evaluation: str | None = None
+    regenerator: str | None = None
 
     @property
     def pipeline_name(self) -> str:

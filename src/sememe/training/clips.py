@@ -24,7 +24,7 @@ from sememe.world.catalogue import CATALOGUE
 from sememe.world.scene import PHOTOGRAPH_SHARE
 
 if TYPE_CHECKING:
-    from sememe.world import Scene
+    from sememe.world import Scene, Script
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +153,60 @@ class WorldClips:
         return world_item(index, self._data.clips_per_scene)
 
 
+class ScriptClips:
+    """Stories of the world, rendered when they are asked for; number n is `world.random_script(n)`."""
+
+    def __init__(self, clips: ClipFormat, data: WorldData) -> None:
+        self._format, self._data = clips, data
+        self._size = (clips.height, clips.width)
+
+    @property
+    def version(self) -> str:
+        from sememe.world import WORLD_VERSION
+
+        clips = self._format
+        shape = f"{clips.num_frames} frames of {clips.width}x{clips.height} at {clips.fps:g} fps"
+        return f"scripts of world {WORLD_VERSION}, {shape}"
+
+    def __len__(self) -> int:
+        return self._data.num_clips
+
+    def frames(self, index: int) -> NDArray[np.uint8]:
+        from sememe.world import render_script
+
+        script = self._script(index)
+        frames: NDArray[np.uint8] = render_script(
+            script.scene, script.spans, size=self._size, fps=self._format.fps
+        ).clip.frames
+        return frames
+
+    def item(self, index: int) -> ClipItem:
+        from sememe.world.captions import neutral_caption, script_caption
+        from sememe.world.catalogue import parts_of
+
+        script = self._script(index)
+        scene = str(script.scene.seed)
+        return ClipItem(
+            clip=str(index),
+            condition=", then ".join(name or "nothing" for name, _ in script.spans),
+            scene=scene,
+            first_frame=scene,
+            caption=neutral_caption(script.scene),
+            full_caption=script_caption(script.scene, [parts_of(name) for name, _ in script.spans]),
+        )
+
+    def first_frame(self, index: int) -> NDArray[np.uint8]:
+        from sememe.world import render
+
+        frames: NDArray[np.uint8] = render(self._script(index).scene, None, num_frames=1, size=self._size).clip.frames
+        return frames[0]
+
+    def _script(self, index: int) -> Script:
+        from sememe.world import random_script
+
+        return random_script(index, seconds=self._format.num_frames / self._format.fps)
+
+
 class DatasetClips:
     """The videos of a dataset's folder, which has a manifest or VAP-Data's csv.
 
@@ -207,7 +261,9 @@ class DatasetClips:
 
 def open_clips(clips: ClipFormat, data: WorldData, dataset: Path | None) -> ClipCollection:
     """The dataset's clips if there is one, else the world's."""
-    return WorldClips(clips, data) if dataset is None else DatasetClips(dataset, clips)
+    if dataset is not None:
+        return DatasetClips(dataset, clips)
+    return ScriptClips(clips, data) if data.kind == "scripts" else WorldClips(clips, data)
 
 
 @lru_cache(maxsize=1)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 from sememe.backbones.autoencoder import frames_to_video
 from sememe.backbones.linear_autoencoder import LinearVideoAutoencoder, fold
 from sememe.backbones.text import clean_prompt
+from sememe.compute.devices import choose_device
 from sememe.training.clips import ClipSource
 from sememe.training.recipes import LinearNetwork, SchedulerSettings, TextNetwork
 
@@ -153,6 +155,22 @@ def make_scheduler(settings: SchedulerSettings) -> FlowMatchEulerDiscreteSchedul
     return UniPCMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=settings.shift, num_train_timesteps=1000
     )
+
+
+@runtime_checkable
+class AttentionChooser(Protocol):
+    """A network whose attention backend can be chosen, as all diffusers transformers."""
+
+    def set_attention_backend(self, backend: str) -> None:
+        """Choose the backend by name."""
+        ...
+
+
+def choose_attention(transformer: AttentionChooser, device: str) -> None:
+    """Choose the attention of a diffusers transformer that trains on a device, by the setting's name."""
+    if choose_device(device).type == "cpu":
+        # On a CPU the backward of torch's fused attention is slow in bfloat16.
+        transformer.set_attention_backend("_native_math")
 
 
 def _read_batches(clips: ClipSource, indices: Sequence[int]) -> Iterator[Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 from sememe.training.config import AutoencoderSettings, TrainingConfig, check_setting
 
@@ -56,14 +56,24 @@ class ClipFormat:
 
 @dataclass(frozen=True, kw_only=True)
 class WorldData:
-    """Which clips of the procedural world are taken; see `training.clips.world_item`."""
+    """Which clips of the procedural world are taken.
+
+    `kind` "conditions" films one condition at a time, each scene under `clips_per_scene` of them (see
+    `training.clips.world_item`); "scripts" films stories of several, each with a scene of its own (see
+    `world.random_script`).
+    """
 
     num_clips: int = 40_000
     clips_per_scene: int = 8
+    kind: Literal["conditions", "scripts"] = "conditions"
 
     def __post_init__(self) -> None:
         for name in ("num_clips", "clips_per_scene"):
             check_setting(getattr(self, name) >= 1, f"data.{name} must be 1 or more, got {getattr(self, name)}")
+        check_setting(
+            self.kind == "conditions" or self.clips_per_scene == 1,
+            f"data.clips_per_scene has no effect on scripts, got {self.clips_per_scene}; use 1",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +178,9 @@ class LatentsRecipe:
     `text_encoder` is a model whose embeddings of the captions are kept too, so that a training with a frozen text
     encoder needs none; none leaves them out. `text_length` and `reads_padding` are how its backbone reads texts.
     """
+
+    # "module:function" that returns the encoders of further arrays, given recipe, clips and device.
+    more_arrays: ClassVar[str | None] = None
 
     name: str
     description: str

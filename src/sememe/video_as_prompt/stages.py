@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -20,8 +20,13 @@ from sememe.data.pairing import PairSampler, draw_captions, pick_captions
 from sememe.diffusion.objectives import FLOW, NoisePath, PredictionType, sample_losses, sample_sigma
 from sememe.errors import RecipeError
 from sememe.training.array_encoders import describe_text
-from sememe.training.networks import make_scheduler, make_text_encoder, train_tokenizer
-from sememe.training.recipes import TrainingRecipe
+from sememe.training.networks import (
+    AttentionChooser,
+    choose_attention,
+    make_scheduler,
+    make_text_encoder,
+    train_tokenizer,
+)
 from sememe.training.stage import Announce, Stage, StepLoss, Weights
 from sememe.training.text_source import CachedText, EncodedText, TextSource
 from sememe.video_as_prompt.expert_model import ExpertModel
@@ -289,7 +294,7 @@ class BackbonePreparation:
                 f"only Wan backbones are trained as a whole, got {type(transformer).__name__}; train an expert"
             )
         _check_channels(transformer, cache)
-        _choose_attention(transformer, recipe)
+        choose_attention(transformer, recipe.training.device)
         text_encoder, tokenizer = (
             load_component("text_encoder", start / "text_encoder"),
             load_component("tokenizer", start / "tokenizer"),
@@ -326,7 +331,7 @@ class ExpertPreparation:
         recipe, parts, transformer = self._recipe, self._parts, self._transformer
         _check_channels(transformer, self._cache)
         transformer.load_expert(start / "expert")
-        _choose_attention(transformer, recipe)
+        choose_attention(cast(AttentionChooser, transformer), recipe.training.device)
         family = choose_family(TransformerAlone(transformer))
         path = FLOW if family.prediction == "flow" else _read_path(recipe.backbone, family.prediction)
         text = _find_text(parts, family, self._cache)
@@ -432,12 +437,6 @@ def _read_path(backbone: str, prediction: PredictionType) -> NoisePath:
     if path.prediction != prediction:
         raise RecipeError(f"the backbone {backbone} predicts {prediction}, but its scheduler is for {path.prediction}")
     return path
-
-
-def _choose_attention(transformer: Any, recipe: TrainingRecipe) -> None:
-    if choose_device(recipe.training.device).type == "cpu":
-        # On a CPU the backward of torch's fused attention is slow in bfloat16.
-        transformer.set_attention_backend("_native_math")
 
 
 def _check_channels(transformer: Any, cache: ArrayCache) -> None:

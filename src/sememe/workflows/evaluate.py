@@ -93,7 +93,7 @@ def evaluate(settings: EvaluationSettings, on_progress: ProgressHandler = ignore
     with _threads(settings.threads), tempfile.TemporaryDirectory(prefix="sememe-") as folder:
         model = load_model(settings.model, loading)
         resolved = replace_fields(model.pipeline.defaults, settings.settings)
-        made: SystemRows[Any, Any] = resolve_name(SYSTEMS[settings.system].evaluation)(
+        made: SystemRows[Any, Any] = resolve_name(find_evaluation(settings.system))(
             model.pipeline,
             resolved,
             Path(folder),
@@ -152,3 +152,15 @@ def _threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def find_evaluation(system: str) -> str:
+    """Return the name of the function that builds a system's rows.
+
+    Raises:
+        InputError: Nothing is measured of the system.
+    """
+    found = SYSTEMS[system].evaluation
+    if found is None:
+        raise InputError(f"expected a system with an evaluation, but {system} has none")
+    return found

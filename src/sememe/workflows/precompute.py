@@ -14,6 +14,7 @@ from sememe.checkpoints.components import load_component
 from sememe.checkpoints.zoo import describe_model, find_part, resolve_model
 from sememe.compute.devices import choose_device
 from sememe.data.array_cache import ArrayCacheWriter, ArrayEncoder, ClipItem
+from sememe.errors import RecipeError
 from sememe.training.array_encoders import CleanLatents, FirstFrameLatents, GeneratedLatents, TextEmbeddings
 from sememe.training.clips import ClipCollection, open_clips
 from sememe.training.recipes import LatentsRecipe
@@ -83,6 +84,8 @@ def list_encoders(recipe: LatentsRecipe, clips: ClipCollection) -> list[ArrayEnc
     vae = load_component("vae", find_part(recipe.autoencoder, "vae")).to(device)
     if recipe.regeneration is not None:
         system = find_system(describe_model(resolve_model(recipe.regeneration.model)).pipeline)
+        if system.regenerator is None:
+            raise RecipeError(f"{system.title} cannot generate training clips again; leave out regeneration")
         regenerator = resolve_name(system.regenerator)(recipe.regeneration, clips, recipe.clips.fps)
         return [GeneratedLatents(vae, recipe.regeneration, regenerator.generate)]
     encoders: list[ArrayEncoder] = [FirstFrameLatents(vae, clips, recipe.first_frame_fill), CleanLatents(vae, clips)]
@@ -90,6 +93,8 @@ def list_encoders(recipe: LatentsRecipe, clips: ClipCollection) -> list[ArrayEnc
         text_encoder, tokenizer = (find_part(recipe.text_encoder, part) for part in ("text_encoder", "tokenizer"))
         text = TextEmbeddings(text_encoder, tokenizer, device, recipe.text_length, reads_padding=recipe.reads_padding)
         encoders.append(text)
+    if recipe.more_arrays is not None:
+        encoders += resolve_name(recipe.more_arrays)(recipe, clips, device)
     return encoders
 
 

@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 
 from sememe.errors import ModelError
+from sememe.semanticgen.system import SEMANTICGEN
 from sememe.system import StageSpec, System
 from sememe.training.recipes import LatentsRecipe, ModelRecipe, Recipe, TrainingRecipe
 from sememe.video_as_prompt.system import VIDEO_AS_PROMPT
 
-SYSTEMS: Mapping[str, System] = {system.name: system for system in (VIDEO_AS_PROMPT,)}
+SYSTEMS: Mapping[str, System] = {system.name: system for system in (VIDEO_AS_PROMPT, SEMANTICGEN)}
 _STAGES = {stage.recipe: (name, stage) for system in SYSTEMS.values() for name, stage in system.stages.items()}
 
 
