@@ -27,6 +27,7 @@ from sememe.checkpoints.headers import CONFIG_NAME, read_json
 from sememe.errors import InputError, ModelError
 from sememe.semanticgen.clocks import SliceClock, Times
 from sememe.semanticgen.shapes import EncoderFeatures
+from sememe.semanticgen.stage_settings import TowerNetwork
 from sememe.video import Clip, resize_clip
 
 DEFAULT_FPS = 1.6
@@ -387,18 +388,18 @@ def load_encoder(folder: Path, fps: float = DEFAULT_FPS, dtype: torch.dtype = to
     return encoder(tower, fps, colours=_read_colours(folder))
 
 
-def make_built_in_tower(feature_dim: int = 256) -> Qwen2_5_VisionTransformerPretrainedModel:
-    """Make the tower of the built-in encoder at random weights: 4x4 features per slice of frames of 64x64 pixels."""
+def make_built_in_tower(network: TowerNetwork) -> Qwen2_5_VisionTransformerPretrainedModel:
+    """Make the tower of the built-in encoder at random weights; its attention is over whole slices."""
     config = Qwen2_5_VLVisionConfig(
-        depth=6,
-        hidden_size=192,
-        intermediate_size=512,
-        num_heads=3,
-        patch_size=8,
+        depth=network.depth,
+        hidden_size=network.hidden_size,
+        intermediate_size=network.intermediate_size,
+        num_heads=network.num_heads,
+        patch_size=network.patch_size,
         spatial_merge_size=2,
         temporal_patch_size=2,
-        out_hidden_size=feature_dim,
-        fullatt_block_indexes=list(range(6)),
+        out_hidden_size=network.feature_dim,
+        fullatt_block_indexes=list(range(network.depth)),
     )
     return Qwen2_5_VisionTransformerPretrainedModel(config)
 

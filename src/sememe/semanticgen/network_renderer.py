@@ -28,6 +28,7 @@ from sememe.semanticgen.shapes import (
     ImageEmbeds,
     PlanFeatures,
     Positions,
+    PredictedLatents,
     RotaryTable,
     TextEmbeds,
     Timesteps,
@@ -206,7 +207,7 @@ class SemanticGenTransformer(WanTransformer3DModel):
         *,
         one_by_one: bool,
         attention_kwargs: dict[str, Any] | None = None,
-    ) -> VideoLatents:
+    ) -> PredictedLatents:
         given = self._embed_conditioning(timestep, texts, image, has_plan=semantic is not None)
         if one_by_one:
             pieces: Iterable[tuple[Piece, Tokens]] = (

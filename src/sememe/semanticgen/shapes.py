@@ -9,6 +9,9 @@ from torch import Tensor
 VideoLatents = Float[Tensor, "batch channel frame height width"]
 """Latents, with or without the channels of mask and first frame."""
 
+PredictedLatents = Float[Tensor, "batch out_channel frame height width"]
+"""What a transformer predicts for latents, without the channels beside them."""
+
 EncoderFeatures = Float[Tensor, "batch slice row column feature_dim"]
 """Output of a semantic encoder."""
 

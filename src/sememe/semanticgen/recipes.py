@@ -1,0 +1,214 @@
+"""SemanticGen's recipes: the built-in model `tiny`, its baselines, and twins of all that take seconds.
+
+In order: `tiny-semantic-encoder`, `tiny-semantic-latents`, `tiny-renderer`, `tiny-planner`, `tiny-semanticgen`.
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from sememe.semanticgen.settings import BUILT_IN
+from sememe.semanticgen.stage_settings import (
+    CompressorNetwork,
+    EncoderRecipe,
+    EncoderSettings,
+    PlannerNetwork,
+    PlannerRecipe,
+    RendererRecipe,
+    SemanticGenModelRecipe,
+    SemanticLatentsRecipe,
+    TowerNetwork,
+)
+from sememe.training.config import ScheduleConfig, TrainingConfig
+from sememe.training.recipes import ClipFormat, WorldData
+
+_UNBOUNDED = 100_000
+"""Steps of runs that end by the clock."""
+_SCRIPTS = ClipFormat(num_frames=33)  # 4 seconds after the first frame
+_SMOKE_CLIPS = ClipFormat(num_frames=17, height=16, width=16)
+
+
+def tiny_semantic_encoder() -> EncoderRecipe:
+    """The semantic encoder: the tower of Qwen2.5-VL at small size, taught by the world."""
+    return EncoderRecipe(
+        name="tiny-semantic-encoder",
+        description="the semantic encoder of tiny: a small tower of Qwen2.5-VL, taught by the world",
+        training=_train(learning_rate=1e-3, warmup_steps=50, ema_decay=0.995, max_minutes=30.0),
+    )
+
+
+def tiny_semantic_latents() -> SemanticLatentsRecipe:
+    """20,000 scripts of the world as latents and semantic features."""
+    return SemanticLatentsRecipe(
+        name="tiny-semantic-latents",
+        description="20,000 scripts of the world, 64x64 pixels and 33 frames, as latents and semantic features",
+        clips=_SCRIPTS,
+        data=WorldData(num_clips=20_000, clips_per_scene=1, kind="scripts"),
+        autoencoder="video-as-prompt/tiny",
+        semantic_encoder="runs/tiny-semantic-encoder",
+        semantic_fps=4.0,
+    )
+
+
+def tiny_renderer() -> RendererRecipe:
+    """The renderer, from the backbone of Video-As-Prompt, and the compressor."""
+    return RendererRecipe(
+        name="tiny-renderer",
+        description="the renderer of tiny, its compressor and its text encoder, from the backbone of Video-As-Prompt",
+        latents=Path("runs/tiny-semantic-latents"),
+        backbone="video-as-prompt/tiny",
+        training=_train(learning_rate=1e-3, warmup_steps=60, ema_decay=0.998, max_minutes=120.0),
+    )
+
+
+def tiny_renderer_ct() -> RendererRecipe:
+    """Baseline: the same training without a plan (Base-CT of the paper)."""
+    recipe = tiny_renderer()
+    return replace(
+        recipe,
+        name="tiny-renderer-ct",
+        description="baseline: continued training without a plan, full attention (Base-CT)",
+        settings=replace(recipe.settings, drop_plan=1.0, window_seconds=None),
+    )
+
+
+def tiny_renderer_swin_ct() -> RendererRecipe:
+    """Baseline: the same without a plan, in windows (Base-Swin-CT of the paper)."""
+    recipe = tiny_renderer()
+    return replace(
+        recipe,
+        name="tiny-renderer-swin-ct",
+        description="baseline: continued training without a plan, in windows (Base-Swin-CT)",
+        settings=replace(recipe.settings, drop_plan=1.0),
+    )
+
+
+def tiny_planner() -> PlannerRecipe:
+    """The planner."""
+    return PlannerRecipe(
+        name="tiny-planner",
+        description="the planner of tiny: a text to compressed semantic features",
+        latents=Path("runs/tiny-semantic-latents"),
+        renderer="runs/tiny-renderer",
+        training=_train(learning_rate=1.5e-3, warmup_steps=80, ema_decay=0.998, max_minutes=60.0),
+    )
+
+
+def tiny_semanticgen() -> SemanticGenModelRecipe:
+    """The whole model."""
+    return SemanticGenModelRecipe(
+        name="tiny-semanticgen",
+        description="64x64 pixels, 4 seconds and more; small enough for two CPU cores",
+        autoencoder="video-as-prompt/tiny",
+        encoder="runs/tiny-semantic-encoder",
+        renderer="runs/tiny-renderer",
+        planner="runs/tiny-planner",
+    )
+
+
+# Twins that take seconds.
+
+
+def smoke_semantic_encoder() -> EncoderRecipe:
+    """Twin of `tiny-semantic-encoder`."""
+    recipe = tiny_semantic_encoder()
+    return replace(
+        recipe,
+        name="smoke-semantic-encoder",
+        description="seconds-long twin of tiny-semantic-encoder, for tests",
+        clips=ClipFormat(num_frames=9, height=16, width=16),
+        data=WorldData(num_clips=16),
+        network=TowerNetwork(feature_dim=24, depth=1, hidden_size=16, intermediate_size=16, num_heads=2, patch_size=4),
+        settings=EncoderSettings(batch_size=2),
+        training=_shorten(recipe.training),
+    )
+
+
+def smoke_semantic_latents() -> SemanticLatentsRecipe:
+    """Twin of `tiny-semantic-latents`."""
+    return replace(
+        tiny_semantic_latents(),
+        name="smoke-semantic-latents",
+        description="seconds-long twin of tiny-semantic-latents, for tests",
+        clips=_SMOKE_CLIPS,
+        data=WorldData(num_clips=6, clips_per_scene=1, kind="scripts"),
+        autoencoder="runs/smoke-autoencoder",
+        semantic_encoder="runs/smoke-semantic-encoder",
+    )
+
+
+def smoke_renderer() -> RendererRecipe:
+    """Twin of `tiny-renderer`."""
+    recipe = tiny_renderer()
+    return replace(
+        recipe,
+        name="smoke-renderer",
+        description="seconds-long twin of tiny-renderer, for tests",
+        latents=Path("runs/smoke-semantic-latents"),
+        backbone="runs/smoke-backbone",
+        temporal_ratio=4,
+        compressor=CompressorNetwork(semantic_dim=4, hidden_dim=16),
+        settings=replace(recipe.settings, batch_size=2, window_seconds=1.0),
+        training=_shorten(recipe.training),
+    )
+
+
+def smoke_planner() -> PlannerRecipe:
+    """Twin of `tiny-planner`."""
+    recipe = tiny_planner()
+    return replace(
+        recipe,
+        name="smoke-planner",
+        description="seconds-long twin of tiny-planner, for tests",
+        latents=Path("runs/smoke-semantic-latents"),
+        renderer="runs/smoke-renderer",
+        network=PlannerNetwork(num_layers=1, num_attention_heads=2, attention_head_dim=12, ffn_dim=16, freq_dim=16),
+        settings=replace(recipe.settings, batch_size=2),
+        training=_shorten(recipe.training),
+    )
+
+
+def smoke_semanticgen() -> SemanticGenModelRecipe:
+    """Twin of `tiny-semanticgen`."""
+    return replace(
+        tiny_semanticgen(),
+        name="smoke-semanticgen",
+        description="seconds-long twin of tiny-semanticgen, for tests",
+        autoencoder="runs/smoke-autoencoder",
+        encoder="runs/smoke-semantic-encoder",
+        renderer="runs/smoke-renderer",
+        planner="runs/smoke-planner",
+        generation=BUILT_IN.override(
+            height=16, width=16, num_frames=17, num_inference_steps=2, num_planning_steps=2, window_seconds=1.0
+        ),
+    )
+
+
+def _train(*, learning_rate: float, warmup_steps: int, ema_decay: float, max_minutes: float) -> TrainingConfig:
+    return TrainingConfig(
+        num_steps=_UNBOUNDED,
+        learning_rate=learning_rate,
+        optimizer="muon",
+        betas=(0.9, 0.98),
+        weight_decay=0.01,
+        schedule=ScheduleConfig(warmup_steps=warmup_steps, shape="cosine", final_ratio=0.03),
+        ema_decay=ema_decay,
+        max_minutes=max_minutes,
+        time_decay=True,
+        prefetch_batches=1,
+        save_minutes=6.0,
+    )
+
+
+def _shorten(training: TrainingConfig) -> TrainingConfig:
+    return replace(
+        training,
+        num_steps=4,
+        schedule=ScheduleConfig(warmup_steps=1, shape="cosine"),
+        max_minutes=None,
+        time_decay=False,
+        log_every=1,
+        precision="fp32",
+    )

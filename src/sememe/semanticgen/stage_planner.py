@@ -1,0 +1,97 @@
+"""Train the planner: compressed semantic features from a text (arXiv 2512.20619, section 3.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sememe.data.array_cache import ArrayCache
+from sememe.diffusion.objectives import FLOW, sample_losses, sample_sigma
+from sememe.semanticgen.arrays import ARRAY, read_clock
+from sememe.semanticgen.clocks import LatentClock
+from sememe.semanticgen.compressor import SemanticCompressor
+from sememe.semanticgen.network_renderer import SemanticGenTransformer
+from sememe.semanticgen.shapes import PlanFeatures, VideoLatents
+from sememe.semanticgen.stage_renderer import draw_texts, make_rng
+from sememe.semanticgen.stage_settings import PlannerSettings
+from sememe.semanticgen.windows import make_layout
+from sememe.training.stage import Stage, StepLoss, Weights
+from sememe.training.text_source import EncodedText
+
+
+@dataclass(frozen=True, eq=False)
+class PlannerBatch:
+    """Plans and captions, the latter in the form of `EncodedText`."""
+
+    plans: PlanFeatures
+    text: Tensor
+
+
+class PlannerStage(Stage):
+    """Training stage of the planner; see `training.stage.Stage`.
+
+    Args:
+        planner: Transformer over plans.
+        compressor: Compressor of the cache's semantic features; frozen.
+        text: Text encoder and tokenizer of the renderer; frozen.
+        cache: Array "semantic".
+        settings: Settings of the loss.
+    """
+
+    name = "planner"
+
+    def __init__(
+        self,
+        planner: SemanticGenTransformer,
+        compressor: SemanticCompressor,
+        text: EncodedText,
+        cache: ArrayCache,
+        settings: PlannerSettings,
+    ) -> None:
+        self.planner, self.text, self.cache, self.settings = planner.train(), text, cache, settings
+        self.compressor = compressor.eval().requires_grad_(False)
+        text.text_encoder.eval().requires_grad_(False)
+        slices, rows, columns, _ = cache.arrays[ARRAY].shape
+        self._layout = make_layout(LatentClock.of_slices(read_clock(cache)), (slices, rows, columns))
+
+    def modules(self) -> Mapping[str, nn.Module]:
+        return {"planner": self.planner}
+
+    def batch(self, step: int, generator: torch.Generator, device: torch.device) -> PlannerBatch:
+        rng, settings = make_rng(generator), self.settings
+        picked = rng.integers(len(self.cache), size=settings.batch_size)
+        text = self.text.pick(draw_texts(self.cache, picked, settings.captions, rng))
+        features = self.cache.select(ARRAY, torch.from_numpy(picked)).float().to(device)
+        # Outside `loss`, so that it is computed in float32.
+        return PlannerBatch(self.compressor.to(device).encode(features), text.to(device))
+
+    def loss(self, batch: Any, generator: torch.Generator) -> StepLoss:
+        noise = self.settings.noise
+        clean = to_latents(batch.plans)
+        sigma = sample_sigma(len(clean), generator, noise.mean, noise.std, noise.shift)
+        added = torch.randn(clean.shape, generator=generator, device=clean.device)
+        with torch.no_grad():
+            text = self.text.embed(batch.text)
+        noisy = FLOW.add_noise(clean, added, sigma)
+        predicted = self.planner(noisy, FLOW.timesteps(sigma), (text,), layout=self._layout).sample
+        losses = sample_losses(predicted, FLOW.target(clean, added, sigma))
+        return StepLoss(total=losses.sum(), num_samples=len(losses))
+
+    def export(self, folder: Path, weights: Weights) -> None:
+        """Write `planner/`."""
+        self.planner.save_pretrained(folder / "planner")
+
+
+def to_latents(plans: PlanFeatures) -> VideoLatents:
+    """Return plans as latents of a video whose frames are slices: (batch, semantic_dim, slice, row, column)."""
+    return plans.permute(0, 4, 1, 2, 3)
+
+
+def to_plans(latents: VideoLatents) -> PlanFeatures:
+    """Invert `to_latents`."""
+    return latents.permute(0, 2, 3, 4, 1)

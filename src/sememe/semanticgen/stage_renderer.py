@@ -1,0 +1,191 @@
+"""Train the renderer, and the compressor with it: latents from a text and a plan (arXiv 2512.20619, section 3.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sememe.backbones.first_frame import mark_first_frame
+from sememe.data.array_cache import ArrayCache
+from sememe.data.pairing import CaptionPolicy, draw_captions, pick_captions
+from sememe.diffusion.objectives import FLOW, sample_losses, sample_sigma
+from sememe.semanticgen.arrays import ARRAY, read_clock
+from sememe.semanticgen.clocks import LatentClock
+from sememe.semanticgen.compressor import ChannelReport, SemanticCompressor
+from sememe.semanticgen.network_renderer import SemanticGenTransformer
+from sememe.semanticgen.noise import add_semantic_noise, draw_noise_levels
+from sememe.semanticgen.shapes import EncoderFeatures, PlanFeatures, VideoLatents
+from sememe.semanticgen.stage_settings import RendererSettings
+from sememe.semanticgen.windows import SliceShape, WindowLayout, make_layout
+from sememe.training.stage import Stage, StepLoss, Weights
+from sememe.training.text_source import EncodedText
+
+_MOMENTUM = 0.01  # least share of a batch in the statistics of compressed features
+
+
+@dataclass(frozen=True, eq=False)
+class RendererBatch:
+    """What a step of the renderer sees.
+
+    Attributes:
+        clean: Latents.
+        first_frames: Latents of the first pictures; None for a backbone that takes none.
+        has_image: Whether each clip's picture is given.
+        semantic: Features of the encoder; None for a batch without plans.
+        text: Captions, in the form of `EncodedText`.
+        momentum: Share of the batch in the statistics of compressed features, large in the first steps.
+    """
+
+    clean: VideoLatents
+    first_frames: VideoLatents | None
+    has_image: Tensor
+    semantic: EncoderFeatures | None
+    text: Tensor
+    momentum: float
+
+
+class RendererStage(Stage):
+    """Training stage of renderer, compressor and text encoder; see `training.stage.Stage`.
+
+    Args:
+        transformer: Starts from a backbone, which may take a first picture in further channels.
+        compressor: Compressor of the cache's semantic features.
+        text: Text encoder, which is trained too, and tokenizer.
+        cache: Arrays "clean" and "semantic", and "first_frame" if the backbone takes pictures.
+        settings: Settings of the losses.
+        clock: Times of the latent frames.
+    """
+
+    name = "renderer"
+
+    def __init__(
+        self,
+        transformer: SemanticGenTransformer,
+        compressor: SemanticCompressor,
+        text: EncodedText,
+        cache: ArrayCache,
+        settings: RendererSettings,
+        clock: LatentClock,
+    ) -> None:
+        self.transformer, self.compressor = transformer.train(), compressor.train()
+        self.text, self.cache, self.settings = text, cache, settings
+        text.text_encoder.train()
+        config: Any = transformer.config
+        self._num_mask_channels = config.in_channels - 2 * config.out_channels
+        _, *grid = cache.arrays["clean"].shape
+        slices, rows, columns, _ = cache.arrays[ARRAY].shape
+        plan = SliceShape(read_clock(cache).times(slices), rows, columns)
+        shape = (grid[0], grid[1] // config.patch_size[1], grid[2] // config.patch_size[2])
+        self._layouts: dict[bool, WindowLayout] = {
+            has_plan: make_layout(clock, shape, plan if has_plan else None, window_seconds=settings.window_seconds)
+            for has_plan in (True, False)
+        }
+
+    @property
+    def takes_image(self) -> bool:
+        """Whether the backbone has channels for a first picture."""
+        return self._num_mask_channels > 0
+
+    def modules(self) -> Mapping[str, nn.Module]:
+        return {
+            "transformer": self.transformer,
+            "compressor": self.compressor,
+            "text_encoder": self.text.text_encoder,
+        }
+
+    def batch(self, step: int, generator: torch.Generator, device: torch.device) -> RendererBatch:
+        rng, settings, cache = make_rng(generator), self.settings, self.cache
+        picked = rng.integers(len(cache), size=settings.batch_size)
+        text = self.text.pick(draw_texts(cache, picked, settings.captions, rng))
+        has_plan, has_image = rng.random() >= settings.drop_plan, rng.random(len(picked)) < settings.image_share
+        indices = torch.from_numpy(picked)
+        return RendererBatch(
+            clean=cache.select("clean", indices).float().to(device),
+            first_frames=cache.select("first_frame", indices).float().to(device) if self.takes_image else None,
+            has_image=torch.from_numpy(has_image).to(device),
+            semantic=cache.select(ARRAY, indices).float().to(device) if has_plan else None,
+            text=text.to(device),
+            momentum=max(_MOMENTUM, 1 / (step + 1)),
+        )
+
+    def loss(self, batch: Any, generator: torch.Generator) -> StepLoss:
+        settings, noise = self.settings, self.settings.noise
+        sigma = sample_sigma(len(batch.clean), generator, noise.mean, noise.std, noise.shift)
+        added = torch.randn(batch.clean.shape, generator=generator, device=batch.clean.device)
+        channels = FLOW.add_noise(batch.clean, added, sigma)
+        if batch.first_frames is not None:
+            channels = join_picture(channels, batch.first_frames, self._num_mask_channels, batch.has_image)
+        plan: PlanFeatures | None = None
+        metrics: dict[str, Tensor] = {}
+        divergence = torch.zeros((), device=batch.clean.device)
+        if batch.semantic is not None:
+            plan, divergence, metrics = self._compress(batch.semantic, batch.momentum, generator)
+        predicted = self.transformer(
+            channels,
+            FLOW.timesteps(sigma),
+            (self.text.embed(batch.text),),
+            semantic=plan,
+            layout=self._layouts[plan is not None],
+        ).sample
+        losses = sample_losses(predicted, FLOW.target(batch.clean, added, sigma))
+        total = losses.sum() + settings.kl_weight * divergence * len(losses)
+        return StepLoss(total=total, num_samples=len(losses), metrics={"flow": losses.mean().detach(), **metrics})
+
+    def _compress(
+        self, features: EncoderFeatures, momentum: float, generator: torch.Generator
+    ) -> tuple[PlanFeatures, Tensor, dict[str, Tensor]]:
+        """Return the plan that the renderer sees, the KL divergence, and what the channels carry."""
+        settings = self.settings
+        posterior = self.compressor(features)
+        drawn = posterior.sample(generator)
+        self.compressor.update_statistics(drawn.detach(), momentum)
+        plan = self.compressor.normalise(drawn)
+        levels = draw_noise_levels(settings.plan_noise, settings.plan_noise_tau, len(plan), generator)
+        with torch.no_grad():
+            report = ChannelReport.of(posterior)
+        collapsed = torch.tensor(float(len(report.collapsed)))
+        metrics = {"kl": report.kl.sum(), "collapsed_channels": collapsed}
+        return add_semantic_noise(plan, levels, generator), posterior.kl_loss(), metrics
+
+    def export(self, folder: Path, weights: Weights) -> None:
+        """Write `transformer/`, `compressor/`, `text_encoder/` and `tokenizer/`."""
+        self.transformer.save_pretrained(folder / "transformer")
+        self.compressor.save_pretrained(folder / "compressor")
+        self.text.text_encoder.save_pretrained(folder / "text_encoder")  # type: ignore[operator]
+        self.text.tokenizer.save_pretrained(folder / "tokenizer")
+
+
+def join_picture(
+    noisy: VideoLatents, first_frames: VideoLatents, num_mask_channels: int, has_image: Tensor
+) -> Float[Tensor, "batch all_channel frame height width"]:
+    """Put mask and latents of a first picture behind the noisy latents; zeros where none is given.
+
+    Args:
+        noisy: Latents with noise.
+        first_frames: Latents of the pictures, as `backbones.first_frame` makes them.
+        num_mask_channels: Channels of the mask.
+        has_image: (batch,) whether a picture is given.
+    """
+    condition = mark_first_frame(first_frames, num_mask_channels)
+    return torch.cat([noisy, condition * has_image.view(-1, 1, 1, 1, 1)], dim=1)
+
+
+def make_rng(generator: torch.Generator) -> np.random.Generator:
+    """Make a NumPy generator that is seeded by torch's."""
+    return np.random.Generator(np.random.PCG64(int(torch.randint(1 << 62, (1,), generator=generator))))
+
+
+def draw_texts(
+    cache: ArrayCache, picked: np.ndarray, policy: CaptionPolicy, rng: np.random.Generator
+) -> tuple[str, ...]:
+    """Draw a caption of each clip: none, the neutral or the full one."""
+    kinds = draw_captions(policy, rng, num_targets=len(picked)).targets
+    neutral, full = ([texts[index] for index in picked] for texts in (cache.captions, cache.full_captions))
+    return pick_captions(kinds, neutral, full)

@@ -1,0 +1,230 @@
+"""Recipes for the parts of a SemanticGen model, and the settings of its stages. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from sememe.data.pairing import CaptionPolicy
+from sememe.semanticgen.settings import BUILT_IN, Settings
+from sememe.training.config import TrainingConfig, check_setting
+from sememe.training.recipes import ClipFormat, LatentsRecipe, ModelRecipe, WorldData
+
+NoiseLaw = Literal["half_normal", "uniform", "none"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseLevels:
+    """How noise levels are drawn: logit-normal with `mean` and `std`, then moved towards the noisy end by `shift`."""
+
+    mean: float = 0.0
+    std: float = 1.3
+    shift: float = 3.0
+
+    def __post_init__(self) -> None:
+        for name in ("std", "shift"):
+            check_setting(getattr(self, name) > 0, f"noise.{name} must be above 0, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TowerNetwork:
+    """The vision tower of the built-in encoder; see `semanticgen.encoders.make_built_in_tower`."""
+
+    feature_dim: int = 256
+    depth: int = 6
+    hidden_size: int = 192
+    intermediate_size: int = 512
+    num_heads: int = 3
+    patch_size: int = 8
+
+    def __post_init__(self) -> None:
+        for name in ("feature_dim", "depth", "hidden_size", "intermediate_size", "num_heads", "patch_size"):
+            check_setting(getattr(self, name) >= 1, f"network.{name} must be 1 or more, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderSettings:
+    """How the built-in semantic encoder is trained.
+
+    Linear probes read the world from its features. At every place: how much of it is subject, its mean colour and its
+    depth, in both frames of a slice. Of a slice as a whole: kind and colour of the subject and kind of the backdrop,
+    whose losses weigh `label_weight`.
+    """
+
+    batch_size: int = 16
+    label_weight: float = 0.05
+
+    def __post_init__(self) -> None:
+        check_setting(self.batch_size >= 1, f"batch_size must be 1 or more, got {self.batch_size}")
+        check_setting(self.label_weight >= 0, f"label_weight must be 0 or more, got {self.label_weight}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderRecipe:
+    """Trains the built-in semantic encoder on clips of the world.
+
+    `fps` are the frames per second that it is given.
+    """
+
+    name: str
+    description: str
+    clips: ClipFormat = field(default_factory=ClipFormat)
+    data: WorldData = field(default_factory=WorldData)
+    fps: float = 4.0
+    network: TowerNetwork = field(default_factory=TowerNetwork)
+    settings: EncoderSettings = field(default_factory=EncoderSettings)
+    training: TrainingConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class SemanticLatentsRecipe(LatentsRecipe):
+    """Latents of clips, and what a semantic encoder says of them, as the array "semantic".
+
+    `semantic_encoder` is a model, run or folder with one, and `semantic_fps` are the frames per second that it is given
+    (1.6 in the paper).
+    """
+
+    more_arrays: ClassVar[str | None] = "sememe.semanticgen.arrays:list_arrays"
+
+    semantic_encoder: str
+    semantic_fps: float = 1.6
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressorNetwork:
+    """The compressor of semantic features; see `semanticgen.compressor.SemanticCompressor`."""
+
+    semantic_dim: int = 8
+    hidden_dim: int = 512
+    num_layers: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("semantic_dim", "hidden_dim", "num_layers"):
+            check_setting(getattr(self, name) >= 1, f"compressor.{name} must be 1 or more, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RendererSettings:
+    """How the renderer is trained, and the compressor with it.
+
+    Attributes:
+        batch_size: Clips per batch.
+        noise: Noise levels of latents.
+        captions: Captions that are dropped or say what happens.
+        drop_plan: Share of batches that have no plan, so that the same network also renders without one.
+        image_share: Share of clips whose first picture is given, where the backbone takes one.
+        kl_weight: Weight of the KL divergence; the paper does not give it.
+        plan_noise: Law of the noise on plans.
+        plan_noise_tau: Its strength; the plan's features have unit variance.
+        window_seconds: Length of the attention windows; none attends over the whole clip.
+    """
+
+    batch_size: int = 32
+    noise: NoiseLevels = field(default_factory=NoiseLevels)
+    captions: CaptionPolicy = field(
+        default_factory=lambda: CaptionPolicy(drop_target_caption=0.15, drop_reference_caption=0.0, full_share=0.9)
+    )
+    drop_plan: float = 0.1
+    image_share: float = 0.2
+    kl_weight: float = 1e-3
+    plan_noise: NoiseLaw = "half_normal"
+    plan_noise_tau: float = 0.4
+    window_seconds: float | None = 4.0
+
+    def __post_init__(self) -> None:
+        check_setting(self.batch_size >= 1, f"batch_size must be 1 or more, got {self.batch_size}")
+        for name in ("drop_plan", "image_share"):
+            check_setting(0 <= getattr(self, name) <= 1, f"{name} must be from 0 to 1, got {getattr(self, name)}")
+        for name in ("kl_weight", "plan_noise_tau"):
+            check_setting(getattr(self, name) >= 0, f"{name} must be 0 or more, got {getattr(self, name)}")
+        check_setting(
+            self.window_seconds is None or self.window_seconds > 0,
+            f"window_seconds must be above 0 or none, got {self.window_seconds}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RendererRecipe:
+    """Trains the renderer, the compressor and the text encoder on cached arrays (paper section 3.3, stage 1).
+
+    `backbone` is a model or run whose transformer, text encoder and tokenizer it starts from. `temporal_ratio` are the
+    frames per latent frame after the first, and `fps` the frames per second of the clips.
+    """
+
+    name: str
+    description: str
+    latents: Path
+    backbone: str
+    temporal_ratio: int = 8
+    fps: float = 8.0
+    compressor: CompressorNetwork = field(default_factory=CompressorNetwork)
+    settings: RendererSettings = field(default_factory=RendererSettings)
+    training: TrainingConfig
+
+    def __post_init__(self) -> None:
+        check_setting(self.temporal_ratio >= 1, f"temporal_ratio must be 1 or more, got {self.temporal_ratio}")
+        check_setting(self.fps > 0, f"fps must be above 0, got {self.fps}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannerNetwork:
+    """The planner, a `WanTransformer3DModel` over the tokens of plans."""
+
+    num_layers: int = 8
+    num_attention_heads: int = 4
+    attention_head_dim: int = 64
+    ffn_dim: int = 1024
+    freq_dim: int = 256
+
+    def __post_init__(self) -> None:
+        for name in ("num_layers", "num_attention_heads", "attention_head_dim", "ffn_dim", "freq_dim"):
+            check_setting(getattr(self, name) >= 1, f"network.{name} must be 1 or more, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannerSettings:
+    """How the planner is trained.
+
+    Attributes:
+        batch_size: Plans per batch.
+        noise: Noise levels of plans.
+        captions: Captions that are dropped or say what happens.
+    """
+
+    batch_size: int = 64
+    noise: NoiseLevels = field(default_factory=lambda: NoiseLevels(shift=2.0))
+    captions: CaptionPolicy = field(
+        default_factory=lambda: CaptionPolicy(drop_target_caption=0.15, drop_reference_caption=0.0, full_share=1.0)
+    )
+
+    def __post_init__(self) -> None:
+        check_setting(self.batch_size >= 1, f"batch_size must be 1 or more, got {self.batch_size}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannerRecipe:
+    """Trains the planner on cached arrays (paper section 3.3, stage 2).
+
+    Encoder, compressor and text encoder are frozen. `renderer` is the run or model that compressor, text encoder and
+    tokenizer come from.
+    """
+
+    name: str
+    description: str
+    latents: Path
+    renderer: str
+    network: PlannerNetwork = field(default_factory=PlannerNetwork)
+    settings: PlannerSettings = field(default_factory=PlannerSettings)
+    training: TrainingConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class SemanticGenModelRecipe(ModelRecipe):
+    """Assembles a SemanticGen model from the runs of its parts."""
+
+    autoencoder: str
+    encoder: str
+    renderer: str
+    planner: str
+    generation: Settings = BUILT_IN

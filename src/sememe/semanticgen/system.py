@@ -1,0 +1,53 @@
+"""SemanticGen for the shared processes: its stages, recipes and pipeline."""
+
+import inspect
+
+from sememe.semanticgen import recipes
+from sememe.semanticgen.settings import Settings
+from sememe.semanticgen.stage_settings import EncoderRecipe, PlannerRecipe, RendererRecipe, SemanticGenModelRecipe
+from sememe.system import ModelSpec, StageSpec, System
+
+_TEXT_PARTS = ("text_encoder", "tokenizer")
+_RENDERER_PARTS = ("transformer", "compressor", *_TEXT_PARTS)
+
+SEMANTICGEN = System(
+    name="semanticgen",
+    title="SemanticGen",
+    settings=Settings,
+    pipeline="sememe.semanticgen.pipeline:SemanticGenPipeline",
+    stages={
+        "semantic_encoder": StageSpec(
+            recipe=EncoderRecipe,
+            makes=("semantic_encoder",),
+            preparation="sememe.semanticgen.stages:EncoderPreparation",
+        ),
+        "renderer": StageSpec(
+            recipe=RendererRecipe,
+            makes=_RENDERER_PARTS,
+            preparation="sememe.semanticgen.stages:RendererPreparation",
+            needs={"backbone": ("transformer", *_TEXT_PARTS)},
+        ),
+        "planner": StageSpec(
+            recipe=PlannerRecipe,
+            makes=("planner",),
+            preparation="sememe.semanticgen.stages:PlannerPreparation",
+            needs={"renderer": ("compressor", *_TEXT_PARTS)},
+        ),
+    },
+    model=ModelSpec(
+        recipe=SemanticGenModelRecipe,
+        needs={
+            "autoencoder": ("vae",),
+            "encoder": ("semantic_encoder",),
+            "renderer": _RENDERER_PARTS,
+            "planner": ("planner",),
+        },
+        build="sememe.semanticgen.pipeline:build_pipeline",
+        use="research on planning videos in a semantic space",
+    ),
+    recipes={
+        name.replace("_", "-"): make
+        for name, make in vars(recipes).items()
+        if inspect.isfunction(make) and make.__module__ == recipes.__name__ and not name.startswith("_")
+    },
+)
