@@ -29,6 +29,7 @@ from sememe.semanticgen.encoders import (
     load_encoder,
     make_built_in_tower,
 )
+from sememe.semanticgen.stage_settings import TowerNetwork
 from sememe.video import Clip
 
 VISION: dict[str, Any] = {
@@ -131,7 +132,7 @@ def test_sizes_are_the_nearest_multiples(height: int, width: int, expected: tupl
 
 
 def test_the_built_in_tower_has_four_by_four_features() -> None:
-    encoder = QwenEncoder(make_built_in_tower(16), BUILT_IN_FPS)
+    encoder = QwenEncoder(make_built_in_tower(TowerNetwork(feature_dim=16)), BUILT_IN_FPS)
     assert encoder.choose_grid(64, 64) == (4, 4)
     assert encoder.encode([make_clip(33, 64, 64)]).features.shape == (1, 8, 4, 4, 16)
 

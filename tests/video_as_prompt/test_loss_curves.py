@@ -115,7 +115,7 @@ def measure(name: str, folder: Path) -> list[float]:
 
 @pytest.mark.parametrize("name", STAGES)
 def test_losses_are_those_that_were_recorded(name: str, tmp_path: Path) -> None:
-    assert measure(name, tmp_path) == pytest.approx(CURVES[name], rel=1e-6)
+    assert measure(name, tmp_path) == pytest.approx(CURVES[name], rel=1e-5)
 
 
 if __name__ == "__main__":

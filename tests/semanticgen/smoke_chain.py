@@ -1,0 +1,41 @@
+"""The way to a SemanticGen model by the seconds-long recipes, done once for all tests that need some of it."""
+
+from pathlib import Path
+
+from sememe.semanticgen.stage_settings import SemanticLatentsRecipe
+from sememe.workflows.precompute import precompute_latents
+from sememe.workflows.recipe_list import resolve_recipe
+from sememe.workflows.train import resolve_training_recipe, train_recipe
+from workflows.smoke_runs import CPU, smoke_runs
+
+_made: dict[Path, Path] = {}
+STAGES = ("semantic-encoder", "renderer", "planner")
+
+
+def semantic_runs(root: Path) -> Path:
+    """A folder with `semantic-encoder`, `semantic-latents`, `renderer` and `planner`."""
+    folder = root / "semantic-smoke"
+    if folder not in _made:
+        start = smoke_runs(root)
+        train_recipe(resolve_training_recipe("smoke-semantic-encoder", [CPU]), folder / "semantic-encoder")
+        given = [
+            f"autoencoder={start / 'autoencoder'}",
+            f"semantic_encoder={folder / 'semantic-encoder'}",
+            "device=cpu",
+        ]
+        latents = resolve_recipe("smoke-semantic-latents", given, SemanticLatentsRecipe, "precompute")
+        precompute_latents(latents, folder / "semantic-latents")
+        for name in ("renderer", "planner"):
+            train_recipe(resolve_training_recipe(f"smoke-{name}", settings(root, name)), folder / name)
+        _made[folder] = folder
+    return folder
+
+
+def settings(root: Path, part: str) -> list[str]:
+    """What a recipe must be told to find its inputs."""
+    folder = root / "semantic-smoke"
+    given = [CPU]
+    given += [f"latents={folder / 'semantic-latents'}"] if part != "semantic-encoder" else []
+    given += [f"backbone={smoke_runs(root) / 'backbone'}"] if part == "renderer" else []
+    given += [f"renderer={folder / 'renderer'}"] if part == "planner" else []
+    return given

@@ -1,0 +1,151 @@
+"""The trainings of SemanticGen, by the recipes that take seconds."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from semanticgen.smoke_chain import STAGES, semantic_runs, settings
+from sememe.data.array_cache import ArrayCache
+from sememe.errors import ModelError
+from sememe.semanticgen.arrays import ARRAY, read_clock
+from sememe.semanticgen.encoders import load_encoder
+from sememe.semanticgen.recipes import smoke_planner
+from sememe.semanticgen.stage_encoder import EncoderStage
+from sememe.semanticgen.stage_planner import PlannerStage
+from sememe.semanticgen.stage_renderer import RendererStage
+from sememe.semanticgen.stage_settings import SemanticLatentsRecipe
+from sememe.semanticgen.stages import PlannerPreparation
+from sememe.training.stage import step_generator
+from sememe.workflows.beginnings import prepare_stage
+from sememe.workflows.events import ignore_progress
+from sememe.workflows.precompute import precompute_latents
+from sememe.workflows.recipe_list import resolve_recipe
+from sememe.workflows.train import resolve_training_recipe, train_recipe
+
+CONSTANT = ["training.schedule.shape=constant", "training.ema_decay=0"]
+
+
+@pytest.fixture
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    semantic_runs(tmp_path_factory.getbasetemp())
+    return tmp_path_factory.getbasetemp()
+
+
+def test_the_cache_holds_latents_and_features_of_the_same_scripts(root: Path) -> None:
+    cache = ArrayCache.open(semantic_runs(root) / "semantic-latents")
+    clock = read_clock(cache)
+    assert (clock.fps, clock.frames_per_slice) == (4.0, 2)
+    # 17 frames at 8 a second are 2.125 seconds: four slices of half a second, of 2x2 features.
+    assert cache.arrays[ARRAY].shape == (4, 2, 2, 24)
+    assert cache.arrays["clean"].shape[1] == 5
+    encoder = load_encoder(semantic_runs(root) / "semantic-encoder" / "model" / "semantic_encoder", 4.0)
+    assert cache.describe(ARRAY)["semantic_encoder"] == encoder.fingerprint
+    assert all(", then " in caption or ";" in caption for caption in cache.full_captions)
+
+
+@pytest.mark.parametrize("part", STAGES)
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(part: str, root: Path, tmp_path: Path) -> None:
+    given = [*settings(root, part), *CONSTANT]
+    straight = resolve_training_recipe(f"smoke-{part}", [*given, "training.num_steps=2"])
+    train_recipe(straight, tmp_path / "straight")
+    train_recipe(resolve_training_recipe(f"smoke-{part}", [*given, "training.num_steps=1"]), tmp_path / "parts")
+    train_recipe(straight, tmp_path / "parts")
+    straight_model = tmp_path / "straight" / "model"
+    names = [path.relative_to(straight_model) for path in sorted(straight_model.rglob("*.safetensors"))]
+    assert names
+    for name in names:
+        one, other = load_file(straight_model / name), load_file(tmp_path / "parts" / "model" / name)
+        assert all(torch.equal(tensor, other[key]) for key, tensor in one.items()), name
+
+
+def prepare(part: str, root: Path, folder: Path, *changes: str) -> object:
+    recipe = resolve_training_recipe(f"smoke-{part}", [*settings(root, part), *changes])
+    return prepare_stage(recipe, folder, None, ignore_progress).stage
+
+
+def generators(step: int) -> tuple[torch.Generator, torch.Generator]:
+    cpu = torch.device("cpu")
+    return step_generator(0, step, 0, "batch", cpu), step_generator(0, step, 0, "loss", cpu)
+
+
+@pytest.mark.parametrize("part", STAGES)
+def test_a_loss_is_the_same_when_its_batch_is_made_twice(part: str, root: Path, tmp_path: Path) -> None:
+    losses = []
+    for place, step in enumerate((3, 3, 4)):
+        # A loss moves the compressor's statistics, so each is one of a stage of its own.
+        stage = prepare(part, root, tmp_path / str(place))
+        assert isinstance(stage, EncoderStage | RendererStage | PlannerStage)
+        for_batch, for_loss = generators(step)
+        losses.append(stage.loss(stage.batch(step, for_batch, torch.device("cpu")), for_loss).total.item())
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_a_renderer_without_plans_trains_no_compressor(root: Path, tmp_path: Path) -> None:
+    stage = prepare("renderer", root, tmp_path / "without", "settings.drop_plan=1")
+    assert isinstance(stage, RendererStage)
+    for_batch, for_loss = generators(0)
+    batch = stage.batch(0, for_batch, torch.device("cpu"))
+    assert batch.semantic is None
+    stage.loss(batch, for_loss).total.backward()
+    assert all(parameter.grad is None for parameter in stage.compressor.parameters())
+    assert stage.transformer.semantic_embedding is not None
+    assert stage.transformer.semantic_embedding.weight.grad is None
+    assert stage.transformer.patch_embedding.weight.grad is not None
+
+
+def test_renderer_and_compressor_learn_together(root: Path, tmp_path: Path) -> None:
+    stage = prepare("renderer", root, tmp_path, "settings.drop_plan=0", "settings.kl_weight=0")
+    assert isinstance(stage, RendererStage)
+    for_batch, for_loss = generators(0)
+    before = stage.compressor.channel_std.clone()
+    found = stage.loss(stage.batch(0, for_batch, torch.device("cpu")), for_loss)
+    found.total.backward()
+    # Even without the divergence the compressor is led by what the renderer needs.
+    assert all(parameter.grad is not None for parameter in stage.compressor.parameters())
+    assert not torch.equal(stage.compressor.channel_std, before)
+    assert found.metrics["flow"] * found.num_samples == pytest.approx(found.total.item(), rel=1e-5)
+
+
+def test_the_picture_of_a_clip_is_given_or_not(root: Path, tmp_path: Path) -> None:
+    losses = []
+    for share in (0, 1):
+        stage = prepare(
+            "renderer", root, tmp_path / str(share), f"settings.image_share={share}", "settings.drop_plan=1"
+        )
+        assert isinstance(stage, RendererStage)
+        for_batch, for_loss = generators(0)
+        batch = stage.batch(0, for_batch, torch.device("cpu"))
+        assert batch.has_image.tolist() == [bool(share)] * 2
+        losses.append(stage.loss(batch, for_loss).total.item())
+    assert losses[0] != losses[1]
+
+
+def test_the_planner_leaves_the_parts_of_the_renderer_alone(root: Path, tmp_path: Path) -> None:
+    stage = prepare("planner", root, tmp_path)
+    assert isinstance(stage, PlannerStage)
+    assert not any(parameter.requires_grad for parameter in stage.compressor.parameters())
+    assert not any(parameter.requires_grad for parameter in stage.text.text_encoder.parameters())
+    plans = stage.batch(0, generators(0)[0], torch.device("cpu")).plans
+    assert plans.shape == (2, 4, 2, 2, 4)
+
+
+def test_features_of_another_encoder_are_refused(root: Path, tmp_path: Path) -> None:
+    recipe = resolve_training_recipe("smoke-semantic-encoder", ["training.device=cpu", "training.seed=5"])
+    train_recipe(recipe, tmp_path / "other")
+    given = [
+        f"autoencoder={root / 'smoke' / 'autoencoder'}",
+        f"semantic_encoder={tmp_path / 'other'}",
+        "device=cpu",
+    ]
+    precompute_latents(
+        resolve_recipe("smoke-semantic-latents", given, SemanticLatentsRecipe, "precompute"), tmp_path / "latents"
+    )
+    with pytest.raises(ModelError, match="encoder"):
+        PlannerPreparation(
+            replace(smoke_planner(), latents=tmp_path / "latents"),
+            {name: semantic_runs(root) / "renderer" / "model" / name for name in ("compressor", "text_encoder")},
+            print,
+        )
