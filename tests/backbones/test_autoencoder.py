@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, AutoencoderKLCogVideoX
+from diffusers import AutoencoderKL, AutoencoderKLCogVideoX, AutoencoderTiny
 
 from sememe.backbones.autoencoder import LatentGrid, decode_latents, encode_video, latent_grid
 from sememe.backbones.first_frame import encode_first_frame, frame_condition, mark_first_frame
@@ -76,8 +76,26 @@ def test_shapes_that_do_not_exist_are_refused_with_the_nearest() -> None:
 
 
 def test_other_autoencoders_are_refused() -> None:
-    with pytest.raises(ModelError, match="got AutoencoderKL"):
-        latent_grid(AutoencoderKL(block_out_channels=(32,)))
+    with pytest.raises(ModelError, match="got AutoencoderTiny"):
+        latent_grid(AutoencoderTiny())
+
+
+@torch.no_grad()
+def test_an_autoencoder_for_images_works_frame_by_frame() -> None:
+    torch.manual_seed(0)
+    blocks = {"down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2}
+    vae = AutoencoderKL(block_out_channels=(8, 8), norm_num_groups=4, scaling_factor=0.5, **blocks).eval()
+    video = make_video(3)
+    grid = latent_grid(vae)
+    assert (grid.temporal_ratio, grid.spatial_ratio, grid.latent_shape(3, 32, 16)) == (1, 2, (4, 3, 16, 8))
+    latents = encode_video(vae, video)
+    frame = vae.encode(video[:, :, 1]).latent_dist
+    assert torch.equal(latents[:, :, 1], frame.mode() * 0.5)
+    decoded = decode_latents(vae, latents)
+    assert torch.equal(decoded[:, :, 1], vae.decode(frame.mode()).sample.clamp(-1, 1))
+    drawn = encode_video(vae, video, torch.Generator().manual_seed(0))
+    assert drawn.shape == latents.shape
+    assert not torch.equal(drawn, latents)
 
 
 @pytest.mark.parametrize("make_vae", [make_wan_vae, make_linear_vae])

@@ -11,6 +11,7 @@ SCHEDULERS = {
     "flow": FlowMatchEulerDiscreteScheduler(shift=3.0),
     "v": CogVideoXDDIMScheduler(prediction_type="v_prediction", snr_shift_scale=1.0, rescale_betas_zero_snr=True),
     "epsilon": DDIMScheduler(prediction_type="epsilon"),
+    "sample": DDIMScheduler(prediction_type="sample"),
 }
 
 
@@ -34,7 +35,7 @@ def test_flow_runs_straight_from_clean_latents_to_noise() -> None:
     assert torch.equal(FLOW.timesteps(torch.tensor([0.0, 0.5, 1.0])), torch.tensor([0.0, 500.0, 1000.0]))
 
 
-@pytest.mark.parametrize("prediction", ["v", "epsilon"])
+@pytest.mark.parametrize("prediction", ["v", "epsilon", "sample"])
 def test_diffusion_adds_noise_as_its_scheduler_does(prediction: str) -> None:
     scheduler = SCHEDULERS[prediction]
     path, levels = NoisePath.of_scheduler(scheduler), torch.tensor([0.0, 0.4567, 1.0])
@@ -46,7 +47,7 @@ def test_diffusion_adds_noise_as_its_scheduler_does(prediction: str) -> None:
     if prediction == "v":
         torch.testing.assert_close(target, scheduler.get_velocity(CLEAN, NOISE, timesteps.long()))
     else:
-        assert torch.equal(target, NOISE)
+        assert torch.equal(target, NOISE if prediction == "epsilon" else CLEAN)
 
 
 def test_sigmas_are_logit_normal_and_shifted() -> None:

@@ -96,7 +96,7 @@ class LatentGrid:
 
 
 def latent_grid(vae: nn.Module, patch_size: int = 1) -> LatentGrid:
-    """The grid of a video autoencoder: ours, or that of Wan or CogVideoX in diffusers.
+    """The grid of a video autoencoder (ours, Wan's or CogVideoX's), or of Stable Diffusion's, which is for images.
 
     Raises:
         ModelError: For any other class.
@@ -105,6 +105,8 @@ def latent_grid(vae: nn.Module, patch_size: int = 1) -> LatentGrid:
     name = type(vae).__name__
     if name == "AutoencoderKLWan":
         return LatentGrid(config.scale_factor_temporal, config.scale_factor_spatial, config.z_dim, patch_size)
+    if _is_for_images(vae):
+        return LatentGrid(1, 2 ** (len(config.block_out_channels) - 1), config.latent_channels, patch_size)
     if name == "LinearVideoAutoencoder":
         return LatentGrid(config.patch_size, config.patch_size, config.latent_channels, patch_size)
     if name == "AutoencoderKLCogVideoX":
@@ -113,12 +115,15 @@ def latent_grid(vae: nn.Module, patch_size: int = 1) -> LatentGrid:
         # them gives more frames than went in.
         return LatentGrid(ratio, spatial, config.latent_channels, patch_size, frame_multiple=2 * ratio)
     raise ModelError(
-        f"expected AutoencoderKLWan, AutoencoderKLCogVideoX or LinearVideoAutoencoder as the autoencoder, got {name}"
+        "expected AutoencoderKLWan, AutoencoderKLCogVideoX, AutoencoderKL or LinearVideoAutoencoder as the "
+        f"autoencoder, got {name}"
     )
 
 
 def encode_video(vae: nn.Module, video: Video, generator: Generators = None) -> Latents:
     """Encodes to normalised latents; deterministic (the mode of the posterior) unless a generator is given.
+
+    An autoencoder for images encodes frame by frame, in the memory of one frame.
 
     Args:
         vae: A diffusers video autoencoder.
@@ -131,12 +136,12 @@ def encode_video(vae: nn.Module, video: Video, generator: Generators = None) -> 
     autoencoder: Any = vae
     video = video.to(get_module_execution_device(vae), autoencoder.dtype)
     if generator is None:
-        latents = autoencoder.encode(video).latent_dist.mode()
+        latents = _encode(vae, video)
     else:
         # One by one, as the official pipeline draws them.
         generators = generator if isinstance(generator, list) else [generator] * len(video)
         drawn = zip(video.split(1), generators, strict=True)
-        latents = torch.cat([autoencoder.encode(one).latent_dist.sample(source) for one, source in drawn])
+        latents = torch.cat([_encode(vae, one, source) for one, source in drawn])
     mean, std = _statistics(vae, latents)
     return (latents - mean) / std
 
@@ -150,13 +155,36 @@ def decode_latents(vae: nn.Module, latents: Latents) -> Video:
     autoencoder: Any = vae
     latents = latents.to(get_module_execution_device(vae), autoencoder.dtype)
     mean, std = _statistics(vae, latents)
-    video: Video = autoencoder.decode(latents * std + mean).sample.clamp(-1.0, 1.0)
+    video: Video = _decode(vae, latents * std + mean).clamp(-1.0, 1.0)
     if video.isnan().any():
         raise InputError(
             "the decoded video is not finite: an overflow, as float16 has them (use bfloat16 or float32), or a damaged "
             "autoencoder"
         )
     return video
+
+
+def _is_for_images(vae: nn.Module) -> bool:
+    return type(vae).__name__ == "AutoencoderKL"
+
+
+def _encode(vae: nn.Module, video: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+    autoencoder: Any = vae
+    if _is_for_images(vae):
+        posteriors = [autoencoder.encode(frame).latent_dist for frame in video.unbind(2)]
+        return torch.stack([_pick(each, generator) for each in posteriors], dim=2)
+    return _pick(autoencoder.encode(video).latent_dist, generator)
+
+
+def _pick(posterior: Any, generator: torch.Generator | None) -> torch.Tensor:
+    return posterior.mode() if generator is None else posterior.sample(generator)
+
+
+def _decode(vae: nn.Module, latents: torch.Tensor) -> torch.Tensor:
+    autoencoder: Any = vae
+    if _is_for_images(vae):
+        return torch.stack([autoencoder.decode(frame).sample for frame in latents.unbind(2)], dim=2)
+    return autoencoder.decode(latents).sample
 
 
 def _statistics(vae: nn.Module, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

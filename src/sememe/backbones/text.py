@@ -39,7 +39,7 @@ def encode_prompts(
         Embeddings in the encoder's precision, on its device.
     """
     length = max_sequence_length or default_sequence_length(tokenizer)
-    ids, mask = _tokenize(tokenizer, [clean_prompt(prompt) for prompt in prompts], length)
+    ids, mask = tokenize_prompts(tokenizer, [clean_prompt(prompt) for prompt in prompts], length)
     device = get_module_execution_device(text_encoder)
     embeds = text_encoder(ids.to(device), mask.to(device)).last_hidden_state
     return embeds * mask.to(device).unsqueeze(-1).to(embeds.dtype)
@@ -53,12 +53,12 @@ def encode_prompts_padded(
 
     Arguments and result are those of `encode_prompts`.
     """
-    ids, _ = _tokenize(tokenizer, list(prompts), max_sequence_length)
+    ids, _ = tokenize_prompts(tokenizer, list(prompts), max_sequence_length)
     return text_encoder(ids.to(get_module_execution_device(text_encoder))).last_hidden_state
 
 
-def _tokenize(tokenizer: Any, prompts: list[str], length: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and mask, each (prompt, token); warns where a prompt is cut."""
+def tokenize_prompts(tokenizer: Any, prompts: list[str], length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return token ids and mask, each (prompt, token), padded to `length`; warns where a prompt is cut."""
     tokens = tokenizer(
         prompts,
         padding="max_length",

@@ -20,7 +20,12 @@ from sememe.errors import ModelError
 ALLOWED_CLASSES: Mapping[str, Mapping[str, str]] = {
     "transformer": dict.fromkeys(("WanTransformer3DModel", "CogVideoXTransformer3DModel"), "diffusers"),
     "vae": {"LinearVideoAutoencoder": "sememe.backbones.linear_autoencoder"}
-    | dict.fromkeys(("AutoencoderKLWan", "AutoencoderKLCogVideoX"), "diffusers"),
+    | dict.fromkeys(("AutoencoderKLWan", "AutoencoderKLCogVideoX", "AutoencoderKL"), "diffusers"),
+    "unet": dict.fromkeys(("UNet2DConditionModel", "UNetMotionModel"), "diffusers"),
+    "controlnet": {"ControlNetModel": "diffusers"},
+    "motion_adapter": {"MotionAdapter": "diffusers"},
+    "prior": {"PriorTransformer": "diffusers"},
+    "prior_scheduler": dict.fromkeys(("DDIMScheduler", "UnCLIPScheduler"), "diffusers"),
     "scheduler": dict.fromkeys(
         (
             "FlowMatchEulerDiscreteScheduler",
@@ -29,24 +34,43 @@ ALLOWED_CLASSES: Mapping[str, Mapping[str, str]] = {
             "DPMSolverMultistepScheduler",
             "CogVideoXDDIMScheduler",
             "CogVideoXDPMScheduler",
+            "DDIMScheduler",
         ),
         "diffusers",
     ),
-    "text_encoder": dict.fromkeys(("UMT5EncoderModel", "T5EncoderModel"), "transformers"),
+    "text_encoder": dict.fromkeys(
+        ("UMT5EncoderModel", "T5EncoderModel", "CLIPTextModel", "CLIPTextModelWithProjection"), "transformers"
+    ),
     "tokenizer": dict.fromkeys(
-        ("T5Tokenizer", "T5TokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend"), "transformers"
+        (
+            "T5Tokenizer",
+            "T5TokenizerFast",
+            "CLIPTokenizer",
+            "CLIPTokenizerFast",
+            "PreTrainedTokenizerFast",
+            "TokenizersBackend",
+        ),
+        "transformers",
     ),
     "image_encoder": dict.fromkeys(("CLIPVisionModel", "CLIPVisionModelWithProjection"), "transformers"),
     "image_processor": dict.fromkeys(
         ("CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPImageProcessorPil"), "transformers"
     ),
+    "depth_estimator": dict.fromkeys(("DPTForDepthEstimation", "DepthAnythingForDepthEstimation"), "transformers"),
+    "depth_processor": dict.fromkeys(
+        ("DPTImageProcessor", "DPTImageProcessorFast", "DPTImageProcessorPil"), "transformers"
+    ),
 }
 """The module of each class that is loaded as a component, whatever else a folder names."""
 
-# This name now stands for another resizing where torchvision is installed; released models mean that of PIL.
-_READ_AS = {"CLIPImageProcessor": "CLIPImageProcessorPil"}
+# These names now stand for another resizing where torchvision is installed; released models mean that of PIL.
+_READ_AS = {
+    "CLIPImageProcessor": "CLIPImageProcessorPil",
+    "DPTImageProcessor": "DPTImageProcessorPil",
+    "DPTImageProcessorFast": "DPTImageProcessorPil",
+}
 # Their errors of a few per cent are visible, and they are small: these stay in float32.
-_FULL_PRECISION = frozenset({"vae", "image_encoder"})
+_FULL_PRECISION = frozenset({"vae", "image_encoder", "depth_estimator"})
 _LOADING_ERRORS = (OSError, ValueError, RuntimeError, SafetensorError, KeyError, TypeError)
 
 
@@ -200,10 +224,11 @@ def _load_without_weights(component: Any, folder: Path) -> Any:
 def _load_tokenizer(folder: Path) -> Any:
     """Load a tokenizer as its tokenizer.json says, or from its vocabulary where it has no such file."""
     # Not AutoTokenizer, which asks to run the code of a folder; T5's own class ignores most of a tokenizer.json.
-    from transformers import PreTrainedTokenizerFast, T5Tokenizer
+    from transformers import CLIPTokenizer, PreTrainedTokenizerFast, T5Tokenizer
 
-    has_rules = (folder / "tokenizer.json").is_file()
-    return _load_without_weights(PreTrainedTokenizerFast if has_rules else T5Tokenizer, folder)
+    if (folder / "tokenizer.json").is_file():
+        return _load_without_weights(PreTrainedTokenizerFast, folder)
+    return _load_without_weights(CLIPTokenizer if (folder / "merges.txt").is_file() else T5Tokenizer, folder)
 
 
 def _is_of_transformers(component: Any) -> bool:

@@ -26,6 +26,8 @@ _CONFIG_FILES = {
     "scheduler": "scheduler_config.json",
     "tokenizer": "tokenizer_config.json",
     "image_processor": "preprocessor_config.json",
+    "prior_scheduler": "scheduler_config.json",
+    "depth_processor": "preprocessor_config.json",
 }
 _DOWNLOADED = ["model_index.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model"]
 

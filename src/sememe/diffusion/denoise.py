@@ -22,6 +22,7 @@ _EXPECTED: dict[PredictionType, str] = {
     "flow": "flow matching (FlowMatch..., or prediction_type='flow_prediction' as UniPC has)",
     "v": "v-prediction (prediction_type='v_prediction', such as CogVideoXDDIMScheduler)",
     "epsilon": "prediction of the noise (prediction_type='epsilon', such as DDIMScheduler)",
+    "sample": "prediction of the clean sample (prediction_type='sample', such as DDIMScheduler)",
 }
 
 

@@ -3,7 +3,8 @@
 A level runs from 0 (clean) to 1 (noise). In flow matching it is sigma: `noisy = (1 - sigma) * clean + sigma * noise`,
 and the network predicts the velocity `noise - clean` (arXiv 2210.02747; Wan). In diffusion it picks a timestep of a
 noise schedule: `noisy = a * clean + s * noise` with `a**2 + s**2 = 1`, and the network predicts
-`v = a * noise - s * clean` (arXiv 2202.00512; CogVideoX) or epsilon, the noise itself (arXiv 2006.11239).
+`v = a * noise - s * clean` (arXiv 2202.00512; CogVideoX), epsilon, the noise itself (arXiv 2006.11239), or the sample,
+which is the clean latents (arXiv 2204.06125).
 """
 
 from dataclasses import dataclass
@@ -14,13 +15,14 @@ from jaxtyping import Float
 
 Samples = Float[torch.Tensor, "batch ..."]
 PerSample = Float[torch.Tensor, " batch"]
-PredictionType = Literal["flow", "v", "epsilon"]
+PredictionType = Literal["flow", "v", "epsilon", "sample"]
 
 NUM_TRAIN_TIMESTEPS = 1000
 _BY_SCHEDULER: dict[str | None, PredictionType] = {
     "flow_prediction": "flow",
     "v_prediction": "v",
     "epsilon": "epsilon",
+    "sample": "sample",
 }
 
 
@@ -67,10 +69,14 @@ class NoisePath:
         if self.prediction == "v":
             clean_weight, noise_weight = self._weights(levels, clean)
             return clean_weight * noise - noise_weight * clean
+        if self.prediction == "sample":
+            return clean
         return noise - clean if self.prediction == "flow" else noise
 
     def clean_from(self, noisy: Samples, predicted: Samples, levels: PerSample) -> Samples:
         """The clean latents that a prediction at `noisy` points to; undefined in epsilon at pure noise."""
+        if self.prediction == "sample":
+            return predicted
         clean_weight, noise_weight = self._weights(levels, noisy)
         if self.prediction == "flow":
             return noisy - noise_weight * predicted
