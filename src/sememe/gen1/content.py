@@ -1,0 +1,242 @@
+"""Content of a clip: embeddings of a picture or a text, mixtures of two, and embeddings that change over time.
+
+A content embedding is what cross-attention reads. For an inflated model that is one token, the CLIP embedding of a
+picture (arXiv 2302.03011, section 3.3), which a prior makes of a text. For Stable Diffusion with motion modules it is
+the prompt's tokens, and for a picture what an IP-Adapter reads.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from diffusers.utils.torch_utils import get_module_execution_device
+from jaxtyping import Float
+from torch import Tensor
+
+from sememe.backbones.text import encode_prompts_padded
+from sememe.errors import InputError, ModelError
+from sememe.gen1.prior import PriorSampler
+from sememe.gen1.shapes import Embedding
+from sememe.video import Clip
+
+
+@dataclass(frozen=True, eq=False)
+class ContentEmbedding:
+    """One content, encoded.
+
+    Attributes:
+        tokens: What cross-attention reads.
+        image: What an IP-Adapter reads; None for models without one.
+    """
+
+    tokens: Float[Tensor, "token dim"]
+    image: Embedding | None = None
+
+
+@dataclass(frozen=True)
+class Keyframe:
+    """A content at a moment of the clip.
+
+    Attributes:
+        seconds: Time from the beginning of the clip.
+        content: Text, picture, or `ContentEmbedding`.
+    """
+
+    seconds: float
+    content: Any
+
+
+@runtime_checkable
+class ContentEncoder(Protocol):
+    """Encodes contents for one kind of model."""
+
+    def encode_text(self, text: str, generator: torch.Generator | None) -> ContentEmbedding:
+        """Encode a text; the generator draws what a prior needs."""
+
+    def encode_image(self, image: np.ndarray) -> ContentEmbedding:
+        """Encode a picture, uint8 (height, width, 3)."""
+
+    def encode_nothing(self) -> ContentEmbedding:
+        """Return the content that guidance leads away from."""
+
+
+def embed_image(image_encoder: Any, image_processor: Any, image: np.ndarray) -> Embedding:
+    """Return the embedding of a picture, uint8 (height, width, 3), as CLIP projects it.
+
+    Raises:
+        ModelError: There is no image encoder.
+    """
+    if image_encoder is None or image_processor is None:
+        raise ModelError("content by picture needs image_encoder and image_processor, which this model lacks")
+    pixels = image_processor(images=[image], return_tensors="pt")["pixel_values"]
+    device = get_module_execution_device(image_encoder)
+    embedding: Tensor = image_encoder(pixels.to(device, image_encoder.dtype)).image_embeds[0]
+    return embedding
+
+
+@dataclass(frozen=True)
+class ImageSpaceEncoder:
+    """Encodes for an inflated model: one token, the CLIP embedding of a picture.
+
+    No content is a token of zeros; the paper does not say what it is.
+
+    Attributes:
+        image_encoder: `CLIPVisionModelWithProjection`, or None.
+        image_processor: Its processor.
+        prior: Makes embeddings of texts, or None.
+        dim: Length of an embedding.
+    """
+
+    image_encoder: Any
+    image_processor: Any
+    prior: PriorSampler | None
+    dim: int
+
+    def encode_text(self, text: str, generator: torch.Generator | None) -> ContentEmbedding:
+        """Encode a text by the prior."""
+        if self.prior is None:
+            raise ModelError("content by text needs a prior, which this model lacks; give a picture")
+        return ContentEmbedding(self.prior.sample([text], generator))
+
+    def encode_image(self, image: np.ndarray) -> ContentEmbedding:
+        """Encode a picture by CLIP."""
+        return ContentEmbedding(embed_image(self.image_encoder, self.image_processor, image)[None])
+
+    def encode_nothing(self) -> ContentEmbedding:
+        """Return a token of zeros."""
+        return ContentEmbedding(torch.zeros(1, self.dim))
+
+
+@dataclass(frozen=True)
+class PromptEncoder:
+    """Encodes for Stable Diffusion: the tokens of a prompt, and a picture for the IP-Adapter if one is loaded.
+
+    Attributes:
+        tokenizer: Tokenizer of the text encoder.
+        text_encoder: `CLIPTextModel`.
+        image_encoder: `CLIPVisionModelWithProjection`, or None.
+        image_processor: Its processor.
+        image_dim: Length of the embedding that the IP-Adapter reads; None without one.
+    """
+
+    tokenizer: Any
+    text_encoder: Any
+    image_encoder: Any
+    image_processor: Any
+    image_dim: int | None
+
+    def encode_text(self, text: str, generator: torch.Generator | None) -> ContentEmbedding:
+        """Encode a prompt; an IP-Adapter then reads zeros."""
+        del generator
+        if self.text_encoder is None or self.tokenizer is None:
+            raise ModelError("Stable Diffusion needs text_encoder and tokenizer, which this model lacks")
+        length = int(self.tokenizer.model_max_length)
+        tokens = encode_prompts_padded(self.tokenizer, self.text_encoder, [text], length)[0]
+        return ContentEmbedding(tokens, None if self.image_dim is None else tokens.new_zeros(self.image_dim))
+
+    def encode_image(self, image: np.ndarray) -> ContentEmbedding:
+        """Encode a picture for the IP-Adapter, with an empty prompt."""
+        if self.image_dim is None:
+            raise InputError(
+                "content by picture needs an IP-Adapter on Stable Diffusion; load one (load_ip_adapter, such as "
+                "ip-adapter_sd15.safetensors of h94/IP-Adapter), or give a text"
+            )
+        empty = self.encode_text("", None)
+        return ContentEmbedding(empty.tokens, embed_image(self.image_encoder, self.image_processor, image))
+
+    def encode_nothing(self) -> ContentEmbedding:
+        """Return the empty prompt and no picture."""
+        return self.encode_text("", None)
+
+
+def encode_content(
+    encoder: ContentEncoder, content: Any, generator: torch.Generator | None
+) -> ContentEmbedding | list[Keyframe]:
+    """Encode a text, a picture, or keyframes of them; what is encoded already is taken as it is.
+
+    Raises:
+        InputError: There is no content, or it is nothing of that.
+    """
+    if isinstance(content, ContentEmbedding):
+        return content
+    if isinstance(content, str):
+        return encoder.encode_text(content, generator)
+    if isinstance(content, Sequence) and content and all(isinstance(each, Keyframe) for each in content):
+        encoded = [Keyframe(each.seconds, encode_content(encoder, each.content, generator)) for each in content]
+        if any(isinstance(each.content, list) for each in encoded):
+            raise InputError("expected a text, a picture or an encoded content in each keyframe, got keyframes")
+        return encoded
+    return encoder.encode_image(_read_picture(content))
+
+
+def _read_picture(content: Any) -> np.ndarray:
+    if isinstance(content, Clip) and content.num_frames == 1:
+        return content.frames[0]
+    if content is None:
+        raise InputError("expected content as a text or a picture, got none")
+    array = np.asarray(content.convert("RGB") if hasattr(content, "convert") else content)
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+        raise InputError(
+            "expected content as a text, a picture (PIL, uint8 array (height, width, 3) or a Clip of one frame), what "
+            f"encode_content returned, or a list of Keyframe, got {type(content).__name__}"
+        )
+    return array
+
+
+def blend_contents(first: ContentEmbedding, second: ContentEmbedding, share: float) -> ContentEmbedding:
+    """Mix two contents on the arc between them, so that a mixture is as long as an embedding is.
+
+    Args:
+        first: Content at share 0.
+        second: Content at share 1.
+        share: How much there is of the second, 0 to 1.
+
+    Raises:
+        InputError: The share is out of range.
+    """
+    if not 0.0 <= share <= 1.0:
+        raise InputError(f"expected a share in 0..1, got {share}")
+    image = None
+    if first.image is not None and second.image is not None:
+        image = _interpolate(first.image, second.image, share)
+    return ContentEmbedding(_interpolate(first.tokens, second.tokens, share), image)
+
+
+def _interpolate(first: Tensor, second: Tensor, share: float) -> Tensor:
+    """Turn one direction into the other at constant speed, and change the length linearly."""
+    if share in (0.0, 1.0):
+        return second if share else first
+    lengths = [each.norm(dim=-1, keepdim=True) for each in (first, second)]
+    units = [each / length.clamp(min=1e-8) for each, length in zip((first, second), lengths, strict=True)]
+    angle = (units[0] * units[1]).sum(dim=-1, keepdim=True).clamp(-1.0, 1.0).arccos()
+    on_arc = (((1 - share) * angle).sin() * units[0] + (share * angle).sin() * units[1]) / angle.sin()
+    # Embeddings with one direction, opposite ones and zeros span no arc.
+    has_arc = (angle.sin() > 1e-4) & (lengths[0] > 1e-8) & (lengths[1] > 1e-8)
+    length = (1 - share) * lengths[0] + share * lengths[1]
+    return torch.where(has_arc, on_arc * length, (1 - share) * first + share * second)
+
+
+def spread_content(content: ContentEmbedding | list[Keyframe], num_frames: int, fps: float) -> list[ContentEmbedding]:
+    """Return the content of each frame: the same, or blended between the keyframes before and after it.
+
+    Raises:
+        InputError: Keyframes do not rise in time.
+    """
+    if isinstance(content, ContentEmbedding):
+        return [content] * num_frames
+    times = [each.seconds for each in content]
+    if any(later <= earlier for earlier, later in itertools.pairwise(times)):
+        raise InputError(f"expected keyframes with rising times, got {', '.join(map(str, times))}")
+    found = []
+    for frame in range(num_frames):
+        moment = frame / fps
+        after = next((place for place, time in enumerate(times) if time > moment), len(times))
+        if after in (0, len(times)):
+            found.append(content[min(after, len(times) - 1)].content)
+            continue
+        share = (moment - times[after - 1]) / (times[after] - times[after - 1])
+        found.append(blend_contents(content[after - 1].content, content[after].content, share))
+    return found

@@ -1,0 +1,150 @@
+"""Settings of a Gen-1 generation, from which arguments, flags, records and plans derive. Imports no torch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from sememe.errors import InputError, ModelError
+from sememe.records import Count, Range, Record, Scale, flatten, to_plain
+
+# Written out here, because the modules that act on them import torch.
+Batching = Literal["sequential", "batched"]
+Level = Annotated[int, Range(least=0, most=7)]
+Whole = Annotated[int, Range(least=0)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizeSettings(Record):
+    """The shape of the result.
+
+    Attributes:
+        height: Height of the result in pixels; none keeps the source's, to the nearest that the model can make.
+        width: Width of the result in pixels, the same. The source is resized to cover the size, and cropped.
+        num_frames: Frames of the source that are used, from its first; none uses all.
+    """
+
+    height: Count | None = None
+    width: Count | None = None
+    num_frames: Count | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingSettings(Record):
+    """How the result is denoised.
+
+    Attributes:
+        num_inference_steps: Denoising steps.
+        prior_num_inference_steps: Denoising steps of the prior, which turns a text into content.
+    """
+
+    num_inference_steps: Count = 50
+    prior_num_inference_steps: Count = 25
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidanceSettings(Record):
+    """How strongly content steers, and how much frames hang together.
+
+    Attributes:
+        guidance_scale: Strength of the content; 1 is off. The paper does not state its value.
+        temporal_guidance_scale: Above 1 frames resemble each other more, below 1 less; 1 is off and saves a prediction.
+        negative_prompt: Text to steer away from; an empty one stands for no content.
+        prior_guidance_scale: Strength of the text in the prior; 1 is off.
+    """
+
+    guidance_scale: Scale = 7.5
+    temporal_guidance_scale: Scale = 1.0
+    negative_prompt: str = ""
+    prior_guidance_scale: Scale = 4.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class StructureSettings(Record):
+    """What is kept of the source.
+
+    Attributes:
+        structure_level: Rounds of blur that structure goes through, 0 to 7: at 0 geometry follows the source closely,
+            at 7 hardly.
+        structure_kinds: What is kept, and the weight of each where it is several: depth, edges, motion. Models are
+            trained for one kind, which for the paper's is depth.
+        controlnet_scale: Strength of structure on models that read it through a ControlNet; 1 is as trained.
+    """
+
+    structure_level: Level = 0
+    structure_kinds: Mapping[str, float] = field(default_factory=lambda: {"depth": 1.0})
+    controlnet_scale: Scale = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowSettings(Record):
+    """How long clips are predicted.
+
+    Attributes:
+        window_frames: Frames that are predicted at once; none as many as the model can.
+        window_overlap: Frames that neighbouring windows share; none is half a window.
+    """
+
+    window_frames: Count | None = None
+    window_overlap: Whole | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskSettings(Record):
+    """How a masked edit meets the source.
+
+    Attributes:
+        mask_feather: Width in pixels over which the source turns into the edit, inside the mask; 0 is a hard edge.
+    """
+
+    mask_feather: Whole = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExecutionSettings(Record):
+    """How a generation computes; the result is the same up to rounding.
+
+    Attributes:
+        batching: Whether guidance variants of the video model run one after the other or share a forward pass.
+    """
+
+    batching: Batching = "sequential"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Record):
+    """Settings of a generation, in groups; no two fields of all groups have the same name.
+
+    Attributes:
+        size: Shape of the result.
+        sampling: Denoising.
+        guidance: Strength of content and of time.
+        structure: What is kept of the source.
+        windows: Long clips.
+        mask: Masked edits.
+        execution: Ways to compute.
+    """
+
+    size: SizeSettings = SizeSettings()
+    sampling: SamplingSettings = SamplingSettings()
+    guidance: GuidanceSettings = GuidanceSettings()
+    structure: StructureSettings = StructureSettings()
+    windows: WindowSettings = WindowSettings()
+    mask: MaskSettings = MaskSettings()
+    execution: ExecutionSettings = ExecutionSettings()
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any] | None) -> "Settings":
+        """Read the `generation_defaults` of a model, by field name.
+
+        Raises:
+            ModelError: A field is unknown or not valid.
+        """
+        try:
+            return cls().override(**(config or {}))
+        except (InputError, TypeError) as error:
+            raise ModelError(f"generation_defaults of this model are not valid: {error}") from error
+
+    def to_config(self) -> dict[str, Any]:
+        """Return the `generation_defaults` of a model with these settings: those that differ from the record's."""
+        usual = flatten(type(self)())
+        return {key.rpartition(".")[2]: to_plain(value) for key, value in flatten(self).items() if value != usual[key]}
