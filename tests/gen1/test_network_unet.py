@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import SD3Transformer2DModel, UNet2DConditionModel
+from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 
 from gen1.unet_factories import CONTENT_DIM, MAX_FRAMES, fold, make_image_model, make_inputs, make_unet, stir
 from sememe.checkpoints.components import load_strictly
@@ -91,6 +92,23 @@ def test_repeated_blocks_are_compiled_and_processors_set() -> None:
     torch.compiler.reset()
     model.compile_repeated_blocks(backend="eager", fullgraph=True)
     close(model(**inputs).sample, expected)
+
+
+@torch.no_grad()
+def test_attention_goes_through_the_chosen_backend() -> None:
+    model, inputs = stir(make_unet()), make_inputs()
+    expected = model(**inputs).sample
+    mask = torch.ones(8, 3)
+    mask[:, 2] = 0
+    shorter = inputs | {"encoder_hidden_states": inputs["encoder_hidden_states"][:, :2]}
+    close(model(**inputs, encoder_attention_mask=mask).sample, model(**shorter).sample)
+    model.set_attention_backend("_native_math")
+    try:
+        assert {each._attention_backend.value for each in model.attn_processors.values()} == {"_native_math"}
+        close(model(**inputs).sample, expected)
+    finally:
+        model.reset_attention_backend()
+        _AttentionBackendRegistry.set_active_backend(AttentionBackendName.NATIVE)
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
@@ -18,6 +19,31 @@ from torch.nn import functional as F
 
 Images = Float[Tensor, "batch_frame channel height width"]
 TimeEmbedding = Float[Tensor, "batch_frame dim"] | Float[Tensor, "batch frame dim"]
+
+
+class DispatchedAttention:
+    """Attention as the stock processor computes it, by the backend that `set_attention_backend` chose."""
+
+    _attention_backend: AttentionBackendName | None = None
+    _parallel_config: Any = None
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Float[Tensor, "batch query dim"],
+        encoder_hidden_states: Float[Tensor, "batch key content_dim"] | None = None,
+        attention_mask: Float[Tensor, "batch 1 key"] | None = None,
+    ) -> Float[Tensor, "batch query dim"]:
+        """Attend to the content, or to the tokens themselves; the mask is added to all heads' logits."""
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        query, key, value = (
+            layer(tokens).unflatten(-1, (attn.heads, -1))
+            for layer, tokens in ((attn.to_q, hidden_states), (attn.to_k, context), (attn.to_v, context))
+        )
+        mask = None if attention_mask is None else attention_mask.unsqueeze(1)
+        found = dispatch_attention_fn(query, key, value, attn_mask=mask, backend=self._attention_backend)
+        output: Tensor = attn.to_out[1](attn.to_out[0](found.flatten(2).to(query)))
+        return output
 
 
 class SplitConv(nn.Conv2d):

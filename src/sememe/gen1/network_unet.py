@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sememe.errors import ModelError
 from sememe.gen1.blocks_unet import (
+    DispatchedAttention,
     SplitConv,
     TemporalConv,
     TemporalTransformer,
@@ -66,12 +67,15 @@ class Gen1UNet(UNet2DConditionModel):
         check_architecture(stock)
         super().__init__(**({"in_channels": 4 + NUM_CONDITION_CHANNELS} | stock))
         self.register_to_config(max_frames=max_frames)
-        self.conv_in: nn.Module = SplitConv(self.config.out_channels, self.conv_in)
+        first: Any = self.conv_in
+        self.conv_in: nn.Module = SplitConv(self.config.out_channels, first)
         for block in (*self.down_blocks, self.mid_block, *self.up_blocks):
             resnets = [VideoResnetBlock(each, self.config.act_fn) for each in block.resnets]
             block.resnets = nn.ModuleList(resnets)
             if hasattr(block, "attentions"):
                 block.attentions = nn.ModuleList([VideoTransformer2D(each, max_frames) for each in block.attentions])
+        # Each attention has a processor of its own, because diffusers writes the chosen backend into it.
+        self.set_attn_processor({name: DispatchedAttention() for name in self.attn_processors})
 
     @staticmethod
     def _get_init_keys(input_class: type) -> set[str]:

@@ -1,0 +1,199 @@
+"""What predicts: an inflated U-Net, or Stable Diffusion with motion modules and a ControlNet.
+
+Both predict a run of frames together, by the video model, or each alone, by the image model. They are the same network
+with and without its temporal layers.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from diffusers import UNet2DConditionModel, UNetMotionModel
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sememe.backbones.autoencoder import encode_video
+from sememe.errors import ModelError
+from sememe.gen1.network_unet import Gen1UNet
+from sememe.gen1.shapes import Latents, StructureVideo
+from sememe.gen1.structure import embed_level, simplify_structure
+
+Conditions = Float[Tensor, "batch condition_channel frame condition_height condition_width"]
+
+
+@dataclass(frozen=True)
+class FrameContents:
+    """Content of each frame of each clip.
+
+    Attributes:
+        tokens: What cross-attention reads.
+        images: What an IP-Adapter reads; None for models without one.
+    """
+
+    tokens: Float[Tensor, "batch frame token dim"]
+    images: Float[Tensor, "batch frame dim"] | None = None
+
+    def __getitem__(self, frames: slice) -> "FrameContents":
+        return FrameContents(self.tokens[:, frames], None if self.images is None else self.images[:, frames])
+
+
+@runtime_checkable
+class Model(Protocol):
+    """A network that predicts frames together or alone."""
+
+    @property
+    def max_frames(self) -> int:
+        """Frames that are predicted at once."""
+
+    def condition(self, vae: nn.Module, structure: StructureVideo, level: int) -> Conditions:
+        """Return what the network is given of structure in [0, 1], at a level of detail."""
+
+    def predict(
+        self, latents: Latents, timestep: Tensor, structure: Conditions, content: FrameContents, *, together: bool
+    ) -> Latents:
+        """Predict a run of frames, together or each alone."""
+
+
+@dataclass(frozen=True)
+class InflatedModel:
+    """A `Gen1UNet`: structure is encoded by the autoencoder and joins the latents as channels.
+
+    Attributes:
+        unet: Network.
+    """
+
+    unet: Gen1UNet
+
+    @property
+    def max_frames(self) -> int:
+        """Frames that are predicted at once."""
+        return int(self.unet.config.max_frames)
+
+    def condition(self, vae: nn.Module, structure: StructureVideo, level: int) -> Conditions:
+        """Encode structure as a grey video, and add the level's channels."""
+        grey = simplify_structure(structure, level).unsqueeze(1).expand(-1, 3, -1, -1, -1) * 2.0 - 1.0
+        encoded = encode_video(vae, grey)
+        channels = embed_level(torch.full((len(structure),), float(level))).to(encoded)
+        spread = channels[:, :, None, None, None].expand(-1, -1, *encoded.shape[2:])
+        return torch.cat([encoded, spread], dim=1)
+
+    def predict(
+        self, latents: Latents, timestep: Tensor, structure: Conditions, content: FrameContents, *, together: bool
+    ) -> Latents:
+        """Predict a run of frames."""
+        joined = torch.cat([latents, structure], dim=1).to(self.unet.dtype)
+        predicted: Tensor = self.unet(
+            joined, timestep, content.tokens.to(joined), return_dict=False, is_temporal=together
+        )[0]
+        return predicted
+
+
+class MotionModel:
+    """A `UNetMotionModel` with a `ControlNetModel`, which reads structure as grey pictures.
+
+    Args:
+        unet: Stable Diffusion with motion modules.
+        controlnet: ControlNet of the same Stable Diffusion.
+        scale: Strength of the ControlNet.
+    """
+
+    def __init__(self, unet: UNetMotionModel, controlnet: Any, scale: float = 1.0) -> None:
+        self.unet, self.controlnet, self.scale = unet, controlnet, scale
+        self.image_model = share_image_model(unet)
+
+    @property
+    def max_frames(self) -> int:
+        """Frames that are predicted at once: those that motion modules have positions for, or were trained with."""
+        # Public adapters have positions for 32 frames, and were trained with 16.
+        return min(16, int(self.unet.config.motion_max_seq_length))
+
+    def condition(self, vae: nn.Module, structure: StructureVideo, level: int) -> Conditions:
+        """Return structure as grey pictures in [0, 1]; the level shows in them alone."""
+        del vae
+        return simplify_structure(structure, level).unsqueeze(1).expand(-1, 3, -1, -1, -1)
+
+    def predict(
+        self, latents: Latents, timestep: Tensor, structure: Conditions, content: FrameContents, *, together: bool
+    ) -> Latents:
+        """Predict a run of frames."""
+        num_videos, num_frames = latents.shape[0], latents.shape[2]
+        dtype = self.unet.dtype
+        images = latents.transpose(1, 2).flatten(0, 1).to(dtype)
+        tokens = content.tokens.flatten(0, 1).to(images)
+        down, mid = self.controlnet(
+            images,
+            timestep,
+            tokens,
+            structure.transpose(1, 2).flatten(0, 1).to(images),
+            conditioning_scale=self.scale,
+            return_dict=False,
+        )
+        residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
+        if together:
+            added = None if content.images is None else {"image_embeds": [content.images[:, :1].to(images)]}
+            predicted: Tensor = self.unet(
+                latents.to(dtype), timestep, tokens, added_cond_kwargs=added, return_dict=False, **residuals
+            )[0]
+            return predicted
+        added = None
+        if content.images is not None:
+            added = {"image_embeds": [content.images.flatten(0, 1).unsqueeze(1).to(images)]}
+        frames = self.image_model(images, timestep, tokens, added_cond_kwargs=added, return_dict=False, **residuals)[0]
+        return frames.unflatten(0, (num_videos, num_frames)).transpose(1, 2)
+
+
+def share_image_model(unet: UNetMotionModel) -> UNet2DConditionModel:
+    """Return the image model within a model with motion modules: the same modules, but for these.
+
+    Weights, adapters and attention processors are those of `unet`, wherever they move.
+
+    Args:
+        unet: Stable Diffusion with motion modules.
+    """
+    config = dict(unet.config)
+    config |= {
+        "down_block_types": [_name_image_block(name) for name in config["down_block_types"]],
+        "up_block_types": [_name_image_block(name) for name in config["up_block_types"]],
+        "attention_head_dim": config.pop("num_attention_heads"),
+        "num_attention_heads": None,
+        "encoder_hid_dim_type": None,
+    }
+    known = UNet2DConditionModel._get_init_keys(UNet2DConditionModel)
+    with torch.device("meta"):
+        shared = UNet2DConditionModel(**{name: value for name, value in config.items() if name in known})
+    for name in ("conv_in", "time_proj", "time_embedding", "conv_norm_out", "conv_act", "conv_out", "encoder_hid_proj"):
+        setattr(shared, name, getattr(unet, name, None))
+    shared.register_to_config(encoder_hid_dim_type=unet.config.encoder_hid_dim_type)
+    blocks = zip(
+        (*shared.down_blocks, shared.mid_block, *shared.up_blocks),
+        (*unet.down_blocks, unet.mid_block, *unet.up_blocks),
+        strict=True,
+    )
+    for own, other in blocks:
+        for name in ("resnets", "attentions", "downsamplers", "upsamplers"):
+            if hasattr(own, name):
+                setattr(own, name, getattr(other, name))
+    if any(parameter.is_meta for parameter in shared.parameters()):
+        raise ModelError("expected a UNetMotionModel of Stable Diffusion 1 or 2, got one with other blocks")
+    return shared.eval()
+
+
+def _name_image_block(name: str) -> str:
+    return name.replace("Motion", "2D")
+
+
+def make_model(unet: Any, controlnet: Any, controlnet_scale: float = 1.0) -> InflatedModel | MotionModel:
+    """Return the model of a network.
+
+    Raises:
+        ModelError: The network is none that predicts here, or a ControlNet is missing or has no place.
+    """
+    if isinstance(unet, Gen1UNet):
+        if controlnet is not None:
+            raise ModelError("a Gen1UNet reads structure as channels; leave the controlnet out")
+        return InflatedModel(unet)
+    if not isinstance(unet, UNetMotionModel):
+        raise ModelError(f"expected a Gen1UNet or a UNetMotionModel as the unet, got a {type(unet).__name__}")
+    if controlnet is None:
+        raise ModelError("a UNetMotionModel reads structure through a ControlNet; give one (controlnet=)")
+    return MotionModel(unet, controlnet, controlnet_scale)

@@ -1,0 +1,459 @@
+"""Gen-1: keep the structure of a clip, and give it new content (arXiv 2302.03011)."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from diffusers import DiffusionPipeline, UNetMotionModel
+from diffusers.loaders import IPAdapterMixin
+from diffusers.utils.torch_utils import randn_tensor
+
+from sememe.backbones.autoencoder import (
+    LatentGrid,
+    clips_to_video,
+    decode_latents,
+    encode_video,
+    latent_grid,
+    video_to_clips,
+)
+from sememe.checkpoints.zoo import find_folder
+from sememe.compute.offload import sends_modules_back
+from sememe.compute.stopwatch import Stopwatch
+from sememe.diffusion.denoise import denoise
+from sememe.diffusion.guidance import Guidance
+from sememe.diffusion.objectives import prediction_of
+from sememe.errors import InputError, ModelError
+from sememe.gen1.content import (
+    ContentEmbedding,
+    ContentEncoder,
+    ImageSpaceEncoder,
+    Keyframe,
+    PromptEncoder,
+    encode_content,
+    spread_content,
+)
+from sememe.gen1.guidance import Content, Variant, gen1_guidance
+from sememe.gen1.inputs import Request, find_structure, make_request
+from sememe.gen1.mask import MaskedLatents, put_over
+from sememe.gen1.model_folders import load_components, save_components
+from sememe.gen1.models import FrameContents, InflatedModel, MotionModel, make_model
+from sememe.gen1.predictor import Predictor
+from sememe.gen1.prior import PriorSampler, check_pair
+from sememe.gen1.settings import Settings
+from sememe.gen1.shapes import Generators
+from sememe.gen1.structure import DepthEstimator, StructureEstimator, find_edges, find_motion, show_structure
+from sememe.gen1.windows import make_windows
+from sememe.video import Clip
+
+OutputType = Literal["np", "pt", "pil", "latent"]
+CallbackOnStepEnd = Callable[["Gen1Pipeline", int, torch.Tensor, dict[str, Any]], dict[str, Any] | None]
+OnStepEnd = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor | None]
+
+
+@dataclass(frozen=True)
+class Gen1Output:
+    """What a generation gave.
+
+    Attributes:
+        clips: One per source; empty for the output type "latent".
+        structure: Structure of each source as a grey clip, before the level took detail out of it. Given again as
+            `structure=`, it saves the estimation.
+        frames: The clips as `output_type` says; see `Gen1Pipeline.__call__`.
+        settings: Settings as they were resolved; pass them to make the same again.
+        guidance: The guidance table, as plain values.
+        timings: Seconds spent on structure, content, denoising and decoding.
+    """
+
+    clips: list[Clip]
+    structure: list[Clip]
+    frames: Any
+    settings: Settings
+    guidance: list[dict[str, Any]] = field(default_factory=list)
+    timings: dict[str, float] = field(default_factory=dict)
+
+
+class Gen1Pipeline(DiffusionPipeline, IPAdapterMixin):
+    """Re-imagine clips: geometry and motion of a source, appearance of a text or a picture.
+
+    Args:
+        vae: `AutoencoderKL`, which encodes frame by frame.
+        unet: `Gen1UNet`, or `UNetMotionModel` together with `controlnet`.
+        scheduler: For v-prediction, such as `DDIMScheduler`; for Stable Diffusion 1.5, for prediction of the noise.
+        tokenizer: `CLIPTokenizer`, for content by text.
+        text_encoder: `CLIPTextModelWithProjection` beside a prior, `CLIPTextModel` beside a `UNetMotionModel`.
+        prior: `PriorTransformer`, which makes image embeddings of texts; for a `Gen1UNet`.
+        prior_scheduler: Its noise schedule, as `sememe.gen1.prior.make_prior_scheduler` returns it.
+        image_encoder: `CLIPVisionModelWithProjection`, for content by picture.
+        image_processor: Its processor.
+        depth_estimator: `DPTForDepthEstimation` or `DepthAnythingForDepthEstimation`.
+        depth_processor: Its processor.
+        controlnet: `ControlNetModel` for the structure that is used.
+        generation_defaults: Fields of `Settings` by name; the others have its values.
+        content_space: Space of the prior's embeddings, as `sememe.gen1.prior.identify_space` names it.
+
+    Raises:
+        ModelError: Components do not go together.
+    """
+
+    model_cpu_offload_seq = "text_encoder->prior->image_encoder->depth_estimator->unet->vae"
+    _optional_components = [  # noqa: RUF012 (diffusers declares it so)
+        "tokenizer",
+        "text_encoder",
+        "prior",
+        "prior_scheduler",
+        "image_encoder",
+        "image_processor",
+        "depth_estimator",
+        "depth_processor",
+        "controlnet",
+    ]
+    _callback_tensor_inputs = ["latents"]  # noqa: RUF012
+
+    def __init__(
+        self,
+        vae: Any,
+        unet: Any,
+        scheduler: Any,
+        tokenizer: Any = None,
+        text_encoder: Any = None,
+        prior: Any = None,
+        prior_scheduler: Any = None,
+        image_encoder: Any = None,
+        image_processor: Any = None,
+        depth_estimator: Any = None,
+        depth_processor: Any = None,
+        controlnet: Any = None,
+        generation_defaults: Mapping[str, Any] | None = None,
+        content_space: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.register_modules(
+            vae=vae,
+            unet=unet,
+            scheduler=scheduler,
+            tokenizer=tokenizer,
+            text_encoder=text_encoder,
+            prior=prior,
+            prior_scheduler=prior_scheduler,
+            image_encoder=image_encoder,
+            image_processor=image_processor,
+            depth_estimator=depth_estimator,
+            depth_processor=depth_processor,
+            controlnet=controlnet,
+        )
+        defaults = Settings.from_config(generation_defaults)
+        self.register_to_config(generation_defaults=defaults.to_config(), content_space=content_space)
+        make_model(unet, controlnet)
+        if prior is not None:
+            if tokenizer is None or text_encoder is None or prior_scheduler is None:
+                raise ModelError("a prior needs tokenizer, text_encoder and prior_scheduler")
+            check_pair(prior, text_encoder, image_encoder, content_space)
+        self.estimators: dict[str, StructureEstimator] = {"edges": find_edges, "motion": find_motion}
+        """Estimators of structure by kind; further ones may be added."""
+        if depth_estimator is not None:
+            self.estimators["depth"] = DepthEstimator(depth_estimator, depth_processor)
+        self._interrupt = False
+
+    @property
+    def defaults(self) -> Settings:
+        """Settings of the model, where a generation starts from."""
+        return Settings.from_config(self.config.generation_defaults)
+
+    @property
+    def grid(self) -> LatentGrid:
+        """Which sizes the model can make; the U-Net takes all that the autoencoder makes."""
+        return latent_grid(self.vae)
+
+    @property
+    def interrupt(self) -> bool:
+        """Set to True, in a callback or from another thread: the generation ends before its next step."""
+        return self._interrupt
+
+    @interrupt.setter
+    def interrupt(self, value: bool) -> None:
+        self._interrupt = value
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | Path, torch_dtype: torch.dtype | None = None, revision: str | None = None, **components: Any
+    ) -> "Gen1Pipeline":
+        """Load a model.
+
+        Args:
+            name: Built-in model, local folder in the layout of `save_pretrained`, or a repository on the Hugging Face
+                hub. For public weights in several folders see `sememe.gen1.public_weights`.
+            torch_dtype: Dtype of the networks; autoencoder, image encoder and depth estimator stay in float32.
+            revision: Revision of a repository on the hub.
+            components: Loaded components to use instead of the model's.
+
+        Raises:
+            ModelError: There is no such model, or files of it are missing.
+        """
+        folder = find_folder(name, revision, "gen1")
+        return cls(**load_components(folder, torch_dtype, components, cls.__name__))
+
+    def save_pretrained(
+        self, save_directory: str | Path, max_shard_size: int | str | None = None, **_ignored: Any
+    ) -> None:
+        """Write a folder for `from_pretrained`.
+
+        Raises:
+            InputError: An IP-Adapter is loaded.
+            OutputError: The folder cannot be written.
+        """
+        if getattr(self.unet, "encoder_hid_proj", None) is not None and isinstance(self.unet, UNetMotionModel):
+            raise InputError("an IP-Adapter is loaded; call unload_ip_adapter, save, and load it again")
+        settings = {name: self.config[name] for name in ("generation_defaults", "content_space")}
+        save_components(Path(save_directory), self.components, settings, type(self).__name__, max_shard_size)
+
+    def load_ip_adapter(
+        self,
+        pretrained_model_name_or_path_or_dict: Any,
+        subfolder: str = "",
+        weight_name: str = "ip-adapter_sd15.safetensors",
+        **_ignored: Any,
+    ) -> None:
+        """Load an IP-Adapter, which gives Stable Diffusion content by picture.
+
+        Args:
+            pretrained_model_name_or_path_or_dict: Local folder.
+            subfolder: Folder in it, such as "models".
+            weight_name: File in safetensors.
+
+        Raises:
+            ModelError: The file is of another kind, or the model takes none.
+        """
+        if not isinstance(self.unet, UNetMotionModel) or self.image_encoder is None:
+            raise ModelError("an IP-Adapter needs a UNetMotionModel and an image_encoder")
+        path = Path(pretrained_model_name_or_path_or_dict) / subfolder / weight_name
+        if path.suffix != ".safetensors" or not path.is_file():
+            raise ModelError(f"expected an IP-Adapter in safetensors, but {path} is no such file")
+        super().load_ip_adapter(str(path.parent), subfolder="", weight_name=path.name, image_encoder_folder=None)
+
+    @torch.no_grad()
+    @sends_modules_back
+    def encode_content(
+        self, content: Any, generator: torch.Generator | None = None, settings: Settings | None = None
+    ) -> ContentEmbedding | list[Keyframe]:
+        """Encode a content once, to use it often or to blend it (`blend_contents`).
+
+        Args:
+            content: Text, picture or keyframes.
+            generator: Source of the noise that a prior starts from.
+            settings: Settings of the prior; None for the model's own.
+
+        Raises:
+            InputError: The content is none of these.
+            ModelError: The model lacks what it takes to encode it.
+        """
+        return encode_content(self._make_encoder(settings or self.defaults), content, generator)
+
+    @torch.no_grad()
+    @sends_modules_back
+    def __call__(
+        self,
+        source: Any = None,
+        content: Any = None,
+        structure: Any = None,
+        mask: Any = None,
+        structure_level: int | None = None,
+        guidance_scale: float | None = None,
+        temporal_guidance_scale: float | None = None,
+        num_inference_steps: int | None = None,
+        generator: Generators = None,
+        latents: torch.Tensor | None = None,
+        output_type: str = "np",
+        callback_on_step_end: CallbackOnStepEnd | None = None,
+        settings: Settings | None = None,
+        **overrides: Any,
+    ) -> Gen1Output:
+        """Generate.
+
+        Args:
+            source: Clip whose structure is kept, or a list of clips of one shape for a batch.
+            content: Text; picture (PIL, uint8 array (height, width, 3) or a Clip of one frame); what `encode_content`
+                returned; or a list of `Keyframe`. For a batch also a list with one for each source.
+            structure: Clip that shows the structure in grey (white is near), instead of an estimate. It is at least as
+                long as the source.
+            mask: Clip or picture, white where the source is edited; outside, the frames are the source's, bit for bit.
+            structure_level: Rounds of blur of the structure, 0 to 7; None for the setting, as in the next three.
+            guidance_scale: Strength of the content; 1 is off.
+            temporal_guidance_scale: Above 1 frames resemble each other more, below 1 less; 1 is off.
+            num_inference_steps: Denoising steps.
+            generator: Source of the noise; one, or one per source.
+            latents: Noise to start from (batch, channel, frame, height, width).
+            output_type: Form of `frames`: "np", float (batch, frame, height, width, 3) in [0, 1]; "pt", float (batch,
+                frame, 3, height, width) in [0, 1]; "pil", a list of PIL images per source; "latent", normalised
+                latents.
+            callback_on_step_end: Called after each step, as diffusers does, with the latents; it may set `interrupt`.
+            settings: Settings of the generation; None for the model's own (`defaults`).
+            overrides: Further fields of the settings, by name (see `sememe.gen1.settings`); None leaves a field.
+
+        Raises:
+            InputError: An argument is not what was expected.
+            ModelError: The model lacks what a content or a kind of structure needs.
+        """
+        named = {
+            "structure_level": structure_level,
+            "guidance_scale": guidance_scale,
+            "temporal_guidance_scale": temporal_guidance_scale,
+            "num_inference_steps": num_inference_steps,
+        }
+        settings = (settings or self.defaults).override(**named, **overrides)
+        if output_type not in get_args(OutputType):
+            raise InputError(f"expected output_type of {', '.join(get_args(OutputType))}, got {output_type!r}")
+        guidance = gen1_guidance(settings.guidance.guidance_scale, settings.guidance.temporal_guidance_scale)
+        request = make_request(self.grid, settings, source, content, structure, mask)
+        _check_generators(generator, len(request.sources))
+        watch = Stopwatch(self._execution_device)
+        self._interrupt = False
+        maps = find_structure(request, settings.structure.structure_kinds, self.estimators)
+        watch.lap("structure")
+        predictor = self._make_predictor(request, settings, maps, generator)
+        watch.lap("content")
+        noise = self._make_noise(request, generator, latents)
+        masked = self._mask_latents(request, noise)
+        result = self._denoise(predictor, guidance, noise, settings, generator, masked, callback_on_step_end)
+        watch.lap("denoise")
+        clips, frames = self._make_frames(result, request, settings.mask.mask_feather, output_type)
+        watch.lap("decode")
+        shown = [show_structure(each, request.sources[0].fps) for each in maps]
+        return Gen1Output(clips, shown, frames, settings, guidance.to_table(), watch.seconds)
+
+    def _make_encoder(self, settings: Settings) -> ContentEncoder:
+        if isinstance(make_model(self.unet, self.controlnet), MotionModel):
+            image_dim = None
+            if self.unet.encoder_hid_proj is not None:
+                if self.image_encoder is None:
+                    raise ModelError("an IP-Adapter needs image_encoder and image_processor, which this model lacks")
+                image_dim = int(self.image_encoder.config.projection_dim)
+            return PromptEncoder(self.tokenizer, self.text_encoder, self.image_encoder, self.image_processor, image_dim)
+        config = self.unet.config
+        sampler = None
+        if self.prior is not None:
+            scale, steps = settings.guidance.prior_guidance_scale, settings.sampling.prior_num_inference_steps
+            sampler = PriorSampler(self.prior, self.prior_scheduler, self.tokenizer, self.text_encoder, scale, steps)
+        dim = config.encoder_hid_dim or config.cross_attention_dim
+        return ImageSpaceEncoder(self.image_encoder, self.image_processor, sampler, dim)
+
+    def _make_predictor(
+        self, request: Request, settings: Settings, maps: torch.Tensor, generator: Generators
+    ) -> Predictor:
+        model = make_model(self.unet, self.controlnet, settings.structure.controlnet_scale)
+        if isinstance(model, InflatedModel) and settings.structure.controlnet_scale != 1.0:
+            raise InputError("controlnet_scale has an effect only on models with a ControlNet; leave it out")
+        encoder = self._make_encoder(settings)
+        generators = generator if isinstance(generator, list) else [generator] * len(request.sources)
+        given = [
+            encode_content(encoder, each, source) for each, source in zip(request.contents, generators, strict=True)
+        ]
+        negative = settings.guidance.negative_prompt
+        nothing = encoder.encode_text(negative, generators[0]) if negative else encoder.encode_nothing()
+        length, fps = request.num_frames, request.sources[0].fps
+        contents: dict[Content, FrameContents] = {
+            "given": _stack([spread_content(each, length, fps) for each in given], self._execution_device),
+            "none": _stack([[nothing] * length] * len(given), self._execution_device),
+        }
+        window = settings.windows.window_frames or model.max_frames
+        if window > model.max_frames:
+            raise InputError(f"expected window_frames of at most {model.max_frames} for this model, got {window}")
+        overlap = settings.windows.window_overlap
+        windows = make_windows(length, window, window // 2 if overlap is None else overlap)
+        structure = model.condition(self.vae, maps.to(self._execution_device), settings.structure.structure_level)
+        return Predictor(model, structure, contents, windows, window)
+
+    def _make_noise(self, request: Request, generator: Generators, given: torch.Tensor | None) -> torch.Tensor:
+        source = request.sources[0]
+        shape = (len(request.sources), *self.grid.latent_shape(source.num_frames, *source.size))
+        if given is not None:
+            if tuple(given.shape) != shape:
+                raise InputError(f"expected latents of shape {shape}, got {tuple(given.shape)}")
+            return given.to(self._execution_device, torch.float32)
+        return randn_tensor(shape, generator=generator, device=self._execution_device, dtype=torch.float32)
+
+    def _mask_latents(self, request: Request, noise: torch.Tensor) -> MaskedLatents | None:
+        if request.masks is None:
+            return None
+        latents = encode_video(self.vae, clips_to_video(request.sources)).to(noise)
+        return MaskedLatents.from_masks(request.masks, latents, noise)
+
+    def _denoise(
+        self,
+        predictor: Predictor,
+        guidance: Guidance[Variant],
+        noise: torch.Tensor,
+        settings: Settings,
+        generator: Generators,
+        masked: MaskedLatents | None,
+        callback: CallbackOnStepEnd | None,
+    ) -> torch.Tensor:
+        prediction = prediction_of(self.scheduler)
+        if prediction is None:
+            raise InputError(
+                "expected a scheduler that says what is predicted (prediction_type), such as DDIMScheduler, got "
+                f"{type(self.scheduler).__name__}"
+            )
+        num_steps = settings.sampling.num_inference_steps
+        with self.progress_bar(total=num_steps) as bar:
+
+            def advance(step: int, timestep: torch.Tensor, current: torch.Tensor) -> torch.Tensor | None:
+                bar.update()
+                held = current if masked is None else masked.hold(current, self.scheduler, step)
+                if callback is None:
+                    return held
+                return (callback(self, step, timestep, {"latents": held}) or {}).get("latents", held)
+
+            return denoise(
+                predictor,
+                self.scheduler,
+                noise,
+                guidance,
+                num_steps,
+                batching=settings.execution.batching,
+                prediction=prediction,
+                generator=generator,
+                on_step_end=advance,
+                is_interrupted=lambda: self._interrupt,
+            )
+
+    def _make_frames(
+        self, latents: torch.Tensor, request: Request, feather: int, output_type: str
+    ) -> tuple[list[Clip], Any]:
+        if output_type == "latent":
+            return [], latents
+        video = decode_latents(self.vae, latents)
+        clips = video_to_clips(video, request.sources[0].fps)
+        if request.masks is not None:
+            edits = zip(request.sources, clips, request.masks, strict=True)
+            clips = [put_over(source, clip, mask, feather) for source, clip, mask in edits]
+            video = clips_to_video(clips)
+        if output_type == "pil":
+            from PIL import Image
+
+            return clips, [[Image.fromarray(frame) for frame in clip.frames] for clip in clips]
+        scaled = video.float().permute(0, 2, 1, 3, 4).add(1.0).div(2.0)
+        return clips, scaled if output_type == "pt" else scaled.permute(0, 1, 3, 4, 2).cpu().numpy()
+
+
+def _check_generators(generator: Generators, num_sources: int) -> None:
+    if isinstance(generator, list) and len(generator) != num_sources:
+        raise InputError(f"expected one generator per source, got {len(generator)} for {num_sources}")
+
+
+def _stack(contents: Sequence[Sequence[ContentEmbedding]], device: torch.device) -> FrameContents:
+    """Stack the content of each frame of each clip.
+
+    Raises:
+        InputError: A picture for an IP-Adapter changes within a clip, which motion models do not take.
+    """
+    tokens = torch.stack([torch.stack([each.tokens for each in frames]) for frames in contents]).to(device)
+    if contents[0][0].image is None:
+        return FrameContents(tokens)
+    images = torch.stack(
+        [torch.stack([each.image for each in frames if each.image is not None]) for frames in contents]
+    )
+    if not torch.equal(images, images[:, :1].expand_as(images)):
+        raise InputError("an IP-Adapter takes one picture for the whole clip; give keyframes of texts, or one picture")
+    return FrameContents(tokens, images.to(device))

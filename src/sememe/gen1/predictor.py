@@ -1,0 +1,58 @@
+"""Predictions of a generation for the denoising loop: variants of guidance, over windows of frames."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sememe.gen1.guidance import Content, Variant
+from sememe.gen1.models import Conditions, FrameContents, Model
+from sememe.gen1.windows import Window, predict_windows
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """Predicts under variants; see `sememe.diffusion.denoise.Predict`.
+
+    Attributes:
+        model: Network.
+        structure: What it is given of structure, for all frames.
+        contents: Content of all frames, for each choice of it.
+        windows: Runs of frames that the video model predicts together.
+        batch_frames: Frames of a clip that the image model predicts at once, each alone.
+    """
+
+    model: Model
+    structure: Conditions
+    contents: Mapping[Content, FrameContents]
+    windows: tuple[Window, ...]
+    batch_frames: int
+
+    def __call__(self, latents: Tensor, timestep: Tensor, variants: tuple[Variant, ...]) -> Tensor:
+        """Predict under variants that are all of the video model, or all of the image model."""
+        together = variants[0].frames == "together"
+        assert all((each.frames == "together") == together for each in variants), "variants of one model"
+        num_frames = latents.shape[2]
+        stacked = latents.repeat(len(variants), 1, 1, 1, 1)
+        structure = self.structure.repeat(len(variants), 1, 1, 1, 1)
+        content = join_contents([self.contents[variant.content] for variant in variants])
+
+        def predict(frames: slice) -> Tensor:
+            return self.model.predict(
+                stacked[:, :, frames], timestep, structure[:, :, frames], content[frames], together=together
+            ).float()
+
+        if together:
+            predicted = predict_windows(self.windows, predict, num_frames)
+        else:
+            starts = range(0, num_frames, self.batch_frames)
+            predicted = torch.cat([predict(slice(start, start + self.batch_frames)) for start in starts], dim=2)
+        return predicted.unflatten(0, (len(variants), -1))
+
+
+def join_contents(contents: list[FrameContents]) -> FrameContents:
+    """Join contents of several batches to one batch."""
+    images = [each.images for each in contents if each.images is not None]
+    assert len(images) in (0, len(contents)), "all contents are for an IP-Adapter, or none"
+    return FrameContents(torch.cat([each.tokens for each in contents]), torch.cat(images) if images else None)
