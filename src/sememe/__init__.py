@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         SememeError,
         VideoError,
     )
+    from sememe.gen1.pipeline import Gen1Pipeline
     from sememe.video import (
         Clip,
         SheetRow,
@@ -37,6 +38,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Clip",
     "EvaluationSettings",
+    "Gen1Pipeline",
     "InputError",
     "MissingExtraError",
     "ModelError",
@@ -63,6 +65,7 @@ __all__ = [
 _HOMES = {
     "Clip": "sememe.video",
     "EvaluationSettings": "sememe.workflows.evaluate",
+    "Gen1Pipeline": "sememe.gen1.pipeline",
     "InputError": "sememe.errors",
     "MissingExtraError": "sememe.errors",
     "ModelError": "sememe.errors",

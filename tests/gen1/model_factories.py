@@ -18,7 +18,7 @@ from transformers import (
     DPTImageProcessorPil,
 )
 
-from gen1.test_structure import make_dpt
+from gen1.depth_factories import make_dpt
 from gen1.unet_factories import CONTENT_DIM, make_image_model, make_unet, stir
 from sememe.gen1.pipeline import Gen1Pipeline
 from sememe.gen1.prior import identify_space

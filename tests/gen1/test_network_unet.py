@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from diffusers import SD3Transformer2DModel, UNet2DConditionModel
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 
@@ -109,6 +110,15 @@ def test_attention_goes_through_the_chosen_backend() -> None:
     finally:
         model.reset_attention_backend()
         _AttentionBackendRegistry.set_active_backend(AttentionBackendName.NATIVE)
+
+
+@torch.no_grad()
+def test_offload_reaches_every_weight() -> None:
+    model, inputs = stir(make_unet()), make_inputs()
+    expected = model(**inputs).sample
+    cpu_offload(model, torch.device("cpu"))
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert torch.equal(model(**inputs).sample, expected)
 
 
 @torch.no_grad()

@@ -169,8 +169,16 @@ def test_contents_are_blended_and_change_over_time(pipe: Gen1Pipeline) -> None:
     # At 8 frames a second, four frames end at the second keyframe.
     assert not np.array_equal(generate(pipe, content=keyframes), generate(pipe, content=first))
     same = [Keyframe(0.0, first), Keyframe(1.0, first)]
+    both = pipe(source=[make_source(), make_source()], content=keyframes)
+    assert len(both.clips) == 2
     difference = generate(pipe, content=same).astype(int) - generate(pipe, content=first)
     assert np.abs(difference).max() <= 1
+
+
+def test_modules_come_and_go_under_offload(pipe: Gen1Pipeline) -> None:
+    expected = generate(pipe, content="gold")
+    pipe.enable_model_cpu_offload(device="cpu")
+    assert np.array_equal(generate(pipe, content="gold"), expected)
 
 
 def test_size_and_length_follow_the_settings(pipe: Gen1Pipeline) -> None:

@@ -11,6 +11,7 @@ from diffusers import MotionAdapter, PNDMScheduler, UnCLIPScheduler, UNetMotionM
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
+from gen1.depth_factories import make_dpt
 from gen1.model_factories import (
     STEPS,
     make_controlnet,
@@ -25,7 +26,6 @@ from gen1.model_factories import (
     make_vae,
     write_vocabulary,
 )
-from gen1.test_structure import make_dpt
 from gen1.unet_factories import CONTENT_DIM, fold, make_image_model, make_inputs, stir
 from sememe.errors import InputError, ModelError
 from sememe.gen1.content import Keyframe

@@ -117,7 +117,9 @@ class TemporalTransformer(nn.Module):
         """Return the tokens of all places, each with the position of its frame."""
         # (batch frame, channel, height, width) -> (batch, height, width, frame, channel)
         video = self.norm(images).unflatten(0, (-1, num_frames)).permute(0, 3, 4, 1, 2)
-        return self.proj_in(video.flatten(0, 2)) + self.frame_positions.weight[:num_frames]
+        # By a call, not by its weight: offloading fetches what is called.
+        positions: Tensor = self.frame_positions(torch.arange(num_frames, device=images.device))
+        return self.proj_in(video.flatten(0, 2)) + positions
 
     def add(self, images: Images, tokens: Float[Tensor, "place frame channel"]) -> Images:
         """Add the tokens, as the block left them, to the images."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import PIL.Image
 import torch
 from diffusers.utils.torch_utils import get_module_execution_device
 from jaxtyping import Float
@@ -177,7 +178,7 @@ def _read_picture(content: Any) -> np.ndarray:
         return content.frames[0]
     if content is None:
         raise InputError("expected content as a text or a picture, got none")
-    array = np.asarray(content.convert("RGB") if hasattr(content, "convert") else content)
+    array = np.asarray(content.convert("RGB") if isinstance(content, PIL.Image.Image) else content)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
         raise InputError(
             "expected content as a text, a picture (PIL, uint8 array (height, width, 3) or a Clip of one frame), what "

@@ -8,6 +8,7 @@ import torch
 
 from sememe.backbones.autoencoder import LatentGrid
 from sememe.errors import InputError
+from sememe.gen1.content import Keyframe
 from sememe.gen1.mask import Mask, read_mask
 from sememe.gen1.settings import Settings
 from sememe.gen1.shapes import StructureVideo
@@ -73,10 +74,10 @@ def make_request(
         masks = [read_mask(each, cut[0].num_frames, cut[0].size, size) for each in _spread(mask, len(given), "mask")]
     elif settings.mask.mask_feather:
         raise InputError("mask_feather has an effect only with a mask; give both or neither")
-    several = isinstance(content, list) and len(given) > 1
-    return Request(
-        sources, _spread(content, len(given), "content") if several else [content] * len(given), structures, masks
-    )
+    # Keyframes are one content, which all sources then share.
+    is_one = not isinstance(content, list) or all(isinstance(each, Keyframe) for each in content)
+    contents = _spread([content] * len(given) if is_one or len(given) == 1 else content, len(given), "content")
+    return Request(sources, contents, structures, masks)
 
 
 def find_structure(

@@ -9,6 +9,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import PIL.Image
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -27,7 +28,7 @@ def read_mask(given: Any, num_frames: int, original_size: tuple[int, int], size:
     one frame serves for all; otherwise it has as many frames as the source.
 
     Args:
-        given: Clip, or a picture as a uint8 array (height, width, 3); light pixels (128 and above) are edited.
+        given: Clip, PIL image, or a uint8 array (height, width, 3); light pixels (128 and above) are edited.
         num_frames: Frames of the source.
         original_size: Height and width of the source as it was given.
         size: Height and width of the result.
@@ -35,7 +36,8 @@ def read_mask(given: Any, num_frames: int, original_size: tuple[int, int], size:
     Raises:
         InputError: It has another number of frames or other proportions, or nothing in it is white.
     """
-    clip = given if isinstance(given, Clip) else Clip.from_image(np.asarray(given))
+    picture = given.convert("RGB") if isinstance(given, PIL.Image.Image) else given
+    clip = given if isinstance(given, Clip) else Clip.from_image(np.asarray(picture))
     if clip.num_frames not in (1, num_frames):
         raise InputError(
             f"expected a mask of 1 frame or of the source's {num_frames}, got {clip.num_frames}; make it as long"

@@ -109,6 +109,8 @@ class Gen1Pipeline(DiffusionPipeline, IPAdapterMixin):
         "depth_processor",
         "controlnet",
     ]
+    # Its statistics are read outside of its forward, where sequential offload has taken them away.
+    _exclude_from_cpu_offload = ["prior"]  # noqa: RUF012
     _callback_tensor_inputs = ["latents"]  # noqa: RUF012
 
     def __init__(
@@ -302,10 +304,21 @@ class Gen1Pipeline(DiffusionPipeline, IPAdapterMixin):
             "num_inference_steps": num_inference_steps,
         }
         settings = (settings or self.defaults).override(**named, **overrides)
+        request = make_request(self.grid, settings, source, content, structure, mask)
+        return self._generate(request, settings, generator, latents, output_type, callback_on_step_end)
+
+    def _generate(
+        self,
+        request: Request,
+        settings: Settings,
+        generator: Generators,
+        latents: torch.Tensor | None,
+        output_type: str,
+        callback: CallbackOnStepEnd | None,
+    ) -> Gen1Output:
         if output_type not in get_args(OutputType):
             raise InputError(f"expected output_type of {', '.join(get_args(OutputType))}, got {output_type!r}")
         guidance = gen1_guidance(settings.guidance.guidance_scale, settings.guidance.temporal_guidance_scale)
-        request = make_request(self.grid, settings, source, content, structure, mask)
         _check_generators(generator, len(request.sources))
         watch = Stopwatch(self._execution_device)
         self._interrupt = False
@@ -315,7 +328,7 @@ class Gen1Pipeline(DiffusionPipeline, IPAdapterMixin):
         watch.lap("content")
         noise = self._make_noise(request, generator, latents)
         masked = self._mask_latents(request, noise)
-        result = self._denoise(predictor, guidance, noise, settings, generator, masked, callback_on_step_end)
+        result = self._denoise(predictor, guidance, noise, settings, generator, masked, callback)
         watch.lap("denoise")
         clips, frames = self._make_frames(result, request, settings.mask.mask_feather, output_type)
         watch.lap("decode")

@@ -9,15 +9,15 @@ Neither weights nor code of Gen-1 were released. Two roads lead to a model:
 
 Repositories of the Hugging Face hub that hold such folders:
 
-==========================  ===========================================================================
-Stable Diffusion            stable-diffusion-v1-5/stable-diffusion-v1-5
-motion adapter              guoyww/animatediff-motion-adapter-v1-5-2, guoyww/animatediff-motion-adapter-v1-5-3
-ControlNet for depth        lllyasviel/control_v11f1p_sd15_depth
-ControlNet for edges        lllyasviel/control_v11p_sd15_canny
-depth                       Intel/dpt-large, depth-anything/Depth-Anything-V2-Small-hf
-IP-Adapter                  h94/IP-Adapter: models/ip-adapter_sd15.safetensors, and models/image_encoder
-prior with its encoder      kandinsky-community/kandinsky-2-2-prior
-==========================  ===========================================================================
+| part | repository |
+|---|---|
+| Stable Diffusion | stable-diffusion-v1-5/stable-diffusion-v1-5 |
+| motion adapter | guoyww/animatediff-motion-adapter-v1-5-2, guoyww/animatediff-motion-adapter-v1-5-3 |
+| ControlNet for depth | lllyasviel/control_v11f1p_sd15_depth |
+| ControlNet for edges | lllyasviel/control_v11p_sd15_canny |
+| depth | Intel/dpt-large, depth-anything/Depth-Anything-V2-Small-hf |
+| IP-Adapter | h94/IP-Adapter: models/ip-adapter_sd15.safetensors, and models/image_encoder |
+| prior with its encoders | kandinsky-community/kandinsky-2-2-prior |
 
 A prior and an image encoder are a pair only where they come from one repository, or where their spaces are equal
 (`sememe.gen1.prior.identify_space`).

@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import cv2
 import numpy as np
 import torch
+from diffusers.utils.torch_utils import get_module_execution_device
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
@@ -69,7 +70,11 @@ class DepthEstimator:
         for start in range(0, clip.num_frames, self.batch_size):
             frames = list(clip.frames[start : start + self.batch_size])
             pixels = self.processor(images=frames, return_tensors="pt")["pixel_values"]
-            depth = self.model(pixels.to(self.model.device, self.model.dtype)).predicted_depth.float().cpu()
+            depth = (
+                self.model(pixels.to(get_module_execution_device(self.model), self.model.dtype))
+                .predicted_depth.float()
+                .cpu()
+            )
             found.append(F.interpolate(depth.unsqueeze(1), clip.size, mode="bilinear", align_corners=False))
         return normalise(torch.cat(found).squeeze(1))
 
