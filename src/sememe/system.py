@@ -5,6 +5,8 @@ What needs torch is named as "module:attribute" and imported when it is used, so
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pkgutil import resolve_name
+from typing import Any
 
 from sememe.records import Record
 from sememe.training.recipes import AutoencoderRecipe, Recipe
@@ -46,6 +48,29 @@ class ModelSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CheckpointSpec:
+    """What a system knows of models besides how its pipeline reads them; what is left out it does without.
+
+    Attributes:
+        released: Repositories on the hub of released models, by the names that memory plans know them by.
+        blueprint: Function that makes a pipeline without weights, for memory plans, as a `Blueprint`. It is called with
+            the name of a released model, or the folder of a model and that of an expert or None.
+        own_dtype: Function that returns the precision in which a model is to be computed, called with the same two
+            folders; without it that is float32.
+        find_expert: Function that returns the folder of an expert that is loaded apart from its backbone, by its name.
+    """
+
+    released: Mapping[str, str] = field(default_factory=dict)
+    blueprint: str | None = None
+    own_dtype: str | None = None
+    find_expert: str | None = None
+
+    def find_released(self, name: object) -> str | None:
+        """Return the released model of that name, or of that repository on the hub; asks no network."""
+        return next((each for each, repository in self.released.items() if name in (each, repository)), None)
+
+
+@dataclass(frozen=True, kw_only=True)
 class System:
     """One system: what can be used, trained, assembled and measured.
 
@@ -60,6 +85,8 @@ class System:
         regenerator: Class that generates training clips again from their noised latents; it is called with a
             `training.recipes.Regeneration`, the clips and their frame rate, and its `generate` with numbers of clips.
         recipes: Functions that make the recipes, by name, in the order in which they are run.
+        checkpoints: What is known of models besides how the pipeline reads them.
+        demo: Function that renders inputs, generates from them and lays all out on a sheet, see `workflows.demo`.
     """
 
     name: str
@@ -71,11 +98,17 @@ class System:
     recipes: Mapping[str, Callable[[], Recipe]]
     evaluation: str | None = None
     regenerator: str | None = None
+    checkpoints: CheckpointSpec = field(default_factory=CheckpointSpec)
+    demo: str | None = None
 
     @property
     def pipeline_name(self) -> str:
         """Name of the pipeline's class, which `model_index.json` holds."""
         return self.pipeline.partition(":")[2]
+
+    def import_pipeline(self) -> Any:
+        """Return the class of the pipeline."""
+        return resolve_name(self.pipeline)
 
 
 AUTOENCODER = StageSpec(

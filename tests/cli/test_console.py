@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from sememe.cli import app, console
-from sememe.workflows.events import Progress
+from sememe.events import Progress
 
 
 def told(capsys: pytest.CaptureFixture[str], *events: Progress) -> list[str]:

@@ -8,8 +8,8 @@ import pytest
 
 from cli.runs import refused, run_here
 from model_folders import save_published
-from sememe.workflows import convert as workflow
-from sememe.workflows.convert import ConversionRequest, ConversionResult
+from sememe.video_as_prompt import convert as workflow
+from sememe.video_as_prompt.convert import ConversionRequest, ConversionResult
 
 RESULT = ConversionResult(Path("in"), Path("out"), "own", "wan", (0, 4), 5, 20_000_000_000, 4_280_000, 41_000_000, 1.5)
 

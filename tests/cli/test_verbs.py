@@ -12,11 +12,12 @@ from sememe.checkpoints import zoo
 from sememe.compute.loading_settings import LoadingSettings
 from sememe.records import list_fields, replace_fields
 from sememe.video_as_prompt import parity
+from sememe.video_as_prompt.demo import DemoPair
 from sememe.video_as_prompt.generation import VideoAsPromptInputs
 from sememe.video_as_prompt.parity import ParityResult
 from sememe.video_as_prompt.settings import Settings
 from sememe.workflows import demo, generate
-from sememe.workflows.demo import DemoPair, DemoRequest, DemoResult
+from sememe.workflows.demo import DemoRequest, DemoResult
 from sememe.workflows.generate import GenerationRequest, GenerationResult
 
 

@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from sememe.checkpoints.tensor_files import WEIGHTS_NAME
+from sememe.video_as_prompt.convert import ConversionRequest, convert_model
 from sememe.video_as_prompt.model_folders import load_components
 from sememe.video_as_prompt.transformer_files import load_merged, save_merged
-from sememe.workflows.convert import ConversionRequest, convert_model
 
 PARITY = Path(__file__).parents[2].parent / "shared" / "parity"
 FOLDERS = [PARITY / name / "checkpoint" for name in ("pipeline_wan", "pipeline_cogvideox")]

@@ -20,7 +20,7 @@ from sememe.semanticgen.stage_settings import SemanticLatentsRecipe
 from sememe.semanticgen.stages import PlannerPreparation
 from sememe.training.stage import step_generator
 from sememe.workflows.beginnings import prepare_stage
-from sememe.workflows.events import ignore_progress
+from sememe.events import ignore_progress
 from sememe.workflows.precompute import precompute_latents
 from sememe.workflows.recipe_list import resolve_recipe
 from sememe.workflows.train import resolve_training_recipe, train_recipe

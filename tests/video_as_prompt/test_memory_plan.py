@@ -12,7 +12,7 @@ from compute.counted_weights import count_device
 from sememe.compute.rehearsal import measure_peak
 from sememe.compute.strategy import Candidate, Constraints, Estimate, MemoryPlan, Strategy
 from sememe.errors import InputError
-from sememe.video_as_prompt.memory_plan import apply_plan, list_phases, make_planner
+from sememe.video_as_prompt.memory_plan import list_phases, make_planner
 from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
 from video_as_prompt.pipeline_factories import make_clip, make_cogvideox_pipeline, make_picture, make_pipeline
 
@@ -112,7 +112,7 @@ def test_a_placed_pipeline_makes_the_same(strategy: Strategy) -> None:
     plain = generate(make_pipeline()).frames
     pipeline = make_pipeline()
     constraints = Constraints(vram=1.0, dtypes=("float32",), own_dtype="float32")
-    apply_plan(pipeline, MemoryPlan("a model", {}, constraints, Candidate(strategy, Estimate({}, 0))), "cpu")
+    pipeline.apply_plan(MemoryPlan("a model", {}, constraints, Candidate(strategy, Estimate({}, 0))), "cpu")
     placed = generate(pipeline)
     assert torch.equal(placed.frames, plain)
     assert placed.settings.execution.text_keys == ("kept" if strategy.keeps_text_keys else "recomputed")

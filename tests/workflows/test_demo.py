@@ -6,7 +6,8 @@ import pytest
 
 from sememe.errors import InputError, ModelError, OutputError
 from sememe.video import read_clip, read_image, write_image
-from sememe.workflows.demo import DemoRequest, choose_conditions, run_demo
+from sememe.video_as_prompt.demo import choose_conditions
+from sememe.workflows.demo import DemoRequest, run_demo
 from sememe.world.catalogue import FAMILIES, condition
 
 

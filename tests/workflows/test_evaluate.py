@@ -9,11 +9,11 @@ import pytest
 
 from sememe.errors import InputError
 from sememe.evaluation.rows import RowSummary
+from sememe.events import Progress
 from sememe.video import Clip, read_image
 from sememe.video_as_prompt.evaluation import Maker, PromptedCase, RowSettings, scene_oracles
 from sememe.workflows import evaluate as workflow
 from sememe.workflows.evaluate import EvaluationSettings, evaluate
-from sememe.workflows.events import Progress
 from sememe.world import random_scene
 from sememe.world.captions import full_caption
 from sememe.world.catalogue import parts_of

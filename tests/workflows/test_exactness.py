@@ -17,6 +17,7 @@ from sememe.video import write_clip, write_image
 from sememe.video_as_prompt.blueprint import read_blueprint, read_own_dtype
 from sememe.video_as_prompt.generation import VideoAsPromptInputs
 from sememe.video_as_prompt.settings import Settings
+from sememe.video_as_prompt.system import VIDEO_AS_PROMPT
 from sememe.workflows.generate import GenerationRequest, generate
 from sememe.workflows.loading import LoadedModel, load_model
 from sememe.workflows.sidecar import describe_exactness
@@ -31,7 +32,7 @@ def label(model: LoadedModel, **settings: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def model(model_folder: Path) -> LoadedModel:
-    return load_model(str(model_folder), LoadingSettings(device="cpu"))
+    return load_model(VIDEO_AS_PROMPT, str(model_folder), LoadingSettings(device="cpu"))
 
 
 def test_another_precision_is_approximate_without_a_plan_too(model_folder: Path, tmp_path: Path) -> None:
@@ -58,15 +59,15 @@ def test_released_models_have_the_precision_of_their_files(dtype: str, tmp_path:
     save_merged(load_merged(folder / "transformer", torch_dtype), folder / "transformer")
     assert read_blueprint(folder).dtype == dtype
     for used in ("float32", "bfloat16", "float16"):
-        told = label(load_model(str(folder), LoadingSettings(device="cpu", dtype=used)))
+        told = label(load_model(VIDEO_AS_PROMPT, str(folder), LoadingSettings(device="cpu", dtype=used)))
         expected = [] if used in (dtype, "float32") else [f"{used} in place of {dtype}"]
         assert told["shortcuts"] == expected, used
 
 
 def test_models_with_a_timestep_for_each_token_have_a_precision(tmp_path: Path) -> None:
     folder = save_model(tmp_path / "ti2v", in_channels=4, expand_timesteps=True)
-    assert label(load_model(str(folder), LoadingSettings(device="cpu")))["label"] == "exact"
-    told = label(load_model(str(folder), LoadingSettings(device="cpu", dtype="bfloat16")))
+    assert label(load_model(VIDEO_AS_PROMPT, str(folder), LoadingSettings(device="cpu")))["label"] == "exact"
+    told = label(load_model(VIDEO_AS_PROMPT, str(folder), LoadingSettings(device="cpu", dtype="bfloat16")))
     assert told["shortcuts"] == ["bfloat16 in place of float32"]
 
 

@@ -15,11 +15,12 @@ import pytest
 from generation_requests import vary
 from sememe.compute.loading_settings import LoadingSettings
 from sememe.errors import InputError, OutputError, VideoError
+from sememe.events import Progress
 from sememe.video import Clip, read_clip, read_image, write_clip, write_image
 from sememe.video_as_prompt.generation import VideoAsPromptInputs
+from sememe.video_as_prompt.system import VIDEO_AS_PROMPT
 from sememe.workflows import generate as module
 from sememe.workflows import sidecar
-from sememe.workflows.events import Progress
 from sememe.workflows.generate import GenerationRequest, GenerationResult, generate
 from sememe.workflows.input_files import VideoFile
 from sememe.workflows.loading import LoadedModel, load_model
@@ -29,7 +30,7 @@ from video_as_prompt.pipeline_factories import make_clip, make_picture
 
 @pytest.fixture(scope="module")
 def model(model_folder: Path) -> LoadedModel:
-    return load_model(str(model_folder), LoadingSettings(device="cpu"))
+    return load_model(VIDEO_AS_PROMPT, str(model_folder), LoadingSettings(device="cpu"))
 
 
 @pytest.fixture

@@ -16,14 +16,16 @@ from sememe.compute.plan import Planner
 from sememe.compute.strategy import Candidate, Constraints, Strategy
 from sememe.errors import InputError, MissingExtraError, ModelError
 from sememe.video import write_clip, write_image
-from sememe.video_as_prompt.blueprint import RELEASED, find_released, make_released, read_blueprint
+from sememe.video_as_prompt.blueprint import make_released, read_blueprint
 from sememe.video_as_prompt.generation import VideoAsPromptInputs
 from sememe.video_as_prompt.memory_plan import make_planner
+from sememe.video_as_prompt.system import VIDEO_AS_PROMPT
 from sememe.workflows.generate import GenerationRequest, generate
 from sememe.workflows.loading import load_model
 from sememe.workflows.plan import plan_memory
 from video_as_prompt.pipeline_factories import make_clip, make_picture
 
+RELEASED = VIDEO_AS_PROMPT.checkpoints.released
 # The released models at a size that is measured in a moment.
 SMALL: dict[str, Any] = {"height": 64, "width": 96, "num_frames": 5}
 
@@ -64,9 +66,9 @@ def test_nothing_fits_and_the_least_does(wan: Planner) -> None:
 
 
 def test_released_models_are_known_by_their_repositories() -> None:
-    assert find_released(RELEASED["cogvideox-5b"].hub_id) == "cogvideox-5b"
-    assert find_released("owner/name") is None
-    plan = plan_memory(RELEASED["wan-14b"].hub_id, LoadingSettings(vram=80), SMALL)
+    assert VIDEO_AS_PROMPT.checkpoints.find_released(RELEASED["cogvideox-5b"]) == "cogvideox-5b"
+    assert VIDEO_AS_PROMPT.checkpoints.find_released("owner/name") is None
+    plan = plan_memory(VIDEO_AS_PROMPT, RELEASED["wan-14b"], LoadingSettings(vram=80), SMALL)
     assert plan.title == "Video-As-Prompt-Wan2.1-14B at 96x64, 5 frames"
 
 
@@ -80,12 +82,12 @@ def test_released_models_are_known_by_their_repositories() -> None:
 )
 def test_unknown_models(name: str, expert: str | None, message: str) -> None:
     with pytest.raises(ModelError, match=message):
-        plan_memory(name, LoadingSettings(vram=24, expert=expert))
+        plan_memory(VIDEO_AS_PROMPT, name, LoadingSettings(vram=24, expert=expert))
 
 
 def test_learned_positions_have_one_size() -> None:
     with pytest.raises(InputError, match="480x720"):
-        plan_memory("cogvideox-5b", LoadingSettings(vram=80), {"height": 256})
+        plan_memory(VIDEO_AS_PROMPT, "cogvideox-5b", LoadingSettings(vram=80), {"height": 256})
 
 
 @pytest.mark.parametrize("kind", ["own", "published", "stock"])
@@ -99,7 +101,7 @@ def test_folders_are_read_and_not_loaded(
         shutil.copytree(model_folder, tmp_path / "stock")
         folder, expert = make_stock(tmp_path / "stock", "WanImageToVideoPipeline"), model_folder / "expert"
     loading = LoadingSettings(device="cpu", expert=None if expert is None else str(expert))
-    loaded = load_model(str(folder), loading).pipeline
+    loaded = load_model(VIDEO_AS_PROMPT, str(folder), loading).pipeline
     monkeypatch.setattr("safetensors.safe_open", None)
     blueprint = read_blueprint(folder, expert)
     for name, module in loaded.components.items():
@@ -126,7 +128,7 @@ def test_a_folder_that_is_not_whole(file: str, key: str, value: Any, model_folde
     config = json.loads((folder / file).read_text())
     (folder / file).write_text(json.dumps(config | {key: value}))
     with pytest.raises(ModelError, match="broken") as caught:
-        plan_memory(folder, LoadingSettings(vram=24))
+        plan_memory(VIDEO_AS_PROMPT, folder, LoadingSettings(vram=24))
     assert "\n" not in str(caught.value)
 
 
@@ -183,7 +185,7 @@ def test_refused_before_anything_is_loaded(
 def test_a_missing_extra_is_named_before_loading(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sememe.compute.storage.find_spec", lambda _: None)
     with pytest.raises(MissingExtraError, match=r"sememe\[quant\]"):
-        load_model(str(model_folder), LoadingSettings(device="cpu", vram=24, storage="int8wo"))
+        load_model(VIDEO_AS_PROMPT, str(model_folder), LoadingSettings(device="cpu", vram=24, storage="int8wo"))
 
 
 def test_a_released_model_that_does_not_fit_is_not_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,11 +194,11 @@ def test_a_released_model_that_does_not_fit_is_not_fetched(monkeypatch: pytest.M
 
     monkeypatch.setattr("sememe.checkpoints.zoo._download", fetch)
     with pytest.raises(InputError, match=r"does not fit in 0\.5 GB"):
-        load_model(RELEASED["wan-14b"].hub_id, LoadingSettings(device="cpu", vram=0.5), SMALL)
+        load_model(VIDEO_AS_PROMPT, RELEASED["wan-14b"], LoadingSettings(device="cpu", vram=0.5), SMALL)
 
 
 def test_a_card_has_what_is_planned_for(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sememe.compute.devices.choose_device", lambda _: torch.device("cuda:0"))
     monkeypatch.setattr("torch.cuda.get_device_properties", lambda _: type("Card", (), {"total_memory": 23.6e9}))
     with pytest.raises(InputError, match=r"23.6 GB that cuda:0 has, got 80"):
-        load_model(str(model_folder), LoadingSettings(device="cuda:0", vram=80))
+        load_model(VIDEO_AS_PROMPT, str(model_folder), LoadingSettings(device="cuda:0", vram=80))

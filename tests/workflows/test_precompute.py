@@ -13,12 +13,12 @@ from sememe.checkpoints.fingerprint import fingerprint_encoder
 from sememe.data.array_cache import ArrayCache
 from sememe.data.manifest import VideoSample, write_manifest, write_vap_data
 from sememe.errors import InputError, ModelError, RecipeError
+from sememe.events import Progress
 from sememe.training.clips import open_clips, render_item, world_item
 from sememe.training.recipes import LatentsRecipe, Regeneration
 from sememe.video import write_clip
 from sememe.video_as_prompt.stages import LatentSource
 from sememe.workflows import precompute
-from sememe.workflows.events import Progress
 from sememe.workflows.precompute import precompute_latents
 from sememe.workflows.train import resolve_training_recipe, train_recipe
 from sememe.world import conditions

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sememe.data.array_cache import ArrayCache
 from sememe.errors import InputError, ModelError, OutputError, RecipeError
+from sememe.events import Progress, ignore_progress
 from sememe.files import lock_folder
 from sememe.training.progress import CheckpointSaved, TrainingEvent, TrainingProgress
 from sememe.training.run_record import read_run, read_summary
@@ -19,7 +20,6 @@ from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
 from sememe.video_as_prompt.stage_settings import WanNetwork
 from sememe.video_as_prompt.stages import BackboneStage, ExpertStage, find_unseen, make_transformer, select_conditions
 from sememe.workflows.beginnings import find_initial, prepare_stage, prepare_start
-from sememe.workflows.events import Progress, ignore_progress
 from sememe.workflows.train import resolve_training_recipe, train_recipe
 from sememe.world import conditions
 from workflows.smoke_runs import settings, smoke_runs

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from sememe.workflows.events import Progress
+    from sememe.events import Progress
 
 _LINES_PER_STAGE = 10
 

@@ -29,7 +29,7 @@ def convert(
     as_json: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
 ) -> None:
     """Split a released model into backbone and expert, or merge them again; no number changes."""
-    from sememe.workflows.convert import ConversionRequest, convert_model
+    from sememe.video_as_prompt.convert import ConversionRequest, convert_model
 
     request = ConversionRequest(
         source=source,

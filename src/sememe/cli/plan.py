@@ -36,6 +36,7 @@ def plan(
     _help_all: Annotated[bool, make_help_all(Settings)] = False,
 ) -> None:
     """Plan how a model fits a card, without loading it."""
+    from sememe.video_as_prompt.system import VIDEO_AS_PROMPT
     from sememe.workflows.plan import plan_memory
 
     flags = {
@@ -48,7 +49,7 @@ def plan(
     }
     settings, loading = read_overrides(Settings, flags, overrides)
     numbers = {"num_references": num_references, "num_negative_references": num_negative_references}
-    document = plan_memory(model, loading, settings | numbers).to_document()
+    document = plan_memory(VIDEO_AS_PROMPT, model, loading, settings | numbers).to_document()
     if as_json:
         echo_json(document)
     else:

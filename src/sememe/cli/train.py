@@ -10,8 +10,8 @@ import typer
 from sememe.cli.console import echo_json, show_progress
 
 if TYPE_CHECKING:
+    from sememe.events import Progress
     from sememe.training.progress import TrainingSummary
-    from sememe.workflows.events import Progress
 
 _RUN, _RECIPE, _RESULT = "Run", "Recipe", "Result"
 

@@ -12,7 +12,9 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 
 from sememe.checkpoints.headers import CONFIG_NAME, read_json, read_stored_tensors
+from sememe.compute.plan import Planner
 from sememe.errors import ModelError, SememeError
+from sememe.video_as_prompt.memory_plan import make_planner
 from sememe.video_as_prompt.model_folders import (
     EXPERT_FOLDER,
     OWN_CLASS,
@@ -42,6 +44,15 @@ class Blueprint:
 
     pipeline: VideoAsPromptPipeline
     dtype: str
+
+    def make_planner(self, name: str, **generation: Any) -> Planner:
+        """Make a planner for a generation, as `memory_plan.make_planner` does."""
+        return make_planner(self.pipeline, name, **generation)
+
+
+def make_blueprint(source: str | Path, expert: Path | None = None) -> Blueprint:
+    """Make the blueprint of a released model, by its name in `RELEASED`, or of a folder; see `read_blueprint`."""
+    return make_released(source) if isinstance(source, str) else read_blueprint(source, expert)
 
 
 def read_blueprint(folder: Path, expert: Path | None = None) -> Blueprint:
@@ -97,7 +108,6 @@ class _Released:
     """The configurations of a released model, as far as they differ from the defaults of the classes."""
 
     family: str
-    hub_id: str
     transformer: Mapping[str, Any]
     vae: type
     text_encoder: type
@@ -108,7 +118,6 @@ class _Released:
 RELEASED: Mapping[str, _Released] = {
     "wan-14b": _Released(
         family="wan",
-        hub_id="ByteDance/Video-As-Prompt-Wan2.1-14B",
         transformer={"in_channels": 36, "image_dim": 1280, "added_kv_proj_dim": 5120},
         vae=diffusers.AutoencoderKLWan,
         text_encoder=transformers.UMT5EncoderModel,
@@ -118,7 +127,6 @@ RELEASED: Mapping[str, _Released] = {
     ),
     "cogvideox-5b": _Released(
         family="cogvideox",
-        hub_id="ByteDance/Video-As-Prompt-CogVideoX-5B",
         transformer={"num_attention_heads": 48, "in_channels": 32, "num_layers": 42}
         | {"use_rotary_positional_embeddings": True, "use_learned_positional_embeddings": True},
         vae=diffusers.AutoencoderKLCogVideoX,
@@ -127,11 +135,6 @@ RELEASED: Mapping[str, _Released] = {
     ),
 }
 """Video-As-Prompt on Wan2.1-I2V-14B and on CogVideoX-5B-I2V."""
-
-
-def find_released(name: str | Path) -> str | None:
-    """Return the released model of that name, or of that repository on the hub; asks no network."""
-    return next((each for each, known in RELEASED.items() if name in (each, known.hub_id)), None)
 
 
 def make_released(name: str) -> Blueprint:

@@ -199,25 +199,24 @@ class PlacementMixin:
             host=read_free_memory() / GIGABYTE,
         )
         plan = make_planner(self, "this model", **generation).choose(constraints)
-        apply_plan(self, plan, target)
+        self.apply_plan(plan, target)
         return plan
+
+    def apply_plan(self: Any, plan: MemoryPlan, device: torch.device | str) -> None:
+        """Compute as planned, from now on; the weights are on the CPU, in the planned precision."""
+        strategy = plan.strategy
+        if strategy.tiles:
+            enable_tiling(self.vae)
+        if not strategy.keeps_text_keys:
+            defaults = self.defaults.override(text_keys="recomputed")
+            self.register_to_config(generation_defaults=defaults.to_config())
+        apply_storage(self, strategy.storage)
+        kind, _, level = strategy.offload.partition("-")
+        apply_offload(self, kind, device, group_level=level or "block", host_memory=plan.host_memory or "lean")
 
     def compile(self, **options: Any) -> None:
         """Compile the transformer's blocks, as `compile_transformer` does."""
         compile_transformer(self, **options)
-
-
-def apply_plan(pipeline: Any, plan: MemoryPlan, device: torch.device | str) -> None:
-    """Make a pipeline, its weights on the CPU in the planned precision, compute as planned."""
-    strategy = plan.strategy
-    if strategy.tiles:
-        enable_tiling(pipeline.vae)
-    if not strategy.keeps_text_keys:
-        defaults = pipeline.defaults.override(text_keys="recomputed")
-        pipeline.register_to_config(generation_defaults=defaults.to_config())
-    apply_storage(pipeline, strategy.storage)
-    kind, _, level = strategy.offload.partition("-")
-    apply_offload(pipeline, kind, device, group_level=level or "block", host_memory=plan.host_memory or "lean")
 
 
 def _copy_in(pipeline: Any, dtype: torch.dtype) -> Any:

@@ -2,7 +2,7 @@
 
 import inspect
 
-from sememe.system import AUTOENCODER, ModelSpec, StageSpec, System
+from sememe.system import AUTOENCODER, CheckpointSpec, ModelSpec, StageSpec, System
 from sememe.video_as_prompt import recipes
 from sememe.video_as_prompt.settings import Settings
 from sememe.video_as_prompt.stage_settings import BackboneRecipe, ExpertRecipe, VideoAsPromptModelRecipe
@@ -42,4 +42,14 @@ VIDEO_AS_PROMPT = System(
         for name, make in vars(recipes).items()
         if inspect.isfunction(make) and make.__module__ == recipes.__name__ and not name.startswith("_")
     },
+    checkpoints=CheckpointSpec(
+        released={
+            "wan-14b": "ByteDance/Video-As-Prompt-Wan2.1-14B",
+            "cogvideox-5b": "ByteDance/Video-As-Prompt-CogVideoX-5B",
+        },
+        blueprint="sememe.video_as_prompt.blueprint:make_blueprint",
+        own_dtype="sememe.video_as_prompt.blueprint:read_own_dtype",
+        find_expert="sememe.video_as_prompt.model_folders:find_expert",
+    ),
+    demo="sememe.video_as_prompt.demo:make_demo",
 )

@@ -17,10 +17,10 @@ from pkgutil import resolve_name
 from sememe.checkpoints.fingerprint import fingerprint_model
 from sememe.checkpoints.zoo import find_part
 from sememe.errors import ModelError, RecipeError
+from sememe.events import Progress, ProgressHandler
 from sememe.files import atomic_folder
 from sememe.training.recipes import TrainingRecipe
 from sememe.training.stage import Preparation, Stage
-from sememe.workflows.events import Progress, ProgressHandler
 from sememe.workflows.sources import check_agreement, find_parts
 from sememe.workflows.systems import find_stage
 

@@ -11,9 +11,9 @@ from typing import Any
 from sememe.compute.loading_settings import LoadingSettings
 from sememe.errors import InputError
 from sememe.evaluation.runner import EvaluationReport, Runner, SystemRows, choose_rows
+from sememe.events import Progress, ProgressHandler, ignore_progress
 from sememe.files import check_writable
 from sememe.records import replace_fields
-from sememe.workflows.events import Progress, ProgressHandler, ignore_progress
 from sememe.workflows.loading import LoadedModel, check_model_request, load_model
 from sememe.workflows.sidecar import describe_machine, describe_software
 from sememe.workflows.systems import SYSTEMS
@@ -86,12 +86,13 @@ def evaluate(settings: EvaluationSettings, on_progress: ProgressHandler = ignore
         OutputError: a file cannot be written.
     """
     loading = LoadingSettings().override(device=settings.device, dtype=settings.dtype)
-    check_model_request(settings.model, loading)
+    system = SYSTEMS[settings.system]
+    check_model_request(system, settings.model, loading)
     for path in (settings.output, settings.sheet):
         if path is not None:
             check_writable(path)
     with _threads(settings.threads), tempfile.TemporaryDirectory(prefix="sememe-") as folder:
-        model = load_model(settings.model, loading)
+        model = load_model(system, settings.model, loading)
         resolved = replace_fields(model.pipeline.defaults, settings.settings)
         made: SystemRows[Any, Any] = resolve_name(find_evaluation(settings.system))(
             model.pipeline,

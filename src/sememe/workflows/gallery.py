@@ -7,8 +7,8 @@ import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
 
+from sememe.events import ProgressHandler, StepCounter, ignore_progress
 from sememe.video import Image, pick_frames
-from sememe.workflows.events import ProgressHandler, StepCounter, ignore_progress
 from sememe.world import can_show, conditions, random_scene, render
 from sememe.world.catalogue import FAMILIES, parts_of
 

@@ -15,11 +15,11 @@ import numpy as np
 from sememe.compute.loading_settings import LoadingSettings
 from sememe.compute.stopwatch import Stopwatch
 from sememe.errors import InputError
+from sememe.events import Progress, ProgressHandler, StepCounter, ignore_progress
 from sememe.files import hash_file
 from sememe.records import find_key, flatten, replace_fields
 from sememe.video import Clip, SheetRow, VideoLimits, contact_sheet, write_clip, write_image
 from sememe.workflows import sidecar
-from sememe.workflows.events import Progress, ProgressHandler, StepCounter, ignore_progress
 from sememe.workflows.input_files import ImageFile, VideoFile
 from sememe.workflows.loading import LoadedModel, check_model_request, load_model
 from sememe.workflows.outputs import OutputFiles
@@ -94,7 +94,7 @@ def generate(
     files = OutputFiles.beside(request.output, request.sheet)
     _check_request(request, files)
     if loaded is None:
-        check_model_request(request.model, request.loading)
+        check_model_request(SYSTEMS[request.inputs.system], request.model, request.loading)
     on_progress(Progress("reading the inputs"))
     opened = _OpenedFiles.open(request.inputs, _resolve(request, SYSTEMS[request.inputs.system].settings()))
     watch.lap("read")
@@ -146,7 +146,7 @@ def _load(request: GenerationRequest) -> LoadedModel:
     changed = [find_key(key, list(values)) for key in request.settings]
     own = {key.rpartition(".")[2]: values[key] for key in changed}
     planned = {**own, **request.inputs.workload(settings)}
-    return load_model(request.model, request.loading, planned)
+    return load_model(SYSTEMS[request.inputs.system], request.model, request.loading, planned)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, get_args
 
 from sememe.checkpoints.fingerprint import ModelFingerprint, fingerprint_model
@@ -11,13 +12,11 @@ from sememe.compute.host import read_free_memory
 from sememe.compute.loading_settings import LoadingSettings
 from sememe.compute.strategy import GIGABYTE, MemoryPlan, check_constraints
 from sememe.errors import InputError
-from sememe.video_as_prompt.system import VIDEO_AS_PROMPT
-from sememe.workflows.plan import plan_memory
+from sememe.system import System
+from sememe.workflows.plan import find_expert, plan_memory
 
 if TYPE_CHECKING:
     import torch
-
-    from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class LoadedModel:
     name: str
     folder: Path
     fingerprint: ModelFingerprint
-    pipeline: "VideoAsPromptPipeline"
+    pipeline: Any
     device: str
     dtype: str
     own_dtype: str
@@ -64,25 +63,28 @@ class LoadedModel:
     plan: MemoryPlan | None = None
 
 
-def check_model_request(name: str, loading: LoadingSettings) -> None:
+def check_model_request(system: System, name: str, loading: LoadingSettings) -> None:
     """Find mistakes without waiting for torch.
 
     Raises:
         ModelError: there is no such model here, and it cannot be one of the hub.
-        InputError: a revision is given for a model that has none.
+        InputError: a revision is given for a model that has none, or what is asked of the plan cannot be had together.
     """
     if not is_hub_id(name):
-        resolve_model(name, VIDEO_AS_PROMPT.name)
+        resolve_model(name, system.name)
         if loading.revision is not None:
             raise InputError(f"a revision is one of a repository on the hub, but {name} is none; leave it out")
+    if loading.vram is not None:
+        check_constraints(loading.vram, loading.storage or "full", compiles=loading.compile)
 
 
 def load_model(
-    name: str, loading: LoadingSettings | None = None, generation: Mapping[str, Any] | None = None
+    system: System, name: str, loading: LoadingSettings | None = None, generation: Mapping[str, Any] | None = None
 ) -> LoadedModel:
-    """Load a Video-As-Prompt model.
+    """Load a model.
 
     Args:
+        system: System of the model.
         name: Built-in name, folder, or repository on the Hugging Face hub.
         loading: Device, precision and ways to compute.
         generation: With `vram`, the generation to plan for, by the names of settings and numbers of inputs.
@@ -90,67 +92,55 @@ def load_model(
     Raises:
         ModelError: there is no such model, or it is not whole.
         InputError: the device is not there or has less memory than is planned for, the precision is unknown, attention
-            cannot be had, or nothing fits in what the plan is for.
+            cannot be had, or nothing fits in what the plan is for; or the system has no memory plans or experts.
         MissingExtraError: what is to store the weights is not installed.
     """
     loading = loading or LoadingSettings()
-    check_model_request(name, loading)
-    if loading.vram is not None:
-        check_constraints(loading.vram, loading.storage or "full", compiles=loading.compile)
-    import torch
-    from diffusers.utils.logging import disable_progress_bar
-
-    from sememe.compute.devices import choose_device
-    from sememe.compute.speed import check_attention_name, check_compiler
-    from sememe.video_as_prompt.blueprint import find_released, read_own_dtype
-    from sememe.video_as_prompt.memory_plan import apply_plan
-    from sememe.video_as_prompt.model_folders import find_expert
-    from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
-
-    place = choose_device(loading.device)
-    if loading.vram is not None:
-        _check_machine(loading, loading.vram, place)
-    if loading.attention is not None:
-        check_attention_name(loading.attention)
-    if loading.compile:
-        check_compiler(place)
+    check_model_request(system, name, loading)
+    place = _find_place(loading)
     free = read_free_memory() / GIGABYTE
-    if loading.vram is not None and is_hub_id(name) and find_released(name):
+    if loading.vram is not None and is_hub_id(name) and system.checkpoints.find_released(name):
         # By what is known of it, before tens of GB are fetched for nothing.
-        plan_memory(name, loading, generation, host=free)
-    folder = find_folder(name, loading.revision, VIDEO_AS_PROMPT.name)
-    apart = None if loading.expert is None else find_expert(loading.expert)
+        plan_memory(system, name, loading, generation, host=free)
+    folder, apart = find_folder(name, loading.revision, system.name), find_expert(system, loading)
     plan = None
     if loading.vram is not None:
-        plan = plan_memory(folder, loading, generation, called=name, host=free)
-    disable_progress_bar()
-    chosen = loading.dtype if plan is None else plan.strategy.dtype
-    precision = None if chosen is None else getattr(torch, chosen)
-    pipeline = VideoAsPromptPipeline.from_pretrained(folder, torch_dtype=precision, expert=apart)
-    pipeline.set_progress_bar_config(disable=True)
+        plan = plan_memory(system, folder, loading, generation, called=name, host=free)
+    pipeline = _load_pipeline(system, folder, apart, loading.dtype if plan is None else plan.strategy.dtype)
     if plan is None:
         pipeline.to(place)
     else:
-        apply_plan(pipeline, plan, place)
+        pipeline.apply_plan(plan, place)
     _accelerate(pipeline, loading)
-    weights = str(pipeline.transformer.dtype).removeprefix("torch.")
-    own = None if apart is None else LoadedExpert(apart, fingerprint_model(apart).sha256)
+    read_own_dtype = system.checkpoints.own_dtype
     return LoadedModel(
         name=name,
         folder=folder,
         fingerprint=fingerprint_model(folder),
         pipeline=pipeline,
         device=str(place),
-        dtype=weights,
-        own_dtype=read_own_dtype(folder, apart),
-        expert=own,
+        dtype=str(pipeline.transformer.dtype).removeprefix("torch."),
+        own_dtype="float32" if read_own_dtype is None else resolve_name(read_own_dtype)(folder, apart),
+        expert=None if apart is None else LoadedExpert(apart, fingerprint_model(apart).sha256),
         attention=loading.attention,
         is_compiled=loading.compile,
         plan=plan,
     )
 
 
-def _accelerate(pipeline: "VideoAsPromptPipeline", loading: LoadingSettings) -> None:
+def _load_pipeline(system: System, folder: Path, expert: Path | None, dtype: str | None) -> Any:
+    import torch
+    from diffusers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    precision = None if dtype is None else getattr(torch, dtype)
+    apart = {} if expert is None else {"expert": expert}
+    pipeline = system.import_pipeline().from_pretrained(folder, torch_dtype=precision, **apart)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _accelerate(pipeline: Any, loading: LoadingSettings) -> None:
     from sememe.compute.speed import compile_transformer, set_attention
 
     if loading.attention is not None:
@@ -159,16 +149,24 @@ def _accelerate(pipeline: "VideoAsPromptPipeline", loading: LoadingSettings) -> 
         compile_transformer(pipeline)
 
 
-def _check_machine(loading: LoadingSettings, vram: float, place: "torch.device") -> None:
-    """Check a plan's card and libraries before anything is loaded.
+def _find_place(loading: LoadingSettings) -> "torch.device":
+    """Return the device; check it, and libraries that are needed, before anything is loaded.
 
     Raises:
-        InputError: the device has less memory than is planned for.
+        InputError: the device is not there, has less memory than is planned for, or attention or a compiler is missing.
         MissingExtraError: what is to store the weights is not installed.
     """
-    from sememe.compute.devices import check_vram
+    from sememe.compute.devices import check_vram, choose_device
+    from sememe.compute.speed import check_attention_name, check_compiler
     from sememe.compute.storage import Quantization, check_installed
 
-    check_vram(place, vram)
+    place = choose_device(loading.device)
+    if loading.vram is not None:
+        check_vram(place, loading.vram)
     if loading.storage is not None and loading.storage in get_args(Quantization):
         check_installed(loading.storage)
+    if loading.attention is not None:
+        check_attention_name(loading.attention)
+    if loading.compile:
+        check_compiler(place)
+    return place

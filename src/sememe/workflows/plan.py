@@ -2,15 +2,38 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from pkgutil import resolve_name
+from typing import Any, Protocol, runtime_checkable
 
 from sememe.checkpoints.zoo import is_hub_id, resolve_model
 from sememe.compute.loading_settings import LoadingSettings
 from sememe.compute.strategy import Constraints, MemoryPlan, check_constraints
-from sememe.errors import ModelError
+from sememe.errors import InputError, ModelError
+from sememe.system import System
+
+
+@runtime_checkable
+class Planning(Protocol):
+    """Chooses a plan, as `compute.plan.Planner` does."""
+
+    def choose(self, constraints: Constraints) -> MemoryPlan:
+        """Return the fastest plan that fits."""
+
+
+@runtime_checkable
+class Blueprint(Protocol):
+    """A pipeline without weights, which `CheckpointSpec.blueprint` makes."""
+
+    @property
+    def dtype(self) -> str:
+        """The precision in which the model is to be computed."""
+
+    def make_planner(self, name: str, **generation: Any) -> Planning:
+        """Make a planner for a generation, by the names of settings and numbers of inputs."""
 
 
 def plan_memory(
+    system: System,
     name: str | Path,
     loading: LoadingSettings,
     generation: Mapping[str, Any] | None = None,
@@ -23,7 +46,8 @@ def plan_memory(
     A card of 24 GB has 24 GiB: the 7 % between that and 24e9 bytes are left to the driver and the allocator.
 
     Args:
-        name: Released model (`wan-14b`, `cogvideox-5b`, or its repository on the hub), built-in one, or folder.
+        system: System of the model.
+        name: Released model, by its name in the system's record or its repository on the hub, built-in one, or folder.
         loading: `vram`, and the precision, storage, compilation and expert that are asked for.
         generation: What is generated, by the names of settings and numbers of inputs.
         called: Name in messages; None for `name`.
@@ -31,29 +55,16 @@ def plan_memory(
 
     Raises:
         ModelError: there is no such model or expert, it is not whole, or they do not go together.
-        InputError: the model cannot make such a video, or nothing fits; the message names the least that would do.
+        InputError: the system has no memory plans, the model cannot make such a video, or nothing fits; the message
+            names the least that would do.
     """
     assert loading.vram is not None
     storage = loading.storage or "full"
     check_constraints(loading.vram, storage, compiles=loading.compile)
-    from sememe.video_as_prompt.blueprint import RELEASED, find_released, make_released, read_blueprint
-    from sememe.video_as_prompt.memory_plan import make_planner
-    from sememe.video_as_prompt.model_folders import find_expert
-    from sememe.video_as_prompt.system import VIDEO_AS_PROMPT
-
-    expert, released = loading.expert, find_released(name)
-    if released is not None and (name == released or is_hub_id(name)):
-        if expert is not None:
-            raise ModelError(f"expected a stock model to put the expert {expert} on, but {name} has one; leave it out")
-        blueprint = make_released(released)
-    elif is_hub_id(name):
-        raise ModelError(f"expected {', '.join(RELEASED)}, a built-in model or a folder to plan for, got {name}")
-    else:
-        try:
-            folder = resolve_model(name, VIDEO_AS_PROMPT.name)
-        except ModelError as error:
-            raise ModelError(f"{error}; plans are also made for {' and '.join(RELEASED)}") from error
-        blueprint = read_blueprint(folder, None if expert is None else find_expert(expert))
+    if system.checkpoints.blueprint is None:
+        raise InputError(f"there are no memory plans for {system.title}; leave vram out")
+    source = _find_source(system, name, loading.expert)
+    blueprint: Blueprint = resolve_name(system.checkpoints.blueprint)(source, find_expert(system, loading))
     dtypes: list[str] = [loading.dtype or blueprint.dtype]
     if loading.dtype is None and blueprint.dtype == "float32":
         dtypes.append("bfloat16")
@@ -65,4 +76,34 @@ def plan_memory(
         compiles=loading.compile,
         host=host,
     )
-    return make_planner(blueprint.pipeline, called or Path(name).name, **(generation or {})).choose(constraints)
+    return blueprint.make_planner(called or Path(name).name, **(generation or {})).choose(constraints)
+
+
+def find_expert(system: System, loading: LoadingSettings) -> Path | None:
+    """Return the folder of the expert that is to be loaded apart; None where none is asked for.
+
+    Raises:
+        InputError: the system has no such experts.
+        ModelError: there is no such expert.
+    """
+    if loading.expert is None:
+        return None
+    if system.checkpoints.find_expert is None:
+        raise InputError(f"{system.title} has no experts that are loaded apart; leave expert out")
+    found: Path = resolve_name(system.checkpoints.find_expert)(loading.expert)
+    return found
+
+
+def _find_source(system: System, name: str | Path, expert: str | None) -> str | Path:
+    """Return the name of a released model, or a model's folder."""
+    known, released = system.checkpoints.released, system.checkpoints.find_released(name)
+    if released is not None and (name == released or is_hub_id(name)):
+        if expert is not None:
+            raise ModelError(f"expected a stock model to put the expert {expert} on, but {name} has one; leave it out")
+        return released
+    if is_hub_id(name):
+        raise ModelError(f"expected {', '.join((*known, 'a built-in model'))} or a folder to plan for, got {name}")
+    try:
+        return resolve_model(name, system.name)
+    except ModelError as error:
+        raise ModelError(f"{error}; plans are also made for {' and '.join(known)}" if known else str(error)) from error

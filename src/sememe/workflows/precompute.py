@@ -15,10 +15,10 @@ from sememe.checkpoints.zoo import describe_model, find_part, resolve_model
 from sememe.compute.devices import choose_device
 from sememe.data.array_cache import ArrayCacheWriter, ArrayEncoder, ClipItem
 from sememe.errors import RecipeError
+from sememe.events import Progress, ProgressHandler, ignore_progress
 from sememe.training.array_encoders import CleanLatents, FirstFrameLatents, GeneratedLatents, TextEmbeddings
 from sememe.training.clips import ClipCollection, open_clips
 from sememe.training.recipes import LatentsRecipe
-from sememe.workflows.events import Progress, ProgressHandler, ignore_progress
 from sememe.workflows.systems import find_system
 
 # Small, so that little is lost when the work is interrupted.

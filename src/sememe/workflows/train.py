@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sememe.errors import RecipeError
+from sememe.events import Progress, ProgressHandler, ignore_progress
 from sememe.files import lock_folder
 from sememe.records import flatten
 from sememe.training.config import TrainingConfig
 from sememe.training.recipes import TrainingRecipe
 from sememe.training.run_record import RunRecord, RunSummary, check_recipe, write_run, write_summary
-from sememe.workflows.events import Progress, ProgressHandler, ignore_progress
 from sememe.workflows.recipe_list import resolve_recipe
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ from sememe.data.manifest import (
 )
 from sememe.errors import InputError, OutputError
 from sememe.evaluation.cases import Case, SeedRanges, deal_cases
+from sememe.events import ProgressHandler, StepCounter, ignore_progress
 from sememe.files import check_writable, describe_write_error
 from sememe.video import write_clip, write_image
-from sememe.workflows.events import ProgressHandler, StepCounter, ignore_progress
 from sememe.workflows.gallery import draw_gallery
 from sememe.world import EVALUATION_SEED, RenderedClip, can_show, conditions, random_scene, render
 from sememe.world.catalogue import parts_of

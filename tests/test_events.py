@@ -2,7 +2,7 @@ import time
 
 import pytest
 
-from sememe.workflows import events
+from sememe import events
 
 
 def test_the_first_step_does_not_count_for_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,9 +11,9 @@ from safetensors import safe_open
 
 from model_folders import make_stock, save_model, save_published
 from sememe.errors import InputError, ModelError, OutputError
+from sememe.events import Progress
+from sememe.video_as_prompt.convert import ConversionRequest, ConversionResult, convert_model
 from sememe.video_as_prompt.model_folders import load_components
-from sememe.workflows.convert import ConversionRequest, ConversionResult, convert_model
-from sememe.workflows.events import Progress
 from video_as_prompt.wan_factories import make_transformer
 
 

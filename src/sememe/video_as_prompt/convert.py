@@ -19,6 +19,7 @@ import diffusers
 from sememe.checkpoints.headers import list_weight_files, read_stored_tensors
 from sememe.checkpoints.zoo import find_folder
 from sememe.errors import InputError, ModelError, OutputError
+from sememe.events import ProgressHandler, StepCounter, ignore_progress
 from sememe.files import atomic_folder, write_text
 from sememe.video_as_prompt.model_folders import (
     COMPONENTS,
@@ -38,7 +39,6 @@ from sememe.video_as_prompt.transformer_files import (
     write_merged,
     write_separate,
 )
-from sememe.workflows.events import ProgressHandler, StepCounter, ignore_progress
 
 TARGET_LAYOUTS = ("own", "published")
 
