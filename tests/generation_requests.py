@@ -13,7 +13,7 @@ def vary(request: GenerationRequest, **changes: Any) -> GenerationRequest:
     for name, value in changes.items():
         if name in {field.name for field in fields(request)}:
             own[name] = value
-        elif name in {field.name for field in fields(request.inputs)}:  # type: ignore[arg-type]
+        elif name in {field.name for field in fields(request.inputs)}:
             inputs[name] = value
         elif name in {field.name for field in fields(request.loading)}:
             loading[name] = value
@@ -22,7 +22,7 @@ def vary(request: GenerationRequest, **changes: Any) -> GenerationRequest:
     return replace(
         request,
         **own,
-        inputs=replace(request.inputs, **inputs),  # type: ignore[type-var]
+        inputs=replace(request.inputs, **inputs),
         loading=replace_fields(request.loading, loading),
         settings=settings,
     )

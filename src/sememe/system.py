@@ -3,13 +3,94 @@
 What needs torch is named as "module:attribute" and imported when it is used, so that listing stays fast.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
+
+from sememe.errors import InputError
 from sememe.records import Record
 from sememe.training.recipes import AutoencoderRecipe, Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class SystemInputs:
+    """Files and texts of one generation: the base of a system's own record, which says what differs from this.
+
+    Its fields become flags of the command line, with the entries under `Attributes:` as their help.
+    """
+
+    system: ClassVar[str]
+    """Name of the system."""
+    baseline_name: ClassVar[str] = "without its conditions"
+    """The baseline of influence, in words."""
+
+    def images(self) -> Mapping[str, Path]:
+        """Return the picture files by name."""
+        return {}
+
+    def videos(self, settings: Any) -> Mapping[str, tuple[Path, ...]]:
+        """Return the video files by name."""
+        return {}
+
+    def texts(self) -> Mapping[str, Any]:
+        """Return the texts by name."""
+        return {}
+
+    def check(self, settings: Any) -> None:
+        """Raise `InputError` for inputs that do not go with each other or with the settings."""
+
+    def workload(self, settings: Any) -> Mapping[str, int]:
+        """Return what a memory plan counts besides the settings."""
+        return {}
+
+    def reading(self, settings: Any, place: int, num_places: int) -> Mapping[str, Any]:
+        """Return the arguments with which `read_clip` reads a video among those of its name."""
+        return {}
+
+    def arguments(
+        self, settings: Any, images: Mapping[str, np.ndarray], videos: Mapping[str, Sequence[Any]]
+    ) -> dict[str, Any]:
+        """Return the arguments of the pipeline but for generator and callback; videos are lists of clips by name."""
+        return {**self.texts(), **images, **videos, "settings": settings}
+
+    def baseline(self, settings: Any) -> tuple["SystemInputs", Any]:
+        """Return inputs and settings of the generation with which influence compares.
+
+        Raises:
+            InputError: there is none.
+        """
+        raise InputError(f"{self.system} has nothing to leave out, so that influence has no meaning; leave it out")
+
+    def extra_files(self, video: Path) -> Mapping[str, Path]:
+        """Return the files that are written besides the video, such as a plan, by name."""
+        return {}
+
+    def write_extra(self, name: str, output: Any, path: Path) -> None:
+        """Write one of `extra_files` from what the pipeline returned."""
+        raise AssertionError(name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationSpec:
+    """How a system is asked for a video.
+
+    Attributes:
+        summary: What it does, in one sentence.
+        inputs: Record of the files and texts.
+        flags: Settings that have a flag of their own, by dotted key, besides the number of steps.
+        arguments: Inputs that are given without a flag, in this order.
+        rare: Inputs whose flags are listed by --help-all alone.
+    """
+
+    summary: str
+    inputs: type[SystemInputs]
+    flags: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
+    rare: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,10 +159,12 @@ class System:
         name: Name on the command line, such as "video-as-prompt".
         title: Name in sentences.
         settings: Settings record of a generation.
+        generation: Inputs of a generation, and their flags; None before there are any.
         pipeline: Class of its pipeline.
         stages: Kinds of training run, by what they train.
-        model: How a model is assembled.
+        model: How a model is assembled; None where it is not.
         evaluation: Function that builds the rows of its evaluation, as `evaluation.runner.SystemRows`; None for none.
+        evaluation_options: Further arguments of that function, by name.
         regenerator: Class that generates training clips again from their noised latents; it is called with a
             `training.recipes.Regeneration`, the clips and their frame rate, and its `generate` with numbers of clips.
         recipes: Functions that make the recipes, by name, in the order in which they are run.
@@ -94,9 +177,11 @@ class System:
     settings: type[Record]
     pipeline: str
     stages: Mapping[str, StageSpec]
-    model: ModelSpec
     recipes: Mapping[str, Callable[[], Recipe]]
+    generation: GenerationSpec | None = None
+    model: ModelSpec | None = None
     evaluation: str | None = None
+    evaluation_options: tuple[str, ...] = ()
     regenerator: str | None = None
     checkpoints: CheckpointSpec = field(default_factory=CheckpointSpec)
     demo: str | None = None

@@ -14,7 +14,7 @@ from sememe.training.networks import (
 from sememe.training.recipes import AutoencoderRecipe, TextNetwork
 from sememe.video_as_prompt.stage_settings import BackboneRecipe
 from sememe.video_as_prompt.stages import make_transformer
-from sememe.workflows.recipe_list import RECIPES, find_recipe
+from sememe.workflows.recipe_list import find_recipe, recipes
 from training.small_video import make_linear_vae, small_video
 
 
@@ -82,7 +82,7 @@ def test_the_tokenizer() -> None:
     assert again.get_vocab() == tokenizer.get_vocab()
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if name.endswith("-backbone")])
+@pytest.mark.parametrize("name", [name for name in recipes() if name.endswith("-backbone")])
 def test_every_backbone_can_be_built(name: str) -> None:
     recipe = find_recipe(name)
     autoencoder = find_recipe(name.replace("backbone", "autoencoder"))

@@ -11,11 +11,11 @@ from sememe.training.recipes import ClipFormat, LatentsRecipe, LinearNetwork, Re
 from sememe.video_as_prompt.recipes import tiny_autoencoder, tiny_expert
 from sememe.video_as_prompt.stage_settings import BackboneSettings, ExpertRecipe, ExpertSettings
 from sememe.video_as_prompt.system import VIDEO_AS_PROMPT
-from sememe.workflows.recipe_list import RECIPES, find_recipe
+from sememe.workflows.recipe_list import find_recipe, recipes
 from sememe.workflows.systems import kind_of
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", recipes())
 def test_recipes_know_their_names(name: str) -> None:
     recipe = find_recipe(name)
     assert recipe.name == name
@@ -25,13 +25,13 @@ def test_recipes_know_their_names(name: str) -> None:
 
 def test_there_is_a_quick_twin_of_every_kind() -> None:
     kinds = {
-        size: {kind_of(find_recipe(name)) for name in RECIPES if name.startswith(size)}
+        size: {kind_of(find_recipe(name)) for name in recipes() if name.startswith(size)}
         for size in ("tiny", "smoke", "small")
     }
     assert kinds["tiny"] == kinds["smoke"] == kinds["small"] == {*VIDEO_AS_PROMPT.stages, "latents", "model"}
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if name.startswith("tiny-expert-")])
+@pytest.mark.parametrize("name", [name for name in recipes() if name.startswith("tiny-expert-")])
 def test_ablations_are_a_few_settings_away(name: str) -> None:
     recipe = find_recipe(name)
     assert isinstance(recipe, ExpertRecipe)

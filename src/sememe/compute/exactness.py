@@ -29,7 +29,7 @@ def find_model_changes(pipeline: Any, height: int, width: int, storage: str | No
     """Asks a pipeline how it is set up.
 
     Args:
-        pipeline: A `VideoAsPromptPipeline`.
+        pipeline: A pipeline with a `transformer` and a `vae`.
         height: Height of the result in pixels, on which it depends whether tiles are at work.
         width: Width of the result in pixels.
         storage: Form in which a plan stored the transformer's weights in fewer bits; None without one.
@@ -43,7 +43,7 @@ def find_model_changes(pipeline: Any, height: int, width: int, storage: str | No
         found.append(f"weights quantised by {library}")
     if _is_tiled(pipeline.vae, height, width):
         found.append("autoencoder in tiles")
-    if transformer.is_cache_enabled:
+    if getattr(transformer, "is_cache_enabled", False):
         found.append(f"feature cache {type(transformer._cache_config).__name__.removesuffix('Config')}")
     in_use = [name for name in list_attention(pipeline) if name.startswith(_APPROXIMATE_ATTENTION)]
     found += [f"attention backend {name}" for name in in_use]
@@ -58,7 +58,7 @@ def _is_tiled(vae: Any, height: int, width: int) -> bool:
 
 def _list_adapters(pipeline: Any) -> tuple[str, ...]:
     """Adapters that act, in the order of their names."""
-    fused = set(pipeline.fused_loras)
+    fused = set(getattr(pipeline, "fused_loras", ()))
     if not getattr(pipeline.transformer, "peft_config", None):
         return tuple(sorted(fused))
     from peft.tuners.tuners_utils import BaseTunerLayer

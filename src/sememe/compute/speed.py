@@ -285,7 +285,8 @@ def check_mask_support(pipeline: Any, strength: float) -> None:
 
 def list_attention(pipeline: Any) -> tuple[str, ...]:
     """The backends that were chosen for the attentions of the transformer and its expert, by name."""
-    chosen = {processor._attention_backend for processor in pipeline.transformer.attn_processors.values()}
+    processors = getattr(pipeline.transformer, "attn_processors", {}).values()
+    chosen = {processor._attention_backend for processor in processors}
     return tuple(sorted(AttentionBackendName(backend).value for backend in chosen if backend is not None))
 
 

@@ -8,20 +8,20 @@ from typing import Any, ClassVar
 import numpy as np
 
 from sememe.errors import InputError
-from sememe.video import Clip
+from sememe.system import SystemInputs
 from sememe.video_as_prompt.settings import Settings
 
 
 @dataclass(frozen=True, kw_only=True)
-class VideoAsPromptInputs:
+class VideoAsPromptInputs(SystemInputs):
     """Files and texts of a generation.
 
     Attributes:
-        image: Picture file, the first frame.
-        references: Video files of at least 2 frames; may be empty where `reference_guidance_scale` is 0.
+        image: Picture that the result starts from (png, jpeg, webp ...).
+        references: Video whose effect the picture gets; may be repeated. None with reference_guidance_scale 0.
         prompt: What the result shows.
-        reference_prompts: Captions of the references: none, one for all, or one each.
-        last_image: Picture file, the last frame, for models that take one.
+        reference_prompts: Caption of the references: one for all, or one each.
+        last_image: Picture that the result ends with, for models that take one.
     """
 
     system: ClassVar[str] = "video-as-prompt"
@@ -73,7 +73,7 @@ class VideoAsPromptInputs:
         return reading | ({"size": None} if settings.experimental.official_quirks else {})
 
     def arguments(
-        self, settings: Settings, images: Mapping[str, np.ndarray], videos: Mapping[str, Sequence[Clip]]
+        self, settings: Settings, images: Mapping[str, np.ndarray], videos: Mapping[str, Sequence[Any]]
     ) -> dict[str, Any]:
         """Return the arguments of the pipeline but for generator and callback."""
         if videos.get("negative_references"):

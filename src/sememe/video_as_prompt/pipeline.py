@@ -133,6 +133,10 @@ class VideoAsPromptPipeline(PlacementMixin, DiffusionPipeline, BackboneAdapterMi
         """Adapter of the backbone; it keeps the target's rotary tables from one generation to the next."""
         return choose_family(self)
 
+    def describe(self) -> dict[str, Any]:
+        """Return what records of generations say of the model besides its files."""
+        return {"attention_mode": self.transformer.config.attention_mode}
+
     @property
     def interrupt(self) -> bool:
         """Set to True, in a callback or from another thread: the generation ends before its next step."""

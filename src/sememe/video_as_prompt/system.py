@@ -2,8 +2,9 @@
 
 import inspect
 
-from sememe.system import AUTOENCODER, CheckpointSpec, ModelSpec, StageSpec, System
+from sememe.system import AUTOENCODER, CheckpointSpec, GenerationSpec, ModelSpec, StageSpec, System
 from sememe.video_as_prompt import recipes
+from sememe.video_as_prompt.generation import VideoAsPromptInputs
 from sememe.video_as_prompt.settings import Settings
 from sememe.video_as_prompt.stage_settings import BackboneRecipe, ExpertRecipe, VideoAsPromptModelRecipe
 
@@ -13,6 +14,12 @@ VIDEO_AS_PROMPT = System(
     name="video-as-prompt",
     title="Video-As-Prompt",
     settings=Settings,
+    generation=GenerationSpec(
+        summary="Do to a picture what happens in a reference video.",
+        inputs=VideoAsPromptInputs,
+        flags=("size.num_frames", "guidance.guidance_scale", "guidance.reference_guidance_scale"),
+        rare=("reference_prompts", "last_image"),
+    ),
     pipeline="sememe.video_as_prompt.pipeline:VideoAsPromptPipeline",
     stages={
         "autoencoder": AUTOENCODER,
@@ -35,6 +42,7 @@ VIDEO_AS_PROMPT = System(
         use="research on following a reference clip",
     ),
     evaluation="sememe.video_as_prompt.evaluation:build_rows",
+    evaluation_options=("negative_reference",),
     regenerator="sememe.video_as_prompt.generations:Regenerator",
     # Every public function of that module makes the recipe of its name.
     recipes={

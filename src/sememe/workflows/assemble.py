@@ -38,6 +38,7 @@ def assemble_recipe(
 
     system = find_model_system(recipe)
     spec = system.model
+    assert spec is not None
     parts = find_parts(recipe, spec.needs)
     encoder = fingerprint_encoder(load_component("vae", parts["vae"]))
     check_agreement(recipe, spec.needs, {"autoencoder": encoder})

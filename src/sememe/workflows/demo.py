@@ -10,10 +10,10 @@ from sememe.compute.loading_settings import LoadingSettings
 from sememe.errors import OutputError
 from sememe.events import Progress, ProgressHandler, ignore_progress
 from sememe.files import check_writable, describe_write_error
+from sememe.system import SystemInputs
 from sememe.workflows.generate import GenerationRequest, check_seed, generate
 from sememe.workflows.input_files import ImageFile
 from sememe.workflows.loading import check_model_request, load_model
-from sememe.workflows.system_inputs import SystemInputs
 from sememe.workflows.systems import SYSTEMS
 
 

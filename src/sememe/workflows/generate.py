@@ -18,12 +18,12 @@ from sememe.errors import InputError
 from sememe.events import Progress, ProgressHandler, StepCounter, ignore_progress
 from sememe.files import hash_file
 from sememe.records import find_key, flatten, replace_fields
+from sememe.system import SystemInputs
 from sememe.video import Clip, SheetRow, VideoLimits, contact_sheet, write_clip, write_image
 from sememe.workflows import sidecar
 from sememe.workflows.input_files import ImageFile, VideoFile
 from sememe.workflows.loading import LoadedModel, check_model_request, load_model
 from sememe.workflows.outputs import OutputFiles
-from sememe.workflows.system_inputs import SystemInputs
 from sememe.workflows.systems import SYSTEMS
 
 MAX_SEED = 2**63 - 1
@@ -91,7 +91,7 @@ def generate(
         OutputError: the result cannot be written.
     """
     watch = Stopwatch()
-    files = OutputFiles.beside(request.output, request.sheet)
+    files = OutputFiles.beside(request.output, request.sheet, request.inputs.extra_files(request.output))
     _check_request(request, files)
     if loaded is None:
         check_model_request(SYSTEMS[request.inputs.system], request.model, request.loading)
@@ -105,7 +105,7 @@ def generate(
     seed = secrets.randbelow(2**31) if request.seed is None else request.seed
     work = _Generation(request.inputs, opened, model, _resolve(request, model.pipeline.defaults), seed)
     work.check_size()
-    clips = work.clips
+    _ = work.clips  # read now, so that their time counts as reading
     watch.lap("read")
     output = work.run("generating", on_progress)
     watch.replace_lap(output.timings)
@@ -114,7 +114,7 @@ def generate(
         document["influence"] = _measure_influence(work, output, on_progress)
         watch.lap("influence")
     on_progress(Progress("writing"))
-    _write(document, output, clips, files, watch, model.device)
+    _write(document, work, output, files, watch)
     return GenerationResult(files.video, files.sidecar, files.sheet, seed, document)
 
 
@@ -266,25 +266,21 @@ def _measure_influence(work: _Generation, output: Any, on_progress: ProgressHand
     }
 
 
-def _write(
-    document: dict[str, Any],
-    output: Any,
-    clips: Mapping[str, list[Clip]],
-    files: OutputFiles,
-    watch: Stopwatch,
-    device: str,
-) -> None:
+def _write(document: dict[str, Any], work: _Generation, output: Any, files: OutputFiles, watch: Stopwatch) -> None:
     """Write all files or none; complete the document on the way."""
-    comment = None if files.video.suffix.lower() == ".gif" else sidecar.make_comment(document, output.settings)
+    comment = sidecar.make_comment(document, work.inputs.texts(), output.settings)
     with files.replace_together() as parts:
-        write_clip(output.clips[0], parts.video, metadata=comment)
+        write_clip(output.clips[0], parts.video, metadata=None if files.video.suffix.lower() == ".gif" else comment)
         if parts.sheet is not None:
-            write_image(contact_sheet(_sheet_rows(document, clips, output.clips[0])), parts.sheet)
+            write_image(contact_sheet(_sheet_rows(document, work.clips, output.clips[0])), parts.sheet)
+        for name, path in parts.extra.items():
+            work.inputs.write_extra(name, output, path)
+            document["output"][name] = {"path": str(files.extra[name]), "sha256": hash_file(path)}
         watch.lap("write")
         document["output"]["sha256"] = hash_file(parts.video)
         document["timings"] = {name: round(seconds, 4) for name, seconds in watch.seconds.items()}
         document["timings"]["total"] = round(watch.total, 4)
-        document["peak_memory"] = sidecar.peak_memory(device)
+        document["peak_memory"] = sidecar.peak_memory(work.model.device)
         sidecar.write_sidecar(document, parts.sidecar)
 
 
@@ -296,4 +292,5 @@ def _sheet_rows(document: dict[str, Any], clips: Mapping[str, list[Clip]], resul
         for file, clip in zip(inputs[name], found, strict=True)
     ]
     images = [Path(file["path"]).name for file in inputs.values() if isinstance(file, dict)]
-    return [*rows, SheetRow(f"result: {', '.join(images)}, seed {document['seed']}", result)]
+    label = ", ".join([*images, f"seed {document['seed']}"])
+    return [*rows, SheetRow(f"result: {label}", result)]

@@ -1,9 +1,9 @@
 """The files that a generation writes: checked before the slow part, and then all of them or none."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sememe.errors import InputError, OutputError
@@ -16,16 +16,17 @@ PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 @dataclass(frozen=True)
 class OutputFiles:
-    """The video, the JSON beside it that says how it was made, and a contact sheet on request."""
+    """The video, the JSON beside it that says how it was made, a contact sheet on request, and a system's own files."""
 
     video: Path
     sidecar: Path
     sheet: Path | None = None
+    extra: Mapping[str, Path] = field(default_factory=dict)
 
     @classmethod
-    def beside(cls, video: Path, sheet: Path | None = None) -> "OutputFiles":
-        """The files that belong to a video of this name."""
-        return cls(video, video.with_suffix(".json"), sheet)
+    def beside(cls, video: Path, sheet: Path | None = None, extra: Mapping[str, Path] | None = None) -> "OutputFiles":
+        """Return the files that belong to a video of this name."""
+        return cls(video, video.with_suffix(".json"), sheet, extra or {})
 
     def check(self, inputs: Sequence[Path]) -> None:
         """Raise what would go wrong at the end, before any work is spent.
@@ -38,9 +39,10 @@ class OutputFiles:
         _check_suffix(self.video, VIDEO_SUFFIXES, "the result")
         if self.sheet is not None:
             _check_suffix(self.sheet, PICTURE_SUFFIXES, "the contact sheet")
-        for path in (self.video, self.sidecar, self.sheet):
-            if path is None:
-                continue
+        paths = [self.video, self.sidecar, *([] if self.sheet is None else [self.sheet]), *self.extra.values()]
+        if len(set(paths)) < len(paths):
+            raise OutputError(f"expected different files to write, got {', '.join(map(str, paths))}")
+        for path in paths:
             check_writable(path)
             _probe(path)
             if any(path.exists() and given.exists() and path.samefile(given) for given in inputs):
@@ -61,7 +63,8 @@ class OutputFiles:
         with ExitStack() as stack:
             video, sidecar = (stack.enter_context(atomic_path(path)) for path in (self.video, self.sidecar))
             sheet = None if self.sheet is None else stack.enter_context(atomic_path(self.sheet))
-            yield OutputFiles(video, sidecar, sheet)
+            extra = {name: stack.enter_context(atomic_path(path)) for name, path in self.extra.items()}
+            yield OutputFiles(video, sidecar, sheet, extra)
 
 
 def _check_suffix(path: Path, suffixes: Sequence[str], what: str) -> None:

@@ -11,9 +11,6 @@ from sememe.training.recipes import Recipe
 from sememe.workflows.systems import SYSTEMS, kind_of
 
 _VERBS = {"latents": "precompute", "model": "assemble"}
-RECIPES: Mapping[str, Callable[[], Recipe]] = {
-    name: make for system in SYSTEMS.values() for name, make in system.recipes.items()
-}
 RecipeT = TypeVar("RecipeT")
 
 
@@ -34,9 +31,14 @@ class RecipeEntry:
     description: str
 
 
+def recipes() -> dict[str, Callable[[], Recipe]]:
+    """Return the functions that make the recipes of all systems, by name, in the order in which they are run."""
+    return {name: make for system in SYSTEMS.values() for name, make in system.recipes.items()}
+
+
 def list_recipes() -> list[RecipeEntry]:
     """Return all recipes, in the order in which they are run."""
-    found = [(make(), name) for name, make in RECIPES.items()]
+    found = [(make(), name) for name, make in recipes().items()]
     return [
         RecipeEntry(name, kind_of(recipe), _VERBS.get(kind_of(recipe), "train"), recipe.description)
         for recipe, name in found
@@ -50,9 +52,10 @@ def find_recipe(name: str) -> Recipe:
         RecipeError: There is none; the message names similar ones.
     """
     wanted = name.strip().lower().replace("_", "-")
-    if wanted in RECIPES:
-        return RECIPES[wanted]()
-    near = difflib.get_close_matches(wanted, RECIPES, n=3, cutoff=0.5)
+    known = recipes()
+    if wanted in known:
+        return known[wanted]()
+    near = difflib.get_close_matches(wanted, known, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else "`sememe recipes` lists them"
     raise RecipeError(f"expected the name of a recipe, got {name!r}; {hint}")
 

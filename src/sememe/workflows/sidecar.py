@@ -46,7 +46,7 @@ def describe_model_used(model: LoadedModel) -> dict[str, Any]:
         "expert": None if model.expert is None else {"folder": str(model.expert.folder), "sha256": model.expert.sha256},
         "dtype": _computing_dtype(model),
         "own_dtype": model.own_dtype,
-        "attention_mode": model.pipeline.transformer.config.attention_mode,
+        **model.pipeline.describe(),
     }
 
 
@@ -93,7 +93,7 @@ def peak_memory(device: str) -> dict[str, int | None]:
     return {"process_bytes": peak if sys.platform == "darwin" else 1024 * peak, "device_bytes": on_device}
 
 
-def make_comment(document: Mapping[str, Any], settings: Any) -> dict[str, str]:
+def make_comment(document: Mapping[str, Any], texts: Mapping[str, Any], settings: Any) -> dict[str, str]:
     """Return what the video file itself says: nothing that two runs of one seed do not share."""
     inputs = document["inputs"]
     files = {name: file if isinstance(file, list) else [file] for name, file in inputs.items()}
@@ -103,7 +103,7 @@ def make_comment(document: Mapping[str, Any], settings: Any) -> dict[str, str]:
         "model": Path(document["model"]["name"]).name,
         "model_sha256": document["model"]["sha256"],
         "seed": str(document["seed"]),
-        "prompt": document["prompt"],
+        **{name: text for name, text in texts.items() if isinstance(text, str)},
         **{f"{name}_sha256": ",".join(file["sha256"] for file in found) for name, found in files.items()},
         # Ways to compute are left out: one seed gives the same file in all that are exact.
         "settings": json.dumps(settings.sampling.to_dict() | settings.guidance.to_dict()),

@@ -9,7 +9,6 @@ from sememe.training.recipes import LatentsRecipe, ModelRecipe, Recipe, Training
 from sememe.video_as_prompt.system import VIDEO_AS_PROMPT
 
 SYSTEMS: Mapping[str, System] = {system.name: system for system in (VIDEO_AS_PROMPT, SEMANTICGEN)}
-_STAGES = {stage.recipe: (name, stage) for system in SYSTEMS.values() for name, stage in system.stages.items()}
 
 
 def find_system(pipeline_name: object) -> System:
@@ -27,12 +26,12 @@ def find_system(pipeline_name: object) -> System:
 
 def find_stage(recipe: TrainingRecipe) -> StageSpec:
     """Return the stage that a recipe trains."""
-    return _STAGES[type(recipe)][1]
+    return _stages()[type(recipe)][1]
 
 
 def find_model_system(recipe: ModelRecipe) -> System:
     """Return the system of a recipe for a whole model."""
-    return next(system for system in SYSTEMS.values() if system.model.recipe is type(recipe))
+    return next(system for system in SYSTEMS.values() if system.model and system.model.recipe is type(recipe))
 
 
 def kind_of(recipe: Recipe) -> str:
@@ -41,4 +40,8 @@ def kind_of(recipe: Recipe) -> str:
         return "latents"
     if isinstance(recipe, ModelRecipe):
         return "model"
-    return _STAGES[type(recipe)][0]
+    return _stages()[type(recipe)][0]
+
+
+def _stages() -> dict[type, tuple[str, StageSpec]]:
+    return {stage.recipe: (name, stage) for system in SYSTEMS.values() for name, stage in system.stages.items()}
