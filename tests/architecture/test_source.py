@@ -41,7 +41,7 @@ def test_a_module_begins_with_a_docstring_and_holds_something() -> None:
     assert not [name for name, tree in TREES.items() if not name.endswith("__init__.py") and len(tree.body) < 2]
 
 
-LONG = {"generate_video_as_prompt", "evaluate_video_as_prompt", "list_models", "render"}
+LONG = {"list_models", "render"}
 """Functions of more than 60 lines that are to become shorter; add none."""
 WIDE = {"TrainingConfig", "Subject", "ModelMemory"}
 """Records of more than 15 fields that are to be divided; add none."""

@@ -13,7 +13,7 @@ from sememe.cli.app import main
 from sememe.errors import ModelError, OutputError
 from sememe.workflows import model_list as verb
 
-COMMANDS = [[], ["demo"], ["generate"], ["generate", "video-as-prompt"], ["models"], ["convert"], ["check-parity"]]
+COMMANDS = [[], ["generate", "video-as-prompt"], ["demo"], ["generate"], ["evaluate"], ["models"], ["convert"]]
 HEAVY = {"accelerate", "av", "cv2", "diffusers", "peft", "torch", "transformers"}
 
 
@@ -38,10 +38,13 @@ def test_help_loads_nothing_heavy() -> None:
 def test_every_flag_has_a_help_text(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     text = run_here(capsys, "generate", "video-as-prompt", "--help").out
-    flags = "reference image prompt reference-prompt output model seed steps num-frames height width"
-    flags += " guidance-scale reference-guidance-scale device vram sheet influence json set help-all"
+    flags = "reference image prompt output model seed steps num-frames guidance-scale reference-guidance-scale"
+    flags += " device vram sheet set json help-all"
     for flag in flags.split():
         assert re.search(rf"--{flag}\s.*\w{{3}}", text), flag
+    rare = {"--reference-prompt", "--last-image", "--influence"}
+    assert not rare & set(re.findall(r"--[a-z-]+", text))
+    assert rare < set(run_here(capsys, "generate", "video-as-prompt", "--help-all").out.split())
 
 
 def test_without_a_command_the_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:

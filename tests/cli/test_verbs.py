@@ -50,11 +50,15 @@ def test_flags_and_overrides_reach_the_workflow(
     requests: list[GenerationRequest], capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags: dict[str, Any] = {"--prompt": "p", "--model": "m", "--seed": 3, "--steps": 4, "--num-frames": 9}
-    flags |= {"--height": 32, "--width": 48, "--guidance-scale": 2.0, "--reference-guidance-scale": 3.0}
+    flags |= {"--guidance-scale": 2.0, "--reference-guidance-scale": 3.0}
     flags |= {"--sheet": "s.png", "--last-image": "l.png", "--vram": 24.0, "--device": "cpu"}
     arguments = [part for flag in flags.items() for part in flag]
     arguments += ["--reference", "b.mp4", "--reference-prompt", "x", "--reference-prompt", "y", "--influence"]
     arguments += [
+        "--set",
+        "height=32",
+        "--set",
+        "width=48",
         "--set",
         "loading.dtype=bfloat16",
         "--set",
@@ -84,7 +88,7 @@ def test_flags_and_overrides_reach_the_workflow(
     ("arguments", "message"),
     [
         (("--set", "reference_strenght=1"), "nearest is reference.reference_strength"),
-        (("--set", "height=32", "--height", 32), "size.height is given twice"),
+        (("--set", "num_frames=5", "--num-frames", 9), "size.num_frames is given twice"),
         (("--set", "loading.dtype=int4"), "float32, bfloat16, float16"),
         (("--set", "height"), "key=value"),
     ],

@@ -55,11 +55,9 @@ def attempt(files: Path, model_folder: Path, outputs: Path, capsys: pytest.Captu
         given |= {"model": model_folder, "device": "cpu"} | changes
         for name in ("reference", "image"):
             given[name] = files / str(given[name])
-        flags = [
-            part
-            for name, value in given.items()
-            for part in (("--set", f"{name}={value}") if name == "fps" else (f"--{name.replace('_', '-')}", value))
-        ]
+        changed = {name: given.pop(name) for name in ("fps", "height", "width") if name in given}
+        flags = [part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", value)]
+        flags += [part for name, value in changed.items() for part in ("--set", f"{name}={value}")]
         return run_here(capsys, "generate", "video-as-prompt", *flags)
 
     return run

@@ -110,8 +110,9 @@ def test_another_size_and_length(
     files: Path, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "out.mp4"
-    changes = {"num_frames": 9, "height": 48, "width": 32, "steps": 1}
-    assert run_here(capsys, *arguments(files, model_folder, output, **changes), "--set", "fps=12").code == 0
+    given = arguments(files, model_folder, output, num_frames=9, steps=1)
+    changes = [part for text in ("height=48", "width=32", "fps=12") for part in ("--set", text)]
+    assert run_here(capsys, *given, *changes).code == 0
     clip = read_clip(output)
     assert (clip.num_frames, clip.size, clip.fps) == (9, (48, 32), 12.0)
 

@@ -7,18 +7,19 @@ from typing import Any
 
 import pytest
 
+from sememe.compute.loading_settings import LoadingSettings
 from sememe.errors import InputError
 from sememe.evaluation.rows import RowSummary
 from sememe.events import Progress
 from sememe.video import Clip, read_image
 from sememe.video_as_prompt.evaluation import Maker, PromptedCase, RowSettings, scene_oracles
-from sememe.workflows import evaluate as workflow
 from sememe.workflows.evaluate import EvaluationSettings, evaluate
 from sememe.world import random_scene
 from sememe.world.captions import full_caption
 from sememe.world.catalogue import parts_of
 from video_as_prompt.pipeline_factories import make_pipeline
 
+CPU = LoadingSettings(device="cpu")
 CANDIDATES = ["melt", "zoom_in", "night", "burn"]
 
 
@@ -35,7 +36,7 @@ def settings(model: Path, monkeypatch: pytest.MonkeyPatch) -> EvaluationSettings
     monkeypatch.setattr(RowSettings, "candidates", property(lambda _: CANDIDATES))
     monkeypatch.setattr(RowSettings, "conditions", property(lambda _: CANDIDATES))
     scene_oracles.cache_clear()
-    return EvaluationSettings(model=str(model), generations=4, per_scene=4, rows=("seen",), batch_size=4, device="cpu")
+    return EvaluationSettings(model=str(model), generations=4, per_scene=4, rows=("seen",), batch_size=4, loading=CPU)
 
 
 def ranks(path: Path, row: str) -> list[tuple[str, int]]:
@@ -199,7 +200,6 @@ def test_settings_are_checked_at_once() -> None:
     [
         ({"generations": 0}, "generations of 1 or more"),
         ({"batch_size": 0}, "batch_size of 1 or more"),
-        ({"threads": 0}, "threads of 1 or more"),
         ({"seed": -1}, "seed of 0 or more"),
     ],
 )
@@ -217,13 +217,3 @@ def test_wrong_rows(settings: EvaluationSettings, rows: tuple[str, ...]) -> None
 def test_an_unknown_negative_reference(settings: EvaluationSettings) -> None:
     with pytest.raises(InputError, match="'x'"):
         evaluate(replace(settings, options={"negative_reference": "x"}))
-
-
-def test_threads_are_put_back(settings: EvaluationSettings) -> None:
-    import torch
-
-    before = torch.get_num_threads()
-    with workflow._threads(1):
-        assert torch.get_num_threads() == 1
-    assert torch.get_num_threads() == before
-    assert settings.threads is None

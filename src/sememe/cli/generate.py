@@ -1,22 +1,39 @@
-"""`sememe generate ...`: from files to a video file."""
+"""`sememe generate SYSTEM`: from files to a video file. Each system's options derive from its record."""
 
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from sememe.cli.console import echo_json, show_progress
-from sememe.cli.setting_options import Overrides, make_help_all, make_setting, read_overrides
-from sememe.video_as_prompt.settings import Settings
+from sememe.cli.setting_options import (
+    AsJson,
+    Device,
+    ModelName,
+    Overrides,
+    make_help_all,
+    make_setting,
+    read_overrides,
+)
+from sememe.records import list_fields
+from sememe.system import GenerationSpec, System, SystemInputs
+from sememe.workflows.systems import SYSTEMS
 
 _INPUTS, _RESULT = "Inputs", "Result"
-_setting = make_setting(Settings)
+_STEPS = "sampling.num_inference_steps"
 
 
 def register(app: typer.Typer) -> None:
-    """Add the verb."""
+    """Add the verb, with a command for each system."""
     group = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
-    group.command("video-as-prompt")(generate_video_as_prompt)
+    for system in SYSTEMS.values():
+        if system.generation is not None:
+            group.command(system.name, help=system.generation.summary)(make_command(system, system.generation))
     # With a callback typer keeps the name of a group's only command.
     group.callback()(_group)
     app.add_typer(group, name="generate", help="Generate a video.")
@@ -26,10 +43,31 @@ def _group() -> None:
     """Generate a video."""
 
 
-def generate_video_as_prompt(
-    image: Annotated[
-        Path, typer.Option(help="Picture that the result starts from (png, jpeg, webp ...).", rich_help_panel=_INPUTS)
-    ],
+def make_command(system: System, spec: GenerationSpec) -> Callable[..., None]:
+    """Return the command of a system: flags for its inputs and for some of its settings, and those of all systems."""
+    inputs, settings = _list_inputs(spec), _list_settings(spec)
+    shared = [each for each in inspect.signature(_run).parameters.values() if each.kind is each.KEYWORD_ONLY]
+    options = [each.annotation.__metadata__[0] for each in (*inputs.values(), *shared)]
+    # As typer does, the first name of an option in an annotation stands in the place of the default.
+    rare = {option.default: option.help for option in options if option.hidden}
+    help_all = _parameter("_help_all", bool, make_help_all(system.settings, rare), default=False)
+
+    def command(_help_all: bool = False, **given: Any) -> None:
+        changes = {key: given.pop(name) for name, key in settings.items()}
+        values = {name: given.pop(name) for name in inputs}
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        _run(spec.inputs(**{name: value for name, value in values.items() if value is not None}), changes, **given)
+
+    parameters = [*inputs.values(), *_make_flags(system, settings), *shared, help_all]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {each.name: each.annotation for each in parameters}
+    return command
+
+
+def _run(
+    inputs: SystemInputs,
+    changes: Mapping[str, Any],
+    *,
     output: Annotated[
         Path,
         typer.Option(
@@ -39,71 +77,27 @@ def generate_video_as_prompt(
             rich_help_panel=_RESULT,
         ),
     ],
-    reference: Annotated[
-        list[Path] | None,
-        typer.Option(help="Video whose effect the picture gets; may be repeated.", rich_help_panel=_INPUTS),
-    ] = None,
-    prompt: Annotated[str, typer.Option(help="What the result shows.", rich_help_panel=_INPUTS)] = "",
-    reference_prompt: Annotated[
-        list[str] | None,
-        typer.Option(help="Caption of the references: one for all, or one each.", rich_help_panel=_INPUTS),
-    ] = None,
-    last_image: Annotated[
-        Path | None,
-        typer.Option(help="Picture that the result ends with, for models that take one.", rich_help_panel=_INPUTS),
-    ] = None,
-    model: Annotated[
-        str, typer.Option(help="Built-in name (see `sememe models`), folder, or owner/name on the hub.")
-    ] = "tiny",
+    model: ModelName = "tiny",
     seed: Annotated[int | None, typer.Option(help="0 or more; the same seed gives the same file again.")] = None,
-    steps: Annotated[int | None, _setting("sampling.num_inference_steps", "--steps")] = None,
-    guidance_scale: Annotated[float | None, _setting("guidance.guidance_scale")] = None,
-    reference_guidance_scale: Annotated[float | None, _setting("guidance.reference_guidance_scale")] = None,
-    device: Annotated[str | None, _setting("loading.device")] = None,
-    vram: Annotated[float | None, _setting("loading.vram", metavar="GB")] = None,
-    num_frames: Annotated[int | None, _setting("size.num_frames", rich_help_panel=_RESULT)] = None,
-    height: Annotated[int | None, _setting("size.height", rich_help_panel=_RESULT)] = None,
-    width: Annotated[int | None, _setting("size.width", rich_help_panel=_RESULT)] = None,
+    device: Device = None,
+    vram: Annotated[
+        float | None, typer.Option(help="GB of the card, to compute in the fastest way that fits.", metavar="GB")
+    ] = None,
     sheet: Annotated[
         Path | None,
-        typer.Option(help="Contact sheet to write: references above, result below.", rich_help_panel=_RESULT),
+        typer.Option(help="Contact sheet to write: videos that are read above, result below.", rich_help_panel=_RESULT),
     ] = None,
     influence: Annotated[
-        bool,
-        typer.Option(
-            "--influence",
-            help="Measure how far the result is from the one without reference (generates twice).",
-            rich_help_panel=_RESULT,
-        ),
-    ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the whole record as JSON.", rich_help_panel=_RESULT)
+        bool, typer.Option("--influence", help="Measure what the conditions change (generates twice).", hidden=True)
     ] = False,
     overrides: Overrides = None,
-    _help_all: Annotated[bool, make_help_all(Settings)] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Do to a picture what happens in a reference video."""
-    from sememe.video_as_prompt.generation import VideoAsPromptInputs
+    """Generate, and say where; the options are those that every system has."""
     from sememe.workflows.generate import GenerationRequest, generate
 
-    flags = {
-        "sampling.num_inference_steps": steps,
-        "guidance.guidance_scale": guidance_scale,
-        "guidance.reference_guidance_scale": reference_guidance_scale,
-        "size.num_frames": num_frames,
-        "size.height": height,
-        "size.width": width,
-        "loading.device": device,
-        "loading.vram": vram,
-    }
-    settings, loading = read_overrides(Settings, flags, overrides)
-    inputs = VideoAsPromptInputs(
-        image=image,
-        references=tuple(reference or ()),
-        prompt=prompt,
-        reference_prompts=tuple(reference_prompt or ()),
-        last_image=last_image,
-    )
+    flags = {**changes, "loading.device": device, "loading.vram": vram}
+    settings, loading = read_overrides(SYSTEMS[inputs.system].settings, flags, overrides)
     request = GenerationRequest(
         inputs=inputs,
         output=output,
@@ -120,3 +114,44 @@ def generate_video_as_prompt(
         echo_json(result.document)
     else:
         typer.echo(str(result.output))
+
+
+def _list_inputs(spec: GenerationSpec) -> dict[str, inspect.Parameter]:
+    """Return the parameters of a system's inputs; a field that holds several is given by its singular, repeated."""
+    found = {}
+    for name, field in list_fields(spec.inputs).items():
+        is_many = typing.get_origin(field.type) is tuple
+        kind = list[typing.get_args(field.type)[0]] if is_many else field.type  # type: ignore[misc]
+        flag = f"--{(name.removesuffix('s') if is_many else name).replace('_', '-')}"
+        if name in spec.arguments:
+            option = typer.Argument(help=field.help, show_default=False)
+        else:
+            option = typer.Option(flag, help=field.help, rich_help_panel=_INPUTS, hidden=name in spec.rare)
+        default = None if is_many else field.default
+        found[name] = _parameter(name, kind | None if is_many else kind, option, default=default)
+    return found
+
+
+def _list_settings(spec: GenerationSpec) -> dict[str, str]:
+    """Return the settings that have a flag, by the name of its parameter."""
+    return {"steps": _STEPS} | {key.rpartition(".")[2]: key for key in spec.flags}
+
+
+def _make_flags(system: System, settings: Mapping[str, str]) -> list[inspect.Parameter]:
+    setting, fields = make_setting(system.settings), list_fields(system.settings)
+    return [
+        _parameter(name, _bare(fields[key].type) | None, setting(key, f"--{name.replace('_', '-')}"), default=None)
+        for name, key in settings.items()
+    ]
+
+
+def _bare(kind: Any) -> Any:
+    """Return the type in which the command line reads a setting: numbers, or texts that the record converts."""
+    while typing.get_origin(kind) in (Annotated, typing.Union, types.UnionType):
+        kind = typing.get_args(kind)[0]
+    return kind if kind in (int, float, bool) else str
+
+
+def _parameter(name: str, kind: Any, option: Any, *, default: Any) -> inspect.Parameter:
+    default = inspect.Parameter.empty if default is MISSING else default
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])

@@ -10,6 +10,12 @@ from sememe.records import Record, list_fields, parse_overrides, to_plain
 
 _LOADING = list_fields(LoadingSettings, "loading.")
 
+ModelName = Annotated[
+    str, typer.Option("--model", help="Built-in name (see `sememe models`), folder, or owner/name on the hub.")
+]
+Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, ...; a GPU if there is one.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the whole record as JSON.")]
+
 Overrides = Annotated[
     list[str] | None,
     typer.Option(
@@ -32,18 +38,20 @@ def make_setting(kind: type[Record]) -> Callable[..., Any]:
     return setting
 
 
-def make_help_all(kind: type[Record]) -> Any:
-    """Return an eager option that lists all settings of a system and exits."""
+def make_help_all(kind: type[Record], rare: Mapping[str, str] | None = None) -> Any:
+    """Return an eager option that lists all settings of a system, after its rarer options, and exits."""
 
     def show(value: bool) -> bool:
         if not value:
             return value
+        for flag, text in (rare or {}).items():
+            typer.echo(f"{flag}\n    {text}")
         for key, field in (list_fields(kind) | _LOADING).items():
             value_text = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
             typer.echo(f"{key}={'' if value_text == '' else str(to_plain(value_text)).lower()}\n    {field.help}")
         raise typer.Exit
 
-    return typer.Option("--help-all", callback=show, is_eager=True, help="List all settings for --set and exit.")
+    return typer.Option("--help-all", callback=show, is_eager=True, help="List rarer flags and all settings, and exit.")
 
 
 def read_overrides(

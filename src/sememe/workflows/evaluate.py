@@ -1,8 +1,7 @@
 """The verb "evaluate": measure a model with the world's oracle, row by row, resumable."""
 
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from pkgutil import resolve_name
@@ -34,9 +33,7 @@ class EvaluationSettings:
         options: further arguments of the function that makes the system's rows, by name.
         seed: seed of scenes, conditions and noise.
         batch_size: number of cases generated together; results agree up to rounding.
-        threads: threads of torch; None to leave them unchanged.
-        dtype: precision of the transformer's weights; None for float32.
-        device: None for a GPU where there is one.
+        loading: how the model is loaded.
         output: JSON report, saved after every batch and continued if it exists.
         sheet: PNG with examples.
         num_examples: number of right and of wrong examples of each row on the sheet, drawn by the seed.
@@ -51,17 +48,15 @@ class EvaluationSettings:
     options: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     batch_size: int = 8
-    threads: int | None = None
-    dtype: str | None = None
-    device: str | None = None
+    loading: LoadingSettings = field(default_factory=LoadingSettings)
     output: Path | None = None
     sheet: Path | None = None
     num_examples: int = 2
 
     def __post_init__(self) -> None:
         numbers = {"generations": self.generations, "per_scene": self.per_scene, "batch_size": self.batch_size}
-        for name, value in (numbers | {"threads": self.threads, "num_examples": self.num_examples}).items():
-            if value is not None and value < 1:
+        for name, value in (numbers | {"num_examples": self.num_examples}).items():
+            if value < 1:
                 raise InputError(f"expected {name} of 1 or more, got {value}")
         default: Any = SYSTEMS[self.system].settings()
         if replace_fields(default, self.settings).size != default.size:
@@ -85,16 +80,17 @@ def evaluate(settings: EvaluationSettings, on_progress: ProgressHandler = ignore
         ModelError: there is no such model, or it is not whole.
         OutputError: a file cannot be written.
     """
-    loading = LoadingSettings().override(device=settings.device, dtype=settings.dtype)
     system = SYSTEMS[settings.system]
-    check_model_request(system, settings.model, loading)
+    if system.evaluation is None:
+        raise InputError(f"expected a system with an evaluation, but {system.title} has none")
+    check_model_request(system, settings.model, settings.loading)
     for path in (settings.output, settings.sheet):
         if path is not None:
             check_writable(path)
-    with _threads(settings.threads), tempfile.TemporaryDirectory(prefix="sememe-") as folder:
-        model = load_model(system, settings.model, loading)
+    with tempfile.TemporaryDirectory(prefix="sememe-") as folder:
+        model = load_model(system, settings.model, settings.loading)
         resolved = replace_fields(model.pipeline.defaults, settings.settings)
-        made: SystemRows[Any, Any] = resolve_name(find_evaluation(settings.system))(
+        made: SystemRows[Any, Any] = resolve_name(system.evaluation)(
             model.pipeline,
             resolved,
             Path(folder),
@@ -139,29 +135,3 @@ def _describe_environment(settings: EvaluationSettings, model: LoadedModel) -> d
         "model": settings.model,
         "batch_size": settings.batch_size,
     }
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    """Set the number of torch's threads for a while; None leaves it unchanged."""
-    import torch
-
-    before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def find_evaluation(system: str) -> str:
-    """Return the name of the function that builds a system's rows.
-
-    Raises:
-        InputError: Nothing is measured of the system.
-    """
-    found = SYSTEMS[system].evaluation
-    if found is None:
-        raise InputError(f"expected a system with an evaluation, but {system} has none")
-    return found
