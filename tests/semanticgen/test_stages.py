@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from semanticgen.smoke_chain import STAGES, semantic_runs, settings
 from sememe.data.array_cache import ArrayCache
 from sememe.errors import ModelError
+from sememe.events import ignore_progress
 from sememe.semanticgen.arrays import ARRAY, read_clock
 from sememe.semanticgen.encoders import load_encoder
 from sememe.semanticgen.recipes import smoke_planner
@@ -20,7 +21,6 @@ from sememe.semanticgen.stage_settings import SemanticLatentsRecipe
 from sememe.semanticgen.stages import PlannerPreparation
 from sememe.training.stage import step_generator
 from sememe.workflows.beginnings import prepare_stage
-from sememe.events import ignore_progress
 from sememe.workflows.precompute import precompute_latents
 from sememe.workflows.recipe_list import resolve_recipe
 from sememe.workflows.train import resolve_training_recipe, train_recipe
