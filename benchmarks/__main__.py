@@ -16,7 +16,7 @@ from benchmarks.footprint import count_reference_work, measure_generations, quic
 from benchmarks.geometry import QUICK, TRIAL
 from benchmarks.growth import BRIEF, FULL, measure_references, measure_steps_and_beginning, measure_tokens
 from benchmarks.results import RESULTS, describe_run, write_result
-from benchmarks.speed import DTYPES, PLACEMENTS, check_rival, measure_steps
+from benchmarks.speed import PLACEMENTS, check_rival, choose_dtypes, measure_steps
 
 PARTS = ("rival", "steps", "reference", "memory", "growth")
 
@@ -37,7 +37,7 @@ def run(parts: Sequence[str], num_rounds: int, *, quick: bool) -> dict[str, Any]
         "rival": lambda: check_rival(geometry, num_rounds, print),
         "steps": lambda: [
             measure_steps(geometry, placement, dtype, num_rounds, _begin(f"{placement.name}, {dtype}"))
-            for dtype in DTYPES
+            for dtype in choose_dtypes()
             for placement in PLACEMENTS
         ],
         "reference": lambda: _show(count_reference_work()),
