@@ -155,3 +155,10 @@ def test_wrong_input() -> None:
         render_script(DRAWN, [("jump", 1.0)], fps=0)
     with pytest.raises(InputError, match="sides of 16"):
         render_script(DRAWN, [("jump", 1.0)], size=8)
+
+
+def test_spans_may_be_skipped() -> None:
+    spans = [("zoom_in", 1.0), ("circle", 1.0), ("night", 1.5)]
+    whole = render_script(DRAWN, spans, size=32).clip.frames
+    rest = np.concatenate([part.clip.frames for part in iter_script(DRAWN, spans, size=32, skip=2)])
+    assert np.array_equal(rest, whole[16:])

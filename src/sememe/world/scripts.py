@@ -108,11 +108,13 @@ def render_script(
 
 
 def iter_script(
-    scene: Scene, spans: Sequence[Span], *, size: int | tuple[int, int] = 64, fps: float = 8
+    scene: Scene, spans: Sequence[Span], *, size: int | tuple[int, int] = 64, fps: float = 8, skip: int = 0
 ) -> Iterator[RenderedClip]:
     """Film a script part by part, in memory that does not grow with its length.
 
-    Arguments and errors are those of `render_script`; errors are raised before the first part is asked for.
+    Arguments and errors are those of `render_script`; errors are raised before the first part is asked for. The first
+    `skip` spans are not filmed. Those after them look as in the whole film, but for the first frame, which repeats none
+    and may show the hairlines of pieces that touch.
 
     Returns:
         parts in order, each of some frames of one span, with the caption of that span.
@@ -124,7 +126,7 @@ def iter_script(
         raise InputError("expected at least one span such as ('jump', 2.0), got none")
     for name, _ in spans:
         check_condition(scene, name)
-    return _film_spans(scene, tuple(spans), _frame_edges(spans, fps), height, width, fps)
+    return _film_spans(scene, tuple(spans), _frame_edges(spans, fps), (height, width), fps, skip)
 
 
 def _frame_edges(spans: Sequence[Span], fps: float) -> list[int]:
@@ -165,13 +167,14 @@ class _Held:
 
 
 def _film_spans(
-    scene: Scene, spans: tuple[Span, ...], edges: list[int], height: int, width: int, fps: float
+    scene: Scene, spans: tuple[Span, ...], edges: list[int], size: tuple[int, int], fps: float, skip: int
 ) -> Iterator[RenderedClip]:
+    height, width = size
     settle = max(1, round(SETTLE_SECONDS * fps))
     together = max(4, _PIXELS_AT_ONCE // (height * width))
     stage = build_stage(scene, height, width)
     held: list[_Held] = []
-    last = film_opening(scene, height, width)
+    last = None if skip else film_opening(scene, height, width)
     # The clock stands still where a span begins: its first frame repeats the state of the frame before.
     clock = 0
     for place, (name, _) in enumerate(spans):
@@ -181,12 +184,12 @@ def _film_spans(
         held += [_Held(entry, clock, num_frames - 1) for entry in entries]
         # What is eased away is gone from a part's first frame on, so parts also begin where that is over.
         starts = [*range(0, min(settle, num_frames), together), *range(settle, num_frames, together)]
-        for first, after in pairwise([*starts, num_frames]):
+        for first, after in pairwise([*starts, num_frames] if place >= skip else []):
             count = after - first
             held = [each for each in held if each.release is None or clock + first - each.release < settle]
             times = clock + first + np.arange(count, dtype=np.float64)
             shot = film(perform(stage, count, [each.at(times, settle) for each in held]))
-            if first == 0:
+            if first == 0 and last is not None:
                 shot.frames[0], shot.depth[0], shot.mask[0] = last.frames[-1], last.depth[-1], last.mask[-1]
             last = shot
             yield RenderedClip(
