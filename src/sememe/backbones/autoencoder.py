@@ -142,7 +142,7 @@ def encode_video(vae: nn.Module, video: Video, generator: Generators = None) -> 
         generators = generator if isinstance(generator, list) else [generator] * len(video)
         drawn = zip(video.split(1), generators, strict=True)
         latents = torch.cat([_encode(vae, one, source) for one, source in drawn])
-    mean, std = _statistics(vae, latents)
+    mean, std = latent_statistics(vae, latents)
     return (latents - mean) / std
 
 
@@ -154,8 +154,17 @@ def decode_latents(vae: nn.Module, latents: Latents) -> Video:
     """
     autoencoder: Any = vae
     latents = latents.to(get_module_execution_device(vae), autoencoder.dtype)
-    mean, std = _statistics(vae, latents)
-    video: Video = _decode(vae, latents * std + mean).clamp(-1.0, 1.0)
+    mean, std = latent_statistics(vae, latents)
+    return finish_video(_decode(vae, latents * std + mean))
+
+
+def finish_video(decoded: Video) -> Video:
+    """Return what an autoencoder decoded, within [-1, 1].
+
+    Raises:
+        InputError: The video is not a number somewhere.
+    """
+    video = decoded.clamp(-1.0, 1.0)
     if video.isnan().any():
         raise InputError(
             "the decoded video is not finite: an overflow, as float16 has them (use bfloat16 or float32), or a damaged "
@@ -187,8 +196,8 @@ def _decode(vae: nn.Module, latents: torch.Tensor) -> torch.Tensor:
     return autoencoder.decode(latents).sample
 
 
-def _statistics(vae: nn.Module, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and deviation of raw latents, each broadcastable over (batch, channel, frame, height, width)."""
+def latent_statistics(vae: nn.Module, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return mean and deviation of raw latents, each broadcastable over (batch, channel, frame, height, width)."""
     config: Any = vae.config
     means, deviations = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
     if means is None or deviations is None:

@@ -1,11 +1,11 @@
 """Clips: read, write, resample, resize and lay out. The only package that knows PyAV."""
 
 from sememe.video.clip import Clip, Frames, Image, VideoLimits
-from sememe.video.picture import read_image, write_image
+from sememe.video.picture import read_image, to_picture, write_image
 from sememe.video.reader import read_clip
 from sememe.video.resizing import Fit, Sampling, pick_frames, resample_clip, resize_clip, resize_image
 from sememe.video.sheet import SheetRow, contact_sheet
-from sememe.video.writer import write_clip
+from sememe.video.writer import write_clip, write_clips
 
 __all__ = [
     "Clip",
@@ -22,6 +22,8 @@ __all__ = [
     "resample_clip",
     "resize_clip",
     "resize_image",
+    "to_picture",
     "write_clip",
+    "write_clips",
     "write_image",
 ]

@@ -1,17 +1,18 @@
-"""Reading and writing single pictures."""
+"""Single pictures: reading, writing, and what people give as one."""
 
 import io
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
 from PIL import ImageCms
 
-from sememe.errors import OutputError, VideoError
+from sememe.errors import InputError, OutputError, VideoError
 from sememe.files import atomic_path
-from sememe.video.clip import Image, VideoLimits
+from sememe.video.clip import Clip, Image, VideoLimits
 from sememe.video.colors import over_white
 from sememe.video.source import checked_path
 
@@ -68,6 +69,26 @@ def write_image(image: np.ndarray, path: str | Path) -> None:
         raise OutputError(f"expected a file name ending in {', '.join(_PICTURE_SUFFIXES)}, got {path.name}")
     with atomic_path(path) as part:
         PIL.Image.fromarray(image).save(part, format=_PICTURE_SUFFIXES[path.suffix.lower()], quality=95)
+
+
+def to_picture(image: Any) -> np.ndarray:
+    """Return a uint8 picture (height, width, 3) from a PIL image, such an array or a one-frame Clip, on white.
+
+    Raises:
+        InputError: It is none of these.
+    """
+    if isinstance(image, Clip):
+        if image.num_frames != 1:
+            raise InputError(f"expected one picture as image, got a clip of {image.num_frames} frames; give one frame")
+        return image.frames[0]
+    if isinstance(image, PIL.Image.Image):
+        upright = PIL.ImageOps.exif_transpose(image)
+        if upright.has_transparency_data:
+            return over_white(np.asarray(upright.convert("RGBA")))
+        return np.asarray(upright.convert("RGB"))
+    if isinstance(image, np.ndarray):
+        return Clip.from_image(image).frames[0]
+    raise InputError(f"expected a PIL image, a uint8 array or a one-frame Clip as image, got {type(image).__name__}")
 
 
 def _check_image_size(path: Path, height: int, width: int, limits: VideoLimits) -> None:

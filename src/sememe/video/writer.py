@@ -1,9 +1,10 @@
-"""Writing a clip to a video file."""
+"""Writing clips to a video file, at once or piece by piece."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -86,20 +87,61 @@ def write_clip(
         InputError: The settings do not fit together.
         OutputError: The suffix is unknown, or the file cannot be written: no such folder, no permission, disk full.
     """
+    write_clips([clip], path, codec=codec, quality=quality, lossless=lossless, metadata=metadata)
+
+
+def write_clips(
+    clips: Iterable[Clip],
+    path: str | Path,
+    *,
+    codec: Codec | None = None,
+    quality: float | None = None,
+    lossless: bool = False,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write clips, one after another, as one video; each is taken when the one before is encoded.
+
+    So a long video need not be in memory at once. The file is the one that `write_clip` makes of all frames together;
+    if `clips` raises, no file is left.
+
+    Args:
+        clips: Pieces of the video, at least one, of one size and rate.
+        path: As for `write_clip`, like all that follows.
+        codec: Codec.
+        quality: Constant rate factor.
+        lossless: Whether every pixel is kept.
+        metadata: Stored in the file.
+
+    Raises:
+        InputError: The settings do not fit together, or the pieces differ in size or rate.
+        OutputError: The file cannot be written.
+    """
     path = Path(path)
     container, codec = _choose(path, codec, lossless=lossless)
     options = _options(codec, quality)
     comment = json.dumps(dict(metadata), sort_keys=True, ensure_ascii=False) if metadata else None
     if codec == "gif" and comment:
         raise InputError("metadata cannot be kept in a gif; write an mp4 or leave it out")
+    pieces = _check_pieces(clips)
     with atomic_path(path) as part:
         try:
             if codec == "gif":
-                _write_gif(clip, part)
+                _write_gif(pieces, part)
             else:
-                _encode(clip, part, container, _ENCODERS[codec], options, comment)
+                _encode(pieces, part, container, _ENCODERS[codec], options, comment)
         except av.error.FFmpegError as error:
             raise OutputError(describe_write_error(path, OSError(error.errno, error.strerror))) from error
+
+
+def _check_pieces(clips: Iterable[Clip]) -> Iterator[Clip]:
+    first: Clip | None = None
+    for clip in clips:
+        first = first or clip
+        if (clip.size, clip.fps) != (first.size, first.fps):
+            raise InputError(f"expected pieces of one size and rate, got {first!r} and then {clip!r}")
+        yield clip
+    if first is None:
+        raise InputError("expected at least one clip to write, got none")
 
 
 def _choose(path: Path, codec: Codec | None, *, lossless: bool) -> tuple[str, Codec]:
@@ -132,8 +174,9 @@ def _options(codec: Codec, quality: float | None) -> dict[str, str]:
 
 
 def _encode(
-    clip: Clip, path: Path, container: str, encoder: _Encoder, options: dict[str, str], comment: str | None
+    clips: Iterator[Clip], path: Path, container: str, encoder: _Encoder, options: dict[str, str], comment: str | None
 ) -> None:
+    clip = next(clips)
     muxing = {"fflags": "+bitexact"}  # no random identifiers, no time of writing
     if container in {"mp4", "mov"}:
         muxing["movflags"] = "+faststart"
@@ -149,9 +192,9 @@ def _encode(
         if subsampled:
             _tag_colours(stream)
         reformatter = VideoReformatter()
-        for frame in clip.frames:
-            converted = _convert(frame, stream, reformatter)
-            output.mux(stream.encode(converted))
+        for piece in chain([clip], clips):
+            for frame in piece.frames:
+                output.mux(stream.encode(_convert(frame, stream, reformatter)))
         output.mux(stream.encode(None))
 
 
@@ -183,8 +226,10 @@ def _convert(frame: np.ndarray, stream: VideoStream, reformatter: VideoReformatt
     return converted
 
 
-def _write_gif(clip: Clip, path: Path) -> None:
-    images = [PIL.Image.fromarray(frame).quantize(256, method=PIL.Image.Quantize.MEDIANCUT) for frame in clip.frames]
-    images[0].save(
-        path, format="GIF", save_all=True, append_images=images[1:], duration=1000 / clip.fps, loop=0, optimize=False
+def _write_gif(clips: Iterator[Clip], path: Path) -> None:
+    first = next(clips)
+    frames = (frame for clip in chain([first], clips) for frame in clip.frames)
+    images = (PIL.Image.fromarray(frame).quantize(256, method=PIL.Image.Quantize.MEDIANCUT) for frame in frames)
+    next(images).save(
+        path, format="GIF", save_all=True, append_images=images, duration=1000 / first.fps, loop=0, optimize=False
     )

@@ -5,12 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import PIL.Image
-import PIL.ImageOps
 
 from sememe.errors import InputError
-from sememe.video import Clip
-from sememe.video.colors import over_white
+from sememe.video import Clip, to_picture
 from sememe.video_as_prompt.families import BackboneFamily
 from sememe.video_as_prompt.references import ReferenceCache, ReferenceTokens
 from sememe.video_as_prompt.settings import ExperimentalSettings, Settings
@@ -210,26 +207,10 @@ def _match_encoded(encoded: Sequence[EncodedReference], settings: Settings) -> S
 
 
 def _to_pictures(name: str, image: Any) -> tuple[np.ndarray, ...]:
-    pictures = tuple(_to_picture(entry) for entry in (image if isinstance(image, (list, tuple)) else [image]))
+    pictures = tuple(to_picture(entry) for entry in (image if isinstance(image, (list, tuple)) else [image]))
     if not pictures:
         raise InputError(f"expected at least one picture in {name}, got an empty list")
     return pictures
-
-
-def _to_picture(image: Any) -> np.ndarray:
-    """Return a uint8 picture (height, width, 3) from a PIL image, such an array or a one-frame Clip, on white."""
-    if isinstance(image, Clip):
-        if image.num_frames != 1:
-            raise InputError(f"expected one picture as image, got a clip of {image.num_frames} frames; give one frame")
-        return image.frames[0]
-    if isinstance(image, PIL.Image.Image):
-        upright = PIL.ImageOps.exif_transpose(image)
-        if upright.has_transparency_data:
-            return over_white(np.asarray(upright.convert("RGBA")))
-        return np.asarray(upright.convert("RGB"))
-    if isinstance(image, np.ndarray):
-        return Clip.from_image(image).frames[0]
-    raise InputError(f"expected a PIL image, a uint8 array or a one-frame Clip as image, got {type(image).__name__}")
 
 
 def check_references(clips: Any, prompts: Any = None) -> ReferenceClips:

@@ -1,0 +1,99 @@
+"""Decoding of long videos in chunks, so that frames can be written while later ones are decoded."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
+from diffusers.utils.torch_utils import get_module_execution_device
+from torch import nn
+
+from sememe.backbones.autoencoder import (
+    Latents,
+    Video,
+    decode_latents,
+    finish_video,
+    latent_grid,
+    latent_statistics,
+)
+from sememe.backbones.linear_autoencoder import LinearVideoAutoencoder
+
+
+@torch.no_grad()
+def decode_in_chunks(
+    vae: nn.Module, latents: Latents, chunk: int = 8, *, span: tuple[int, int] | None = None
+) -> Iterator[Video]:
+    """Decode normalised latents, a few latent frames after the other; together the chunks are the whole video.
+
+    Each chunk is decoded with all that the autoencoder sees of other latent frames: seams are those of decoding at
+    once. An autoencoder that works in tiles, or is not known here, gives a single chunk.
+
+    Args:
+        vae: Autoencoder.
+        latents: Normalised latents.
+        chunk: Latent frames per chunk, at least 1.
+        span: First latent frame to decode, and the one after the last; None for all.
+
+    Yields:
+        Frames in [-1, 1], in the autoencoder's precision.
+
+    Raises:
+        InputError: The video is not a number somewhere.
+    """
+    assert chunk >= 1, chunk
+    start, stop = span or (0, latents.shape[2])
+    if isinstance(vae, LinearVideoAutoencoder):
+        yield from _decode_linear(vae, latents, chunk, start, stop)
+    elif isinstance(vae, AutoencoderKLWan) and not vae.use_tiling:
+        yield from _decode_causal(vae, latents, chunk, start, stop)
+    else:
+        grid = latent_grid(vae)
+        yield decode_latents(vae, latents)[:, :, slice(*(max(0, grid.count_frames(count)) for count in (start, stop)))]
+
+
+def _decode_linear(vae: LinearVideoAutoencoder, latents: Latents, chunk: int, start: int, stop: int) -> Iterator[Video]:
+    """Decode with the neighbours of each chunk, and the first latent frame, which all are refined by."""
+    size = vae.config.patch_size
+    for first in range(start, stop, chunk):
+        last = min(first + chunk, stop)
+        seen = torch.arange(max(first - 1, 0), min(last + 1, latents.shape[2]), device=latents.device)
+        if first > 1:
+            seen = torch.cat([seen.new_zeros(1), seen])
+        num_before = int((seen < first).sum())
+        video = decode_latents(vae, latents[:, :, seen])
+        # The first latent frame gives one frame, the others `size` each.
+        begin = 0 if num_before == 0 else (num_before - 1) * size + 1
+        yield video[:, :, begin : begin + (last - first) * size - (size - 1) * (first == 0)]
+
+
+def _decode_causal(vae: AutoencoderKLWan, latents: Latents, chunk: int, start: int, stop: int) -> Iterator[Video]:
+    """Decode as the stock method does, which keeps features of earlier frames, but hand frames on in between."""
+    autoencoder: Any = vae
+    hook = getattr(autoencoder, "_hf_hook", None)
+    if hook is not None:  # as on the stock method: offload brings the autoencoder to its device
+        hook.pre_forward(autoencoder)
+    latents = latents.to(get_module_execution_device(vae), autoencoder.dtype)
+    mean, std = latent_statistics(vae, latents)
+    autoencoder.clear_cache()
+    codes, frames = autoencoder.post_quant_conv(latents * std + mean), []
+    try:
+        for index in range(stop):
+            autoencoder._conv_idx = [0]
+            first = {"first_chunk": True} if index == 0 else {}
+            video = autoencoder.decoder(
+                codes[:, :, index : index + 1],
+                feat_cache=autoencoder._feat_map,
+                feat_idx=autoencoder._conv_idx,
+                **first,
+            )
+            if index < start:
+                continue
+            frames.append(video)
+            if len(frames) == chunk or index == stop - 1:
+                joined = torch.cat(frames, dim=2)
+                patch = autoencoder.config.patch_size
+                yield finish_video(joined if patch is None else unpatchify(joined, patch_size=patch))
+                frames = []
+    finally:
+        autoencoder.clear_cache()
