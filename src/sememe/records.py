@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from sememe.errors import InputError
+from sememe.errors import InputError, ModelError
 
 R = TypeVar("R")
 S = TypeVar("S", bound="Record")
@@ -66,6 +66,18 @@ class Record:
             InputError: there is no such field, or a value is not valid.
         """
         return replace_fields(self, {name: value for name, value in changes.items() if value is not None})
+
+    @classmethod
+    def from_config(cls: type[S], config: Mapping[str, Any] | None) -> S:  # noqa: PYI019 (as above)
+        """Return the settings that a model was saved with, its `generation_defaults` by field name.
+
+        Raises:
+            ModelError: A field is unknown or not valid.
+        """
+        try:
+            return replace_fields(cls(), config or {})
+        except (InputError, TypeError) as error:
+            raise ModelError(f"generation_defaults of this model are not valid: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields of all groups by their own names, as values that JSON can hold."""

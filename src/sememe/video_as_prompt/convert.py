@@ -17,6 +17,7 @@ from typing import Any
 import diffusers
 
 from sememe.checkpoints.headers import list_weight_files, read_stored_tensors
+from sememe.checkpoints.saving import INDEX_NAME
 from sememe.checkpoints.zoo import find_folder
 from sememe.errors import InputError, ModelError, OutputError
 from sememe.events import ProgressHandler, StepCounter, ignore_progress
@@ -24,7 +25,6 @@ from sememe.files import atomic_folder, write_text
 from sememe.video_as_prompt.model_folders import (
     COMPONENTS,
     EXPERT_FOLDER,
-    INDEX_NAME,
     OWN_CLASS,
     PUBLISHED_CLASSES,
     ModelLayout,

@@ -12,22 +12,21 @@ published   what the released Video-As-Prompt models are: the expert is merged w
 stock       a Wan or CogVideoX folder as diffusers knows it, without any expert
 """
 
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import diffusers
 import torch
 from torch import nn
 
 from sememe.backbones.autoencoder import latent_grid
+from sememe.checkpoints import saving
 from sememe.checkpoints.components import find_class, load_component, read_entry
 from sememe.checkpoints.headers import list_missing_shards, read_json
+from sememe.checkpoints.saving import INDEX_NAME
 from sememe.checkpoints.zoo import config_name, find_folder
 from sememe.errors import ModelError
-from sememe.files import write_text
 from sememe.video_as_prompt.settings import RELEASED
 from sememe.video_as_prompt.system import VIDEO_AS_PROMPT
 from sememe.video_as_prompt.transformer_files import (
@@ -39,7 +38,6 @@ from sememe.video_as_prompt.transformer_files import (
     load_merged,
 )
 
-INDEX_NAME = "model_index.json"
 EXPERT_FOLDER = "expert"
 OWN_CLASS = "VideoAsPromptPipeline"
 # The official classes, which diffusers lacks.
@@ -242,32 +240,12 @@ def save_components(
     """
     folder.mkdir(parents=True, exist_ok=True)
     size = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
-    known = format_of_model(components["transformer"])
-    index: dict[str, Any] = {
-        "_class_name": class_name,
-        "_diffusers_version": diffusers.__version__,
-        EXPERT_FOLDER: ["sememe", known.expert_class],
-        **settings,
-    }
-    for name, component in components.items():
-        if component is None:
-            index[name] = [None, None]
-        elif name == "transformer":
-            component.save_backbone(folder / name, **size)
-            component.save_expert(folder / EXPERT_FOLDER, **size)
-            index[name] = ["diffusers", known.stock_class]
-        else:
-            component.save_pretrained(folder / name, **(size if isinstance(component, torch.nn.Module) else {}))
-            _remove_source(folder / name / "config.json")
-            index[name] = [type(component).__module__.split(".")[0], type(component).__name__]
-    write_text(folder / INDEX_NAME, json.dumps(index, indent=2, sort_keys=True) + "\n")
-
-
-def _remove_source(path: Path) -> None:
-    """Remove from a configuration where diffusers read it, which is a path of this machine."""
-    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if config.pop("_name_or_path", None) is not None:
-        write_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
+    transformer, known = components["transformer"], format_of_model(components["transformer"])
+    transformer.save_backbone(folder / "transformer", **size)
+    transformer.save_expert(folder / EXPERT_FOLDER, **size)
+    index = {EXPERT_FOLDER: ["sememe", known.expert_class], "transformer": ["diffusers", known.stock_class]}
+    others = {name: component for name, component in components.items() if name != "transformer"}
+    saving.save_components(folder, others, index | dict(settings), class_name, max_shard_size)
 
 
 def choose_expert(layout: ModelLayout, class_name: str, expert: str | Path | None) -> Path | None:

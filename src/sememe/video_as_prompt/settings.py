@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, get_args
 
-from sememe.errors import InputError, ModelError
+from sememe.errors import InputError
 from sememe.records import Count, Positive, Record, Scale, Share, flatten, to_plain
 
 # Written out here, because the modules that act on them import torch or PyAV.
@@ -260,18 +260,6 @@ class Settings(Record):
             reference=replace(self.reference, reference_strength=1.0),
             experimental=unread,
         )
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any] | None) -> "Settings":
-        """Read the `generation_defaults` of a model, by field name.
-
-        Raises:
-            ModelError: A field is unknown or not valid.
-        """
-        try:
-            return cls().override(**(config or {}))
-        except (InputError, TypeError) as error:
-            raise ModelError(f"generation_defaults of this model are not valid: {error}") from error
 
     def to_config(self) -> dict[str, Any]:
         """Return the `generation_defaults` of a model with these settings."""

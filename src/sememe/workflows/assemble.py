@@ -100,7 +100,7 @@ def _round_weights(pipeline: Any, precision: str) -> None:
     import torch
 
     for name, component in pipeline.components.items():
-        if not isinstance(component, torch.nn.Module):
+        if not isinstance(component, torch.nn.Module) or name in getattr(pipeline, "exact_components", ()):
             continue
         # An autoencoder's code must stay the very one that the other parts were trained on.
         kept: Any = getattr(component, "_keep_in_fp32_modules", None) if name == "vae" else None
