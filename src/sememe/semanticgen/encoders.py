@@ -413,3 +413,20 @@ def _read_colours(folder: Path) -> tuple[Colours, Colours] | None:
             if mean.shape == std.shape == (3,) and (std > 0).all():
                 return tuple(mean.tolist()), tuple(std.tolist())
     return None
+
+
+def wrap_tower(tower: Any, fps: float, colours: tuple[Colours, Colours] | None = None) -> TowerEncoder:
+    """Return the encoder of a tower in memory.
+
+    Args:
+        tower: Network of one of the classes that `load_encoder` reads.
+        fps: Frames per second that it is given.
+        colours: As in `TowerEncoder`.
+
+    Raises:
+        ModelError: It is of another class.
+    """
+    for encoder in (QwenEncoder, VJEPA2Encoder, VideoMAEEncoder):
+        if isinstance(tower, encoder.tower_class):
+            return encoder(tower, fps, colours=colours)
+    raise ModelError(f"expected a vision tower of Qwen2.5-VL, V-JEPA 2 or VideoMAE, got {type(tower).__name__}")

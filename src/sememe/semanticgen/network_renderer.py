@@ -22,6 +22,7 @@ from diffusers.utils import apply_lora_scale
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sememe.backbones.first_frame import FirstFrameFill, check_fill
 from sememe.errors import ModelError
 from sememe.semanticgen.blocks_renderer import BlockLayout, SemanticGenBlock
 from sememe.semanticgen.shapes import (
@@ -52,6 +53,8 @@ class SemanticGenTransformer(WanTransformer3DModel):
     Args:
         semantic_dim: Numbers per semantic token; None for a network that takes none, such as a planner.
         semantic_timestep: Timestep of the semantic tokens, in 0..1000; 0 is clean.
+        first_frame_fill: Frames that follow the first one in the first-frame latents: "grey", as in stock Wan, or
+            "repeat". The model must be used with those that it was trained with.
 
     The other arguments are those of the stock class; patches must be of one latent frame.
     """
@@ -87,7 +90,9 @@ class SemanticGenTransformer(WanTransformer3DModel):
         pos_embed_seq_len: int | None = None,
         semantic_dim: int | None = 8,
         semantic_timestep: float = 0.0,
+        first_frame_fill: FirstFrameFill = "grey",
     ) -> None:
+        check_fill(first_frame_fill)
         if patch_size[0] != 1:
             raise ModelError(f"expected patches of one latent frame (patch_size 1,...), got {list(patch_size)}")
         if not 0 <= semantic_timestep <= 1000:
@@ -117,7 +122,11 @@ class SemanticGenTransformer(WanTransformer3DModel):
 
     @classmethod
     def from_backbone(
-        cls, backbone: WanTransformer3DModel, semantic_dim: int | None = 8, semantic_timestep: float = 0.0
+        cls,
+        backbone: WanTransformer3DModel,
+        semantic_dim: int | None = 8,
+        semantic_timestep: float = 0.0,
+        first_frame_fill: FirstFrameFill = "grey",
     ) -> "SemanticGenTransformer":
         """Add semantic tokens to a stock transformer.
 
@@ -128,8 +137,9 @@ class SemanticGenTransformer(WanTransformer3DModel):
             ModelError: A setting is not valid, or the backbone has patches of several latent frames.
         """
         config = {name: value for name, value in backbone.config.items() if not name.startswith("_")}
+        own = {"semantic_dim": semantic_dim, "semantic_timestep": semantic_timestep}
         with torch.device("meta"):
-            model = cls(**(config | {"semantic_dim": semantic_dim, "semantic_timestep": semantic_timestep}))
+            model = cls(**(config | own | {"first_frame_fill": first_frame_fill}))
         model.load_state_dict(backbone.state_dict(), strict=False, assign=True)
         model.rope = backbone.rope  # its tables are in no state dict
         if semantic_dim is not None:

@@ -12,6 +12,9 @@ VideoLatents = Float[Tensor, "batch channel frame height width"]
 PredictedLatents = Float[Tensor, "batch out_channel frame height width"]
 """What a transformer predicts for latents, without the channels beside them."""
 
+VideoPart = Float[Tensor, "batch channel part_frame height width"]
+"""Some latent frames of a video."""
+
 EncoderFeatures = Float[Tensor, "batch slice row column feature_dim"]
 """Output of a semantic encoder."""
 

@@ -111,7 +111,12 @@ class RendererPreparation:
         backbone = load_component("transformer", self._parts["transformer"])
         if not isinstance(backbone, WanTransformer3DModel):
             raise RecipeError(f"only Wan backbones can render plans, got {type(backbone).__name__}")
-        renderer = SemanticGenTransformer.from_backbone(backbone, semantic_dim=recipe.compressor.semantic_dim)
+        described = cache.describe("first_frame") if "first_frame" in cache.arrays else {}
+        renderer = SemanticGenTransformer.from_backbone(
+            backbone,
+            semantic_dim=recipe.compressor.semantic_dim,
+            first_frame_fill=described.get("first_frame_fill", "grey"),
+        )
         compressor = SemanticCompressor(
             feature_dim=cache.arrays[ARRAY].shape[-1],
             semantic_dim=recipe.compressor.semantic_dim,

@@ -9,7 +9,7 @@ and the last window of any layer holds what is left.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import numpy as np
@@ -88,6 +88,42 @@ class WindowLayout:
     latent_positions: tuple[float, ...]
     slice_positions: tuple[float, ...]
     num_segments: int
+
+    def join(self, first: int, last: int) -> Piece:
+        """Return consecutive half windows as one piece: all their latent frames and slices."""
+        kept = [piece for piece in self.pieces if first <= piece.half_window <= last]
+        assert kept, (first, last)
+        start, end = kept[0], kept[-1]
+        return Piece(
+            start.half_window,
+            start.segment,
+            latents=(start.latents[0], end.latents[1]),
+            slices=(start.slices[0], end.slices[1]),
+        )
+
+    def cut(self, first: int, last: int) -> "WindowLayout":
+        """Return the layout of some consecutive half windows alone; windows and positions stay as they are.
+
+        Args:
+            first: First half window.
+            last: Last half window.
+        """
+        whole = self.join(first, last)
+        pieces = tuple(
+            replace(
+                piece,
+                latents=(piece.latents[0] - whole.latents[0], piece.latents[1] - whole.latents[0]),
+                slices=(piece.slices[0] - whole.slices[0], piece.slices[1] - whole.slices[0]),
+            )
+            for piece in self.pieces
+            if first <= piece.half_window <= last
+        )
+        return replace(
+            self,
+            pieces=pieces,
+            latent_positions=self.latent_positions[slice(*whole.latents)],
+            slice_positions=self.slice_positions[slice(*whole.slices)],
+        )
 
     def count_tokens(self, piece: Piece) -> tuple[int, int]:
         """Return the numbers of latent and of semantic tokens of a piece."""

@@ -1,0 +1,133 @@
+"""From plans and pictures to what the renderer is given: layouts, first-frame channels, and spans rendered again."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor, nn
+
+from sememe.backbones.autoencoder import clips_to_video, encode_video, latent_grid
+from sememe.backbones.first_frame import ConditionChannels, FirstFrameFill, frame_condition
+from sememe.diffusion.objectives import FLOW
+from sememe.semanticgen.clocks import LatentClock
+from sememe.semanticgen.shapes import VideoLatents, VideoPart
+from sememe.semanticgen.windows import SliceShape, WindowLayout, make_layout
+from sememe.video import Clip, Image, resize_image
+
+_LONGEST_CONDITION = 121
+"""Frames after which the latents of a still video no longer change: Wan's encoder sees 112 frames back, ours 8."""
+
+
+@dataclass(frozen=True)
+class VideoShape:
+    """What layouts are made of.
+
+    Attributes:
+        clock: Times of the latent frames.
+        tokens: Latent frames, and rows and columns of their tokens.
+        slices: Slices of the plan; None without a plan.
+        window_seconds: Length of a window; None for none.
+        segment_ends: Seconds at which one text ends and the next begins.
+    """
+
+    clock: LatentClock
+    tokens: tuple[int, int, int]
+    slices: SliceShape | None
+    window_seconds: float | None
+    segment_ends: tuple[float, ...]
+
+    def lay_out(self, *, has_plan: bool) -> WindowLayout:
+        """Return the layout with or without the plan."""
+        return make_layout(
+            self.clock,
+            self.tokens,
+            self.slices if has_plan else None,
+            window_seconds=self.window_seconds,
+            segment_ends=self.segment_ends,
+        )
+
+
+def make_condition(
+    vae: nn.Module, images: list[Image], num_frames: int, size: tuple[int, int], fill: FirstFrameFill
+) -> ConditionChannels:
+    """Return mask and latents of first pictures for all latent frames of a video.
+
+    What follows the picture is still, so that in a long video the last latent frame is repeated: no more than
+    121 frames are encoded.
+
+    Args:
+        vae: Autoencoder.
+        images: A picture of any size for each video; it is resized to cover the frame, and cropped.
+        num_frames: Frames of the video.
+        size: Height and width of the video.
+        fill: Frames that follow the picture.
+    """
+    clips = [Clip.from_image(resize_image(image, *size)) for image in images]
+    pictures = clips_to_video(clips)[:, :, 0]
+    condition = frame_condition(vae, pictures, min(num_frames, _LONGEST_CONDITION), fill)
+    missing = latent_grid(vae).count_latent_frames(num_frames) - condition.shape[2]
+    return torch.cat([condition, condition[:, :, -1:].expand(-1, -1, missing, -1, -1)], dim=2)
+
+
+@dataclass(frozen=True, eq=False)
+class Retake:
+    """A span of a video that is rendered again, between latents that are kept.
+
+    The renderer sees the windows of the span and one window on each side, whose latents are those of the kept video at
+    the noise level of each step. What is farther away neither is seen nor costs anything.
+
+    Attributes:
+        clean: Latents of the kept video.
+        span: First latent frame of the span, and the one after the last.
+        half_windows: First and last half window that is computed.
+        seen: First latent frame that is computed, and the one after the last.
+    """
+
+    clean: VideoLatents
+    span: tuple[int, int]
+    half_windows: tuple[int, int]
+    seen: tuple[int, int]
+
+    @classmethod
+    def of(cls, clean: VideoLatents, layout: WindowLayout, span: tuple[int, int]) -> "Retake":
+        """Plan the retake of a span of latent frames; the layout is that of the whole video without a plan."""
+        touched = [
+            piece.half_window for piece in layout.pieces if piece.latents[0] < span[1] and piece.latents[1] > span[0]
+        ]
+        half_windows = (touched[0] - 2, touched[-1] + 2)
+        return cls(clean, span, half_windows, layout.join(*half_windows).latents)
+
+    def cut(self, latents: VideoLatents) -> VideoPart:
+        """Return what is computed of latents of the whole video."""
+        return latents[:, :, slice(*self.seen)]
+
+    @property
+    def is_kept(self) -> Bool[Tensor, " frame"]:
+        """Whether each latent frame that is computed is one of the kept video."""
+        places = torch.arange(*self.seen)
+        return (places < self.span[0]) | (places >= self.span[1])
+
+    def hold(self, latents: VideoPart, noise: VideoPart, scheduler: Any, step: int) -> VideoPart:
+        """Return latents after a step, with those of the kept video at the noise level of the next one."""
+        sigma = scheduler.sigmas[step + 1].to(latents).expand(len(latents))
+        kept = FLOW.add_noise(self.cut(self.clean).to(latents), noise, sigma)
+        return torch.where(self.is_kept.to(latents.device).view(1, 1, -1, 1, 1), kept, latents)
+
+    def put_back(self, latents: VideoPart) -> VideoLatents:
+        """Return the latents of the whole video, those of the span new."""
+        start, stop = (place - self.seen[0] for place in self.span)
+        new = latents[:, :, start:stop].to(self.clean)
+        return torch.cat([self.clean[:, :, : self.span[0]], new, self.clean[:, :, self.span[1] :]], dim=2)
+
+
+def find_span(clock: LatentClock, num_latent_frames: int, span: tuple[float, float]) -> tuple[int, int]:
+    """Return the latent frames whose centres lie in a span of seconds: the first, and the one after the last."""
+    times = clock.times(num_latent_frames)
+    inside = [index for index, time in enumerate(times) if span[0] <= time < span[1]]
+    return (inside[0], inside[-1] + 1) if inside else (0, 0)
+
+
+def encode_clips(vae: nn.Module, clips: tuple[Clip, ...]) -> VideoLatents:
+    """Return the latents of clips in float32."""
+    return encode_video(vae, clips_to_video(clips)).float()
