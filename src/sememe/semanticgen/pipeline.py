@@ -1,0 +1,336 @@
+"""SemanticGen: plan a video in a semantic space, then render it, at any length (arXiv 2512.20619)."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Literal, get_args
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+
+from sememe.backbones.autoencoder import Generators, LatentGrid, latent_grid, video_to_clips
+from sememe.backbones.decoding import decode_in_chunks
+from sememe.checkpoints.components import load_component, load_strictly
+from sememe.checkpoints.zoo import find_folder
+from sememe.compute.offload import sends_modules_back
+from sememe.compute.stopwatch import Stopwatch
+from sememe.diffusion.denoise import check_scheduler
+from sememe.errors import InputError
+from sememe.semanticgen.clocks import SliceClock
+from sememe.semanticgen.compressor import SemanticCompressor
+from sememe.semanticgen.encoders import Colours, TowerEncoder, load_encoder, wrap_tower
+from sememe.semanticgen.inputs import Request, check_sources, make_request, resolve_length
+from sememe.semanticgen.model_folders import load_components, save_components
+from sememe.semanticgen.network_renderer import SemanticGenTransformer
+from sememe.semanticgen.plan import Plan
+from sememe.semanticgen.production import Production, encode_sources, encode_texts
+from sememe.semanticgen.rendering import Retake
+from sememe.semanticgen.settings import Settings
+from sememe.semanticgen.shapes import VideoLatents
+from sememe.semanticgen.stage_settings import SemanticGenModelRecipe
+from sememe.training.networks import make_scheduler
+from sememe.video import Clip
+
+OutputType = Literal["np", "pt", "pil", "latent"]
+CallbackOnStepEnd = Callable[["SemanticGenPipeline", int, torch.Tensor, dict[str, Any]], dict[str, Any] | None]
+
+
+@dataclass(frozen=True)
+class SemanticGenOutput:
+    """What a generation gave.
+
+    Attributes:
+        clips: One per prompt; empty for the output type "latent".
+        plans: The plan that each follows; empty where `plan_guidance_scale` 0 left it out.
+        frames: The clips as "np": float (batch, frame, height, width, 3) in [0, 1]; "pt": float (batch, frame, 3,
+            height, width) in [0, 1]; "pil": a list of PIL images per clip; "latent": normalised latents (batch,
+            channel, frame, height, width), for `decode`.
+        settings: Settings as they were resolved; pass them to make the same again.
+        guidance: The guidance table of the renderer, as plain values.
+        timings: Seconds spent to encode, plan, denoise and decode.
+    """
+
+    clips: list[Clip]
+    plans: list[Plan]
+    frames: Any
+    settings: Settings
+    guidance: list[dict[str, Any]] = field(default_factory=list)
+    timings: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def plan(self) -> Plan:
+        """The plan of the first clip.
+
+        Raises:
+            InputError: There is none.
+        """
+        if not self.plans:
+            raise InputError("expected a generation with a plan, but plan_guidance_scale 0 left it out")
+        return self.plans[0]
+
+
+class SemanticGenPipeline(DiffusionPipeline):
+    """Generate clips of any length from a text, by way of a plan that can be kept, edited and given again.
+
+    Args:
+        tokenizer: Tokenizer of the text encoder.
+        text_encoder: `UMT5EncoderModel` or `T5EncoderModel`, which planner and renderer share.
+        semantic_encoder: Vision tower, see `sememe.semanticgen.encoders`.
+        compressor: `SemanticCompressor` of its features.
+        planner: `SemanticGenTransformer` over plans.
+        transformer: `SemanticGenTransformer` over latents, the renderer.
+        vae: Causal video autoencoder.
+        scheduler: Scheduler for flow matching, of both.
+        generation_defaults: Fields of `Settings` by name; the others have its values.
+        encoder_colours: Mean and standard deviation of colours 0..1 that the tower was trained with; None for those of
+            released towers of its class.
+    """
+
+    exact_components: ClassVar[tuple[str, ...]] = ("semantic_encoder", "compressor")
+    """Components whose weights are not rounded in files, because plans name them by their fingerprints."""
+    model_cpu_offload_seq = "text_encoder->semantic_encoder->compressor->planner->transformer->vae"
+    _callback_tensor_inputs = ["latents"]  # noqa: RUF012 (diffusers declares it so)
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        text_encoder: Any,
+        semantic_encoder: Any,
+        compressor: Any,
+        planner: Any,
+        transformer: Any,
+        vae: Any,
+        scheduler: Any,
+        generation_defaults: Mapping[str, Any] | None = None,
+        encoder_colours: tuple[Colours, Colours] | None = None,
+    ) -> None:
+        super().__init__()
+        self.register_modules(
+            tokenizer=tokenizer,
+            text_encoder=text_encoder,
+            semantic_encoder=semantic_encoder,
+            compressor=compressor,
+            planner=planner,
+            transformer=transformer,
+            vae=vae,
+            scheduler=scheduler,
+        )
+        defaults = Settings.from_config(generation_defaults)
+        self.register_to_config(generation_defaults=defaults.to_dict(), encoder_colours=encoder_colours)
+        self._interrupt = False
+
+    @property
+    def defaults(self) -> Settings:
+        """Settings of the model, where a generation starts from."""
+        return Settings.from_config(self.config.generation_defaults)
+
+    @property
+    def grid(self) -> LatentGrid:
+        """Which numbers of frames and which sizes the model can make."""
+        return latent_grid(self.vae, self.transformer.config.patch_size[-1])
+
+    @property
+    def clock(self) -> SliceClock:
+        """How plans divide time."""
+        return self.compressor.clock
+
+    @cached_property
+    def encoder(self) -> TowerEncoder:
+        """The semantic encoder, with its rate and resizing."""
+        return wrap_tower(self.semantic_encoder, self.clock.fps, self.config.encoder_colours)
+
+    @property
+    def interrupt(self) -> bool:
+        """Set to True, in a callback or from another thread: the generation ends before its next step."""
+        return self._interrupt
+
+    @interrupt.setter
+    def interrupt(self, value: bool) -> None:
+        self._interrupt = value
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | Path, torch_dtype: torch.dtype | None = None, revision: str | None = None, **components: Any
+    ) -> "SemanticGenPipeline":
+        """Load a model.
+
+        Args:
+            name: Built-in model, local folder in the layout of `save_pretrained`, or a repository on the Hugging Face
+                hub.
+            torch_dtype: Precision of transformer, planner and text encoder; the others stay in float32.
+            revision: Revision of a repository on the hub.
+            components: Loaded components to use instead of the model's.
+
+        Raises:
+            ModelError: There is no such model, or files of it are missing.
+            InputError: An argument is no component.
+        """
+        folder = find_folder(name, revision, "semanticgen")
+        return cls(**load_components(folder, torch_dtype, components, cls.__name__))
+
+    def save_pretrained(
+        self, save_directory: str | Path, max_shard_size: int | str | None = None, **_ignored: Any
+    ) -> None:
+        """Write a folder for `from_pretrained`.
+
+        Raises:
+            OutputError: The folder cannot be written.
+        """
+        settings = {"generation_defaults": self.config.generation_defaults}
+        colours = self.encoder.colours
+        save_components(Path(save_directory), self.components, settings, type(self).__name__, colours, max_shard_size)
+
+    @torch.no_grad()
+    @sends_modules_back
+    def encode_plan(self, source: Any, settings: Settings | None = None) -> list[Plan]:
+        """Return the plans of clips.
+
+        Args:
+            source: Clip of any size and rate, or a list of clips of one length; each is resized to cover the result,
+                and cropped. A clip shorter than one slice has one slice.
+            settings: Settings with the size of the results; None for the model's own.
+
+        Raises:
+            InputError: `source` is something else.
+        """
+        request, settings = make_request(source=source), settings or self.defaults
+        check_sources(request.sources, settings, None)
+        return encode_sources(self, request.sources, settings)
+
+    @torch.no_grad()
+    @sends_modules_back
+    def __call__(
+        self,
+        prompt: Any = "",
+        num_frames: int | None = None,
+        seconds: float | None = None,
+        plan: Any = None,
+        source: Any = None,
+        image: Any = None,
+        segments: Any = None,
+        span: Any = None,
+        negative_prompt: str | None = None,
+        generator: Generators = None,
+        output_type: str = "np",
+        callback_on_step_end: CallbackOnStepEnd | None = None,
+        settings: Settings | None = None,
+        **overrides: Any,
+    ) -> SemanticGenOutput:
+        """Generate.
+
+        Args:
+            prompt: What the result shows, or a list of texts for a batch. An empty one asks for anything: planner and
+                renderer then follow no text.
+            num_frames: Frames of the result; of any number the nearest that the autoencoder can make is made.
+            seconds: Length of the result, in place of `num_frames`.
+            plan: `Plan` to render, or one per prompt; the result is as long as it is.
+            source: Clip whose plan is rendered, under another prompt, or one per prompt; the same.
+            image: First picture, for renderers that take one: PIL, uint8 array or one-frame Clip, or one per prompt.
+            segments: Pairs of seconds and text, one after another, which together last as long as the result. Each part
+                follows `prompt` and then its own text.
+            span: Seconds (start, stop) of `source` to render again, to whole latent frames; all other frames stay as
+                they are, bit for bit. A plan may be given beside it.
+            negative_prompt: Text to steer away from; None for the setting.
+            generator: Source of the noise, on its own device; one, or one per prompt.
+            output_type: Form of `frames`: "np", "pt", "pil" or "latent".
+            callback_on_step_end: Called after each step, as diffusers does: with "plan" in the steps of planning, and
+                then, from step 0 on, with "latents" in those of rendering. It may set `interrupt`.
+            settings: Settings of the generation; None for the model's own (`defaults`).
+            overrides: Further fields of the settings, by name (see `sememe.semanticgen.settings`).
+
+        Raises:
+            InputError: An argument is not what was expected.
+            PlanError: A plan is one of another model or size.
+        """
+        if output_type not in get_args(OutputType):
+            raise InputError(f"expected output_type of {', '.join(get_args(OutputType))}, got {output_type!r}")
+        settings = (settings or self.defaults).override(negative_prompt=negative_prompt, **overrides)
+        request = make_request(prompt, plan, source, image, segments, span)
+        settings = resolve_length(request, settings, self.grid, self.clock, num_frames, seconds)
+        generators = _spread_generator(generator, request.batch_size)
+        return self._generate(Production(self, request, settings, generators, callback_on_step_end), output_type)
+
+    def _generate(self, work: Production, output_type: str) -> SemanticGenOutput:
+        check_scheduler(self.scheduler)
+        work.check()
+        request, settings, guidance = work.request, work.settings, work.guidance
+        watch, self._interrupt = Stopwatch(self._execution_device), False
+        texts = encode_texts(self, request, settings)
+        watch.lap("encode")
+        plans = work.make_plans(texts) if any(row.variant.has_plan for row in guidance.rows) else []
+        watch.lap("plan")
+        latents, retake = work.render(texts, guidance, plans)
+        watch.lap("denoise")
+        clips = [] if output_type == "latent" else self._decode_clips(latents, request, retake, settings.size.fps)
+        frames = latents if output_type == "latent" else _format_frames(clips, output_type)
+        watch.lap("decode")
+        return SemanticGenOutput(clips, plans, frames, settings, guidance.to_table(), watch.seconds)
+
+    def decode(self, latents: VideoLatents, fps: float, chunk: int = 8) -> Iterator[Clip]:
+        """Decode one video piece by piece, so that it need not be in memory at once; `write_clips` takes the pieces.
+
+        Args:
+            latents: `frames` of a result of output type "latent", of one prompt.
+            fps: Frames per second of the result.
+            chunk: Latent frames per piece.
+        """
+        assert len(latents) == 1, "one video at a time"
+        for video in decode_in_chunks(self.vae, latents, chunk):
+            yield video_to_clips(video, fps)[0]
+
+    def _decode_clips(self, latents: VideoLatents, request: Request, retake: Retake | None, fps: float) -> list[Clip]:
+        span = None if retake is None else retake.span
+        pieces = [video_to_clips(video, fps) for video in decode_in_chunks(self.vae, latents, span=span)]
+        made = [np.concatenate([clip.frames for clip in clips]) for clips in zip(*pieces, strict=True)]
+        if span is None:
+            return [Clip(frames, fps) for frames in made]
+        start, stop = (max(0, self.grid.count_frames(place)) for place in span)
+        kept = [clip.frames.copy() for clip in request.sources]
+        for frames, new in zip(kept, made, strict=True):
+            frames[start:stop] = new
+        return [Clip(frames, fps) for frames in kept]
+
+
+def build_pipeline(recipe: SemanticGenModelRecipe, parts: Mapping[str, Path]) -> SemanticGenPipeline:
+    """Return the pipeline of a model, in float32.
+
+    Raises:
+        ModelError: A part is not whole, or does not fit the others.
+    """
+    compressor = load_strictly(SemanticCompressor, parts["compressor"], torch.float32)
+    encoder = load_encoder(parts["semantic_encoder"], compressor.config.fps)
+    compressor.check_encoder(encoder.fingerprint)
+    return SemanticGenPipeline(
+        tokenizer=load_component("tokenizer", parts["tokenizer"]),
+        text_encoder=load_component("text_encoder", parts["text_encoder"]),
+        semantic_encoder=encoder.tower,
+        compressor=compressor,
+        planner=load_strictly(SemanticGenTransformer, parts["planner"], torch.float32),
+        transformer=load_strictly(SemanticGenTransformer, parts["transformer"], torch.float32),
+        vae=load_component("vae", parts["vae"]),
+        scheduler=make_scheduler(recipe.scheduler),
+        generation_defaults=recipe.generation.to_dict(),
+        encoder_colours=encoder.colours,
+    )
+
+
+def _spread_generator(generator: Generators, count: int) -> list[torch.Generator]:
+    """Return a generator for each result; one that is given for several draws for one after the other."""
+    if isinstance(generator, list):
+        if len(generator) != count:
+            raise InputError(f"expected one generator per prompt, got {len(generator)} for {count}")
+        return generator
+    if generator is None:
+        generator = torch.Generator().manual_seed(int(torch.randint(1 << 62, (1,))))
+    return [generator] * count
+
+
+def _format_frames(clips: Sequence[Clip], output_type: str) -> Any:
+    if output_type == "pil":
+        from PIL import Image
+
+        return [[Image.fromarray(frame) for frame in clip.frames] for clip in clips]
+    frames = np.stack([clip.frames for clip in clips]).astype(np.float32) / 255.0
+    return frames if output_type == "np" else torch.from_numpy(frames).permute(0, 1, 4, 2, 3)

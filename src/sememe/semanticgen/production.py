@@ -1,0 +1,241 @@
+"""One generation: texts, sources and plans to what the networks are given, and back to plans and latents."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from sememe.backbones.text import encode_prompts
+from sememe.diffusion.denoise import denoise
+from sememe.diffusion.guidance import Guidance
+from sememe.errors import InputError
+from sememe.semanticgen.clocks import LatentClock
+from sememe.semanticgen.guidance import Text, Variant, planning_guidance, rendering_guidance
+from sememe.semanticgen.inputs import Request, check_plan, check_sources
+from sememe.semanticgen.network_renderer import SemanticGenTransformer
+from sememe.semanticgen.noise import add_semantic_noise
+from sememe.semanticgen.plan import Plan
+from sememe.semanticgen.predictor import Predictor
+from sememe.semanticgen.rendering import Retake, VideoShape, encode_clips, find_span, make_condition
+from sememe.semanticgen.settings import Settings
+from sememe.semanticgen.shapes import PlanFeatures, TextEmbeds, VideoLatents
+from sememe.semanticgen.windows import SliceShape, make_layout
+from sememe.video import Clip, resize_clip
+
+Texts = Mapping[Text, tuple[TextEmbeds, ...]]
+"""Embedded text of each segment, by choice of text."""
+
+_ROUNDING = 1e-6  # seconds, as in layouts
+
+
+@dataclass(frozen=True)
+class Production:
+    """One generation of a pipeline, part by part.
+
+    Attributes:
+        pipeline: The `SemanticGenPipeline`.
+        request: Inputs.
+        settings: Settings, with the number of frames as it will be.
+        generators: Source of the noise of each result.
+        callback: Called after each step, as the pipeline says.
+    """
+
+    pipeline: Any
+    request: Request
+    settings: Settings
+    generators: list[torch.Generator]
+    callback: Callable[..., dict[str, Any] | None] | None = None
+
+    @property
+    def _texts_differ(self) -> bool:
+        negative = self.settings.guidance.negative_prompt
+        return any(text != negative for texts in self.request.texts for text in texts)
+
+    @property
+    def guidance(self) -> Guidance[Variant]:
+        """Table of the renderer."""
+        scales = self.settings.guidance
+        return rendering_guidance(scales.guidance_scale, scales.plan_guidance_scale, texts_differ=self._texts_differ)
+
+    @property
+    def _latent_shape(self) -> tuple[int, int, int, int]:
+        size = self.settings.size
+        return self.pipeline.grid.latent_shape(size.num_frames, size.height, size.width)
+
+    @property
+    def _plan_shape(self) -> tuple[int, int, int]:
+        size, pipeline = self.settings.size, self.pipeline
+        rows, columns = pipeline.encoder.choose_grid(size.height, size.width)
+        return pipeline.clock.count_slices(size.num_frames / size.fps), rows, columns
+
+    def check(self) -> None:
+        """Check what needs no network.
+
+        Raises:
+            InputError: An input does not go with the model or the settings.
+        """
+        request, config = self.request, self.pipeline.transformer.config
+        _ = self._latent_shape
+        check_sources(request.sources, self.settings, request.span)
+        if request.images and config.in_channels == config.out_channels:
+            raise InputError("this model makes videos from text alone, so that image has no effect; leave it out")
+        if request.plans and self.settings.guidance.plan_guidance_scale == 0:
+            raise InputError("plan_guidance_scale 0 leaves the plan out, so that plan has no effect; leave one out")
+        if len({plan.num_slices for plan in request.plans}) > 1:
+            raise InputError("expected plans of one length for a batch; render them one by one")
+
+    def make_plans(self, texts: Texts) -> list[Plan]:
+        """Return the plans that are given, those of the sources, or new ones."""
+        request, pipeline, (_, rows, columns) = self.request, self.pipeline, self._plan_shape
+        if request.plans:
+            blank = torch.zeros(1, 1, rows, columns, pipeline.compressor.config.semantic_dim)
+            (model,) = wrap_plans(pipeline, blank)
+            return [check_plan(plan, model) for plan in request.plans]
+        if request.sources:
+            return encode_sources(pipeline, request.sources, self.settings)
+        shape = self._plan_shape
+        clock = LatentClock.of_slices(pipeline.clock)
+        layout = make_layout(clock, shape, segment_ends=request.segment_ends)
+        result = self._denoise(
+            Predictor(pipeline.planner, texts, {False: layout}),
+            self._draw((pipeline.compressor.config.semantic_dim, *shape)),
+            planning_guidance(self.settings.guidance.planning_guidance_scale, texts_differ=self._texts_differ),
+            self.settings.sampling.num_planning_steps,
+            "plan",
+        )
+        places = np.searchsorted(request.segment_ends, pipeline.clock.times(shape[0]) + _ROUNDING, side="right")
+        captions = [tuple(each[place] for place in places) for each in request.texts]
+        # (batch, number, slice, row, column) -> (batch, slice, row, column, number)
+        return wrap_plans(pipeline, result.permute(0, 2, 3, 4, 1), captions)
+
+    def render(
+        self, texts: Texts, guidance: Guidance[Variant], plans: Sequence[Plan]
+    ) -> tuple[VideoLatents, Retake | None]:
+        """Return the latents, and how they were joined with those of a source."""
+        request, settings, pipeline = self.request, self.settings, self.pipeline
+        shape, device, features = self._latent_shape, pipeline._execution_device, None
+        if plans:
+            stacked = torch.from_numpy(np.stack([plan.features for plan in plans])).to(device)
+            features = self._add_noise(stacked, settings.plan.plan_noise)
+        noise, channels = self._draw(shape), self._make_channels()
+        layouts = self._make_shape(features)
+        needed = {row.variant.has_plan for row in guidance.rows}
+        laid_out = {has_plan: layouts.lay_out(has_plan=has_plan) for has_plan in needed}
+        retake = None
+        if request.span is not None:
+            span = find_span(layouts.clock, shape[1], request.span)
+            if span == (0, 0):
+                raise InputError(f"expected a span that holds the centre of a latent frame, got {request.span}")
+            plain = layouts.lay_out(has_plan=False)
+            retake = Retake.of(encode_clips(pipeline.vae, request.sources).to(device), plain, span)
+            if features is not None:
+                features = features[:, slice(*laid_out[True].join(*retake.half_windows).slices)]
+            laid_out = {has_plan: layout.cut(*retake.half_windows) for has_plan, layout in laid_out.items()}
+            noise, channels = retake.cut(noise), None if channels is None else retake.cut(channels)
+        predictor = Predictor(pipeline.transformer, texts, laid_out, features, channels)
+        steps = settings.sampling.num_inference_steps
+        result = self._denoise(predictor, noise, guidance, steps, "latents", retake)
+        return (result if retake is None else retake.put_back(result)), retake
+
+    def _make_shape(self, features: PlanFeatures | None) -> VideoShape:
+        pipeline, patch = self.pipeline, self.pipeline.transformer.config.patch_size
+        _, frames, height, width = self._latent_shape
+        slices = None
+        if features is not None:
+            slices = SliceShape(pipeline.clock.times(features.shape[1]), features.shape[2], features.shape[3])
+        return VideoShape(
+            clock=LatentClock(pipeline.grid.temporal_ratio, self.settings.size.fps),
+            tokens=(frames, height // patch[1], width // patch[2]),
+            slices=slices,
+            window_seconds=self.settings.plan.window_seconds,
+            segment_ends=self.request.segment_ends,
+        )
+
+    def _make_channels(self) -> VideoLatents | None:
+        """Return mask and latents of first pictures, zeros without one; None for a renderer that takes none."""
+        pipeline, size, images = self.pipeline, self.settings.size, self.request.images
+        transformer: SemanticGenTransformer = pipeline.transformer
+        num_channels = transformer.config.in_channels - transformer.config.out_channels
+        if num_channels == 0:
+            return None
+        if not images:
+            _, *grid = self._latent_shape
+            return torch.zeros(self.request.batch_size, num_channels, *grid, device=pipeline._execution_device)
+        fill = transformer.config.first_frame_fill
+        made = make_condition(pipeline.vae, list(images), size.num_frames, (size.height, size.width), fill)
+        return made.float().to(pipeline._execution_device)
+
+    def _denoise(
+        self,
+        predictor: Predictor,
+        noise: VideoLatents,
+        guidance: Guidance[Variant],
+        num_steps: int,
+        name: Literal["plan", "latents"],
+        retake: Retake | None = None,
+    ) -> VideoLatents:
+        pipeline = self.pipeline
+        with pipeline.progress_bar(total=num_steps) as bar:
+
+            def advance(step: int, timestep: torch.Tensor, current: torch.Tensor) -> torch.Tensor:
+                bar.update()
+                if retake is not None:
+                    current = retake.hold(current, noise, pipeline.scheduler, step)
+                found = {} if self.callback is None else self.callback(pipeline, step, timestep, {name: current})
+                return (found or {}).get(name, current)
+
+            return denoise(
+                predictor,
+                pipeline.scheduler,
+                noise,
+                guidance,
+                num_steps,
+                generator=self.generators if len(self.generators) > 1 else self.generators[0],
+                on_step_end=advance,
+                is_interrupted=lambda: pipeline.interrupt,
+            )
+
+    def _draw(self, shape: tuple[int, ...]) -> torch.Tensor:
+        """Draw noise, that of each result from its own generator."""
+        drawn = [torch.randn(shape, generator=source, device=source.device) for source in self.generators]
+        return torch.stack([each.to(self.pipeline._execution_device) for each in drawn])
+
+    def _add_noise(self, features: PlanFeatures, level: float) -> PlanFeatures:
+        if level == 0:
+            return features
+        pairs = zip(features.split(1), self.generators, strict=True)
+        return torch.cat([add_semantic_noise(each, torch.full((1,), level), source) for each, source in pairs])
+
+
+def encode_sources(pipeline: Any, sources: Sequence[Clip], settings: Settings) -> list[Plan]:
+    """Return the plans of clips of one length; they are resized to cover the result, and cropped."""
+    size, source = settings.size, sources[0]
+    picks = pipeline.clock.pick_frames(source.num_frames, source.fps)
+    sampled = [resize_clip(Clip(clip.frames[picks], pipeline.clock.fps), size.height, size.width) for clip in sources]
+    found = pipeline.encoder.encode(sampled)
+    pipeline.compressor.check_encoder(found.fingerprint)
+    return wrap_plans(pipeline, pipeline.compressor.encode(found.features.to(pipeline._execution_device)))
+
+
+def wrap_plans(pipeline: Any, features: PlanFeatures, captions: Sequence[tuple[str, ...]] = ()) -> list[Plan]:
+    """Return features as plans of a pipeline's encoder and compressor."""
+    compressor, spread = pipeline.compressor, captions or [()] * len(features)
+    return [
+        Plan(each, pipeline.clock.slice_seconds, compressor.config.encoder, compressor.fingerprint, texts)
+        for each, texts in zip(features.float().cpu().numpy(), spread, strict=True)
+    ]
+
+
+def encode_texts(pipeline: Any, request: Request, settings: Settings) -> Texts:
+    """Encode each distinct text once: for each segment (batch, token, text_dim)."""
+    by_segment = list(zip(*request.texts, strict=True))
+    negative = settings.guidance.negative_prompt
+    distinct = sorted({negative, *(text for texts in by_segment for text in texts)})
+    found = encode_prompts(pipeline.tokenizer, pipeline.text_encoder, distinct, settings.sampling.max_sequence_length)
+    embeds = dict(zip(distinct, found.split(1), strict=True))
+    return {
+        "positive": tuple(torch.cat([embeds[text] for text in texts]) for texts in by_segment),
+        "negative": tuple(torch.cat([embeds[negative]] * request.batch_size) for _ in by_segment),
+    }
