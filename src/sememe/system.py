@@ -9,8 +9,6 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, ClassVar
 
-import numpy as np
-
 from sememe.errors import InputError
 from sememe.records import Record
 from sememe.training.recipes import AutoencoderRecipe, Recipe
@@ -52,9 +50,15 @@ class SystemInputs:
         return {}
 
     def arguments(
-        self, settings: Any, images: Mapping[str, np.ndarray], videos: Mapping[str, Sequence[Any]]
+        self, settings: Any, images: Mapping[str, Any], videos: Mapping[str, Sequence[Any]]
     ) -> dict[str, Any]:
-        """Return the arguments of the pipeline but for generator and callback; videos are lists of clips by name."""
+        """Return the arguments of the pipeline but for generator and callback.
+
+        Args:
+            settings: Settings record.
+            images: Pictures by name, uint8 (height, width, 3).
+            videos: Clips by name.
+        """
         return {**self.texts(), **images, **videos, "settings": settings}
 
     def baseline(self, settings: Any) -> tuple["SystemInputs", Any]:

@@ -3,7 +3,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from sememe.data.pairing import CaptionKind, CaptionPolicy, PairSampler, draw_captions, pick_captions
+from sememe.data.caption_policy import CaptionPolicy
+from sememe.data.pairing import CaptionKind, PairSampler, draw_captions, pick_captions
 from sememe.errors import InputError, RecipeError
 
 COUNT = 20_000

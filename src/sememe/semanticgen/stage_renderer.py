@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from sememe.backbones.first_frame import mark_first_frame
 from sememe.data.array_cache import ArrayCache
-from sememe.data.pairing import CaptionPolicy, draw_captions, pick_captions
+from sememe.data.caption_policy import CaptionPolicy
+from sememe.data.pairing import draw_captions, pick_captions
 from sememe.diffusion.objectives import FLOW, sample_losses, sample_sigma
 from sememe.semanticgen.arrays import ARRAY, read_clock
 from sememe.semanticgen.clocks import LatentClock

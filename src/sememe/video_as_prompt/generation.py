@@ -5,8 +5,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
-
 from sememe.errors import InputError
 from sememe.system import SystemInputs
 from sememe.video_as_prompt.settings import Settings
@@ -73,7 +71,7 @@ class VideoAsPromptInputs(SystemInputs):
         return reading | ({"size": None} if settings.experimental.official_quirks else {})
 
     def arguments(
-        self, settings: Settings, images: Mapping[str, np.ndarray], videos: Mapping[str, Sequence[Any]]
+        self, settings: Settings, images: Mapping[str, Any], videos: Mapping[str, Sequence[Any]]
     ) -> dict[str, Any]:
         """Return the arguments of the pipeline but for generator and callback."""
         if videos.get("negative_references"):

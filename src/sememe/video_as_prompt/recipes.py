@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sememe.data.pairing import CaptionPolicy
+from sememe.data.caption_policy import CaptionPolicy
 from sememe.training.config import ScheduleConfig, TrainingConfig
 from sememe.training.recipes import (
     AutoencoderRecipe,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from sememe.data.pairing import CaptionPolicy
+from sememe.data.caption_policy import CaptionPolicy
 from sememe.training.config import TrainingConfig, check_setting
 from sememe.training.recipes import ModelRecipe, TextNetwork
 from sememe.video_as_prompt.settings import BUILT_IN, Settings
