@@ -124,12 +124,14 @@ class ModelSpec:
         needs: Parts by the field of the recipe that names the run or model they are read from.
         build: Function that makes the pipeline from a recipe and the folders of its parts by part.
         use: What a model is for, as its card puts it.
+        task: Task as the Hugging Face hub names it.
     """
 
     recipe: type
     needs: Mapping[str, tuple[str, ...]]
     build: str
     use: str
+    task: str
 
 
 @dataclass(frozen=True, kw_only=True)

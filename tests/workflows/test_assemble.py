@@ -26,6 +26,7 @@ CARD = ModelCard(
     description="Weights: random, for tests.",
     source="a test",
     pipeline="VideoAsPromptPipeline",
+    task="image-to-video",
     intended_use="tests",
     training={"backbone, steps": "3"},
     evaluation={"seen": "1 %"},

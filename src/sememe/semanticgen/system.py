@@ -44,6 +44,7 @@ SEMANTICGEN = System(
         },
         build="sememe.semanticgen.pipeline:build_pipeline",
         use="research on planning videos in a semantic space",
+        task="text-to-video",
     ),
     recipes={
         name.replace("_", "-"): make

@@ -40,6 +40,7 @@ VIDEO_AS_PROMPT = System(
         needs={"autoencoder": ("vae",), "backbone": _BACKBONE_PARTS, "expert": ("expert",)},
         build="sememe.video_as_prompt.stages:build_pipeline",
         use="research on following a reference clip",
+        task="image-to-video",
     ),
     evaluation="sememe.video_as_prompt.evaluation:build_rows",
     evaluation_options=("negative_reference",),

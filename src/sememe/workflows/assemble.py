@@ -47,6 +47,7 @@ def assemble_recipe(
         description=f"A {system.title} model: {recipe.description}.",
         source=f"trained by the recipes of sememe {sememe.__version__}",
         pipeline=system.pipeline_name,
+        task=spec.task,
         intended_use=f"trying out, testing and measuring {system.title} on small machines; {spec.use}",
         training=describe_runs({field: getattr(recipe, field) for field in spec.needs}),
         evaluation=evaluation or {},

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import yaml
+from huggingface_hub import ModelCardData
 
 _USE = """```python
 from sememe import {pipeline}
@@ -21,6 +21,7 @@ class ModelCard:
         description: One sentence.
         source: Where the weights come from, one line.
         pipeline: Name of the class that loads it.
+        task: Task as the Hugging Face hub names it.
         intended_use: What it is for.
         base: What it was built on.
         data: What it was trained on.
@@ -34,6 +35,7 @@ class ModelCard:
     description: str
     source: str
     pipeline: str
+    task: str
     intended_use: str
     base: str = "no other model; all weights begin at random or at principal components of the training clips"
     data: str = "clips of sememe's procedural world, which are made by a program and show no person, place or brand"
@@ -48,15 +50,15 @@ class ModelCard:
 
 def write_card(card: ModelCard, files: Mapping[str, str]) -> str:
     """The text of a card; `files` are the sha256 of the model's files by their path."""
-    front = {
-        "license": card.license,
-        "library_name": "sememe",
-        "pipeline_tag": "image-to-video",
-        "description": card.description,
-        "source": card.source,
-    }
+    front = ModelCardData(
+        license=card.license,
+        library_name="sememe",
+        pipeline_tag=card.task,
+        description=card.description,
+        source=card.source,
+    )
     parts = [
-        f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True, width=1000)}---",
+        f"---\n{front.to_yaml()}\n---",
         f"# {card.title}",
         card.description,
         _USE.format(pipeline=card.pipeline),
