@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 import sememe
-from sememe.cli import convert, demo, evaluate, generate, models, parity, plan, train, world
+from sememe.cli import convert, demo, evaluate, generate, models, parity, plan, plans, train, world
 from sememe.cli.console import drop_stderr
 from sememe.cli.quiet import silence_libraries
 from sememe.errors import SememeError
@@ -55,7 +55,7 @@ def make_app(session: Session) -> typer.Typer:
         if not session.debug:
             silence_libraries()
 
-    for verb in (demo, generate, train, evaluate, plan, models, convert, world, parity):
+    for verb in (demo, generate, train, evaluate, plan, plans, models, convert, world, parity):
         verb.register(app)
     return app
 

@@ -1,0 +1,109 @@
+"""`sememe plans ...`: plans of SemanticGen, shown and edited."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+PlanFile = Annotated[Path, typer.Argument(help="Plan file.", show_default=False)]
+OtherFile = Annotated[Path, typer.Argument(help="Another plan file, of the same encoder and grid.", show_default=False)]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Plan file to write.", show_default=False)]
+Start = Annotated[float, typer.Option(help="Seconds; the nearest slice begins there.", show_default=False)]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    group = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
+    for command in (show, cut, splice, repeat, reverse, hold, blend, replace_span):
+        group.command(command.__name__.replace("_", "-"))(command)
+    app.add_typer(group, name="plans", help="Show and edit plans of SemanticGen.")
+
+
+def show(
+    plan: PlanFile,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Picture to write.", show_default=False)],
+    clip: Annotated[Path | None, typer.Option(help="Video of the plan, shown below it.")] = None,
+) -> None:
+    """Draw a plan: a picture for each slice, whose colours are the first three principal components."""
+    from sememe.semanticgen.plan_files import show_plan
+
+    shown = show_plan(plan, output, clip)
+    for caption in dict.fromkeys(shown.captions):
+        typer.echo(caption)
+    typer.echo(f"{output}: {shown.num_slices} slices of {shown.slice_seconds:g} s")
+
+
+def cut(
+    plan: PlanFile,
+    output: Output,
+    start: Start,
+    stop: Annotated[float, typer.Option(help="Seconds.", show_default=False)],
+) -> None:
+    """Keep a part of a plan."""
+    from sememe.semanticgen import plan_edits
+
+    _edit(partial(plan_edits.cut, start=start, stop=stop), output, plan)
+
+
+def splice(plan: PlanFile, other: OtherFile, output: Output) -> None:
+    """Show one plan after the other."""
+    from sememe.semanticgen import plan_edits
+
+    _edit(plan_edits.splice, output, plan, other)
+
+
+def repeat(plan: PlanFile, output: Output, count: Annotated[int, typer.Option(help="How often.")] = 2) -> None:
+    """Show a plan several times."""
+    from sememe.semanticgen import plan_edits
+
+    _edit(partial(plan_edits.repeat, count=count), output, plan)
+
+
+def reverse(plan: PlanFile, output: Output) -> None:
+    """Turn the order of the slices around."""
+    from sememe.semanticgen import plan_edits
+
+    _edit(plan_edits.reverse, output, plan)
+
+
+def hold(
+    plan: PlanFile,
+    output: Output,
+    at: Annotated[float, typer.Option(help="Moment in seconds.", show_default=False)],
+    seconds: Annotated[float, typer.Option(help="Time to add.", show_default=False)],
+) -> None:
+    """Let a moment last longer."""
+    from sememe.semanticgen import plan_edits
+
+    _edit(partial(plan_edits.hold, at=at, seconds=seconds), output, plan)
+
+
+def blend(
+    plan: PlanFile,
+    other: OtherFile,
+    output: Output,
+    weight: Annotated[float, typer.Option(help="Weight of the other plan, 0 to 1.")] = 0.5,
+) -> None:
+    """Mix two plans of one length."""
+    from sememe.semanticgen import plan_edits
+
+    _edit(partial(plan_edits.blend, weight=weight), output, plan, other)
+
+
+def replace_span(plan: PlanFile, other: OtherFile, output: Output, start: Start) -> None:
+    """Put another plan in the place of a part, from a moment on."""
+    from sememe.semanticgen import plan_edits
+
+    def edit(first: Any, second: Any) -> Any:
+        return plan_edits.replace_span(first, start, second)
+
+    _edit(edit, output, plan, other)
+
+
+def _edit(edit: Callable[..., Any], output: Path, *paths: Path) -> None:
+    from sememe.semanticgen.plan_files import edit_plans
+
+    made = edit_plans(paths, edit, output)
+    typer.echo(f"{output}: {made.num_slices} slices of {made.slice_seconds:g} s")
