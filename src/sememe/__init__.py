@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         VideoError,
     )
     from sememe.gen1.pipeline import Gen1Pipeline
+    from sememe.semanticgen.pipeline import SemanticGenPipeline
     from sememe.video import (
         Clip,
         SheetRow,
@@ -44,6 +45,7 @@ __all__ = [
     "ModelError",
     "OutputError",
     "RecipeError",
+    "SemanticGenPipeline",
     "SememeError",
     "SheetRow",
     "VideoAsPromptPipeline",
@@ -71,6 +73,7 @@ _HOMES = {
     "ModelError": "sememe.errors",
     "OutputError": "sememe.errors",
     "RecipeError": "sememe.errors",
+    "SemanticGenPipeline": "sememe.semanticgen.pipeline",
     "SememeError": "sememe.errors",
     "SheetRow": "sememe.video",
     "VideoAsPromptPipeline": "sememe.video_as_prompt.pipeline",

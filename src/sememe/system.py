@@ -3,7 +3,7 @@
 What needs torch is named as "module:attribute" and imported when it is used, so that listing stays fast.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from pkgutil import resolve_name
@@ -25,6 +25,8 @@ class SystemInputs:
     """Name of the system."""
     baseline_name: ClassVar[str] = "without its conditions"
     """The baseline of influence, in words."""
+    is_written_in_pieces: ClassVar[bool] = False
+    """Whether `pieces` are made one at a time, so that no memory holds the whole result."""
 
     def images(self) -> Mapping[str, Path]:
         """Return the picture files by name."""
@@ -60,6 +62,25 @@ class SystemInputs:
             videos: Clips by name.
         """
         return {**self.texts(), **images, **videos, "settings": settings}
+
+    def fit(self, pipeline: Any, settings: Any) -> Any:
+        """Return settings with the shape of the result as it will be, once the model is loaded."""
+        return settings
+
+    def announce(self, settings: Any) -> str | None:
+        """Return what a generation will take, where that is worth knowing before it starts."""
+        return None
+
+    def list_steps(self, settings: Any) -> Mapping[str, tuple[str, int]]:
+        """Return the steps in order: by the name of the tensor that they report, what they do and how many there are.
+
+        What they do is empty where that is all there is to do.
+        """
+        return {"latents": ("", settings.sampling.num_inference_steps)}
+
+    def pieces(self, pipeline: Any, output: Any) -> Iterator[Any]:
+        """Return the result as clips, one after another, each made when it is asked for."""
+        return iter(output.clips[:1])
 
     def baseline(self, settings: Any) -> tuple["SystemInputs", Any]:
         """Return inputs and settings of the generation with which influence compares.

@@ -121,3 +121,8 @@ def test_a_card_without_front_matter_states_nothing(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("---\na: [\n---\n")
     with pytest.raises(ModelError, match="front matter"):
         describe_model(tmp_path)
+
+
+def test_a_system_without_built_in_models_says_how_to_get_one() -> None:
+    with pytest.raises(ModelError, match="semanticgen comes with no built-in model yet, got 'tiny'; train one"):
+        resolve_model("tiny", "semanticgen")

@@ -112,6 +112,11 @@ def resolve_model(name: str | Path, system: str | None = None) -> Path:
             return WEIGHTS_FOLDER / found[0]
     if Path(name).is_dir():
         return Path(name)
+    if system is not None and system not in _systems(names):
+        raise ModelError(
+            f"expected a model folder, because {system} comes with no built-in model yet, got {text!r}; train one with "
+            "its recipes (sememe train --list shows them)"
+        )
     close = difflib.get_close_matches(text, [*names, *(each.partition("/")[2] for each in names)], n=1)
     advice = f"; did you mean {close[0]}?" if close else ""
     there_is = f"a built-in model ({', '.join(names)})" if names else "a built-in model (there is none)"

@@ -182,6 +182,10 @@ class SemanticGenPipeline(DiffusionPipeline):
         colours = self.encoder.colours
         save_components(Path(save_directory), self.components, settings, type(self).__name__, colours, max_shard_size)
 
+    def describe(self) -> dict[str, Any]:
+        """Return what records of generations say of the model besides its files: whose plans it takes."""
+        return {"encoder": self.compressor.config.encoder, "compressor": self.compressor.fingerprint}
+
     @torch.no_grad()
     @sends_modules_back
     def encode_plan(self, source: Any, settings: Settings | None = None) -> list[Plan]:

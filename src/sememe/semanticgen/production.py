@@ -183,7 +183,7 @@ class Production:
                 bar.update()
                 if retake is not None:
                     current = retake.hold(current, noise, pipeline.scheduler, step)
-                found = {} if self.callback is None else self.callback(pipeline, step, timestep, {name: current})
+                found = None if self.callback is None else self.callback(pipeline, step, timestep, {name: current})
                 return (found or {}).get(name, current)
 
             return denoise(

@@ -85,6 +85,10 @@ class Settings(Record):
     guidance: GuidanceSettings = GuidanceSettings()
     plan: PlanSettings = PlanSettings()
 
+    def list_shortcuts(self) -> list[str]:
+        """Return what departs from how models are trained to be used; there is nothing."""
+        return []
+
 
 BUILT_IN = Settings().override(
     height=64, width=64, num_frames=33, fps=8.0, num_inference_steps=12, num_planning_steps=24, window_seconds=4.0

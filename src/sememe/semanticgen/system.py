@@ -3,9 +3,10 @@
 import inspect
 
 from sememe.semanticgen import recipes
+from sememe.semanticgen.generation import SemanticGenInputs
 from sememe.semanticgen.settings import Settings
 from sememe.semanticgen.stage_settings import EncoderRecipe, PlannerRecipe, RendererRecipe, SemanticGenModelRecipe
-from sememe.system import ModelSpec, StageSpec, System
+from sememe.system import GenerationSpec, ModelSpec, StageSpec, System
 
 _TEXT_PARTS = ("text_encoder", "tokenizer")
 _RENDERER_PARTS = ("transformer", "compressor", *_TEXT_PARTS)
@@ -14,6 +15,13 @@ SEMANTICGEN = System(
     name="semanticgen",
     title="SemanticGen",
     settings=Settings,
+    generation=GenerationSpec(
+        summary="Plan a video of any length in a semantic space, and render it.",
+        inputs=SemanticGenInputs,
+        flags=("guidance.guidance_scale", "guidance.plan_guidance_scale", "plan.plan_noise"),
+        arguments=("prompt",),
+        rare=("span",),
+    ),
     pipeline="sememe.semanticgen.pipeline:SemanticGenPipeline",
     stages={
         "semantic_encoder": StageSpec(

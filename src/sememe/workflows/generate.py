@@ -4,7 +4,7 @@ A system states its inputs (see `SystemInputs`); seed, progress, files, record, 
 """
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,7 @@ from sememe.events import Progress, ProgressHandler, StepCounter, ignore_progres
 from sememe.files import hash_file
 from sememe.records import find_key, flatten, replace_fields
 from sememe.system import SystemInputs
-from sememe.video import Clip, SheetRow, VideoLimits, contact_sheet, write_clip, write_image
+from sememe.video import Clip, SheetRow, VideoLimits, contact_sheet, write_clips, write_image
 from sememe.workflows import sidecar
 from sememe.workflows.input_files import ImageFile, VideoFile
 from sememe.workflows.loading import LoadedModel, check_model_request, load_model
@@ -103,8 +103,12 @@ def generate(
     model = loaded or _load(request)
     watch.lap("load")
     seed = secrets.randbelow(2**31) if request.seed is None else request.seed
-    work = _Generation(request.inputs, opened, model, _resolve(request, model.pipeline.defaults), seed)
+    settings = request.inputs.fit(model.pipeline, _resolve(request, model.pipeline.defaults))
+    work = _Generation(request.inputs, opened, model, settings, seed)
     work.check_size()
+    announced = request.inputs.announce(settings)
+    if announced is not None:
+        on_progress(Progress(announced))
     _ = work.clips  # read now, so that their time counts as reading
     watch.lap("read")
     output = work.run("generating", on_progress)
@@ -179,6 +183,8 @@ class _Generation:
         """Raise `InputError` for a result that the model cannot make, or that no memory holds."""
         size = self.settings.size
         self.model.pipeline.grid.latent_shape(size.num_frames, size.height, size.width)
+        if self.inputs.is_written_in_pieces:
+            return
         num_bytes, limit = 3 * size.num_frames * size.height * size.width, VideoLimits().max_kept_bytes
         if num_bytes > limit:
             raise InputError(
@@ -207,11 +213,20 @@ class _Generation:
         """Call the pipeline."""
         import torch
 
-        counter = StepCounter(stage, self.settings.sampling.num_inference_steps, on_progress)
+        steps = self.inputs.list_steps(self.settings)
+        first, counters = next(iter(steps)), dict[str, StepCounter]()
 
-        def on_step_end(*_: Any) -> dict[str, Any]:
-            counter.advance()
+        def count(name: str) -> StepCounter:
+            if name not in counters:
+                what, num_steps = steps[name]
+                counters[name] = StepCounter(f"{stage}: {what}" if what else stage, num_steps, on_progress)
+            return counters[name]
+
+        def on_step_end(_: Any, _step: int, _timestep: Any, tensors: Mapping[str, Any]) -> dict[str, Any]:
+            count(next(iter(tensors), first)).advance()
             return {}
+
+        count(first)
 
         images = {name: image.pixels for name, image in self.files.images.items()}
         arguments = self.inputs.arguments(self.settings, images, self.clips)
@@ -224,7 +239,7 @@ class _Generation:
 
 
 def _describe(request: GenerationRequest, work: _Generation, output: Any) -> dict[str, Any]:
-    model, clip = work.model, output.clips[0]
+    model = work.model
     # Videos among the settings are stated by their paths.
     stated = {name: [str(path) for path in paths] for name, paths in request.inputs.videos(work.settings).items()}
     settings = output.settings.to_dict()
@@ -243,13 +258,7 @@ def _describe(request: GenerationRequest, work: _Generation, output: Any) -> dic
         "computing": sidecar.describe_computing(model),
         "exactness": sidecar.describe_exactness(output.settings, model),
         "inputs": work.files.to_document(),
-        "output": {
-            "path": str(request.output),
-            "num_frames": clip.num_frames,
-            "height": clip.height,
-            "width": clip.width,
-            "fps": clip.fps,
-        },
+        "output": {"path": str(request.output)},
         "influence": None,
     }
 
@@ -269,10 +278,12 @@ def _measure_influence(work: _Generation, output: Any, on_progress: ProgressHand
 def _write(document: dict[str, Any], work: _Generation, output: Any, files: OutputFiles, watch: Stopwatch) -> None:
     """Write all files or none; complete the document on the way."""
     comment = sidecar.make_comment(document, work.inputs.texts(), output.settings)
+    pieces = _Pieces(work.inputs.pieces(work.model.pipeline, output), keeps=files.sheet is not None)
     with files.replace_together() as parts:
-        write_clip(output.clips[0], parts.video, metadata=None if files.video.suffix.lower() == ".gif" else comment)
+        write_clips(pieces, parts.video, metadata=None if files.video.suffix.lower() == ".gif" else comment)
+        document["output"] |= pieces.shape
         if parts.sheet is not None:
-            write_image(contact_sheet(_sheet_rows(document, work.clips, output.clips[0])), parts.sheet)
+            write_image(contact_sheet(_sheet_rows(document, work.clips, pieces.join())), parts.sheet)
         for name, path in parts.extra.items():
             work.inputs.write_extra(name, output, path)
             document["output"][name] = {"path": str(files.extra[name]), "sha256": hash_file(path)}
@@ -282,6 +293,26 @@ def _write(document: dict[str, Any], work: _Generation, output: Any, files: Outp
         document["timings"]["total"] = round(watch.total, 4)
         document["peak_memory"] = sidecar.peak_memory(work.model.device)
         sidecar.write_sidecar(document, parts.sidecar)
+
+
+class _Pieces:
+    """Clips that pass by one after another: their shape together, and on request their frames."""
+
+    def __init__(self, clips: Iterator[Clip], *, keeps: bool) -> None:
+        self._clips, self._keeps = clips, keeps
+        self._kept: list[Clip] = []
+        self.shape: dict[str, Any] = {"num_frames": 0}
+
+    def __iter__(self) -> Iterator[Clip]:
+        for clip in self._clips:
+            num_frames = self.shape["num_frames"] + clip.num_frames
+            self.shape = {"num_frames": num_frames, "height": clip.height, "width": clip.width, "fps": clip.fps}
+            self._kept += [clip] if self._keeps else []
+            yield clip
+
+    def join(self) -> Clip:
+        """Return all frames as one clip."""
+        return Clip(np.concatenate([clip.frames for clip in self._kept]), self._kept[0].fps)
 
 
 def _sheet_rows(document: dict[str, Any], clips: Mapping[str, list[Clip]], result: Clip) -> list[SheetRow]:

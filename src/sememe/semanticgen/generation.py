@@ -1,0 +1,141 @@
+"""What the process of generating files asks of this system. Imports no torch."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from sememe.errors import InputError
+from sememe.files import hash_file
+from sememe.semanticgen.plan import Plan
+from sememe.semanticgen.segments import Segment, parse_segment, to_segments
+from sememe.semanticgen.settings import Settings
+from sememe.system import SystemInputs
+from sememe.video import Clip
+
+_LONG = 60.0  # seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class SemanticGenInputs(SystemInputs):
+    """Files and texts of a generation.
+
+    Attributes:
+        prompt: What the video shows; an empty one asks for anything.
+        seconds: Length of the video; none takes that of plan, source, segments or, without these, of the model.
+        segments: Text for a part of the video, such as "0-4: it jumps", in seconds; repeatable. The first begins at 0,
+            and each where the one before ends.
+        source: Video whose plan is rendered, under the prompt.
+        span: Seconds of the source, such as 2-4, that alone are rendered again; all other frames are the source's.
+        plan: Plan file to render.
+        image: Picture file, the first frame, for models that take one.
+        save_plan: Plan file to write.
+    """
+
+    system: ClassVar[str] = "semanticgen"
+    is_written_in_pieces: ClassVar[bool] = True
+
+    prompt: str = ""
+    seconds: float | None = None
+    segments: tuple[str, ...] = ()
+    source: Path | None = None
+    span: str | None = None
+    plan: Path | None = None
+    image: Path | None = None
+    save_plan: Path | None = None
+
+    def images(self) -> Mapping[str, Path]:
+        return {} if self.image is None else {"image": self.image}
+
+    def videos(self, settings: Settings) -> Mapping[str, tuple[Path, ...]]:
+        return {} if self.source is None else {"source": (self.source,)}
+
+    def texts(self) -> Mapping[str, Any]:
+        found: dict[str, Any] = {"prompt": self.prompt, "segments": list(self.segments)}
+        return found | ({} if self.plan is None else {"plan_sha256": hash_file(self.plan)})
+
+    def check(self, settings: Settings) -> None:
+        if self.seconds is not None and not 0 < self.seconds < float("inf"):
+            raise InputError(f"expected seconds above 0, got {self.seconds:g}")
+        if self.plan is not None:
+            Plan.load(self.plan)
+        if self.plan is not None and self.source is not None and self.span is None:
+            raise InputError(
+                "expected --plan or --source, got both; leave one out, or say which --span is rendered again"
+            )
+        if self.span is not None and self.source is None:
+            raise InputError("expected --source with --span, the video of which a part is rendered again")
+        if self.save_plan is not None and settings.guidance.plan_guidance_scale == 0:
+            raise InputError("plan_guidance_scale 0 leaves the plan out, so that there is none to save")
+        self._read_segments()
+        self._read_span()
+
+    def reading(self, settings: Settings, place: int, num_places: int) -> Mapping[str, Any]:
+        size = {"size": (settings.size.height, settings.size.width)}
+        return size if self.span is None else size | {"sampling": "fps", "fps": settings.size.fps}
+
+    def fit(self, pipeline: Any, settings: Settings) -> Settings:
+        if self.source is not None:
+            return settings
+        from sememe.semanticgen.inputs import make_request, resolve_length
+
+        plan = None if self.plan is None else Plan.load(self.plan)
+        request = make_request(self.prompt, plan, segments=self._read_segments())
+        return resolve_length(request, settings, pipeline.grid, pipeline.clock, seconds=self.seconds)
+
+    def announce(self, settings: Settings) -> str | None:
+        size = settings.size
+        seconds = size.num_frames / size.fps
+        if seconds < _LONG:
+            return None
+        gigabytes = 3 * size.num_frames * size.height * size.width / 1e9
+        return (
+            f"{size.num_frames} frames of {size.width}x{size.height} pixels, {seconds / 60:.1f} minutes, "
+            f"{gigabytes:.2f} GB before they are compressed; the time left is known after two steps"
+        )
+
+    def arguments(
+        self, settings: Settings, images: Mapping[str, np.ndarray], videos: Mapping[str, Sequence[Clip]]
+    ) -> dict[str, Any]:
+        given: dict[str, Any] = {
+            "prompt": self.prompt,
+            "settings": settings,
+            "segments": self._read_segments(),
+            **images,
+        }
+        if self.source is not None:
+            given |= {"source": videos["source"][0], "span": self._read_span(), "seconds": self.seconds}
+        if self.plan is not None:
+            given["plan"] = Plan.load(self.plan)
+        return given | {"output_type": "np" if self.span else "latent"}
+
+    def list_steps(self, settings: Settings) -> Mapping[str, tuple[str, int]]:
+        sampling = settings.sampling
+        rendering = {"latents": ("rendering", sampling.num_inference_steps)}
+        is_planned = self.plan is None and self.source is None and settings.guidance.plan_guidance_scale != 0
+        return {"plan": ("planning", sampling.num_planning_steps), **rendering} if is_planned else rendering
+
+    def pieces(self, pipeline: Any, output: Any) -> Iterator[Clip]:
+        if output.clips:
+            return iter(output.clips[:1])
+        return iter(pipeline.decode(output.frames, output.settings.size.fps))
+
+    def extra_files(self, video: Path) -> Mapping[str, Path]:
+        return {} if self.save_plan is None else {"plan": self.save_plan}
+
+    def write_extra(self, name: str, output: Any, path: Path) -> None:
+        output.plan.save(path)
+
+    def _read_segments(self) -> tuple[Segment, ...]:
+        return to_segments([parse_segment(text) for text in self.segments])
+
+    def _read_span(self) -> tuple[float, float] | None:
+        if self.span is None:
+            return None
+        found = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*-\s*(\d+(?:\.\d*)?)\s*", self.span)
+        if found is None:
+            raise InputError(f"expected a span of seconds such as 2-4, got {self.span!r}")
+        return float(found[1]), float(found[2])

@@ -1,0 +1,98 @@
+"""Files to files: what the process of generating makes of the inputs of SemanticGen."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from semanticgen.semantic_pipelines import FPS, make_pipeline
+from sememe.errors import InputError, PlanError
+from sememe.events import Progress
+from sememe.semanticgen.generation import SemanticGenInputs
+from sememe.semanticgen.plan import Plan
+from sememe.semanticgen.settings import Settings
+from sememe.video import read_clip, write_clip
+from sememe.workflows.generate import GenerationRequest, generate
+from sememe.workflows.loading import load_model
+from sememe.workflows.systems import SYSTEMS
+from video_as_prompt.pipeline_factories import make_clip
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("semanticgen") / "model"
+    make_pipeline().save_pretrained(folder)
+    return folder
+
+
+def ask(model: Path, output: Path, **inputs: Any) -> GenerationRequest:
+    return GenerationRequest(inputs=SemanticGenInputs(**inputs), output=output, model=str(model), seed=3)
+
+
+def test_a_text_becomes_a_video_and_a_plan(model: Path, tmp_path: Path) -> None:
+    events: list[Progress] = []
+    segments = ("0-1: red", "1-2: melts")
+    request = ask(model, tmp_path / "a.mkv", prompt="a cat", segments=segments, save_plan=tmp_path / "a.plan")
+    result = generate(request, events.append)
+    plan = Plan.load(tmp_path / "a.plan")
+    assert plan.captions == ("a cat red",) * 2 + ("a cat melts",) * 2
+    assert read_clip(result.output).num_frames == 17
+    document = json.loads(result.sidecar.read_text())
+    assert (document["output"]["num_frames"], document["segments"]) == (17, list(segments))
+    assert document["output"]["plan"]["path"] == str(tmp_path / "a.plan")
+    steps = [(event.stage, event.step) for event in events if event.num_steps]
+    assert steps[:3] == [("generating: planning", step) for step in range(3)]
+    assert steps[3:] == [("generating: rendering", step) for step in range(3)]
+    again = generate(ask(model, tmp_path / "b.mkv", prompt="a cat", segments=segments, plan=tmp_path / "a.plan"))
+    assert again.document["plan_sha256"] == document["output"]["plan"]["sha256"]
+
+
+def test_a_span_of_a_source_keeps_the_rest(model: Path, tmp_path: Path) -> None:
+    source = make_clip(num_frames=17, height=16, width=24, fps=FPS)
+    write_clip(source, tmp_path / "source.mkv", lossless=True)
+    loaded = load_model(SYSTEMS["semanticgen"], str(model))
+    inputs = SemanticGenInputs(prompt="a cat", source=tmp_path / "source.mkv", span="1-1.5")
+    settings = loaded.pipeline.defaults
+    given = inputs.arguments(
+        settings, {}, {"source": [read_clip(tmp_path / "source.mkv", **inputs.reading(settings, 0, 1))]}
+    )
+    made = loaded.pipeline(**given)
+    (clip,) = inputs.pieces(loaded.pipeline, made)
+    same = (clip.frames == source.frames).all(axis=(1, 2, 3))
+    np.testing.assert_array_equal(np.flatnonzero(~same), [9, 10, 11, 12])
+
+
+def test_what_a_long_video_takes_is_announced() -> None:
+    inputs, hour = SemanticGenInputs(prompt="a cat", seconds=3600), Settings().override(num_frames=57601, fps=16.0)
+    assert (inputs.announce(hour) or "").startswith("57601 frames of 832x480 pixels, 60.0 minutes, 69.01 GB")
+    assert inputs.announce(Settings()) is None
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"seconds": 0.0}, "seconds above 0, got 0"),
+        ({"seconds": -2.0}, "seconds above 0, got -2"),
+        ({"segments": ("0-1: a", "2-3: b")}, "leave a gap between 1 and 2 seconds"),
+        ({"segments": ("0-2: a", "1-3: b")}, "overlap between 1 and 2 seconds"),
+        ({"segments": ("it jumps",)}, "a segment such as"),
+        ({"span": "2-4"}, "--source with --span"),
+        ({"span": "two", "source": Path("a.mp4")}, "such as 2-4, got 'two'"),
+    ],
+)
+def test_mistakes_are_found_before_a_model_is_loaded(inputs: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        SemanticGenInputs(**inputs).check(Settings())
+
+
+def test_plan_files_are_read_before_a_model_is_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "a.plan"
+    Plan(np.zeros((2, 1, 1, 3), np.float32), 0.5, "e", "c").save(path)
+    SemanticGenInputs(plan=path).check(Settings())
+    with pytest.raises(InputError, match="got both"):
+        SemanticGenInputs(plan=path, source=tmp_path / "a.mp4").check(Settings())
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(PlanError, match="cut short"):
+        SemanticGenInputs(plan=path).check(Settings())
