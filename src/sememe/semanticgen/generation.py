@@ -1,4 +1,4 @@
-"""What the process of generating files asks of this system. Imports no torch."""
+"""What the process of generating files asks of this system. Imports no torch, and numpy only when it is used."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -6,15 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
-
 from sememe.errors import InputError
 from sememe.files import hash_file
-from sememe.semanticgen.plan import Plan
 from sememe.semanticgen.segments import Segment, parse_segment, to_segments
 from sememe.semanticgen.settings import Settings
 from sememe.system import SystemInputs
-from sememe.video import Clip
 
 _LONG = 60.0  # seconds
 
@@ -60,8 +56,7 @@ class SemanticGenInputs(SystemInputs):
     def check(self, settings: Settings) -> None:
         if self.seconds is not None and not 0 < self.seconds < float("inf"):
             raise InputError(f"expected seconds above 0, got {self.seconds:g}")
-        if self.plan is not None:
-            Plan.load(self.plan)
+        self._read_plan()
         if self.plan is not None and self.source is not None and self.span is None:
             raise InputError(
                 "expected --plan or --source, got both; leave one out, or say which --span is rendered again"
@@ -82,8 +77,7 @@ class SemanticGenInputs(SystemInputs):
             return settings
         from sememe.semanticgen.inputs import make_request, resolve_length
 
-        plan = None if self.plan is None else Plan.load(self.plan)
-        request = make_request(self.prompt, plan, segments=self._read_segments())
+        request = make_request(self.prompt, self._read_plan(), segments=self._read_segments())
         return resolve_length(request, settings, pipeline.grid, pipeline.clock, seconds=self.seconds)
 
     def announce(self, settings: Settings) -> str | None:
@@ -98,7 +92,7 @@ class SemanticGenInputs(SystemInputs):
         )
 
     def arguments(
-        self, settings: Settings, images: Mapping[str, np.ndarray], videos: Mapping[str, Sequence[Clip]]
+        self, settings: Settings, images: Mapping[str, Any], videos: Mapping[str, Sequence[Any]]
     ) -> dict[str, Any]:
         given: dict[str, Any] = {
             "prompt": self.prompt,
@@ -109,7 +103,7 @@ class SemanticGenInputs(SystemInputs):
         if self.source is not None:
             given |= {"source": videos["source"][0], "span": self._read_span(), "seconds": self.seconds}
         if self.plan is not None:
-            given["plan"] = Plan.load(self.plan)
+            given["plan"] = self._read_plan()
         return given | {"output_type": "np" if self.span else "latent"}
 
     def list_steps(self, settings: Settings) -> Mapping[str, tuple[str, int]]:
@@ -118,7 +112,7 @@ class SemanticGenInputs(SystemInputs):
         is_planned = self.plan is None and self.source is None and settings.guidance.plan_guidance_scale != 0
         return {"plan": ("planning", sampling.num_planning_steps), **rendering} if is_planned else rendering
 
-    def pieces(self, pipeline: Any, output: Any) -> Iterator[Clip]:
+    def pieces(self, pipeline: Any, output: Any) -> Iterator[Any]:
         if output.clips:
             return iter(output.clips[:1])
         return iter(pipeline.decode(output.frames, output.settings.size.fps))
@@ -128,6 +122,13 @@ class SemanticGenInputs(SystemInputs):
 
     def write_extra(self, name: str, output: Any, path: Path) -> None:
         output.plan.save(path)
+
+    def _read_plan(self) -> Any:
+        if self.plan is None:
+            return None
+        from sememe.semanticgen.plan import Plan
+
+        return Plan.load(self.plan)
 
     def _read_segments(self) -> tuple[Segment, ...]:
         return to_segments([parse_segment(text) for text in self.segments])
