@@ -13,17 +13,20 @@ from sememe.errors import ModelError
 from sememe.events import ignore_progress
 from sememe.semanticgen.arrays import ARRAY, read_clock
 from sememe.semanticgen.encoders import load_encoder
-from sememe.semanticgen.recipes import smoke_planner
+from sememe.semanticgen.pipeline import SemanticGenPipeline
+from sememe.semanticgen.recipes import smoke_planner, smoke_semanticgen
 from sememe.semanticgen.stage_encoder import EncoderStage
 from sememe.semanticgen.stage_planner import PlannerStage
 from sememe.semanticgen.stage_renderer import RendererStage
 from sememe.semanticgen.stage_settings import SemanticLatentsRecipe
 from sememe.semanticgen.stages import PlannerPreparation
 from sememe.training.stage import step_generator
+from sememe.workflows.assemble import assemble_recipe
 from sememe.workflows.beginnings import prepare_stage
 from sememe.workflows.precompute import precompute_latents
 from sememe.workflows.recipe_list import resolve_recipe
 from sememe.workflows.train import resolve_training_recipe, train_recipe
+from workflows.smoke_runs import smoke_runs
 
 CONSTANT = ["training.schedule.shape=constant", "training.ema_decay=0"]
 
@@ -149,3 +152,24 @@ def test_features_of_another_encoder_are_refused(root: Path, tmp_path: Path) -> 
             {name: semantic_runs(root) / "renderer" / "model" / name for name in ("compressor", "text_encoder")},
             print,
         )
+
+
+def test_an_assembled_model_plans_and_renders(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
+    """In files of half precision too, its plans are those of the encoder and compressor that were trained."""
+    root = tmp_path_factory.getbasetemp()
+    runs = semantic_runs(root)
+    recipe = replace(
+        smoke_semanticgen(),
+        autoencoder=str(smoke_runs(root) / "autoencoder"),
+        encoder=str(runs / "semantic-encoder"),
+        renderer=str(runs / "renderer"),
+        planner=str(runs / "planner"),
+    )
+    assemble_recipe(recipe, tmp_path / "model")
+    pipeline = SemanticGenPipeline.from_pretrained(tmp_path / "model")
+    pipeline.set_progress_bar_config(disable=True)
+    made = pipeline("a red fox", seconds=2, generator=torch.Generator().manual_seed(0))
+    assert made.clips[0].num_frames == 17
+    again = pipeline("a blue fox", source=made.clips[0], generator=torch.Generator().manual_seed(0))
+    assert again.plan.features.shape == made.plan.features.shape
+    again.plan.check(made.plan.encoder, made.plan.compressor)
