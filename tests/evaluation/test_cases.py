@@ -29,7 +29,7 @@ def test_the_halves_are_balanced(family: str) -> None:
 
 def test_mirrored_conditions_are_in_one_half() -> None:
     """What one function of the world does with other arguments is not new to somebody who chose on it."""
-    functions = {name: getattr(condition(name).apply, "func", condition(name).apply) for name in conditions()}
+    functions = {name: condition(name).function for name in conditions()}
     chosen = {functions[name] for name in split_conditions("unseen_validation")}
     assert chosen.isdisjoint(functions[name] for name in split_conditions("unseen"))
 

@@ -20,12 +20,21 @@ def close(found: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("settings", [{}, {"use_linear_projection": True, "upcast_attention": True}])
 @pytest.mark.parametrize("is_temporal", [True, False])
-def test_freshly_inflated_it_is_bitwise_the_image_model(settings: dict[str, Any], is_temporal: bool) -> None:
+def test_freshly_inflated_it_is_bitwise_the_image_model(is_temporal: bool) -> None:
     inputs = make_inputs()
+    expected = make_image_model()(**fold(inputs)).sample.unflatten(0, (2, 4)).transpose(1, 2)
+    assert torch.equal(make_unet()(**inputs, is_temporal=is_temporal).sample, expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("is_temporal", [True, False])
+def test_freshly_inflated_it_is_the_image_model_of_version_2(is_temporal: bool) -> None:
+    """Not bit for bit: the products of attention in full precision round differently now and then on some CPUs."""
+    inputs, settings = make_inputs(), {"use_linear_projection": True, "upcast_attention": True}
     expected = make_image_model(**settings)(**fold(inputs)).sample.unflatten(0, (2, 4)).transpose(1, 2)
-    assert torch.equal(make_unet(**settings)(**inputs, is_temporal=is_temporal).sample, expected)
+    found = make_unet(**settings)(**inputs, is_temporal=is_temporal).sample
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
 
 @torch.no_grad()

@@ -6,13 +6,13 @@ import pytest
 
 from sememe.errors import RecipeError
 from sememe.records import apply_overrides, flatten
+from sememe.system import System
 from sememe.training.config import AutoencoderSettings
 from sememe.training.recipes import ClipFormat, LatentsRecipe, LinearNetwork, Regeneration, WorldData
 from sememe.video_as_prompt.recipes import tiny_autoencoder, tiny_expert
 from sememe.video_as_prompt.stage_settings import BackboneSettings, ExpertRecipe, ExpertSettings
-from sememe.video_as_prompt.system import VIDEO_AS_PROMPT
 from sememe.workflows.recipe_list import find_recipe, recipes
-from sememe.workflows.systems import kind_of
+from sememe.workflows.systems import SYSTEMS, kind_of
 
 
 @pytest.mark.parametrize("name", recipes())
@@ -20,15 +20,14 @@ def test_recipes_know_their_names(name: str) -> None:
     recipe = find_recipe(name)
     assert recipe.name == name
     assert find_recipe(name.replace("-", "_").upper()) == recipe
-    assert kind_of(recipe) in name.split("-") or kind_of(recipe) == "latents"
+    assert kind_of(recipe) in ("latents", "model") or kind_of(recipe).replace("_", "-") in name
 
 
-def test_there_is_a_quick_twin_of_every_kind() -> None:
-    kinds = {
-        size: {kind_of(find_recipe(name)) for name in recipes() if name.startswith(size)}
-        for size in ("tiny", "smoke", "small")
-    }
-    assert kinds["tiny"] == kinds["smoke"] == kinds["small"] == {*VIDEO_AS_PROMPT.stages, "latents", "model"}
+@pytest.mark.parametrize("system", SYSTEMS.values(), ids=lambda system: system.name)
+def test_there_is_a_quick_twin_of_every_kind(system: System) -> None:
+    for size in ("tiny", "smoke"):
+        kinds = {kind_of(find_recipe(name)) for name in system.recipes if name.startswith(size)}
+        assert kinds == {*system.stages, "latents", "model"}
 
 
 @pytest.mark.parametrize("name", [name for name in recipes() if name.startswith("tiny-expert-")])
