@@ -34,7 +34,7 @@ def run_apart(*arguments: object, folder: Path | None = None, **environment: str
         [sys.executable, "-m", "sememe", *(str(argument) for argument in arguments)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
         cwd=folder,
         env=os.environ | environment,

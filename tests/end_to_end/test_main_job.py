@@ -165,7 +165,7 @@ def test_ctrl_c_leaves_nothing(files: Path, model_folder: Path, tmp_path: Path) 
                 break
         time.sleep(0.3)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=600)
     assert process.returncode == 130, err
     assert out == ""
     assert "Traceback" not in err

@@ -62,7 +62,7 @@ def test_two_processes_equal_one_with_the_batches_of_both(tmp_path: Path) -> Non
     processes = [start(tmp_path / "two", 1, rank, RANK=str(rank), LOCAL_RANK=str(rank), **shared) for rank in range(2)]
     processes.append(start(tmp_path / "one", 2, 0))
     for process in processes:
-        _, errors = process.communicate(timeout=100)
+        _, errors = process.communicate(timeout=600)
         assert process.returncode == 0, errors.decode()
     two, one = (load_file(tmp_path / name / "model" / "network.safetensors") for name in ("two", "one"))
     for name, value in one.items():

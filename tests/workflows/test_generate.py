@@ -95,7 +95,7 @@ def test_a_fresh_process_gives_the_same_bytes(request_of_files: GenerationReques
         output,
         request_of_files.model,
     ]
-    subprocess.run([sys.executable, "-c", code, *map(str, paths)], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code, *map(str, paths)], check=True, timeout=600)
     assert output.read_bytes() == here.output.read_bytes()
 
 
