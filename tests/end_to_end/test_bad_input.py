@@ -132,7 +132,7 @@ def test_a_full_disk(attempt: Run, outputs: Path, monkeypatch: pytest.MonkeyPatc
         path.write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(generate, "write_clip", fill)
+    monkeypatch.setattr(generate, "write_clips", fill)
     assert "the disk is full" in refused(attempt())
     assert os.listdir(outputs) == []
 
