@@ -13,6 +13,7 @@ from torch.optim import AdamW, Optimizer
 
 from sememe.errors import ModelError, RecipeError
 from sememe.training.config import PhaseConfig, TrainingConfig
+from sememe.training.muon import Muon
 
 
 class WeightAverage:
@@ -196,15 +197,11 @@ class NamedOptimizer:
         return AdamW(groups, lr=self._learning_rate, betas=config.betas, eps=config.epsilon, fused=can_fuse or None)
 
     def _build_muon(self, split: ParameterSplit, config: TrainingConfig) -> Optimizer:
-        if not hasattr(torch.optim, "Muon"):
-            raise RecipeError(f"optimizer muon needs torch 2.9 or newer, got {torch.__version__}; use optimizer adamw")
-        return torch.optim.Muon(
+        return Muon(
             self._group(split.hidden),
             lr=self._learning_rate,
-            weight_decay=config.weight_decay,
             momentum=config.muon_momentum,
-            # The update then has AdamW's size, and one learning rate and weight decay serve both.
-            adjust_lr_fn="match_rms_adamw",
+            weight_decay=config.weight_decay,
         )
 
     def _group(self, names: Sequence[str]) -> list[dict[str, Any]]:
