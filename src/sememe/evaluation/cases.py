@@ -4,10 +4,13 @@ Unseen conditions for choosing are kept apart from those that are reported. The 
 one of each family in alphabetical order, with mirrored conditions in one half. A condition that joins the world later
 is reported."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from sememe.errors import InputError
 from sememe.world import conditions
@@ -72,6 +75,23 @@ class SeedRanges:
             raise InputError(f"expected ranges of {self.size} seeds of 0 or more that do not overlap, got {self}")
 
 
+@dataclass(frozen=True, eq=False)
+class _Shuffled:
+    """Places in the ranges of scenes and references in random order, and the generator's state after that."""
+
+    scenes: Int[np.ndarray, " size"]
+    references: Int[np.ndarray, " size"]
+    state: Mapping[str, Any]
+
+
+@lru_cache(maxsize=4)
+def _shuffle(seed: int, size: int) -> _Shuffled:
+    """Shuffle both ranges; every row of an evaluation begins so, and a million places take a while."""
+    rng = np.random.Generator(np.random.PCG64(seed))
+    scenes, references = (rng.permutation(size).astype(np.int32) for _ in range(2))
+    return _Shuffled(scenes, references, rng.bit_generator.state)
+
+
 def deal_cases(
     names: Sequence[str],
     num_cases: int,
@@ -107,9 +127,11 @@ def deal_cases(
         )
     if num_cases > ranges.size:
         raise InputError(f"expected at most {ranges.size} cases, got {num_cases}")
-    rng = np.random.Generator(np.random.PCG64(seed))
-    scenes = (ranges.first_scene + int(place) for place in rng.permutation(ranges.size))
-    references = (ranges.first_reference + int(place) for place in rng.permutation(ranges.size))
+    shuffled = _shuffle(seed, ranges.size)
+    rng = np.random.Generator(np.random.PCG64())
+    rng.bit_generator.state = shuffled.state
+    scenes = (ranges.first_scene + int(place) for place in shuffled.scenes)
+    references = (ranges.first_reference + int(place) for place in shuffled.references)
     uses = np.zeros(len(names))
     cases: list[Case] = []
     while len(cases) < num_cases:

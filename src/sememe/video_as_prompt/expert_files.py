@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import diffusers
 import torch
+from torch import nn
 
 from sememe.checkpoints.components import load_strictly
 from sememe.checkpoints.headers import CONFIG_NAME, read_json
@@ -195,13 +196,13 @@ class TwoFolderFiles:
                     f"the expert in {folder} was made for {name} = {config.get(name)}, but the model at hand has "
                     f"{to_plain(self.config[name])}"
                 )
-        tensors = self.state_dict()
-        expected = {key: tensors[key].shape for key in tensors if self.key_map.is_expert_key(key)}
+        # Precisions and places, and not the tensors, so that each tensor that is replaced is given up at once.
+        twins = {key: (tensor.device, tensor.dtype) for key, tensor in self.state_dict().items()}
+        expected = {key: tensor.shape for key, tensor in self.state_dict().items() if self.key_map.is_expert_key(key)}
         for key, tensor in iterate_tensors(Path(folder), expected):
-            twin = tensors[self.key_map.to_backbone_key(key)]
+            device, dtype = twins[self.key_map.to_backbone_key(key)]
             # A copy: tensors inside a mapped file are not aligned, and another alignment rounds otherwise.
-            copy = tensor.to(twin.device, twin.dtype, copy=True)
-            self.load_state_dict({key: copy}, strict=False, assign=True)
+            _replace(self, key, tensor.to(device, dtype, copy=True))
 
     def save_backbone(self: Any, folder: str | Path, max_shard_size: int | str = "10GB") -> None:
         """Write the frozen backbone as a folder of the stock class, without the expert.
@@ -263,3 +264,12 @@ class TwoFolderFiles:
         if missing:
             raise ModelError(f"the config of the expert in {folder} lacks {', '.join(missing)}; save the expert again")
         return config
+
+
+def _replace(model: nn.Module, key: str, tensor: torch.Tensor) -> None:
+    """Put a tensor in the place of a parameter or buffer; `load_state_dict` walks through the whole model for each."""
+    path, _, name = key.rpartition(".")
+    module = model.get_submodule(path)
+    present = getattr(module, name)
+    is_parameter = isinstance(present, nn.Parameter)
+    setattr(module, name, nn.Parameter(tensor, present.requires_grad) if is_parameter else tensor)
