@@ -120,7 +120,8 @@ def test_precompute_reports(runs: Path, tmp_path: Path, capsys: pytest.CaptureFi
 def test_parts_that_do_not_belong_together(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = ["training.device=cpu", "training.num_steps=1", "network.num_start_clips=4"]
     workflow.train_recipe(workflow.resolve_training_recipe("smoke-autoencoder", other), tmp_path / "other")
-    parts = ["--autoencoder", tmp_path / "other", "--backbone", runs / "backbone", "--expert", runs / "expert"]
+    folders = {"autoencoder": tmp_path / "other", "backbone": runs / "backbone", "expert": runs / "expert"}
+    parts = [word for part, folder in folders.items() for word in ("--set", f"{part}={folder}")]
     message = refused(run_here(capsys, "assemble", "smoke-model", "-o", tmp_path / "made", *parts))
     assert "the backbone" in message
     assert "autoencoder" in message

@@ -152,21 +152,15 @@ def assemble(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder to write; needed.", rich_help_panel=_RESULT)
     ] = None,
-    autoencoder: Annotated[
-        str | None, typer.Option(help="Run or model with the autoencoder.", metavar="MODEL", rich_help_panel=_RUN)
-    ] = None,
-    backbone: Annotated[
-        str | None, typer.Option(help="Run or model with the backbone.", metavar="MODEL", rich_help_panel=_RUN)
-    ] = None,
-    expert: Annotated[
-        str | None, typer.Option(help="Run or model with the expert.", metavar="MODEL", rich_help_panel=_RUN)
-    ] = None,
     settings: Settings = None,
     title: Annotated[
         str | None, typer.Option(help="Of the card; the folder's name if left out.", rich_help_panel=_RESULT)
     ] = None,
 ) -> None:
-    """Put a model together from the runs of its parts: a folder for `--model` and `from_pretrained`."""
+    """Put a model together from the runs of its parts: a folder for `--model` and `from_pretrained`.
+
+    The recipe names the runs; --set expert=FOLDER takes a part from elsewhere.
+    """
     if recipe is None:
         _list(None, as_json=False, is_asked=False)
         return
@@ -176,9 +170,7 @@ def assemble(
     from sememe.workflows.assemble import assemble_recipe
     from sememe.workflows.recipe_list import resolve_recipe
 
-    parts = {"autoencoder": autoencoder, "backbone": backbone, "expert": expert}
-    given = [*(settings or ()), *(f"{name}={source}" for name, source in parts.items() if source is not None)]
-    folder = assemble_recipe(resolve_recipe(recipe, given, ModelRecipe, "assemble"), output, title=title)
+    folder = assemble_recipe(resolve_recipe(recipe, settings or (), ModelRecipe, "assemble"), output, title=title)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     typer.echo(f"{folder}: {size / 1e6:.1f} MB; use it with --model {folder}")
 

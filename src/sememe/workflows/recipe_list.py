@@ -33,7 +33,11 @@ class RecipeEntry:
 
 def recipes() -> dict[str, Callable[[], Recipe]]:
     """Return the functions that make the recipes of all systems, by name, in the order in which they are run."""
-    return {name: make for system in SYSTEMS.values() for name, make in system.recipes.items()}
+    found: dict[str, Callable[[], Recipe]] = {}
+    for system in SYSTEMS.values():
+        assert not found.keys() & system.recipes.keys(), "two systems have recipes of one name"
+        found |= system.recipes
+    return found
 
 
 def list_recipes() -> list[RecipeEntry]:
