@@ -9,7 +9,7 @@ from sememe.workflows.train import resolve_training_recipe, train_recipe
 from workflows.smoke_runs import CPU, smoke_runs
 
 _made: dict[Path, Path] = {}
-STAGES = ("semantic-encoder", "renderer", "planner")
+STAGES = ("semantic-encoder", "renderer", "planner", "reader")
 
 
 def semantic_runs(root: Path) -> Path:
@@ -35,7 +35,7 @@ def settings(root: Path, part: str) -> list[str]:
     """What a recipe must be told to find its inputs."""
     folder = root / "semantic-smoke"
     given = [CPU]
-    given += [f"latents={folder / 'semantic-latents'}"] if part != "semantic-encoder" else []
+    given += [f"latents={folder / 'semantic-latents'}"] if part in ("renderer", "planner") else []
     given += [f"backbone={smoke_runs(root) / 'backbone'}"] if part == "renderer" else []
     given += [f"renderer={folder / 'renderer'}"] if part == "planner" else []
     return given

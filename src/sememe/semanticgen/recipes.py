@@ -16,6 +16,9 @@ from sememe.semanticgen.stage_settings import (
     EncoderSettings,
     PlannerNetwork,
     PlannerRecipe,
+    ReaderNetwork,
+    ReaderRecipe,
+    ReaderSettings,
     RendererRecipe,
     SemanticGenModelRecipe,
     SemanticLatentsRecipe,
@@ -108,6 +111,15 @@ def tiny_semanticgen() -> SemanticGenModelRecipe:
     )
 
 
+def tiny_reader() -> ReaderRecipe:
+    """The reader of the evaluation."""
+    return ReaderRecipe(
+        name="tiny-reader",
+        description="the reader of the evaluation: who, where, in which colour, and what happens when",
+        training=_train(learning_rate=2e-3, warmup_steps=50, ema_decay=0.995, max_minutes=20.0),
+    )
+
+
 # Twins that take seconds.
 
 
@@ -183,6 +195,21 @@ def smoke_semanticgen() -> SemanticGenModelRecipe:
         generation=BUILT_IN.override(
             height=16, width=16, num_frames=17, num_inference_steps=2, num_planning_steps=2, window_seconds=1.0
         ),
+    )
+
+
+def smoke_reader() -> ReaderRecipe:
+    """Twin of `tiny-reader`."""
+    recipe = tiny_reader()
+    return replace(
+        recipe,
+        name="smoke-reader",
+        description="seconds-long twin of tiny-reader, for tests",
+        clips=ClipFormat(num_frames=9, height=16, width=16, fps=4.0),
+        data=WorldData(num_clips=16, clips_per_scene=1, kind="scripts"),
+        network=ReaderNetwork(width=4, feature_dim=8),
+        settings=ReaderSettings(batch_size=2),
+        training=_shorten(recipe.training),
     )
 
 

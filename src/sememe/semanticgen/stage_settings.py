@@ -228,3 +228,61 @@ class SemanticGenModelRecipe(ModelRecipe):
     renderer: str
     planner: str
     generation: Settings = BUILT_IN
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReaderNetwork:
+    """The network that reads clips in the evaluation; see `evaluation.reader.SceneReader`."""
+
+    width: int = 32
+    feature_dim: int = 192
+
+    def __post_init__(self) -> None:
+        check_setting(
+            self.width >= 4 and self.width % 4 == 0, f"network.width must be a multiple of 4, got {self.width}"
+        )
+        check_setting(self.feature_dim >= 1, f"network.feature_dim must be 1 or more, got {self.feature_dim}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReaderSettings:
+    """How the reader is trained.
+
+    Attributes:
+        batch_size: Clips per batch.
+        blurred_share: Share of clips that are blurred by half their pixels.
+        max_noise: Largest standard deviation of noise on pixels, which go from -1 to 1.
+    """
+
+    batch_size: int = 16
+    blurred_share: float = 0.3
+    max_noise: float = 0.15
+
+    def __post_init__(self) -> None:
+        check_setting(self.batch_size >= 1, f"batch_size must be 1 or more, got {self.batch_size}")
+        check_setting(0 <= self.blurred_share <= 1, f"blurred_share must be from 0 to 1, got {self.blurred_share}")
+        check_setting(self.max_noise >= 0, f"max_noise must be 0 or more, got {self.max_noise}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReaderRecipe:
+    """Trains the reader of the evaluation on scripts of the world.
+
+    `clips` are of the rate and size that it sees; they are square, of sides of a multiple of 8.
+    """
+
+    name: str
+    description: str
+    clips: ClipFormat = field(default_factory=lambda: ClipFormat(num_frames=17, height=32, width=32, fps=4.0))
+    data: WorldData = field(default_factory=lambda: WorldData(num_clips=1_000_000, clips_per_scene=1, kind="scripts"))
+    network: ReaderNetwork = field(default_factory=ReaderNetwork)
+    settings: ReaderSettings = field(default_factory=ReaderSettings)
+    training: TrainingConfig
+
+    def __post_init__(self) -> None:
+        clips = self.clips
+        check_setting(
+            clips.height == clips.width and clips.height % 8 == 0,
+            f"clips must be square with sides of a multiple of 8, got {clips.height}x{clips.width}",
+        )
+        check_setting(self.data.kind == "scripts", f"the reader learns from scripts, got data.kind {self.data.kind}")

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import WanTransformer3DModel
 
@@ -11,6 +12,7 @@ from sememe.checkpoints.components import load_component, load_strictly
 from sememe.compute.devices import choose_device
 from sememe.data.array_cache import ArrayCache
 from sememe.errors import RecipeError
+from sememe.evaluation.reader import NOTHING, PART, VOCABULARY, SceneReader, name_scene
 from sememe.semanticgen.arrays import ARRAY, read_clock
 from sememe.semanticgen.clocks import LatentClock
 from sememe.semanticgen.compressor import SemanticCompressor
@@ -18,14 +20,21 @@ from sememe.semanticgen.encoders import QwenEncoder, load_encoder, make_built_in
 from sememe.semanticgen.network_renderer import SemanticGenTransformer
 from sememe.semanticgen.stage_encoder import EncoderStage, LabelledClip
 from sememe.semanticgen.stage_planner import PlannerStage
+from sememe.semanticgen.stage_reader import NarratedClip, ReaderStage
 from sememe.semanticgen.stage_renderer import RendererStage
-from sememe.semanticgen.stage_settings import EncoderRecipe, PlannerNetwork, PlannerRecipe, RendererRecipe
-from sememe.training.clips import render_item, world_item
+from sememe.semanticgen.stage_settings import (
+    EncoderRecipe,
+    PlannerNetwork,
+    PlannerRecipe,
+    ReaderRecipe,
+    RendererRecipe,
+)
+from sememe.training.clips import open_clips, render_item, world_item
 from sememe.training.networks import choose_attention
 from sememe.training.recipes import ClipFormat, WorldData
 from sememe.training.stage import Announce
 from sememe.training.text_source import EncodedText
-from sememe.world import WORLD_VERSION, random_scene
+from sememe.world import WORLD_VERSION, random_scene, random_script, render_script
 from sememe.world.scene import BACKDROPS, BODIES, COLORS, CREATURES, OBJECTS, Backdrop
 
 
@@ -85,6 +94,51 @@ class EncoderPreparation:
                 f"{size[0]}x{size[1]}"
             )
         return EncoderStage(encoder, LabelledWorld(clips, recipe.data), recipe.settings)
+
+
+class NarratedWorld:
+    """Scripts of the world with all that is said of them; see `stage_reader.NarratedClips`."""
+
+    def __init__(self, clips: ClipFormat, data: WorldData) -> None:
+        self._format, self._data = clips, data
+        self._numbers = {name: {value: i for i, value in enumerate(values)} for name, values in VOCABULARY.items()}
+
+    def __len__(self) -> int:
+        return self._data.num_clips
+
+    def read(self, index: int) -> NarratedClip:
+        clips, numbers = self._format, self._numbers
+        script = random_script(index, seconds=clips.num_frames / clips.fps)
+        shot = render_script(script.scene, script.spans, size=clips.height, fps=clips.fps)
+        labels = {name: numbers[name][word] for name, word in name_scene(script.scene).items()}
+        moments = [
+            np.full(round((span.end - span.start) * clips.fps), numbers["condition"][span.condition or NOTHING])
+            for span in shot.spans
+        ]
+        return NarratedClip(shot.clip.frames, shot.mask, labels, np.concatenate(moments))
+
+
+class ReaderPreparation:
+    """Scripts of the world, for the training of the reader; see `training.stage.Preparation`."""
+
+    def __init__(self, recipe: ReaderRecipe, parts: Mapping[str, Path], announce: Announce) -> None:
+        assert not parts, parts
+        self._recipe = recipe
+
+    @property
+    def inputs(self) -> Mapping[str, str]:
+        return {"clips": open_clips(self._recipe.clips, self._recipe.data, None).version}
+
+    def begin(self, folder: Path) -> None:
+        torch.manual_seed(self._recipe.training.seed)
+        clips, network = self._recipe.clips, self._recipe.network
+        SceneReader(VOCABULARY, network.width, network.feature_dim, clips.fps, clips.height).save_pretrained(
+            folder / PART
+        )
+
+    def build(self, start: Path) -> ReaderStage:
+        network = load_strictly(SceneReader, start / PART, torch.float32)
+        return ReaderStage(network, NarratedWorld(self._recipe.clips, self._recipe.data), self._recipe.settings)
 
 
 class RendererPreparation:

@@ -5,7 +5,13 @@ import inspect
 from sememe.semanticgen import recipes
 from sememe.semanticgen.generation import SemanticGenInputs
 from sememe.semanticgen.settings import Settings
-from sememe.semanticgen.stage_settings import EncoderRecipe, PlannerRecipe, RendererRecipe, SemanticGenModelRecipe
+from sememe.semanticgen.stage_settings import (
+    EncoderRecipe,
+    PlannerRecipe,
+    ReaderRecipe,
+    RendererRecipe,
+    SemanticGenModelRecipe,
+)
 from sememe.system import GenerationSpec, ModelSpec, StageSpec, System
 
 _TEXT_PARTS = ("text_encoder", "tokenizer")
@@ -40,6 +46,11 @@ SEMANTICGEN = System(
             makes=("planner",),
             preparation="sememe.semanticgen.stages:PlannerPreparation",
             needs={"renderer": ("compressor", *_TEXT_PARTS)},
+        ),
+        "reader": StageSpec(
+            recipe=ReaderRecipe,
+            makes=("reader",),
+            preparation="sememe.semanticgen.stages:ReaderPreparation",
         ),
     },
     model=ModelSpec(
