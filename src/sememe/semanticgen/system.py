@@ -65,6 +65,8 @@ SEMANTICGEN = System(
         use="research on planning videos in a semantic space",
         task="text-to-video",
     ),
+    evaluation="sememe.semanticgen.evaluation:build_rows",
+    evaluation_options=("reader",),
     recipes={
         name.replace("_", "-"): make
         for name, make in vars(recipes).items()
