@@ -41,6 +41,7 @@ def test_names_and_folders_are_found(shelf: Path, tmp_path: Path) -> None:
     folder = shelf / "video-as-prompt" / "random"
     assert resolve_model("random") == resolve_model("video-as-prompt/random") == folder
     assert resolve_model("random", "video-as-prompt") == folder
+    assert resolve_model("video-as-prompt/random/vae") == folder / "vae"
     assert resolve_model(tmp_path) == tmp_path
     assert resolve_model(str(tmp_path)) == tmp_path
 

@@ -18,9 +18,11 @@ from transformers import (
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 
+from sememe.backbones.autoencoder import clips_to_video, encode_video
 from sememe.errors import InputError, ModelError
 from sememe.semanticgen.encoders import (
     BUILT_IN_FPS,
+    LatentEncoder,
     QwenEncoder,
     SemanticEncoder,
     TowerEncoder,
@@ -31,6 +33,7 @@ from sememe.semanticgen.encoders import (
 )
 from sememe.semanticgen.stage_settings import TowerNetwork
 from sememe.video import Clip
+from video_as_prompt.wan_factories import make_linear_vae
 
 VISION: dict[str, Any] = {
     "depth": 2,
@@ -199,3 +202,19 @@ def test_what_cannot_be_encoded_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip"}))
     with pytest.raises(ModelError, match=r"qwen2_5_vl.*as model_type.*got clip"):
         load_encoder(tmp_path)
+
+
+def test_an_autoencoder_encodes_frame_by_frame(tmp_path: Path) -> None:
+    vae = make_linear_vae()
+    vae.save_pretrained(tmp_path)
+    encoder = load_encoder(tmp_path, 4.0)
+    assert isinstance(encoder, LatentEncoder)
+    clip = make_clip(num_frames=9, height=24, width=16)
+    found = encoder.encode([clip])
+    side, channels = vae.config.patch_size, vae.config.latent_channels
+    assert found.features.shape == (1, 2, 24 // (2 * side), 16 // (2 * side), 8 * channels)
+    picks = encoder.clock.pick_frames(9, 8.0)
+    second = clips_to_video([Clip(clip.frames[picks[1:2]], 4.0)])
+    # The second frame's latents of the four places of the first feature.
+    expected = encode_video(vae, second)[0, :, 0, :2, :2].flatten()
+    torch.testing.assert_close(found.features[0, 0, 0, 0, 4 * channels :], expected)

@@ -136,20 +136,16 @@ def test_the_planner_leaves_the_parts_of_the_renderer_alone(root: Path, tmp_path
     assert plans.shape == (2, 4, 2, 2, 4)
 
 
-def test_features_of_another_encoder_are_refused(root: Path, tmp_path: Path) -> None:
-    recipe = resolve_training_recipe("smoke-semantic-encoder", ["training.device=cpu", "training.seed=5"])
-    train_recipe(recipe, tmp_path / "other")
-    given = [
-        f"autoencoder={root / 'smoke' / 'autoencoder'}",
-        f"semantic_encoder={tmp_path / 'other'}",
-        "device=cpu",
-    ]
-    precompute_latents(
-        resolve_recipe("smoke-semantic-latents", given, SemanticLatentsRecipe, "precompute"), tmp_path / "latents"
-    )
+def test_latents_take_the_place_of_features_and_belong_to_another_encoder(root: Path, tmp_path: Path) -> None:
+    vae = smoke_runs(root) / "autoencoder" / "model" / "vae"
+    given = [f"autoencoder={vae}", f"semantic_encoder={vae}", "device=cpu"]
+    precompute_latents(resolve_recipe("smoke-vae-plan-latents", given, SemanticLatentsRecipe, "precompute"), tmp_path)
+    semantic = ArrayCache.open(semantic_runs(root) / "semantic-latents").arrays[ARRAY]
+    # A plan of the same slices, rows and columns.
+    assert ArrayCache.open(tmp_path).arrays[ARRAY].shape[:3] == semantic.shape[:3]
     with pytest.raises(ModelError, match="encoder"):
         PlannerPreparation(
-            replace(smoke_planner(), latents=tmp_path / "latents"),
+            replace(smoke_planner(), latents=tmp_path),
             {name: semantic_runs(root) / "renderer" / "model" / name for name in ("compressor", "text_encoder")},
             print,
         )

@@ -97,7 +97,8 @@ def resolve_model(name: str | Path, system: str | None = None) -> Path:
     A built-in model goes before a folder of its name.
 
     Args:
-        name: Built-in name, such as `video-as-prompt/tiny` or, where that is clear, `tiny` alone; or a folder.
+        name: Built-in name, such as `video-as-prompt/tiny` or, where that is clear, `tiny` alone; the folder of a part
+            of one, such as `video-as-prompt/tiny/vae`; or a folder.
         system: System of which `tiny` alone is a model; None for any that has one.
 
     Raises:
@@ -110,6 +111,8 @@ def resolve_model(name: str | Path, system: str | None = None) -> Path:
             raise ModelError(f"expected one model, but several systems have a {text}; say which: {', '.join(found)}")
         if found:
             return WEIGHTS_FOLDER / found[0]
+        if text.rpartition("/")[0] in names and (WEIGHTS_FOLDER / text).is_dir():
+            return WEIGHTS_FOLDER / text
     if Path(name).is_dir():
         return Path(name)
     if system is not None and system not in _systems(names):

@@ -1,7 +1,8 @@
 """Semantic encoders: clips to features, slice by slice (arXiv 2512.20619, section 3.2).
 
 The paper's is the vision tower of Qwen2.5-VL; it names V-JEPA 2 and VideoMAE as others that would do. All are classes
-of transformers. How they are called, and what they return, is known here and nowhere else.
+of transformers. How they are called, and what they return, is known here and nowhere else. A video autoencoder stands
+in their place where it is asked whether plans have to be semantic (section 4.4).
 """
 
 from abc import ABC, abstractmethod
@@ -13,6 +14,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKLWan
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
@@ -20,8 +22,9 @@ from transformers import VideoMAEModel, VJEPA2Model
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 
-from sememe.backbones.autoencoder import clips_to_video
-from sememe.checkpoints.components import ModelPart, load_strictly
+from sememe.backbones.autoencoder import clips_to_video, encode_video, latent_grid
+from sememe.backbones.linear_autoencoder import LinearVideoAutoencoder
+from sememe.checkpoints.components import ModelPart, load_component, load_strictly
 from sememe.checkpoints.fingerprint import hash_tensors
 from sememe.checkpoints.headers import CONFIG_NAME, read_json
 from sememe.errors import InputError, ModelError
@@ -165,7 +168,7 @@ class TowerEncoder(ABC):
 
     def _describe(self) -> dict[str, Any]:
         settings = {name: getattr(self.tower.config, name) for name in self.telling_settings}
-        return {"class": self.tower_class.__name__, "fps": self.clock.fps, "colours": self.colours} | settings
+        return {"class": type(self.tower).__name__, "fps": self.clock.fps, "colours": self.colours} | settings
 
     @torch.no_grad()
     def encode(self, clips: Sequence[Clip]) -> SemanticFeatures:
@@ -357,12 +360,55 @@ class VideoMAEEncoder(ClipLengthEncoder):
         return self.tower(frames).last_hidden_state
 
 
+class LatentEncoder(TowerEncoder):
+    """A video autoencoder in place of a semantic encoder, for a plan of compressed latents of the same size.
+
+    Each frame is encoded alone; the latents of two frames and 2x2 places are one feature.
+
+    Args:
+        tower: `LinearVideoAutoencoder` or `AutoencoderKLWan`.
+        fps: Frames per second that it is given.
+        colours: As in `TowerEncoder`.
+        slices_at_once: Slices encoded together.
+    """
+
+    tower_class: ClassVar[Any] = (LinearVideoAutoencoder, AutoencoderKLWan)
+    released_colours: ClassVar[tuple[Colours, Colours]] = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    telling_settings: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def frames_per_slice(self) -> int:
+        return 2
+
+    @property
+    def feature_dim(self) -> int:
+        return self.frames_per_slice * 4 * latent_grid(self.tower).num_channels
+
+    @property
+    def pixels_per_feature(self) -> tuple[int, int]:
+        side = 2 * latent_grid(self.tower).spatial_ratio
+        return side, side
+
+    def choose_size(self, height: int, width: int) -> tuple[int, int]:
+        side, _ = self.pixels_per_feature
+        return max(1, int(height / side + 0.5)) * side, max(1, int(width / side + 0.5)) * side
+
+    def _run(self, pixels: SampledFrames) -> EncoderFeatures:
+        batch = len(pixels)
+        # (batch, 3, frame, height, width) -> (batch * frame, 3, 1, height, width)
+        latents = encode_video(self.tower, pixels.transpose(1, 2).flatten(0, 1).unsqueeze(2))
+        layout = "(b s t) z 1 (h mh) (w mw) -> b s h w (t z mh mw)"
+        return rearrange(latents, layout, b=batch, t=self.frames_per_slice, mh=2, mw=2)
+
+
 _TOWER_OF_QWEN = ModelPart("vision_config", ("visual.", "model.visual."))
 _ENCODERS: dict[str, type[TowerEncoder]] = {
     "qwen2_5_vl": QwenEncoder,
     "qwen2_5_vl_vision": QwenEncoder,
     "vjepa2": VJEPA2Encoder,
     "videomae": VideoMAEEncoder,
+    "LinearVideoAutoencoder": LatentEncoder,
+    "AutoencoderKLWan": LatentEncoder,
 }
 
 
@@ -370,7 +416,8 @@ def load_encoder(folder: Path, fps: float = DEFAULT_FPS, dtype: torch.dtype = to
     """Load the encoder of a local folder, in evaluation mode.
 
     Args:
-        folder: Holds a vision tower, a Qwen2.5-VL of which only the tower is read, a V-JEPA 2 or a VideoMAE.
+        folder: Holds a vision tower, a Qwen2.5-VL of which only the tower is read, a V-JEPA 2, a VideoMAE, or a video
+            autoencoder.
         fps: Frames per second that it is given.
         dtype: Precision of the weights; fingerprints differ between precisions.
 
@@ -378,14 +425,17 @@ def load_encoder(folder: Path, fps: float = DEFAULT_FPS, dtype: torch.dtype = to
         ModelError: It is none of these, or is not whole.
         InputError: `fps` is not above 0.
     """
-    kind = str(read_json(folder / CONFIG_NAME).get("model_type"))
+    stated = read_json(folder / CONFIG_NAME)
+    kind = str(stated.get("model_type", stated.get("_class_name")))
     if kind not in _ENCODERS:
         raise ModelError(f"expected one of {', '.join(_ENCODERS)} as model_type in {folder / CONFIG_NAME}, got {kind}")
     encoder = _ENCODERS[kind]
-    tower = load_strictly(
-        encoder.tower_class, folder, dtype, part=_TOWER_OF_QWEN if kind == "qwen2_5_vl" else None
-    ).requires_grad_(False)
-    return encoder(tower, fps, colours=_read_colours(folder))
+    if encoder is LatentEncoder:
+        tower = load_component("vae", folder)
+    else:
+        part = _TOWER_OF_QWEN if kind == "qwen2_5_vl" else None
+        tower = load_strictly(encoder.tower_class, folder, dtype, part=part)
+    return encoder(tower.requires_grad_(False), fps, colours=_read_colours(folder))
 
 
 def make_built_in_tower(network: TowerNetwork) -> Qwen2_5_VisionTransformerPretrainedModel:
@@ -426,7 +476,7 @@ def wrap_tower(tower: Any, fps: float, colours: tuple[Colours, Colours] | None =
     Raises:
         ModelError: It is of another class.
     """
-    for encoder in (QwenEncoder, VJEPA2Encoder, VideoMAEEncoder):
+    for encoder in dict.fromkeys(_ENCODERS.values()):
         if isinstance(tower, encoder.tower_class):
             return encoder(tower, fps, colours=colours)
-    raise ModelError(f"expected a vision tower of Qwen2.5-VL, V-JEPA 2 or VideoMAE, got {type(tower).__name__}")
+    raise ModelError(f"expected a network that encodes videos ({', '.join(_ENCODERS)}), got {type(tower).__name__}")

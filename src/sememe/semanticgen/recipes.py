@@ -120,6 +120,52 @@ def tiny_reader() -> ReaderRecipe:
     )
 
 
+# The same with plans of compressed latents of the autoencoder in place of semantic features (paper section 4.4).
+
+
+def tiny_vae_plan_latents() -> SemanticLatentsRecipe:
+    """The clips of `tiny-semantic-latents`, with latents of the autoencoder in place of semantic features."""
+    return replace(
+        tiny_semantic_latents(),
+        name="tiny-vae-plan-latents",
+        description="baseline: latents of single frames in place of semantic features",
+        semantic_encoder="video-as-prompt/tiny/vae",
+    )
+
+
+def tiny_vae_plan_renderer() -> RendererRecipe:
+    """Renderer and compressor, with plans of the same size."""
+    return replace(
+        tiny_renderer(),
+        name="tiny-vae-plan-renderer",
+        description="baseline: a renderer of plans of compressed latents",
+        latents=Path("runs/tiny-vae-plan-latents"),
+    )
+
+
+def tiny_vae_plan_planner() -> PlannerRecipe:
+    """Its planner."""
+    return replace(
+        tiny_planner(),
+        name="tiny-vae-plan-planner",
+        description="baseline: a planner of compressed latents",
+        latents=Path("runs/tiny-vae-plan-latents"),
+        renderer="runs/tiny-vae-plan-renderer",
+    )
+
+
+def tiny_vae_plan() -> SemanticGenModelRecipe:
+    """The whole model of the baseline."""
+    return replace(
+        tiny_semanticgen(),
+        name="tiny-vae-plan",
+        description="baseline of tiny-semanticgen whose plans are compressed latents",
+        encoder="video-as-prompt/tiny/vae",
+        renderer="runs/tiny-vae-plan-renderer",
+        planner="runs/tiny-vae-plan-planner",
+    )
+
+
 # Twins that take seconds.
 
 
@@ -148,6 +194,16 @@ def smoke_semantic_latents() -> SemanticLatentsRecipe:
         data=WorldData(num_clips=6, clips_per_scene=1, kind="scripts"),
         autoencoder="runs/smoke-autoencoder",
         semantic_encoder="runs/smoke-semantic-encoder",
+    )
+
+
+def smoke_vae_plan_latents() -> SemanticLatentsRecipe:
+    """Twin of `tiny-vae-plan-latents`."""
+    return replace(
+        smoke_semantic_latents(),
+        name="smoke-vae-plan-latents",
+        description="seconds-long twin of tiny-vae-plan-latents, for tests",
+        semantic_encoder="runs/smoke-autoencoder/model/vae",
     )
 
 
