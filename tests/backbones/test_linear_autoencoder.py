@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sememe.backbones.autoencoder import frames_to_video
+from sememe.backbones.autoencoder import frames_to_video, latent_grid
 from sememe.backbones.linear_autoencoder import LinearVideoAutoencoder, fold, unfold
 from sememe.checkpoints.components import load_component
 from sememe.checkpoints.zoo import resolve_model
@@ -102,3 +102,18 @@ def test_the_shipped_refinement_beats_the_linear_code() -> None:
     noise[:, :, 0] = 0.0
     noisy = latents + vae.config.noise_level * noise
     assert psnr(vae.decode(noisy).sample, video) > psnr(vae.decode_linear(noisy)[:, :, 7:], video) + 0.5
+
+
+@torch.no_grad()
+def test_for_images_each_frame_is_coded_alone() -> None:
+    vae = LinearVideoAutoencoder(6, patch_size=4, hidden_channels=8, noise_level=0.3, temporal_patch_size=1).eval()
+    torch.nn.init.normal_(vae.refiner.conv_out.weight)
+    assert latent_grid(vae).latent_shape(7, 16, 24) == (6, 7, 4, 6)
+    video = make_video(7)
+    latents = vae.encode(video).latent_dist.mode()
+    decoded = vae.decode(latents).sample
+    frames = [vae(video[:, :, place : place + 1]).sample for place in range(7)]
+    torch.testing.assert_close(decoded, torch.cat(frames, dim=2))
+    # No frame is given to a generation, so that the error is assumed in the first one too.
+    exact = vae.decode(latents, noise_levels=torch.zeros(2, 7)).sample
+    assert (decoded - exact).abs().amax(dim=(0, 1, 3, 4)).min() > 0

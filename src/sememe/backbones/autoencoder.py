@@ -108,7 +108,9 @@ def latent_grid(vae: nn.Module, patch_size: int = 1) -> LatentGrid:
     if _is_for_images(vae):
         return LatentGrid(1, 2 ** (len(config.block_out_channels) - 1), config.latent_channels, patch_size)
     if name == "LinearVideoAutoencoder":
-        return LatentGrid(config.patch_size, config.patch_size, config.latent_channels, patch_size)
+        return LatentGrid(
+            config.temporal_patch_size or config.patch_size, config.patch_size, config.latent_channels, patch_size
+        )
     if name == "AutoencoderKLCogVideoX":
         ratio, spatial = int(config.temporal_compression_ratio), 2 ** (len(config.block_out_channels) - 1)
         # It decodes latent frames in pairs, of which only a first triple holds a lone first frame: an even number of

@@ -54,7 +54,7 @@ def decode_in_chunks(
 
 def _decode_linear(vae: LinearVideoAutoencoder, latents: Latents, chunk: int, start: int, stop: int) -> Iterator[Video]:
     """Decode with the neighbours of each chunk, and the first latent frame, which all are refined by."""
-    size = vae.config.patch_size
+    size = vae.num_frames
     for first in range(start, stop, chunk):
         last = min(first + chunk, stop)
         seen = torch.arange(max(first - 1, 0), min(last + 1, latents.shape[2]), device=latents.device)

@@ -20,17 +20,19 @@ _NUM_GROUPS = 8
 class LinearVideoAutoencoder(ModelMixin, AutoencoderMixin, ConfigMixin):
     """Codes each block of frames and pixels by a linear map, with the methods of diffusers' autoencoders.
 
-    A latent stands for `patch_size` frames of `patch_size` x `patch_size` pixels; the first frame fills a block of its
-    own. Decoding inverts the map and adds what a small convolutional network makes of the result: it removes seams
+    A latent stands for `temporal_patch_size` frames of `patch_size` x `patch_size` pixels; the first frame fills a
+    block of its own. With one frame to a block it is an autoencoder for images, which knows nothing of other frames.
+    Decoding inverts the map and adds what a small convolutional network makes of the result: it removes seams
     between blocks and errors of generated latents. The latents need no statistics: their mean variance is 1.
 
     Args:
         latent_channels: Numbers per block.
-        patch_size: Frames, and pixels in height and width, per block; even.
+        patch_size: Pixels in height and width per block; even.
         hidden_channels: Channels of the refining network, a multiple of 8.
         num_layers: Number of residual blocks of the refining network.
-        noise_level: The standard deviation of the error that decoding assumes latents to have after the first latent
-            frame, which is assumed exact: generations are given their first frame.
+        noise_level: The standard deviation of the error that decoding assumes latents to have. The first latent frame
+            of a video is assumed exact: generations are given their first frame.
+        temporal_patch_size: Frames per block; None for `patch_size`, 1 for images.
     """
 
     _supports_gradient_checkpointing = False
@@ -45,19 +47,25 @@ class LinearVideoAutoencoder(ModelMixin, AutoencoderMixin, ConfigMixin):
         hidden_channels: int = 64,
         num_layers: int = 2,
         noise_level: float = 0.0,
+        temporal_patch_size: int | None = None,
     ) -> None:
         super().__init__()
         self.use_slicing = False
-        self.encoder = nn.Linear(3 * patch_size**3, latent_channels)
-        self.decoder = nn.Linear(latent_channels, 3 * patch_size**3)
-        self.refiner = _Refiner(latent_channels, patch_size, hidden_channels, num_layers)
+        self.num_frames = temporal_patch_size or patch_size
+        self.encoder = nn.Linear(3 * self.num_frames * patch_size**2, latent_channels)
+        self.decoder = nn.Linear(latent_channels, 3 * self.num_frames * patch_size**2)
+        self.refiner = _Refiner(latent_channels, self.num_frames, patch_size // 2, hidden_channels, num_layers)
+
+    @property
+    def is_for_images(self) -> bool:
+        """Whether each frame is coded alone."""
+        return self.num_frames == 1
 
     @apply_forward_hook  # type: ignore[untyped-decorator]
     def encode(self, x: Video) -> AutoencoderKLOutput:
-        """Encode a video of 1 more than a multiple of `patch_size` frames; its latents are certain."""
-        size = self.config.patch_size
-        padded = torch.cat([x[:, :, :1].expand(-1, -1, size - 1, -1, -1), x], dim=2)
-        blocks = fold(padded, size, size).movedim(1, -1)
+        """Encode a video of 1 more than a multiple of the frames per block; its latents are certain."""
+        padded = torch.cat([x[:, :, :1].expand(-1, -1, self.num_frames - 1, -1, -1), x], dim=2)
+        blocks = fold(padded, self.num_frames, self.config.patch_size).movedim(1, -1)
         latents = self.encoder(blocks.to(self.encoder.weight.dtype)).movedim(-1, 1).to(x.dtype)
         return AutoencoderKLOutput(latent_dist=IdentityDistribution(latents))
 
@@ -71,19 +79,19 @@ class LinearVideoAutoencoder(ModelMixin, AutoencoderMixin, ConfigMixin):
         """
         if noise_levels is None:
             noise_levels = z.new_full((len(z), z.shape[2]), self.config.noise_level)
-            noise_levels[:, 0] = 0.0
+            if not self.is_for_images:
+                noise_levels[:, 0] = 0.0
         parts = zip(z.split(1), noise_levels.split(1), strict=True) if self.use_slicing else [(z, noise_levels)]
         return DecoderOutput(sample=torch.cat([self._decode(*part) for part in parts]))
 
     def decode_linear(self, z: Latents) -> Video:
         """Decode by the linear map alone; the first frame comes as often as there are frames in a block."""
-        size = self.config.patch_size
         blocks = self.decoder(z.movedim(1, -1).to(self.decoder.weight.dtype))
-        return unfold(blocks.movedim(-1, 1).to(z.dtype), size, size)
+        return unfold(blocks.movedim(-1, 1).to(z.dtype), self.num_frames, self.config.patch_size)
 
     def _decode(self, z: Latents, noise_levels: NoiseLevels) -> Video:
         video = self.decode_linear(z)
-        return (video + self.refiner(video, z, noise_levels))[:, :, self.config.patch_size - 1 :]
+        return (video + self.refiner(video, z, noise_levels))[:, :, self.num_frames - 1 :]
 
     def forward(self, sample: Video) -> DecoderOutput:
         """Encode and decode."""
@@ -94,22 +102,27 @@ class _Refiner(nn.Module):
     """Corrects linearly decoded pixels, latent frame by latent frame, from those of its neighbours in space and time.
 
     It sees every latent frame folded into channels at half the pixels of a block, with the last frame before it, the
-    first one after it, the first of the video, where still things are sharpest, and the latents of all three.
+    first one after it, the first of the video, where still things are sharpest, and the latents of all three. Of
+    images, which are one frame each, it sees that frame alone.
     """
 
-    def __init__(self, latent_channels: int, patch_size: int, hidden_channels: int, num_layers: int) -> None:
+    def __init__(
+        self, latent_channels: int, num_frames: int, num_pixels: int, hidden_channels: int, num_layers: int
+    ) -> None:
         super().__init__()
-        self.num_frames, self.num_pixels = patch_size, patch_size // 2
-        picture = 3 * self.num_pixels**2
-        self.conv_in = _convolution((patch_size + 3) * picture + 3 * latent_channels + 1, hidden_channels)
+        self.num_frames, self.num_pixels = num_frames, num_pixels
+        picture = 3 * num_pixels**2
+        num_seen = num_frames * picture + latent_channels + 1
+        num_neighbours = 0 if num_frames == 1 else 3 * picture + 2 * latent_channels
+        self.conv_in = _convolution(num_seen + num_neighbours, hidden_channels)
         self.blocks = nn.ModuleList([_ResidualBlock(hidden_channels) for _ in range(num_layers)])
         self.norm_out = nn.GroupNorm(_NUM_GROUPS, hidden_channels)
-        self.conv_out = _convolution(hidden_channels, patch_size * picture)
+        self.conv_out = _convolution(hidden_channels, num_frames * picture)
         nn.init.zeros_(self.conv_out.weight)
         nn.init.zeros_(self.conv_out.bias)  # type: ignore[arg-type]
 
     def forward(self, video: Video, latents: Latents, noise_levels: NoiseLevels) -> Video:
-        """The correction, of the shape of `video`, which holds `patch_size` frames per latent frame."""
+        """The correction, of the shape of `video`, which holds whole blocks of frames."""
         hidden = self._see(video, latents, noise_levels).contiguous(memory_format=torch.channels_last)
         hidden = self.conv_in(hidden.to(self.conv_in.weight.dtype))
         for block in self.blocks:
@@ -119,19 +132,32 @@ class _Refiner(nn.Module):
 
     def _see(self, video: Video, latents: Latents, noise_levels: NoiseLevels) -> Tensor:
         """What the network is given: (batch * latent frame, channel, height, width), twice the size of the latents."""
-        places = torch.arange(latents.shape[2], device=latents.device)
-        before, after = (places - 1).clamp_min(0), (places + 1).clamp_max(len(places) - 1)
-        first = fold(video[:, :, :: self.num_frames], 1, self.num_pixels)
-        last = fold(video[:, :, self.num_frames - 1 :: self.num_frames], 1, self.num_pixels)
         wide = latents.repeat_interleave(2, dim=3).repeat_interleave(2, dim=4)
         plane = noise_levels.to(wide)[:, None, :, None, None].expand(-1, -1, -1, *wide.shape[3:])
-        parts = (
-            fold(video, self.num_frames, self.num_pixels),
-            *(last[:, :, before], first[:, :, after], last[:, :, :1].expand_as(last)),
-            *(wide, wide[:, :, before], wide[:, :, after], plane),
-        )
+        own = fold(video, self.num_frames, self.num_pixels)
+        parts: tuple[Tensor, ...] = (own, wide, plane)
+        if self.num_frames > 1:
+            parts = (own, *self._see_neighbours(video), wide, *self._find_neighbours(wide), plane)
         # (batch, channel, latent frame, height, width) each, joined with latent frames in the batch
         return torch.cat([part.movedim(2, 1).flatten(0, 1) for part in parts], dim=1)
+
+    def _see_neighbours(self, video: Video) -> tuple[Tensor, Tensor, Tensor]:
+        """The last frame before each latent frame, the first one after it, and the first of the video."""
+        first = fold(video[:, :, :: self.num_frames], 1, self.num_pixels)
+        last = fold(video[:, :, self.num_frames - 1 :: self.num_frames], 1, self.num_pixels)
+        before, after = _list_neighbours(last)
+        return last[:, :, before], first[:, :, after], last[:, :, :1].expand_as(last)
+
+    def _find_neighbours(self, wide: Tensor) -> tuple[Tensor, Tensor]:
+        """The latents before and after each."""
+        before, after = _list_neighbours(wide)
+        return wide[:, :, before], wide[:, :, after]
+
+
+def _list_neighbours(frames: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the places before and after each latent frame; both ends are their own neighbours."""
+    places = torch.arange(frames.shape[2], device=frames.device)
+    return (places - 1).clamp_min(0), (places + 1).clamp_max(len(places) - 1)
 
 
 class _ResidualBlock(nn.Module):

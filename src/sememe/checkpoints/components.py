@@ -205,11 +205,11 @@ def _take_part(tensors: Mapping[str, StoredTensor], prefixes: tuple[str, ...]) -
 
 def _read_class_name(path: Path) -> str:
     config = read_json(path)
-    # transformers writes `architectures`, diffusers `_class_name`.
+    # transformers writes `architectures` or, of processors, `image_processor_type`; diffusers `_class_name`.
     match config.get("architectures"):
         case [str() as class_name, *_]:
             return class_name
-    return str(config.get("_class_name"))
+    return str(config.get("_class_name", config.get("image_processor_type")))
 
 
 def _load_without_weights(component: Any, folder: Path) -> Any:

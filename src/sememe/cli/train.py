@@ -117,14 +117,14 @@ def precompute(
     if recipe is None:
         _list(None, as_json=as_json, is_asked=False)
         return
-    from sememe.training.recipes import LatentsRecipe
+    from sememe.training.recipes import ArraysRecipe
     from sememe.workflows.recipe_list import resolve_recipe
     from sememe.workflows.train import RUNS_FOLDER
 
     given = list(settings or ())
     given += [f"autoencoder={model_part}"] if model_part is not None else []
     given += [f"dataset={data}"] if data is not None else []
-    resolved = resolve_recipe(recipe, given, LatentsRecipe, "precompute")
+    resolved = resolve_recipe(recipe, given, ArraysRecipe, "precompute")
     folder = RUNS_FOLDER / resolved.name if output_dir is None else output_dir
     _keep_memory()
     from sememe.workflows.precompute import precompute_latents

@@ -21,7 +21,8 @@ from torch import Tensor
 from sememe.errors import InputError, RecipeError
 from sememe.files import atomic_path, write_text
 
-_INDEX, _FORMAT, _TENSOR = "index.json", 2, "values"
+INDEX_NAME = "index.json"
+_FORMAT, _TENSOR = 2, "values"
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 _MAX_SHARD = 512 * 1024 * 1024
 
@@ -117,7 +118,7 @@ class ArrayCacheWriter:
             raise RecipeError(f"shard_bytes must be above 0 and below {_MAX_SHARD}, got {shard_bytes}")
         self._folder, self._shard_bytes, self._dtype = Path(folder), shard_bytes, dtype
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._index = _read_index(self._folder) if (self._folder / _INDEX).exists() else _Index(source=source)
+        self._index = _read_index(self._folder) if (self._folder / INDEX_NAME).exists() else _Index(source=source)
         _check_same(self._folder, "dataset", self._index.source, source)
         self._pending: dict[str, list[tuple[str, Tensor]]] = {}
 
@@ -232,7 +233,7 @@ class ArrayCache:
             raise InputError(f"the cache holds {', '.join(self.arrays)}, but no {name}; precompute it")
         return {"clips": self.source, **self.arrays[name].made_by}
 
-    def select(self, name: str, indices: np.ndarray | Tensor) -> Tensor:
+    def select(self, name: str, indices: np.ndarray | Tensor | Sequence[int]) -> Tensor:
         """An array's entries of items, (index, ...)."""
         return self.read(name, self._of_items[name][torch.as_tensor(indices)])
 
@@ -262,13 +263,13 @@ def _check_same(folder: Path, what: str, present: str | None, expected: str | No
 
 
 def _write_index(index: _Index, folder: Path) -> None:
-    write_text(folder / _INDEX, json.dumps({"format": _FORMAT, **dataclasses.asdict(index)}) + "\n")
+    write_text(folder / INDEX_NAME, json.dumps({"format": _FORMAT, **dataclasses.asdict(index)}) + "\n")
 
 
 def _read_index(folder: Path) -> _Index:
     advice = "precompute it into another folder"
     try:
-        values = json.loads((folder / _INDEX).read_text())
+        values = json.loads((folder / INDEX_NAME).read_text())
         if values["format"] != _FORMAT:
             raise ValueError(f"it is of format {values['format']}, not {_FORMAT}")
         return _Index(
@@ -279,7 +280,7 @@ def _read_index(folder: Path) -> _Index:
     except FileNotFoundError:
         raise InputError(f"{folder} holds no cache; make one with `sememe precompute`") from None
     except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
-        raise InputError(f"{folder / _INDEX} cannot be read: {error}; {advice}") from error
+        raise InputError(f"{folder / INDEX_NAME} cannot be read: {error}; {advice}") from error
 
 
 def _parse_array(values: Mapping[str, Any]) -> ArrayRecord:

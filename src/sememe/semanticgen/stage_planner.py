@@ -17,10 +17,10 @@ from sememe.semanticgen.clocks import LatentClock
 from sememe.semanticgen.compressor import SemanticCompressor
 from sememe.semanticgen.network_renderer import SemanticGenTransformer
 from sememe.semanticgen.shapes import PlanFeatures, VideoLatents
-from sememe.semanticgen.stage_renderer import draw_texts, make_rng
+from sememe.semanticgen.stage_renderer import draw_texts
 from sememe.semanticgen.stage_settings import PlannerSettings
 from sememe.semanticgen.windows import make_layout
-from sememe.training.stage import Stage, StepLoss, Weights
+from sememe.training.stage import Stage, StepLoss, Weights, make_rng
 from sememe.training.text_source import EncodedText
 
 

@@ -25,7 +25,7 @@ from sememe.semanticgen.noise import add_semantic_noise, draw_noise_levels
 from sememe.semanticgen.shapes import EncoderFeatures, PlanFeatures, VideoLatents
 from sememe.semanticgen.stage_settings import RendererSettings
 from sememe.semanticgen.windows import SliceShape, WindowLayout, make_layout
-from sememe.training.stage import Stage, StepLoss, Weights
+from sememe.training.stage import Stage, StepLoss, Weights, make_rng
 from sememe.training.text_source import EncodedText
 
 _MOMENTUM = 0.01  # least share of a batch in the statistics of compressed features
@@ -176,11 +176,6 @@ def join_picture(
     """
     condition = mark_first_frame(first_frames, num_mask_channels)
     return torch.cat([noisy, condition * has_image.view(-1, 1, 1, 1, 1)], dim=1)
-
-
-def make_rng(generator: torch.Generator) -> np.random.Generator:
-    """Make a NumPy generator that is seeded by torch's."""
-    return np.random.Generator(np.random.PCG64(int(torch.randint(1 << 62, (1,), generator=generator))))
 
 
 def draw_texts(

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from sememe.data.caption_policy import CaptionPolicy
 from sememe.semanticgen.settings import BUILT_IN, Settings
 from sememe.training.config import TrainingConfig, check_setting
-from sememe.training.recipes import ClipFormat, LatentsRecipe, ModelRecipe, WorldData
+from sememe.training.recipes import ClipFormat, LatentsRecipe, ModelRecipe, SchedulerSettings, WorldData
 
 NoiseLaw = Literal["half_normal", "uniform", "none"]
 
@@ -227,6 +227,7 @@ class SemanticGenModelRecipe(ModelRecipe):
     encoder: str
     renderer: str
     planner: str
+    scheduler: SchedulerSettings = field(default_factory=SchedulerSettings)
     generation: Settings = BUILT_IN
 
 

@@ -1,4 +1,4 @@
-"""Clips to train on, by number: of the procedural world, or of a dataset's folder.
+"""Clips to train on, by number: of the procedural world, of a dataset's folder, or kept in a cache.
 
 Which scene and condition the n-th clip of the world shows is a pure function of n. Every scene is filmed under several
 conditions, so that one batch can hold the same scene under different ones."""
@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from sememe.data.array_cache import ClipItem
+from sememe.data.array_cache import INDEX_NAME, ArrayCache, ClipItem
 from sememe.data.dataset import ClipDataset
 from sememe.data.manifest import TRAINING_NAME, read_manifest, read_vap_data
 from sememe.errors import InputError
 from sememe.files import hash_file
 from sememe.training.recipes import ClipFormat, WorldData
-from sememe.world import EVALUATION_SEED, RenderedClip, Scene, random_scene, render
+from sememe.world import EVALUATION_SEED, RenderedClip, Scene, can_show, conditions, random_scene, render, repaint
 from sememe.world.catalogue import CATALOGUE
 from sememe.world.scene import PHOTOGRAPH_SHARE
 
@@ -207,6 +207,105 @@ class ScriptClips:
         return random_script(index, seconds=self._format.num_frames / self._format.fps)
 
 
+class LookClips:
+    """Scenes of the world in several looks each, rendered when they are asked for.
+
+    In each clip the subject or the camera moves; nothing changes the look. Scenes that are a whole photograph are left
+    out, because all of it is equally far away.
+    """
+
+    def __init__(self, clips: ClipFormat, data: WorldData) -> None:
+        self._format, self._data = clips, data
+        count = -(-data.num_clips // data.clips_per_scene)
+        self._scenes: list[int] = []
+        seed = 0
+        while len(self._scenes) < count:
+            assert seed < EVALUATION_SEED, "training would reach the scenes kept for evaluation"
+            if random_scene(seed).subject is not None:
+                self._scenes.append(seed)
+            seed += 1
+        self._moves = (*conditions("motion"), *conditions("camera"))
+
+    @property
+    def version(self) -> str:
+        from sememe.world import WORLD_VERSION
+
+        clips = self._format
+        shape = f"{clips.num_frames} frames of {clips.width}x{clips.height} at {clips.fps:g} fps"
+        return f"looks of world {WORLD_VERSION}, {shape}, {self._data.clips_per_scene} a scene"
+
+    def __len__(self) -> int:
+        return self._data.num_clips
+
+    def shot(self, index: int) -> RenderedClip:
+        """Film a clip."""
+        clips, (scene, condition) = self._format, self._choose(index)
+        return render(scene, condition, num_frames=clips.num_frames, size=(clips.height, clips.width), fps=clips.fps)
+
+    def frames(self, index: int) -> NDArray[np.uint8]:
+        frames: NDArray[np.uint8] = self.shot(index).clip.frames
+        return frames
+
+    def item(self, index: int) -> ClipItem:
+        from sememe.world.captions import full_caption, neutral_caption
+        from sememe.world.catalogue import parts_of
+
+        scene, condition = self._choose(index)
+        return ClipItem(
+            clip=str(index),
+            condition=condition,
+            scene=str(scene.seed),
+            first_frame=str(index),
+            caption=neutral_caption(scene),
+            full_caption=full_caption(scene, parts_of(condition)),
+        )
+
+    def first_frame(self, index: int) -> NDArray[np.uint8]:
+        return self.frames(index)[0]
+
+    def _choose(self, index: int) -> tuple[Scene, str]:
+        place, look = divmod(index, self._data.clips_per_scene)
+        scene = random_scene(self._scenes[place])
+        rng = np.random.Generator(np.random.PCG64([scene.seed, 0]))
+        painted = repaint(scene, int(rng.integers(1 << 16)) + look)
+        moves = [name for name in self._moves if can_show(scene, name)]
+        return painted, moves[int(rng.permutation(len(moves))[look % len(moves)])]
+
+
+FRAMES_ARRAY = "frames"
+"""Name of the array that holds frames, (clip, frame, height, width, channel): colours 0 to 255, and what follows."""
+
+
+class CachedClips:
+    """The clips of a cache that holds their frames, which are of one length and size."""
+
+    def __init__(self, folder: Path, clips: ClipFormat) -> None:
+        self.cache = ArrayCache.open(folder)
+        self.cache.describe(FRAMES_ARRAY)
+        found, expected = self.cache.arrays[FRAMES_ARRAY].shape[:3], (clips.num_frames, clips.height, clips.width)
+        if found != expected:
+            raise InputError(
+                f"expected clips of {expected} frames, height and width in {folder}, got {found}; set clips to these"
+            )
+
+    @property
+    def version(self) -> str:
+        return self.cache.source
+
+    def __len__(self) -> int:
+        return len(self.cache)
+
+    def frames(self, index: int) -> NDArray[np.uint8]:
+        frames: NDArray[np.uint8] = self.cache.select(FRAMES_ARRAY, [index])[0, ..., :3].byte().numpy()
+        return frames
+
+    def item(self, index: int) -> ClipItem:
+        return self.cache.items[index]
+
+    def first_frame(self, index: int) -> NDArray[np.uint8]:
+        return self.frames(index)[0]
+
+
 class DatasetClips:
     """The videos of a dataset's folder, which has a manifest or VAP-Data's csv.
 
@@ -260,10 +359,15 @@ class DatasetClips:
 
 
 def open_clips(clips: ClipFormat, data: WorldData, dataset: Path | None) -> ClipCollection:
-    """The dataset's clips if there is one, else the world's."""
+    """The clips of a dataset or a cache if there is one, else the world's."""
     if dataset is not None:
-        return DatasetClips(dataset, clips)
-    return ScriptClips(clips, data) if data.kind == "scripts" else WorldClips(clips, data)
+        return CachedClips(dataset, clips) if (dataset / INDEX_NAME).is_file() else DatasetClips(dataset, clips)
+    kinds: dict[str, type[WorldClips | ScriptClips | LookClips]] = {
+        "conditions": WorldClips,
+        "scripts": ScriptClips,
+        "looks": LookClips,
+    }
+    return kinds[data.kind](clips, data)
 
 
 @lru_cache(maxsize=1)

@@ -66,8 +66,8 @@ def start_from_principal_components(
     whitening: float = 0.5,
 ) -> PrincipalComponents:
     """Write the principal components of clips, given in batches, into the linear maps of an autoencoder."""
-    size = autoencoder.config.patch_size
-    rows = (_blocks(video, size) for video in batches)
+    num_frames, num_pixels = autoencoder.num_frames, autoencoder.config.patch_size
+    rows = (_blocks(video, num_frames, num_pixels) for video in batches)
     code = fit_principal_components(rows, autoencoder.config.latent_channels, whitening)
     into = (code.directions / code.scales).T
     autoencoder.encoder.weight.copy_(into)
@@ -77,10 +77,10 @@ def start_from_principal_components(
     return code
 
 
-def _blocks(video: Tensor, size: int) -> Tensor:
-    padded = torch.cat([video[:, :, :1].expand(-1, -1, size - 1, -1, -1), video], dim=2)
+def _blocks(video: Tensor, num_frames: int, num_pixels: int) -> Tensor:
+    padded = torch.cat([video[:, :, :1].expand(-1, -1, num_frames - 1, -1, -1), video], dim=2)
     # (batch, number, frame, height, width) -> (batch * frame * height * width, number)
-    return fold(padded, size, size).movedim(1, -1).flatten(0, -2)
+    return fold(padded, num_frames, num_pixels).movedim(1, -1).flatten(0, -2)
 
 
 _PAD, _END, _UNKNOWN = "<pad>", "</s>", "<unk>"
@@ -95,6 +95,7 @@ def make_autoencoder(network: LinearNetwork) -> LinearVideoAutoencoder:
         hidden_channels=network.hidden_channels,
         num_layers=network.num_layers,
         noise_level=network.noise_level,
+        temporal_patch_size=network.temporal_patch_size,
     )
 
 

@@ -60,18 +60,19 @@ class WorldData:
 
     `kind` "conditions" films one condition at a time, each scene under `clips_per_scene` of them (see
     `training.clips.world_item`); "scripts" films stories of several, each with a scene of its own (see
-    `world.random_script`).
+    `world.random_script`); "looks" films each scene in `clips_per_scene` looks (see `world.repaint`), moving or under a
+    moving camera.
     """
 
     num_clips: int = 40_000
     clips_per_scene: int = 8
-    kind: Literal["conditions", "scripts"] = "conditions"
+    kind: Literal["conditions", "scripts", "looks"] = "conditions"
 
     def __post_init__(self) -> None:
         for name in ("num_clips", "clips_per_scene"):
             check_setting(getattr(self, name) >= 1, f"data.{name} must be 1 or more, got {getattr(self, name)}")
         check_setting(
-            self.kind == "conditions" or self.clips_per_scene == 1,
+            self.kind != "scripts" or self.clips_per_scene == 1,
             f"data.clips_per_scene has no effect on scripts, got {self.clips_per_scene}; use 1",
         )
 
@@ -80,12 +81,14 @@ class WorldData:
 class LinearNetwork:
     """A `LinearVideoAutoencoder`: a linear code of blocks, and a small network that refines what is decoded.
 
+    A block is `patch_size` pixels in height and width, and as many frames, or `temporal_patch_size`: 1 for images.
     `num_start_clips` clips give the principal components that the code is. `noise_level` is the error that the decoder
     assumes in latents.
     """
 
     latent_channels: int = 48
     patch_size: int = 8
+    temporal_patch_size: int | None = None
     hidden_channels: int = 64
     num_layers: int = 2
     noise_level: float = 0.4
@@ -99,8 +102,9 @@ class LinearNetwork:
             check_setting(
                 value >= least and value % least == 0, f"network.{name} must be a multiple of {least}, got {value}"
             )
-        for name in ("latent_channels", "num_layers", "num_start_clips"):
-            check_setting(getattr(self, name) >= 1, f"network.{name} must be 1 or more, got {getattr(self, name)}")
+        for name in ("latent_channels", "num_layers", "num_start_clips", "temporal_patch_size"):
+            value = getattr(self, name)
+            check_setting(value is None or value >= 1, f"network.{name} must be 1 or more, got {value}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +128,7 @@ class TextNetwork:
 
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderRecipe:
-    """Trains a video autoencoder on clips of the world, or of a dataset's folder if `dataset` is given.
+    """Trains an autoencoder on clips of the world, or on those of `dataset` if it is given (see `ArraysRecipe`).
 
     `generations` is a cache of latents that a model generated from the first of these clips (see `Regeneration`): the
     decoder learns to mend the errors of that model.
@@ -141,7 +145,7 @@ class AutoencoderRecipe:
     training: TrainingConfig
 
     def __post_init__(self) -> None:
-        _check_grid(self.clips, self.network.patch_size)
+        _check_grid(self.clips, self.network)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,17 +173,13 @@ class Regeneration:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LatentsRecipe:
-    """Encodes the clips of the world, or of a dataset's folder, once.
+class ArraysRecipe:
+    """Keeps named arrays of the clips of the world, or of those of `dataset`: a dataset's folder, or a cache of frames.
 
-    `first_frame_fill` is what follows the first frame in the latents that tell a backbone of it: mid-grey frames
-    ("grey", as Wan has it), the same frame ("repeat"), or zeros in place of latents ("zeros", as CogVideoX has it).
-    With `regeneration` the cache holds what a model generates from the noised latents of the clips, and nothing else.
-    `text_encoder` is a model whose embeddings of the captions are kept too, so that a training with a frozen text
-    encoder needs none; none leaves them out. `text_length` and `reads_padding` are how its backbone reads texts.
+    A system says which arrays there are.
     """
 
-    # "module:function" that returns the encoders of further arrays, given recipe, clips and device.
+    # "module:function" that returns the encoders of arrays, given recipe, clips and device.
     more_arrays: ClassVar[str | None] = None
 
     name: str
@@ -187,12 +187,6 @@ class LatentsRecipe:
     clips: ClipFormat = field(default_factory=ClipFormat)
     data: WorldData = field(default_factory=WorldData)
     dataset: Path | None = None
-    autoencoder: str
-    first_frame_fill: Literal["grey", "repeat", "zeros"] = "repeat"
-    regeneration: Regeneration | None = None
-    text_encoder: str | None = None
-    text_length: int | None = None
-    reads_padding: bool = False
     batch_size: int = 32
     dtype: Literal["float16", "bfloat16"] = "float16"
     num_threads: int = 0
@@ -204,8 +198,28 @@ class LatentsRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LatentsRecipe(ArraysRecipe):
+    """Encodes clips once.
+
+    `first_frame_fill` is what follows the first frame in the latents that tell a backbone of it: mid-grey frames
+    ("grey", as Wan has it), the same frame ("repeat"), or zeros in place of latents ("zeros", as CogVideoX has it).
+    With none there are no such latents.
+    With `regeneration` the cache holds what a model generates from the noised latents of the clips, and nothing else.
+    `text_encoder` is a model whose embeddings of the captions are kept too, so that a training with a frozen text
+    encoder needs none; none leaves them out. `text_length` and `reads_padding` are how its backbone reads texts.
+    """
+
+    autoencoder: str
+    first_frame_fill: Literal["grey", "repeat", "zeros"] | None = "repeat"
+    regeneration: Regeneration | None = None
+    text_encoder: str | None = None
+    text_length: int | None = None
+    reads_padding: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class SchedulerSettings:
-    """The scheduler that a model comes with.
+    """The scheduler for flow matching that a model comes with.
 
     `kind` "euler" is `FlowMatchEulerDiscreteScheduler`, "unipc" `UniPCMultistepScheduler` in its flow-matching form.
     `shift` moves the steps towards the noisy end, as in training.
@@ -220,23 +234,24 @@ class SchedulerSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelRecipe:
-    """Assembles a whole model from the runs of its parts; a system adds the parts.
+    """Assembles a whole model from the runs of its parts; a system adds the parts, and its scheduler.
 
     `precision` is that of the tensors in the files, which are at most `max_shard_size` each.
     """
 
     name: str
     description: str
-    scheduler: SchedulerSettings = field(default_factory=SchedulerSettings)
     precision: Literal["bfloat16", "float32"] = "bfloat16"
     # Hosts of code and packages refuse or slow down large files; this is below what is usual.
     max_shard_size: str = "15MB"
 
 
-def _check_grid(clips: ClipFormat, patch_size: int) -> None:
+def _check_grid(clips: ClipFormat, network: LinearNetwork) -> None:
+    patch_size = network.patch_size
+    length = network.temporal_patch_size or patch_size
     check_setting(
-        clips.num_frames % patch_size == 1,
-        f"clips.num_frames must be 1 more than a multiple of {patch_size}, got {clips.num_frames}",
+        (clips.num_frames - 1) % length == 0,
+        f"clips.num_frames must be 1 more than a multiple of {length}, got {clips.num_frames}",
     )
     for name in ("height", "width"):
         pixels = getattr(clips, name)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -27,6 +28,11 @@ def step_generator(
 ) -> torch.Generator:
     """The generator of one purpose ("batch", "loss") at one step of one rank."""
     return torch.Generator(device=device).manual_seed(derive_seed(seed, step, rank, purpose))
+
+
+def make_rng(generator: torch.Generator) -> np.random.Generator:
+    """Make a NumPy generator that is seeded by torch's."""
+    return np.random.Generator(np.random.PCG64(int(torch.randint(1 << 62, (1,), generator=generator))))
 
 
 @dataclass(frozen=True, kw_only=True)

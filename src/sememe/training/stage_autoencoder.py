@@ -23,7 +23,7 @@ from sememe.training.clips import ClipCollection, ClipSource, open_clips
 from sememe.training.config import AutoencoderSettings
 from sememe.training.networks import start_autoencoder
 from sememe.training.recipes import AutoencoderRecipe
-from sememe.training.stage import Announce, Stage, StepLoss, Weights
+from sememe.training.stage import Announce, Stage, StepLoss, Weights, make_rng
 
 # Generations are given their first frame, and get it right; other users of a decoder may not.
 _EXACT_FIRST_SHARE = 0.75
@@ -80,7 +80,7 @@ class AutoencoderStage(Stage):
         return {"vae": self.autoencoder}
 
     def batch(self, step: int, generator: torch.Generator, device: torch.device) -> AutoencoderBatch:
-        rng = np.random.Generator(np.random.PCG64(int(torch.randint(1 << 62, (1,), generator=generator))))
+        rng = make_rng(generator)
         count, generated = self.settings.batch_size, None
         picked = rng.integers(len(self.clips), size=count)
         if self.generations is not None:
@@ -113,7 +113,8 @@ class AutoencoderStage(Stage):
         count, device = len(clean), clean.device
         levels = self.settings.max_noise * torch.rand(count, 1, generator=generator, device=device).square()
         levels = levels.repeat(1, clean.shape[2])
-        levels[torch.rand(count, generator=generator, device=device) < _EXACT_FIRST_SHARE, 0] = 0.0
+        if not self.autoencoder.is_for_images:
+            levels[torch.rand(count, generator=generator, device=device) < _EXACT_FIRST_SHARE, 0] = 0.0
         noise = torch.randn(clean.shape, generator=generator, device=device)
         return clean + levels[:, None, :, None, None] * noise, levels
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from sememe.data.caption_policy import CaptionPolicy
 from sememe.training.config import TrainingConfig, check_setting
-from sememe.training.recipes import ModelRecipe, TextNetwork
+from sememe.training.recipes import ModelRecipe, SchedulerSettings, TextNetwork
 from sememe.video_as_prompt.settings import BUILT_IN, Settings
 
 
@@ -148,6 +148,7 @@ class VideoAsPromptModelRecipe(ModelRecipe):
     autoencoder: str
     backbone: str
     expert: str
+    scheduler: SchedulerSettings = field(default_factory=SchedulerSettings)
     generation: Settings = BUILT_IN
 
 

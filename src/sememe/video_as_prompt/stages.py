@@ -27,7 +27,7 @@ from sememe.training.networks import (
     make_text_encoder,
     train_tokenizer,
 )
-from sememe.training.stage import Announce, Stage, StepLoss, Weights
+from sememe.training.stage import Announce, Stage, StepLoss, Weights, make_rng
 from sememe.training.text_source import CachedText, EncodedText, TextSource
 from sememe.video_as_prompt.expert_model import ExpertModel
 from sememe.video_as_prompt.families import BackboneFamily, ForwardInputs, TransformerAlone, WanFamily, choose_family
@@ -79,10 +79,6 @@ Captions = Shaped[Tensor, "batch *text"]
 """Captions in the form of a `TextSource`: numbers of tokens, or embeddings."""
 References = Float[Tensor, "reference channel frame height width"]
 """Latents of references, of which there may be fewer than targets."""
-
-
-def _numpy_generator(generator: torch.Generator) -> np.random.Generator:
-    return np.random.Generator(np.random.PCG64(int(torch.randint(1 << 62, (1,), generator=generator))))
 
 
 def _read_items(
@@ -156,7 +152,7 @@ class BackboneStage(Stage):
         return {"transformer": self.transformer, "text_encoder": self.text_encoder}
 
     def batch(self, step: int, generator: torch.Generator, device: torch.device) -> BackboneBatch:
-        rng, settings = _numpy_generator(generator), self.settings
+        rng, settings = make_rng(generator), self.settings
         picked = rng.integers(len(self._unnamed), size=settings.batch_size)
         choice = draw_captions(settings.captions, rng, num_targets=len(picked), unnamed_targets=self._unnamed[picked])
         parts = _read_items(self.latents, self._text, picked, choice.targets)
@@ -220,7 +216,7 @@ class ExpertStage(Stage):
         return {"transformer": self.transformer}
 
     def batch(self, step: int, generator: torch.Generator, device: torch.device) -> ExpertBatch:
-        settings, rng = self.settings, _numpy_generator(generator)
+        settings, rng = self.settings, make_rng(generator)
         pairs = self._pairs.draw(rng, settings.num_references, settings.targets_per_reference)
         choice = draw_captions(
             settings.captions, rng, num_targets=len(pairs.targets), num_references=len(pairs.references)

@@ -69,7 +69,8 @@ def prepare_stage(
         field: " ".join(fingerprint_model(parts[part]).sha256[:16] for part in names)
         for field, names in spec.needs.items()
     }
-    return PreparedStage(preparation.build(start), {**preparation.inputs, **hashes})
+    # Inputs go first: latents are known by the autoencoder's encoder alone, whatever became of its decoder.
+    return PreparedStage(preparation.build(start), {**hashes, **preparation.inputs})
 
 
 def find_initial(source: str) -> InitialWeights:

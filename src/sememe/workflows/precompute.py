@@ -18,7 +18,7 @@ from sememe.errors import RecipeError
 from sememe.events import Progress, ProgressHandler, ignore_progress
 from sememe.training.array_encoders import CleanLatents, FirstFrameLatents, GeneratedLatents, TextEmbeddings
 from sememe.training.clips import ClipCollection, open_clips
-from sememe.training.recipes import LatentsRecipe
+from sememe.training.recipes import ArraysRecipe, LatentsRecipe
 from sememe.workflows.systems import find_system
 
 # Small, so that little is lost when the work is interrupted.
@@ -47,7 +47,7 @@ class PrecomputeSummary:
 
 
 def precompute_latents(
-    recipe: LatentsRecipe, output_dir: Path | str, on_progress: ProgressHandler = ignore_progress
+    recipe: ArraysRecipe, output_dir: Path | str, on_progress: ProgressHandler = ignore_progress
 ) -> PrecomputeSummary:
     """Encode the recipe's clips into named arrays, or go on where that was interrupted.
 
@@ -78,9 +78,17 @@ def precompute_latents(
     )
 
 
-def list_encoders(recipe: LatentsRecipe, clips: ClipCollection) -> list[ArrayEncoder]:
+def list_encoders(recipe: ArraysRecipe, clips: ClipCollection) -> list[ArrayEncoder]:
     """The encoders of a recipe, in the order in which they run."""
     device = choose_device(recipe.device)
+    encoders = _list_latents(recipe, clips, device) if isinstance(recipe, LatentsRecipe) else []
+    is_regenerated = isinstance(recipe, LatentsRecipe) and recipe.regeneration is not None
+    if recipe.more_arrays is not None and not is_regenerated:
+        encoders += resolve_name(recipe.more_arrays)(recipe, clips, device)
+    return encoders
+
+
+def _list_latents(recipe: LatentsRecipe, clips: ClipCollection, device: torch.device) -> list[ArrayEncoder]:
     vae = load_component("vae", find_part(recipe.autoencoder, "vae")).to(device)
     if recipe.regeneration is not None:
         system = find_system(describe_model(resolve_model(recipe.regeneration.model)).pipeline)
@@ -88,13 +96,14 @@ def list_encoders(recipe: LatentsRecipe, clips: ClipCollection) -> list[ArrayEnc
             raise RecipeError(f"{system.title} cannot generate training clips again; leave out regeneration")
         regenerator = resolve_name(system.regenerator)(recipe.regeneration, clips, recipe.clips.fps)
         return [GeneratedLatents(vae, recipe.regeneration, regenerator.generate)]
-    encoders: list[ArrayEncoder] = [FirstFrameLatents(vae, clips, recipe.first_frame_fill), CleanLatents(vae, clips)]
+    encoders: list[ArrayEncoder] = []
+    if recipe.first_frame_fill is not None:
+        encoders.append(FirstFrameLatents(vae, clips, recipe.first_frame_fill))
+    encoders.append(CleanLatents(vae, clips))
     if recipe.text_encoder is not None:
         text_encoder, tokenizer = (find_part(recipe.text_encoder, part) for part in ("text_encoder", "tokenizer"))
         text = TextEmbeddings(text_encoder, tokenizer, device, recipe.text_length, reads_padding=recipe.reads_padding)
         encoders.append(text)
-    if recipe.more_arrays is not None:
-        encoders += resolve_name(recipe.more_arrays)(recipe, clips, device)
     return encoders
 
 

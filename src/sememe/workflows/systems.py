@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from sememe.errors import ModelError
 from sememe.semanticgen.system import SEMANTICGEN
 from sememe.system import StageSpec, System
-from sememe.training.recipes import LatentsRecipe, ModelRecipe, Recipe, TrainingRecipe
+from sememe.training.recipes import ArraysRecipe, ModelRecipe, Recipe, TrainingRecipe
 from sememe.video_as_prompt.system import VIDEO_AS_PROMPT
 
 SYSTEMS: Mapping[str, System] = {system.name: system for system in (VIDEO_AS_PROMPT, SEMANTICGEN)}
@@ -36,7 +36,7 @@ def find_model_system(recipe: ModelRecipe) -> System:
 
 def kind_of(recipe: Recipe) -> str:
     """Return what a recipe makes: "latents", "model", or the name of a stage."""
-    if isinstance(recipe, LatentsRecipe):
+    if isinstance(recipe, ArraysRecipe):
         return "latents"
     if isinstance(recipe, ModelRecipe):
         return "model"
