@@ -6,11 +6,10 @@ from sememe.errors import InputError, ModelError
 from sememe.gen1.settings import Settings
 
 
-def test_a_model_states_what_differs() -> None:
+def test_a_model_states_its_settings() -> None:
     settings = Settings().override(height=64, structure_level=3, structure_kinds={"edges": 2.0})
-    assert settings.to_config() == {"height": 64, "structure_level": 3, "structure_kinds": {"edges": 2.0}}
-    assert Settings.from_config(settings.to_config()) == settings
-    assert Settings.from_config(None) == Settings()
+    assert Settings.from_config(settings.to_dict()) == settings
+    assert (Settings().list_shortcuts(), settings.list_shortcuts()) == ([], ["structure of edges"])
     with pytest.raises(ModelError, match="no setting depth"):
         Settings.from_config({"depth": 1})
 

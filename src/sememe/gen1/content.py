@@ -64,18 +64,18 @@ class ContentEncoder(Protocol):
         """Return the content that guidance leads away from."""
 
 
-def embed_image(image_encoder: Any, image_processor: Any, image: np.ndarray) -> Embedding:
-    """Return the embedding of a picture, uint8 (height, width, 3), as CLIP projects it.
+def embed_images(image_encoder: Any, image_processor: Any, images: Sequence[np.ndarray]) -> Float[Tensor, "image dim"]:
+    """Return the embeddings of pictures, each uint8 (height, width, 3), as CLIP projects them.
 
     Raises:
         ModelError: There is no image encoder.
     """
     if image_encoder is None or image_processor is None:
         raise ModelError("content by picture needs image_encoder and image_processor, which this model lacks")
-    pixels = image_processor(images=[image], return_tensors="pt")["pixel_values"]
+    pixels = image_processor(images=list(images), return_tensors="pt")["pixel_values"]
     device = get_module_execution_device(image_encoder)
-    embedding: Tensor = image_encoder(pixels.to(device, image_encoder.dtype)).image_embeds[0]
-    return embedding
+    embeddings: Tensor = image_encoder(pixels.to(device, image_encoder.dtype)).image_embeds
+    return embeddings
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class ImageSpaceEncoder:
 
     def encode_image(self, image: np.ndarray) -> ContentEmbedding:
         """Encode a picture by CLIP."""
-        return ContentEmbedding(embed_image(self.image_encoder, self.image_processor, image)[None])
+        return ContentEmbedding(embed_images(self.image_encoder, self.image_processor, [image]))
 
     def encode_nothing(self) -> ContentEmbedding:
         """Return a token of zeros."""
@@ -146,7 +146,7 @@ class PromptEncoder:
                 "ip-adapter_sd15.safetensors of h94/IP-Adapter), or give a text"
             )
         empty = self.encode_text("", None)
-        return ContentEmbedding(empty.tokens, embed_image(self.image_encoder, self.image_processor, image))
+        return ContentEmbedding(empty.tokens, embed_images(self.image_encoder, self.image_processor, [image])[0])
 
     def encode_nothing(self) -> ContentEmbedding:
         """Return the empty prompt and no picture."""

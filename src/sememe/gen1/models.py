@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from diffusers import UNet2DConditionModel, UNetMotionModel
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sememe.backbones.autoencoder import encode_video
@@ -71,11 +71,7 @@ class InflatedModel:
 
     def condition(self, vae: nn.Module, structure: StructureVideo, level: int) -> Conditions:
         """Encode structure as a grey video, and add the level's channels."""
-        grey = simplify_structure(structure, level).unsqueeze(1).expand(-1, 3, -1, -1, -1) * 2.0 - 1.0
-        encoded = encode_video(vae, grey)
-        channels = embed_level(torch.full((len(structure),), float(level))).to(encoded)
-        spread = channels[:, :, None, None, None].expand(-1, -1, *encoded.shape[2:])
-        return torch.cat([encoded, spread], dim=1)
+        return encode_structure(vae, structure, torch.full((len(structure),), level))
 
     def predict(
         self, latents: Latents, timestep: Tensor, structure: Conditions, content: FrameContents, *, together: bool
@@ -86,6 +82,24 @@ class InflatedModel:
             joined, timestep, content.tokens.to(joined), return_dict=False, is_temporal=together
         )[0]
         return predicted
+
+
+def encode_structure(vae: nn.Module, structure: StructureVideo, levels: Int[Tensor, " batch"]) -> Conditions:
+    """Return the channels that a `Gen1UNet` is given: structure as grey videos, encoded, and its level.
+
+    Args:
+        vae: Autoencoder of the latents.
+        structure: Structure of each clip, in [0, 1].
+        levels: Level of each, 0 to 7.
+    """
+    maps = torch.empty_like(structure)
+    for level in levels.unique().tolist():
+        chosen = (levels == level).to(structure.device)
+        maps[chosen] = simplify_structure(structure[chosen], level)
+    encoded = encode_video(vae, maps.unsqueeze(1).expand(-1, 3, -1, -1, -1) * 2.0 - 1.0)
+    channels = embed_level(levels.float()).to(encoded)
+    spread = channels[:, :, None, None, None].expand(-1, -1, *encoded.shape[2:])
+    return torch.cat([encoded, spread], dim=1)
 
 
 class MotionModel:

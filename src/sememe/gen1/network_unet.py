@@ -22,13 +22,11 @@ from sememe.gen1.blocks_unet import (
     VideoTransformer2D,
     widen_weight,
 )
+from sememe.gen1.structure import NUM_LEVEL_CHANNELS
 
 Video = Float[Tensor, "batch channel frame height width"]
 Timestep = Float[Tensor, ""] | Int[Tensor, ""] | Float[Tensor, " batch"] | Int[Tensor, " batch"] | float | int
 Content = Float[Tensor, "batch token dim"] | Float[Tensor, "batch frame token dim"]
-
-NUM_CONDITION_CHANNELS = 8
-"""Encoded structure (4) and its level (4), beside the latents."""
 
 _BLOCKS = frozenset({"CrossAttnDownBlock2D", "DownBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"})
 _EXPECTED: dict[str, Any] = {
@@ -65,7 +63,7 @@ class Gen1UNet(UNet2DConditionModel):
 
     def __init__(self, *, max_frames: int = 8, **stock: Any) -> None:
         check_architecture(stock)
-        super().__init__(**({"in_channels": 4 + NUM_CONDITION_CHANNELS} | stock))
+        super().__init__(**({"in_channels": count_channels(stock.get("out_channels", 4))} | stock))
         self.register_to_config(max_frames=max_frames)
         first: Any = self.conv_in
         self.conv_in: nn.Module = SplitConv(self.config.out_channels, first)
@@ -105,7 +103,7 @@ class Gen1UNet(UNet2DConditionModel):
         if config["in_channels"] != num_channels:
             found = f"one with {config['in_channels']} input channels (inpainting, depth or the like)"
             raise ModelError(_describe(found))
-        config["in_channels"] = num_channels + NUM_CONDITION_CHANNELS
+        config["in_channels"] = count_channels(num_channels)
         if content_dim not in (None, config["cross_attention_dim"]):
             config |= {"encoder_hid_dim": content_dim, "encoder_hid_dim_type": "text_proj"}
         with torch.device("meta"):
@@ -173,6 +171,14 @@ class Gen1UNet(UNet2DConditionModel):
         predicted = super().forward(images, times, content, return_dict=False, **stock)[0]
         video = predicted.unflatten(0, (num_videos, num_frames)).transpose(1, 2)
         return UNet2DConditionOutput(sample=video) if return_dict else (video,)
+
+
+def count_channels(num_latent_channels: int) -> int:
+    """Return how many channels the network reads: latents, structure as the same autoencoder codes it, and its level.
+
+    With Stable Diffusion's autoencoder these are 12.
+    """
+    return 2 * num_latent_channels + NUM_LEVEL_CHANNELS
 
 
 def check_architecture(config: dict[str, Any]) -> None:

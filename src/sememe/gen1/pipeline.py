@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from diffusers import DiffusionPipeline, UNetMotionModel
@@ -97,6 +97,8 @@ class Gen1Pipeline(DiffusionPipeline, IPAdapterMixin):
         ModelError: Components do not go together.
     """
 
+    exact_components: ClassVar[tuple[str, ...]] = ("image_encoder", "depth_estimator")
+    """Components whose weights are not rounded in files: a prior knows the image encoder by them."""
     model_cpu_offload_seq = "text_encoder->prior->image_encoder->depth_estimator->unet->vae"
     _optional_components = [  # noqa: RUF012 (diffusers declares it so)
         "tokenizer",
@@ -146,7 +148,7 @@ class Gen1Pipeline(DiffusionPipeline, IPAdapterMixin):
             controlnet=controlnet,
         )
         defaults = Settings.from_config(generation_defaults)
-        self.register_to_config(generation_defaults=defaults.to_config(), content_space=content_space)
+        self.register_to_config(generation_defaults=defaults.to_dict(), content_space=content_space)
         make_model(unet, controlnet)
         if prior is not None:
             if tokenizer is None or text_encoder is None or prior_scheduler is None:

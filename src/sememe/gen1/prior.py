@@ -32,12 +32,20 @@ class TextVariant:
 
 
 @dataclass(frozen=True)
-class _Texts:
+class EncodedTexts:
     """Texts as a prior reads them."""
 
     pooled: Float[Tensor, "batch dim"]
     tokens: Float[Tensor, "batch token dim"]
     mask: Bool[Tensor, "batch token"]
+
+    def __getitem__(self, places: slice) -> "EncodedTexts":
+        return EncodedTexts(self.pooled[places], self.tokens[places], self.mask[places])
+
+    @classmethod
+    def join(cls, parts: Sequence["EncodedTexts"]) -> "EncodedTexts":
+        """Join texts to one batch."""
+        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in ("pooled", "tokens", "mask")))
 
 
 @dataclass(frozen=True)
@@ -68,18 +76,17 @@ class PriorSampler:
             texts: Texts.
             generator: Source of the noise.
         """
-        texts = list(texts)
-        given, empty = self._encode(texts), self._encode([""] * len(texts))
+        given, empty = (encode_texts(self.tokenizer, self.text_encoder, each) for each in (texts, [""] * len(texts)))
         device, dtype = get_module_execution_device(self.prior), self.prior.dtype
 
         def predict(latents: Tensor, timestep: Tensor, variants: tuple[TextVariant, ...]) -> Tensor:
-            chosen = [given if variant.is_given else empty for variant in variants]
+            texts = EncodedTexts.join([given if variant.is_given else empty for variant in variants])
             predicted = self.prior(
                 latents.to(dtype).repeat(len(variants), 1),
                 timestep,
-                torch.cat([each.pooled for each in chosen]).to(device, dtype),
-                torch.cat([each.tokens for each in chosen]).to(device, dtype),
-                torch.cat([each.mask for each in chosen]).to(device),
+                texts.pooled.to(device, dtype),
+                texts.tokens.to(device, dtype),
+                texts.mask.to(device),
             ).predicted_image_embedding
             return predicted.unflatten(0, (len(variants), -1))
 
@@ -100,10 +107,19 @@ class PriorSampler:
         embeddings: Tensor = self.prior.post_process_latents(latents.to(dtype))
         return embeddings
 
-    def _encode(self, texts: list[str]) -> _Texts:
-        ids, mask = tokenize_prompts(self.tokenizer, texts, int(self.tokenizer.model_max_length))
-        encoded = self.text_encoder(ids.to(get_module_execution_device(self.text_encoder)))
-        return _Texts(encoded.text_embeds, encoded.last_hidden_state, mask.bool())
+
+def encode_texts(tokenizer: Any, text_encoder: Any, texts: Sequence[str]) -> EncodedTexts:
+    """Encode texts by the text encoder of a CLIP, on its device.
+
+    Args:
+        tokenizer: Its tokenizer.
+        text_encoder: `CLIPTextModelWithProjection`.
+        texts: Texts.
+    """
+    device = get_module_execution_device(text_encoder)
+    ids, mask = tokenize_prompts(tokenizer, list(texts), int(tokenizer.model_max_length))
+    encoded = text_encoder(ids.to(device))
+    return EncodedTexts(encoded.text_embeds, encoded.last_hidden_state, mask.bool().to(device))
 
 
 def make_prior_scheduler(scheduler: Any) -> DDIMScheduler:

@@ -2,10 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from sememe.errors import InputError, ModelError
-from sememe.records import Count, Range, Record, Scale, flatten, to_plain
+from sememe.records import Count, Range, Record, Scale
 
 # Written out here, because the modules that act on them import torch.
 Batching = Literal["sequential", "batched"]
@@ -132,19 +131,13 @@ class Settings(Record):
     mask: MaskSettings = MaskSettings()
     execution: ExecutionSettings = ExecutionSettings()
 
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any] | None) -> "Settings":
-        """Read the `generation_defaults` of a model, by field name.
+    def list_shortcuts(self) -> list[str]:
+        """Return what departs from how models are trained to be used: structure of other kinds than depth alone."""
+        kinds = set(self.structure.structure_kinds)
+        return [] if kinds == {"depth"} else [f"structure of {', '.join(sorted(kinds))}"]
 
-        Raises:
-            ModelError: A field is unknown or not valid.
-        """
-        try:
-            return cls().override(**(config or {}))
-        except (InputError, TypeError) as error:
-            raise ModelError(f"generation_defaults of this model are not valid: {error}") from error
 
-    def to_config(self) -> dict[str, Any]:
-        """Return the `generation_defaults` of a model with these settings: those that differ from the record's."""
-        usual = flatten(type(self)())
-        return {key.rpartition(".")[2]: to_plain(value) for key, value in flatten(self).items() if value != usual[key]}
+BUILT_IN = Settings().override(
+    num_inference_steps=20, prior_num_inference_steps=20, guidance_scale=2.0, prior_guidance_scale=1.5
+)
+"""Settings that the built-in model starts from; those it ships with are chosen by measurement."""

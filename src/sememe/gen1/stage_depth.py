@@ -1,0 +1,103 @@
+"""Train a small depth network on the world, which knows how far away each pixel is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import (
+    DepthAnythingConfig,
+    DepthAnythingForDepthEstimation,
+    Dinov2Config,
+    DPTImageProcessorPil,
+)
+
+from sememe.data.array_cache import ArrayCache
+from sememe.gen1.arrays import pick_frames, prepare_pictures
+from sememe.gen1.stage_settings import DepthNetwork, DepthSettings
+from sememe.training.clips import FRAMES_ARRAY
+from sememe.training.stage import Stage, StepLoss, Weights, make_rng
+
+
+@dataclass(frozen=True, eq=False)
+class DepthBatch:
+    """Pictures as the network takes them, and the nearness of each pixel, 1 / distance."""
+
+    pictures: Float[Tensor, "batch 3 height width"]
+    nearness: Float[Tensor, "batch height width"]
+
+
+class DepthStage(Stage):
+    """Training stage of a depth network; see `training.stage.Stage`.
+
+    Args:
+        model: Depth network, which says what is nearer.
+        processor: Its processor.
+        cache: Frames with their depth.
+        settings: Settings of the loss.
+    """
+
+    name = "depth"
+
+    def __init__(
+        self, model: DepthAnythingForDepthEstimation, processor: Any, cache: ArrayCache, settings: DepthSettings
+    ) -> None:
+        self.model, self.processor, self.cache, self.settings = model.train(), processor, cache, settings
+
+    def modules(self) -> Mapping[str, nn.Module]:
+        return {"depth_estimator": self.model}
+
+    def batch(self, step: int, generator: torch.Generator, device: torch.device) -> DepthBatch:
+        rng, count = make_rng(generator), self.settings.batch_size
+        clips = rng.integers(len(self.cache), size=count)
+        frames = rng.integers(self.cache.arrays[FRAMES_ARRAY].shape[0], size=count)
+        found = pick_frames(self.cache, FRAMES_ARRAY, clips, frames).to(device)
+        return DepthBatch(prepare_pictures(found[..., :3], self.processor), 1.0 / found[..., 3])
+
+    def loss(self, batch: Any, generator: torch.Generator) -> StepLoss:
+        found = self.model(batch.pictures).predicted_depth.float()
+        place = functional.l1_loss(found, batch.nearness)
+        across = functional.l1_loss(found.diff(dim=-1), batch.nearness.diff(dim=-1))
+        down = functional.l1_loss(found.diff(dim=-2), batch.nearness.diff(dim=-2))
+        loss = place + self.settings.gradient_weight * (across + down)
+        return StepLoss(total=loss * len(found), num_samples=len(found), metrics={"error": place.detach()})
+
+    def export(self, folder: Path, weights: Weights) -> None:
+        """Write `depth_estimator/` and `depth_processor/`."""
+        self.model.save_pretrained(folder / "depth_estimator")
+        self.processor.save_pretrained(folder / "depth_processor")
+
+
+def make_depth_estimator(network: DepthNetwork, image_size: int) -> DepthAnythingForDepthEstimation:
+    """Return a depth network with random weights, for square pictures of a size."""
+    num_layers, size = network.num_layers, network.fusion_size
+    backbone = Dinov2Config(
+        hidden_size=network.hidden_size,
+        num_hidden_layers=num_layers,
+        num_attention_heads=network.num_heads,
+        mlp_ratio=2,
+        image_size=image_size,
+        patch_size=network.patch_size,
+        out_indices=[num_layers - 3, num_layers - 2, num_layers - 1, num_layers],
+        reshape_hidden_states=False,
+    )
+    config = DepthAnythingConfig(
+        backbone_config=backbone,
+        patch_size=network.patch_size,
+        reassemble_hidden_size=network.hidden_size,
+        neck_hidden_sizes=[size, size, 2 * size, 2 * size],
+        fusion_hidden_size=size,
+        head_hidden_size=network.head_size,
+    )
+    return DepthAnythingForDepthEstimation(config)
+
+
+def make_depth_processor(image_size: int) -> DPTImageProcessorPil:
+    """Return the processor of such a network."""
+    return DPTImageProcessorPil(size={"height": image_size, "width": image_size})
