@@ -1,0 +1,121 @@
+"""Train the prior: the image embedding of a picture from its caption (arXiv 2204.06125, section 2.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler, PriorTransformer
+from torch import Tensor, nn
+
+from sememe.data.array_cache import ArrayCache
+from sememe.diffusion.objectives import NoisePath, sample_losses
+from sememe.gen1.arrays import CONTENT_ARRAY, pick_frames
+from sememe.gen1.prior import EncodedTexts, ImageEmbeddings, encode_texts
+from sememe.gen1.stage_settings import PriorNetwork, PriorSettings
+from sememe.training.stage import Stage, StepLoss, Weights, make_rng
+
+
+@dataclass(frozen=True, eq=False)
+class PriorBatch:
+    """Normalised image embeddings, and their captions as the text encoder gives them."""
+
+    clean: ImageEmbeddings
+    texts: EncodedTexts
+
+
+class PriorStage(Stage):
+    """Training stage of the prior; see `training.stage.Stage`.
+
+    Args:
+        prior: Predicts normalised embeddings; its statistics stay as they are.
+        scheduler: Its noise schedule.
+        tokenizer: Tokenizer of the text encoder.
+        text_encoder: Text encoder of the CLIP; frozen.
+        cache: Image embeddings, with captions.
+        settings: Settings of the loss.
+    """
+
+    name = "prior"
+
+    def __init__(
+        self,
+        prior: PriorTransformer,
+        scheduler: DDIMScheduler,
+        tokenizer: Any,
+        text_encoder: nn.Module,
+        cache: ArrayCache,
+        settings: PriorSettings,
+    ) -> None:
+        self.prior: Any = prior.train()
+        self.scheduler, self.tokenizer, self.cache, self.settings = scheduler, tokenizer, cache, settings
+        self.text_encoder = text_encoder.eval().requires_grad_(False)
+        self._path = NoisePath.of_scheduler(scheduler)
+        self._known: dict[str, EncodedTexts] = {}
+        for statistic in (self.prior.clip_mean, self.prior.clip_std):
+            statistic.requires_grad_(False)
+
+    def modules(self) -> Mapping[str, nn.Module]:
+        return {"prior": self.prior}
+
+    def batch(self, step: int, generator: torch.Generator, device: torch.device) -> PriorBatch:
+        rng, count = make_rng(generator), self.settings.batch_size
+        clips = rng.integers(len(self.cache), size=count)
+        frames = rng.integers(self.cache.arrays[CONTENT_ARRAY].shape[0], size=count)
+        found = pick_frames(self.cache, CONTENT_ARRAY, clips, frames).to(device)
+        clean = (found - self.prior.clip_mean.to(device)) / self.prior.clip_std.to(device)
+        is_dropped = rng.random(count) < self.settings.drop_text
+        captions = ["" if drop else self.cache.captions[index] for index, drop in zip(clips, is_dropped, strict=True)]
+        return PriorBatch(clean, self._encode(captions, device))
+
+    def _encode(self, captions: list[str], device: torch.device) -> EncodedTexts:
+        """Encode captions, each once for the whole run."""
+        new = [caption for caption in dict.fromkeys(captions) if caption not in self._known]
+        if new:
+            found = encode_texts(self.tokenizer, self.text_encoder.to(device), new)
+            self._known |= {caption: found[place : place + 1] for place, caption in enumerate(new)}
+        return EncodedTexts.join([self._known[caption] for caption in captions])
+
+    def loss(self, batch: Any, generator: torch.Generator) -> StepLoss:
+        clean, texts = batch.clean, batch.texts
+        levels = torch.rand(len(clean), generator=generator, device=clean.device)
+        noise = torch.randn(clean.shape, generator=generator, device=clean.device)
+        noisy = self._path.add_noise(clean, noise, levels)
+        predicted = self.prior(
+            noisy, self._path.timesteps(levels), texts.pooled, texts.tokens, texts.mask
+        ).predicted_image_embedding
+        losses = sample_losses(predicted, self._path.target(clean, noise, levels))
+        return StepLoss(total=losses.sum(), num_samples=len(losses))
+
+    def export(self, folder: Path, weights: Weights) -> None:
+        """Write `prior/` and `prior_scheduler/`."""
+        self.prior.save_pretrained(folder / "prior")
+        self.scheduler.save_pretrained(folder / "prior_scheduler")
+
+
+def make_prior(network: PriorNetwork, dim: int, num_tokens: int) -> PriorTransformer:
+    """Return a prior with random weights, for embeddings of a length and texts of so many tokens."""
+    return PriorTransformer(
+        num_attention_heads=network.num_heads,
+        attention_head_dim=network.head_dim,
+        num_layers=network.num_layers,
+        embedding_dim=dim,
+        num_embeddings=num_tokens,
+    )
+
+
+@torch.no_grad()
+def set_statistics(prior: PriorTransformer, cache: ArrayCache) -> None:
+    """Write mean and standard deviation of each number of the cached embeddings into a prior."""
+    embeddings: Tensor = cache.select(CONTENT_ARRAY, range(len(cache))).flatten(0, 1).float()
+    model: Any = prior
+    model.clip_mean.copy_(embeddings.mean(dim=0, keepdim=True))
+    model.clip_std.copy_(embeddings.std(dim=0, keepdim=True).clamp_min(1e-3))
+
+
+def make_scheduler() -> DDIMScheduler:
+    """Return the noise schedule of a prior, as released ones have it."""
+    return DDIMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="sample", clip_sample_range=5.0)

@@ -1,0 +1,237 @@
+"""From recipes to stages, and from their parts to a model: the networks and data of Gen-1's trainings."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sememe.backbones.text import default_sequence_length
+from sememe.checkpoints.components import load_component, load_strictly
+from sememe.checkpoints.fingerprint import fingerprint_encoder
+from sememe.checkpoints.zoo import resolve_model
+from sememe.compute.devices import choose_device
+from sememe.data.array_cache import ArrayCache
+from sememe.errors import RecipeError
+from sememe.gen1 import stage_clip, stage_depth, stage_prior, stage_unet
+from sememe.gen1.arrays import CONTENT_ARRAY, STRUCTURE_ARRAY
+from sememe.gen1.network_unet import Gen1UNet
+from sememe.gen1.pipeline import Gen1Pipeline
+from sememe.gen1.prior import identify_space
+from sememe.gen1.public_weights import inflate_stable_diffusion
+from sememe.gen1.stage_settings import ClipRecipe, DepthRecipe, Gen1ModelRecipe, PriorRecipe, UNetRecipe
+from sememe.training.clips import FRAMES_ARRAY
+from sememe.training.networks import train_tokenizer
+from sememe.training.recipes import TextNetwork
+from sememe.training.run_record import read_run
+from sememe.training.stage import Announce
+
+
+class DepthPreparation:
+    """Frames with their depth, for the training of a depth network; see `training.stage.Preparation`.
+
+    Raises:
+        InputError: The frames are not there, or not finished.
+        RecipeError: The frames are not square.
+    """
+
+    def __init__(self, recipe: DepthRecipe, parts: Mapping[str, Path], announce: Announce) -> None:
+        assert not parts, parts
+        announce("reading frames")
+        self._recipe, self._cache = recipe, ArrayCache.open(recipe.frames)
+        self._size = _read_size(self._cache)
+
+    @property
+    def inputs(self) -> Mapping[str, str]:
+        return self._cache.describe(FRAMES_ARRAY)
+
+    def begin(self, folder: Path) -> None:
+        torch.manual_seed(self._recipe.training.seed)
+        model = stage_depth.make_depth_estimator(self._recipe.network, self._size)
+        model.save_pretrained(folder / "depth_estimator")
+        stage_depth.make_depth_processor(self._size).save_pretrained(folder / "depth_processor")
+
+    def build(self, start: Path) -> stage_depth.DepthStage:
+        model = load_component("depth_estimator", start / "depth_estimator")
+        processor = load_component("depth_processor", start / "depth_processor")
+        return stage_depth.DepthStage(model, processor, self._cache, self._recipe.settings)
+
+
+class ClipPreparation:
+    """Frames with captions, for the training of a CLIP; see `training.stage.Preparation`.
+
+    Raises:
+        InputError: The frames are not there, or not finished.
+        RecipeError: The frames are not square.
+    """
+
+    def __init__(self, recipe: ClipRecipe, parts: Mapping[str, Path], announce: Announce) -> None:
+        assert not parts, parts
+        announce("reading frames")
+        self._recipe, self._cache = recipe, ArrayCache.open(recipe.frames)
+        self._size = _read_size(self._cache)
+
+    @property
+    def inputs(self) -> Mapping[str, str]:
+        return self._cache.describe(FRAMES_ARRAY)
+
+    def begin(self, folder: Path) -> None:
+        network = self._recipe.network
+        text = TextNetwork(
+            vocab_size=network.vocab_size, max_tokens=network.max_tokens, caption_stride=network.caption_stride
+        )
+        tokenizer = train_tokenizer(stage_clip.list_captions(self._cache), text)
+        torch.manual_seed(self._recipe.training.seed)
+        parts: dict[str, Any] = {
+            "image_encoder": stage_clip.make_image_encoder(network, self._size),
+            "image_processor": stage_clip.make_image_processor(self._size),
+            "text_encoder": stage_clip.make_text_encoder(network, tokenizer),
+            "tokenizer": tokenizer,
+        }
+        for name, part in parts.items():
+            part.save_pretrained(folder / name)
+
+    def build(self, start: Path) -> stage_clip.ClipStage:
+        return stage_clip.ClipStage(
+            load_component("image_encoder", start / "image_encoder"),
+            load_component("image_processor", start / "image_processor"),
+            load_component("text_encoder", start / "text_encoder"),
+            load_component("tokenizer", start / "tokenizer"),
+            self._cache,
+            self._recipe.settings,
+        )
+
+
+class PriorPreparation:
+    """Cached embeddings and the text encoder, for the training of a prior; see `training.stage.Preparation`.
+
+    Raises:
+        InputError: The embeddings are not there, or not finished.
+        ModelError: A part is not whole.
+        RecipeError: The embeddings are of another encoder than the text encoder's.
+    """
+
+    def __init__(self, recipe: PriorRecipe, parts: Mapping[str, Path], announce: Announce) -> None:
+        self._recipe, self._parts = recipe, parts
+        announce("reading embeddings")
+        self._cache = ArrayCache.open(recipe.latents, choose_device(recipe.training.device))
+        check_space(self.inputs, identify_space(load_component("image_encoder", parts["image_encoder"])), recipe.clip)
+
+    @property
+    def inputs(self) -> Mapping[str, str]:
+        return self._cache.describe(CONTENT_ARRAY)
+
+    def begin(self, folder: Path) -> None:
+        torch.manual_seed(self._recipe.training.seed)
+        tokenizer = load_component("tokenizer", self._parts["tokenizer"])
+        dim = self._cache.arrays[CONTENT_ARRAY].shape[-1]
+        prior = stage_prior.make_prior(self._recipe.network, dim, default_sequence_length(tokenizer))
+        stage_prior.set_statistics(prior, self._cache)
+        prior.save_pretrained(folder / "prior")
+        stage_prior.make_scheduler().save_pretrained(folder / "prior_scheduler")
+
+    def build(self, start: Path) -> stage_prior.PriorStage:
+        return stage_prior.PriorStage(
+            load_component("prior", start / "prior"),
+            load_component("prior_scheduler", start / "prior_scheduler"),
+            load_component("tokenizer", self._parts["tokenizer"]),
+            load_component("text_encoder", self._parts["text_encoder"]),
+            self._cache,
+            self._recipe.settings,
+        )
+
+
+class UNetPreparation:
+    """Cached arrays and the autoencoder, for the training of a U-Net; see `training.stage.Preparation`.
+
+    Raises:
+        InputError: The arrays are not there, or not finished.
+        ModelError: A part is not whole, or the image model is of another architecture.
+        RecipeError: The arrays do not fit the autoencoder or the network.
+    """
+
+    def __init__(self, recipe: UNetRecipe, parts: Mapping[str, Path], announce: Announce) -> None:
+        self._recipe = recipe
+        announce("reading latents")
+        self._cache = ArrayCache.open(recipe.latents, choose_device(recipe.training.device))
+        self._vae = load_component("vae", parts["vae"])
+        found, expected = self.inputs["autoencoder"], fingerprint_encoder(self._vae)
+        if found != expected:
+            raise RecipeError(
+                f"expected latents of the autoencoder {recipe.autoencoder} ({expected[:16]}), got those of {found[:16]}"
+            )
+
+    @property
+    def inputs(self) -> Mapping[str, str]:
+        described = [self._cache.describe(name) for name in ("clean", STRUCTURE_ARRAY, CONTENT_ARRAY)]
+        return {name: value for each in described for name, value in each.items()}
+
+    def begin(self, folder: Path) -> None:
+        recipe, arrays = self._recipe, self._cache.arrays
+        torch.manual_seed(recipe.training.seed)
+        content_dim, network = arrays[CONTENT_ARRAY].shape[-1], recipe.network
+        if recipe.image_model is None:
+            unet: Any = stage_unet.make_unet(network, arrays["clean"].shape[0], content_dim)
+            scheduler: Any = stage_unet.make_scheduler()
+        else:
+            parts = inflate_stable_diffusion(recipe.image_model, network.max_frames, content_dim)
+            unet, scheduler = parts["unet"], parts["scheduler"]
+        unet.save_pretrained(folder / "unet")
+        scheduler.save_pretrained(folder / "scheduler")
+
+    def build(self, start: Path) -> stage_unet.UNetStage:
+        unet = load_strictly(Gen1UNet, start / "unet", torch.float32)
+        channels, num_frames, *_ = self._cache.arrays["clean"].shape
+        if channels != unet.config.out_channels or num_frames > unet.config.max_frames:
+            raise RecipeError(
+                f"expected latents of {unet.config.out_channels} channels and at most {unet.config.max_frames} frames "
+                f"for this U-Net, got {channels} and {num_frames}; precompute others, or set network.max_frames"
+            )
+        scheduler = load_component("scheduler", start / "scheduler")
+        return stage_unet.UNetStage(unet, self._vae, scheduler, self._cache, self._recipe.settings)
+
+
+def build_pipeline(recipe: Gen1ModelRecipe, parts: Mapping[str, Path]) -> Gen1Pipeline:
+    """Return the pipeline of a model, in float32.
+
+    Raises:
+        ModelError: A part is not whole, or does not fit the others.
+        RecipeError: Prior or U-Net were trained on embeddings of another image encoder.
+    """
+    loaded = {name: load_component(name, folder) for name, folder in parts.items() if name != "unet"}
+    space = identify_space(loaded["image_encoder"])
+    for source in (recipe.prior, recipe.unet):
+        record = read_run(resolve_model(source))
+        check_space({} if record is None else record.inputs, space, source)
+    return Gen1Pipeline(
+        **loaded,
+        unet=load_strictly(Gen1UNet, parts["unet"], torch.float32),
+        generation_defaults=recipe.generation.to_dict(),
+        content_space=space,
+    )
+
+
+def check_space(inputs: Mapping[str, str], space: str, source: object) -> None:
+    """Check that a run or cache was made from embeddings of an image encoder, by the space that it names.
+
+    Raises:
+        RecipeError: It was made from those of another one.
+    """
+    found = inputs.get("image_encoder", space)
+    if found != space:
+        raise RecipeError(
+            f"expected embeddings of one image encoder, got those of {found} and of {space} beside {source}; "
+            "precompute and train with the same one"
+        )
+
+
+def _read_size(cache: ArrayCache) -> int:
+    """Return the side of the frames of a cache, with their depth."""
+    cache.describe(FRAMES_ARRAY)
+    _, height, width, channels = cache.arrays[FRAMES_ARRAY].shape
+    if height != width or channels != 4:
+        raise RecipeError(
+            f"expected square frames with their depth, got {width}x{height} with {channels} channels; make them with "
+            "sememe precompute tiny-gen1-frames"
+        )
+    return int(height)
