@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 
 from sememe.errors import ModelError
+from sememe.gen1.system import GEN1
 from sememe.semanticgen.system import SEMANTICGEN
 from sememe.system import StageSpec, System
 from sememe.training.recipes import ArraysRecipe, ModelRecipe, Recipe, TrainingRecipe
 from sememe.video_as_prompt.system import VIDEO_AS_PROMPT
 
-SYSTEMS: Mapping[str, System] = {system.name: system for system in (VIDEO_AS_PROMPT, SEMANTICGEN)}
+SYSTEMS: Mapping[str, System] = {system.name: system for system in (VIDEO_AS_PROMPT, SEMANTICGEN, GEN1)}
 
 
 def find_system(pipeline_name: object) -> System:

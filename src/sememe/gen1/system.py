@@ -1,0 +1,56 @@
+"""Gen-1 for the shared processes: its stages, recipes and pipeline."""
+
+import inspect
+
+from sememe.gen1 import recipes
+from sememe.gen1.settings import Settings
+from sememe.gen1.stage_settings import ClipRecipe, DepthRecipe, Gen1ModelRecipe, PriorRecipe, UNetRecipe
+from sememe.system import AUTOENCODER, ModelSpec, StageSpec, System
+
+_DEPTH_PARTS = ("depth_estimator", "depth_processor")
+_CLIP_PARTS = ("image_encoder", "image_processor", "text_encoder", "tokenizer")
+_PRIOR_PARTS = ("prior", "prior_scheduler")
+_UNET_PARTS = ("unet", "scheduler")
+
+GEN1 = System(
+    name="gen1",
+    title="Gen-1",
+    settings=Settings,
+    pipeline="sememe.gen1.pipeline:Gen1Pipeline",
+    stages={
+        "autoencoder": AUTOENCODER,
+        "depth": StageSpec(recipe=DepthRecipe, makes=_DEPTH_PARTS, preparation="sememe.gen1.stages:DepthPreparation"),
+        "clip": StageSpec(recipe=ClipRecipe, makes=_CLIP_PARTS, preparation="sememe.gen1.stages:ClipPreparation"),
+        "prior": StageSpec(
+            recipe=PriorRecipe,
+            makes=_PRIOR_PARTS,
+            preparation="sememe.gen1.stages:PriorPreparation",
+            needs={"clip": ("image_encoder", "text_encoder", "tokenizer")},
+        ),
+        "unet": StageSpec(
+            recipe=UNetRecipe,
+            makes=_UNET_PARTS,
+            preparation="sememe.gen1.stages:UNetPreparation",
+            needs={"autoencoder": ("vae",)},
+        ),
+    },
+    model=ModelSpec(
+        recipe=Gen1ModelRecipe,
+        needs={
+            "autoencoder": ("vae",),
+            "depth": _DEPTH_PARTS,
+            "clip": _CLIP_PARTS,
+            "prior": _PRIOR_PARTS,
+            "unet": _UNET_PARTS,
+        },
+        build="sememe.gen1.stages:build_pipeline",
+        use="research on keeping the structure of clips",
+        task="video-to-video",
+    ),
+    # Every public function of that module makes the recipe of its name.
+    recipes={
+        name.replace("_", "-"): make
+        for name, make in vars(recipes).items()
+        if inspect.isfunction(make) and make.__module__ == recipes.__name__ and not name.startswith("_")
+    },
+)

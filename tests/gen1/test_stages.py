@@ -1,0 +1,140 @@
+"""The trainings of Gen-1, by the recipes that take seconds."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+
+from gen1.smoke_chain import gen1_runs, settings
+from sememe.data.array_cache import ArrayCache
+from sememe.errors import RecipeError
+from sememe.events import ignore_progress
+from sememe.gen1.models import encode_structure
+from sememe.gen1.network_unet import Gen1UNet
+from sememe.gen1.pipeline import Gen1Pipeline
+from sememe.gen1.prior import identify_space
+from sememe.gen1.recipes import gen1_latents, gen1_unet, smoke_gen1_frames
+from sememe.gen1.stage_unet import UNetStage
+from sememe.gen1.stages import PriorPreparation, check_space
+from sememe.training.clips import CachedClips, LookClips
+from sememe.training.stage import step_generator
+from sememe.video import Clip
+from sememe.workflows.beginnings import prepare_stage
+from sememe.workflows.train import resolve_training_recipe, train_recipe
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    gen1_runs(tmp_path_factory.getbasetemp())
+    return tmp_path_factory.getbasetemp()
+
+
+@pytest.fixture(scope="module")
+def pipeline(root: Path) -> Gen1Pipeline:
+    pipe = Gen1Pipeline.from_pretrained(gen1_runs(root) / "model")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def stage(root: Path, tmp_path_factory: pytest.TempPathFactory) -> UNetStage:
+    recipe = resolve_training_recipe("smoke-gen1-unet", [*settings(root, "unet"), "settings.image_share=0"])
+    made = prepare_stage(recipe, tmp_path_factory.mktemp("unet"), None, ignore_progress).stage
+    assert isinstance(made, UNetStage)
+    return made
+
+
+def draw(stage: UNetStage, phase: str, step: int = 0) -> Any:
+    stage.enter(phase)
+    return stage.batch(step, step_generator(0, step, 0, "batch", CPU), CPU)
+
+
+def test_cached_frames_are_those_that_are_rendered(root: Path) -> None:
+    recipe = smoke_gen1_frames()
+    looks, cached = LookClips(recipe.clips, recipe.data), CachedClips(gen1_runs(root) / "frames", recipe.clips)
+    assert (len(cached), cached.version) == (4, looks.version)
+    for index in range(4):
+        assert np.array_equal(cached.frames(index), looks.frames(index))
+        assert cached.item(index) == looks.item(index)
+    # Two looks of one scene differ in the caption and share all else that the scene decides on.
+    assert looks.item(0).scene == looks.item(1).scene != looks.item(2).scene
+    assert looks.item(0).caption != looks.item(1).caption
+
+
+def test_the_cache_holds_what_the_pipeline_sees(root: Path, pipeline: Gen1Pipeline) -> None:
+    cache = ArrayCache.open(gen1_runs(root) / "latents")
+    assert {name: array.shape for name, array in cache.arrays.items()} == {
+        "clean": (4, 3, 4, 4),
+        "structure": (3, 16, 16),
+        "content": (3, 16),
+    }
+    clip = CachedClips(gen1_runs(root) / "frames", smoke_gen1_frames().clips).frames(1)
+    content = pipeline.encode_content(clip[2])
+    torch.testing.assert_close(cache.select("content", [1])[0, 2], content.tokens[0].half(), atol=2e-3, rtol=2e-3)  # type: ignore[union-attr]
+    assert cache.describe("content")["image_encoder"] == identify_space(pipeline.image_encoder)
+
+
+def test_an_assembled_model_follows_a_text_and_a_picture(root: Path, pipeline: Gen1Pipeline) -> None:
+    source = CachedClips(gen1_runs(root) / "frames", smoke_gen1_frames().clips).frames(0)
+    clip = Clip(np.concatenate([source, source]), 8.0)  # two windows
+    found = [
+        pipeline(source=clip, content=content, generator=torch.Generator().manual_seed(0)).clips[0].frames
+        for content in ("a red ball", source[0])
+    ]
+    assert [each.shape for each in found] == [(6, 16, 16, 3)] * 2
+    assert not np.array_equal(found[0], found[1])
+
+
+def test_each_phase_adds_what_it_is_named_for(stage: UNetStage) -> None:
+    temporal = [parameter for name, parameter in stage.unet.named_parameters() if "temporal_" in name]
+    content = draw(stage, "content")
+    assert (content.clean.shape, content.structure) == ((2, 4, 1, 4, 4), None)
+    assert not any(parameter.requires_grad for parameter in temporal)
+    time = draw(stage, "time")
+    assert (time.clean.shape, time.structure) == ((1, 4, 3, 4, 4), None)
+    assert all(parameter.requires_grad for parameter in temporal)
+    structure = draw(stage, "structure")
+    assert (structure.structure.shape, structure.levels.tolist()) == ((1, 3, 16, 16), [0])
+    assert {draw(stage, "levels", step).levels.item() for step in range(60)} == set(range(8))
+    with pytest.raises(RecipeError, match="content, time, structure, levels, got 'main'"):
+        stage.enter("main")
+
+
+def test_structure_of_several_levels_is_that_of_each(stage: UNetStage) -> None:
+    maps, levels = torch.rand(3, 2, 16, 16), torch.tensor([4, 0, 4])
+    joined = encode_structure(stage.vae, maps, levels)
+    alone = [encode_structure(stage.vae, maps[place : place + 1], levels[place : place + 1]) for place in range(3)]
+    torch.testing.assert_close(joined, torch.cat(alone))
+
+
+def test_embeddings_of_another_encoder_are_refused(root: Path, tmp_path: Path) -> None:
+    train_recipe(
+        resolve_training_recipe("smoke-gen1-clip", [*settings(root, "clip"), "training.seed=5"]), tmp_path / "clip"
+    )
+    recipe = resolve_training_recipe("smoke-gen1-prior", settings(root, "prior"))
+    names = ("image_encoder", "text_encoder", "tokenizer")
+    with pytest.raises(RecipeError, match="embeddings of one image encoder"):
+        PriorPreparation(recipe, {name: tmp_path / "clip" / "model" / name for name in names}, print)  # type: ignore[arg-type]
+    check_space({"image_encoder": "a"}, "a", "b")
+
+
+def test_the_recipe_for_stable_diffusion_is_a_model_of_its_size() -> None:
+    """On the meta device, which holds no weights: the network as `gen1-unet` begins with it."""
+    recipe, clips = gen1_unet(), gen1_latents().clips
+    with torch.device("meta"):
+        image_model = UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8)
+        model = Gen1UNet.from_image_model(image_model, recipe.network.max_frames, content_dim=1280)
+        count = clips.num_frames
+        sample = torch.empty(1, model.config.in_channels, count, clips.height // 8, clips.width // 8)
+        predicted = model(sample, torch.zeros(1), torch.empty(1, 1, 1280)).sample
+    assert predicted.shape == (1, 4, count, 32, 56)
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    # The image model's own 859,520,964, with 8 more channels of conditions and a projection of the content.
+    spatial = sum(size for name, size in sizes.items() if "temporal_" not in name)
+    assert spatial == 859_520_964 + 8 * 320 * 9 + (1280 * 768 + 768)
+    assert [phase.num_steps for phase in recipe.training.phases] == [15_000, 75_000, 25_000, 10_000]
