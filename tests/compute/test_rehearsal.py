@@ -167,3 +167,18 @@ def test_a_copy_on_meta_has_no_weights() -> None:
     assert {name: each.shape for name, each in twin.state_dict().items()} == {
         name: each.shape for name, each in model.state_dict().items()
     }
+
+
+def test_repeated_operations_on_the_meta_device_count_as_computed_ones() -> None:
+    def work(device: str) -> int:
+        left, right = torch.empty(6, 8, 4, device=device), torch.empty(6, 4, 8, device=device)
+
+        def run() -> torch.Tensor:
+            total = left @ right  # ends in a view that does not declare itself as one
+            for _ in range(3):
+                total = (left @ right).add(total).relu_().transpose(1, 2)
+            return torch.cat([total, *total.split(3)])
+
+        return measure_peak(run)
+
+    assert work("meta") == work("cpu")

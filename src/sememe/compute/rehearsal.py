@@ -6,11 +6,12 @@ give the same number to the byte, on any device, where the resident size of a pr
 they got, and libraries load late."""
 
 import copy
+import functools
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, no_type_check
 
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
@@ -19,7 +20,8 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
+
+# Functions that run for each operation have no_type_check: checking shapes and types took longer than their work.
 
 
 class TrackedMemory:
@@ -80,13 +82,15 @@ class _Tracker(TorchDispatchMode):
         self.memory = memory
         self.device = device
         self.known: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+        self.answers = _MetaAnswers()
 
+    @no_type_check
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         for tensor in _tensors((args, kwargs)):
             # Made before tracking began: a result that shares its storage is no new memory.
             self.known.setdefault(tensor.untyped_storage(), 0)
-        result = func(*args, **kwargs)
+        result = self.answers.compute(func, args, kwargs)
         for tensor in _tensors(result):
             storage = tensor.untyped_storage()
             if storage not in self.known and self.device in (None, tensor.device.type):
@@ -97,8 +101,97 @@ class _Tracker(TorchDispatchMode):
         return result
 
 
+class _MetaAnswers:
+    """Operations on the meta device, each computed once for arguments of the same layout.
+
+    Blocks of a transformer repeat the same operations, and a meta result is nothing but a layout; torch takes half a
+    millisecond to find it.
+    """
+
+    def __init__(self) -> None:
+        self._layouts: dict[Any, tuple[_Layout, ...] | _Layout | None] = {}
+
+    @no_type_check
+    def compute(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Return what an operation returns."""
+        key = None
+        if _makes_new_tensors(func):
+            try:
+                key = (func, _describe(args), _describe(kwargs))
+                known = self._layouts.get(key)
+            except TypeError:  # an argument that cannot be hashed, or a tensor that holds values
+                key, known = None, None
+            if known is not None:
+                return tuple(each.make() for each in known) if isinstance(known, tuple) else known.make()
+        result = func(*args, **kwargs)
+        if key is not None:
+            # Some operations, such as _unsafe_view, return views without saying so.
+            given = {tensor.untyped_storage()._cdata for tensor in _tensors((args, kwargs))}
+            is_new = given.isdisjoint(tensor.untyped_storage()._cdata for tensor in _tensors(result))
+            self._layouts[key] = _find_layout(result) if is_new else None
+        return result
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """The layout of a meta tensor that has a storage of its own."""
+
+    size: torch.Size
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+    @no_type_check
+    def make(self) -> torch.Tensor:
+        return torch.empty_strided(self.size, self.stride, dtype=self.dtype, device="meta")
+
+
+def _find_layout(result: Any) -> tuple[_Layout, ...] | _Layout | None:
+    """Return the layouts of a result; None where it is not made of meta tensors with storages of their own."""
+    if isinstance(result, tuple):
+        found = [_find_layout(each) for each in result]
+        whole = tuple(each for each in found if isinstance(each, _Layout))
+        return whole if len(whole) == len(found) else None
+    if not isinstance(result, torch.Tensor) or not result.is_meta or type(result) is not torch.Tensor:
+        return None
+    layout = _Layout(result.size(), result.stride(), result.dtype)
+    return layout if layout.make().untyped_storage().nbytes() == result.untyped_storage().nbytes() else None
+
+
+@functools.cache
+def _makes_new_tensors(func: Any) -> bool:
+    """Return whether an operation neither changes an argument nor returns a view of one."""
+    schema = func._schema
+    return not schema.is_mutable and all(each.alias_info is None for each in schema.returns)
+
+
+@no_type_check
+def _describe(value: Any) -> Any:
+    """Return something hashable that is equal for arguments with the same layouts and values.
+
+    Raises:
+        TypeError: A tensor is not on the meta device, so that results may depend on its values.
+    """
+    if isinstance(value, torch.Tensor):
+        if not value.is_meta or type(value) not in (torch.Tensor, nn.Parameter):
+            raise TypeError
+        return value.size(), value.stride(), value.dtype
+    if isinstance(value, tuple | list):
+        return tuple(_describe(each) for each in value)
+    if isinstance(value, dict):
+        return tuple((name, _describe(each)) for name, each in value.items())
+    return type(value), value  # True is not 1
+
+
+@no_type_check
 def _tensors(tree: Any) -> Iterator[torch.Tensor]:
-    return (leaf for leaf in tree_iter(tree) if isinstance(leaf, torch.Tensor))
+    if isinstance(tree, torch.Tensor):
+        yield tree
+    elif isinstance(tree, tuple | list):
+        for each in tree:
+            yield from _tensors(each)
+    elif isinstance(tree, dict):
+        for each in tree.values():
+            yield from _tensors(each)
 
 
 @dataclass(frozen=True)
@@ -233,6 +326,7 @@ def _watch_calls(components: Mapping[str, nn.Module], on_call: Callable[[str], N
 class _AnswerOnMeta(TorchFunctionMode):
     """Answers what the meta device cannot, or would answer with the memory of a slow fallback."""
 
+    @no_type_check
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is scaled_dot_product_attention:

@@ -141,7 +141,7 @@ def make_released(name: str) -> Blueprint:
     """Make a model of `RELEASED` by what is known of it."""
     known = RELEASED[name]
     kind = next(each for each in FORMATS if each.name == known.family)
-    settings = dict(known.transformer) | kind.released_settings(kind.released_expert_blocks)
+    settings = kind.released_settings(kind.released_expert_blocks) | dict(known.transformer)
     with torch.device("meta"):
         transformer = kind.transformer(**settings)
     vae = _build(known.vae, {})
