@@ -95,7 +95,10 @@ def make_depth_estimator(network: DepthNetwork, image_size: int) -> DepthAnythin
         fusion_hidden_size=size,
         head_hidden_size=network.head_size,
     )
-    return DepthAnythingForDepthEstimation(config)
+    model = DepthAnythingForDepthEstimation(config)
+    # What the head gives passes a ReLU: below 0 in all places from the start, it would never learn.
+    torch.nn.init.constant_(model.head.conv3.bias, 0.5)
+    return model
 
 
 def make_depth_processor(image_size: int) -> DPTImageProcessorPil:
