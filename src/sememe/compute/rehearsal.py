@@ -82,7 +82,6 @@ class _Tracker(TorchDispatchMode):
         self.memory = memory
         self.device = device
         self.known: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
-        self.answers = _MetaAnswers()
 
     @no_type_check
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -90,7 +89,7 @@ class _Tracker(TorchDispatchMode):
         for tensor in _tensors((args, kwargs)):
             # Made before tracking began: a result that shares its storage is no new memory.
             self.known.setdefault(tensor.untyped_storage(), 0)
-        result = self.answers.compute(func, args, kwargs)
+        result = _META_ANSWERS.compute(func, args, kwargs)
         for tensor in _tensors(result):
             storage = tensor.untyped_storage()
             if storage not in self.known and self.device in (None, tensor.device.type):
@@ -108,8 +107,9 @@ class _MetaAnswers:
     millisecond to find it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_size: int = 100_000) -> None:
         self._layouts: dict[Any, tuple[_Layout, ...] | _Layout | None] = {}
+        self._max_size = max_size
 
     @no_type_check
     def compute(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -128,8 +128,14 @@ class _MetaAnswers:
             # Some operations, such as _unsafe_view, return views without saying so.
             given = {tensor.untyped_storage()._cdata for tensor in _tensors((args, kwargs))}
             is_new = given.isdisjoint(tensor.untyped_storage()._cdata for tensor in _tensors(result))
+            if len(self._layouts) >= self._max_size:
+                self._layouts.clear()
             self._layouts[key] = _find_layout(result) if is_new else None
         return result
+
+
+_META_ANSWERS = _MetaAnswers()
+"""Of the whole process: what an operation returns never changes."""
 
 
 @dataclass(frozen=True, slots=True)
