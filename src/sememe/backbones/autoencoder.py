@@ -209,6 +209,23 @@ def latent_statistics(vae: nn.Module, latents: torch.Tensor) -> tuple[torch.Tens
     return mean, std
 
 
+def format_video(video: Video, clips: Sequence[Clip], output_type: str) -> Any:
+    """Return decoded videos in the form that a pipeline was asked for.
+
+    Args:
+        video: Values in [-1, 1].
+        clips: The same as clips.
+        output_type: "np", float (batch, frame, height, width, 3) in [0, 1]; "pt", float (batch, frame, 3, height,
+            width) in [0, 1]; or "pil", a list of PIL images per clip.
+    """
+    if output_type == "pil":
+        from PIL import Image
+
+        return [[Image.fromarray(frame) for frame in clip.frames] for clip in clips]
+    scaled = video.float().permute(0, 2, 1, 3, 4).add(1.0).div(2.0)
+    return scaled if output_type == "pt" else scaled.permute(0, 1, 3, 4, 2).cpu().numpy()
+
+
 def clips_to_video(clips: Sequence[Clip]) -> Video:
     """Stack clips of one shape to (batch, 3, frame, height, width), values in [-1, 1], float32."""
     # Laid out as frames are, channels last, and not as `frames_to_video` does it: convolutions round accordingly.

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-import PIL.Image
 import torch
 from diffusers.utils.torch_utils import get_module_execution_device
 from jaxtyping import Float
@@ -21,7 +20,7 @@ from sememe.backbones.text import encode_prompts_padded
 from sememe.errors import InputError, ModelError
 from sememe.gen1.prior import PriorSampler
 from sememe.gen1.shapes import Embedding
-from sememe.video import Clip
+from sememe.video import to_picture
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,17 +173,13 @@ def encode_content(
 
 
 def _read_picture(content: Any) -> np.ndarray:
-    if isinstance(content, Clip) and content.num_frames == 1:
-        return content.frames[0]
-    if content is None:
-        raise InputError("expected content as a text or a picture, got none")
-    array = np.asarray(content.convert("RGB") if isinstance(content, PIL.Image.Image) else content)
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+    try:
+        return to_picture(content)
+    except InputError as error:
         raise InputError(
             "expected content as a text, a picture (PIL, uint8 array (height, width, 3) or a Clip of one frame), what "
             f"encode_content returned, or a list of Keyframe, got {type(content).__name__}"
-        )
-    return array
+        ) from error
 
 
 def blend_contents(first: ContentEmbedding, second: ContentEmbedding, share: float) -> ContentEmbedding:

@@ -1,20 +1,17 @@
 """A Gen-1 model on disk: `model_index.json`, and a folder for each component, as diffusers lays them out."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 
 from sememe.checkpoints.components import find_class, load_component
 from sememe.checkpoints.headers import read_json
+from sememe.checkpoints.saving import INDEX_NAME
 from sememe.errors import InputError, ModelError
-from sememe.files import write_text
 from sememe.gen1.network_unet import Gen1UNet
 
-INDEX_NAME = "model_index.json"
 COMPONENTS = (
     "vae",
     "unet",
@@ -70,35 +67,3 @@ def _load(folder: Path, name: str, entry: Any, torch_dtype: torch.dtype | None) 
     own = [Gen1UNet.__module__.split(".")[0], Gen1UNet.__name__]
     component = Gen1UNet if name == "unet" and entry == own else find_class(name, folder / name, entry)
     return load_component(name, folder / name, torch_dtype, component)
-
-
-def save_components(
-    folder: Path,
-    components: Mapping[str, Any],
-    settings: Mapping[str, Any],
-    class_name: str,
-    max_shard_size: int | str | None = None,
-) -> None:
-    """Write every component to its folder, and `model_index.json` at the end.
-
-    Raises:
-        OutputError: The folder cannot be written.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    size = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
-    index: dict[str, Any] = {"_class_name": class_name, "_diffusers_version": diffusers.__version__, **settings}
-    for name, component in components.items():
-        if component is None:
-            index[name] = [None, None]
-            continue
-        component.save_pretrained(folder / name, **(size if isinstance(component, torch.nn.Module) else {}))
-        _forget_source(folder / name / "config.json")
-        index[name] = [type(component).__module__.split(".")[0], type(component).__name__]
-    write_text(folder / INDEX_NAME, json.dumps(index, indent=2, sort_keys=True) + "\n")
-
-
-def _forget_source(path: Path) -> None:
-    """Remove from a configuration where it was read, which is a path of this machine."""
-    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if config.pop("_name_or_path", None) is not None:
-        write_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")

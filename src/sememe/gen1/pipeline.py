@@ -1,6 +1,6 @@
 """Gen-1: keep the structure of a clip, and give it new content (arXiv 2302.03011)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
@@ -15,16 +15,20 @@ from sememe.backbones.autoencoder import (
     clips_to_video,
     decode_latents,
     encode_video,
+    format_video,
     latent_grid,
     video_to_clips,
 )
+from sememe.checkpoints.saving import save_components
 from sememe.checkpoints.zoo import find_folder
+from sememe.compute.lora import check_unadapted
 from sememe.compute.offload import sends_modules_back
 from sememe.compute.stopwatch import Stopwatch
 from sememe.diffusion.denoise import denoise
 from sememe.diffusion.guidance import Guidance
 from sememe.diffusion.objectives import prediction_of
 from sememe.errors import InputError, ModelError
+from sememe.gen1.adapters import load_lora
 from sememe.gen1.content import (
     ContentEmbedding,
     ContentEncoder,
@@ -37,9 +41,9 @@ from sememe.gen1.content import (
 from sememe.gen1.guidance import Content, Variant, gen1_guidance
 from sememe.gen1.inputs import Request, find_structure, make_request
 from sememe.gen1.mask import MaskedLatents, put_over
-from sememe.gen1.model_folders import load_components, save_components
+from sememe.gen1.model_folders import load_components
 from sememe.gen1.models import FrameContents, InflatedModel, MotionModel, make_model
-from sememe.gen1.predictor import Predictor
+from sememe.gen1.predictor import Predictor, stack_contents
 from sememe.gen1.prior import PriorSampler, check_pair
 from sememe.gen1.settings import Settings
 from sememe.gen1.shapes import Generators
@@ -166,6 +170,15 @@ class Gen1Pipeline(DiffusionPipeline, IPAdapterMixin):
         return Settings.from_config(self.config.generation_defaults)
 
     @property
+    def transformer(self) -> Any:
+        """The network that denoises, by the name that it has in all systems."""
+        return self.unet
+
+    def describe(self) -> dict[str, Any]:
+        """Return what records of generations say of the model besides its files: whose embeddings are its content."""
+        return {"content_space": self.config.content_space}
+
+    @property
     def grid(self) -> LatentGrid:
         """Which sizes the model can make; the U-Net takes all that the autoencoder makes."""
         return latent_grid(self.vae)
@@ -204,11 +217,12 @@ class Gen1Pipeline(DiffusionPipeline, IPAdapterMixin):
         """Write a folder for `from_pretrained`.
 
         Raises:
-            InputError: An IP-Adapter is loaded.
+            InputError: An IP-Adapter or a customisation is loaded.
             OutputError: The folder cannot be written.
         """
         if getattr(self.unet, "encoder_hid_proj", None) is not None and isinstance(self.unet, UNetMotionModel):
             raise InputError("an IP-Adapter is loaded; call unload_ip_adapter, save, and load it again")
+        check_unadapted(self.unet)
         settings = {name: self.config[name] for name in ("generation_defaults", "content_space")}
         save_components(Path(save_directory), self.components, settings, type(self).__name__, max_shard_size)
 
@@ -235,6 +249,20 @@ class Gen1Pipeline(DiffusionPipeline, IPAdapterMixin):
         if path.suffix != ".safetensors" or not path.is_file():
             raise ModelError(f"expected an IP-Adapter in safetensors, but {path} is no such file")
         super().load_ip_adapter(str(path.parent), subfolder="", weight_name=path.name, image_encoder_folder=None)
+
+    def load_lora_weights(self, folder: str | Path) -> None:
+        """Load a customisation, the folder `lora` of its run's model; `unload_lora_weights` takes it out again.
+
+        Raises:
+            InputError: There is none, it does not fit, or another is loaded.
+        """
+        if getattr(self.unet, "peft_config", {}):
+            raise InputError("a LoRA is loaded already; call unload_lora_weights first")
+        load_lora(self.unet, Path(folder))
+
+    def unload_lora_weights(self) -> None:
+        """Take a customisation out of the model."""
+        self.unet.unload_lora()
 
     @torch.no_grad()
     @sends_modules_back
@@ -368,8 +396,8 @@ class Gen1Pipeline(DiffusionPipeline, IPAdapterMixin):
         nothing = encoder.encode_text(negative, generators[0]) if negative else encoder.encode_nothing()
         length, fps = request.num_frames, request.sources[0].fps
         contents: dict[Content, FrameContents] = {
-            "given": _stack([spread_content(each, length, fps) for each in given], self._execution_device),
-            "none": _stack([[nothing] * length] * len(given), self._execution_device),
+            "given": stack_contents([spread_content(each, length, fps) for each in given], self._execution_device),
+            "none": stack_contents([[nothing] * length] * len(given), self._execution_device),
         }
         window = settings.windows.window_frames or model.max_frames
         if window > model.max_frames:
@@ -444,31 +472,9 @@ class Gen1Pipeline(DiffusionPipeline, IPAdapterMixin):
             edits = zip(request.sources, clips, request.masks, strict=True)
             clips = [put_over(source, clip, mask, feather) for source, clip, mask in edits]
             video = clips_to_video(clips)
-        if output_type == "pil":
-            from PIL import Image
-
-            return clips, [[Image.fromarray(frame) for frame in clip.frames] for clip in clips]
-        scaled = video.float().permute(0, 2, 1, 3, 4).add(1.0).div(2.0)
-        return clips, scaled if output_type == "pt" else scaled.permute(0, 1, 3, 4, 2).cpu().numpy()
+        return clips, format_video(video, clips, output_type)
 
 
 def _check_generators(generator: Generators, num_sources: int) -> None:
     if isinstance(generator, list) and len(generator) != num_sources:
         raise InputError(f"expected one generator per source, got {len(generator)} for {num_sources}")
-
-
-def _stack(contents: Sequence[Sequence[ContentEmbedding]], device: torch.device) -> FrameContents:
-    """Stack the content of each frame of each clip.
-
-    Raises:
-        InputError: A picture for an IP-Adapter changes within a clip, which motion models do not take.
-    """
-    tokens = torch.stack([torch.stack([each.tokens for each in frames]) for frames in contents]).to(device)
-    if contents[0][0].image is None:
-        return FrameContents(tokens)
-    images = torch.stack(
-        [torch.stack([each.image for each in frames if each.image is not None]) for frames in contents]
-    )
-    if not torch.equal(images, images[:, :1].expand_as(images)):
-        raise InputError("an IP-Adapter takes one picture for the whole clip; give keyframes of texts, or one picture")
-    return FrameContents(tokens, images.to(device))

@@ -1,11 +1,13 @@
 """Predictions of a generation for the denoising loop: variants of guidance, over windows of frames."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from sememe.errors import InputError
+from sememe.gen1.content import ContentEmbedding
 from sememe.gen1.guidance import Content, Variant
 from sememe.gen1.models import Conditions, FrameContents, Model
 from sememe.gen1.windows import Window, predict_windows
@@ -56,3 +58,20 @@ def join_contents(contents: list[FrameContents]) -> FrameContents:
     images = [each.images for each in contents if each.images is not None]
     assert len(images) in (0, len(contents)), "all contents are for an IP-Adapter, or none"
     return FrameContents(torch.cat([each.tokens for each in contents]), torch.cat(images) if images else None)
+
+
+def stack_contents(contents: Sequence[Sequence[ContentEmbedding]], device: torch.device) -> FrameContents:
+    """Stack the content of each frame of each clip.
+
+    Raises:
+        InputError: A picture for an IP-Adapter changes within a clip, which motion models do not take.
+    """
+    tokens = torch.stack([torch.stack([each.tokens for each in frames]) for frames in contents]).to(device)
+    if contents[0][0].image is None:
+        return FrameContents(tokens)
+    images = torch.stack(
+        [torch.stack([each.image for each in frames if each.image is not None]) for frames in contents]
+    )
+    if not torch.equal(images, images[:, :1].expand_as(images)):
+        raise InputError("an IP-Adapter takes one picture for the whole clip; give keyframes of texts, or one picture")
+    return FrameContents(tokens, images.to(device))

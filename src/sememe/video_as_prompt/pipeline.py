@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from diffusers import DiffusionPipeline
 
-from sememe.backbones.autoencoder import LatentGrid, decode_latents, latent_grid, video_to_clips
+from sememe.backbones.autoencoder import LatentGrid, decode_latents, format_video, latent_grid, video_to_clips
 from sememe.checkpoints.zoo import find_folder
 from sememe.compute.lora import BackboneAdapterMixin, check_unadapted
 from sememe.compute.offload import sends_modules_back
@@ -433,9 +433,4 @@ class VideoAsPromptPipeline(PlacementMixin, DiffusionPipeline, BackboneAdapterMi
             return [], latents
         video = decode_latents(self.vae, latents)
         clips = video_to_clips(video, fps)
-        if output_type == "pil":
-            from PIL import Image
-
-            return clips, [[Image.fromarray(frame) for frame in clip.frames] for clip in clips]
-        scaled = video.float().permute(0, 2, 1, 3, 4).add(1.0).div(2.0)
-        return clips, scaled if output_type == "pt" else scaled.permute(0, 1, 3, 4, 2).cpu().numpy()
+        return clips, format_video(video, clips, output_type)
