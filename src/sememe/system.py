@@ -82,6 +82,10 @@ class SystemInputs:
         """Return the result as clips, one after another, each made when it is asked for."""
         return iter(output.clips[:1])
 
+    def shown(self, output: Any) -> Mapping[str, Any]:
+        """Return clips that a contact sheet shows between what was read and the result, by name."""
+        return {}
+
     def baseline(self, settings: Any) -> tuple["SystemInputs", Any]:
         """Return inputs and settings of the generation with which influence compares.
 

@@ -138,6 +138,11 @@ class Settings(Record):
 
 
 BUILT_IN = Settings().override(
-    num_inference_steps=20, prior_num_inference_steps=20, guidance_scale=2.0, prior_guidance_scale=1.5
+    height=64,
+    width=64,
+    num_inference_steps=20,
+    prior_num_inference_steps=20,
+    guidance_scale=2.0,
+    prior_guidance_scale=1.5,
 )
 """Settings that the built-in model starts from; those it ships with are chosen by measurement."""

@@ -3,9 +3,16 @@
 import inspect
 
 from sememe.gen1 import recipes
+from sememe.gen1.generation import Gen1Inputs
 from sememe.gen1.settings import Settings
-from sememe.gen1.stage_settings import ClipRecipe, DepthRecipe, Gen1ModelRecipe, PriorRecipe, UNetRecipe
-from sememe.system import AUTOENCODER, ModelSpec, StageSpec, System
+from sememe.gen1.stage_settings import (
+    ClipRecipe,
+    DepthRecipe,
+    Gen1ModelRecipe,
+    PriorRecipe,
+    UNetRecipe,
+)
+from sememe.system import AUTOENCODER, GenerationSpec, ModelSpec, StageSpec, System
 
 _DEPTH_PARTS = ("depth_estimator", "depth_processor")
 _CLIP_PARTS = ("image_encoder", "image_processor", "text_encoder", "tokenizer")
@@ -16,6 +23,13 @@ GEN1 = System(
     name="gen1",
     title="Gen-1",
     settings=Settings,
+    generation=GenerationSpec(
+        summary="Keep how a video moves, and give it a new look.",
+        inputs=Gen1Inputs,
+        flags=("structure.structure_level", "guidance.temporal_guidance_scale", "guidance.guidance_scale"),
+        arguments=("source",),
+        rare=("save_structure",),
+    ),
     pipeline="sememe.gen1.pipeline:Gen1Pipeline",
     stages={
         "autoencoder": AUTOENCODER,

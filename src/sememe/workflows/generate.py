@@ -283,7 +283,8 @@ def _write(document: dict[str, Any], work: _Generation, output: Any, files: Outp
         write_clips(pieces, parts.video, metadata=None if files.video.suffix.lower() == ".gif" else comment)
         document["output"] |= pieces.shape
         if parts.sheet is not None:
-            write_image(contact_sheet(_sheet_rows(document, work.clips, pieces.join())), parts.sheet)
+            shown = work.inputs.shown(output)
+            write_image(contact_sheet(_sheet_rows(document, work.clips, shown, pieces.join())), parts.sheet)
         for name, path in parts.extra.items():
             work.inputs.write_extra(name, output, path)
             document["output"][name] = {"path": str(files.extra[name]), "sha256": hash_file(path)}
@@ -315,13 +316,16 @@ class _Pieces:
         return Clip(np.concatenate([clip.frames for clip in self._kept]), self._kept[0].fps)
 
 
-def _sheet_rows(document: dict[str, Any], clips: Mapping[str, list[Clip]], result: Clip) -> list[SheetRow]:
+def _sheet_rows(
+    document: dict[str, Any], clips: Mapping[str, list[Clip]], shown: Mapping[str, Clip], result: Clip
+) -> list[SheetRow]:
     inputs = document["inputs"]
     rows = [
         SheetRow(f"{name.removesuffix('s').replace('_', ' ')}: {Path(file['path']).name}", clip)
         for name, found in clips.items()
         for file, clip in zip(inputs[name], found, strict=True)
     ]
+    rows += [SheetRow(name, clip) for name, clip in shown.items()]
     images = [Path(file["path"]).name for file in inputs.values() if isinstance(file, dict)]
     label = ", ".join([*images, f"seed {document['seed']}"])
     return [*rows, SheetRow(f"result: {label}", result)]

@@ -1,0 +1,123 @@
+"""What the process of generating files asks of this system. Imports no torch."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from sememe.errors import InputError
+from sememe.gen1.settings import Settings
+from sememe.system import SystemInputs
+
+_LONG = 60.0  # seconds
+_PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gen1Inputs(SystemInputs):
+    """Files and texts of a generation.
+
+    Attributes:
+        source: Video whose geometry and motion are kept.
+        content: Text that says what the result looks like.
+        content_image: Picture that the result looks like, in place of a text.
+        seconds: Length of the source that is used, from its beginning; none uses all.
+        mask: Picture or video, white where the source is edited; outside the result is the source.
+        structure: Video that shows the structure in grey (white is near), in place of an estimate.
+        save_structure: Video to write, which shows the structure that was kept.
+    """
+
+    system: ClassVar[str] = "gen1"
+
+    source: Path
+    content: str | None = None
+    content_image: Path | None = None
+    seconds: float | None = None
+    mask: Path | None = None
+    structure: Path | None = None
+    save_structure: Path | None = None
+
+    def images(self) -> Mapping[str, Path]:
+        given = {"content_image": self.content_image, "mask": self.mask if self._is_picture(self.mask) else None}
+        return {name: path for name, path in given.items() if path is not None}
+
+    def videos(self, settings: Settings) -> Mapping[str, tuple[Path, ...]]:
+        mask = None if self._is_picture(self.mask) else self.mask
+        given = {"source": self.source, "mask": mask, "structure": self.structure}
+        return {name: (path,) for name, path in given.items() if path is not None}
+
+    def texts(self) -> Mapping[str, Any]:
+        return {"content": self.content}
+
+    def check(self, settings: Settings) -> None:
+        if self.content is None and self.content_image is None:
+            raise InputError("expected --content TEXT or --content-image PICTURE, got neither")
+        if self.content is not None and self.content_image is not None:
+            raise InputError("expected --content or --content-image, got both; leave one out")
+        if self.seconds is not None and not 0 < self.seconds < float("inf"):
+            raise InputError(f"expected seconds above 0, got {self.seconds:g}")
+        if self.seconds is not None and settings.size.num_frames is not None:
+            raise InputError("expected --seconds or size.num_frames, got both; leave one out")
+
+    def fit(self, pipeline: Any, settings: Settings) -> Settings:
+        from sememe.video import read_clip
+        from sememe.video.source import survey_video
+
+        survey = survey_video(self.source)
+        count = len(survey.times)
+        wanted = count if self.seconds is None else max(1, round(self.seconds * survey.fps))
+        wanted = settings.size.num_frames or wanted
+        if wanted > count:
+            raise InputError(
+                f"expected a source of at least {wanted} frames, got {count} ({count / survey.fps:.2f} seconds) in "
+                f"{self.source}; ask for less"
+            )
+        first = read_clip(self.source, num_frames=1, sampling="first")
+        return settings.override(
+            height=settings.size.height or pipeline.grid.nearest_size(first.height),
+            width=settings.size.width or pipeline.grid.nearest_size(first.width),
+            num_frames=wanted,
+        )
+
+    def announce(self, settings: Settings) -> str | None:
+        from sememe.video.source import survey_video
+
+        size = settings.size
+        assert size.num_frames is not None, "the size was fitted"
+        seconds = size.num_frames / survey_video(self.source).fps
+        if seconds < _LONG:
+            return None
+        return (
+            f"{size.num_frames} frames of {size.width}x{size.height} pixels, {seconds / 60:.1f} minutes, are held in "
+            "memory and denoised as one clip; --seconds takes the beginning of the source alone"
+        )
+
+    def reading(self, settings: Settings, place: int, num_places: int) -> Mapping[str, Any]:
+        if self.mask is not None or self.structure is not None:
+            # What lies over the source must have its proportions and length, which are compared as they are.
+            return {}
+        size = settings.size
+        shape = None if size.height is None or size.width is None else (size.height, size.width)
+        return {"num_frames": size.num_frames, "sampling": "first", "size": shape}
+
+    def arguments(
+        self, settings: Settings, images: Mapping[str, Any], videos: Mapping[str, Sequence[Any]]
+    ) -> dict[str, Any]:
+        given: dict[str, Any] = {name: clips[0] for name, clips in videos.items()} | dict(images)
+        picture = given.pop("content_image", None)
+        return given | {"content": self.content if picture is None else picture, "settings": settings}
+
+    def shown(self, output: Any) -> Mapping[str, Any]:
+        return {"structure": output.structure[0]}
+
+    def extra_files(self, video: Path) -> Mapping[str, Path]:
+        return {} if self.save_structure is None else {"structure": self.save_structure}
+
+    def write_extra(self, name: str, output: Any, path: Path) -> None:
+        from sememe.video import write_clip
+
+        write_clip(output.structure[0], path)
+
+    @staticmethod
+    def _is_picture(path: Path | None) -> bool:
+        return path is not None and path.suffix.lower() in _PICTURES

@@ -1,0 +1,115 @@
+"""Files to files: what the process of generating makes of the inputs of Gen-1."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gen1.model_factories import make_picture, make_pipeline, make_source
+from sememe.errors import InputError
+from sememe.gen1.generation import Gen1Inputs
+from sememe.gen1.pipeline import Gen1Pipeline
+from sememe.gen1.settings import Settings
+from sememe.video import Clip, read_clip, read_image, write_clip, write_image
+from sememe.workflows.generate import GenerationRequest, generate
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, a source of 6 frames, a mask of its left half, and a picture."""
+    folder = tmp_path_factory.mktemp("gen1")
+    make_pipeline(folder / "vocabulary").save_pretrained(folder / "model")
+    write_clip(make_smooth_source(), folder / "source.mkv", lossless=True)
+    mask = np.zeros((16, 24, 3), np.uint8)
+    mask[:, :12] = 255
+    write_image(mask, folder / "mask.png")
+    write_clip(Clip(np.repeat(mask[None], 6, axis=0), 8.0), folder / "mask.mkv", lossless=True)
+    write_image(make_picture(), folder / "look.png")
+    return folder
+
+
+def make_smooth_source() -> Clip:
+    """Six frames of a ramp that moves, which files with loss keep nearly as they are."""
+    ramp = np.add.outer(np.arange(6) * 4, np.arange(24) * 6).astype(np.uint8)
+    return Clip(np.broadcast_to(ramp[:, None, :, None], (6, 16, 24, 3)).copy(), 8.0)
+
+
+def ask(files: Path, output: Path, sheet: Path | None = None, **inputs: Any) -> GenerationRequest:
+    given = {"source": files / "source.mkv"} | inputs
+    model = str(files / "model")
+    return GenerationRequest(inputs=Gen1Inputs(**given), output=output, model=model, seed=3, sheet=sheet)
+
+
+@pytest.mark.parametrize("mask", ["mask.png", "mask.mkv"])
+def test_the_beginning_of_a_source_is_edited_inside_a_mask(mask: str, files: Path, tmp_path: Path) -> None:
+    request = ask(
+        files,
+        tmp_path / "out.mkv",
+        sheet=tmp_path / "sheet.png",
+        content_image=files / "look.png",
+        mask=files / mask,
+        seconds=0.5,
+        save_structure=tmp_path / "structure.mkv",
+    )
+    result = generate(request)
+    source, made = read_clip(files / "source.mkv"), read_clip(result.output)
+    assert made.frames.shape == (4, 16, 24, 3)
+    size, settings = result.document["output"], result.document["settings"]
+    assert (size["num_frames"], settings["height"], settings["width"], settings["num_frames"]) == (4, 16, 24, 4)
+    assert (
+        result.document["model"]["content_space"] == Gen1Pipeline.from_pretrained(files / "model").config.content_space
+    )
+    assert read_clip(tmp_path / "structure.mkv").num_frames == 4
+    # Rows for source, structure and result, and one more for a mask that is a video.
+    rows = 3 + mask.endswith("mkv")
+    assert read_image(tmp_path / "sheet.png").shape[0] > rows * 16
+    difference = np.abs(made.frames.astype(int) - source.frames[:4])
+    # Videos are written with loss; the seam blurs a little.
+    assert difference[:, :, 14:].mean() < difference[:, :, :10].mean() / 4
+
+
+def test_a_text_gives_the_whole_source_another_look(files: Path, tmp_path: Path) -> None:
+    result = generate(ask(files, tmp_path / "out.mp4", content="gold"))
+    assert read_clip(result.output).num_frames == 6
+    assert (result.document["content"], result.document["inputs"].keys()) == ("gold", {"source"})
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({}, "--content TEXT or --content-image PICTURE, got neither"),
+        ({"content": "gold", "content_image": Path("a.png")}, "--content-image, got both"),
+        ({"content": "gold", "seconds": 0.0}, "seconds above 0, got 0"),
+    ],
+)
+def test_mistakes_are_found_before_a_file_is_read(inputs: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Gen1Inputs(source=Path("a.mp4"), **inputs).check(Settings())
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"seconds": 2.0}, "source of at least 16 frames, got 6 .0.75 seconds"),
+        ({"structure": "short.mkv"}, "structure clip of at least the source's 6 frames, got 3"),
+        ({"mask": "short.mkv"}, "mask of 1 frame or of the source's 6, got 3"),
+        ({"mask": "square.png"}, "mask with the proportions of the source"),
+    ],
+)
+def test_files_that_do_not_fit_the_source_are_refused(
+    inputs: dict[str, Any], message: str, files: Path, tmp_path: Path
+) -> None:
+    write_clip(make_source(3, 16, 24), files / "short.mkv")
+    write_image(np.full((16, 16, 3), 255, np.uint8), files / "square.png")
+    given = {name: files / value if isinstance(value, str) else value for name, value in inputs.items()}
+    with pytest.raises(InputError, match=message):
+        generate(ask(files, tmp_path / "out.mp4", content="gold", **given))
+
+
+def test_a_long_source_is_announced(files: Path) -> None:
+    inputs = Gen1Inputs(source=files / "source.mkv", content="gold")
+    two_hours = Settings().override(height=256, width=448, num_frames=57_600)
+    assert (inputs.announce(two_hours) or "").startswith("57600 frames of 448x256 pixels, 120.0 minutes, are held")
+    assert inputs.announce(two_hours.override(num_frames=480)) is not None
+    assert inputs.announce(two_hours.override(num_frames=400)) is None
