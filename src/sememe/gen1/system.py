@@ -61,6 +61,8 @@ GEN1 = System(
         use="research on keeping the structure of clips",
         task="video-to-video",
     ),
+    evaluation="sememe.gen1.evaluation:build_rows",
+    evaluation_options=("depth",),
     # Every public function of that module makes the recipe of its name.
     recipes={
         name.replace("_", "-"): make

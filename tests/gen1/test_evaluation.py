@@ -1,0 +1,75 @@
+"""The evaluation of Gen-1: what is dealt, how clips are judged, and its rows on a model that takes seconds."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gen1.smoke_chain import gen1_runs
+from sememe.evaluation.metrics import PSNR_LIMIT
+from sememe.gen1.evaluation import NUM_LOOKS, ROWS, Maker, correlate, deal_looks, summarise
+from sememe.gen1.pipeline import Gen1Pipeline
+from sememe.gen1.structure import DepthEstimator
+from sememe.workflows.evaluate import EvaluationSettings, evaluate
+from sememe.world import EVALUATION_SEED, can_show, random_scene
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return gen1_runs(tmp_path_factory.getbasetemp()) / "model"
+
+
+@pytest.fixture(scope="module")
+def maker(model: Path) -> Maker:
+    pipeline = Gen1Pipeline.from_pretrained(model)
+    pipeline.set_progress_bar_config(disable=True)
+    estimator = DepthEstimator(pipeline.depth_estimator, pipeline.depth_processor)
+    return Maker(pipeline, pipeline.defaults, estimator)
+
+
+def test_cases_are_scenes_that_training_never_saw() -> None:
+    cases = deal_looks(9, 4, seed=1)
+    assert deal_looks(9, 4, seed=1) == cases != deal_looks(9, 4, seed=2)
+    assert [
+        len({case.look for case in cases if case.scene == scene}) for scene in dict.fromkeys(c.scene for c in cases)
+    ] == [4, 4, 1]
+    for case in cases:
+        assert case.scene >= EVALUATION_SEED
+        assert can_show(random_scene(case.scene), case.condition)
+        assert random_scene(case.scene).subject is not None
+        assert case.first_look < case.look < case.first_look + NUM_LOOKS
+
+
+def test_correlation_knows_neither_scale_nor_shift() -> None:
+    values = np.random.default_rng(0).normal(size=(2, 3, 4))
+    assert correlate(3 * values + 5, values) == pytest.approx(1.0)
+    assert correlate(-values, values) == pytest.approx(-1.0)
+    assert correlate(np.ones_like(values), values) == 0.0
+
+
+def test_the_truth_is_right_and_the_source_is_its_own_look(maker: Maker) -> None:
+    (case,) = deal_looks(1, 1, seed=0)
+    row = ROWS[0]
+    truth = maker.judge(row, case, maker.truth(case).clip)
+    assert (truth.rank, truth.nearest, truth.psnr) == (1, case.look, PSNR_LIMIT)
+    source = maker.judge(row, case, maker.source(case).clip)
+    assert source.nearest == case.first_look
+    assert (maker.truth(case).depth == maker.source(case).depth).all()
+    summary = summarise([truth, source])
+    assert summary.accuracy is not None
+    assert summary.accuracy.value == 0.5
+    assert summarise([truth], has_truth=False).to_cells()["content"] is None
+
+
+def test_all_kinds_of_rows_are_measured_and_gone_on_with(model: Path, tmp_path: Path) -> None:
+    given: dict[str, Any] = {"system": "gen1", "model": str(model), "output": tmp_path / "report.json"}
+    rows = ("text", "leakage", "sdedit", "source", "ceiling")
+    report = evaluate(EvaluationSettings(generations=1, rows=rows, **given))
+    found = {row.name: row.results[0] for row in report.rows}
+    assert list(found) == list(rows)
+    case = found["source"].case
+    assert found["source"].nearest == case.first_look
+    assert found["ceiling"].psnr > found["source"].psnr
+    again = evaluate(EvaluationSettings(generations=1, rows=("source",), **given))
+    assert {row.name: row.results[0] for row in again.rows} == found
