@@ -10,7 +10,7 @@ from diffusers import UNet2DConditionModel
 
 from gen1.smoke_chain import gen1_runs, settings
 from sememe.data.array_cache import ArrayCache
-from sememe.errors import RecipeError
+from sememe.errors import InputError, RecipeError
 from sememe.events import ignore_progress
 from sememe.gen1.models import encode_structure
 from sememe.gen1.network_unet import Gen1UNet
@@ -18,10 +18,10 @@ from sememe.gen1.pipeline import Gen1Pipeline
 from sememe.gen1.prior import identify_space
 from sememe.gen1.recipes import gen1_latents, gen1_unet, smoke_gen1_frames
 from sememe.gen1.stage_unet import UNetStage
-from sememe.gen1.stages import PriorPreparation, check_space
+from sememe.gen1.stages import check_space
 from sememe.training.clips import CachedClips, LookClips
 from sememe.training.stage import step_generator
-from sememe.video import Clip
+from sememe.video import Clip, write_image
 from sememe.workflows.beginnings import prepare_stage
 from sememe.workflows.train import resolve_training_recipe, train_recipe
 
@@ -112,15 +112,39 @@ def test_structure_of_several_levels_is_that_of_each(stage: UNetStage) -> None:
     torch.testing.assert_close(joined, torch.cat(alone))
 
 
-def test_embeddings_of_another_encoder_are_refused(root: Path, tmp_path: Path) -> None:
-    train_recipe(
-        resolve_training_recipe("smoke-gen1-clip", [*settings(root, "clip"), "training.seed=5"]), tmp_path / "clip"
-    )
-    recipe = resolve_training_recipe("smoke-gen1-prior", settings(root, "prior"))
-    names = ("image_encoder", "text_encoder", "tokenizer")
+def test_embeddings_of_another_encoder_are_refused(root: Path) -> None:
+    space = ArrayCache.open(gen1_runs(root) / "latents").describe("content")["image_encoder"]
+    check_space({"image_encoder": space}, space, "a run")
     with pytest.raises(RecipeError, match="embeddings of one image encoder"):
-        PriorPreparation(recipe, {name: tmp_path / "clip" / "model" / name for name in names}, print)  # type: ignore[arg-type]
-    check_space({"image_encoder": "a"}, "a", "b")
+        check_space({"image_encoder": space}, "another", "a run")
+
+
+def test_a_customisation_is_loaded_and_taken_out_again(root: Path, pipeline: Gen1Pipeline, tmp_path: Path) -> None:
+    runs, folder = gen1_runs(root), tmp_path / "pictures"
+    frames = CachedClips(runs / "frames", smoke_gen1_frames().clips).frames(2)
+    folder.mkdir()
+    for place, frame in enumerate(frames[:2]):
+        write_image(frame, folder / f"{place}.png")
+    given = [f"latents={runs / 'latents'}", f"model={runs / 'model'}", "training.device=cpu"]
+    recipe = resolve_training_recipe("smoke-gen1-customisation", [*given, f"pictures={tmp_path / 'none'}"])
+    with pytest.raises(InputError, match="expected pictures"):
+        train_recipe(recipe, tmp_path / "run")
+    recipe = resolve_training_recipe("smoke-gen1-customisation", [*given, f"pictures={folder}"])
+    train_recipe(recipe, tmp_path / "run")
+
+    def generate() -> np.ndarray:
+        source = Clip(frames, 8.0)
+        return pipeline(source=source, content=frames[0], generator=torch.Generator().manual_seed(0)).clips[0].frames
+
+    before = generate()
+    pipeline.load_lora_weights(tmp_path / "run" / "model" / "lora")
+    try:
+        assert not np.array_equal(generate(), before)
+        with pytest.raises(InputError, match="adapters are loaded"):
+            pipeline.save_pretrained(tmp_path / "model")
+    finally:
+        pipeline.unload_lora_weights()
+    assert np.array_equal(generate(), before)
 
 
 def test_the_recipe_for_stable_diffusion_is_a_model_of_its_size() -> None:

@@ -15,6 +15,8 @@ from sememe.gen1.stage_settings import (
     ClipNetwork,
     ClipRecipe,
     ClipSettings,
+    CustomisationRecipe,
+    CustomisationSettings,
     DepthNetwork,
     DepthRecipe,
     DepthSettings,
@@ -136,6 +138,20 @@ def tiny_gen1() -> Gen1ModelRecipe:
     )
 
 
+def tiny_gen1_customisation() -> CustomisationRecipe:
+    """A LoRA for the built-in model from pictures of one's own: `--set pictures=FOLDER`."""
+    return CustomisationRecipe(
+        name="tiny-gen1-customisation",
+        description="a LoRA that customises tiny with a handful of pictures; needs pictures=FOLDER",
+        pictures=Path("pictures"),
+        model="gen1/tiny",
+        latents=Path("runs/tiny-gen1-latents"),
+        training=TrainingConfig(
+            num_steps=400, learning_rate=1e-3, schedule=ScheduleConfig(warmup_steps=20), ema_decay=0.0
+        ),
+    )
+
+
 # From Stable Diffusion 1.5, with the encoders of Kandinsky's prior and Depth-Anything, in folders of their names.
 
 
@@ -241,6 +257,15 @@ def smoke_gen1_unet() -> UNetRecipe:
     )
 
 
+def smoke_gen1_customisation() -> CustomisationRecipe:
+    """Twin of `tiny-gen1-customisation`."""
+    return _shorten(
+        tiny_gen1_customisation(),
+        latents=Path("runs/smoke-gen1-latents"),
+        settings=CustomisationSettings(rank=2, batch_size=2),
+    )
+
+
 def smoke_gen1() -> Gen1ModelRecipe:
     """Twin of `tiny-gen1`."""
     return _shorten(
@@ -250,7 +275,7 @@ def smoke_gen1() -> Gen1ModelRecipe:
         clip="runs/smoke-gen1-clip",
         prior="runs/smoke-gen1-prior",
         unet="runs/smoke-gen1-unet",
-        generation=BUILT_IN.override(num_inference_steps=2, prior_num_inference_steps=2),
+        generation=BUILT_IN.override(height=16, width=16, num_inference_steps=2, prior_num_inference_steps=2),
     )
 
 

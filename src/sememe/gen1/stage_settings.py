@@ -249,6 +249,43 @@ class UNetRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CustomisationSettings:
+    """How a model is customised.
+
+    Attributes:
+        rank: Rank of the LoRA.
+        batch_size: Pictures per batch, and as many images that are preserved.
+        preservation_weight: Weight of these; 0 forgets them.
+    """
+
+    rank: int = 8
+    batch_size: int = 4
+    preservation_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_counts(self, "", "rank", "batch_size")
+        check_setting(
+            self.preservation_weight >= 0, f"preservation_weight must be 0 or more, got {self.preservation_weight}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CustomisationRecipe:
+    """Customises a model with the pictures of a folder, and gives a LoRA for it.
+
+    `model` is the model, and `latents` are arrays that it was trained on, whose images are preserved.
+    """
+
+    name: str
+    description: str
+    pictures: Path
+    model: str
+    latents: Path
+    settings: CustomisationSettings = field(default_factory=CustomisationSettings)
+    training: TrainingConfig
+
+
+@dataclass(frozen=True, kw_only=True)
 class Gen1ModelRecipe(ModelRecipe):
     """Assembles a Gen-1 model from the runs of its parts."""
 

@@ -13,13 +13,23 @@ from sememe.checkpoints.zoo import resolve_model
 from sememe.compute.devices import choose_device
 from sememe.data.array_cache import ArrayCache
 from sememe.errors import RecipeError
-from sememe.gen1 import stage_clip, stage_depth, stage_prior, stage_unet
+from sememe.gen1 import stage_clip, stage_customisation, stage_depth, stage_prior, stage_unet
+from sememe.gen1.adapters import add_lora, load_lora
 from sememe.gen1.arrays import CONTENT_ARRAY, STRUCTURE_ARRAY
 from sememe.gen1.network_unet import Gen1UNet
 from sememe.gen1.pipeline import Gen1Pipeline
 from sememe.gen1.prior import identify_space
 from sememe.gen1.public_weights import inflate_stable_diffusion
-from sememe.gen1.stage_settings import ClipRecipe, DepthRecipe, Gen1ModelRecipe, PriorRecipe, UNetRecipe
+from sememe.gen1.stage_settings import (
+    ClipRecipe,
+    CustomisationRecipe,
+    DepthRecipe,
+    Gen1ModelRecipe,
+    PriorRecipe,
+    UNetRecipe,
+    UNetSettings,
+)
+from sememe.gen1.structure import DepthEstimator
 from sememe.training.clips import FRAMES_ARRAY
 from sememe.training.networks import train_tokenizer
 from sememe.training.recipes import TextNetwork
@@ -189,6 +199,51 @@ class UNetPreparation:
             )
         scheduler = load_component("scheduler", start / "scheduler")
         return stage_unet.UNetStage(unet, self._vae, scheduler, self._cache, self._recipe.settings)
+
+
+class CustomisationPreparation:
+    """Pictures, and the parts of a model that read them; see `training.stage.Preparation`.
+
+    Raises:
+        InputError: There are no pictures, or the arrays are not there.
+        ModelError: A part is not whole.
+        RecipeError: The arrays are of another autoencoder or image encoder than the model's.
+    """
+
+    def __init__(self, recipe: CustomisationRecipe, parts: Mapping[str, Path], announce: Announce) -> None:
+        self._recipe = recipe
+        self._cache = ArrayCache.open(recipe.latents, choose_device(recipe.training.device))
+        self._parts = {name: load_component(name, folder) for name, folder in parts.items() if name != "unet"}
+        self._unet = load_strictly(Gen1UNet, parts["unet"], torch.float32)
+        check_space(self.inputs, identify_space(self._parts["image_encoder"]), recipe.model)
+        announce("reading pictures")
+        self._pictures = stage_customisation.read_pictures(
+            recipe.pictures,
+            self._cache.arrays[STRUCTURE_ARRAY].shape[1:],  # type: ignore[arg-type]
+            self._parts["vae"],
+            DepthEstimator(self._parts["depth_estimator"], self._parts["depth_processor"]),
+            self._parts["image_encoder"],
+            self._parts["image_processor"],
+        )
+
+    @property
+    def inputs(self) -> Mapping[str, str]:
+        return {**self._cache.describe("clean"), **self._cache.describe(CONTENT_ARRAY)}
+
+    def begin(self, folder: Path) -> None:
+        torch.manual_seed(self._recipe.training.seed)
+        add_lora(self._unet, self._recipe.settings.rank)
+        self._unet.save_lora_adapter(folder / stage_customisation.LORA_FOLDER)
+        self._unet.unload_lora()
+
+    def build(self, start: Path) -> stage_customisation.CustomisationStage:
+        settings = self._recipe.settings
+        load_lora(self._unet, start / stage_customisation.LORA_FOLDER)
+        kept = UNetSettings(image_batch_size=settings.batch_size, image_share=1.0)
+        images = stage_unet.UNetStage(self._unet, self._parts["vae"], self._parts["scheduler"], self._cache, kept)
+        return stage_customisation.CustomisationStage(
+            images, self._pictures, settings.batch_size, settings.preservation_weight
+        )
 
 
 def build_pipeline(recipe: Gen1ModelRecipe, parts: Mapping[str, Path]) -> Gen1Pipeline:

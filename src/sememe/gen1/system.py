@@ -7,6 +7,7 @@ from sememe.gen1.generation import Gen1Inputs
 from sememe.gen1.settings import Settings
 from sememe.gen1.stage_settings import (
     ClipRecipe,
+    CustomisationRecipe,
     DepthRecipe,
     Gen1ModelRecipe,
     PriorRecipe,
@@ -46,6 +47,12 @@ GEN1 = System(
             makes=_UNET_PARTS,
             preparation="sememe.gen1.stages:UNetPreparation",
             needs={"autoencoder": ("vae",)},
+        ),
+        "customisation": StageSpec(
+            recipe=CustomisationRecipe,
+            makes=("lora",),
+            preparation="sememe.gen1.stages:CustomisationPreparation",
+            needs={"model": (*_UNET_PARTS, "vae", *_DEPTH_PARTS, "image_encoder", "image_processor")},
         ),
     },
     model=ModelSpec(
