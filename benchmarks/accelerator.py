@@ -49,7 +49,7 @@ def plan(folder: Path, size: str, init_from: str | None, settings: Sequence[str]
     start = ("--init-from", init_from) if init_from else ()
     extra = tuple(argument for value in settings for argument in ("--set", value))
     latents = f"latents={place['latents']}"
-    parts = [part for name in ("autoencoder", "backbone", "expert") for part in (f"--{name}", str(place[name]))]
+    parts = [part for name in ("autoencoder", "backbone", "expert") for part in ("--set", f"{name}={place[name]}")]
     return (
         Step(place["autoencoder"], ("train", f"{size}-autoencoder", *start, *extra), 0.1),
         Step(place["latents"], ("precompute", f"{size}-latents", "--model-part", str(place["autoencoder"]))),
