@@ -9,7 +9,7 @@ serves as the planner, for which slices stand in the place of latent frames: sem
 and there are no semantic tokens.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import groupby
 from typing import Any, ClassVar, NamedTuple
 
@@ -23,6 +23,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sememe.backbones.first_frame import FirstFrameFill, check_fill
+from sememe.backbones.stock_arguments import takes_arguments_of
 from sememe.errors import ModelError
 from sememe.semanticgen.blocks_renderer import BlockLayout, SemanticGenBlock
 from sememe.semanticgen.shapes import (
@@ -70,54 +71,28 @@ class SemanticGenTransformer(WanTransformer3DModel):
     ]
 
     @register_to_config  # type: ignore[untyped-decorator]
+    @takes_arguments_of(WanTransformer3DModel)
     def __init__(
         self,
-        patch_size: Sequence[int] = (1, 2, 2),
-        num_attention_heads: int = 40,
-        attention_head_dim: int = 128,
-        in_channels: int = 16,
-        out_channels: int = 16,
-        text_dim: int = 4096,
-        freq_dim: int = 256,
-        ffn_dim: int = 13824,
-        num_layers: int = 40,
-        cross_attn_norm: bool = True,  # noqa: FBT001, FBT002 (the stock signature)
-        qk_norm: str | None = "rms_norm_across_heads",
-        eps: float = 1e-6,
-        image_dim: int | None = None,
-        added_kv_proj_dim: int | None = None,
-        rope_max_seq_len: int = 1024,
-        pos_embed_seq_len: int | None = None,
+        *arguments: Any,
         semantic_dim: int | None = 8,
         semantic_timestep: float = 0.0,
         first_frame_fill: FirstFrameFill = "grey",
+        **settings: Any,
     ) -> None:
         check_fill(first_frame_fill)
-        if patch_size[0] != 1:
-            raise ModelError(f"expected patches of one latent frame (patch_size 1,...), got {list(patch_size)}")
         if not 0 <= semantic_timestep <= 1000:
             raise ModelError(f"expected semantic_timestep in 0..1000, got {semantic_timestep}")
-        super().__init__(
-            patch_size=tuple(patch_size),
-            num_attention_heads=num_attention_heads,
-            attention_head_dim=attention_head_dim,
-            in_channels=in_channels,
-            out_channels=out_channels,
-            text_dim=text_dim,
-            freq_dim=freq_dim,
-            ffn_dim=ffn_dim,
-            num_layers=num_layers,
-            cross_attn_norm=cross_attn_norm,
-            qk_norm=qk_norm,
-            eps=eps,
-            image_dim=image_dim,
-            added_kv_proj_dim=added_kv_proj_dim,
-            rope_max_seq_len=rope_max_seq_len,
-            pos_embed_seq_len=pos_embed_seq_len,
-        )
-        dim = num_attention_heads * attention_head_dim
-        block = (dim, ffn_dim, num_attention_heads, qk_norm, cross_attn_norm, eps, added_kv_proj_dim)
-        self.blocks = nn.ModuleList([SemanticGenBlock(*block) for _ in range(num_layers)])
+        super().__init__(*arguments, **settings)
+        # A file holds a list.
+        self.register_to_config(patch_size=tuple(self.config.patch_size))
+        config: Any = self.config
+        if config.patch_size[0] != 1:
+            raise ModelError(f"expected patches of one latent frame (patch_size 1,...), got {list(config.patch_size)}")
+        dim = config.num_attention_heads * config.attention_head_dim
+        block = (dim, config.ffn_dim, config.num_attention_heads, config.qk_norm, config.cross_attn_norm)
+        more = (config.eps, config.added_kv_proj_dim)
+        self.blocks = nn.ModuleList([SemanticGenBlock(*block, *more) for _ in range(config.num_layers)])
         self.semantic_embedding = None if semantic_dim is None else nn.Linear(semantic_dim, dim)
 
     @classmethod

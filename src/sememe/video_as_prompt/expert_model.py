@@ -1,7 +1,6 @@
 """Share between transformers with experts how experts are added to a backbone and which weights are trained."""
 
-import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -337,22 +336,6 @@ def check_strength(strength: float) -> None:
 
 # Arguments of a block for the target besides its tokens, where an expert runs on the reference alone.
 _NO_TARGET = (None, None, None)
-
-
-def takes_arguments_of(stock: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Let an `__init__` take the arguments of a stock class before its own ones, which come by keyword only.
-
-    diffusers reads off the signature what belongs to a configuration.
-    """
-
-    def decorate(init: Callable[..., None]) -> Callable[..., None]:
-        parameters = inspect.signature(init).parameters.values()
-        own = [parameter for parameter in parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
-        inherited = inspect.signature(stock.__init__).parameters.values()  # type: ignore[misc]
-        init.__signature__ = inspect.Signature([*inherited, *own])  # type: ignore[attr-defined]
-        return init
-
-    return decorate
 
 
 def _as_tuple(tokens: Any) -> TokenStreams:

@@ -18,6 +18,7 @@ from diffusers.utils import apply_lora_scale
 from jaxtyping import Float, Num
 from torch import Tensor, nn
 
+from sememe.backbones.stock_arguments import takes_arguments_of
 from sememe.errors import ModelError
 from sememe.video_as_prompt.blocks_cogvideox import (
     CogVideoXDispatchedAttnProcessor,
@@ -26,7 +27,7 @@ from sememe.video_as_prompt.blocks_cogvideox import (
 )
 from sememe.video_as_prompt.context_parallel import SPLIT_TOKENS, TokenSplit, split_rotary
 from sememe.video_as_prompt.expert_files import COGVIDEOX_KEYS, KeyMap
-from sememe.video_as_prompt.expert_model import ExpertModel, check_strength, takes_arguments_of
+from sememe.video_as_prompt.expert_model import ExpertModel, check_strength
 from sememe.video_as_prompt.reference_attention import ReferenceStream
 from sememe.video_as_prompt.references import ReferenceCache, ReferenceInputs, ReferenceTokens
 from sememe.video_as_prompt.rotary import RotaryTables, cogvideox_reference_rotary, cogvideox_rotary

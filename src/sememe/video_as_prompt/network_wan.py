@@ -25,11 +25,12 @@ from torch import Tensor, nn
 
 from sememe.backbones.cross_attention import KeptText, TextAttnProcessor, project_text
 from sememe.backbones.first_frame import FirstFrameFill, check_fill
+from sememe.backbones.stock_arguments import takes_arguments_of
 from sememe.errors import ModelError
 from sememe.video_as_prompt.blocks_wan import WanVideoAsPromptBlock
 from sememe.video_as_prompt.context_parallel import SPLIT_TOKENS, TokenSplit
 from sememe.video_as_prompt.expert_files import WAN_KEYS, KeyMap
-from sememe.video_as_prompt.expert_model import ExpertModel, check_strength, takes_arguments_of
+from sememe.video_as_prompt.expert_model import ExpertModel, check_strength
 from sememe.video_as_prompt.reference_attention import ReferenceStream
 from sememe.video_as_prompt.references import ReferenceCache, ReferenceInputs, ReferenceTokens
 from sememe.video_as_prompt.rotary import ReferenceRotaryPosEmbed, RotaryTables
