@@ -24,11 +24,9 @@ from sememe.semanticgen.stage_settings import (
     SemanticLatentsRecipe,
     TowerNetwork,
 )
-from sememe.training.config import ScheduleConfig, TrainingConfig
+from sememe.training.config import shorten, train_transformer
 from sememe.training.recipes import ClipFormat, WorldData
 
-_UNBOUNDED = 100_000
-"""Steps of runs that end by the clock."""
 _SCRIPTS = ClipFormat(num_frames=33)  # 4 seconds after the first frame
 _SMOKE_CLIPS = ClipFormat(num_frames=17, height=16, width=16)
 
@@ -38,7 +36,7 @@ def tiny_semantic_encoder() -> EncoderRecipe:
     return EncoderRecipe(
         name="tiny-semantic-encoder",
         description="the semantic encoder of tiny: a small tower of Qwen2.5-VL, taught by the world",
-        training=_train(learning_rate=1e-3, warmup_steps=50, ema_decay=0.995, max_minutes=30.0),
+        training=train_transformer(learning_rate=1e-3, warmup_steps=50, ema_decay=0.995, max_minutes=30.0),
     )
 
 
@@ -62,7 +60,7 @@ def tiny_renderer() -> RendererRecipe:
         description="the renderer of tiny, its compressor and its text encoder, from the backbone of Video-As-Prompt",
         latents=Path("runs/tiny-semantic-latents"),
         backbone="video-as-prompt/tiny",
-        training=_train(learning_rate=1e-3, warmup_steps=60, ema_decay=0.998, max_minutes=120.0),
+        training=train_transformer(learning_rate=1e-3, warmup_steps=60, ema_decay=0.998, max_minutes=120.0),
     )
 
 
@@ -95,7 +93,7 @@ def tiny_planner() -> PlannerRecipe:
         description="the planner of tiny: a text to compressed semantic features",
         latents=Path("runs/tiny-semantic-latents"),
         renderer="runs/tiny-renderer",
-        training=_train(learning_rate=1.5e-3, warmup_steps=80, ema_decay=0.998, max_minutes=60.0),
+        training=train_transformer(learning_rate=1.5e-3, warmup_steps=80, ema_decay=0.998, max_minutes=60.0),
     )
 
 
@@ -116,7 +114,7 @@ def tiny_reader() -> ReaderRecipe:
     return ReaderRecipe(
         name="tiny-reader",
         description="the reader of the evaluation: who, where, in which colour, and what happens when",
-        training=_train(learning_rate=2e-3, warmup_steps=50, ema_decay=0.995, max_minutes=20.0),
+        training=train_transformer(learning_rate=2e-3, warmup_steps=50, ema_decay=0.995, max_minutes=20.0),
     )
 
 
@@ -180,7 +178,7 @@ def smoke_semantic_encoder() -> EncoderRecipe:
         data=WorldData(num_clips=16),
         network=TowerNetwork(feature_dim=24, depth=1, hidden_size=16, intermediate_size=16, num_heads=2, patch_size=4),
         settings=EncoderSettings(batch_size=2),
-        training=_shorten(recipe.training),
+        training=shorten(recipe.training),
     )
 
 
@@ -219,7 +217,7 @@ def smoke_renderer() -> RendererRecipe:
         temporal_ratio=4,
         compressor=CompressorNetwork(semantic_dim=4, hidden_dim=16),
         settings=replace(recipe.settings, batch_size=2, window_seconds=1.0),
-        training=_shorten(recipe.training),
+        training=shorten(recipe.training),
     )
 
 
@@ -234,7 +232,7 @@ def smoke_planner() -> PlannerRecipe:
         renderer="runs/smoke-renderer",
         network=PlannerNetwork(num_layers=1, num_attention_heads=2, attention_head_dim=12, ffn_dim=16, freq_dim=16),
         settings=replace(recipe.settings, batch_size=2),
-        training=_shorten(recipe.training),
+        training=shorten(recipe.training),
     )
 
 
@@ -265,33 +263,5 @@ def smoke_reader() -> ReaderRecipe:
         data=WorldData(num_clips=16, clips_per_scene=1, kind="scripts"),
         network=ReaderNetwork(width=4, feature_dim=8),
         settings=ReaderSettings(batch_size=2),
-        training=_shorten(recipe.training),
-    )
-
-
-def _train(*, learning_rate: float, warmup_steps: int, ema_decay: float, max_minutes: float) -> TrainingConfig:
-    return TrainingConfig(
-        num_steps=_UNBOUNDED,
-        learning_rate=learning_rate,
-        optimizer="muon",
-        betas=(0.9, 0.98),
-        weight_decay=0.01,
-        schedule=ScheduleConfig(warmup_steps=warmup_steps, shape="cosine", final_ratio=0.03),
-        ema_decay=ema_decay,
-        max_minutes=max_minutes,
-        time_decay=True,
-        prefetch_batches=1,
-        save_minutes=6.0,
-    )
-
-
-def _shorten(training: TrainingConfig) -> TrainingConfig:
-    return replace(
-        training,
-        num_steps=4,
-        schedule=ScheduleConfig(warmup_steps=1, shape="cosine"),
-        max_minutes=None,
-        time_decay=False,
-        log_every=1,
-        precision="fp32",
+        training=shorten(recipe.training),
     )

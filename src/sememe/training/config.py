@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from sememe.errors import RecipeError
 
@@ -193,3 +193,49 @@ class TrainingConfig:
             self.schedule.decay_steps is None,
             "with time_decay the number of steps is not known; give schedule.decay_fraction, not decay_steps",
         )
+
+
+UNBOUNDED = 100_000
+"""Steps of runs that end by the clock."""
+
+
+def train_transformer(
+    *, learning_rate: float, warmup_steps: int, ema_decay: float, max_minutes: float, **others: Any
+) -> TrainingConfig:
+    """Return how the small transformers that sememe ships are trained: with Muon, until the clock ends the run.
+
+    Args:
+        learning_rate: Field of `TrainingConfig`, as are the others.
+        warmup_steps: Field of its schedule.
+        ema_decay: Decay of the average of the weights.
+        max_minutes: Budget.
+        others: Further fields.
+    """
+    return TrainingConfig(
+        num_steps=UNBOUNDED,
+        learning_rate=learning_rate,
+        optimizer="muon",
+        betas=(0.9, 0.98),
+        weight_decay=0.01,
+        schedule=ScheduleConfig(warmup_steps=warmup_steps, shape="cosine", final_ratio=0.03),
+        ema_decay=ema_decay,
+        max_minutes=max_minutes,
+        time_decay=True,
+        prefetch_batches=1,
+        save_minutes=6.0,
+        **others,
+    )
+
+
+def shorten(training: TrainingConfig) -> TrainingConfig:
+    """Return the settings of a twin that takes seconds, for tests."""
+    return dataclasses.replace(
+        training,
+        num_steps=4,
+        schedule=ScheduleConfig(warmup_steps=1, shape="cosine"),
+        max_minutes=None,
+        time_decay=False,
+        compile="none",
+        log_every=1,
+        precision="fp32",
+    )

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sememe.data.caption_policy import CaptionPolicy
-from sememe.training.config import ScheduleConfig, TrainingConfig
+from sememe.training.config import UNBOUNDED, ScheduleConfig, TrainingConfig, shorten, train_transformer
 from sememe.training.recipes import (
     AutoencoderRecipe,
     ClipFormat,
@@ -35,9 +35,6 @@ from sememe.video_as_prompt.stage_settings import (
     WanNetwork,
 )
 
-_UNBOUNDED = 100_000
-"""Steps of runs that end by the clock."""
-
 
 def tiny_autoencoder() -> AutoencoderRecipe:
     """The autoencoder: a code of principal components, and a refinement of what is decoded, which is trained."""
@@ -45,7 +42,7 @@ def tiny_autoencoder() -> AutoencoderRecipe:
         name="tiny-autoencoder",
         description="the video autoencoder of tiny: principal components, and a refinement of the decoder",
         training=TrainingConfig(
-            num_steps=_UNBOUNDED,
+            num_steps=UNBOUNDED,
             learning_rate=2e-3,
             betas=(0.9, 0.98),
             weight_decay=0.0,
@@ -86,7 +83,9 @@ def tiny_backbone() -> BackboneRecipe:
         # Tokens of 8x8 pixels: at equal compute, four times as many tokens of half the width learn far better.
         network=WanNetwork(patch_size=1, num_attention_heads=3, ffn_dim=768),
         settings=BackboneSettings(batch_size=48),
-        training=_transformer_training(learning_rate=1.5e-3, warmup_steps=80, ema_decay=0.998, max_minutes=60.0),
+        training=train_transformer(
+            learning_rate=1.5e-3, warmup_steps=80, ema_decay=0.998, max_minutes=60.0, compile="blocks"
+        ),
     )
 
 
@@ -97,7 +96,9 @@ def tiny_expert() -> ExpertRecipe:
         latents=Path("runs/tiny-latents"),
         backbone="runs/tiny-backbone",
         settings=ExpertSettings(num_references=12, targets_per_reference=4),
-        training=_transformer_training(learning_rate=1.2e-3, warmup_steps=60, ema_decay=0.997, max_minutes=240.0),
+        training=train_transformer(
+            learning_rate=1.2e-3, warmup_steps=60, ema_decay=0.997, max_minutes=240.0, compile="blocks"
+        ),
     )
 
 
@@ -168,25 +169,6 @@ def _vary_expert(name: str, about: str, **changes: Any) -> ExpertRecipe:
     inner = {key: changes.pop(key) for key in list(changes) if hasattr(recipe.settings, key)}
     settings = replace(recipe.settings, **inner)
     return replace(recipe, name=name, description=f"ablation: {about}", settings=settings, **changes)
-
-
-def _transformer_training(
-    *, learning_rate: float, warmup_steps: int, ema_decay: float, max_minutes: float
-) -> TrainingConfig:
-    return TrainingConfig(
-        num_steps=_UNBOUNDED,
-        learning_rate=learning_rate,
-        optimizer="muon",
-        betas=(0.9, 0.98),
-        weight_decay=0.01,
-        schedule=ScheduleConfig(warmup_steps=warmup_steps, shape="cosine", final_ratio=0.03),
-        ema_decay=ema_decay,
-        max_minutes=max_minutes,
-        time_decay=True,
-        prefetch_batches=1,
-        save_minutes=6.0,
-        compile="blocks",
-    )
 
 
 _SMALL_CLIPS = ClipFormat(num_frames=33, height=128, width=128)
@@ -323,7 +305,7 @@ def smoke_cogvideox_expert() -> ExpertRecipe:
         backbone="smoke-cogvideox",
         expert_blocks=None,
         settings=replace(recipe.settings, num_references=2, targets_per_reference=2, same_scene_share=0.5),
-        training=_shorten(recipe.training),
+        training=shorten(recipe.training),
     )
 
 
@@ -342,7 +324,7 @@ def smoke_autoencoder() -> AutoencoderRecipe:
         data=_SMOKE_DATA,
         network=LinearNetwork(latent_channels=4, patch_size=4, hidden_channels=8, num_layers=1, num_start_clips=16),
         settings=replace(recipe.settings, batch_size=2),
-        training=_shorten(recipe.training),
+        training=shorten(recipe.training),
     )
 
 
@@ -369,7 +351,7 @@ def smoke_backbone() -> BackboneRecipe:
         ),
         text=TextNetwork(vocab_size=200, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2),
         settings=replace(recipe.settings, batch_size=4),
-        training=_shorten(recipe.training),
+        training=shorten(recipe.training),
     )
 
 
@@ -401,18 +383,5 @@ def _shorten_expert(recipe: ExpertRecipe, name: str) -> ExpertRecipe:
         latents=Path("runs/smoke-latents"),
         backbone="runs/smoke-backbone",
         settings=replace(recipe.settings, num_references=2, targets_per_reference=2),
-        training=_shorten(recipe.training),
-    )
-
-
-def _shorten(training: TrainingConfig) -> TrainingConfig:
-    return replace(
-        training,
-        num_steps=4,
-        schedule=ScheduleConfig(warmup_steps=1, shape="cosine"),
-        max_minutes=None,
-        time_decay=False,
-        compile="none",
-        log_every=1,
-        precision="fp32",
+        training=shorten(recipe.training),
     )
