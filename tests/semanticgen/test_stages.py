@@ -128,12 +128,21 @@ def test_the_picture_of_a_clip_is_given_or_not(root: Path, tmp_path: Path) -> No
 
 
 def test_the_planner_leaves_the_parts_of_the_renderer_alone(root: Path, tmp_path: Path) -> None:
-    stage = prepare("planner", root, tmp_path)
+    stage = prepare("planner", root, tmp_path, "settings.crop_share=0")
     assert isinstance(stage, PlannerStage)
     assert not any(parameter.requires_grad for parameter in stage.compressor.parameters())
     assert not any(parameter.requires_grad for parameter in stage.text.text_encoder.parameters())
     plans = stage.batch(0, generators(0)[0], torch.device("cpu")).plans
     assert plans.shape == (2, 4, 2, 2, 4)
+
+
+def test_a_planner_meets_all_lengths(root: Path, tmp_path: Path) -> None:
+    stage = prepare("planner", root, tmp_path, "settings.crop_share=1")
+    assert isinstance(stage, PlannerStage)
+    batches = [stage.batch(step, generators(step)[0], torch.device("cpu")) for step in range(30)]
+    assert {batch.plans.shape[1] for batch in batches} == {1, 2, 3, 4}
+    shortest = min(batches, key=lambda batch: batch.plans.shape[1])
+    assert torch.isfinite(stage.loss(shortest, generators(0)[1]).total)
 
 
 def test_latents_take_the_place_of_features_and_belong_to_another_encoder(root: Path, tmp_path: Path) -> None:

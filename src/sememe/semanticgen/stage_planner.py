@@ -57,7 +57,8 @@ class PlannerStage(Stage):
         self.compressor = compressor.eval().requires_grad_(False)
         text.text_encoder.eval().requires_grad_(False)
         slices, rows, columns, _ = cache.arrays[ARRAY].shape
-        self._layout = make_layout(LatentClock.of_slices(read_clock(cache)), (slices, rows, columns))
+        clock = LatentClock.of_slices(read_clock(cache))
+        self._layouts = {count: make_layout(clock, (count, rows, columns)) for count in range(1, slices + 1)}
 
     def modules(self) -> Mapping[str, nn.Module]:
         return {"planner": self.planner}
@@ -67,6 +68,8 @@ class PlannerStage(Stage):
         picked = rng.integers(len(self.cache), size=settings.batch_size)
         text = self.text.pick(draw_texts(self.cache, picked, settings.captions, rng))
         features = self.cache.select(ARRAY, torch.from_numpy(picked)).float().to(device)
+        if rng.random() < settings.crop_share:
+            features = features[:, : rng.integers(1, features.shape[1] + 1)]
         # Outside `loss`, so that it is computed in float32.
         return PlannerBatch(self.compressor.to(device).encode(features), text.to(device))
 
@@ -78,7 +81,8 @@ class PlannerStage(Stage):
         with torch.no_grad():
             text = self.text.embed(batch.text)
         noisy = FLOW.add_noise(clean, added, sigma)
-        predicted = self.planner(noisy, FLOW.timesteps(sigma), (text,), layout=self._layout).sample
+        layout = self._layouts[clean.shape[2]]
+        predicted = self.planner(noisy, FLOW.timesteps(sigma), (text,), layout=layout).sample
         losses = sample_losses(predicted, FLOW.target(clean, added, sigma))
         return StepLoss(total=losses.sum(), num_samples=len(losses))
 

@@ -190,6 +190,8 @@ class PlannerSettings:
         batch_size: Plans per batch.
         noise: Noise levels of plans.
         captions: Captions that are dropped or say what happens.
+        crop_share: Share of batches whose plans are cut after a random number of slices, so that videos of all lengths
+            up to that of the clips are known; their captions still say what happens in the whole clip.
     """
 
     batch_size: int = 64
@@ -197,9 +199,11 @@ class PlannerSettings:
     captions: CaptionPolicy = field(
         default_factory=lambda: CaptionPolicy(drop_target_caption=0.15, drop_reference_caption=0.0, full_share=1.0)
     )
+    crop_share: float = 0.2
 
     def __post_init__(self) -> None:
         check_setting(self.batch_size >= 1, f"batch_size must be 1 or more, got {self.batch_size}")
+        check_setting(0 <= self.crop_share <= 1, f"crop_share must be from 0 to 1, got {self.crop_share}")
 
 
 @dataclass(frozen=True, kw_only=True)
