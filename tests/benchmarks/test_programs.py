@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from benchmarks import __main__ as cpu
-from benchmarks import gpu
+from benchmarks import gpu, lengths
 from benchmarks.gpu_models import Case, fit_layers, native_layers
 from benchmarks.results import ROOT, describe_run
 from benchmarks.speed import choose_dtypes
+from semanticgen.renderer_factories import make_backbone
+from sememe.semanticgen.network_renderer import SemanticGenTransformer
 
 CONTESTANTS = {"stock", "official", "ours, exact", "ours, stock null", "ours, one-way"}
 
@@ -162,3 +164,13 @@ def test_fewer_layers_where_they_do_not_fit() -> None:
     case = Case(family="wan", experts="every", num_layers=native_layers("wan", is_quick=False), is_quick=False)
     assert fit_layers(case, 200 * 2**30, 2) == 40
     assert fit_layers(case, 24 * 2**30, 2) < 12
+
+
+def test_memory_of_long_videos_grows_in_full_attention_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = SemanticGenTransformer.from_backbone(make_backbone())
+    monkeypatch.setattr(lengths, "load_renderer", lambda model: lengths.Renderer(network.eval(), 4, 2))
+    output = tmp_path / "lengths.json"
+    assert lengths.main(["--factors", "2", "4", "--rounds", "1", "--output", str(output)]) == 0
+    peaks = {(row["attention"], row["factor"]): row["peak_bytes"] for row in json.loads(output.read_text())["rows"]}
+    growth = {way: peaks[way, 4] - peaks[way, 2] for way in ("windows", "full")}
+    assert growth["windows"] < growth["full"] / 4
