@@ -19,9 +19,10 @@ from sememe.semanticgen.stage_encoder import EncoderStage
 from sememe.semanticgen.stage_planner import PlannerStage
 from sememe.semanticgen.stage_reader import ReaderStage
 from sememe.semanticgen.stage_renderer import RendererStage
-from sememe.semanticgen.stage_settings import SemanticLatentsRecipe
+from sememe.semanticgen.stage_settings import RendererRecipe, SemanticLatentsRecipe
 from sememe.semanticgen.stages import PlannerPreparation
 from sememe.training.stage import step_generator
+from sememe.training.text_source import EncodedText
 from sememe.workflows.assemble import assemble_recipe
 from sememe.workflows.beginnings import prepare_stage
 from sememe.workflows.precompute import precompute_latents
@@ -127,10 +128,36 @@ def test_the_picture_of_a_clip_is_given_or_not(root: Path, tmp_path: Path) -> No
     assert losses[0] != losses[1]
 
 
+def test_texts_that_were_embedded_before_need_no_text_encoder(root: Path, tmp_path: Path) -> None:
+    backbone = smoke_runs(root) / "backbone"
+    given = [
+        f"autoencoder={smoke_runs(root) / 'autoencoder'}",
+        f"semantic_encoder={semantic_runs(root) / 'semantic-encoder'}",
+        f"text_encoder={backbone}",
+        "device=cpu",
+    ]
+    latents = tmp_path / "latents"
+    precompute_latents(resolve_recipe("smoke-semantic-latents", given, SemanticLatentsRecipe, "precompute"), latents)
+    losses = []
+    for cache in (latents, semantic_runs(root) / "semantic-latents"):
+        recipe = resolve_training_recipe("smoke-renderer", settings(root, "renderer"))
+        assert isinstance(recipe, RendererRecipe)
+        stage = prepare_stage(replace(recipe, latents=cache), tmp_path / cache.name, None, ignore_progress).stage
+        assert isinstance(stage, RendererStage)
+        assert ("text_encoder" in stage.modules()) == (cache != latents)
+        losses.append(stage.loss(stage.batch(0, generators(0)[0], torch.device("cpu")), generators(0)[1]).total.item())
+        stage.export(tmp_path / "model" / cache.name, "raw")
+    # Embeddings are kept in half precision.
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    for part in ("text_encoder", "tokenizer"):
+        assert list((tmp_path / "model" / "latents" / part).iterdir())
+
+
 def test_the_planner_leaves_the_parts_of_the_renderer_alone(root: Path, tmp_path: Path) -> None:
     stage = prepare("planner", root, tmp_path, "settings.crop_share=0")
     assert isinstance(stage, PlannerStage)
     assert not any(parameter.requires_grad for parameter in stage.compressor.parameters())
+    assert isinstance(stage.text, EncodedText)
     assert not any(parameter.requires_grad for parameter in stage.text.text_encoder.parameters())
     plans = stage.batch(0, generators(0)[0], torch.device("cpu")).plans
     assert plans.shape == (2, 4, 2, 2, 4)

@@ -21,12 +21,12 @@ from sememe.semanticgen.stage_renderer import draw_texts
 from sememe.semanticgen.stage_settings import PlannerSettings
 from sememe.semanticgen.windows import make_layout
 from sememe.training.stage import Stage, StepLoss, Weights, make_rng
-from sememe.training.text_source import EncodedText
+from sememe.training.text_source import TextSource
 
 
 @dataclass(frozen=True, eq=False)
 class PlannerBatch:
-    """Plans and captions, the latter in the form of `EncodedText`."""
+    """Plans and captions, the latter in the form of a `TextSource`."""
 
     plans: PlanFeatures
     text: Tensor
@@ -38,7 +38,7 @@ class PlannerStage(Stage):
     Args:
         planner: Transformer over plans.
         compressor: Compressor of the cache's semantic features; frozen.
-        text: Text encoder and tokenizer of the renderer; frozen.
+        text: Texts by the frozen text encoder of the renderer, or embedded already.
         cache: Array "semantic".
         settings: Settings of the loss.
     """
@@ -49,13 +49,12 @@ class PlannerStage(Stage):
         self,
         planner: SemanticGenTransformer,
         compressor: SemanticCompressor,
-        text: EncodedText,
+        text: TextSource,
         cache: ArrayCache,
         settings: PlannerSettings,
     ) -> None:
         self.planner, self.text, self.cache, self.settings = planner.train(), text, cache, settings
         self.compressor = compressor.eval().requires_grad_(False)
-        text.text_encoder.eval().requires_grad_(False)
         slices, rows, columns, _ = cache.arrays[ARRAY].shape
         clock = LatentClock.of_slices(read_clock(cache))
         self._layouts = {count: make_layout(clock, (count, rows, columns)) for count in range(1, slices + 1)}

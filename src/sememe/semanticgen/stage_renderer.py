@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from sememe.semanticgen.shapes import EncoderFeatures, PlanFeatures, VideoLatent
 from sememe.semanticgen.stage_settings import RendererSettings
 from sememe.semanticgen.windows import SliceShape, WindowLayout, make_layout
 from sememe.training.stage import Stage, StepLoss, Weights, make_rng
-from sememe.training.text_source import EncodedText
+from sememe.training.text_source import EncodedText, TextSource
 
 _MOMENTUM = 0.01  # least share of a batch in the statistics of compressed features
 
@@ -40,7 +41,7 @@ class RendererBatch:
         first_frames: Latents of the first pictures; None for a backbone that takes none.
         has_image: Whether each clip's picture is given.
         semantic: Features of the encoder; None for a batch without plans.
-        text: Captions, in the form of `EncodedText`.
+        text: Captions, in the form of a `TextSource`.
         momentum: Share of the batch in the statistics of compressed features, large in the first steps.
     """
 
@@ -58,10 +59,11 @@ class RendererStage(Stage):
     Args:
         transformer: Starts from a backbone, which may take a first picture in further channels.
         compressor: Compressor of the cache's semantic features.
-        text: Text encoder, which is trained too, and tokenizer.
+        text: Text encoder, which is trained too, and tokenizer; or texts that were embedded by a frozen one.
         cache: Arrays "clean" and "semantic", and "first_frame" if the backbone takes pictures.
         settings: Settings of the losses.
         clock: Times of the latent frames.
+        copied: Folders of parts that are exported as they are, by name: those of a frozen text encoder.
     """
 
     name = "renderer"
@@ -70,14 +72,18 @@ class RendererStage(Stage):
         self,
         transformer: SemanticGenTransformer,
         compressor: SemanticCompressor,
-        text: EncodedText,
+        text: TextSource,
         cache: ArrayCache,
         settings: RendererSettings,
         clock: LatentClock,
+        copied: Mapping[str, Path] | None = None,
     ) -> None:
         self.transformer, self.compressor = transformer.train(), compressor.train()
-        self.text, self.cache, self.settings = text, cache, settings
-        text.text_encoder.train()
+        self.text, self.cache, self.settings, self._copied = text, cache, settings, copied or {}
+        if isinstance(text, EncodedText):
+            text.text_encoder.train()
+        if settings.checkpoints_activations:
+            transformer.enable_gradient_checkpointing()
         config: Any = transformer.config
         self._num_mask_channels = config.in_channels - 2 * config.out_channels
         _, *grid = cache.arrays["clean"].shape
@@ -95,11 +101,8 @@ class RendererStage(Stage):
         return self._num_mask_channels > 0
 
     def modules(self) -> Mapping[str, nn.Module]:
-        return {
-            "transformer": self.transformer,
-            "compressor": self.compressor,
-            "text_encoder": self.text.text_encoder,
-        }
+        text = {"text_encoder": self.text.text_encoder} if isinstance(self.text, EncodedText) else {}
+        return {"transformer": self.transformer, "compressor": self.compressor, **text}
 
     def batch(self, step: int, generator: torch.Generator, device: torch.device) -> RendererBatch:
         rng, settings, cache = make_rng(generator), self.settings, self.cache
@@ -159,8 +162,11 @@ class RendererStage(Stage):
         """Write `transformer/`, `compressor/`, `text_encoder/` and `tokenizer/`."""
         self.transformer.save_pretrained(folder / "transformer")
         self.compressor.save_pretrained(folder / "compressor")
-        self.text.text_encoder.save_pretrained(folder / "text_encoder")  # type: ignore[operator]
-        self.text.tokenizer.save_pretrained(folder / "tokenizer")
+        if isinstance(self.text, EncodedText):
+            self.text.text_encoder.save_pretrained(folder / "text_encoder")  # type: ignore[operator]
+            self.text.tokenizer.save_pretrained(folder / "tokenizer")
+        for name, source in self._copied.items():
+            shutil.copytree(source, folder / name)
 
 
 def join_picture(

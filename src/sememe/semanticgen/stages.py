@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from diffusers import WanTransformer3DModel
 
 from sememe.checkpoints.components import load_component, load_strictly
+from sememe.checkpoints.headers import CONFIG_NAME, read_json
 from sememe.compute.devices import choose_device
 from sememe.data.array_cache import ArrayCache
 from sememe.errors import RecipeError
@@ -29,6 +29,7 @@ from sememe.semanticgen.stage_settings import (
     ReaderRecipe,
     RendererRecipe,
 )
+from sememe.training.array_encoders import find_text
 from sememe.training.clips import open_clips, render_item, world_item
 from sememe.training.networks import choose_attention
 from sememe.training.recipes import ClipFormat, WorldData
@@ -36,6 +37,8 @@ from sememe.training.stage import Announce
 from sememe.training.text_source import EncodedText
 from sememe.world import WORLD_VERSION, random_scene, random_script, render_script
 from sememe.world.scene import BACKDROPS, BODIES, COLORS, CREATURES, OBJECTS, Backdrop
+
+_TEXT_PARTS = ("text_encoder", "tokenizer")
 
 
 class LabelledWorld:
@@ -182,7 +185,7 @@ class RendererPreparation:
         )
         renderer.save_pretrained(folder / "transformer")
         compressor.save_pretrained(folder / "compressor")
-        for name in ("text_encoder", "tokenizer"):
+        for name in () if "text" in cache.arrays else _TEXT_PARTS:
             load_component(name, self._parts[name]).save_pretrained(folder / name)
 
     def build(self, start: Path) -> RendererStage:
@@ -192,11 +195,11 @@ class RendererPreparation:
         compressor.check_encoder(cache.describe(ARRAY)["semantic_encoder"])
         _check_channels(transformer, cache)
         choose_attention(transformer, recipe.training.device)
-        text = EncodedText(
-            load_component("tokenizer", start / "tokenizer"), load_component("text_encoder", start / "text_encoder")
-        )
-        clock = LatentClock(recipe.temporal_ratio, recipe.fps)
-        return RendererStage(transformer, compressor, text, cache, recipe.settings, clock)
+        is_frozen = "text" in cache.arrays
+        text = find_text(self._parts, cache) if is_frozen else _load_text(start)
+        clock, frozen = LatentClock(recipe.temporal_ratio, recipe.fps), _TEXT_PARTS if is_frozen else ()
+        copied = {name: self._parts[name] for name in frozen}
+        return RendererStage(transformer, compressor, text, cache, recipe.settings, clock, copied)
 
 
 class PlannerPreparation:
@@ -220,18 +223,19 @@ class PlannerPreparation:
 
     def begin(self, folder: Path) -> None:
         torch.manual_seed(self._recipe.training.seed)
-        config: Any = load_component("text_encoder", self._parts["text_encoder"]).config
+        text_dim = read_json(self._parts["text_encoder"] / CONFIG_NAME)["d_model"]
         semantic_dim = self._compressor.config.semantic_dim
-        make_planner(self._recipe.network, semantic_dim, config.d_model).save_pretrained(folder / "planner")
+        make_planner(self._recipe.network, semantic_dim, text_dim).save_pretrained(folder / "planner")
 
     def build(self, start: Path) -> PlannerStage:
         recipe, parts = self._recipe, self._parts
         planner = load_strictly(SemanticGenTransformer, start / "planner", torch.float32)
         choose_attention(planner, recipe.training.device)
-        text = EncodedText(
-            load_component("tokenizer", parts["tokenizer"]), load_component("text_encoder", parts["text_encoder"])
-        )
-        return PlannerStage(planner, self._compressor, text, self._cache, recipe.settings)
+        return PlannerStage(planner, self._compressor, find_text(parts, self._cache), self._cache, recipe.settings)
+
+
+def _load_text(folder: Path) -> EncodedText:
+    return EncodedText(*(load_component(name, folder / name) for name in ("tokenizer", "text_encoder")))
 
 
 def make_planner(network: PlannerNetwork, semantic_dim: int, text_dim: int) -> SemanticGenTransformer:

@@ -15,11 +15,12 @@ from sememe.backbones.autoencoder import encode_video, frames_to_video
 from sememe.backbones.first_frame import CachedFill, encode_cached_first_frame
 from sememe.checkpoints.components import load_component
 from sememe.checkpoints.fingerprint import fingerprint_encoder, fingerprint_model
-from sememe.data.array_cache import ClipItem
+from sememe.data.array_cache import ArrayCache, ClipItem
+from sememe.errors import RecipeError
 from sememe.training.clips import ClipCollection
 from sememe.training.networks import read_video
 from sememe.training.recipes import Regeneration
-from sememe.training.text_source import EncodedText
+from sememe.training.text_source import CachedText, EncodedText, TextSource
 
 
 class CleanLatents:
@@ -118,3 +119,32 @@ def describe_text(text_encoder: Path, tokenizer: Path, length: int | None, *, re
     """What decides on text embeddings: the folders' content, and how texts are read."""
     hashes = " ".join(fingerprint_model(folder).sha256[:16] for folder in (text_encoder, tokenizer))
     return {"text_encoder": hashes, "text_length": str(length), "reads_padding": str(reads_padding)}
+
+
+def find_text(
+    parts: Mapping[str, Path], cache: ArrayCache, length: int | None = None, *, reads_padding: bool = False
+) -> TextSource:
+    """Return the cache's text embeddings where it has them, else a frozen text encoder.
+
+    Args:
+        parts: Folders of "text_encoder" and "tokenizer".
+        cache: Cache of the clips.
+        length: Tokens per caption; None for the tokenizer's own number.
+        reads_padding: As in `EncodedText`.
+
+    Raises:
+        RecipeError: The cache's embeddings are those of another text encoder, or were made in another way.
+    """
+    if "text" not in cache.arrays:
+        encoder = load_component("text_encoder", parts["text_encoder"]).requires_grad_(False)
+        return EncodedText(
+            load_component("tokenizer", parts["tokenizer"]), encoder, length, reads_padding=reads_padding
+        )
+    found = cache.arrays["text"].made_by
+    expected = describe_text(parts["text_encoder"], parts["tokenizer"], length, reads_padding=reads_padding)
+    if found != expected:
+        raise RecipeError(
+            f"the text embeddings were made with {found}, but the backbone needs {expected}; precompute them with "
+            "its text_encoder, text_length and reads_padding"
+        )
+    return CachedText(cache)

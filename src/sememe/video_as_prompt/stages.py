@@ -19,7 +19,7 @@ from sememe.data.array_cache import ArrayCache
 from sememe.data.pairing import PairSampler, draw_captions, pick_captions
 from sememe.diffusion.objectives import FLOW, NoisePath, PredictionType, sample_losses, sample_sigma
 from sememe.errors import RecipeError
-from sememe.training.array_encoders import describe_text
+from sememe.training.array_encoders import find_text
 from sememe.training.networks import (
     AttentionChooser,
     choose_attention,
@@ -28,9 +28,9 @@ from sememe.training.networks import (
     train_tokenizer,
 )
 from sememe.training.stage import Announce, Stage, StepLoss, Weights, make_rng
-from sememe.training.text_source import CachedText, EncodedText, TextSource
+from sememe.training.text_source import EncodedText, TextSource
 from sememe.video_as_prompt.expert_model import ExpertModel
-from sememe.video_as_prompt.families import BackboneFamily, ForwardInputs, TransformerAlone, WanFamily, choose_family
+from sememe.video_as_prompt.families import ForwardInputs, TransformerAlone, WanFamily, choose_family
 from sememe.video_as_prompt.network_cogvideox import CogVideoXVideoAsPromptTransformer
 from sememe.video_as_prompt.network_wan import WanVideoAsPromptTransformer
 from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
@@ -330,7 +330,7 @@ class ExpertPreparation:
         choose_attention(cast(AttentionChooser, transformer), recipe.training.device)
         family = choose_family(TransformerAlone(transformer))
         path = FLOW if family.prediction == "flow" else _read_path(recipe.backbone, family.prediction)
-        text = _find_text(parts, family, self._cache)
+        text = find_text(parts, self._cache, family.text_length, reads_padding=family.reads_padding)
         latents = select_conditions(self._cache, find_unseen(self._cache, recipe.unseen), recipe.num_conditions)
         return ExpertStage(transformer, text, latents, recipe.settings, path)
 
@@ -391,24 +391,6 @@ def select_conditions(cache: ArrayCache, unseen: NDArray[np.bool_], num_conditio
     order = np.random.Generator(np.random.PCG64(0)).permutation(len(seen))
     chosen = {seen[place] for place in order[:num_conditions]}
     return cache.only([place for place in places if cache.conditions[place] in chosen])
-
-
-def _find_text(parts: Mapping[str, Path], family: BackboneFamily, cache: ArrayCache) -> TextSource:
-    """The cache's text embeddings where it has them, else the backbone's text encoder."""
-    length, reads_padding = family.text_length, family.reads_padding
-    if "text" not in cache.arrays:
-        encoder = load_component("text_encoder", parts["text_encoder"]).requires_grad_(False)
-        return EncodedText(
-            load_component("tokenizer", parts["tokenizer"]), encoder, length, reads_padding=reads_padding
-        )
-    found = cache.arrays["text"].made_by
-    expected = describe_text(parts["text_encoder"], parts["tokenizer"], length, reads_padding=reads_padding)
-    if found != expected:
-        raise RecipeError(
-            f"the text embeddings were made with {found}, but the backbone needs {expected}; precompute them with "
-            "its text_encoder, text_length and reads_padding"
-        )
-    return CachedText(cache)
 
 
 def _put_expert(backbone: Any, recipe: ExpertRecipe, fill: str) -> ExpertModel:
