@@ -1,7 +1,8 @@
-"""SemanticGen's recipes: the built-in model `tiny`, its baselines, and twins of all that take seconds.
+"""SemanticGen's recipes: the built-in model `tiny`, its baselines, models of the size of Wan2.1, and twins of `tiny`
+that take seconds.
 
-In order: `tiny-semantic-encoder`, `tiny-semantic-latents`, `tiny-renderer`, `tiny-planner`, `tiny-semanticgen`.
-Imports no torch.
+In order: `tiny-semantic-encoder`, `tiny-semantic-latents`, `tiny-renderer`, `tiny-planner`, `tiny-semanticgen`; the
+reader of the evaluation is apart. Imports no torch.
 """
 
 from __future__ import annotations
@@ -9,22 +10,24 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from sememe.semanticgen.settings import BUILT_IN
+from sememe.semanticgen.settings import BUILT_IN, Settings
 from sememe.semanticgen.stage_settings import (
     CompressorNetwork,
     EncoderRecipe,
     EncoderSettings,
     PlannerNetwork,
     PlannerRecipe,
+    PlannerSettings,
     ReaderNetwork,
     ReaderRecipe,
     ReaderSettings,
     RendererRecipe,
+    RendererSettings,
     SemanticGenModelRecipe,
     SemanticLatentsRecipe,
     TowerNetwork,
 )
-from sememe.training.config import shorten, train_transformer
+from sememe.training.config import ScheduleConfig, TrainingConfig, shorten, train_transformer
 from sememe.training.recipes import ClipFormat, WorldData
 
 _SCRIPTS = ClipFormat(num_frames=33)  # 4 seconds after the first frame
@@ -161,6 +164,124 @@ def tiny_vae_plan() -> SemanticGenModelRecipe:
         encoder="video-as-prompt/tiny/vae",
         renderer="runs/tiny-vae-plan-renderer",
         planner="runs/tiny-vae-plan-planner",
+    )
+
+
+# At the scale of Wan2.1; folders of released models in the layout of diffusers and transformers.
+
+
+def wan_1_3b_semantic_latents() -> SemanticLatentsRecipe:
+    """Clips at the backbone's own size; `--set dataset=FOLDER` takes those of a dataset."""
+    return SemanticLatentsRecipe(
+        name="wan-1-3b-semantic-latents",
+        description="clips of 832x480 pixels and 81 frames: latents of Wan2.1, features of Qwen2.5-VL-3B, texts",
+        clips=ClipFormat(num_frames=81, height=480, width=832, fps=16.0, sampling="fps"),
+        data=WorldData(num_clips=4_000, clips_per_scene=1, kind="scripts"),
+        autoencoder="Wan2.1-T2V-1.3B-Diffusers",
+        semantic_encoder="Qwen2.5-VL-3B-Instruct",
+        text_encoder="Wan2.1-T2V-1.3B-Diffusers",
+        batch_size=1,
+        dtype="bfloat16",
+    )
+
+
+def wan_1_3b_renderer() -> RendererRecipe:
+    """Renderer and compressor; the text encoder stays frozen, and its embeddings are read from the cache."""
+    return RendererRecipe(
+        name="wan-1-3b-renderer",
+        description="the renderer from Wan2.1-T2V-1.3B, and its compressor",
+        latents=Path("runs/wan-1-3b-semantic-latents"),
+        backbone="Wan2.1-T2V-1.3B-Diffusers",
+        temporal_ratio=4,
+        fps=16.0,
+        settings=RendererSettings(batch_size=1, image_share=0.0, window_seconds=5.0, checkpoints_activations=True),
+        training=_train_at_scale(10_000),
+    )
+
+
+def wan_1_3b_planner() -> PlannerRecipe:
+    """A planner of the backbone's size, with random weights; the paper's begins with the backbone's."""
+    return PlannerRecipe(
+        name="wan-1-3b-planner",
+        description="the planner at the size of Wan2.1-T2V-1.3B",
+        latents=Path("runs/wan-1-3b-semantic-latents"),
+        renderer="runs/wan-1-3b-renderer",
+        network=PlannerNetwork(num_layers=30, num_attention_heads=12, attention_head_dim=128, ffn_dim=8960),
+        settings=PlannerSettings(batch_size=8),
+        training=_train_at_scale(50_000),
+    )
+
+
+def wan_1_3b_semanticgen() -> SemanticGenModelRecipe:
+    """The whole model."""
+    return SemanticGenModelRecipe(
+        name="wan-1-3b-semanticgen",
+        description="832x480 pixels, 5 seconds and more, at the size of Wan2.1-T2V-1.3B",
+        autoencoder="Wan2.1-T2V-1.3B-Diffusers",
+        encoder="Qwen2.5-VL-3B-Instruct",
+        renderer="runs/wan-1-3b-renderer",
+        planner="runs/wan-1-3b-planner",
+        generation=Settings(),
+    )
+
+
+def wan_14b_semantic_latents() -> SemanticLatentsRecipe:
+    """With the features of the paper's main runs."""
+    return replace(
+        wan_1_3b_semantic_latents(),
+        name="wan-14b-semantic-latents",
+        description="clips of 832x480 pixels and 81 frames: latents of Wan2.1, features of Qwen2.5-VL-72B, texts",
+        autoencoder="Wan2.1-T2V-14B-Diffusers",
+        semantic_encoder="Qwen2.5-VL-72B-Instruct",
+        text_encoder="Wan2.1-T2V-14B-Diffusers",
+    )
+
+
+def wan_14b_renderer() -> RendererRecipe:
+    """Renderer and compressor."""
+    return replace(
+        wan_1_3b_renderer(),
+        name="wan-14b-renderer",
+        description="the renderer from Wan2.1-T2V-14B, and its compressor",
+        latents=Path("runs/wan-14b-semantic-latents"),
+        backbone="Wan2.1-T2V-14B-Diffusers",
+    )
+
+
+def wan_14b_planner() -> PlannerRecipe:
+    """A planner of the backbone's size."""
+    return replace(
+        wan_1_3b_planner(),
+        name="wan-14b-planner",
+        description="the planner at the size of Wan2.1-T2V-14B",
+        latents=Path("runs/wan-14b-semantic-latents"),
+        renderer="runs/wan-14b-renderer",
+        network=PlannerNetwork(num_layers=40, num_attention_heads=40, attention_head_dim=128, ffn_dim=13824),
+    )
+
+
+def wan_14b_semanticgen() -> SemanticGenModelRecipe:
+    """The whole model."""
+    return replace(
+        wan_1_3b_semanticgen(),
+        name="wan-14b-semanticgen",
+        description="832x480 pixels, 5 seconds and more, at the size of Wan2.1-T2V-14B",
+        autoencoder="Wan2.1-T2V-14B-Diffusers",
+        encoder="Qwen2.5-VL-72B-Instruct",
+        renderer="runs/wan-14b-renderer",
+        planner="runs/wan-14b-planner",
+    )
+
+
+def _train_at_scale(num_steps: int) -> TrainingConfig:
+    """Steps are those of the paper's ablation; it gives no batch size and no learning rate."""
+    return TrainingConfig(
+        num_steps=num_steps,
+        learning_rate=1e-5,
+        betas=(0.9, 0.95),
+        schedule=ScheduleConfig(warmup_steps=500),
+        ema_decay=0.0,
+        prefetch_batches=1,
     )
 
 
