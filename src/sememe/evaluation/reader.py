@@ -204,7 +204,7 @@ class ClipReader:
         seen = resize_clip(Clip(clip.frames[picks], config.fps), config.size, config.size, "stretch")
         found: ReadingLogits = self.network(clips_to_video([seen]))
         words = {name: config.vocabulary[name][int(logits[0].argmax())] for name, logits in found.labels.items()}
-        shortest = max(1, round(_SHORTEST_SECONDS * config.fps))
+        shortest = max(1, min(round(_SHORTEST_SECONDS * config.fps), len(picks) // num_conditions))
         order = find_sequence(found.conditions[0].log_softmax(dim=-1).numpy(), num_conditions, shortest)
         names = [config.vocabulary["condition"][value] for value in order]
         return Reading(
