@@ -96,6 +96,10 @@ def make_depth_estimator(network: DepthNetwork, image_size: int) -> DepthAnythin
         head_hidden_size=network.head_size,
     )
     model = DepthAnythingForDepthEstimation(config)
+    # The class's own weights, of standard deviation 0.02, hardly let anything through layers as narrow as these.
+    for layer in (*model.neck.modules(), *model.head.modules()):
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+            layer.reset_parameters()
     # What the head gives passes a ReLU: below 0 in all places from the start, it would never learn.
     torch.nn.init.constant_(model.head.conv3.bias, 0.5)
     return model
