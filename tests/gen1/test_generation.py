@@ -9,10 +9,11 @@ import pytest
 from gen1.model_factories import make_picture, make_pipeline, make_source
 from sememe.errors import InputError
 from sememe.gen1.generation import Gen1Inputs
-from sememe.gen1.pipeline import Gen1Pipeline
 from sememe.gen1.settings import Settings
 from sememe.video import Clip, read_clip, read_image, write_clip, write_image
 from sememe.workflows.generate import GenerationRequest, generate
+from sememe.workflows.loading import LoadedModel, load_model
+from sememe.workflows.systems import SYSTEMS
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +30,11 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def loaded(files: Path) -> LoadedModel:
+    return load_model(SYSTEMS["gen1"], str(files / "model"))
+
+
 def make_smooth_source() -> Clip:
     """Six frames of a ramp that moves, which files with loss keep nearly as they are."""
     ramp = np.add.outer(np.arange(6) * 4, np.arange(24) * 6).astype(np.uint8)
@@ -42,7 +48,9 @@ def ask(files: Path, output: Path, sheet: Path | None = None, **inputs: Any) -> 
 
 
 @pytest.mark.parametrize("mask", ["mask.png", "mask.mkv"])
-def test_the_beginning_of_a_source_is_edited_inside_a_mask(mask: str, files: Path, tmp_path: Path) -> None:
+def test_the_beginning_of_a_source_is_edited_inside_a_mask(
+    mask: str, files: Path, loaded: LoadedModel, tmp_path: Path
+) -> None:
     request = ask(
         files,
         tmp_path / "out.mkv",
@@ -52,14 +60,12 @@ def test_the_beginning_of_a_source_is_edited_inside_a_mask(mask: str, files: Pat
         seconds=0.5,
         save_structure=tmp_path / "structure.mkv",
     )
-    result = generate(request)
+    result = generate(request, loaded=loaded)
     source, made = read_clip(files / "source.mkv"), read_clip(result.output)
     assert made.frames.shape == (4, 16, 24, 3)
     size, settings = result.document["output"], result.document["settings"]
     assert (size["num_frames"], settings["height"], settings["width"], settings["num_frames"]) == (4, 16, 24, 4)
-    assert (
-        result.document["model"]["content_space"] == Gen1Pipeline.from_pretrained(files / "model").config.content_space
-    )
+    assert result.document["model"]["content_space"] == loaded.pipeline.config.content_space
     assert read_clip(tmp_path / "structure.mkv").num_frames == 4
     # Rows for source, structure and result, and one more for a mask that is a video.
     rows = 3 + mask.endswith("mkv")
@@ -69,8 +75,8 @@ def test_the_beginning_of_a_source_is_edited_inside_a_mask(mask: str, files: Pat
     assert difference[:, :, 14:].mean() < difference[:, :, :10].mean() / 4
 
 
-def test_a_text_gives_the_whole_source_another_look(files: Path, tmp_path: Path) -> None:
-    result = generate(ask(files, tmp_path / "out.mp4", content="gold"))
+def test_a_text_gives_the_whole_source_another_look(files: Path, loaded: LoadedModel, tmp_path: Path) -> None:
+    result = generate(ask(files, tmp_path / "out.mp4", content="gold"), loaded=loaded)
     assert read_clip(result.output).num_frames == 6
     assert (result.document["content"], result.document["inputs"].keys()) == ("gold", {"source"})
 
@@ -98,13 +104,13 @@ def test_mistakes_are_found_before_a_file_is_read(inputs: dict[str, Any], messag
     ],
 )
 def test_files_that_do_not_fit_the_source_are_refused(
-    inputs: dict[str, Any], message: str, files: Path, tmp_path: Path
+    inputs: dict[str, Any], message: str, files: Path, loaded: LoadedModel, tmp_path: Path
 ) -> None:
     write_clip(make_source(3, 16, 24), files / "short.mkv")
     write_image(np.full((16, 16, 3), 255, np.uint8), files / "square.png")
     given = {name: files / value if isinstance(value, str) else value for name, value in inputs.items()}
     with pytest.raises(InputError, match=message):
-        generate(ask(files, tmp_path / "out.mp4", content="gold", **given))
+        generate(ask(files, tmp_path / "out.mp4", content="gold", **given), loaded=loaded)
 
 
 def test_a_long_source_is_announced(files: Path) -> None:

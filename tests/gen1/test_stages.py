@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
 
 from gen1.smoke_chain import gen1_runs, settings
 from sememe.data.array_cache import ArrayCache
@@ -129,7 +128,8 @@ def test_a_customisation_is_loaded_and_taken_out_again(root: Path, pipeline: Gen
     recipe = resolve_training_recipe("smoke-gen1-customisation", [*given, f"pictures={tmp_path / 'none'}"])
     with pytest.raises(InputError, match="expected pictures"):
         train_recipe(recipe, tmp_path / "run")
-    recipe = resolve_training_recipe("smoke-gen1-customisation", [*given, f"pictures={folder}"])
+    given += [f"pictures={folder}", "training.learning_rate=0.3"]  # large, so that four steps are seen
+    recipe = resolve_training_recipe("smoke-gen1-customisation", given)
     train_recipe(recipe, tmp_path / "run")
 
     def generate() -> np.ndarray:
@@ -144,21 +144,23 @@ def test_a_customisation_is_loaded_and_taken_out_again(root: Path, pipeline: Gen
             pipeline.save_pretrained(tmp_path / "model")
     finally:
         pipeline.unload_lora_weights()
-    assert np.array_equal(generate(), before)
+    assert np.abs(generate().astype(int) - before).max() <= 1
 
 
 def test_the_recipe_for_stable_diffusion_is_a_model_of_its_size() -> None:
     """On the meta device, which holds no weights: the network as `gen1-unet` begins with it."""
-    recipe, clips = gen1_unet(), gen1_latents().clips
+    recipe = gen1_unet()
     with torch.device("meta"):
-        image_model = UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8)
-        model = Gen1UNet.from_image_model(image_model, recipe.network.max_frames, content_dim=1280)
-        count = clips.num_frames
-        sample = torch.empty(1, model.config.in_channels, count, clips.height // 8, clips.width // 8)
-        predicted = model(sample, torch.zeros(1), torch.empty(1, 1, 1280)).sample
-    assert predicted.shape == (1, 4, count, 32, 56)
+        model = Gen1UNet(
+            max_frames=recipe.network.max_frames,
+            cross_attention_dim=768,
+            attention_head_dim=8,
+            encoder_hid_dim=1280,
+            encoder_hid_dim_type="text_proj",
+        )
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     # The image model's own 859,520,964, with 8 more channels of conditions and a projection of the content.
     spatial = sum(size for name, size in sizes.items() if "temporal_" not in name)
     assert spatial == 859_520_964 + 8 * 320 * 9 + (1280 * 768 + 768)
+    assert gen1_latents().clips.num_frames == model.config.max_frames
     assert [phase.num_steps for phase in recipe.training.phases] == [15_000, 75_000, 25_000, 10_000]

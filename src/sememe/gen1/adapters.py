@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from sememe.compute.lora import without_injection_warnings
 from sememe.errors import InputError
 
 WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
@@ -31,7 +32,10 @@ def load_lora(unet: Any, folder: Path) -> None:
     if not (folder / WEIGHTS_NAME).is_file():
         raise InputError(f"expected a LoRA ({WEIGHTS_NAME}) in {folder}, found none")
     try:
-        unet.load_lora_adapter(folder, prefix=None, adapter_name="default", use_safetensors=True, local_files_only=True)
+        with without_injection_warnings():
+            unet.load_lora_adapter(
+                folder, prefix=None, adapter_name="default", use_safetensors=True, local_files_only=True
+            )
     except (ValueError, RuntimeError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"the LoRA in {folder} does not fit this model: {reason}") from error

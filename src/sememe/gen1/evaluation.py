@@ -37,6 +37,7 @@ NUM_LOOKS = 32
 LEVELS, TIME = "levels", "time"
 """Groups of rows beside "picture": structure levels 1 to 7, and temporal guidance below and above 1."""
 _STRENGTH = 0.6
+_scene = lru_cache(maxsize=4096)(random_scene)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ class LookCase:
 
     def paint(self, look: int) -> Scene:
         """Return the scene in a look."""
-        return repaint(random_scene(self.scene), look)
+        return repaint(_scene(self.scene), look)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +191,7 @@ def deal_looks(generations: int, per_scene: int, seed: int) -> tuple[LookCase, .
     cases: list[LookCase] = []
     while len(cases) < generations:
         scene, other = _draw_scene(rng), _draw_scene(rng)
-        able = [name for name in moves if can_show(random_scene(scene), name)]
+        able = [name for name in moves if can_show(_scene(scene), name)]
         move, first = able[int(rng.integers(len(able)))], int(rng.integers(1 << 16))
         looks = first + 1 + rng.permutation(NUM_LOOKS - 1)[: min(per_scene, generations - len(cases))]
         cases += [LookCase(scene, move, first, int(look), other, int(rng.integers(1 << 31))) for look in looks]
@@ -201,7 +202,7 @@ def _draw_scene(rng: np.random.Generator) -> int:
     """Draw a scene with a subject; whole photographs have no depth."""
     while True:
         scene = EVALUATION_SEED + int(rng.integers(1 << 20))
-        if random_scene(scene).subject is not None:
+        if _scene(scene).subject is not None:
             return scene
 
 
@@ -264,7 +265,7 @@ class Maker:
         if row.by == "text":
             return self.truth(case).caption
         if row.by == "other_scene":
-            return self._film(repaint(random_scene(case.other_scene), case.look), None).clip.frames[0]
+            return self._film(repaint(_scene(case.other_scene), case.look), None).clip.frames[0]
         return self.truth(case).clip.frames[0]
 
     @torch.no_grad()
@@ -304,7 +305,7 @@ class Maker:
 
     def _make_oracle(self, scene: int, condition: str, first_look: int) -> Oracle:
         looks = range(first_look, first_look + NUM_LOOKS)
-        painted = {str(look): repaint(random_scene(scene), look) for look in looks}
+        painted = {str(look): repaint(_scene(scene), look) for look in looks}
         return Oracle({name: self._render(each, condition).clip for name, each in painted.items()})
 
     @torch.no_grad()
