@@ -13,12 +13,13 @@ import torch
 from diffusers.utils import logging as diffusers_logging
 
 from benchmarks.footprint import count_reference_work, measure_generations, quick_size, tiny_size
+from benchmarks.frames import FEW, OWN, measure_lengths
 from benchmarks.geometry import QUICK, TRIAL
 from benchmarks.growth import BRIEF, FULL, measure_references, measure_steps_and_beginning, measure_tokens
 from benchmarks.results import RESULTS, describe_run, write_result
 from benchmarks.speed import PLACEMENTS, check_rival, choose_dtypes, measure_steps
 
-PARTS = ("rival", "steps", "reference", "memory", "growth")
+PARTS = ("rival", "steps", "reference", "memory", "growth", "frames")
 
 
 def run(parts: Sequence[str], num_rounds: int, *, quick: bool) -> dict[str, Any]:
@@ -43,6 +44,7 @@ def run(parts: Sequence[str], num_rounds: int, *, quick: bool) -> dict[str, Any]
         "reference": lambda: _show(count_reference_work()),
         "memory": lambda: _show(measure_generations(quick_size() if quick else tiny_size())),
         "growth": lambda: _measure_growth(max(1, num_rounds - 1), quick=quick),
+        "frames": lambda: _show(measure_lengths(FEW if quick else OWN, num_rounds)),
     }
     for part in PARTS:
         if part in parts:

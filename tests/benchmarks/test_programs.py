@@ -110,6 +110,13 @@ def test_growth(tmp_path: Path) -> None:
     assert {row["name"] for row in found["steps"]["rows"]} == CONTESTANTS
 
 
+def test_memory_is_that_of_a_window_whatever_the_length(tmp_path: Path) -> None:
+    one, two, _ = run_cpu(tmp_path, "frames")["frames"]
+    assert (one["num_frames"], two["num_frames"]) == (8, 16)
+    # Beside a window there are only what the network is given of the clip, and its prediction.
+    assert two["peak_bytes"] < 1.25 * one["peak_bytes"]
+
+
 def run_gpu(folder: Path, family: str, *parts: str) -> dict[str, Any]:
     output = folder / "result.json"
     options = ["--device", "cpu", "--quick", "--rounds", "1", "--families", family, "--output", str(output)]
