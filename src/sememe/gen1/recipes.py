@@ -63,7 +63,10 @@ def tiny_gen1_autoencoder() -> AutoencoderRecipe:
         dataset=Path("runs/tiny-gen1-frames"),
         network=LinearNetwork(latent_channels=16, patch_size=4, temporal_patch_size=1, hidden_channels=32),
         settings=AutoencoderSettings(batch_size=4),
-        training=_train(learning_rate=2e-3, warmup_steps=30, ema_decay=0.99, max_minutes=6.0),
+        # It has convolutions alone, which Muon does not train.
+        training=replace(
+            _train(learning_rate=2e-3, warmup_steps=30, ema_decay=0.99, max_minutes=6.0), optimizer="adamw"
+        ),
     )
 
 
@@ -73,7 +76,7 @@ def tiny_gen1_depth() -> DepthRecipe:
         name="tiny-gen1-depth",
         description="the depth network of tiny: a small Depth-Anything, taught by the world",
         frames=Path("runs/tiny-gen1-frames"),
-        training=_train(learning_rate=1e-3, warmup_steps=50, ema_decay=0.99, max_minutes=12.0),
+        training=_train(learning_rate=2e-3, warmup_steps=50, ema_decay=0.99, max_minutes=12.0),
     )
 
 
@@ -283,6 +286,7 @@ def _train(*, learning_rate: float, warmup_steps: int, ema_decay: float, max_min
     return TrainingConfig(
         num_steps=_UNBOUNDED,
         learning_rate=learning_rate,
+        optimizer="muon",
         schedule=ScheduleConfig(warmup_steps=warmup_steps, shape="cosine", final_ratio=0.02),
         ema_decay=ema_decay,
         max_minutes=max_minutes,
