@@ -96,6 +96,10 @@ class ReaderStage(Stage):
         metrics = {"condition": right.float().mean()}
         for name, logits in found.labels.items():
             total = total + functional.cross_entropy(logits.float(), batch.labels[name])
+            # Each moment alone as well, which teaches what a frame shows sooner.
+            alone = self.reader.labels[name](found.features).float().flatten(0, 1)
+            truth = batch.labels[name].repeat_interleave(found.features.shape[1])
+            total = total + functional.cross_entropy(alone, truth)
             metrics[name] = (logits.argmax(dim=-1) == batch.labels[name]).float().mean()
         return StepLoss(total=total * len(batch.video), num_samples=len(batch.video), metrics=metrics)
 

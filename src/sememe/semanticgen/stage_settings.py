@@ -261,7 +261,7 @@ class ReaderSettings:
         max_noise: Largest standard deviation of noise on pixels, which go from -1 to 1.
     """
 
-    batch_size: int = 16
+    batch_size: int = 8
     blurred_share: float = 0.3
     max_noise: float = 0.15
 
