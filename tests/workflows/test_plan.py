@@ -43,7 +43,7 @@ def few_layers() -> Iterator[None]:
         image_config={**known.image_config, "num_hidden_layers": 3},
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(RELEASED, "wan-14b", small)  # type: ignore[arg-type]
+        patch.setitem(RELEASED, "wan-14b", small)
         yield
 
 
