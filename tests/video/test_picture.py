@@ -170,6 +170,21 @@ def test_what_is_no_picture(tmp_path: Path) -> None:
     assert "no file" in refusal(tmp_path / "none.png")
 
 
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "a HEIC picture"),
+        (b"8BPS\0\1", "a Photoshop file"),
+        (b"<?xml version='1.0'?><svg/>", "an SVG drawing"),
+        (b"dear diary", "is none, or is damaged"),
+    ],
+)
+def test_formats_that_are_not_read_are_named(start: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(start.ljust(100, b"\0"))
+    with pytest.raises(VideoError, match=message):
+        read_image(tmp_path / "a.png")
+
+
 def test_writing_what_is_no_picture(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="uint8"):
         write_image(np.zeros((8, 8, 3), np.float32), tmp_path / "a.png")

@@ -6,7 +6,7 @@ import av
 import numpy as np
 import pytest
 
-from sememe.errors import InputError
+from sememe.errors import InputError, VideoError
 from sememe.video import Clip, read_clip
 from video_files import Recipe, corner_names, counting_frames, encode, frame_numbers, patch_display_matrix, quadrants
 
@@ -70,6 +70,19 @@ def test_first_and_rate_sampling(tmp_path: Path) -> None:
     assert frame_numbers(by_rate) == list(range(0, 60, 3))
     assert by_rate.fps == 10
     assert frame_numbers(read_clip(path, sampling="fps", fps=10, num_frames=4)) == [0, 3, 6, 9]
+
+
+def test_a_section_is_read_as_a_file_of_its_own(tmp_path: Path) -> None:
+    path = encode(tmp_path / "a.mp4", counting_frames(20), Recipe(rate=10, options={"g": "4"}))
+    whole = read_clip(path)
+    section = read_clip(path, start=0.5, end=1.2)
+    assert section == Clip(whole.frames[5:12], whole.fps)
+    assert np.array_equal(read_clip(path, num_frames=3, start=0.5, end=1.2).frames, whole.frames[[5, 8, 11]])
+    assert np.array_equal(read_clip(path, num_frames=2, sampling="first", start=1.8).frames, whole.frames[18:])
+    with pytest.raises(VideoError, match=r"frames from 7 s on, but .* lasts 1\.9 s"):
+        read_clip(path, start=7.0)
+    with pytest.raises(InputError, match="and rising, got 2"):
+        read_clip(path, start=2.0, end=1.0)
 
 
 def test_short_videos_repeat_frames(tmp_path: Path) -> None:
@@ -233,3 +246,21 @@ def encode_planes(path: Path, values: list[int], lines: int, options: dict[str, 
 def test_what_does_not_fit_is_refused(tmp_path: Path, arguments: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         read_clip(tmp_path / "never looked at.mp4", **arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "message"),
+    [
+        ("a.ts", "libx264", "an MPEG transport stream"),
+        ("a.m2ts", "libx264", "an MPEG transport stream"),
+        ("a.mpg", "mpeg2video", "an MPEG program stream"),
+        ("a.flv", "flv1", "a Flash video"),
+        ("a.ogv", "libvpx", "an Ogg file"),
+        ("a.apng", "apng", "a PNG picture or animation"),
+    ],
+)
+def test_containers_that_are_not_read_are_named(name: str, codec: str, message: str, tmp_path: Path) -> None:
+    pixels = {"apng": "rgb24"}.get(codec, "yuv420p")
+    path = encode(tmp_path / name, counting_frames(4), Recipe(codec=codec, pixel_format=pixels, rate=25))
+    with pytest.raises(VideoError, match=rf"{message}; convert it, .*ffmpeg -i {name}"):
+        read_clip(path)

@@ -1,7 +1,9 @@
 """The record that everything speaks: frames and how fast they go; and how much of a file may become one."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -76,6 +78,20 @@ class Clip:
         if array.ndim != 3:
             raise VideoError(f"expected a picture of shape (height, width, 3), got an array of shape {array.shape}")
         return cls(array[None], fps)
+
+    @classmethod
+    def from_images(cls, images: Sequence[Any], fps: float) -> "Clip":
+        """A clip of PIL images or uint8 arrays (height, width, 3) of one size, as diffusers' `load_video` returns them.
+
+        Raises:
+            VideoError: There are none, or they are of several sizes.
+        """
+        # What an image has beside its colours is dropped.
+        frames = [np.asarray(image.convert("RGB") if hasattr(image, "convert") else image) for image in images]
+        sizes = {frame.shape for frame in frames}
+        if len(sizes) != 1:
+            raise VideoError(f"expected pictures of one size, got {len(frames)} of {len(sizes)} sizes")
+        return cls(np.stack(frames), fps)
 
     @property
     def num_frames(self) -> int:

@@ -19,6 +19,15 @@ from sememe.video.source import checked_path
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
 
 _EXPECTED = "expected a picture (png, jpeg, webp, bmp, gif, tiff or avif)"
+_OTHER_FORMATS = {
+    "a JPEG 2000 picture": b"\x00\x00\x00\x0cjP",
+    "a Photoshop file": b"8BPS",
+    "an OpenEXR picture": b"\x76\x2f\x31\x01",
+    "a JPEG XL picture": b"\xff\x0a",
+    "a PDF": b"%PDF",
+    "an SVG drawing": b"<svg",
+    "an XML file, such as an SVG drawing": b"<?xml",
+}
 _PICTURE_SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 
@@ -49,10 +58,22 @@ def read_image(path: str | Path, *, limits: VideoLimits | None = None) -> Image:
             f"scale it down"
         ) from error
     except PIL.UnidentifiedImageError as error:
-        raise VideoError(f"{_EXPECTED}, but {path} is none, or is damaged") from error
+        raise VideoError(f"{_EXPECTED}, but {path} is {_name_format(path)}") from error
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise VideoError(f"{path} cannot be decoded ({reason}); the file is damaged or incomplete") from error
+
+
+def _name_format(path: Path) -> str:
+    """Return what a file is that is read by none of the decoders, by how it begins."""
+    with path.open("rb") as file:
+        start = file.read(64)
+    for name, magic in _OTHER_FORMATS.items():
+        if start.startswith(magic):
+            return f"{name}, which is not read; convert it to png or jpeg first"
+    if start[4:8] == b"ftyp" and any(brand in start[8:32] for brand in (b"heic", b"heix", b"hevc", b"mif1")):
+        return "a HEIC picture, which is not read; export it as jpeg (on an iPhone: Settings, Camera, Most Compatible)"
+    return "none, or is damaged"
 
 
 def write_image(image: np.ndarray, path: str | Path) -> None:

@@ -13,7 +13,15 @@ from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 from sememe.errors import InputError, VideoError
 from sememe.video.clip import Clip, Image, VideoLimits
 from sememe.video.colors import is_hdr, over_white, tone_map
-from sememe.video.resizing import Sampling, check_sampling, check_size, pick_frames_at, resampled_rate, resize_image
+from sememe.video.resizing import (
+    Sampling,
+    Times,
+    check_sampling,
+    check_size,
+    pick_frames_at,
+    resampled_rate,
+    resize_image,
+)
 from sememe.video.source import Source, Survey, check_frame_size, open_source
 
 
@@ -25,6 +33,8 @@ def read_clip(
     fps: float | None = None,
     size: tuple[int, int] | None = None,
     max_size: int | None = None,
+    start: float | None = None,
+    end: float | None = None,
     limits: VideoLimits | None = None,
     survey: Survey | None = None,
 ) -> Clip:
@@ -45,6 +55,8 @@ def read_clip(
             on both sides.
         max_size: Longest side of the clip in pixels; larger videos are scaled down, smaller ones keep their size. Not
             with `size`.
+        start: Seconds from the first frame; earlier frames count as cut off. None for the first frame.
+        end: Seconds from the first frame; frames from then on count as cut off. None for the end.
         limits: What the file is held to, `VideoLimits()` if None.
         survey: What `survey_video` found in this file, to spare a second pass over it.
 
@@ -54,7 +66,8 @@ def read_clip(
         evenly.
 
     Raises:
-        VideoError: The file is missing, is no video, has no frame, is not within the limits, or is damaged. A file
+        VideoError: The file is missing, is no video, has no frame (between start and end), is not within the limits, or
+            is damaged. A file
             counts as damaged if FFmpeg cannot decode it, or if over 5 % of the frames that its header promises are
             missing, as in a copy that was cut short. Damage that still decodes is not detected.
         InputError: An argument is out of range, or without effect.
@@ -66,12 +79,9 @@ def read_clip(
         geometry = _geometry(source, size, max_size)
         # Checked before the frames are picked as well: the list of picks alone could fill the memory.
         _check_kept(source, (num_frames or 0) * geometry.height * geometry.width * 3, limits)
-        if num_frames is None and fps is None:
-            picks = np.arange(len(survey.times))
-            rate = survey.fps
-        else:
-            picks = pick_frames_at(survey.times, num_frames, sampling, target_fps=fps)
-            rate = resampled_rate(sampling, len(picks), len(survey.times), survey.fps, fps)
+        first, last = _find_section(source, start, end)
+        picks, rate = _pick(survey.times[first:last], survey.fps, num_frames, sampling, fps)
+        picks += first
         _check_kept(source, len(picks) * geometry.height * geometry.width * 3, limits)
         return Clip(_collect(source, picks, geometry, limits), rate)
 
@@ -107,6 +117,29 @@ def _geometry(source: Source, size: tuple[int, int] | None, max_size: int | None
     height, width = source.height * max(1, 1 / aspect), source.width * max(1, aspect)
     scale = min(1.0, max_size / max(height, width)) if max_size else 1.0
     return _Geometry(max(1, round(height * scale)), max(1, round(width * scale)), exact=False)
+
+
+def _pick(
+    times: Times, own_rate: float, num_frames: int | None, sampling: Sampling, fps: float | None
+) -> tuple[np.ndarray, float]:
+    """Return which of the frames are taken, and the rate of the result."""
+    if num_frames is None and fps is None:
+        return np.arange(len(times)), own_rate
+    picks = pick_frames_at(times, num_frames, sampling, target_fps=fps)
+    return picks, resampled_rate(sampling, len(picks), len(times), own_rate, fps)
+
+
+def _find_section(source: Source, start: float | None, end: float | None) -> tuple[int, int]:
+    """Return the first frame that is shown from `start` on, and the first from `end` on."""
+    times = source.survey.times - source.survey.times[0]
+    low, high = start or 0.0, np.inf if end is None else end
+    if not 0 <= low < high:
+        raise InputError(f"expected a section of a video as start and end, 0 or more and rising, got {low} and {high}")
+    slack = 1e-6  # time stamps are rounded
+    first, last = np.searchsorted(times, [low - slack, high - slack])
+    if first == last:
+        raise VideoError(f"expected frames from {low:g} s on, but {source.path} lasts {times[-1]:g} s")
+    return int(first), int(last)
 
 
 def _check_kept(source: Source, num_bytes: int, limits: VideoLimits) -> None:

@@ -26,6 +26,13 @@ CODECS = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "h263", "mjpeg", "prores
 
 _DECODERS = (*CODECS, "libdav1d", "libvpx", "libvpx-vp9")
 _EXPECTED = "expected a video (mp4, mov, webm, mkv, avi or gif)"
+_OTHER_CONTAINERS = {
+    "an MPEG program stream": b"\x00\x00\x01\xba",
+    "a Flash video": b"FLV",
+    "a Windows Media file": bytes.fromhex("3026b2758e66cf11"),
+    "an Ogg file": b"OggS",
+    "a PNG picture or animation": b"\x89PNG",
+}
 _ALIGNMENT = 64  # decoders round sides up to whole blocks before they compare with max_pixels
 
 
@@ -138,7 +145,28 @@ def _open(path: Path, limits: VideoLimits) -> InputContainer:
             metadata_errors="replace",
         )
     except av.error.FFmpegError as error:
+        other = _name_container(path)
+        if other is not None:
+            raise VideoError(
+                f"{_EXPECTED}, but {path} is {other}; convert it, for example with "
+                f"`ffmpeg -i {path.name} -c:v libx264 -pix_fmt yuv420p {path.stem}.mp4`"
+            ) from error
         raise VideoError(f"{_EXPECTED}, but {path} is none, or is damaged or incomplete") from error
+
+
+def _name_container(path: Path) -> str | None:
+    """Return the name of a container that is not read, by how such a file begins; None for any other file."""
+    with path.open("rb") as file:
+        start = file.read(512)
+    for name, magic in _OTHER_CONTAINERS.items():
+        if start.startswith(magic):
+            return name
+    if start[8:12] == b"WEBP" and b"ANIM" in start:
+        return "an animated WebP"
+    # Packets of 188 bytes, behind a time stamp of 4 bytes in those of cameras.
+    if any(len(start) > at + 188 and start[at] == start[at + gap] == 0x47 for at, gap in ((0, 188), (4, 192))):
+        return "an MPEG transport stream"
+    return None
 
 
 def _decoder_options(limits: VideoLimits) -> dict[str, str]:
