@@ -46,6 +46,41 @@ def test_unchanged_files_are_read_once(tmp_path: Path, monkeypatch: pytest.Monke
     assert sorted(read) == ["model_index.json", "weights.safetensors"]
 
 
+def test_hashes_of_large_files_are_kept_from_process_to_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, cache = make_folder(tmp_path / "model"), tmp_path / "cache"
+    (folder / "notes.txt").write_text("not a part of the model")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    monkeypatch.setattr(module, "_KEPT_FROM", 3)
+    read: list[str] = []
+
+    def counted(path: Path) -> str:
+        read.append(path.name)
+        return hash_file(path)
+
+    monkeypatch.setattr(module, "hash_file", counted)
+
+    def again() -> list[str]:
+        """Do as a new process does, and return what is read."""
+        module._hash_unchanged.cache_clear()
+        read.clear()
+        found = fingerprint_model(folder)
+        assert found.files["vae/weights.safetensors"] == hash_file(folder / "vae" / "weights.safetensors")
+        assert "notes.txt" not in found.files
+        return sorted(read)
+
+    assert again() == ["model_index.json", "weights.safetensors"]
+    assert again() == ["model_index.json"]
+    (folder / "vae" / "weights.safetensors").write_bytes(b"abd")
+    assert again() == ["model_index.json", "weights.safetensors"]
+    for path in (cache / "sememe" / "hashes").iterdir():
+        path.write_text("not a hash")
+    assert again() == ["model_index.json", "weights.safetensors"]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "model_index.json"))  # a folder cannot be made there
+    assert again() == again() == ["model_index.json", "weights.safetensors"]
+
+
 def test_the_cache_of_the_hub_tells_hashes_and_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "snapshots" / ("1" * 40)
     folder.mkdir(parents=True)

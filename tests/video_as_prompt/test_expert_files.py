@@ -1,6 +1,8 @@
 """An expert's tensors: their names, ours and released; what is written comes back, what does not fit is named."""
 
 import json
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sememe.checkpoints.tensor_files import INDEX_NAME, WEIGHTS_NAME
+from sememe.checkpoints.tensor_files import INDEX_NAME, WEIGHTS_NAME, iterate_tensors
 from sememe.errors import ModelError
 from sememe.video_as_prompt.expert_files import COGVIDEOX_KEYS, WAN_KEYS, KeyMap
 from sememe.video_as_prompt.network_wan import WanVideoAsPromptTransformer
@@ -174,6 +176,23 @@ def test_shards_are_written_and_read(tmp_path: Path) -> None:
     # Back in one file: no shard and no index may stay behind.
     model.save_expert(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", WEIGHTS_NAME]
+
+
+def test_an_expert_is_loaded_in_the_place_of_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is never more than one copy: each tensor is freed when its successor comes."""
+    wan_factories.make_transformer().save_expert(tmp_path)
+    model = wan_factories.make_transformer(seed=5)
+    before = [weakref.ref(tensor) for _, tensor in expert_tensors(model)]
+    alive: list[int] = []
+
+    def count(*arguments: Any) -> Iterator[tuple[str, torch.Tensor]]:
+        for entry in iterate_tensors(*arguments):
+            alive.append(sum(each() is not None for each in before))
+            yield entry
+
+    monkeypatch.setattr("sememe.video_as_prompt.expert_files.iterate_tensors", count)
+    model.load_expert(tmp_path)
+    assert alive == list(range(len(before), len(before) - len(alive), -1))
 
 
 def expert_tensors(model: WanVideoAsPromptTransformer) -> list[tuple[str, torch.nn.Parameter]]:

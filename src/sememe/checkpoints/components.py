@@ -4,7 +4,7 @@ Only JSON and safetensors are read, only classes of one table are loaded, and ev
 """
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from sememe.checkpoints.headers import CONFIG_NAME, StoredTensor, read_json, read_stored_tensors
+from sememe.checkpoints.headers import CONFIG_NAME, StoredTensor, check_sizes, read_json, read_stored_tensors
 from sememe.checkpoints.tensor_files import iterate_stored
 from sememe.checkpoints.zoo import config_name
-from sememe.errors import ModelError
+from sememe.errors import InputError, ModelError
 
 ALLOWED_CLASSES: Mapping[str, Mapping[str, str]] = {
     "transformer": dict.fromkeys(("WanTransformer3DModel", "CogVideoXTransformer3DModel"), "diffusers"),
@@ -69,9 +69,23 @@ _READ_AS = {
     "DPTImageProcessor": "DPTImageProcessorPil",
     "DPTImageProcessorFast": "DPTImageProcessorPil",
 }
-# Their errors of a few per cent are visible, and they are small: these stay in float32.
+# A network may lack a head that its files hold; the libraries' own loaders leave it out as well.
+_LEFT_OUT = {"CLIPVisionModel": frozenset({"visual_projection.weight"})}
+Dtypes = torch.dtype | Mapping[str, torch.dtype]
+"""One precision for all networks, or one by the name of a component and "default" for the others, as in diffusers."""
+# Their errors of a few per cent are visible, and they are small: these stay in float32 unless they are named.
 _FULL_PRECISION = frozenset({"vae", "image_encoder", "depth_estimator"})
-_LOADING_ERRORS = (OSError, ValueError, RuntimeError, SafetensorError, KeyError, TypeError)
+_LOADING_ERRORS = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    SafetensorError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    MemoryError,
+)
 
 
 def find_class(name: str, folder: Path, entry: object = None) -> Any:
@@ -110,13 +124,48 @@ def read_entry(name: str, folder: Path, entry: object) -> tuple[str, str]:
     raise ModelError(f"expected library and class of {name} in the model_index.json of {folder.parent}, got {entry}")
 
 
-def load_component(name: str, folder: Path, dtype: torch.dtype | None = None, component: Any = None) -> Any:
+# What diffusers takes when it loads a pipeline, and what stands for it here.
+_ELSEWHERE = {
+    "dtype": "say torch_dtype",
+    "variant": "weights come in the precision of torch_dtype, from the files without a variant",
+    "quantization_config": "load the model, then store it in fewer bits with place(vram, storage='nf4')",
+    "max_memory": "load the model, then call place(vram)",
+    "trust_remote_code": "no code of a repository is run",
+    "custom_pipeline": "no code of a repository is run",
+    "use_safetensors": "nothing but safetensors is read",
+}
+
+
+def check_components(known: Collection[str], given: Mapping[str, Any], dtypes: Dtypes | None = None) -> None:
+    """Check the arguments with which a pipeline is loaded, before anything is read.
+
+    Args:
+        known: What the pipeline consists of.
+        given: Loaded components by name.
+        dtypes: Precisions.
+
+    Raises:
+        InputError: A name is none of the pipeline's, or a precision is none of floating point.
+    """
+    for name in given.keys() - known:
+        advice = _ELSEWHERE.get(name, f"its components are {', '.join(known)}")
+        raise InputError(f"expected components of the pipeline, got {name}; {advice}")
+    by_name = dtypes if isinstance(dtypes, Mapping) else {} if dtypes is None else {"default": dtypes}
+    for name, dtype in by_name.items():
+        if name not in (*known, "default"):
+            raise InputError(f"expected a torch_dtype for default or one of {', '.join(known)}, got one for {name}")
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise InputError(f"expected a torch_dtype of floating point, such as torch.bfloat16, got {dtype}")
+
+
+def load_component(name: str, folder: Path, dtype: Dtypes | None = None, component: Any = None) -> Any:
     """Load one component; a network comes in evaluation mode.
 
     Args:
         name: Component, such as "vae".
         folder: Its folder.
-        dtype: Precision of a transformer or text encoder; None for float32, which all else has.
+        dtype: Precision of the weights; None for float32. Autoencoders and encoders of pictures have float32 unless
+            they are named.
         component: Class, as `find_class` returns it; None for the one that the folder's configuration names.
 
     Raises:
@@ -127,7 +176,13 @@ def load_component(name: str, folder: Path, dtype: torch.dtype | None = None, co
     component = component or find_class(name, folder)
     if not issubclass(component, torch.nn.Module):
         return _load_without_weights(component, folder)
-    return load_strictly(component, folder, torch.float32 if dtype is None or name in _FULL_PRECISION else dtype)
+    return load_strictly(component, folder, choose_dtype(name, dtype))
+
+
+def choose_dtype(name: str, dtype: Dtypes | None) -> torch.dtype:
+    """Return the precision in which a component is loaded, see `load_component`."""
+    chosen = dtype if isinstance(dtype, Mapping) else {} if dtype is None else {"default": dtype}
+    return chosen.get(name) or (None if name in _FULL_PRECISION else chosen.get("default")) or torch.float32
 
 
 @dataclass(frozen=True)
@@ -173,12 +228,15 @@ def load_strictly(
         settings["dtype" if is_of_transformers else "torch_dtype"] = dtype
     try:
         tensors = read_stored_tensors(folder)
+        check_sizes(folder / CONFIG_NAME, config, len(tensors))
         if part is not None:
             assert is_of_transformers
             config, tensors = config.get(part.config_key) or {}, _take_part(tensors, part.prefixes)
         if is_of_transformers:
             # Given a folder, transformers would also take adapters, other weights and other configs from it.
-            settings |= {"config": _make_config(component, config), "state_dict": dict(iterate_stored(tensors))}
+            left_out = _LEFT_OUT.get(component.__name__, frozenset())
+            kept = {key: stored for key, stored in tensors.items() if key not in left_out}
+            settings |= {"config": _make_config(component, config), "state_dict": dict(iterate_stored(kept))}
         model, info = component.from_pretrained(
             None if "config" in settings else folder,
             use_safetensors=True,
@@ -214,7 +272,9 @@ def _read_class_name(path: Path) -> str:
 
 def _load_without_weights(component: Any, folder: Path) -> Any:
     for path in sorted(folder.glob("*config.json")):
-        read_json(path)
+        config = read_json(path)
+        if path.name != "tokenizer_config.json":  # where a number without meaning stands for no limit
+            check_sizes(path, config)
     try:
         return component.from_pretrained(folder, local_files_only=True)
     except _LOADING_ERRORS as error:

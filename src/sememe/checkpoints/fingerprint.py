@@ -3,16 +3,20 @@
 import functools
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sememe.files import hash_file
+from sememe.errors import SememeError
+from sememe.files import hash_file, write_bytes
 
-# Only what loading reads: a corrected card is not another model.
-_SUFFIXES = frozenset({".json", ".safetensors", ".model", ".txt"})
+# Only what loading reads: a corrected card, or somebody's notes, is not another model.
+_READ = ("*.json", "*.safetensors", "*/*.json", "*/*.safetensors", "*/*.model", "*/*.txt")
+_KEPT_FROM = 50_000_000  # bytes; smaller files are hashed in a moment
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -33,8 +37,11 @@ class ModelFingerprint:
 
 
 def fingerprint_model(folder: Path) -> ModelFingerprint:
-    """Hash the files of a model folder; those that did not change since the last call are not read again."""
-    paths = sorted(path for path in folder.rglob("*") if path.suffix in _SUFFIXES and path.is_file())
+    """Hash the files of a model folder that loading reads.
+
+    Files that did not change since the last call are not read again; hashes of large ones are kept in the user's cache.
+    """
+    paths = sorted(path for pattern in _READ for path in folder.glob(pattern) if path.is_file())
     files = {path.relative_to(folder).as_posix(): _model_file_hash(path) for path in paths}
     lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(files.items()))
     is_snapshot = folder.parent.name == "snapshots" and _COMMIT.fullmatch(folder.name)
@@ -67,9 +74,28 @@ def _model_file_hash(path: Path) -> str:
     if path.is_symlink() and target.parent.name == "blobs" and _SHA256.fullmatch(target.name):
         return target.name
     found = target.stat()
-    return _hash_unchanged(target, found.st_size, found.st_mtime_ns)
+    return _hash_unchanged(target, found.st_size, (found.st_ino, found.st_mtime_ns, found.st_ctime_ns))
 
 
 @functools.lru_cache(maxsize=1024)
-def _hash_unchanged(path: Path, size: int, changed: int) -> str:
-    return hash_file(path)
+def _hash_unchanged(path: Path, size: int, state: tuple[int, ...]) -> str:
+    if size < _KEPT_FROM:
+        return hash_file(path)
+    try:
+        kept = _find_kept(f"{path} {size} {state}")
+        known = kept.read_text(encoding="utf-8") if kept.is_file() else ""
+    except (OSError, ValueError, RuntimeError):  # there is no such home, or it cannot be read
+        return hash_file(path)
+    if _SHA256.fullmatch(known):
+        return known
+    digest = hash_file(path)
+    with suppress(OSError, SememeError):  # without a cache it is read again the next time
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(kept, digest.encode())
+    return digest
+
+
+def _find_kept(state: str) -> Path:
+    """Return where the hash of a file in a state is kept."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "sememe" / "hashes" / hashlib.sha256(state.encode(errors="surrogateescape")).hexdigest()

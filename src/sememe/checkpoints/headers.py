@@ -19,13 +19,17 @@ STEMS = ("diffusion_pytorch_model", "model")
 PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 PICKLE_REASON = "such files are pickles, which can run code when they are read; use safetensors files of this model"
 
-_MAX_HEADER = 100_000_000  # bytes; what the safetensors library itself allows
+_MAX_HEADER = 10_000_000  # bytes; that of a model of 16 billion parameters takes 200 thousand
 _MAX_JSON = 10_000_000  # bytes; a configuration takes some thousands
 # Settings by which diffusers and transformers load code: a file of the folder, a kernel of the hub, a quantizer.
 _CODE_SETTINGS = frozenset(
     {"auto_map", "custom_generate", "quantization_config", "fusion_config", "kernel_config", "attn_implementation"}
     | {"_attn_implementation", "experts_implementation", "_experts_implementation"}
 )
+# Of numbers in a configuration: tables are computed for so many positions or timesteps.
+_MAX_NUMBER = 1_000_000
+_LAYERS = re.compile(r"num_.*(layers|blocks)|(n|num)_layers?|layers_per_block")
+_INTEGERS = ("I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64", "BOOL")
 _UNFINISHED = ("*.incomplete", "*.part", "*.aria2", "*.crdownload")
 _NUMBER = re.compile(r"\.(\d+)\.")
 _MOST_NAMES = 20
@@ -59,7 +63,7 @@ def read_json(path: Path) -> dict[str, Any]:
     if path.exists() and not (path.is_file() and path.stat().st_size <= _MAX_JSON):  # a pipe would never end
         raise ModelError(f"expected {path} to be a file of at most {_MAX_JSON / 1e6:g} MB")
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"), parse_constant=_read_constant)
     except OSError as error:
         raise ModelError(f"expected a model folder with {path.name}, but {path} cannot be read") from error
     except (ValueError, RecursionError) as error:
@@ -72,6 +76,32 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def check_sizes(path: Path, config: Any, num_tensors: int | None = None) -> None:
+    """Check the numbers of a configuration before anything of that size is built.
+
+    Args:
+        path: File of the configuration.
+        config: What it holds.
+        num_tensors: Tensors that are stored for it, of which each layer has at least one; None where there are none.
+
+    Raises:
+        ModelError: A number is far beyond those of any model, or there are more layers than tensors.
+    """
+    if isinstance(config, list):
+        for each in config:
+            check_sizes(path, each, num_tensors)
+    if not isinstance(config, dict):
+        return
+    for name, value in config.items():
+        most, what = _MAX_NUMBER, "that any model has"
+        if num_tensors is not None and _LAYERS.fullmatch(name):
+            most, what = num_tensors, "tensors that are there"
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int) and abs(number) > most and "theta" not in name:
+                raise ModelError(f"{path} asks for {name} = {number:.3g}, more than the {most} {what}")
+        check_sizes(path, value, num_tensors)
+
+
 def read_stored_tensors(folder: Path, stems: Sequence[str] = STEMS) -> dict[str, StoredTensor]:
     """Return every tensor of a folder, by name.
 
@@ -82,6 +112,8 @@ def read_stored_tensors(folder: Path, stems: Sequence[str] = STEMS) -> dict[str,
     stored: dict[str, StoredTensor] = {}
     for path in list_weight_files(folder, stems):
         for tensor in read_header(path):
+            if tensor.dtype in _INTEGERS and tensor.key.endswith((".weight", ".bias")):
+                raise ModelError(f"expected weights of floating point, but {tensor.key} in {path} holds {tensor.dtype}")
             if tensor.key in stored:
                 raise ModelError(f"{tensor.key} is both in {stored[tensor.key].path.name} and in {path}; keep one")
             stored[tensor.key] = tensor
@@ -146,6 +178,13 @@ def describe_names(names: Iterable[str]) -> str:
     ]
     more = len(shown) - _MOST_NAMES
     return ", ".join(shown[:_MOST_NAMES]) + (f" and {more} more like these" if more > 0 else "")
+
+
+def _read_constant(name: str) -> float:
+    """Return an infinity, which schedulers have among their settings."""
+    if name == "NaN":
+        raise ValueError("NaN is no setting")
+    return float(name)
 
 
 def _find_settings(content: Any) -> set[str]:

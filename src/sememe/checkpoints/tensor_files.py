@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import nn
 
 from sememe.checkpoints.headers import CONFIG_NAME, StoredTensor, describe_names, read_stored_tensors
 from sememe.errors import ModelError, OutputError
@@ -71,15 +73,15 @@ def write_tensors(
         raise OutputError(describe_write_error(folder, error)) from error
 
 
-def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Write one safetensors file.
+def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write one safetensors file, with texts besides the tensors in its header.
 
     Raises:
         OutputError: It cannot be written.
     """
     contents = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
-        save_file(contents, path, {"format": "pt"})
+        save_file(contents, path, {"format": "pt", **(metadata or {})})
     except SafetensorError as error:
         # The library gives the system's error as its number within the text only.
         is_full = "os error 28" in str(error) or "os error 122" in str(error)
@@ -114,6 +116,24 @@ def iterate_tensors(folder: Path, expected: Mapping[str, torch.Size]) -> Iterato
     stored = read_stored_tensors(folder, (_STEM,))
     check_tensors(folder, expected, stored)
     yield from iterate_stored(stored)
+
+
+def set_tensor(model: nn.Module, key: str, tensor: torch.Tensor) -> None:
+    """Put a tensor in its place in a model; whether it is trained stays as it was."""
+    path, _, name = key.rpartition(".")
+    module = model.get_submodule(path)
+    if name in module._buffers:
+        module._buffers[name] = tensor
+    else:
+        before = module._parameters[name]
+        is_trained = tensor.is_floating_point() and (before is None or before.requires_grad)
+        module._parameters[name] = nn.Parameter(tensor, requires_grad=is_trained)
+
+
+def leave_out(stored: Mapping[str, StoredTensor], model: Any) -> dict[str, StoredTensor]:
+    """Return the tensors but for those that the model's class ignores when it is loaded, as diffusers does."""
+    patterns = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
+    return {key: each for key, each in stored.items() if not any(re.search(pattern, key) for pattern in patterns)}
 
 
 def check_tensors(folder: Path, expected: Mapping[str, torch.Size], stored: Mapping[str, StoredTensor]) -> None:

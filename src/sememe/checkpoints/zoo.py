@@ -6,10 +6,12 @@ front matter holds `description`, `license` and `source`. Nothing here needs tor
 
 import difflib
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -19,7 +21,7 @@ from sememe.errors import ModelError
 WEIGHTS_FOLDER = Path(__file__).parent / "weights"
 
 _INDEX_NAME = "model_index.json"
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _UNKNOWN = "not stated"
 # By which a component's folder is known to be one, where that is not config.json.
 _CONFIG_FILES = {
@@ -70,22 +72,23 @@ def list_models() -> list[ModelRecord]:
     return [describe_model(WEIGHTS_FOLDER / name) for name in _names()]
 
 
-def find_folder(name: str | Path, revision: str | None = None, system: str | None = None) -> Path:
+def find_folder(name: str | Path, revision: str | None = None, system: str | None = None, **hub: Any) -> Path:
     """Return the local folder of a model: a built-in one, a folder, or a repository on the Hugging Face hub.
 
     Args:
         name: Name or folder of the model.
         revision: Branch, tag or commit of a repository on the hub; None for its newest.
         system: As in `resolve_model`.
+        hub: Arguments of the hub's client, such as `cache_dir`, `token` and `local_files_only`.
 
     Raises:
         ModelError: There is no such model, or a revision is asked of one that is no repository.
     """
     if is_hub_id(name):
-        return _download(str(name), revision)
+        return _download(str(name), revision, hub)
     if revision is not None:
         raise ModelError(f"expected a repository of the hub (owner/name) to go with revision {revision}, got {name}")
-    if Path(name).is_file():
+    if not _is_folder(name) and os.path.isfile(name):  # noqa: PTH113 (does not raise for names that no file can have)
         reason = PICKLE_REASON if Path(name).suffix in PICKLED_SUFFIXES else "give the folder of a whole model"
         raise ModelError(f"expected a model folder, got the file {name}; {reason}")
     return resolve_model(name, system)
@@ -105,6 +108,8 @@ def resolve_model(name: str | Path, system: str | None = None) -> Path:
         ModelError: There is neither such a name nor such a folder, or several systems have such a model.
     """
     text, names = str(name), _names()
+    if not text.strip():
+        raise ModelError("expected the name or the folder of a model, got an empty text")
     if isinstance(name, str):
         found = [each for each in names if text == each or f"{system or each.partition('/')[0]}/{text}" == each]
         if len(found) > 1:
@@ -113,7 +118,7 @@ def resolve_model(name: str | Path, system: str | None = None) -> Path:
             return WEIGHTS_FOLDER / found[0]
         if text.rpartition("/")[0] in names and (WEIGHTS_FOLDER / text).is_dir():
             return WEIGHTS_FOLDER / text
-    if Path(name).is_dir():
+    if _is_folder(name):
         return Path(name)
     if system is not None and system not in _systems(names):
         raise ModelError(
@@ -123,7 +128,14 @@ def resolve_model(name: str | Path, system: str | None = None) -> Path:
     close = difflib.get_close_matches(text, [*names, *(each.partition("/")[2] for each in names)], n=1)
     advice = f"; did you mean {close[0]}?" if close else ""
     there_is = f"a built-in model ({', '.join(names)})" if names else "a built-in model (there is none)"
-    raise ModelError(f"expected {there_is} or a model folder, but {text!r} is neither{advice}")
+    raise ModelError(f"expected {there_is} or a model folder, but {text[:200]!r} is neither{advice}")
+
+
+def _is_folder(name: str | Path) -> bool:
+    try:
+        return Path(name).is_dir()
+    except (OSError, ValueError):  # longer than names of files are, or not one at all
+        return False
 
 
 def is_hub_id(name: str | Path) -> bool:
@@ -132,7 +144,7 @@ def is_hub_id(name: str | Path) -> bool:
         isinstance(name, str)
         and _HUB_ID.fullmatch(name) is not None
         and name.partition("/")[0] not in _systems(_names())
-        and not Path(name).is_dir()
+        and not _is_folder(name)
     )
 
 
@@ -210,12 +222,12 @@ def _read_card(path: Path) -> Mapping[str, str]:
     return {str(key): str(value) for key, value in content.items()} if isinstance(content, dict) else {}
 
 
-def _download(repository: str, revision: str | None) -> Path:
+def _download(repository: str, revision: str | None, hub: Mapping[str, Any]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=_DOWNLOADED))
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=_DOWNLOADED, **hub))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:400]
         wanted = repository if revision is None else f"{repository} at revision {revision}"

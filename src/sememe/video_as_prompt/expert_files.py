@@ -11,11 +11,10 @@ from typing import Any, ClassVar
 
 import diffusers
 import torch
-from torch import nn
 
 from sememe.checkpoints.components import load_strictly
 from sememe.checkpoints.headers import CONFIG_NAME, read_json
-from sememe.checkpoints.tensor_files import iterate_tensors, write_tensors
+from sememe.checkpoints.tensor_files import iterate_tensors, set_tensor, write_tensors
 from sememe.compute.storage import check_savable
 from sememe.errors import ModelError
 from sememe.records import to_plain
@@ -202,7 +201,7 @@ class TwoFolderFiles:
         for key, tensor in iterate_tensors(Path(folder), expected):
             device, dtype = twins[self.key_map.to_backbone_key(key)]
             # A copy: tensors inside a mapped file are not aligned, and another alignment rounds otherwise.
-            _replace(self, key, tensor.to(device, dtype, copy=True))
+            set_tensor(self, key, tensor.to(device, dtype, copy=True))
 
     def save_backbone(self: Any, folder: str | Path, max_shard_size: int | str = "10GB") -> None:
         """Write the frozen backbone as a folder of the stock class, without the expert.
@@ -264,12 +263,3 @@ class TwoFolderFiles:
         if missing:
             raise ModelError(f"the config of the expert in {folder} lacks {', '.join(missing)}; save the expert again")
         return config
-
-
-def _replace(model: nn.Module, key: str, tensor: torch.Tensor) -> None:
-    """Put a tensor in the place of a parameter or buffer; `load_state_dict` walks through the whole model for each."""
-    path, _, name = key.rpartition(".")
-    module = model.get_submodule(path)
-    present = getattr(module, name)
-    is_parameter = isinstance(present, nn.Parameter)
-    setattr(module, name, nn.Parameter(tensor, present.requires_grad) if is_parameter else tensor)

@@ -59,7 +59,8 @@ class ExpertModel(TwoFolderFiles):
         """
         assert len(values) <= len(cls.own_settings)
         own_settings = {**cls.own_settings, **dict(zip(cls.own_settings, values, strict=False)), **settings}
-        settings = {key: value for key, value in backbone.config.items() if not key.startswith("_")}
+        taken = inspect.signature(cls.__init__).parameters  # a config may have settings of a later version
+        settings = {key: value for key, value in backbone.config.items() if key in taken}
         with init_empty_weights(include_buffers=False):
             model = cls(**settings, **own_settings)
         list_name = cls.key_map.blocks

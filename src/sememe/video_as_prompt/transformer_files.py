@@ -15,10 +15,9 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from torch import nn
 
-from sememe.checkpoints.headers import CONFIG_NAME, STEMS, StoredTensor, read_json, read_stored_tensors
-from sememe.checkpoints.tensor_files import check_tensors, iterate_stored, write_tensors
+from sememe.checkpoints.headers import CONFIG_NAME, STEMS, StoredTensor, check_sizes, read_json, read_stored_tensors
+from sememe.checkpoints.tensor_files import check_tensors, iterate_stored, leave_out, set_tensor, write_tensors
 from sememe.errors import ModelError
 from sememe.records import to_plain
 from sememe.video_as_prompt.expert_files import KeyMap
@@ -182,7 +181,12 @@ def open_separate(backbone_folder: str | Path, expert_folder: str | Path) -> Sto
     backbone, expert = Path(backbone_folder), Path(expert_folder)
     known = check_pair(backbone, expert)
     own = known.transformer.read_expert_config(expert)
-    config = {name: value for name, value in read_json(backbone / CONFIG_NAME).items() if not name.startswith("_")}
+    config = read_json(backbone / CONFIG_NAME)
+    files = {folder: read_stored_tensors(folder, _STEMS) for folder in (backbone, expert)}
+    check_sizes(backbone / CONFIG_NAME, config, len(files[backbone]))
+    # As diffusers does, which ignores settings that only a later version knows.
+    taken = inspect.signature(known.transformer.__init__).parameters.keys()
+    config = {name: value for name, value in config.items() if name in taken}
     settings = config | {name: own[name] for name in known.transformer.own_settings}
     skeleton = build_on_meta(known.transformer, settings, backbone / CONFIG_NAME)
     for name, value in own.items():
@@ -198,7 +202,7 @@ def open_separate(backbone_folder: str | Path, expert_folder: str | Path) -> Sto
     shapes = {key: tensor.shape for key, tensor in skeleton.state_dict().items()}
     tensors: dict[str, StoredTensor] = {}
     for folder, is_expert in ((backbone, False), (expert, True)):
-        stored = read_stored_tensors(folder, _STEMS)
+        stored = leave_out(files[folder], skeleton)
         expected = {key: shape for key, shape in shapes.items() if known.keys.is_expert_key(key) == is_expert}
         check_tensors(folder, expected, stored)
         tensors |= stored
@@ -289,7 +293,9 @@ def open_merged(folder: str | Path, stems: tuple[str, ...] = STEMS) -> StoredTra
         raise ModelError(f"expected a {names} in {folder}, its {CONFIG_NAME} names {came}; give a released folder")
     settings = _read_settings(path, config, known)
     stored = read_stored_tensors(folder, stems)
+    check_sizes(path, config, len(stored))
     skeleton = build_on_meta(known.transformer, settings, path)
+    stored = leave_out(stored, skeleton)
     expected = {known.to_official_name(key): tensor.shape for key, tensor in skeleton.state_dict().items()}
     check_tensors(folder, expected, stored)
     return StoredTransformer(known, settings, skeleton, {known.to_own_name(key): stored[key] for key in stored})
@@ -319,7 +325,7 @@ def load_merged(folder: str | Path, torch_dtype: torch.dtype | None = None, stem
         twin = known.keys.to_backbone_key(key) if known.keys.is_expert_key(key) else key
         dtype = torch.float32 if kept & set(twin.split(".")) else torch_dtype
         # A copy: tensors inside a mapped file are not aligned, and another alignment rounds otherwise.
-        _set_tensor(model, key, tensor.to(dtype if dtype and tensor.is_floating_point() else tensor.dtype, copy=True))
+        set_tensor(model, key, tensor.to(dtype if dtype and tensor.is_floating_point() else tensor.dtype, copy=True))
     return model.eval()
 
 
@@ -412,13 +418,3 @@ def _find_expert_blocks(path: Path, config: Mapping[str, Any], known: Transforme
         list(known.released_expert_blocks),
     )
     return list(known.released_expert_blocks)
-
-
-def _set_tensor(model: nn.Module, key: str, tensor: torch.Tensor) -> None:
-    """Put a tensor in its place, whatever was there."""
-    path, _, name = key.rpartition(".")
-    module = model.get_submodule(path)
-    if name in module._buffers:
-        module._buffers[name] = tensor
-    else:
-        module._parameters[name] = nn.Parameter(tensor, requires_grad=tensor.is_floating_point())
