@@ -50,5 +50,6 @@ class StepCounter:
             mean = now - self._begin
         else:
             mean = (now - self._first) / (self._step - 1)
-        left = max(0, self._num_steps - self._step)
+        self._num_steps = max(self._num_steps, self._step)  # some schedulers take more steps than they are asked for
+        left = self._num_steps - self._step
         self._handler(Progress(self._stage, self._step, self._num_steps, mean * left))

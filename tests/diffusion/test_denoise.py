@@ -1,18 +1,25 @@
 """The denoising loop: it reaches the clean end, runs what the table says and no more, and refuses wrong schedulers."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from diffusers import (
     CogVideoXDDIMScheduler,
     CogVideoXDPMScheduler,
     DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
     UniPCMultistepScheduler,
 )
 
 from diffusion.variants import ALONE, Variant, guide
 from sememe.diffusion.denoise import denoise
 from sememe.diffusion.guidance import Batching, Guidance
+from sememe.diffusion.objectives import PredictionType, prediction_of
 from sememe.errors import InputError
 
 CLEAN = torch.tensor([[0.5, -1.0, 2.0]])
@@ -86,6 +93,85 @@ def test_an_exact_v_leads_to_the_clean_latents(scheduler_class) -> None:  # type
     guidance = guide(a=-5.0, b=6.0)
     result = denoise(predict, scheduler, noise, guidance, 5, prediction="v", generator=torch.Generator())
     torch.testing.assert_close(result, CLEAN.expand(2, -1), atol=0.05, rtol=0.01)
+
+
+class Gaussian:
+    """Exact predictions where clean latents are normal with a deviation of 0.5, at any level of noise."""
+
+    DEVIATION = 0.5
+
+    def __init__(self, levels: Callable[[float], tuple[float, float]], prediction: PredictionType) -> None:
+        self.levels, self.prediction = levels, prediction
+
+    def __call__(self, latents: torch.Tensor, timestep: torch.Tensor, variants: tuple[Variant, ...]) -> torch.Tensor:
+        signal, noise = self.levels(float(timestep))
+        variance = (signal * self.DEVIATION) ** 2 + noise**2
+        clean = latents * signal * self.DEVIATION**2 / variance
+        epsilon = latents * noise / variance
+        predicted = epsilon - clean if self.prediction == "flow" else signal * epsilon - noise * clean
+        return predicted[None]
+
+
+def flow_levels(timestep: float) -> tuple[float, float]:
+    return 1 - timestep / 1000, timestep / 1000
+
+
+def diffusion_levels(scheduler: Any) -> Callable[[float], tuple[float, float]]:
+    def find(timestep: float) -> tuple[float, float]:
+        low = min(int(timestep), 998)
+        alphas = scheduler.alphas_cumprod
+        # Between two timesteps as schedulers with fractions have them: linear in the noise to signal ratio.
+        ratios = ((1 - alphas[low : low + 2]) / alphas[low : low + 2]).sqrt()
+        ratio = float(ratios[0] + (timestep - low) * (ratios[1] - ratios[0]))
+        return (1 + ratio**2) ** -0.5, ratio * (1 + ratio**2) ** -0.5
+
+    return find
+
+
+# diffusers converts tensors in a way that numpy 2 warns of.
+OLD_NUMPY = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+DIFFUSION: dict[str, Any] = {"prediction_type": "v_prediction", "timestep_spacing": "trailing"}
+
+
+@OLD_NUMPY
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        FlowMatchEulerDiscreteScheduler(shift=3.0),
+        FlowMatchHeunDiscreteScheduler(shift=3.0),
+        UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
+        DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
+        DDIMScheduler(clip_sample=False, **DIFFUSION),
+        CogVideoXDDIMScheduler(**DIFFUSION),
+        EulerDiscreteScheduler(**DIFFUSION),
+        DPMSolverMultistepScheduler(**DIFFUSION),
+        UniPCMultistepScheduler(**DIFFUSION),
+    ],
+    ids=lambda scheduler: f"{type(scheduler).__name__}-{prediction_of(scheduler)}",
+)
+def test_schedulers_solve_what_can_be_solved_by_hand(scheduler: Any) -> None:
+    """The path of a normal variable only narrows: the result is the noise times the deviation of what is clean."""
+    prediction = prediction_of(scheduler)
+    assert prediction is not None
+    predict = Gaussian(flow_levels if prediction == "flow" else diffusion_levels(scheduler), prediction)
+    noise = torch.randn(1, 200, generator=torch.Generator().manual_seed(0))
+    result = denoise(predict, scheduler, noise, ALONE, 100, prediction=prediction)
+    # A path that begins with less than pure noise is as much narrower.
+    torch.testing.assert_close(result / noise, torch.full_like(noise, Gaussian.DEVIATION), atol=0.04, rtol=0)
+
+
+@OLD_NUMPY
+def test_schedulers_that_scale_their_input_scale_what_the_network_sees() -> None:
+    deviations: list[float] = []
+    scheduler = EulerDiscreteScheduler(**DIFFUSION)
+    exact = Gaussian(diffusion_levels(scheduler), "v")
+
+    def predict(latents: torch.Tensor, timestep: torch.Tensor, variants: tuple[Variant, ...]) -> torch.Tensor:
+        deviations.append(float(latents.std()))
+        return exact(latents, timestep, variants)
+
+    denoise(predict, scheduler, torch.randn(1, 1000), ALONE, 5, prediction="v")
+    assert all(0.4 < deviation < 1.1 for deviation in deviations)
 
 
 def test_guidance_may_follow_the_timestep() -> None:
@@ -179,5 +265,7 @@ def test_what_cannot_work_is_refused() -> None:
     scheduler = CogVideoXDDIMScheduler(prediction_type="v_prediction")
     with pytest.raises(InputError, match=r"CogVideoXDDIMScheduler cannot take num_inference_steps 1001 .* most 1000"):
         denoise(Oracle(), scheduler, torch.ones(1, 3), ALONE, 1001, prediction="v")
+    with pytest.raises(InputError, match="use_dynamic_shifting=False"):
+        denoise(Oracle(), FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), torch.ones(1, 3), ALONE, 2)
     with pytest.raises(InputError, match="at least 1, got 0"):
         denoise(Oracle(), FlowMatchEulerDiscreteScheduler(), torch.ones(1, 3), ALONE, 0)

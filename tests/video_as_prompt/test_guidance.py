@@ -71,9 +71,8 @@ def test_what_is_no_interval_is_refused(interval: Any) -> None:
         generate(make_pipeline(), guidance_interval=interval)
 
 
-def test_text_that_is_left_out_cannot_be_told_outside() -> None:
-    with pytest.raises(InputError, match="guidance_scale 0 leaves the prompt out"):
-        generate(make_pipeline(), guidance_interval=(0.5, 1.0), guidance_scale=0.0)
+def test_a_scale_of_0_is_off_as_in_diffusers() -> None:
+    assert Settings().override(guidance_scale=0.0) == Settings().override(guidance_scale=1.0)
 
 
 def test_a_feature_cache_wants_equal_steps() -> None:

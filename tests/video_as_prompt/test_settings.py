@@ -28,7 +28,6 @@ def test_frames_are_taken_as_clips_take_them() -> None:
     [
         ({"reference_refresh": 2}, "reference_refresh has an effect only with approximate"),
         ({"guidance_interval": (0.5, 0.2)}, "guidance_interval"),
-        ({"guidance_interval": (0.5, 1), "guidance_scale": 0}, "guidance_scale 0"),
         ({"reference_guidance_scale": 0, "negative_references": ["a.mp4"]}, "negative_references has no effect"),
         ({"official_quirks": "stretched"}, "official_quirks must be one of"),
         ({"reference_strenght": 1}, "nearest is reference.reference_strength"),

@@ -89,16 +89,19 @@ def denoise(
     check_scheduler(scheduler, prediction)
     _set_steps(scheduler, num_inference_steps, latents.device, set_timesteps or _set_timesteps)
     stepper = _Stepper(scheduler, generator)
+    # Schedulers whose latents grow with the noise, such as Euler's for diffusion, say what the network sees of them.
+    scale = getattr(scheduler, "scale_model_input", lambda given, _: given)
     latents = latents.float() * getattr(scheduler, "init_noise_sigma", 1.0)
     for step, timestep in enumerate(scheduler.timesteps):
         if is_interrupted():
             break
+        seen = scale(latents, timestep)
         current = guidance if isinstance(guidance, Guidance) else guidance(float(timestep))
         rows: list[GuidanceRow[VariantT]] = []
         predictions: list[torch.Tensor] = []
         for group in current.groups(batching):
             rows.extend(group)
-            predictions.extend(predict(latents, timestep, tuple(row.variant for row in group)).unbind(0))
+            predictions.extend(predict(seen, timestep, tuple(row.variant for row in group)).unbind(0))
         latents = stepper.step(combine(rows, predictions), timestep, latents)
         if not torch.isfinite(latents).all():
             raise InputError(
@@ -117,6 +120,11 @@ def check_scheduler(scheduler: Any, prediction: PredictionType = "flow") -> None
     Raises:
         InputError: names what was given.
     """
+    if scheduler.config.get("use_dynamic_shifting"):
+        raise InputError(
+            f"expected a scheduler whose steps do not depend on the size of the result, got {type(scheduler).__name__} "
+            "with use_dynamic_shifting=True; make it with use_dynamic_shifting=False and a shift"
+        )
     if prediction_of(scheduler) != prediction:
         raise InputError(
             f"expected a scheduler for {_EXPECTED[prediction]}, got {type(scheduler).__name__} with "

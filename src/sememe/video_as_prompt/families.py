@@ -435,4 +435,11 @@ def choose_family(pipeline: Any) -> BackboneFamily:
     name = type(pipeline.transformer).__name__
     if name not in _BY_TRANSFORMER:
         raise ModelError(f"expected one of {', '.join(_BY_TRANSFORMER)} as the transformer, got {name}")
+    config = pipeline.transformer.config
+    later = [key for key in ("patch_size_t", "ofs_embed_dim") if config.get(key) is not None]
+    if later and not isinstance(pipeline, TransformerAlone):
+        raise ModelError(
+            f"expected a transformer of CogVideoX, but one with {' and '.join(later)} is of CogVideoX 1.5, with which "
+            "no videos can be made here; use CogVideoX-5b-I2V"
+        )
     return _BY_TRANSFORMER[name](pipeline)

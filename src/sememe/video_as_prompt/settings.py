@@ -63,7 +63,8 @@ class GuidanceSettings(Record):
     """How strongly text and reference steer.
 
     Attributes:
-        guidance_scale: Strength of the prompt; 1 is off. It has no effect where prompt and negative prompt are equal.
+        guidance_scale: Strength of the prompt; 1 is off, and 0 stands for 1, as in diffusers. It has no effect where
+            prompt and negative prompt are equal.
         reference_guidance_scale: Strength of the reference; 1 is off, 0 leaves the reference out.
         guidance_interval: Timesteps, as parts of 1000, in which guidance acts; outside there is one forward pass with
             text and reference. 0,1 is always.
@@ -83,10 +84,8 @@ class GuidanceSettings(Record):
                 "expected guidance_interval as two rising numbers within 0..1 (0 is clean, 1 is noise), "
                 f"got {low}, {high}"
             )
-        if self.is_limited and self.guidance_scale == 0:
-            raise InputError(
-                "guidance_scale 0 leaves the prompt out, but it acts outside guidance_interval; use the interval 0,1"
-            )
+        if self.guidance_scale == 0:
+            object.__setattr__(self, "guidance_scale", 1.0)
 
     @property
     def is_limited(self) -> bool:
@@ -283,7 +282,17 @@ BUILT_IN = Settings().override(
 )
 """Settings of the built-in model, on which the other trained ones are based."""
 
-_RELEASED = Settings(sampling=SamplingSettings(max_sequence_length=512))
+OFFICIAL_NEGATIVE_PROMPT = (
+    "Bright tones, overexposed, static, blurred details, subtitles, style, works, paintings, images, static, overall "
+    "gray, worst quality, low quality, JPEG compression residue, ugly, incomplete, extra fingers, poorly drawn hands, "
+    "poorly drawn faces, deformed, disfigured, misshapen limbs, fused fingers, still picture, messy background, three "
+    "legs, many people in the background, walking backwards"
+)
+"""What the official pipelines of both families steer away from unless another text is given."""
+_RELEASED = Settings(
+    sampling=SamplingSettings(max_sequence_length=512),
+    guidance=GuidanceSettings(negative_prompt=OFFICIAL_NEGATIVE_PROMPT),
+)
 RELEASED: Mapping[str, Settings] = {
     "wan": _RELEASED,
     "wan-ti2v": _RELEASED.override(height=704, width=1280, num_frames=121, fps=24.0),
