@@ -113,6 +113,7 @@ class GenerationSpec:
         flags: Settings that have a flag of their own, by dotted key, besides the number of steps.
         arguments: Inputs that are given without a flag, in this order.
         rare: Inputs whose flags are listed by --help-all alone.
+        each: Input that may be given several times, for a result each.
     """
 
     summary: str
@@ -120,6 +121,7 @@ class GenerationSpec:
     flags: tuple[str, ...] = ()
     arguments: tuple[str, ...] = ()
     rare: tuple[str, ...] = ()
+    each: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +168,8 @@ class CheckpointSpec:
     Attributes:
         released: Repositories on the hub of released models, by the names that memory plans know them by.
         blueprint: Function that makes a pipeline without weights, for memory plans, as a `Blueprint`. It is called with
-            the name of a released model, or the folder of a model and that of an expert or None.
+            the name of a released model, or the folder of a model and that of an expert or None. The system's pipeline
+            then has `apply_plan`, and `device_map` when it is loaded.
         own_dtype: Function that returns the precision in which a model is to be computed, called with the same two
             folders; without it that is float32.
         find_expert: Function that returns the folder of an expert that is loaded apart from its backbone, by its name.

@@ -21,7 +21,8 @@ def test_lines_for_a_person(capsys: pytest.CaptureFixture[str]) -> None:
     values = {line.split()[0]: line.split()[1:] for line in lines if not line.startswith("  -")}
     assert (values["offload"], values["dtype"], values["host_memory"]) == (["none"], ["float32"], ["-"])
     assert {"inputs", "references", "denoise", "decode"} <= values.keys()
-    assert "offload none" in lines[-1]
+    assert "offload none" in lines[-2]
+    assert "of the machine's own memory" in lines[-1]
 
 
 def test_json_for_a_program(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from sememe.compute.placement import name_smaller_plan
 from sememe.compute.plan import Planner
 from sememe.compute.rehearsal import Phase, Workload
 from sememe.compute.strategy import STORAGES, Constraints, Strategy
@@ -90,7 +91,8 @@ def test_everything_on_the_device() -> None:
         "denoise": TOTAL + CODE + STEP + KEYS,
         "decode": TOTAL + CODE + DECODED,
     }
-    assert Planner(build).estimate(Strategy("float32")).host_bytes == 0
+    # One component after another leaves for the device.
+    assert Planner(build).estimate(Strategy("float32")).host_bytes == NETWORK
 
 
 def test_a_component_sends_the_one_before_it_away() -> None:
@@ -211,7 +213,25 @@ def test_the_machine_has_to_hold_what_is_offloaded() -> None:
     for host, how in ((None, "lean"), (1.5 * TOTAL / 1e9, "lean"), (2 * TOTAL / 1e9, "pinned")):
         plan = planner.choose(constraints(small, host=host))
         assert (plan.strategy.offload, plan.host_memory) == ("group", how)
-    assert planner.choose(constraints(1.0, host=0.0)).host_memory is None
+    assert planner.choose(constraints(1.0, host=NETWORK / 1e9)).host_memory is None
+    with pytest.raises(InputError, match=r"machine's own memory than there is: expected 0\.00013 GB"):
+        planner.choose(constraints(1.0, host=0.9 * NETWORK / 1e9))
+    with pytest.raises(InputError, match=r"expected 0\.00013 GB"):  # loaded whole before it is stored in fewer bits
+        planner.choose(constraints(1.0, storage="fp8", host=NETWORK / 1e9))
+
+
+def test_running_out_of_memory_names_the_next_smaller_plan() -> None:
+    plan = Planner(build).choose(constraints())
+    assert plan.smaller is not None
+    assert plan.smaller.estimate.peak < plan.chosen.estimate.peak
+    for error, where in ((torch.OutOfMemoryError("much"), "cuda:0"), (MemoryError(), "the machine itself")):
+        with (
+            pytest.raises(InputError, match=rf"{where} ran out .* next smaller plan is vram 0\.00025"),
+            name_smaller_plan("cuda:0", plan),
+        ):
+            raise error
+    with pytest.raises(RuntimeError, match="shapes"), name_smaller_plan("cpu", plan):
+        raise RuntimeError("shapes differ")
 
 
 def test_a_plan_as_plain_values() -> None:

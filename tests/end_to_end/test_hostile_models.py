@@ -19,7 +19,11 @@ from transformers import AutoTokenizer, UMT5EncoderModel
 from transformers.integrations import hub_kernels
 
 from cli.runs import Outcome, refused, run_here
+from sememe.checkpoints.zoo import find_folder
+from sememe.errors import ModelError
 from sememe.video import write_image
+from sememe.video_as_prompt.blueprint import read_blueprint
+from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
 from video_files import counting_frames, encode
 
 EVIL_TOKENIZER = """
@@ -151,6 +155,58 @@ def test_json_that_would_not_end_is_refused(name: str, folder: Path, generate: R
     path.unlink()
     os.mkfifo(path)
     assert path.name in refused(generate())
+
+
+@pytest.mark.parametrize(
+    ("place", "settings", "message"),
+    [
+        ("model_index.json", {"_class_name": ["VideoAsPromptPipeline"]}, r"names \['VideoAsPromptPipeline'\]"),
+        ("model_index.json", {"vae": "linear"}, "library and class of vae"),
+        ("model_index.json", {"generation_defaults": [1]}, "generation_defaults"),
+        ("model_index.json", {"generation_defaults": {"height": "tall"}}, "height"),
+        ("transformer/config.json", {"num_layers": 100_000}, "num_layers = 1e\\+05"),
+        ("transformer/config.json", {"rope_max_seq_len": 10**9}, "rope_max_seq_len = 1e\\+09"),
+        ("transformer/config.json", {"num_attention_heads": "two"}, "transformer"),
+        ("text_encoder/config.json", {"num_layers": 100_000}, "num_layers = 1e\\+05"),
+        ("text_encoder/config.json", {"d_model": -8}, "text_encoder"),
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": 4 * 10**8}, "num_train_timesteps = 4e\\+08"),
+        ("scheduler/scheduler_config.json", {"shift": float("nan")}, "NaN"),
+        ("scheduler/scheduler_config.json", {"shift": "far"}, "scheduler"),
+    ],
+)
+def test_settings_that_no_model_has_are_refused_before_anything_is_built(
+    place: str, settings: dict[str, Any], message: str, folder: Path
+) -> None:
+    change(folder / place, **settings)
+    with pytest.raises(ModelError, match=message) as caught:
+        VideoAsPromptPipeline.from_pretrained(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_setting_of_a_later_version_is_left_out(folder: Path) -> None:
+    change(folder / "transformer" / "config.json", setting_to_come=3)
+    read_blueprint(folder)
+    VideoAsPromptPipeline.from_pretrained(folder)
+
+
+def test_weights_that_are_integers_are_refused(folder: Path) -> None:
+    path = next((folder / "expert").glob("*.safetensors"))
+    save_file({key: tensor.to(torch.int64) for key, tensor in load_file(path).items()}, path)
+    with pytest.raises(ModelError, match=r"floating point, but .* holds I64"):
+        VideoAsPromptPipeline.from_pretrained(folder)
+
+
+def test_a_header_that_would_fill_the_memory_is_not_read(folder: Path) -> None:
+    path = next((folder / "expert").glob("*.safetensors"))
+    path.write_bytes((11_000_000).to_bytes(8, "little") + b" " * 11_000_000)
+    with pytest.raises(ModelError, match="no safetensors file"):
+        VideoAsPromptPipeline.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("name", ["", " ", "a" * 5000, "a/" + "b" * 5000, "a\0b"])
+def test_names_of_models_that_cannot_be(name: str) -> None:
+    with pytest.raises(ModelError, match="expected"):
+        find_folder(name)
 
 
 def test_a_byte_order_mark_is_read(folder: Path, generate: Run) -> None:

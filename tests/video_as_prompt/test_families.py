@@ -17,6 +17,7 @@ from sememe.backbones.autoencoder import clips_to_video, encode_video
 from sememe.errors import InputError, ModelError
 from sememe.video import Clip, resize_clip
 from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
+from video_as_prompt import cogvideox_factories
 from video_as_prompt.pipeline_factories import make_clip, make_cogvideox_pipeline, make_picture, make_pipeline
 
 
@@ -196,6 +197,13 @@ def test_condition_channels_and_a_timestep_for_each_token_exclude_each_other() -
 def test_a_last_frame_is_refused_where_it_cannot_be_told() -> None:
     with pytest.raises(InputError, match="last frame"):
         generate(make_cogvideox_pipeline(), last_image=make_picture())
+
+
+def test_cogvideox_1_5_is_refused_by_name() -> None:
+    transformer = cogvideox_factories.make_transformer(reference_timestep=None, **cogvideox_factories.GROUPED)
+    pipe = make_cogvideox_pipeline()
+    with pytest.raises(ModelError, match=r"patch_size_t and ofs_embed_dim is of CogVideoX 1\.5"):
+        VideoAsPromptPipeline(**(pipe.components | {"transformer": transformer}))
 
 
 def test_cogvideox_takes_its_own_number_of_text_tokens() -> None:

@@ -18,7 +18,7 @@ from sememe.checkpoints.zoo import find_folder, resolve_model
 from sememe.errors import InputError, ModelError
 from sememe.video_as_prompt.model_folders import load_components, save_components
 from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
-from sememe.video_as_prompt.transformer_files import format_of_model, load_merged
+from sememe.video_as_prompt.transformer_files import format_of_model, load_merged, open_separate, save_merged
 from video_as_prompt import cogvideox_factories
 from video_as_prompt.pipeline_factories import make_clip, make_cogvideox_pipeline, make_picture, make_pipeline
 from video_as_prompt.wan_factories import make_transformer, make_wan_vae
@@ -109,8 +109,66 @@ def test_shards_precision_and_replaced_components(tmp_path: Path) -> None:
     assert loaded.vae.dtype == torch.float32
     loaded.set_progress_bar_config(disable=True)
     assert loaded(make_picture(), [make_clip()]).clips[0].num_frames == 5
-    with pytest.raises(InputError, match="components of the pipeline"):
-        VideoAsPromptPipeline.from_pretrained(tmp_path, variant="fp16")
+    by_name = {"vae": torch.bfloat16}
+    placed = VideoAsPromptPipeline.from_pretrained(tmp_path, by_name, device_map="cpu")
+    assert (placed.transformer.dtype, placed.vae.dtype) == (torch.float32, torch.bfloat16)
+    placed.set_progress_bar_config(disable=True)
+    assert placed(make_picture(), [make_clip()]).clips[0].num_frames == 5
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"variant": "fp16"}, "got variant; weights come in the precision of torch_dtype"),
+        ({"dtype": torch.bfloat16}, "got dtype; say torch_dtype"),
+        ({"quantization_config": {}}, r"got quantization_config; .*storage='nf4'"),
+        ({"unet": None}, "got unet; its components are transformer, vae"),
+        ({"torch_dtype": {"unet": torch.bfloat16}}, "got one for unet"),
+        ({"torch_dtype": torch.int8}, "floating point.* got torch.int8"),
+        ({"device_map": "balanced"}, "got 'balanced'"),
+    ],
+)
+def test_arguments_are_refused_before_anything_is_read(
+    given: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sememe.video_as_prompt.pipeline.find_folder", None)
+    with pytest.raises(InputError, match=message):
+        VideoAsPromptPipeline.from_pretrained("owner/name", **given)
+
+
+def test_the_hub_is_asked_as_in_diffusers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **given: asked.update(given) or tmp_path)
+    with pytest.raises(ModelError, match=r"model_index\.json"):
+        VideoAsPromptPipeline.from_pretrained(
+            "owner/name", revision="abc", cache_dir=tmp_path, token=False, local_files_only=True
+        )
+    del asked["allow_patterns"]
+    assert asked == {"revision": "abc", "cache_dir": tmp_path, "token": False, "local_files_only": True}
+
+
+def add_tensor(folder: Path, name: str) -> None:
+    path = next(folder.glob("*.safetensors"))
+    save_file(load_file(path) | {name: torch.zeros(4)}, path, {"format": "pt"})
+
+
+def test_released_files_as_they_are(tmp_path: Path) -> None:
+    """In their own precision, with tensors that the stock classes leave out."""
+    folder = save_published(tmp_path / "published")
+    transformer = load_merged(folder / "transformer", torch.bfloat16)
+    save_merged(transformer, folder / "transformer")
+    add_tensor(folder / "transformer", "blocks.0.attn2.norm_added_q.weight")
+    add_tensor(folder / "image_encoder", "visual_projection.weight")
+    loaded = VideoAsPromptPipeline.from_pretrained(folder)
+    dtypes = {name: getattr(loaded, name).dtype for name in ("transformer", "text_encoder", "vae", "image_encoder")}
+    assert dtypes.pop("vae") == dtypes.pop("image_encoder") == torch.float32
+    assert set(dtypes.values()) == {torch.bfloat16}
+    for key, tensor in transformer.state_dict().items():
+        assert torch.equal(loaded.transformer.state_dict()[key], tensor)
+    transformer.save_backbone(tmp_path / "backbone")
+    transformer.save_expert(tmp_path / "expert")
+    add_tensor(tmp_path / "backbone", "blocks.0.attn2.norm_added_q.weight")
+    assert open_separate(tmp_path / "backbone", tmp_path / "expert").tensors.keys() == transformer.state_dict().keys()
 
 
 def change_index(folder: Path, **changes: Any) -> None:

@@ -14,8 +14,9 @@ from model_folders import make_stock, save_model, save_published
 from sememe.compute.loading_settings import LoadingSettings
 from sememe.compute.placement import apply_storage, enable_tiling
 from sememe.video import write_clip, write_image
-from sememe.video_as_prompt.blueprint import read_blueprint, read_own_dtype
+from sememe.video_as_prompt.blueprint import read_blueprint
 from sememe.video_as_prompt.generation import VideoAsPromptInputs
+from sememe.video_as_prompt.model_folders import read_own_dtype
 from sememe.video_as_prompt.settings import Settings
 from sememe.video_as_prompt.system import VIDEO_AS_PROMPT
 from sememe.workflows.generate import GenerationRequest, generate

@@ -178,7 +178,10 @@ def test_a_planned_generation_is_the_plain_one(
         yield Candidate(strategy, planner.estimate(strategy))
 
     monkeypatch.setattr(Planner, "list_candidates", only)
-    planned = generate(vary(request_of_files, vram=24.0)).document
+    said: list[str] = []
+    planned = generate(vary(request_of_files, vram=24.0), lambda progress: said.append(progress.stage)).document
+    summary = "float32, offload group, keys of texts recomputed"
+    assert f"cpu, 24 GB to use: {summary} (--vram plans for another size)" in said
     plan = planned["computing"]["plan"]
     assert (plan["offload"], plan["label"], planned["exactness"]["label"]) == ("group", "exact", "exact")
     assert planned["settings"]["text_keys"] == plan["text_keys"] == "recomputed"
@@ -186,9 +189,10 @@ def test_a_planned_generation_is_the_plain_one(
 
 
 def test_shortcuts_of_a_plan_are_recorded(request_of_files: GenerationRequest) -> None:
-    request = vary(request_of_files, vram=24.0, storage="fp8", dtype="bfloat16")
+    request = vary(request_of_files, vram=24.0, storage="fp8", dtype="bfloat16", vae_dtype="bfloat16")
     document = generate(request).document
-    assert document["exactness"]["shortcuts"] == ["weights stored as fp8", "bfloat16 in place of float32"]
+    shortcuts = ["weights stored as fp8", "autoencoder in bfloat16", "bfloat16 in place of float32"]
+    assert document["exactness"]["shortcuts"] == document["computing"]["plan"]["shortcuts"] == shortcuts
     assert document["model"]["dtype"] == "bfloat16"
 
 
@@ -218,6 +222,20 @@ def test_a_released_model_that_does_not_fit_is_not_fetched(monkeypatch: pytest.M
     monkeypatch.setattr("sememe.checkpoints.zoo._download", fetch)
     with pytest.raises(InputError, match=r"does not fit in 0\.5 GB"):
         load_model(VIDEO_AS_PROMPT, REPOSITORIES["wan-14b"], LoadingSettings(device="cpu", vram=0.5), SMALL)
+
+
+def test_without_vram_the_card_is_asked(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sememe.compute.devices.choose_device", lambda _: torch.device("cuda:0"))
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda _: (3 * 2**30, 2**34))
+
+    def plan(*given: Any, **_: Any) -> None:
+        raise InputError(f"planned for {given[2].vram} GB, stored as {given[2].storage}")
+
+    monkeypatch.setattr("sememe.workflows.loading.plan_memory", plan)
+    with pytest.raises(InputError, match=r"planned for 3\.0 GB, stored as None"):
+        load_model(VIDEO_AS_PROMPT, str(model_folder))
+    with pytest.raises(InputError, match=r"planned for 3\.0 GB, stored as fp8"):
+        load_model(VIDEO_AS_PROMPT, str(model_folder), LoadingSettings(storage="fp8"))
 
 
 def test_a_card_has_what_is_planned_for(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -133,7 +133,7 @@ def encode_video(vae: nn.Module, video: Video, generator: Generators = None) -> 
         generator: Source of draws from the posterior, one or one per video; None for its mode.
 
     Returns:
-        Latents in the autoencoder's precision.
+        Latents in float32.
     """
     autoencoder: Any = vae
     video = video.to(get_module_execution_device(vae), autoencoder.dtype)
@@ -144,6 +144,7 @@ def encode_video(vae: nn.Module, video: Video, generator: Generators = None) -> 
         generators = generator if isinstance(generator, list) else [generator] * len(video)
         drawn = zip(video.split(1), generators, strict=True)
         latents = torch.cat([_encode(vae, one, source) for one, source in drawn])
+    latents = latents.float()
     mean, std = latent_statistics(vae, latents)
     return (latents - mean) / std
 
@@ -155,9 +156,9 @@ def decode_latents(vae: nn.Module, latents: Latents) -> Video:
         InputError: The video is not a number somewhere.
     """
     autoencoder: Any = vae
-    latents = latents.to(get_module_execution_device(vae), autoencoder.dtype)
+    latents = latents.to(get_module_execution_device(vae), torch.float32)
     mean, std = latent_statistics(vae, latents)
-    return finish_video(_decode(vae, latents * std + mean))
+    return finish_video(_decode(vae, (latents * std + mean).to(autoencoder.dtype)))
 
 
 def finish_video(decoded: Video) -> Video:

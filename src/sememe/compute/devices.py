@@ -66,6 +66,12 @@ def check_vram(device: torch.device, vram: float) -> None:
         raise InputError(f"expected a vram of at most the {has:g} GB that {device} has, got {vram:g}")
 
 
+def read_free_vram(device: torch.device) -> float:
+    """Return the GB that a CUDA device has free, less the 7 % between GiB and GB, which driver and allocator take."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return free / 2**30
+
+
 def _find_accelerator() -> tuple[str | None, int]:
     """Kind and number of the accelerators that torch finds."""
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None

@@ -7,6 +7,7 @@ from diffusers.hooks.layerwise_casting import _is_layerwise_casting_active
 
 from sememe.compute.speed import list_attention
 from sememe.compute.storage import find_library
+from sememe.compute.strategy import list_vae_shortcuts
 
 # Backends that compute in 8 bits.
 _APPROXIMATE_ATTENTION = ("sage", "_sage")
@@ -29,7 +30,7 @@ def find_model_changes(pipeline: Any, height: int, width: int, storage: str | No
     """Asks a pipeline how it is set up.
 
     Args:
-        pipeline: A pipeline with a `transformer` and a `vae`.
+        pipeline: A pipeline with a `transformer` and a `vae`, which may be None.
         height: Height of the result in pixels, on which it depends whether tiles are at work.
         width: Width of the result in pixels.
         storage: Form in which a plan stored the transformer's weights in fewer bits; None without one.
@@ -41,6 +42,8 @@ def find_model_changes(pipeline: Any, height: int, width: int, storage: str | No
         found.append(f"weights stored as {storage or 'fp8'}")
     elif library is not None:
         found.append(f"weights quantised by {library}")
+    if pipeline.vae is not None:
+        found += list_vae_shortcuts(str(pipeline.vae.dtype).removeprefix("torch."))
     if _is_tiled(pipeline.vae, height, width):
         found.append("autoencoder in tiles")
     if getattr(transformer, "is_cache_enabled", False):

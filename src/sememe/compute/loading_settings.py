@@ -1,6 +1,7 @@
 """Settings that act when a model is loaded, the same for every system. Imports no torch."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from sememe.errors import InputError
@@ -13,27 +14,43 @@ class LoadingSettings(Record):
 
     Attributes:
         device: Device, such as cpu, cuda or mps; none takes a GPU where there is one.
-        dtype: Precision of the weights; none is float32, or with vram what fits.
+        dtype: Precision of the weights; none is that of the model's files, or float32 for one that is trained here.
+        vae_dtype: Precision of the autoencoder; less than float32 takes less memory and is approximate.
         attention: Attention backend, as diffusers names it (native, flash, sage ...).
         compile: Compile the transformer's blocks: slower to start, faster steps.
-        vram: GB of the card, to compute in the fastest way that fits.
-        storage: With vram, weights in fewer bits (fp8, int8wo, nf4 ...); approximate.
+        vram: GB of the card, to compute in the fastest way that fits; none is what is free on a CUDA card.
+        storage: Weights in fewer bits (fp8, int8wo, nf4 ...), on a card or with vram; approximate.
+        lora: LoRA weights of the backbone, as FILE or FILE:SCALE.
         expert: Folder of an expert, for a stock model that has none.
         revision: Revision of a model on the hub.
     """
 
     device: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    vae_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     attention: str | None = None
     compile: bool = False
     vram: Positive | None = None
     storage: str | None = None
+    lora: tuple[str, ...] = ()
     expert: str | None = None
     revision: str | None = None
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.storage is not None and self.vram is None:
-            raise InputError(
-                "storage has an effect only with vram, the GB of the card to plan for; set both or neither"
-            )
+    @property
+    def adapters(self) -> tuple[tuple[Path, float], ...]:
+        """Files of LoRA weights, and the scale of each.
+
+        Raises:
+            InputError: A file is not there, or is none of safetensors.
+        """
+        found = []
+        for entry in self.lora:
+            name, _, scale = entry.rpartition(":")
+            try:
+                path, factor = (Path(name), float(scale)) if name else (Path(entry), 1.0)
+            except ValueError:  # the colon is of the name
+                path, factor = Path(entry), 1.0
+            if path.suffix != ".safetensors" or not path.is_file():
+                raise InputError(f"expected LoRA weights in a .safetensors file that is there, got {path}")
+            found.append((path, factor))
+        return tuple(found)

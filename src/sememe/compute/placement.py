@@ -28,6 +28,7 @@ from sememe.compute.offload import (
 )
 from sememe.compute.speed import is_compiled
 from sememe.compute.storage import ADAPTER_LAYER_PATTERN, Parts, Quantization, find_library, quantize_transformer
+from sememe.compute.strategy import MemoryPlan, round_up_gb
 from sememe.errors import InputError
 
 _DEFAULT_TILE = 256
@@ -197,6 +198,32 @@ def without_offload(pipeline: Any) -> Iterator[None]:
             host_memory=chosen.host_memory,
             resting=chosen.resting,
         )
+
+
+@contextmanager
+def name_smaller_plan(device: torch.device | str, plan: MemoryPlan | None) -> Iterator[None]:
+    """Turn running out of memory within the block into one line that names the next smaller plan.
+
+    Args:
+        device: Where it computes.
+        plan: Plan by which it was placed there; None without one.
+
+    Raises:
+        InputError: The device, or the machine itself, ran out of memory.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # those of torch are RuntimeErrors
+        is_on_host = isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)
+        if not is_on_host and not isinstance(error, torch.OutOfMemoryError):
+            raise
+        where = "the machine itself" if is_on_host else str(device)
+        advice = "ask for fewer or smaller frames, or for loading.storage"
+        if plan is not None and plan.smaller is not None:
+            size, way = round_up_gb(plan.smaller.estimate.peak), plan.smaller.strategy
+            advice = f"the next smaller plan is vram {size:g} ({way}); or {advice}"
+        used = "" if plan is None else f" with the plan for {plan.constraints.vram:.3g} GB ({plan.strategy})"
+        raise InputError(f"{where} ran out of memory{used}; {advice}") from error
 
 
 def apply_storage(pipeline: Any, storage: str, parts: str = "both") -> None:

@@ -63,7 +63,7 @@ class Planner:
                 found.append(PhasePeak(weights.count(segment.component, resident), kept + segment.peak_bytes))
             peaks[phase.name] = max(found, key=lambda peak: peak.total)
             kept += self._measured[key].kept_bytes
-        return Estimate(peaks, 0 if strategy.offload == "none" else weights.everything)
+        return Estimate(peaks, weights.host_bytes)
 
     def list_candidates(self, constraints: Constraints) -> Iterator[Candidate]:
         """Yield exact candidates first, and among those that are equally exact the fastest first.
@@ -102,12 +102,14 @@ class Planner:
         """
         workload = self.workload(constraints.dtypes[0])
         rejected: list[Candidate] = []
-        for candidate in self.list_candidates(constraints):
+        candidates = self.list_candidates(constraints)
+        for candidate in candidates:
             if candidate.estimate.peak > constraints.vram * GIGABYTE:
                 rejected.append(candidate)
                 continue
             faster = self._find_faster(constraints, candidate) if constraints.storage == "full" else None
-            plan = MemoryPlan(workload.title, workload.settings, constraints, candidate, tuple(rejected), faster)
+            title, settings, smaller = workload.title, workload.settings, next(candidates, None)
+            plan = MemoryPlan(title, settings, constraints, candidate, tuple(rejected), faster, smaller)
             _check_host(plan)
             return plan
         least = min(rejected, key=lambda candidate: candidate.estimate.peak)
@@ -127,15 +129,17 @@ class _Weights:
     """Bytes of weights on the device under a strategy."""
 
     def __init__(self, workload: Workload, strategy: Strategy) -> None:
-        self.offload, self.names = strategy.offload, [*workload.components]
+        self.strategy, self.offload, self.names = strategy, strategy.offload, [*workload.components]
         self.components = {
             name: _ComponentWeights(module, strategy.storage if name == workload.main else "full")
             for name, module in workload.components.items()
         }
 
     @property
-    def everything(self) -> int:
-        return sum(component.total for component in self.components.values())
+    def host_bytes(self) -> int:
+        """All wait to be stored in fewer bits or offloaded when they are loaded; else one leaves after another."""
+        sizes = [component.loaded for component in self.components.values()]
+        return max(sizes) if self.offload == "none" and self.strategy.storage == "full" else sum(sizes)
 
     def bring(self, name: str, resident: frozenset[str]) -> frozenset[str]:
         """Return the components on the device when one is called, given those that were there before."""
@@ -182,6 +186,11 @@ class _ComponentWeights:
         return self._count(self.module)
 
     @cached_property
+    def loaded(self) -> int:
+        """Before any of it is stored in fewer bits."""
+        return sum(tensor.nbytes for tensor in (*self.module.parameters(), *self.module.buffers()))
+
+    @cached_property
     def widened(self) -> int:
         """Of the largest layer in fewer bits, which is widened to compute."""
         weights = (parameter for parameter in self.module.parameters() if id(parameter) in self.stored)
@@ -212,7 +221,7 @@ def _check_host(plan: MemoryPlan) -> None:
     needed, host = plan.chosen.estimate.host_bytes, plan.constraints.host
     if host is not None and needed > host * GIGABYTE:
         raise InputError(
-            f"{plan.title} on a card of {plan.constraints.vram:g} GB needs offload {plan.strategy.offload}, and its "
-            f"weights then wait in the machine's own memory: expected {round_up_gb(needed):g} GB free there, got "
-            f"{host:.1f} GB; close other programs, or use a larger card or a machine with more memory"
+            f"{plan.title} on a card of {plan.constraints.vram:g} GB ({plan.strategy}) takes more of the machine's own "
+            f"memory than there is: expected {round_up_gb(needed):g} GB free there, got {host:.1f} GB; close other "
+            "programs, or use a larger card or a machine with more memory"
         )

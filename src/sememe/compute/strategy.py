@@ -79,7 +79,7 @@ class Estimate:
 
     Attributes:
         phases: Peaks of the phases by name, in order.
-        host_bytes: Bytes of weights that wait in the machine's own memory.
+        host_bytes: Bytes of the machine's own memory that weights take, while they are loaded or while they wait.
     """
 
     phases: Mapping[str, PhasePeak]
@@ -113,6 +113,7 @@ class Constraints:
         own_dtype: The precision in which the model is meant to be computed.
         storage: How the blocks of the main network are stored.
         compiles: Whether blocks are compiled, which not all strategies allow.
+        vae_dtype: Precision of the autoencoder, which is meant to be computed in float32.
         host: GB of memory that are free in the machine that computes; None where that is not known.
     """
 
@@ -121,6 +122,7 @@ class Constraints:
     own_dtype: str
     storage: str = "full"
     compiles: bool = False
+    vae_dtype: str = "float32"
     host: float | None = None
 
     def __post_init__(self) -> None:
@@ -146,6 +148,7 @@ class MemoryPlan:
         chosen: The first candidate that fits.
         rejected: Faster ones, which need more.
         faster: One that would be offloaded less, at the price of exactness.
+        smaller: The next one, which takes less.
     """
 
     title: str
@@ -154,10 +157,16 @@ class MemoryPlan:
     chosen: Candidate
     rejected: tuple[Candidate, ...] = ()
     faster: Candidate | None = None
+    smaller: Candidate | None = None
 
     @property
     def strategy(self) -> Strategy:
         return self.chosen.strategy
+
+    @property
+    def summary(self) -> str:
+        """The plan in one line."""
+        return f"{self.constraints.vram:.3g} GB to use: {self.strategy} (--vram plans for another size)"
 
     @property
     def host_memory(self) -> str | None:
@@ -173,6 +182,7 @@ class MemoryPlan:
         strategy = self.strategy
         found = [] if strategy.storage == "full" else [f"weights stored as {strategy.storage}"]
         found += ["autoencoder in tiles"] if strategy.tiles else []
+        found += list_vae_shortcuts(self.constraints.vae_dtype)
         return found + list_dtype_shortcuts(self.constraints.own_dtype, strategy.dtype)
 
     @property
@@ -185,8 +195,7 @@ class MemoryPlan:
         lines = [f"{_describe(candidate)} does not fit" for candidate in self.rejected]
         lines.append(f"{_describe(self.chosen)} fits")
         host = self.constraints.host
-        if self.chosen.estimate.host_bytes:
-            lines.append(f"weights take {in_gb(self.chosen.estimate.host_bytes)} GB of the machine's own memory")
+        lines.append(f"weights take up to {in_gb(self.chosen.estimate.host_bytes)} GB of the machine's own memory")
         if self.host_memory is not None:
             free = "an unknown amount" if host is None else f"{host:.1f} GB"
             lines.append(
@@ -235,6 +244,11 @@ def check_constraints(vram: float, storage: str, *, compiles: bool = False) -> N
 def list_dtype_shortcuts(own: str, used: str) -> list[str]:
     """Return what departs from the precision that a model is meant for: nothing does in that or in float32."""
     return [] if used in (own, "float32") else [f"{used} in place of {own}"]
+
+
+def list_vae_shortcuts(used: str) -> list[str]:
+    """Return what departs from the float32 that autoencoders are meant for."""
+    return [] if used == "float32" else [f"autoencoder in {used}"]
 
 
 def in_gb(num_bytes: float) -> float:

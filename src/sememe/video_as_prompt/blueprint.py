@@ -11,7 +11,7 @@ import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 
-from sememe.checkpoints.headers import CONFIG_NAME, read_json, read_stored_tensors
+from sememe.checkpoints.headers import CONFIG_NAME, read_json
 from sememe.compute.plan import Planner
 from sememe.errors import ModelError, SememeError
 from sememe.video_as_prompt.memory_plan import make_planner
@@ -22,12 +22,12 @@ from sememe.video_as_prompt.model_folders import (
     choose_expert,
     find_component_class,
     read_layout,
+    read_own_dtype,
     released_defaults,
 )
 from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
 from sememe.video_as_prompt.transformer_files import FORMATS, open_merged, open_separate
 
-_HALVES = {"BF16": "bfloat16", "F16": "float16"}
 _T5_XXL = {
     "d_model": 4096,
     "d_ff": 10240,
@@ -45,9 +45,9 @@ class Blueprint:
     pipeline: VideoAsPromptPipeline
     dtype: str
 
-    def make_planner(self, name: str, **generation: Any) -> Planner:
+    def make_planner(self, name: str, vae_dtype: str, **generation: Any) -> Planner:
         """Make a planner for a generation, as `memory_plan.make_planner` does."""
-        return make_planner(self.pipeline, name, **generation)
+        return make_planner(self.pipeline, name, vae_dtype, **generation)
 
 
 def make_blueprint(source: str | Path, expert: Path | None = None) -> Blueprint:
@@ -78,29 +78,6 @@ def read_blueprint(folder: Path, expert: Path | None = None) -> Blueprint:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise ModelError(f"the configurations in {folder} do not describe a whole model ({reason})") from error
     return Blueprint(pipeline, read_own_dtype(folder, expert))
-
-
-def read_own_dtype(folder: Path, expert: Path | None = None) -> str:
-    """Return the precision in which a model is to be computed, by the headers of its files.
-
-    Released models are computed in the precision in which most of them is stored; those trained here in float32.
-
-    Raises:
-        ModelError: It is not whole.
-    """
-    layout = read_layout(folder)
-    tensors = [*read_stored_tensors(folder / "transformer").values()]
-    if layout.kind != "published":
-        apart = expert or folder / EXPERT_FOLDER
-        tensors += read_stored_tensors(apart).values()
-        is_one_way = read_json(apart / CONFIG_NAME).get("attention_mode") != "joint"
-        if layout.kind == "own" and is_one_way:
-            return "float32"
-    sizes: dict[str, int] = {}
-    for tensor in tensors:
-        sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.num_bytes
-    kind = max(sizes, key=lambda name: sizes[name])
-    return _HALVES.get(kind, "float32") if 2 * sizes[kind] > sum(sizes.values()) else "float32"
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,14 @@ import torch
 from torch import nn
 
 from sememe.backbones.autoencoder import decode_latents
-from sememe.compute.devices import check_vram, choose_device
+from sememe.compute.devices import check_vram, choose_device, read_free_vram
 from sememe.compute.host import read_free_memory
 from sememe.compute.placement import apply_offload, apply_storage, check_tiling, enable_tiling
 from sememe.compute.plan import Planner
 from sememe.compute.rehearsal import Phase, Workload, copy_to_meta
 from sememe.compute.speed import compile_transformer, is_compiled
 from sememe.compute.strategy import GIGABYTE, Constraints, MemoryPlan
+from sememe.errors import InputError
 from sememe.video import Clip
 from sememe.video_as_prompt.conditioning import ConditionEncoder, Predictor
 from sememe.video_as_prompt.guidance import VideoAsPromptSchedule
@@ -27,15 +28,24 @@ _TILED = ("AutoencoderKLWan", "AutoencoderKLCogVideoX")
 _FULL_PRECISION = ("vae", "image_encoder")
 
 
-def make_planner(pipeline: Any, name: str, **generation: Any) -> Planner:
-    """Make a planner for a generation, whose arguments are those of `list_phases`; the pipeline is on any device.
+def make_planner(pipeline: Any, name: str, vae_dtype: str | None = None, **generation: Any) -> Planner:
+    """Make a planner for a generation; the pipeline is on any device.
+
+    Args:
+        pipeline: A `VideoAsPromptPipeline`.
+        name: Name of the model, for messages.
+        vae_dtype: Precision of the autoencoder; None for the one that it has.
+        generation: Further arguments of `list_phases`.
 
     Raises:
         InputError: The model cannot make such a video.
     """
 
     def build(dtype: str) -> Workload:
-        return list_phases(_copy_in(pipeline, getattr(torch, dtype)), name, **generation)
+        copied = _copy_in(pipeline, getattr(torch, dtype))
+        if vae_dtype is not None:
+            _cast(copied.vae, getattr(torch, vae_dtype))
+        return list_phases(copied, name, **generation)
 
     return Planner(build)
 
@@ -166,7 +176,7 @@ class PlacementMixin:
 
     def place(
         self: Any,
-        vram: float,
+        vram: float | None = None,
         device: torch.device | str | None = None,
         *,
         storage: str = "full",
@@ -175,7 +185,7 @@ class PlacementMixin:
         """Put the pipeline to work on a card, in the fastest way that fits.
 
         Args:
-            vram: GB of the card.
+            vram: GB of the card; None for what is free on a CUDA device.
             device: where to compute; None for a GPU where there is one.
             storage: how the transformer's blocks are stored, such as "fp8"; approximate but for "full".
             generation: what will be generated (`num_frames`, `num_references`, ...): arguments of `list_phases`.
@@ -187,8 +197,11 @@ class PlacementMixin:
             InputError: Nothing fits the card or the machine; the message names the least that would do.
         """
         target = choose_device(device)
-        check_vram(target, vram)
         apply_offload(self, "none", "cpu")
+        if vram is None and target.type != "cuda":
+            raise InputError(f"expected vram, because {target} does not say how much memory it has; give the GB")
+        vram = read_free_vram(target) if vram is None else vram
+        check_vram(target, vram)
         dtype = str(self.transformer.dtype).removeprefix("torch.")
         constraints = Constraints(
             vram=vram,
@@ -196,6 +209,7 @@ class PlacementMixin:
             own_dtype=dtype,
             storage=storage,
             compiles=is_compiled(self.transformer),
+            vae_dtype=str(self.vae.dtype).removeprefix("torch."),
             host=read_free_memory() / GIGABYTE,
         )
         plan = make_planner(self, "this model", **generation).choose(constraints)

@@ -22,8 +22,8 @@ from torch import nn
 
 from sememe.backbones.autoencoder import latent_grid
 from sememe.checkpoints import saving
-from sememe.checkpoints.components import find_class, load_component, read_entry
-from sememe.checkpoints.headers import list_missing_shards, read_json
+from sememe.checkpoints.components import Dtypes, choose_dtype, find_class, load_component, read_entry
+from sememe.checkpoints.headers import CONFIG_NAME, list_missing_shards, read_json, read_stored_tensors
 from sememe.checkpoints.saving import INDEX_NAME
 from sememe.checkpoints.zoo import config_name, find_folder
 from sememe.errors import ModelError
@@ -47,6 +47,7 @@ STOCK_CLASSES = frozenset(
 )
 
 Kind = Literal["own", "published", "stock"]
+_HALVES = {"BF16": "bfloat16", "F16": "float16"}
 
 OPTIONAL_COMPONENTS = frozenset({"image_encoder", "image_processor"})
 COMPONENTS = ("transformer", "vae", "text_encoder", "image_encoder", "scheduler", "tokenizer", "image_processor")
@@ -86,7 +87,7 @@ def read_layout(folder: Path) -> ModelLayout:
         ModelError: There is none, or it names another pipeline or transformer, or a setting that does not go with it.
     """
     index = read_json(folder / INDEX_NAME)
-    class_name = index.get("_class_name")
+    class_name = str(index.get("_class_name"))
     if class_name == OWN_CLASS:
         kind: Kind = "own"
     elif class_name in PUBLISHED_CLASSES.values():
@@ -185,16 +186,44 @@ def find_expert(name: str | Path) -> Path:
     )
 
 
+def read_own_dtype(folder: Path, expert: Path | None = None) -> str:
+    """Return the precision in which a model is to be computed, by the headers of its files.
+
+    Released models are computed in the precision in which most of them is stored; those trained here in float32.
+
+    Args:
+        folder: The model's folder.
+        expert: Folder of an expert that goes with a stock model; None for the model's own.
+
+    Raises:
+        ModelError: It is not whole.
+    """
+    layout = read_layout(folder)
+    tensors = [*read_stored_tensors(folder / "transformer").values()]
+    if layout.kind != "published":
+        apart = expert or folder / EXPERT_FOLDER
+        tensors += read_stored_tensors(apart).values()
+        is_one_way = read_json(apart / CONFIG_NAME).get("attention_mode") != "joint"
+        if layout.kind == "own" and is_one_way:
+            return "float32"
+    sizes: dict[str, int] = {}
+    for tensor in tensors:
+        sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.num_bytes
+    kind = max(sizes, key=lambda name: sizes[name])
+    return _HALVES.get(kind, "float32") if 2 * sizes[kind] > sum(sizes.values()) else "float32"
+
+
 def load_components(
     folder: Path,
-    torch_dtype: torch.dtype | None,
+    torch_dtype: Dtypes | None,
     given: Mapping[str, Any],
     class_name: str,
     expert: str | Path | None = None,
+    device: torch.device | None = None,
 ) -> dict[str, Any]:
     """Load what `model_index.json` names, except what is given, and the settings of the pipeline `class_name`.
 
-    Precisions and the expert are as in `VideoAsPromptPipeline.from_pretrained`.
+    Precisions, the expert and the device are as in `VideoAsPromptPipeline.from_pretrained`.
 
     Raises:
         ModelError: The folder is not a model of this kind, is not whole, or has no expert.
@@ -206,19 +235,29 @@ def load_components(
     elif expert is not None:
         raise ModelError(f"expected an expert or a transformer that has one, got both: {expert} and the transformer")
     check_whole(layout, given.keys(), needs_expert=source == folder / EXPERT_FOLDER)
+    dtypes = dict(torch_dtype) if isinstance(torch_dtype, Mapping) else {}
+    if isinstance(torch_dtype, torch.dtype):
+        dtypes["default"] = torch_dtype
+    elif "default" not in dtypes:
+        own = torch.float32 if "transformer" in given else getattr(torch, read_own_dtype(folder, source))
+        dtypes["default"] = own
     parts = dict(given)
     for name in _COMPONENTS:
         if name not in given:
             found = find_component_class(layout, name)
-            parts[name] = None if found is None else load_component(name, folder / name, torch_dtype, found)
+            part = None if found is None else load_component(name, folder / name, dtypes, found)
+            parts[name] = part.to(device) if device is not None and isinstance(part, nn.Module) else part
     if "transformer" not in given:
-        backbone = folder / "transformer"
+        backbone, precision = folder / "transformer", choose_dtype("transformer", dtypes)
         if source is None:
-            parts["transformer"] = load_merged(backbone, torch_dtype or torch.float32)
+            transformer = load_merged(backbone, precision)
         else:
             check_pair(backbone, source)
-            parts["transformer"] = layout.format.transformer.from_folders(backbone, source, torch_dtype)
+            transformer = layout.format.transformer.from_folders(backbone, source, precision)
+        parts["transformer"] = transformer if device is None else transformer.to(device)
     defaults = layout.index.get("generation_defaults")
+    if not isinstance(defaults, dict | None):
+        raise ModelError(f"expected generation_defaults as an object in the {INDEX_NAME} of {folder}, got {defaults!r}")
     if defaults is None:
         name = f"{layout.format.name}-ti2v" if layout.has_token_timesteps else layout.format.name
         defaults = released_defaults(name, parts["transformer"], parts["vae"])

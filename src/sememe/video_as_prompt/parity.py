@@ -181,7 +181,7 @@ class _Recording:
 
 
 def _compare_generation(folder: Path, given: Tensors, expected: Tensors) -> ParityResult:
-    pipe = VideoAsPromptPipeline.from_pretrained(folder / "checkpoint")
+    pipe = VideoAsPromptPipeline.from_pretrained(folder / "checkpoint", torch.float32)
     pipe.set_progress_bar_config(disable=True)
     family = pipe.family.name
     arguments = _read_arguments(read_json(folder / "call.json"), given)

@@ -11,7 +11,9 @@ import torch
 from diffusers import DiffusionPipeline
 
 from sememe.backbones.autoencoder import LatentGrid, decode_latents, format_video, latent_grid, video_to_clips
+from sememe.checkpoints.components import Dtypes, check_components
 from sememe.checkpoints.zoo import find_folder
+from sememe.compute.devices import find_device
 from sememe.compute.lora import BackboneAdapterMixin, check_unadapted
 from sememe.compute.offload import sends_modules_back
 from sememe.compute.placement import check_tiling, without_offload
@@ -34,7 +36,7 @@ from sememe.video_as_prompt.inputs import (
     make_request,
 )
 from sememe.video_as_prompt.memory_plan import PlacementMixin
-from sememe.video_as_prompt.model_folders import load_components, save_components
+from sememe.video_as_prompt.model_folders import COMPONENTS, load_components, save_components
 from sememe.video_as_prompt.quirks import set_truncated_timesteps
 from sememe.video_as_prompt.settings import Settings
 from sememe.video_as_prompt.shapes import VideoLatents
@@ -113,7 +115,7 @@ class VideoAsPromptPipeline(PlacementMixin, DiffusionPipeline, BackboneAdapterMi
         )
         defaults = Settings.from_config(generation_defaults)
         self.register_to_config(generation_defaults=defaults.to_config(), expand_timesteps=expand_timesteps)
-        if expand_timesteps and not self.family.can_spread_timesteps:
+        if not choose_family(self).can_spread_timesteps and expand_timesteps:
             raise ModelError("expand_timesteps goes with Wan backbones that have no condition channels")
         self._interrupt = False
 
@@ -150,9 +152,13 @@ class VideoAsPromptPipeline(PlacementMixin, DiffusionPipeline, BackboneAdapterMi
     def from_pretrained(
         cls,
         name: str | Path,
-        torch_dtype: torch.dtype | None = None,
+        torch_dtype: Dtypes | None = None,
         expert: str | Path | None = None,
         revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        token: Any = None,
+        local_files_only: bool = False,  # noqa: FBT001, FBT002 (as diffusers has it)
+        device_map: torch.device | str | None = None,
         **components: Any,
     ) -> "VideoAsPromptPipeline":
         """Load a model.
@@ -160,21 +166,27 @@ class VideoAsPromptPipeline(PlacementMixin, DiffusionPipeline, BackboneAdapterMi
         Args:
             name: Built-in model, local folder, or a repository on the Hugging Face hub: in the layout of
                 `save_pretrained`, in that of the released Video-As-Prompt models, or a stock Wan or CogVideoX model.
-            torch_dtype: Dtype of the transformer and the text encoder; the autoencoder stays in float32.
+            torch_dtype: Dtype of the networks, or as in diffusers one by the name of a component and "default" for the
+                others; None for the one in which the model is meant to be computed, which for released models is that
+                of their files. Autoencoder and image encoder have float32 unless they are named.
             expert: Folder of an expert, or of a model with one, to add to a stock model.
             revision: Revision of a repository on the hub.
+            cache_dir: Folder of the hub's cache; None for the usual one.
+            token: Token for the hub, or whether to use the one that is stored; None where it is needed.
+            local_files_only: Take what the cache of the hub has, without asking the hub.
+            device_map: Device, such as "cuda", to which each network goes before the next is read, so that the
+                machine's own memory holds one at a time; None leaves all on the CPU.
             components: Loaded components to use instead of the model's.
 
         Raises:
             ModelError: If there is no such model, or files of it are missing.
-            InputError: If an argument is not a component.
+            InputError: If an argument is not a component, or the device is not there; nothing has been read then.
         """
-        folder = find_folder(name, revision, VIDEO_AS_PROMPT.name)
-        parts = load_components(folder, torch_dtype, components, cls.__name__, expert)
-        unknown = sorted(components.keys() - parts.keys())
-        if unknown:
-            raise InputError(f"expected components of the pipeline ({', '.join(sorted(parts))}), got {unknown}")
-        return cls(**(parts | components))
+        check_components((*COMPONENTS, "generation_defaults", "expand_timesteps"), components, torch_dtype)
+        device = None if device_map is None else find_device(device_map)
+        hub = {"cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
+        folder = find_folder(name, revision, VIDEO_AS_PROMPT.name, **hub)
+        return cls(**(load_components(folder, torch_dtype, components, cls.__name__, expert, device) | components))
 
     def save_pretrained(
         self, save_directory: str | Path, max_shard_size: int | str | None = None, **_ignored: Any
@@ -391,6 +403,7 @@ class VideoAsPromptPipeline(PlacementMixin, DiffusionPipeline, BackboneAdapterMi
         with self.progress_bar(total=num_steps) as bar:
 
             def advance(step: int, timestep: torch.Tensor, current: torch.Tensor) -> torch.Tensor | None:
+                bar.total = len(self.scheduler.timesteps)  # Heun's schedulers take more than they are asked for
                 bar.update()
                 return None if on_step_end is None else on_step_end(step, timestep, current)
 

@@ -18,7 +18,8 @@ VIDEO_AS_PROMPT = System(
         summary="Do to a picture what happens in a reference video.",
         inputs=VideoAsPromptInputs,
         flags=("size.num_frames", "guidance.guidance_scale", "guidance.reference_guidance_scale"),
-        rare=("reference_prompts", "last_image"),
+        rare=("reference_prompts", "last_image", "reference_start", "reference_end", "encoded_reference"),
+        each="image",
     ),
     pipeline="sememe.video_as_prompt.pipeline:VideoAsPromptPipeline",
     stages={
@@ -57,7 +58,7 @@ VIDEO_AS_PROMPT = System(
             "cogvideox-5b": "ByteDance/Video-As-Prompt-CogVideoX-5B",
         },
         blueprint="sememe.video_as_prompt.blueprint:make_blueprint",
-        own_dtype="sememe.video_as_prompt.blueprint:read_own_dtype",
+        own_dtype="sememe.video_as_prompt.model_folders:read_own_dtype",
         find_expert="sememe.video_as_prompt.model_folders:find_expert",
     ),
     demo="sememe.video_as_prompt.demo:make_demo",

@@ -101,6 +101,8 @@ def generate(
     if loaded is None:
         on_progress(Progress(f"loading {request.model}"))
     model = loaded or _load(request)
+    if model.plan is not None and loaded is None:
+        on_progress(Progress(f"{model.device}, {model.plan.summary}"))
     watch.lap("load")
     seed = secrets.randbelow(2**31) if request.seed is None else request.seed
     settings = request.inputs.fit(model.pipeline, _resolve(request, model.pipeline.defaults))
@@ -213,6 +215,8 @@ class _Generation:
         """Call the pipeline."""
         import torch
 
+        from sememe.compute.placement import name_smaller_plan
+
         steps = self.inputs.list_steps(self.settings)
         first, counters = next(iter(steps)), dict[str, StepCounter]()
 
@@ -230,12 +234,13 @@ class _Generation:
 
         images = {name: image.pixels for name, image in self.files.images.items()}
         arguments = self.inputs.arguments(self.settings, images, self.clips)
-        return self.model.pipeline(
-            **arguments,
-            # On the CPU, whatever computes: a seed means the same on every device.
-            generator=torch.Generator("cpu").manual_seed(self.seed),
-            callback_on_step_end=on_step_end,
-        )
+        with name_smaller_plan(self.model.device, self.model.plan):
+            return self.model.pipeline(
+                **arguments,
+                # On the CPU, whatever computes: a seed means the same on every device.
+                generator=torch.Generator("cpu").manual_seed(self.seed),
+                callback_on_step_end=on_step_end,
+            )
 
 
 def _describe(request: GenerationRequest, work: _Generation, output: Any) -> dict[str, Any]:

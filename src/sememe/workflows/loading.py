@@ -1,7 +1,7 @@
 """A model in memory, ready to generate, and what it was loaded from."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, get_args
@@ -48,6 +48,7 @@ class LoadedModel:
         attention: backend of its attention; None for the one of the library.
         is_compiled: whether its blocks are compiled.
         plan: by which it was placed on the device.
+        adapters: Files of LoRA weights that were added, with their scales.
     """
 
     name: str
@@ -61,6 +62,7 @@ class LoadedModel:
     attention: str | None = None
     is_compiled: bool = False
     plan: MemoryPlan | None = None
+    adapters: tuple[tuple[Path, float], ...] = ()
 
 
 def check_model_request(system: System, name: str, loading: LoadingSettings) -> None:
@@ -70,12 +72,17 @@ def check_model_request(system: System, name: str, loading: LoadingSettings) -> 
         ModelError: there is no such model here, and it cannot be one of the hub.
         InputError: a revision is given for a model that has none, or what is asked of the plan cannot be had together.
     """
+    name = system.checkpoints.released.get(name, name)
     if not is_hub_id(name):
         resolve_model(name, system.name)
         if loading.revision is not None:
             raise InputError(f"a revision is one of a repository on the hub, but {name} is none; leave it out")
-    if loading.vram is not None:
-        check_constraints(loading.vram, loading.storage or "full", compiles=loading.compile)
+    if loading.vram is not None or loading.storage is not None:
+        check_constraints(loading.vram or 1.0, loading.storage or "full", compiles=loading.compile)
+    if loading.adapters and system.checkpoints.own_dtype is None:
+        raise InputError(f"{system.title} takes no LoRA weights when it is loaded; leave lora out")
+    if loading.vae_dtype != "float32" and system.checkpoints.own_dtype is None:
+        raise InputError(f"{system.title} computes its autoencoder in float32; leave vae_dtype out")
 
 
 def load_model(
@@ -85,19 +92,24 @@ def load_model(
 
     Args:
         system: System of the model.
-        name: Built-in name, folder, or repository on the Hugging Face hub.
+        name: Built-in name, folder, repository on the Hugging Face hub, or name of a released model.
         loading: Device, precision and ways to compute.
-        generation: With `vram`, the generation to plan for, by the names of settings and numbers of inputs.
+        generation: The generation for which memory is planned, by the names of settings and numbers of inputs.
 
     Raises:
         ModelError: there is no such model, or it is not whole.
         InputError: the device is not there or has less memory than is planned for, the precision is unknown, attention
-            cannot be had, or nothing fits in what the plan is for; or the system has no memory plans or experts.
+            cannot be had, nothing fits in what the plan is for, or memory ran out; or the system has no memory plans or
+            experts.
         MissingExtraError: what is to store the weights is not installed.
     """
+    from sememe.compute.placement import name_smaller_plan
+
     loading = loading or LoadingSettings()
     check_model_request(system, name, loading)
+    name = system.checkpoints.released.get(name, name)
     place = _find_place(loading)
+    loading = _ask_card(system, loading, place)
     free = read_free_memory() / GIGABYTE
     if loading.vram is not None and is_hub_id(name) and system.checkpoints.find_released(name):
         # By what is known of it, before tens of GB are fetched for nothing.
@@ -106,11 +118,12 @@ def load_model(
     plan = None
     if loading.vram is not None:
         plan = plan_memory(system, folder, loading, generation, called=name, host=free)
-    pipeline = _load_pipeline(system, folder, apart, loading.dtype if plan is None else plan.strategy.dtype)
-    if plan is None:
-        pipeline.to(place)
-    else:
-        pipeline.apply_plan(plan, place)
+    with name_smaller_plan(place, plan):
+        pipeline = _load_pipeline(system, folder, apart, loading, plan, place)
+        if plan is None:
+            pipeline.to(place)
+        else:
+            pipeline.apply_plan(plan, place)
     _accelerate(pipeline, loading)
     read_own_dtype = system.checkpoints.own_dtype
     return LoadedModel(
@@ -125,18 +138,52 @@ def load_model(
         attention=loading.attention,
         is_compiled=loading.compile,
         plan=plan,
+        adapters=loading.adapters,
     )
 
 
-def _load_pipeline(system: System, folder: Path, expert: Path | None, dtype: str | None) -> Any:
+def _ask_card(system: System, loading: LoadingSettings, place: "torch.device") -> LoadingSettings:
+    """Return the settings with what is free on a CUDA card as `vram`, where none is given and plans can be made.
+
+    Raises:
+        InputError: Weights are to be stored in fewer bits where no plan is made.
+    """
+    from sememe.compute.devices import read_free_vram
+
+    if loading.vram is None and place.type == "cuda" and system.checkpoints.blueprint is not None:
+        return replace(loading, vram=read_free_vram(place))
+    if loading.vram is None and loading.storage is not None:
+        raise InputError("storage has an effect only with vram, the GB of the card to plan for; set both or neither")
+    return loading
+
+
+def _load_pipeline(
+    system: System,
+    folder: Path,
+    expert: Path | None,
+    loading: LoadingSettings,
+    plan: MemoryPlan | None,
+    place: "torch.device",
+) -> Any:
     import torch
     from diffusers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    precision = None if dtype is None else getattr(torch, dtype)
-    apart = {} if expert is None else {"expert": expert}
-    pipeline = system.import_pipeline().from_pretrained(folder, torch_dtype=precision, **apart)
+    dtype = loading.dtype if plan is None else plan.strategy.dtype
+    precision: Any = None if dtype is None else getattr(torch, dtype)
+    if loading.vae_dtype != "float32":
+        chosen = {} if precision is None else {"default": precision}
+        precision = chosen | {"vae": getattr(torch, loading.vae_dtype)}
+    options: dict[str, Any] = {} if expert is None else {"expert": expert}
+    if plan is not None and (plan.strategy.offload, plan.strategy.storage) == ("none", "full"):
+        options["device_map"] = place  # the machine's own memory then holds one network at a time
+    pipeline = system.import_pipeline().from_pretrained(folder, torch_dtype=precision, **options)
     pipeline.set_progress_bar_config(disable=True)
+    if loading.adapters:
+        names = [f"{path.stem.replace('.', '_')}_{index}" for index, (path, _) in enumerate(loading.adapters)]
+        for name, (path, _) in zip(names, loading.adapters, strict=True):
+            pipeline.load_lora_weights(path, adapter_name=name)
+        pipeline.set_adapters(names, [scale for _, scale in loading.adapters])
     return pipeline
 
 

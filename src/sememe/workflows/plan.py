@@ -28,7 +28,7 @@ class Blueprint(Protocol):
     def dtype(self) -> str:
         """The precision in which the model is to be computed."""
 
-    def make_planner(self, name: str, **generation: Any) -> Planning:
+    def make_planner(self, name: str, vae_dtype: str, **generation: Any) -> Planning:
         """Make a planner for a generation, by the names of settings and numbers of inputs."""
 
 
@@ -74,9 +74,11 @@ def plan_memory(
         own_dtype=blueprint.dtype,
         storage=storage,
         compiles=loading.compile,
+        vae_dtype=loading.vae_dtype,
         host=host,
     )
-    return blueprint.make_planner(called or Path(name).name, **(generation or {})).choose(constraints)
+    planner = blueprint.make_planner(called or Path(name).name, loading.vae_dtype, **(generation or {}))
+    return planner.choose(constraints)
 
 
 def find_expert(system: System, loading: LoadingSettings) -> Path | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import sememe
 from sememe.compute.strategy import list_dtype_shortcuts
-from sememe.files import write_bytes
+from sememe.files import hash_file, write_bytes
 from sememe.workflows.loading import LoadedModel
 
 _PACKAGES = ("torch", "diffusers", "transformers", "av", "numpy")
@@ -44,6 +44,7 @@ def describe_model_used(model: LoadedModel) -> dict[str, Any]:
         "revision": model.fingerprint.revision,
         "files": dict(model.fingerprint.files),
         "expert": None if model.expert is None else {"folder": str(model.expert.folder), "sha256": model.expert.sha256},
+        "lora": [{"file": str(path), "sha256": hash_file(path), "scale": scale} for path, scale in model.adapters],
         "dtype": _computing_dtype(model),
         "own_dtype": model.own_dtype,
         **model.pipeline.describe(),
