@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         write_clip,
         write_image,
     )
+    from sememe.video_as_prompt.inputs import EncodedReference
     from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
     from sememe.workflows.evaluate import EvaluationSettings, evaluate
     from sememe.workflows.train import resolve_training_recipe, train_recipe
@@ -38,6 +39,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Clip",
+    "EncodedReference",
     "EvaluationSettings",
     "Gen1Pipeline",
     "InputError",
@@ -66,6 +68,7 @@ __all__ = [
 
 _HOMES = {
     "Clip": "sememe.video",
+    "EncodedReference": "sememe.video_as_prompt.inputs",
     "EvaluationSettings": "sememe.workflows.evaluate",
     "Gen1Pipeline": "sememe.gen1.pipeline",
     "InputError": "sememe.errors",

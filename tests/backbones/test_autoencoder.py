@@ -4,8 +4,14 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderKLCogVideoX, AutoencoderTiny
 
+from model_folders import make_cogvideox_vae
 from sememe.backbones.autoencoder import LatentGrid, decode_latents, encode_video, latent_grid
-from sememe.backbones.first_frame import encode_first_frame, frame_condition, mark_first_frame
+from sememe.backbones.first_frame import (
+    encode_first_frame,
+    frame_condition,
+    leading_frame_condition,
+    mark_first_frame,
+)
 from sememe.errors import InputError, ModelError
 from video_as_prompt.wan_factories import make_linear_vae, make_wan_vae
 
@@ -111,6 +117,15 @@ def test_the_condition_holds_the_first_frame_and_says_so(make_vae) -> None:  # t
     # Causal: the first latent frame is that of the picture alone.
     torch.testing.assert_close(condition[:, 4:, :1], encode_video(vae, images.unsqueeze(2)), atol=1e-5, rtol=1e-4)
     assert torch.equal(mark_first_frame(encode_first_frame(vae, images, 9), 4), condition)
+
+
+@torch.no_grad()
+def test_the_condition_of_cogvideox_is_the_first_frame_and_then_nothing() -> None:
+    vae, images = make_cogvideox_vae(), make_video(1)[:, :, 0]
+    condition = leading_frame_condition(vae, images, 9)
+    assert torch.equal(condition[:, :, :1], encode_video(vae, images.unsqueeze(2)))
+    assert condition.shape[2] == 3
+    assert condition[:, :, 1:].eq(0).all()
 
 
 def test_a_repeated_first_frame_is_the_encoding_of_a_still_video() -> None:

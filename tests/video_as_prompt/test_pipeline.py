@@ -9,6 +9,7 @@ import pytest
 import torch
 from accelerate import cpu_offload
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler, WanTransformer3DModel
+from diffusers.callbacks import PipelineCallback, SDXLCFGCutoffCallback
 from peft import LoraConfig, get_peft_model_state_dict
 
 from sememe.backbones.autoencoder import clips_to_video, decode_latents
@@ -215,6 +216,32 @@ def test_output_types_agree() -> None:
     assert np.allclose((video[0].permute(1, 2, 3, 0).numpy() + 1) / 2, outputs["np"].frames[0], atol=1e-6)
 
 
+def test_habits_of_diffusers() -> None:
+    pipe = make_pipeline()
+    clip = make_clip()
+    record = run(pipe, output_type="latent")
+    images = [PIL.Image.fromarray(frame) for frame in clip.frames]
+    for references in (images, [images]):
+        output: Any = run(pipe, references=references, output_type="latent", return_dict=False)
+        (frames,) = output
+        assert torch.equal(frames, record.frames)
+    generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+    twice = run(pipe, generator=generators, num_videos_per_prompt=2, output_type="latent").frames
+    torch.testing.assert_close(twice, torch.cat([record.frames, run(pipe, 2, output_type="latent").frames]))
+    with pytest.raises(InputError, match="num_videos_per_prompt of at least 1"):
+        run(pipe, num_videos_per_prompt=0)
+
+    class Fade(PipelineCallback):
+        tensor_inputs = ["latents"]  # noqa: RUF012 (as diffusers declares it)
+
+        def callback_fn(self, pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            return {"latents": tensors["latents"] * (step < pipeline.num_timesteps - 1)}
+
+    assert not run(pipe, callback_on_step_end=Fade(cutoff_step_ratio=1.0), output_type="latent").frames.any()
+    with pytest.raises(InputError, match="got 'add_text_embeds'"):
+        run(pipe, callback_on_step_end=SDXLCFGCutoffCallback(cutoff_step_ratio=0.5))
+
+
 def test_given_latents_replace_the_noise() -> None:
     pipe = make_pipeline()
     noise = torch.randn(1, 4, 2, 4, 6, generator=torch.Generator().manual_seed(1))
@@ -282,6 +309,31 @@ def test_clip_embeddings_are_read_where_the_backbone_has_them(mode: str) -> None
     assert torch.equal(run(pipe, output_type="latent").frames, base)
     with pytest.raises(InputError, match="512 text tokens"):
         run(pipe, max_sequence_length=64)
+
+
+def test_clip_sees_first_frames_and_its_last_layer_but_one_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = make_pipeline("joint", clip=True)
+    clip = make_clip(height=32, width=48, num_frames=5)
+    family, seen = pipe.family, dict[str, list[Any]]()
+    for name in ("encode_pictures", "encode_condition"):
+        method = getattr(family, name)
+
+        def spy(*given: Any, _name: str = name, _method: Any = method) -> Any:
+            seen.setdefault(_name, []).append(given)
+            seen.setdefault(f"{_name} result", []).append(_method(*given))
+            return seen[f"{_name} result"][-1]
+
+        monkeypatch.setattr(family, name, spy)
+    layers = [each for each in pipe.image_encoder.modules() if type(each).__name__ == "CLIPEncoderLayer"]
+    outputs: list[torch.Tensor] = []
+    layers[-2].register_forward_hook(lambda _, given, output: outputs.append(output))
+    pipe.encode_reference([clip])
+    ((pictures,),) = seen["encode_pictures"]
+    assert np.array_equal(pictures, [[clip.frames[0]]])
+    ((images, last_images, num_frames, _),) = seen["encode_condition"]
+    assert torch.equal(images, clips_to_video([clip])[:, :, 0])
+    assert (last_images, num_frames) == (None, 5)
+    assert torch.equal(seen["encode_pictures result"][0], torch.as_tensor(outputs[0]))
 
 
 def test_model_offload_moves_components_in_turn() -> None:

@@ -173,7 +173,9 @@ class ConditionEncoder:
             return self.encode_clips(clips, generator)
         return join_references(
             [
-                entry.payload if isinstance(entry, EncodedReference) else self.encode_clips([entry], generator)
+                entry.payload.to(self.family.device, self.family.transformer.dtype)
+                if isinstance(entry, EncodedReference)
+                else self.encode_clips([entry], generator)
                 for entry in entries
             ]
         )

@@ -1,19 +1,23 @@
 """Inputs of a generation, checked and brought to one form."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
+import PIL.Image
 
-from sememe.errors import InputError
+from sememe.errors import InputError, ModelError
 from sememe.video import Clip, to_picture
 from sememe.video_as_prompt.families import BackboneFamily
+from sememe.video_as_prompt.reference_files import fingerprint_transformer, load_reference, save_reference
 from sememe.video_as_prompt.references import ReferenceCache, ReferenceTokens
 from sememe.video_as_prompt.settings import ExperimentalSettings, Settings
 from sememe.video_as_prompt.shapes import TextEmbeds
 
 Texts = str | tuple[str, ...]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -23,10 +27,30 @@ class EncodedReference:
     Attributes:
         payload: Input of the transformer, with batch size 1.
         settings: Settings of the generations that it serves.
+        fingerprint: Hash of the transformer that encoded it, and that alone reads it rightly.
     """
 
     payload: ReferenceCache | ReferenceTokens
     settings: Settings
+    fingerprint: str
+
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file, which `load` reads on any machine.
+
+        Raises:
+            InputError: The name does not end in .safetensors.
+            OutputError: It cannot be written.
+        """
+        save_reference(self.payload, self.settings, self.fingerprint, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "EncodedReference":
+        """Read a file that `save` wrote.
+
+        Raises:
+            ModelError: It is no such file, or is damaged.
+        """
+        return cls(*load_reference(path))
 
 
 @dataclass(frozen=True)
@@ -84,6 +108,25 @@ class Request:
     def batch_size(self) -> int:
         return len(self.prompts)
 
+    def repeat(self, count: int) -> "Request":
+        """Return the request with each result `count` times, one after the other."""
+
+        def each(entries: tuple[T, ...]) -> tuple[T, ...]:
+            return tuple(entry for entry in entries for _ in range(count))
+
+        def unless_shared(entries: tuple[T, ...]) -> tuple[T, ...]:
+            return entries if len(entries) == 1 else each(entries)
+
+        return replace(
+            self,
+            prompts=each(self.prompts),
+            negative_prompts=each(self.negative_prompts),
+            images=each(self.images),
+            last_images=each(self.last_images),
+            references=unless_shared(self.references),
+            negative_references=unless_shared(self.negative_references),
+        )
+
 
 def make_request(
     family: BackboneFamily,
@@ -109,6 +152,7 @@ def make_request(
 
     Raises:
         InputError: An input is not what was expected, or would have no effect.
+        ModelError: A reference was encoded by another model.
     """
     known: Mapping[str, TextEmbeds] = {}
     if isinstance(prompt, EncodedPrompt):
@@ -126,9 +170,11 @@ def make_request(
     if last_images and len(last_images) != count:
         raise InputError(f"expected one last_image per picture, got {len(last_images)} for {count}")
     negative_prompts = _spread_texts("negative_prompt", settings.guidance.negative_prompt, count)
-    entries = _make_references(references, reference_prompts, count) if needs_reference else ()
-    negative_entries = _make_references(negative_references, None, count) if negative_references else ()
+    fps = settings.size.fps
+    entries = _make_references(references, reference_prompts, count, fps) if needs_reference else ()
+    negative_entries = _make_references(negative_references, None, count, fps) if negative_references else ()
     encoded = [each for each in (*entries, *negative_entries) if isinstance(each, EncodedReference)]
+    _check_encoded(encoded, family)
     return Request(
         settings=_match_encoded(encoded, settings),
         prompts=_spread_texts("prompt", prompt, count),
@@ -177,6 +223,15 @@ def find_embeds(prompt: EncodedPrompt, settings: Settings) -> Mapping[str, TextE
     return prompt.embeds
 
 
+def _check_encoded(encoded: Sequence[EncodedReference], family: BackboneFamily) -> None:
+    """Raise `ModelError` for references that another transformer has encoded."""
+    if encoded and {each.fingerprint for each in encoded} != {fingerprint_transformer(family.transformer)}:
+        raise ModelError(
+            "expected references encoded by this model, but these were by another one, or with other LoRA weights or "
+            "weights in fewer bits; encode them again with this one"
+        )
+
+
 def _match_encoded(encoded: Sequence[EncodedReference], settings: Settings) -> Settings:
     """Return settings with the reference positions and size of encoded references, where they leave these open."""
     size = settings.size
@@ -213,17 +268,20 @@ def _to_pictures(name: str, image: Any) -> tuple[np.ndarray, ...]:
     return pictures
 
 
-def check_references(clips: Any, prompts: Any = None) -> ReferenceClips:
+def check_references(clips: Any, prompts: Any = None, fps: float = 16.0) -> ReferenceClips:
     """Return clips that can serve as references, with their captions.
 
     Args:
-        clips: One Clip or several, of at least two frames each.
+        clips: One Clip or several, of at least two frames each; or the PIL images of one.
         prompts: None for empty captions, one text for all, or one per clip.
+        fps: Frames a second of a clip that is given as images.
 
     Raises:
         InputError: It is anything else.
     """
     listed = (clips,) if isinstance(clips, Clip) else tuple(clips) if isinstance(clips, (list, tuple)) else ()
+    if listed and all(isinstance(each, PIL.Image.Image) for each in listed):
+        listed = (Clip.from_images(listed, fps),)
     if not listed:
         raise InputError(f"expected reference clips (Clip, or a list of them), got {_describe(clips)}")
     for clip in listed:
@@ -236,7 +294,9 @@ def check_references(clips: Any, prompts: Any = None) -> ReferenceClips:
     return ReferenceClips(listed, _spread_texts("reference_prompts", prompts or "", len(listed), of="reference"))
 
 
-def _make_references(references: Any, prompts: Any, num_images: int) -> tuple[ReferenceClips | EncodedReference, ...]:
+def _make_references(
+    references: Any, prompts: Any, num_images: int, fps: float
+) -> tuple[ReferenceClips | EncodedReference, ...]:
     nested = isinstance(references, (list, tuple)) and any(
         isinstance(entry, (list, tuple, EncodedReference)) for entry in references
     )
@@ -255,7 +315,7 @@ def _make_references(references: Any, prompts: Any, num_images: int) -> tuple[Re
                 )
             made.append(entry)
         else:
-            made.append(check_references(entry, texts))
+            made.append(check_references(entry, texts, fps))
     if len({len(entry.clips) for entry in made if isinstance(entry, ReferenceClips)}) > 1:
         raise InputError("expected the same number of references for every picture of a batch; run them one by one")
     return tuple(made)

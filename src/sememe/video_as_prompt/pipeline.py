@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
 from sememe.backbones.autoencoder import LatentGrid, decode_latents, format_video, latent_grid, video_to_clips
 from sememe.checkpoints.components import Dtypes, check_components
@@ -38,6 +39,7 @@ from sememe.video_as_prompt.inputs import (
 from sememe.video_as_prompt.memory_plan import PlacementMixin
 from sememe.video_as_prompt.model_folders import COMPONENTS, load_components, save_components
 from sememe.video_as_prompt.quirks import set_truncated_timesteps
+from sememe.video_as_prompt.reference_files import fingerprint_transformer
 from sememe.video_as_prompt.settings import Settings
 from sememe.video_as_prompt.shapes import VideoLatents
 from sememe.video_as_prompt.system import VIDEO_AS_PROMPT
@@ -140,6 +142,11 @@ class VideoAsPromptPipeline(PlacementMixin, DiffusionPipeline, BackboneAdapterMi
         return {"attention_mode": self.transformer.config.attention_mode}
 
     @property
+    def num_timesteps(self) -> int:
+        """Return the number of steps of the current generation, which callbacks of diffusers ask for."""
+        return len(self.scheduler.timesteps)
+
+    @property
     def interrupt(self) -> bool:
         """Set to True, in a callback or from another thread: the generation ends before its next step."""
         return self._interrupt
@@ -235,7 +242,8 @@ class VideoAsPromptPipeline(PlacementMixin, DiffusionPipeline, BackboneAdapterMi
         known = find_embeds(prompts, settings) if isinstance(prompts, EncodedPrompt) else {}
         captions = prompts.reference_prompts if isinstance(prompts, EncodedPrompt) else prompts
         encoder = ConditionEncoder(self.family, settings, known)
-        return EncodedReference(encoder.encode_clips([check_references(clips, captions)]), settings)
+        payload = encoder.encode_clips([check_references(clips, captions, settings.size.fps)])
+        return EncodedReference(payload, settings, fingerprint_transformer(self.transformer))
 
     @torch.no_grad()
     @sends_modules_back
@@ -290,11 +298,13 @@ class VideoAsPromptPipeline(PlacementMixin, DiffusionPipeline, BackboneAdapterMi
         generator: Generators = None,
         latents: torch.Tensor | None = None,
         output_type: str = "np",
-        callback_on_step_end: CallbackOnStepEnd | None = None,
+        callback_on_step_end: CallbackOnStepEnd | PipelineCallback | MultiPipelineCallbacks | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        num_videos_per_prompt: int = 1,
+        return_dict: bool = True,  # noqa: FBT001, FBT002 (as diffusers has it)
         settings: Settings | None = None,
         **overrides: Any,
-    ) -> VideoAsPromptOutput:
+    ) -> VideoAsPromptOutput | Any:
         """Generate.
 
         Args:
@@ -312,6 +322,8 @@ class VideoAsPromptPipeline(PlacementMixin, DiffusionPipeline, BackboneAdapterMi
             output_type: Form of `frames` in the result: "np", "pt", "pil" or "latent".
             callback_on_step_end: Called after each step, as diffusers does; it may set `interrupt`.
             callback_on_step_end_tensor_inputs: Names of the tensors that the callback gets; there is "latents".
+            num_videos_per_prompt: Results for each picture, one after the other, of noises of their own.
+            return_dict: Whether the output is a record; if not, it is a tuple of its `frames` alone.
             settings: Settings of the generation; None for the model's own (`defaults`).
             overrides: Fields of the settings, by name (see `sememe.video_as_prompt.settings`), such as `height`,
                 `num_frames` and `guidance_scale` with diffusers' names; None leaves a field as it is.
@@ -319,22 +331,14 @@ class VideoAsPromptPipeline(PlacementMixin, DiffusionPipeline, BackboneAdapterMi
         Raises:
             InputError: An argument is not what was expected.
         """
-        if output_type not in get_args(OutputType):
-            raise InputError(
-                f"expected output_type to be one of {', '.join(get_args(OutputType))}, got {output_type!r}"
-            )
-        request = make_request(
-            self.family,
-            (settings or self.defaults).override(**overrides),
-            image,
-            references,
-            prompt,
-            negative_prompt,
-            reference_prompts,
-            last_image,
-        )
+        _check_output(output_type, num_videos_per_prompt)
+        settings = (settings or self.defaults).override(**overrides)
+        texts = (prompt, negative_prompt, reference_prompts)
+        request = make_request(self.family, settings, image, references, *texts, last_image)
         on_step_end = self._wrap_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
-        return self._generate(request, generator, latents, output_type, on_step_end)
+        request = request.repeat(num_videos_per_prompt)
+        output = self._generate(request, generator, latents, output_type, on_step_end)
+        return output if return_dict else (output.frames,)
 
     def _generate(
         self, request: Request, generator: Generators, latents: Any, output_type: str, on_step_end: OnStepEnd | None
@@ -375,7 +379,9 @@ class VideoAsPromptPipeline(PlacementMixin, DiffusionPipeline, BackboneAdapterMi
             raise InputError("approximate has no effect on a model that was trained one-way; leave it out")
         check_mask_support(self, settings.reference.reference_strength)
 
-    def _wrap_callback(self, callback: CallbackOnStepEnd | None, tensor_inputs: Sequence[str]) -> OnStepEnd | None:
+    def _wrap_callback(self, callback: Any, tensor_inputs: Sequence[str]) -> OnStepEnd | None:
+        if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):
+            tensor_inputs = callback.tensor_inputs
         unknown = sorted(set(tensor_inputs) - set(self._callback_tensor_inputs))
         if unknown:
             known = ", ".join(self._callback_tensor_inputs)
@@ -447,3 +453,10 @@ class VideoAsPromptPipeline(PlacementMixin, DiffusionPipeline, BackboneAdapterMi
         video = decode_latents(self.vae, latents)
         clips = video_to_clips(video, fps)
         return clips, format_video(video, clips, output_type)
+
+
+def _check_output(output_type: str, num_videos: int) -> None:
+    if num_videos < 1:
+        raise InputError(f"expected num_videos_per_prompt of at least 1, got {num_videos}")
+    if output_type not in get_args(OutputType):
+        raise InputError(f"expected output_type to be one of {', '.join(get_args(OutputType))}, got {output_type!r}")

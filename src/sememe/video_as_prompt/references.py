@@ -55,6 +55,10 @@ class BatchedReference(ABC):
     def batch_size(self) -> int: ...
 
     @abstractmethod
+    def to(self: R, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> R:
+        """Move the reference to a device, in a precision."""
+
+    @abstractmethod
     def map(self: R, change: Callable[[torch.Tensor], torch.Tensor]) -> R:
         """Apply `change` to every tensor that has a batch axis."""
 
@@ -107,6 +111,14 @@ class ReferenceTokens(BatchedReference):
             text_keys=None if keys is None else tuple(tuple(text.map(change) for text in block) for block in keys),
         )
 
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "ReferenceTokens":
+        """Move the reference to a device; its positions and modulation keep their precision."""
+        moved = self.map(lambda tensor: tensor.to(device=device, dtype=dtype))
+        stream, rotary = moved.stream, moved.stream.rotary
+        temb = None if stream.temb is None else stream.temb.to(device)
+        tables = None if rotary is None else RotaryTables(*(table.to(device) for table in rotary))
+        return replace(moved, stream=stream._replace(temb=temb, rotary=tables))
+
 
 @dataclass(frozen=True)
 class ReferenceCache(BatchedReference):
@@ -141,6 +153,7 @@ class ReferenceCache(BatchedReference):
         return self.map(lambda tensor: tensor[index : index + 1])
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "ReferenceCache":
+        """Move the reference to a device, in a precision."""
         return self.map(lambda tensor: tensor.to(device=device, dtype=dtype))
 
 
