@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -25,6 +26,7 @@ from sememe.workflows.generate import GenerationRequest, GenerationResult, gener
 from sememe.workflows.input_files import VideoFile
 from sememe.workflows.loading import LoadedModel, load_model
 from sememe.workflows.outputs import PICTURE_SUFFIXES, VIDEO_SUFFIXES
+from sememe.workflows.request_files import read_request
 from video_as_prompt.pipeline_factories import make_clip, make_picture
 
 
@@ -142,6 +144,23 @@ def test_the_sidecar_says_how_it_was_made(request_of_files: GenerationRequest, m
     assert document["timings"]["total"] >= sum(document["timings"].values()) - document["timings"]["total"] - 0.01
     assert document["peak_memory"]["process_bytes"] > 50e6
     assert document["influence"] is None
+
+
+def test_a_result_can_be_made_again_from_its_record(request_of_files: GenerationRequest, model: LoadedModel) -> None:
+    first = run(request_of_files, model, prompt="a red ball", guidance_scale=3.0, reference_end=0.5)
+    stored = read_request(first.sidecar, VIDEO_AS_PROMPT)
+    assert stored.model == str(request_of_files.model)
+    again = GenerationRequest(
+        inputs=VideoAsPromptInputs(**stored.inputs),
+        output=first.output.with_name("again.mp4"),
+        model=stored.model,
+        seed=stored.seed,
+        settings=stored.settings,
+        loading=LoadingSettings().override(**stored.loading),
+    )
+    assert generate(again, loaded=model).output.read_bytes() == first.output.read_bytes()
+    whole = run(request_of_files, model, prompt="a red ball", guidance_scale=3.0)
+    assert whole.document["output"]["sha256"] != first.document["output"]["sha256"]
 
 
 def test_the_video_itself_says_the_essentials(request_of_files: GenerationRequest, model: LoadedModel) -> None:
@@ -297,6 +316,7 @@ def test_all_files_are_written_or_none(
     failure: BaseException,
     request_of_files: GenerationRequest,
     model: LoadedModel,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     result = run(request_of_files, model)
@@ -306,10 +326,26 @@ def test_all_files_are_written_or_none(
         raise failure
 
     monkeypatch.setattr(sidecar, "write_sidecar", fail)
+    rescued = tmp_path / "temporary"
+    rescued.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(rescued))
     expected = OutputError if isinstance(failure, OSError) else type(failure)
-    with pytest.raises(expected):
+    with pytest.raises(expected) as caught:
         run(request_of_files, model, seed=8, sheet=result.output.with_name("sheet.png"))
+    saved = list(rescued.rglob("*.mp4"))
+    assert len(saved) == isinstance(failure, OSError)
+    if saved:
+        assert str(caught.value).endswith(f"the video alone is saved as {saved[0]}")
+        assert read_clip(saved[0]).num_frames == 5
     assert {path.name: path.read_bytes() for path in result.output.parent.iterdir()} == before
+
+
+def test_a_disk_that_is_nearly_full_is_noticed_before_the_generation(
+    request_of_files: GenerationRequest, model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(OutputError, match=r"got 0\.0 MB; free some space"):
+        run(request_of_files, model)
 
 
 def test_autocast_is_called_approximate(request_of_files: GenerationRequest, model: LoadedModel) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from sememe.errors import InputError
+from sememe.files import hash_file
 from sememe.system import SystemInputs
 from sememe.video_as_prompt.settings import Settings
 
@@ -15,11 +16,14 @@ class VideoAsPromptInputs(SystemInputs):
     """Files and texts of a generation.
 
     Attributes:
-        image: Picture that the result starts from (png, jpeg, webp ...).
+        image: Picture that the result starts from (png, jpeg, webp ...); repeated, there is a result for each.
         references: Video whose effect the picture gets; may be repeated. None with reference_guidance_scale 0.
         prompt: What the result shows.
         reference_prompts: Caption of the references: one for all, or one each.
         last_image: Picture that the result ends with, for models that take one.
+        reference_start: Seconds at which a reference begins; what comes before is not read.
+        reference_end: Seconds at which a reference ends.
+        encoded_reference: File that `sememe encode-reference` wrote, in place of videos.
     """
 
     system: ClassVar[str] = "video-as-prompt"
@@ -30,6 +34,9 @@ class VideoAsPromptInputs(SystemInputs):
     prompt: str = ""
     reference_prompts: tuple[str, ...] = ()
     last_image: Path | None = None
+    reference_start: float | None = None
+    reference_end: float | None = None
+    encoded_reference: Path | None = None
 
     def images(self) -> Mapping[str, Path]:
         """Return the picture files by name."""
@@ -44,12 +51,22 @@ class VideoAsPromptInputs(SystemInputs):
         """Return the texts by name, with a caption for each reference."""
         captions = self.reference_prompts or ("",)
         spread = captions * len(self.references) if len(captions) == 1 else captions
-        return {"prompt": self.prompt, "reference_prompts": list(spread)}
+        texts = {"prompt": self.prompt, "reference_prompts": list(spread)}
+        if self.encoded_reference is not None:
+            texts["encoded_reference_sha256"] = hash_file(self.encoded_reference)
+        return texts
 
     def check(self, settings: Settings) -> None:
         """Raise `InputError` for inputs that do not go with each other or with the settings."""
         is_read = settings.guidance.reference_guidance_scale != 0
-        if is_read and not self.references:
+        start, end = self.reference_start or 0.0, self.reference_end
+        if start < 0 or (end is not None and end <= start):
+            raise InputError(f"expected reference_start of at least 0 and a later reference_end, got {start} and {end}")
+        if self.encoded_reference is not None and (self.references or self.reference_prompts or not is_read):
+            raise InputError("expected references as videos or encoded, got both, or reference_guidance_scale 0")
+        if self.encoded_reference is not None and not self.encoded_reference.is_file():
+            raise InputError(f"expected an encoded reference, but there is no file {self.encoded_reference}")
+        if is_read and not self.references and self.encoded_reference is None:
             raise InputError("expected at least one reference video, got none; give one, or reference_guidance_scale 0")
         if not is_read and any(self.reference_prompts):
             raise InputError("reference_guidance_scale 0 leaves the reference out, so reference_prompts has no effect")
@@ -62,13 +79,16 @@ class VideoAsPromptInputs(SystemInputs):
     def workload(self, settings: Settings) -> Mapping[str, int]:
         """Return what a memory plan counts besides the settings."""
         numbers = {f"num_{name}": len(paths) for name, paths in self.videos(settings).items()}
+        if self.encoded_reference is not None:
+            numbers["num_references"] = 1  # at least
         return {"num_references": 0, "num_negative_references": 0} | numbers
 
     def reading(self, settings: Settings, place: int, num_places: int) -> Mapping[str, Any]:
         """Return the arguments with which `read_clip` reads a video among those of its name."""
         reading = settings.read_reference(place, num_places)._asdict()
         # Stretching, and showing CLIP the whole frame, need the whole frame.
-        return reading | ({"size": None} if settings.experimental.official_quirks else {})
+        whole = {"size": None} if settings.experimental.official_quirks else {}
+        return reading | whole | {"start": self.reference_start, "end": self.reference_end}
 
     def arguments(
         self, settings: Settings, images: Mapping[str, Any], videos: Mapping[str, Sequence[Any]]
@@ -77,7 +97,12 @@ class VideoAsPromptInputs(SystemInputs):
         if videos.get("negative_references"):
             settings = settings.override(negative_references=videos["negative_references"])
         captions = self.texts()["reference_prompts"]
-        given = {"prompt": self.prompt, "references": list(videos["references"]), "settings": settings}
+        references: Any = list(videos["references"])
+        if self.encoded_reference is not None:
+            from sememe.video_as_prompt.inputs import EncodedReference
+
+            references = EncodedReference.load(self.encoded_reference)
+        given = {"prompt": self.prompt, "references": references, "settings": settings}
         return {**given, **images, **({"reference_prompts": captions} if self.references else {})}
 
     def baseline(self, settings: Settings) -> tuple["VideoAsPromptInputs", Settings]:
@@ -88,4 +113,4 @@ class VideoAsPromptInputs(SystemInputs):
         """
         if settings.guidance.reference_guidance_scale == 0:
             raise InputError("influence has no meaning with reference_guidance_scale 0: the reference is left out")
-        return replace(self, references=(), reference_prompts=()), settings.without_reference()
+        return replace(self, references=(), reference_prompts=(), encoded_reference=None), settings.without_reference()

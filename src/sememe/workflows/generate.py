@@ -4,7 +4,9 @@ A system states its inputs (see `SystemInputs`); seed, progress, files, record, 
 """
 
 import secrets
-from collections.abc import Iterator, Mapping
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from sememe.checkpoints.zoo import is_hub_id
 from sememe.compute.loading_settings import LoadingSettings
 from sememe.compute.stopwatch import Stopwatch
-from sememe.errors import InputError
+from sememe.errors import InputError, OutputError, SememeError
 from sememe.events import Progress, ProgressHandler, StepCounter, ignore_progress
-from sememe.files import hash_file
+from sememe.files import atomic_path, hash_file
 from sememe.records import find_key, flatten, replace_fields
 from sememe.system import SystemInputs
 from sememe.video import Clip, SheetRow, VideoLimits, contact_sheet, write_clips, write_image
@@ -24,6 +27,7 @@ from sememe.workflows import sidecar
 from sememe.workflows.input_files import ImageFile, VideoFile
 from sememe.workflows.loading import LoadedModel, check_model_request, load_model
 from sememe.workflows.outputs import OutputFiles
+from sememe.workflows.request_files import describe_request
 from sememe.workflows.systems import SYSTEMS
 
 MAX_SEED = 2**63 - 1
@@ -88,26 +92,23 @@ def generate(
 
     Raises:
         InputError: an argument, a file or the model is not what was expected.
-        OutputError: the result cannot be written.
+        OutputError: the result cannot be written; a video that is finished is then saved elsewhere, if it can be.
     """
     watch = Stopwatch()
-    files = OutputFiles.beside(request.output, request.sheet, request.inputs.extra_files(request.output))
+    files = _list_files(request)
     _check_request(request, files)
     if loaded is None:
         check_model_request(SYSTEMS[request.inputs.system], request.model, request.loading)
     on_progress(Progress("reading the inputs"))
     opened = _OpenedFiles.open(request.inputs, _resolve(request, SYSTEMS[request.inputs.system].settings()))
     watch.lap("read")
-    if loaded is None:
-        on_progress(Progress(f"loading {request.model}"))
-    model = loaded or _load(request)
-    if model.plan is not None and loaded is None:
-        on_progress(Progress(f"{model.device}, {model.plan.summary}"))
+    model = loaded or _load(request, on_progress)
     watch.lap("load")
     seed = secrets.randbelow(2**31) if request.seed is None else request.seed
     settings = request.inputs.fit(model.pipeline, _resolve(request, model.pipeline.defaults))
     work = _Generation(request.inputs, opened, model, settings, seed)
     work.check_size()
+    files.check_space(3 * settings.size.num_frames * settings.size.height * settings.size.width)
     announced = request.inputs.announce(settings)
     if announced is not None:
         on_progress(Progress(announced))
@@ -120,8 +121,38 @@ def generate(
         document["influence"] = _measure_influence(work, output, on_progress)
         watch.lap("influence")
     on_progress(Progress("writing"))
-    _write(document, work, output, files, watch)
+    try:
+        _write(document, work, output, files, watch)
+    except OutputError as error:
+        raise _rescue(work, output, files, error) from error
     return GenerationResult(files.video, files.sidecar, files.sheet, seed, document)
+
+
+def generate_all(
+    requests: Sequence[GenerationRequest], on_progress: ProgressHandler = ignore_progress
+) -> Iterator[GenerationResult]:
+    """Generate several video files with one model, which is loaded once; yield each result when it is written.
+
+    Args:
+        requests: Requests of one system for one model, loaded in one way; all are checked before the first is made.
+        on_progress: Called with the stages and steps.
+
+    Raises:
+        InputError: as `generate`, or two results would have one name.
+        OutputError: as `generate`.
+    """
+    model = None
+    if len(requests) > 1:
+        outputs = [request.output for request in requests]
+        if len(set(outputs)) < len(outputs):
+            raise InputError(f"expected a different name for each result, got {', '.join(map(str, outputs))}")
+        assert len({(request.inputs.system, request.model) for request in requests}) == 1
+        for request in requests:
+            _check_request(request, _list_files(request))
+        check_model_request(SYSTEMS[requests[0].inputs.system], requests[0].model, requests[0].loading)
+        model = _load(requests[0], on_progress)
+    for request in requests:
+        yield generate(request, on_progress, model)
 
 
 def check_seed(seed: int) -> None:
@@ -132,6 +163,10 @@ def check_seed(seed: int) -> None:
 
 def _resolve(request: GenerationRequest, settings: Any) -> Any:
     return replace_fields(settings, request.settings)
+
+
+def _list_files(request: GenerationRequest) -> OutputFiles:
+    return OutputFiles.beside(request.output, request.sheet, request.inputs.extra_files(request.output))
 
 
 def _check_request(request: GenerationRequest, files: OutputFiles) -> None:
@@ -146,13 +181,18 @@ def _check_request(request: GenerationRequest, files: OutputFiles) -> None:
     files.check([*videos, *inputs.images().values()])
 
 
-def _load(request: GenerationRequest) -> LoadedModel:
+def _load(request: GenerationRequest, on_progress: ProgressHandler) -> LoadedModel:
+    how = " (`sememe download` shows the progress of fetching it)" if is_hub_id(request.model) else ""
+    on_progress(Progress(f"loading {request.model}{how}"))
     settings = _resolve(request, SYSTEMS[request.inputs.system].settings())
     values = flatten(settings)
     changed = [find_key(key, list(values)) for key in request.settings]
     own = {key.rpartition(".")[2]: values[key] for key in changed}
     planned = {**own, **request.inputs.workload(settings)}
-    return load_model(SYSTEMS[request.inputs.system], request.model, request.loading, planned)
+    model = load_model(SYSTEMS[request.inputs.system], request.model, request.loading, planned)
+    if model.plan is not None:
+        on_progress(Progress(f"{model.device}, {model.plan.summary}"))
+    return model
 
 
 @dataclass(frozen=True)
@@ -263,6 +303,7 @@ def _describe(request: GenerationRequest, work: _Generation, output: Any) -> dic
         "computing": sidecar.describe_computing(model),
         "exactness": sidecar.describe_exactness(output.settings, model),
         "inputs": work.files.to_document(),
+        "request": describe_request(request.model, request.inputs, request.settings, request.loading),
         "output": {"path": str(request.output)},
         "influence": None,
     }
@@ -299,6 +340,19 @@ def _write(document: dict[str, Any], work: _Generation, output: Any, files: Outp
         document["timings"]["total"] = round(watch.total, 4)
         document["peak_memory"] = sidecar.peak_memory(work.model.device)
         sidecar.write_sidecar(document, parts.sidecar)
+
+
+def _rescue(work: _Generation, output: Any, files: OutputFiles, error: OutputError) -> OutputError:
+    """Save the video that could not be written in a temporary folder; return the error that says where, if so."""
+    folder = Path(tempfile.mkdtemp(prefix="sememe-"))
+    path = folder / files.video.name
+    try:
+        with atomic_path(path) as part:
+            write_clips(work.inputs.pieces(work.model.pipeline, output), part)
+    except SememeError:
+        shutil.rmtree(folder, ignore_errors=True)
+        return error
+    return OutputError(f"{error}; the video alone is saved as {path}")
 
 
 class _Pieces:

@@ -1,6 +1,7 @@
 """The files that a generation writes: checked before the slow part, and then all of them or none."""
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from pathlib import Path
 from sememe.errors import InputError, OutputError
 from sememe.files import atomic_path, check_writable, describe_write_error
 
+_USUAL_COMPRESSION = 20  # of a video that moves little; less of others
 _MAX_SIDECAR = 10_000_000  # bytes; a record takes some thousands
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".gif")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -51,6 +53,16 @@ class OutputFiles:
             raise OutputError(
                 f"expected {self.sidecar} to be absent or the record of an earlier {self.video.name}, but it is "
                 "another file, which would be lost; move it or choose another output"
+            )
+
+    def check_space(self, num_bytes: int) -> None:
+        """Raise `OutputError` where a video of so many bytes of pixels will hardly fit on the disk."""
+        needed = num_bytes // _USUAL_COMPRESSION
+        free = shutil.disk_usage(self.video.parent).free
+        if free < needed:
+            raise OutputError(
+                f"expected about {needed / 1e6:.1f} MB free for {self.video}, got {free / 1e6:.1f} MB; free some space "
+                "or choose another folder"
             )
 
     @contextmanager
