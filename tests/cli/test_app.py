@@ -14,12 +14,14 @@ from sememe.errors import ModelError, OutputError
 from sememe.workflows import model_list as verb
 
 COMMANDS = [[], ["generate", "video-as-prompt"], ["demo"], ["generate"], ["evaluate"], ["models"], ["convert"]]
+COMMANDS += [["download"], ["env"]]
 HEAVY = {"accelerate", "av", "cv2", "diffusers", "peft", "torch", "transformers"}
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_help_names_what_there_is(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     outcome = run_here(capsys, *command, "--help")
+    assert outcome.out == run_here(capsys, *command, "-h").out
     assert outcome.code == 0
     assert "Usage: sememe" in outcome.out
     assert outcome.err == ""

@@ -1,6 +1,7 @@
 import io
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -25,6 +26,15 @@ def test_plain_lines_come_by_stage_and_by_tenth(capsys: pytest.CaptureFixture[st
     assert lines[2] == "generating: step 4 of 40, 1 min 15 s left"
     assert lines[-2:] == ["generating: step 40 of 40, 1 min 15 s left", "writing"]
     assert len(lines) == 13
+
+
+def test_slow_steps_are_shown_by_time_too(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = iter([0.0, 4.0, 11.0, 12.0])
+    monkeypatch.setattr(console, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    lines = console.PlainLines()
+    for step in range(4):
+        lines(Progress("generating", step, 1000))
+    assert capsys.readouterr().err == "generating\ngenerating: step 2 of 1000\n"
 
 
 def test_a_repeated_stage_is_shown_again(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,11 +1,13 @@
 """The verbs translate faithfully: flags into requests, results into lines or JSON."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import sememe
 from cli.runs import refused, run_here
 from model_folders import save_model
 from sememe.checkpoints import zoo
@@ -26,7 +28,7 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> list[GenerationRequest]:
     """The requests that reach the workflow, which does nothing."""
     seen: list[GenerationRequest] = []
 
-    def note(request: GenerationRequest, _: Any) -> GenerationResult:
+    def note(request: GenerationRequest, *_: Any) -> GenerationResult:
         seen.append(request)
         return GenerationResult(request.output, request.output.with_suffix(".json"), None, 7, {"seed": 7})
 
@@ -52,6 +54,7 @@ def test_flags_and_overrides_reach_the_workflow(
     flags: dict[str, Any] = {"--prompt": "p", "--model": "m", "--seed": 3, "--steps": 4, "--num-frames": 9}
     flags |= {"--guidance-scale": 2.0, "--reference-guidance-scale": 3.0}
     flags |= {"--sheet": "s.png", "--last-image": "l.png", "--vram": 24.0, "--device": "cpu"}
+    flags |= {"--reference-start": 1.5, "--reference-end": 3.0}
     arguments = [part for flag in flags.items() for part in flag]
     arguments += ["--reference", "b.mp4", "--reference-prompt", "x", "--reference-prompt", "y", "--influence"]
     arguments += [
@@ -77,6 +80,8 @@ def test_flags_and_overrides_reach_the_workflow(
         prompt="p",
         reference_prompts=("x", "y"),
         last_image=Path("l.png"),
+        reference_start=1.5,
+        reference_end=3.0,
     )
     assert request.loading == LoadingSettings(device="cpu", dtype="bfloat16", vram=24.0)
     expected = Settings().override(height=32, width=48, num_frames=9, num_inference_steps=4, guidance_scale=2.0)
@@ -84,10 +89,79 @@ def test_flags_and_overrides_reach_the_workflow(
     assert replace_fields(Settings(), request.settings) == expected
 
 
+def test_a_result_for_each_picture_and_seed(
+    requests: list[GenerationRequest], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[GenerationRequest] = []
+    monkeypatch.setattr(generate, "_load", lambda request, _: loaded.append(request))
+    more = ("--image", "other/j.png", "--seed", 1, "--seed", 2, "--sheet", "s.png")
+    outcome = run_here(capsys, "generate", "video-as-prompt", *FILES, *more)
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.split() == ["out-i-1.mp4", "out-i-2.mp4", "out-j-1.mp4", "out-j-2.mp4"]
+    assert [(request.inputs.image.name, request.seed) for request in requests] == [  # type: ignore[attr-defined]
+        ("i.png", 1),
+        ("i.png", 2),
+        ("j.png", 1),
+        ("j.png", 2),
+    ]
+    assert requests[-1].sheet == Path("s-j-2.png")
+    assert len(loaded) == 1
+    twice = ("--image", "other/i.png")
+    assert "a different name for each result" in refused(
+        run_here(capsys, "generate", "video-as-prompt", *FILES, *twice)
+    )
+
+
+def test_a_config_file_comes_before_defaults_and_behind_flags(
+    requests: list[GenerationRequest], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        """
+model: m
+seed: 5
+inputs: {image: i.png, references: r.mp4, prompt: "a, b"}
+settings: {height: 32, guidance.guidance_scale: 2}
+loading: {dtype: bfloat16, device: cpu}
+"""
+    )
+    arguments = ("--config", config, "--guidance-scale", 3, "--device", "cuda", "-o", "out.mp4")
+    assert run_here(capsys, "generate", "video-as-prompt", *arguments).code == 0
+    (request,) = requests
+    assert request.inputs == VideoAsPromptInputs(image=Path("i.png"), references=(Path("r.mp4"),), prompt="a, b")
+    assert (request.model, request.seed) == ("m", 5)
+    expected = Settings().override(height=32, guidance_scale=3.0)
+    assert replace_fields(Settings(), request.settings) == expected
+    assert request.loading == LoadingSettings(dtype="bfloat16", device="cuda")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- 1", "got list"),
+        ("inputs: {image: 3}", "image must be a path"),
+        ("inputs: {picture: a.png}", "got picture"),
+        ("model: [1]", "model must be a text"),
+        ("loading: {dtype: int4}", "dtype must be one of"),
+        ("system: gen1", "one for gen1"),
+        ("steps: 3", "got steps"),
+        ("a: [", "cannot be read"),
+        ("model: tiny", "Missing option '--image'"),
+    ],
+)
+def test_config_files_that_ask_for_something_else(
+    text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run.yaml").write_text(text)
+    given = ("--like", tmp_path / "run.yaml", "-o", tmp_path / "out.mp4")
+    assert message in refused(run_here(capsys, "generate", "video-as-prompt", *given))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--set", "reference_strenght=1"), "nearest is reference.reference_strength"),
+        (("--lora", "missing.safetensors"), "file that is there, got missing.safetensors"),
         (("--set", "num_frames=5", "--num-frames", 9), "size.num_frames is given twice"),
         (("--set", "loading.dtype=int4"), "float32, bfloat16, float16"),
         (("--set", "height"), "key=value"),
@@ -122,6 +196,34 @@ def test_models_are_listed_for_people_and_programs(
         str(tmp_path / "video-as-prompt" / "random"),
     )
     assert record["num_parameters"] > 1000
+    assert "wan-14b  (video-as-prompt; `sememe download wan-14b`" in text
+
+
+def test_released_models_are_fetched_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def fetch(*given: Any, **more: Any) -> Path:
+        asked.append((*given, more["revision"]))
+        return tmp_path
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    outcome = run_here(capsys, "download", "cogvideox-5b", "--revision", "abc")
+    assert (outcome.code, outcome.out) == (0, f"{tmp_path}\n")
+    assert asked == [("ByteDance/Video-As-Prompt-CogVideoX-5B", "abc")]
+    assert os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] == "0"
+    assert "wan-14b, cogvideox-5b" in refused(run_here(capsys, "download", "tiny"))
+
+
+def test_the_environment_is_described(capsys: pytest.CaptureFixture[str]) -> None:
+    document = json.loads(run_here(capsys, "env", "--json").out)
+    assert document["versions"]["sememe"] == sememe.__version__
+    assert 0 < document["free_memory_gb"] <= document["memory_gb"]
+    lines = run_here(capsys, "env").out.splitlines()
+    assert lines[0].split() == ["sememe", sememe.__version__]
+    assert len(lines) == len(document) - 1 + len(document["versions"])
 
 
 @pytest.mark.parametrize("ok", [True, False])

@@ -14,7 +14,21 @@ from typing import Annotated
 import typer
 
 import sememe
-from sememe.cli import convert, demo, evaluate, generate, models, parity, plan, plans, train, world
+from sememe.cli import (
+    convert,
+    demo,
+    download,
+    encode_reference,
+    environment,
+    evaluate,
+    generate,
+    models,
+    parity,
+    plan,
+    plans,
+    train,
+    world,
+)
 from sememe.cli.console import drop_stderr
 from sememe.cli.quiet import silence_libraries
 from sememe.errors import SememeError
@@ -37,6 +51,7 @@ def make_app(session: Session) -> typer.Typer:
         help="Steer video generation by meaning: show a clip, and your picture does the same.",
         no_args_is_help=True,
         add_completion=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
         pretty_exceptions_enable=False,
         rich_markup_mode="rich",
     )
@@ -55,7 +70,8 @@ def make_app(session: Session) -> typer.Typer:
         if not session.debug:
             silence_libraries()
 
-    for verb in (demo, generate, train, evaluate, plan, plans, models, convert, world, parity):
+    verbs = (demo, generate, encode_reference, train, evaluate, plan, plans, models, download, convert, world, parity)
+    for verb in (*verbs, environment):
         verb.register(app)
     return app
 

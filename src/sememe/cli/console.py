@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from sememe.events import Progress
 
 _LINES_PER_STAGE = 10
+_SECONDS_BETWEEN_LINES = 10.0
 
 
 @contextmanager
@@ -37,17 +39,20 @@ def echo_json(document: Mapping[str, Any] | list[Any], *, indent: int | None = 2
 
 
 class PlainLines:
-    """A line when a stage begins, and at most ten more of its steps."""
+    """A line when a stage begins, at each tenth of its steps, and where these take long also after some seconds."""
 
     def __init__(self) -> None:
         self._stage = ""
         self._tenth = 0
+        self._spoken = 0.0
 
     def __call__(self, progress: "Progress") -> None:
         tenth = _LINES_PER_STAGE * progress.step // progress.num_steps if progress.num_steps else 0
-        if progress.stage == self._stage and tenth <= self._tenth and progress.step:
+        now = time.monotonic()
+        is_new = progress.stage != self._stage or tenth > self._tenth or not progress.step
+        if not is_new and now - self._spoken < _SECONDS_BETWEEN_LINES:
             return
-        self._stage, self._tenth = progress.stage, tenth
+        self._stage, self._tenth, self._spoken = progress.stage, tenth, now
         try:
             typer.echo(_line(progress), err=True)
         except OSError:  # a lost line of progress must not end the work

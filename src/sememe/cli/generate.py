@@ -1,28 +1,34 @@
 """`sememe generate SYSTEM`: from files to a video file. Each system's options derive from its record."""
 
 import inspect
+import json
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sememe.cli.console import echo_json, show_progress
 from sememe.cli.setting_options import (
+    MODEL,
     AsJson,
     Device,
-    ModelName,
     Overrides,
     make_help_all,
     make_setting,
     read_overrides,
 )
+from sememe.errors import InputError
 from sememe.records import list_fields
 from sememe.system import GenerationSpec, System, SystemInputs
 from sememe.workflows.systems import SYSTEMS
+
+if TYPE_CHECKING:
+    from sememe.workflows.generate import GenerationRequest
+    from sememe.workflows.request_files import StoredRequest
 
 _INPUTS, _RESULT = "Inputs", "Result"
 _STEPS = "sampling.num_inference_steps"
@@ -46,26 +52,50 @@ def _group() -> None:
 def make_command(system: System, spec: GenerationSpec) -> Callable[..., None]:
     """Return the command of a system: flags for its inputs and for some of its settings, and those of all systems."""
     inputs, settings = _list_inputs(spec), _list_settings(spec)
+    required = [name for name, field in list_fields(spec.inputs).items() if field.default is MISSING]
     shared = [each for each in inspect.signature(_run).parameters.values() if each.kind is each.KEYWORD_ONLY]
     options = [each.annotation.__metadata__[0] for each in (*inputs.values(), *shared)]
     # As typer does, the first name of an option in an annotation stands in the place of the default.
     rare = {option.default: option.help for option in options if option.hidden}
     help_all = _parameter("_help_all", bool, make_help_all(system.settings, rare), default=False)
 
-    def command(_help_all: bool = False, **given: Any) -> None:
+    def command(_help_all: bool = False, config: Path | None = None, **given: Any) -> None:
+        from sememe.workflows.request_files import StoredRequest, read_request
+
+        stored = StoredRequest() if config is None else read_request(config, system)
         changes = {key: given.pop(name) for name, key in settings.items()}
         values = {name: given.pop(name) for name in inputs}
         values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-        _run(spec.inputs(**{name: value for name, value in values.items() if value is not None}), changes, **given)
+        values = dict(stored.inputs) | {name: value for name, value in values.items() if value not in (None, ())}
+        for name in required:
+            if name not in values:
+                flag = (
+                    f"argument '{name.upper()}'" if name in spec.arguments else f"option '--{name.replace('_', '-')}'"
+                )
+                raise InputError(f"Missing {flag}.")
+        several = values.get(spec.each) if spec.each else None
+        ones = [{str(spec.each): one} for one in several] if isinstance(several, tuple) else [{}]
+        _run(system, stored, [spec.inputs(**(values | one)) for one in ones], changes, **given)
 
-    parameters = [*inputs.values(), *_make_flags(system, settings), *shared, help_all]
+    config = _parameter("config", Path | None, _CONFIG, default=None)
+    parameters = [*inputs.values(), *_make_flags(system, settings), config, *shared, help_all]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {each.name: each.annotation for each in parameters}
     return command
 
 
+_CONFIG = typer.Option(
+    "--config",
+    "--like",
+    help="YAML file with model, seed, inputs, settings and loading, or the JSON beside a result; flags go before it.",
+    rich_help_panel=_INPUTS,
+)
+
+
 def _run(
-    inputs: SystemInputs,
+    system: System,
+    stored: "StoredRequest",
+    inputs: Sequence[SystemInputs],
     changes: Mapping[str, Any],
     *,
     output: Annotated[
@@ -73,15 +103,22 @@ def _run(
         typer.Option(
             "--output",
             "-o",
-            help="Video to write (mp4, mov, mkv, webm or gif); a JSON of the same name records how it was made.",
+            help="Video to write (mp4, mov, mkv, webm or gif); a JSON of the same name records how it was made. Names "
+            "of pictures and seeds are added where there are several.",
             rich_help_panel=_RESULT,
         ),
     ],
-    model: ModelName = "tiny",
-    seed: Annotated[int | None, typer.Option(help="0 or more; the same seed gives the same file again.")] = None,
+    model: Annotated[str | None, MODEL] = None,
+    seed: Annotated[
+        list[int] | None,
+        typer.Option(help="0 or more; the same seed gives the same file again. Repeated, there is a result for each."),
+    ] = None,
     device: Device = None,
     vram: Annotated[
-        float | None, typer.Option(help="GB of the card, to compute in the fastest way that fits.", metavar="GB")
+        float | None, typer.Option(help="GB of the card to plan for; what is free on it if not given.", metavar="GB")
+    ] = None,
+    lora: Annotated[
+        list[str] | None, typer.Option(help="LoRA weights in safetensors; may be repeated.", metavar="FILE[:SCALE]")
     ] = None,
     sheet: Annotated[
         Path | None,
@@ -94,41 +131,73 @@ def _run(
     as_json: AsJson = False,
 ) -> None:
     """Generate, and say where; the options are those that every system has."""
-    from sememe.workflows.generate import GenerationRequest, generate
+    adapters = json.dumps(lora) if lora else None
+    flags = {**changes, "loading.device": device, "loading.vram": vram, "loading.lora": adapters}
+    settings, loading = read_overrides(system.settings, flags, overrides, stored.loading)
+    shared: dict[str, Any] = {
+        "model": model or stored.model or "tiny",
+        "settings": {**stored.settings, **settings},
+        "loading": loading,
+        "influence": influence,
+    }
+    seeds: Sequence[int | None] = seed or [stored.seed]
+    _generate(_vary(system, inputs, seeds, {"output": output, "sheet": sheet}, shared), as_json=as_json)
 
-    flags = {**changes, "loading.device": device, "loading.vram": vram}
-    settings, loading = read_overrides(SYSTEMS[inputs.system].settings, flags, overrides)
-    request = GenerationRequest(
-        inputs=inputs,
-        output=output,
-        model=model,
-        seed=seed,
-        settings=settings,
-        loading=loading,
-        sheet=sheet,
-        influence=influence,
-    )
+
+def _vary(
+    system: System,
+    inputs: Sequence[SystemInputs],
+    seeds: Sequence[int | None],
+    files: Mapping[str, Path | None],
+    shared: Mapping[str, Any],
+) -> "list[GenerationRequest]":
+    """Return a request for each of the inputs with each seed; names of files say which where there are several."""
+    from sememe.workflows.generate import GenerationRequest
+
+    requests = []
+    for each in inputs:
+        for seed in seeds:
+            words = [str(seed)] if len(seeds) > 1 else []
+            if len(inputs) > 1:
+                assert system.generation is not None
+                words = [Path(getattr(each, str(system.generation.each))).stem, *words]
+            named: dict[str, Any] = {name: path and _add_words(path, words) for name, path in files.items()}
+            requests.append(GenerationRequest(inputs=each, seed=seed, **named, **shared))
+    return requests
+
+
+def _generate(requests: "Sequence[GenerationRequest]", *, as_json: bool) -> None:
+    from sememe.workflows.generate import generate_all
+
+    documents = []
     with show_progress() as on_progress:
-        result = generate(request, on_progress)
+        for result in generate_all(requests, on_progress):
+            documents.append(result.document)
+            if not as_json:
+                typer.echo(str(result.output))
     if as_json:
-        echo_json(result.document)
-    else:
-        typer.echo(str(result.output))
+        echo_json(documents if len(documents) > 1 else documents[0])
+
+
+def _add_words(path: Path, words: Sequence[str]) -> Path:
+    return path.with_name("-".join([path.stem, *words]) + path.suffix)
 
 
 def _list_inputs(spec: GenerationSpec) -> dict[str, inspect.Parameter]:
     """Return the parameters of a system's inputs; a field that holds several is given by its singular, repeated."""
     found = {}
     for name, field in list_fields(spec.inputs).items():
-        is_many = typing.get_origin(field.type) is tuple
-        kind = list[typing.get_args(field.type)[0]] if is_many else field.type  # type: ignore[misc]
-        flag = f"--{(name.removesuffix('s') if is_many else name).replace('_', '-')}"
+        is_tuple = typing.get_origin(field.type) is tuple
+        kind = typing.get_args(field.type)[0] if is_tuple else field.type
+        if is_tuple or name == spec.each:
+            kind = list[kind]  # type: ignore[valid-type]
+        flag = f"--{(name.removesuffix('s') if is_tuple else name).replace('_', '-')}"
         if name in spec.arguments:
             option = typer.Argument(help=field.help, show_default=False)
         else:
             option = typer.Option(flag, help=field.help, rich_help_panel=_INPUTS, hidden=name in spec.rare)
-        default = None if is_many else field.default
-        found[name] = _parameter(name, kind | None if is_many else kind, option, default=default)
+        # What is not given may stand in a config file.
+        found[name] = _parameter(name, kind | None, option, default=None)
     return found
 
 
@@ -153,5 +222,4 @@ def _bare(kind: Any) -> Any:
 
 
 def _parameter(name: str, kind: Any, option: Any, *, default: Any) -> inspect.Parameter:
-    default = inspect.Parameter.empty if default is MISSING else default
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])

@@ -1,4 +1,4 @@
-"""`sememe models`: what comes with the package."""
+"""`sememe models`: what comes with the package, and what others have released."""
 
 from typing import Annotated
 
@@ -13,8 +13,8 @@ def register(app: typer.Typer) -> None:
 
 
 def list_models(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """List the models that come with the package."""
-    from sememe.workflows.model_list import list_built_in_models
+    """List the models that come with the package, and released ones that can be fetched."""
+    from sememe.workflows.model_list import list_built_in_models, list_released_models
 
     models = list_built_in_models()
     if as_json:
@@ -25,5 +25,10 @@ def list_models(as_json: Annotated[bool, typer.Option("--json", help="Print JSON
         typer.echo(f"{model['name']}  ({model['system']}; {size}; {model['num_parameters'] / 1e6:.1f} M parameters)")
         typer.echo(f"    {model['description']}")
         typer.echo(f"    license {model['license']}; source: {model['source']}")
+    for model in list_released_models():
+        typer.echo(
+            f"{model['name']}  ({model['system']}; `sememe download {model['name']}`, or --model {model['name']})"
+        )
+        typer.echo(f"    {model['repository']} on the hub, with a licence of its own")
     if not models:
         typer.echo("no model comes with this installation; give --model a folder", err=True)

@@ -10,9 +10,8 @@ from sememe.records import Record, list_fields, parse_overrides, to_plain
 
 _LOADING = list_fields(LoadingSettings, "loading.")
 
-ModelName = Annotated[
-    str, typer.Option("--model", help="Built-in name (see `sememe models`), folder, or owner/name on the hub.")
-]
+MODEL = typer.Option("--model", help="Built-in or released name (see `sememe models`), folder, or owner/name.")
+ModelName = Annotated[str, MODEL]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, ...; a GPU if there is one.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the whole record as JSON.")]
 
@@ -55,7 +54,10 @@ def make_help_all(kind: type[Record], rare: Mapping[str, str] | None = None) -> 
 
 
 def read_overrides(
-    kind: type[Record], flags: Mapping[str, Any], overrides: Sequence[str] | None
+    kind: type[Record],
+    flags: Mapping[str, Any],
+    overrides: Sequence[str] | None,
+    loading: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, str], LoadingSettings]:
     """Return the changes to a system's settings, and how its model is loaded.
 
@@ -63,11 +65,13 @@ def read_overrides(
         kind: Settings record of the system.
         flags: Values of flags by dotted key; None for those that were not given.
         overrides: Texts of `--set`.
+        loading: Fields of the loading settings from elsewhere, which flags and overrides replace.
 
     Raises:
         InputError: a key is unknown or given twice, or a value is not valid.
     """
     given = [f"{key}={value}" for key, value in flags.items() if value is not None]
     changes = parse_overrides([*given, *(overrides or ())], [*list_fields(kind), *_LOADING])
-    loading = {key.removeprefix("loading."): value for key, value in changes.items() if key in _LOADING}
-    return {key: value for key, value in changes.items() if key not in _LOADING}, LoadingSettings().override(**loading)
+    given_loading = {key.removeprefix("loading."): value for key, value in changes.items() if key in _LOADING}
+    settings = {key: value for key, value in changes.items() if key not in _LOADING}
+    return settings, LoadingSettings().override(**{**(loading or {}), **given_loading})

@@ -1,0 +1,25 @@
+"""`sememe download`: a model of the hub, fetched once, with progress."""
+
+import os
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command("download")(download)
+
+
+def download(
+    model: Annotated[
+        str,
+        typer.Argument(help="Released model (see `sememe models`), or owner/name on the hub.", show_default=False),
+    ],
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit; none is the newest.")] = None,
+) -> None:
+    """Fetch a model of the hub into its cache, and print its folder; a download that was interrupted goes on."""
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "0"  # before the hub's client is imported, which reads it
+    from sememe.workflows.model_list import download_model
+
+    typer.echo(str(download_model(model, revision)))

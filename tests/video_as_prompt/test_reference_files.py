@@ -1,0 +1,85 @@
+"""Encoded references in files, and read by nothing but the model that encoded them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import cpu_offload
+from peft import LoraConfig
+
+from cli.runs import refused, run_here
+from model_folders import save_model
+from sememe.errors import InputError, ModelError
+from sememe.video import write_clip, write_image
+from sememe.video_as_prompt.inputs import EncodedReference
+from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
+from sememe.video_as_prompt.reference_files import fingerprint_transformer
+from video_as_prompt.pipeline_factories import make_clip, make_cogvideox_pipeline, make_picture, make_pipeline
+
+
+def generate(pipe: VideoAsPromptPipeline, references: Any) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return pipe(make_picture(), references, generator=generator, output_type="latent").frames
+
+
+@pytest.mark.parametrize("kind", ["cached", "joint", "cogvideox"])
+def test_a_reference_from_a_file_is_the_reference(kind: str, tmp_path: Path) -> None:
+    pipe = make_cogvideox_pipeline() if kind == "cogvideox" else make_pipeline(kind)
+    encoded = pipe.encode_reference([make_clip(), make_clip(1)], "a cat")
+    encoded.save(tmp_path / "reference.safetensors")
+    loaded = EncodedReference.load(tmp_path / "reference.safetensors")
+    assert (loaded.settings, loaded.fingerprint) == (encoded.settings, encoded.fingerprint)
+    assert torch.equal(generate(pipe, loaded), generate(pipe, encoded))
+
+
+def test_a_fingerprint_is_that_of_the_weights() -> None:
+    pipe = make_pipeline()
+    plain = fingerprint_transformer(pipe.transformer)
+    assert fingerprint_transformer(make_pipeline().to(torch.bfloat16).transformer) == plain
+    offloaded = make_pipeline().transformer
+    cpu_offload(offloaded, torch.device("cpu"), offload_buffers=True)
+    assert fingerprint_transformer(offloaded) == plain
+    found = {plain}
+    other = make_pipeline().transformer
+    with torch.no_grad():
+        other.blocks[1].ffn.net[2].bias.add_(0.1)
+    found.add(fingerprint_transformer(other))
+    adapted = make_pipeline()
+    adapted.transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q"]), "quick")
+    found.add(fingerprint_transformer(adapted.transformer))
+    assert len(found) == 3
+    with pytest.raises(ModelError, match="encoded by this model"):
+        generate(adapted, pipe.encode_reference(make_clip()))
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    encoded = make_pipeline().encode_reference(make_clip())
+    with pytest.raises(InputError, match=r"ends in \.safetensors"):
+        encoded.save(tmp_path / "reference.pt")
+    path = tmp_path / "reference.safetensors"
+    encoded.save(path)
+    path.write_bytes(path.read_bytes()[:-10])
+    folder = save_model(tmp_path / "model")
+    for other in (path, next((folder / "vae").glob("*.safetensors")), tmp_path / "absent.safetensors"):
+        with pytest.raises(ModelError, match="expected an encoded reference in"):
+            EncodedReference.load(other)
+
+
+def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = save_model(tmp_path / "model")
+    write_clip(make_clip(), tmp_path / "reference.mp4")
+    write_image(make_picture(), tmp_path / "image.png")
+    encoded = tmp_path / "reference.safetensors"
+    shared = ("--model", folder, "--device", "cpu")
+    outcome = run_here(capsys, "encode-reference", tmp_path / "reference.mp4", "-o", encoded, *shared)
+    assert (outcome.code, outcome.out) == (0, f"{encoded}\n")
+    given = ("generate", "video-as-prompt", "--image", tmp_path / "image.png", "--seed", 1, *shared)
+    frames = []
+    for flag, reference in (("--reference", tmp_path / "reference.mp4"), ("--encoded-reference", encoded)):
+        output = tmp_path / f"{flag}.gif"
+        assert run_here(capsys, *given, flag, reference, "-o", output).code == 0
+        frames.append(output.read_bytes())
+    assert frames[0] == frames[1]
+    both = ("--reference", tmp_path / "reference.mp4", "--encoded-reference", encoded, "-o", tmp_path / "c.gif")
+    assert "as videos or encoded, got both" in refused(run_here(capsys, *given, *both))
