@@ -1,5 +1,6 @@
 """Share between transformers with experts how experts are added to a backbone and which weights are trained."""
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
