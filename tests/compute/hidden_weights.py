@@ -14,6 +14,7 @@ from diffusers.hooks.group_offloading import ModuleGroup
 from torch import nn
 
 from sememe.compute import offload
+from sememe.video_as_prompt import reference_files
 
 
 class Safe:
@@ -58,6 +59,13 @@ def tensors_of(*modules: nn.Module) -> Iterator[torch.Tensor]:
 def hide_offloaded(monkeypatch: pytest.MonkeyPatch) -> Safe:
     """Hides what diffusers, accelerate and sememe send away in this test, and shows what they fetch."""
     safe = Safe()
+    find_value = reference_files._find_value
+    # A fingerprint reads weights where they wait; it does not compute with them.
+    monkeypatch.setattr(
+        reference_files,
+        "_find_value",
+        lambda module, name, weight: safe.values.get(id(weight), find_value(module, name, weight)),
+    )
 
     def group_tensors(group: Any) -> list[torch.Tensor]:
         return [*tensors_of(*group.modules), *group.parameters, *group.buffers]
