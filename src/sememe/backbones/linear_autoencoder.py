@@ -21,7 +21,7 @@ class LinearVideoAutoencoder(ModelMixin, AutoencoderMixin, ConfigMixin):
     """Codes each block of frames and pixels by a linear map, with the methods of diffusers' autoencoders.
 
     A latent stands for `temporal_patch_size` frames of `patch_size` x `patch_size` pixels; the first frame fills a
-    block of its own. With one frame to a block it is an autoencoder for images, which knows nothing of other frames.
+    block of its own. With one frame to a block it is an autoencoder for images: each frame is coded alone.
     Decoding inverts the map and adds what a small convolutional network makes of the result: it removes seams
     between blocks and errors of generated latents. The latents need no statistics: their mean variance is 1.
 

@@ -30,11 +30,9 @@ from sememe.gen1.stage_settings import (
     UNetRecipe,
     UNetSettings,
 )
-from sememe.training.config import AutoencoderSettings, PhaseConfig, ScheduleConfig, TrainingConfig
+from sememe.training.config import UNBOUNDED, AutoencoderSettings, PhaseConfig, ScheduleConfig, TrainingConfig, shorten
 from sememe.training.recipes import AutoencoderRecipe, ClipFormat, LinearNetwork, WorldData
 
-_UNBOUNDED = 100_000
-"""Steps of runs that end by the clock."""
 _CLIPS = ClipFormat(num_frames=8)
 _DATA = WorldData(num_clips=5_400, clips_per_scene=3, kind="looks")
 _SMOKE_CLIPS = ClipFormat(num_frames=3, height=16, width=16)
@@ -284,7 +282,7 @@ def smoke_gen1() -> Gen1ModelRecipe:
 
 def _train(*, learning_rate: float, warmup_steps: int, ema_decay: float, max_minutes: float) -> TrainingConfig:
     return TrainingConfig(
-        num_steps=_UNBOUNDED,
+        num_steps=UNBOUNDED,
         learning_rate=learning_rate,
         optimizer="muon",
         schedule=ScheduleConfig(warmup_steps=warmup_steps, shape="cosine", final_ratio=0.02),
@@ -308,14 +306,8 @@ def _train_in_phases(num_steps: dict[str, int], learning_rate: float) -> Trainin
 
 
 def _shorten(recipe: Any, **changes: Any) -> Any:
-    """Return the twin of a recipe: four steps, or one in each phase."""
+    """Return the twin of a recipe."""
     name = recipe.name.replace("tiny-", "smoke-")
-    training = getattr(recipe, "training", None)
-    if training is not None:
-        schedule = ScheduleConfig(warmup_steps=1, shape="cosine")
-        phases = tuple(replace(phase, num_steps=1, schedule=ScheduleConfig()) for phase in training.phases)
-        steps = {} if phases else {"num_steps": 4, "schedule": schedule}
-        changes["training"] = replace(
-            training, **steps, phases=phases, max_minutes=None, time_decay=False, log_every=1, precision="fp32"
-        )
+    if hasattr(recipe, "training"):
+        changes["training"] = shorten(recipe.training)
     return replace(recipe, name=name, description=f"seconds-long twin of {recipe.name}, for tests", **changes)

@@ -25,7 +25,7 @@ from sememe.training.stage import Stage, StepLoss, Weights
 
 @dataclass(frozen=True, eq=False)
 class NarratedClip:
-    """A clip of the world and what is said of it.
+    """A clip of the world with its labels.
 
     Attributes:
         frames: Pictures at the reader's rate and size.
@@ -55,7 +55,7 @@ class NarratedClips(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class ReaderBatch:
-    """Clips and what is said of them; cover is how much of each cell is subject."""
+    """Clips with their labels; cover is how much of each cell is subject."""
 
     video: SampledFrames
     cover: Float[Tensor, "batch moment row column"]

@@ -100,7 +100,7 @@ class EncoderPreparation:
 
 
 class NarratedWorld:
-    """Scripts of the world with all that is said of them; see `stage_reader.NarratedClips`."""
+    """Scripts of the world with their labels; see `stage_reader.NarratedClips`."""
 
     def __init__(self, clips: ClipFormat, data: WorldData) -> None:
         self._format, self._data = clips, data

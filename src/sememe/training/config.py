@@ -228,11 +228,14 @@ def train_transformer(
 
 
 def shorten(training: TrainingConfig) -> TrainingConfig:
-    """Return the settings of a twin that takes seconds, for tests."""
+    """Return the settings of a twin that takes seconds, for tests: four steps, or one in each phase."""
+    steps: dict[str, Any] = {"num_steps": 4, "schedule": ScheduleConfig(warmup_steps=1, shape="cosine")}
+    if training.phases:
+        phases = (dataclasses.replace(phase, num_steps=1, schedule=ScheduleConfig()) for phase in training.phases)
+        steps = {"phases": tuple(phases)}
     return dataclasses.replace(
         training,
-        num_steps=4,
-        schedule=ScheduleConfig(warmup_steps=1, shape="cosine"),
+        **steps,
         max_minutes=None,
         time_decay=False,
         compile="none",
