@@ -49,7 +49,7 @@ class DispatchedAttention:
 class SplitConv(nn.Conv2d):
     """A convolution that adds up latents and conditions separately.
 
-    Where the weights of the conditions are 0, the result is that of a convolution of the latents alone, bit for bit.
+    Where the weights of the conditions are 0, the result is that of a convolution of the latents alone.
 
     Args:
         num_latent_channels: Channels at the front that are latents.

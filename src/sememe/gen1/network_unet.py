@@ -41,7 +41,7 @@ _EXPECTED: dict[str, Any] = {
 
 
 class Gen1UNet(UNet2DConditionModel):
-    """`UNet2DConditionModel` with temporal layers; new ones change nothing, bit for bit.
+    """`UNet2DConditionModel` with temporal layers; new ones add exactly zero.
 
     Args:
         max_frames: Number of learned frame positions, and so the longest video that is predicted at once. The paper
