@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from parity import generations
 from sememe.video_as_prompt.parity import check_parity
 
 OWN = Path(__file__).parent / "vectors"
@@ -57,3 +58,9 @@ def test_a_generation_from_other_noise_is_noticed(tmp_path: Path) -> None:
     result = check_parity(folder)
     assert not result.ok
     assert result.max_abs_error > 1e-3
+
+
+@pytest.mark.parametrize("name", generations.NAMES)
+def test_own_generations(name: str) -> None:
+    expected = load_file(generations.PATH)[name]
+    torch.testing.assert_close(generations.generate(name), expected, atol=1e-4, rtol=1e-4)
