@@ -169,7 +169,7 @@ class CheckpointSpec:
         released: Repositories on the hub of released models, by the names that memory plans know them by.
         blueprint: Function that makes a pipeline without weights, for memory plans, as a `Blueprint`. It is called with
             the name of a released model, or the folder of a model and that of an expert or None. The system's pipeline
-            then has `apply_plan`, and `device_map` when it is loaded.
+            then has `apply_plan`.
         own_dtype: Function that returns the precision in which a model is to be computed, called with the same two
             folders; without it that is float32.
         find_expert: Function that returns the folder of an expert that is loaded apart from its backbone, by its name.

@@ -210,6 +210,11 @@ def test_it_is_saved_and_loaded(pipe: Gen1Pipeline, tmp_path: Path) -> None:
         assert np.array_equal(generate(loaded, content=content), generate(pipe, content=content))
     with pytest.raises(InputError, match="got transformer"):
         Gen1Pipeline.from_pretrained(folder, transformer=None)
+    halved = Gen1Pipeline.from_pretrained(folder, {"vae": torch.float16}, device_map="cpu")
+    assert (halved.vae.dtype, halved.unet.dtype) == (torch.float16, torch.float32)
+    (folder / "vae" / "config.json").unlink()
+    with pytest.raises(ModelError, match=r"1 of its files are missing: vae/config\.json"):
+        Gen1Pipeline.from_pretrained(folder)
 
 
 def test_prior_and_encoder_are_a_pair(tmp_path: Path) -> None:

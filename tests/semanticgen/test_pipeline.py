@@ -219,6 +219,8 @@ def test_a_saved_model_makes_the_same(pipeline: SemanticGenPipeline, made: Any, 
     loaded.set_progress_bar_config(disable=True)
     assert loaded("a red ball", generator=seeded()).clips[0] == made.clips[0]
     assert loaded.encoder.fingerprint == pipeline.encoder.fingerprint
+    with pytest.raises(InputError, match="name compressor by fingerprints"):
+        SemanticGenPipeline.from_pretrained(tmp_path / "model", {"compressor": torch.bfloat16})
     (tmp_path / "model" / "planner" / "config.json").unlink()
     with pytest.raises(ModelError, match=r"planner/config\.json"):
         SemanticGenPipeline.from_pretrained(tmp_path / "model")

@@ -131,7 +131,7 @@ def test_shards_precision_and_replaced_components(tmp_path: Path) -> None:
 def test_arguments_are_refused_before_anything_is_read(
     given: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sememe.video_as_prompt.pipeline.find_folder", None)
+    monkeypatch.setattr("sememe.pipeline.find_folder", None)
     with pytest.raises(InputError, match=message):
         VideoAsPromptPipeline.from_pretrained("owner/name", **given)
 

@@ -12,7 +12,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from sememe.checkpoints.headers import CONFIG_NAME, StoredTensor, check_sizes, read_json, read_stored_tensors
+from sememe.checkpoints.headers import (
+    CONFIG_NAME,
+    StoredTensor,
+    check_sizes,
+    list_missing_shards,
+    read_json,
+    read_stored_tensors,
+)
 from sememe.checkpoints.tensor_files import iterate_stored
 from sememe.checkpoints.zoo import config_name
 from sememe.errors import InputError, ModelError
@@ -158,7 +165,36 @@ def check_components(known: Collection[str], given: Mapping[str, Any], dtypes: D
             raise InputError(f"expected a torch_dtype of floating point, such as torch.bfloat16, got {dtype}")
 
 
-def load_component(name: str, folder: Path, dtype: Dtypes | None = None, component: Any = None) -> Any:
+def check_files(folder: Path, parts: Collection[str]) -> None:
+    """Check for the files of a model, and name all that are missing at once.
+
+    Args:
+        folder: Folder of the model.
+        parts: Names of its folders that are to be read.
+
+    Raises:
+        ModelError: Some are missing.
+    """
+    missing = [
+        f"{name}/{file}"
+        for name in parts
+        for file in (config_name(name), *list_missing_shards(folder / name))
+        if not (folder / name / file).is_file()
+    ]
+    if missing:
+        raise ModelError(
+            f"expected a whole model in {folder}, {len(missing)} of its files are missing: {', '.join(missing)}; "
+            "download it again while the hub can be reached"
+        )
+
+
+def load_component(
+    name: str,
+    folder: Path,
+    dtype: Dtypes | None = None,
+    component: Any = None,
+    device: torch.device | None = None,
+) -> Any:
     """Load one component; a network comes in evaluation mode.
 
     Args:
@@ -167,6 +203,7 @@ def load_component(name: str, folder: Path, dtype: Dtypes | None = None, compone
         dtype: Precision of the weights; None for float32. Autoencoders and encoders of pictures have float32 unless
             they are named.
         component: Class, as `find_class` returns it; None for the one that the folder's configuration names.
+        device: Where a network goes; None for the CPU.
 
     Raises:
         ModelError: The folder is not whole, does not fit its configuration, or names a class that is not loaded here.
@@ -176,7 +213,8 @@ def load_component(name: str, folder: Path, dtype: Dtypes | None = None, compone
     component = component or find_class(name, folder)
     if not issubclass(component, torch.nn.Module):
         return _load_without_weights(component, folder)
-    return load_strictly(component, folder, choose_dtype(name, dtype))
+    network = load_strictly(component, folder, choose_dtype(name, dtype))
+    return network if device is None else network.to(device)
 
 
 def choose_dtype(name: str, dtype: Dtypes | None) -> torch.dtype:

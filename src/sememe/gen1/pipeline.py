@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
-from diffusers import DiffusionPipeline, UNetMotionModel
+from diffusers import UNetMotionModel
 from diffusers.loaders import IPAdapterMixin
 from diffusers.utils.torch_utils import randn_tensor
 
@@ -20,7 +20,6 @@ from sememe.backbones.autoencoder import (
     video_to_clips,
 )
 from sememe.checkpoints.saving import save_components
-from sememe.checkpoints.zoo import find_folder
 from sememe.compute.lora import check_unadapted
 from sememe.compute.offload import sends_modules_back
 from sememe.compute.stopwatch import Stopwatch
@@ -41,14 +40,16 @@ from sememe.gen1.content import (
 from sememe.gen1.guidance import Content, Variant, gen1_guidance
 from sememe.gen1.inputs import Request, find_structure, make_request
 from sememe.gen1.mask import MaskedLatents, put_over
-from sememe.gen1.model_folders import load_components
+from sememe.gen1.model_folders import COMPONENTS, load_components
 from sememe.gen1.models import FrameContents, InflatedModel, MotionModel, make_model
 from sememe.gen1.predictor import Predictor, stack_contents
 from sememe.gen1.prior import PriorSampler, check_pair
 from sememe.gen1.settings import Settings
 from sememe.gen1.shapes import Generators
 from sememe.gen1.structure import DepthEstimator, StructureEstimator, find_edges, find_motion, show_structure
+from sememe.gen1.system import GEN1
 from sememe.gen1.windows import make_windows
+from sememe.pipeline import SystemPipeline
 from sememe.video import Clip
 
 OutputType = Literal["np", "pt", "pil", "latent"]
@@ -78,7 +79,7 @@ class Gen1Output:
     timings: dict[str, float] = field(default_factory=dict)
 
 
-class Gen1Pipeline(DiffusionPipeline, IPAdapterMixin):
+class Gen1Pipeline(SystemPipeline, IPAdapterMixin):
     """Re-imagine clips: geometry and motion of a source, appearance of a text or a picture.
 
     Args:
@@ -101,6 +102,9 @@ class Gen1Pipeline(DiffusionPipeline, IPAdapterMixin):
         ModelError: Components do not go together.
     """
 
+    system = GEN1
+    known_parts = COMPONENTS
+    load_components = staticmethod(load_components)
     exact_components: ClassVar[tuple[str, ...]] = ("image_encoder", "depth_estimator")
     """Components whose weights are not rounded in files: a prior knows the image encoder by them."""
     model_cpu_offload_seq = "text_encoder->prior->image_encoder->depth_estimator->unet->vae"
@@ -162,7 +166,6 @@ class Gen1Pipeline(DiffusionPipeline, IPAdapterMixin):
         """Estimators of structure by kind; further ones may be added."""
         if depth_estimator is not None:
             self.estimators["depth"] = DepthEstimator(depth_estimator, depth_processor)
-        self._interrupt = False
 
     @property
     def defaults(self) -> Settings:
@@ -182,34 +185,6 @@ class Gen1Pipeline(DiffusionPipeline, IPAdapterMixin):
     def grid(self) -> LatentGrid:
         """Which sizes the model can make; the U-Net takes all that the autoencoder makes."""
         return latent_grid(self.vae)
-
-    @property
-    def interrupt(self) -> bool:
-        """Set to True, in a callback or from another thread: the generation ends before its next step."""
-        return self._interrupt
-
-    @interrupt.setter
-    def interrupt(self, value: bool) -> None:
-        self._interrupt = value
-
-    @classmethod
-    def from_pretrained(
-        cls, name: str | Path, torch_dtype: torch.dtype | None = None, revision: str | None = None, **components: Any
-    ) -> "Gen1Pipeline":
-        """Load a model.
-
-        Args:
-            name: Built-in model, local folder in the layout of `save_pretrained`, or a repository on the Hugging Face
-                hub. For public weights in several folders see `sememe.gen1.public_weights`.
-            torch_dtype: Dtype of the networks; autoencoder, image encoder and depth estimator stay in float32.
-            revision: Revision of a repository on the hub.
-            components: Loaded components to use instead of the model's.
-
-        Raises:
-            ModelError: There is no such model, or files of it are missing.
-        """
-        folder = find_folder(name, revision, "gen1")
-        return cls(**load_components(folder, torch_dtype, components, cls.__name__))
 
     def save_pretrained(
         self, save_directory: str | Path, max_shard_size: int | str | None = None, **_ignored: Any

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from sememe.checkpoints import saving
-from sememe.checkpoints.components import find_class, load_component, load_strictly
-from sememe.checkpoints.headers import list_missing_shards, read_json
+from sememe.checkpoints.components import Dtypes, check_files, find_class, load_component
+from sememe.checkpoints.headers import read_json
 from sememe.checkpoints.saving import INDEX_NAME
 from sememe.checkpoints.zoo import config_name
 from sememe.errors import InputError, ModelError
@@ -41,59 +41,60 @@ _OWN_CLASSES: Mapping[str, type] = {
     "planner": SemanticGenTransformer,
     "compressor": SemanticCompressor,
 }
+_EXACT = frozenset({"semantic_encoder", "compressor"})
 
 
 def load_components(
-    folder: Path, torch_dtype: torch.dtype | None, given: Mapping[str, Any], class_name: str
+    folder: Path,
+    torch_dtype: Dtypes | None,
+    given: Mapping[str, Any],
+    class_name: str,
+    device: torch.device | None = None,
 ) -> dict[str, Any]:
     """Load what `model_index.json` names, except what is given, and the arguments of the pipeline.
 
     Args:
         folder: Folder of the model.
-        torch_dtype: Precision of transformer, planner and text encoder; None for float32, which all else has.
+        torch_dtype: Precision of transformer, planner and text encoder, and of the autoencoder where it is named; None
+            for float32, which all else has.
         given: Components that are not to be loaded.
         class_name: Class of the pipeline.
+        device: Where each network goes; None for the CPU.
 
     Raises:
         ModelError: The folder is not a model of this kind, or is not whole.
-        InputError: What is given is no component.
+        InputError: A precision is asked for components that have but one.
     """
-    unknown = sorted(given.keys() - set(COMPONENTS))
-    if unknown:
-        raise InputError(f"expected components of the pipeline ({', '.join(COMPONENTS)}), got {', '.join(unknown)}")
     index = read_json(folder / INDEX_NAME)
     if index.get("_class_name") != class_name:
         raise ModelError(f"expected a {class_name} in {folder}, its {INDEX_NAME} names {index.get('_class_name')}")
-    missing = [
-        f"{name}/{file}"
-        for name in COMPONENTS
-        if name not in given
-        for file in (config_name(name), *list_missing_shards(folder / name))
-        if not (folder / name / file).is_file()
-    ]
-    if missing:
-        raise ModelError(f"expected a whole model in {folder}, but these files are missing: {', '.join(missing)}")
-    parts: dict[str, Any] = {name: given.get(name) for name in COMPONENTS}
-    for name in COMPONENTS:
-        if name not in given and name != "semantic_encoder":
-            parts[name] = _load(folder, name, index.get(name), torch_dtype)
+    if isinstance(torch_dtype, Mapping) and torch_dtype.keys() & _EXACT:
+        named = ", ".join(sorted(torch_dtype.keys() & _EXACT))
+        raise InputError(f"plans name {named} by fingerprints of float32; leave the torch_dtype out")
+    needed = [name for name in COMPONENTS if name not in given]
+    check_files(folder, needed)
+    parts = dict(given)
+    for name in needed:
+        if name != "semantic_encoder":
+            dtype = None if name in _EXACT else torch_dtype
+            component = _find_class(folder, name, index.get(name))
+            parts[name] = load_component(name, folder / name, dtype, component, device)
     colours = None
-    if "semantic_encoder" not in given:
+    if "semantic_encoder" in needed:
         encoder = load_encoder(folder / "semantic_encoder", parts["compressor"].config.fps)
-        parts["semantic_encoder"], colours = encoder.tower, encoder.colours
+        parts["semantic_encoder"] = encoder.tower if device is None else encoder.tower.to(device)
+        colours = encoder.colours
     return parts | {"generation_defaults": index.get("generation_defaults"), "encoder_colours": colours}
 
 
-def _load(folder: Path, name: str, entry: Any, torch_dtype: torch.dtype | None) -> Any:
+def _find_class(folder: Path, name: str, entry: Any) -> Any:
     own = _OWN_CLASSES.get(name)
     if own is None:
-        component = None if name == "tokenizer" else find_class(name, folder / name, entry)
-        return load_component(name, folder / name, torch_dtype, component)
+        return None if name == "tokenizer" else find_class(name, folder / name, entry)
     found = read_json(folder / name / config_name(name)).get("_class_name")
     if found != own.__name__:
         raise ModelError(f"expected a {own.__name__} as the {name} in {folder}, got {found}")
-    dtype = torch.float32 if torch_dtype is None or name == "compressor" else torch_dtype
-    return load_strictly(own, folder / name, dtype)
+    return own
 
 
 def save_components(

@@ -8,21 +8,20 @@ from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
 
 from sememe.backbones.autoencoder import Generators, LatentGrid, latent_grid, video_to_clips
 from sememe.backbones.decoding import decode_in_chunks
 from sememe.checkpoints.components import load_component, load_strictly
-from sememe.checkpoints.zoo import find_folder
 from sememe.compute.offload import sends_modules_back
 from sememe.compute.stopwatch import Stopwatch
 from sememe.diffusion.denoise import check_scheduler
 from sememe.errors import InputError
+from sememe.pipeline import SystemPipeline
 from sememe.semanticgen.clocks import SliceClock
 from sememe.semanticgen.compressor import SemanticCompressor
 from sememe.semanticgen.encoders import Colours, TowerEncoder, load_encoder, wrap_tower
 from sememe.semanticgen.inputs import Request, check_sources, make_request, resolve_length
-from sememe.semanticgen.model_folders import load_components, save_components
+from sememe.semanticgen.model_folders import COMPONENTS, load_components, save_components
 from sememe.semanticgen.network_renderer import SemanticGenTransformer
 from sememe.semanticgen.plan import Plan
 from sememe.semanticgen.production import Production, encode_sources, encode_texts
@@ -30,6 +29,7 @@ from sememe.semanticgen.rendering import Retake
 from sememe.semanticgen.settings import Settings
 from sememe.semanticgen.shapes import VideoLatents
 from sememe.semanticgen.stage_settings import SemanticGenModelRecipe
+from sememe.semanticgen.system import SEMANTICGEN
 from sememe.training.networks import make_scheduler
 from sememe.video import Clip
 
@@ -71,7 +71,7 @@ class SemanticGenOutput:
         return self.plans[0]
 
 
-class SemanticGenPipeline(DiffusionPipeline):
+class SemanticGenPipeline(SystemPipeline):
     """Generate clips of any length from a text, by way of a plan that can be kept, edited and given again.
 
     Args:
@@ -88,6 +88,9 @@ class SemanticGenPipeline(DiffusionPipeline):
             released towers of its class.
     """
 
+    system = SEMANTICGEN
+    known_parts = COMPONENTS
+    load_components = staticmethod(load_components)
     exact_components: ClassVar[tuple[str, ...]] = ("semantic_encoder", "compressor")
     """Components whose weights are not rounded in files, because plans name them by their fingerprints."""
     model_cpu_offload_seq = "text_encoder->semantic_encoder->compressor->planner->transformer->vae"
@@ -119,7 +122,6 @@ class SemanticGenPipeline(DiffusionPipeline):
         )
         defaults = Settings.from_config(generation_defaults)
         self.register_to_config(generation_defaults=defaults.to_dict(), encoder_colours=encoder_colours)
-        self._interrupt = False
 
     @property
     def defaults(self) -> Settings:
@@ -140,35 +142,6 @@ class SemanticGenPipeline(DiffusionPipeline):
     def encoder(self) -> TowerEncoder:
         """The semantic encoder, with its rate and resizing."""
         return wrap_tower(self.semantic_encoder, self.clock.fps, self.config.encoder_colours)
-
-    @property
-    def interrupt(self) -> bool:
-        """Set to True, in a callback or from another thread: the generation ends before its next step."""
-        return self._interrupt
-
-    @interrupt.setter
-    def interrupt(self, value: bool) -> None:
-        self._interrupt = value
-
-    @classmethod
-    def from_pretrained(
-        cls, name: str | Path, torch_dtype: torch.dtype | None = None, revision: str | None = None, **components: Any
-    ) -> "SemanticGenPipeline":
-        """Load a model.
-
-        Args:
-            name: Built-in model, local folder in the layout of `save_pretrained`, or a repository on the Hugging Face
-                hub.
-            torch_dtype: Precision of transformer, planner and text encoder; the others stay in float32.
-            revision: Revision of a repository on the hub.
-            components: Loaded components to use instead of the model's.
-
-        Raises:
-            ModelError: There is no such model, or files of it are missing.
-            InputError: An argument is no component.
-        """
-        folder = find_folder(name, revision, "semanticgen")
-        return cls(**load_components(folder, torch_dtype, components, cls.__name__))
 
     def save_pretrained(
         self, save_directory: str | Path, max_shard_size: int | str | None = None, **_ignored: Any

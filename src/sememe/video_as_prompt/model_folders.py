@@ -22,10 +22,17 @@ from torch import nn
 
 from sememe.backbones.autoencoder import latent_grid
 from sememe.checkpoints import saving
-from sememe.checkpoints.components import Dtypes, choose_dtype, find_class, load_component, read_entry
-from sememe.checkpoints.headers import CONFIG_NAME, list_missing_shards, read_json, read_stored_tensors
+from sememe.checkpoints.components import (
+    Dtypes,
+    check_files,
+    choose_dtype,
+    find_class,
+    load_component,
+    read_entry,
+)
+from sememe.checkpoints.headers import CONFIG_NAME, read_json, read_stored_tensors
 from sememe.checkpoints.saving import INDEX_NAME
-from sememe.checkpoints.zoo import config_name, find_folder
+from sememe.checkpoints.zoo import find_folder
 from sememe.errors import ModelError
 from sememe.video_as_prompt.settings import RELEASED
 from sememe.video_as_prompt.system import VIDEO_AS_PROMPT
@@ -120,18 +127,8 @@ def check_whole(layout: ModelLayout, given: Collection[str], *, needs_expert: bo
     Raises:
         ModelError: Some are missing.
     """
-    missing = []
     folders = [name for name in COMPONENTS if name not in given and layout.has(name)]
-    for name in folders + [EXPERT_FOLDER] * needs_expert:
-        file = config_name(name)
-        if not (layout.folder / name / file).is_file():
-            missing.append(f"{name}/{file}")
-        missing += [f"{name}/{shard}" for shard in list_missing_shards(layout.folder / name)]
-    if missing:
-        raise ModelError(
-            f"expected a whole model in {layout.folder}, {len(missing)} of its files are missing: "
-            f"{', '.join(missing)}; download it again while the hub can be reached"
-        )
+    check_files(layout.folder, folders + [EXPERT_FOLDER] * needs_expert)
 
 
 def _format_of_index(folder: Path, kind: Kind, index: Mapping[str, Any]) -> TransformerFormat:
@@ -245,8 +242,7 @@ def load_components(
     for name in _COMPONENTS:
         if name not in given:
             found = find_component_class(layout, name)
-            part = None if found is None else load_component(name, folder / name, dtypes, found)
-            parts[name] = part.to(device) if device is not None and isinstance(part, nn.Module) else part
+            parts[name] = None if found is None else load_component(name, folder / name, dtypes, found, device)
     if "transformer" not in given:
         backbone, precision = folder / "transformer", choose_dtype("transformer", dtypes)
         if source is None:

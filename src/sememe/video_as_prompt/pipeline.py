@@ -8,13 +8,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from diffusers import DiffusionPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
 from sememe.backbones.autoencoder import LatentGrid, decode_latents, format_video, latent_grid, video_to_clips
-from sememe.checkpoints.components import Dtypes, check_components
-from sememe.checkpoints.zoo import find_folder
-from sememe.compute.devices import find_device
 from sememe.compute.lora import BackboneAdapterMixin, check_unadapted
 from sememe.compute.offload import sends_modules_back
 from sememe.compute.placement import check_tiling, without_offload
@@ -23,6 +19,7 @@ from sememe.compute.stopwatch import Stopwatch
 from sememe.compute.storage import check_savable
 from sememe.diffusion.denoise import check_scheduler, denoise
 from sememe.errors import InputError, ModelError
+from sememe.pipeline import SystemPipeline
 from sememe.video import Clip
 from sememe.video_as_prompt.conditioning import ConditionEncoder, Conditions, Predictor
 from sememe.video_as_prompt.families import BackboneFamily, Generators, choose_family
@@ -70,8 +67,11 @@ class VideoAsPromptOutput:
     timings: dict[str, float] = field(default_factory=dict)
 
 
-class VideoAsPromptPipeline(PlacementMixin, DiffusionPipeline, BackboneAdapterMixin):
+class VideoAsPromptPipeline(PlacementMixin, SystemPipeline, BackboneAdapterMixin):
     """Generate clips that start with a picture and show the effect of reference clips.
+
+    `from_pretrained` also reads models in the layout of the released ones, and stock Wan and CogVideoX models. To these
+    its option `expert` adds the expert in a folder, which may be a whole model that has one.
 
     Args:
         tokenizer: Tokenizer of the text encoder.
@@ -87,6 +87,10 @@ class VideoAsPromptPipeline(PlacementMixin, DiffusionPipeline, BackboneAdapterMi
             Wan2.2-TI2V, which takes a picture or text alone.
     """
 
+    system = VIDEO_AS_PROMPT
+    known_parts = (*COMPONENTS, "generation_defaults", "expand_timesteps")
+    loading_options = ("expert",)
+    load_components = staticmethod(load_components)
     model_cpu_offload_seq = "text_encoder->image_encoder->transformer->vae"
     _optional_components = ["image_encoder", "image_processor"]  # noqa: RUF012 (diffusers declares it so)
     _callback_tensor_inputs = ["latents"]  # noqa: RUF012
@@ -119,7 +123,6 @@ class VideoAsPromptPipeline(PlacementMixin, DiffusionPipeline, BackboneAdapterMi
         self.register_to_config(generation_defaults=defaults.to_config(), expand_timesteps=expand_timesteps)
         if not choose_family(self).can_spread_timesteps and expand_timesteps:
             raise ModelError("expand_timesteps goes with Wan backbones that have no condition channels")
-        self._interrupt = False
 
     @property
     def defaults(self) -> Settings:
@@ -145,55 +148,6 @@ class VideoAsPromptPipeline(PlacementMixin, DiffusionPipeline, BackboneAdapterMi
     def num_timesteps(self) -> int:
         """Return the number of steps of the current generation, which callbacks of diffusers ask for."""
         return len(self.scheduler.timesteps)
-
-    @property
-    def interrupt(self) -> bool:
-        """Set to True, in a callback or from another thread: the generation ends before its next step."""
-        return self._interrupt
-
-    @interrupt.setter
-    def interrupt(self, value: bool) -> None:
-        self._interrupt = value
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        name: str | Path,
-        torch_dtype: Dtypes | None = None,
-        expert: str | Path | None = None,
-        revision: str | None = None,
-        cache_dir: str | Path | None = None,
-        token: Any = None,
-        local_files_only: bool = False,  # noqa: FBT001, FBT002 (as diffusers has it)
-        device_map: torch.device | str | None = None,
-        **components: Any,
-    ) -> "VideoAsPromptPipeline":
-        """Load a model.
-
-        Args:
-            name: Built-in model, local folder, or a repository on the Hugging Face hub: in the layout of
-                `save_pretrained`, in that of the released Video-As-Prompt models, or a stock Wan or CogVideoX model.
-            torch_dtype: Dtype of the networks, or as in diffusers one by the name of a component and "default" for the
-                others; None for the one in which the model is meant to be computed, which for released models is that
-                of their files. Autoencoder and image encoder have float32 unless they are named.
-            expert: Folder of an expert, or of a model with one, to add to a stock model.
-            revision: Revision of a repository on the hub.
-            cache_dir: Folder of the hub's cache; None for the usual one.
-            token: Token for the hub, or whether to use the one that is stored; None where it is needed.
-            local_files_only: Take what the cache of the hub has, without asking the hub.
-            device_map: Device, such as "cuda", to which each network goes before the next is read, so that the
-                machine's own memory holds one at a time; None leaves all on the CPU.
-            components: Loaded components to use instead of the model's.
-
-        Raises:
-            ModelError: If there is no such model, or files of it are missing.
-            InputError: If an argument is not a component, or the device is not there; nothing has been read then.
-        """
-        check_components((*COMPONENTS, "generation_defaults", "expand_timesteps"), components, torch_dtype)
-        device = None if device_map is None else find_device(device_map)
-        hub = {"cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
-        folder = find_folder(name, revision, VIDEO_AS_PROMPT.name, **hub)
-        return cls(**(load_components(folder, torch_dtype, components, cls.__name__, expert, device) | components))
 
     def save_pretrained(
         self, save_directory: str | Path, max_shard_size: int | str | None = None, **_ignored: Any

@@ -81,8 +81,6 @@ def check_model_request(system: System, name: str, loading: LoadingSettings) -> 
         check_constraints(loading.vram or 1.0, loading.storage or "full", compiles=loading.compile)
     if loading.adapters and system.checkpoints.own_dtype is None:
         raise InputError(f"{system.title} takes no LoRA weights when it is loaded; leave lora out")
-    if loading.vae_dtype != "float32" and system.checkpoints.own_dtype is None:
-        raise InputError(f"{system.title} computes its autoencoder in float32; leave vae_dtype out")
 
 
 def load_model(
