@@ -177,14 +177,33 @@ def test_odd_sizes(tmp_path: Path) -> None:
     assert clip == Clip(still(quadrants(33, 47)), 8)
 
 
-def test_transparency_becomes_white(tmp_path: Path) -> None:
-    frames = np.zeros((3, 16, 16, 4), np.uint8)
-    frames[:, :8] = (0, 0, 255, 255)
-    frames[:, 8:] = (0, 0, 255, 0)
-    path = encode(tmp_path / "a.mov", frames, Recipe(codec="png", pixel_format="rgba"))
-    clip = read_clip(path)
-    assert clip.frames[1, 2, 2].tolist() == [0, 0, 255]
-    assert clip.frames[1, 12, 2].tolist() == [255, 255, 255]
+@pytest.mark.parametrize(
+    ("name", "recipe"),
+    [
+        ("a.mov", Recipe(codec="png", pixel_format="rgba")),
+        ("a.webm", Recipe(codec="libvpx-vp9", pixel_format="yuva420p", options={"cpu-used": "8"})),
+        ("a.webm", Recipe(codec="libvpx", pixel_format="yuva420p", options={"cpu-used": "8", "auto-alt-ref": "0"})),
+    ],
+    ids=lambda value: value.codec if isinstance(value, Recipe) else value,
+)
+def test_transparency_becomes_white(tmp_path: Path, name: str, recipe: Recipe) -> None:
+    frames = np.zeros((3, 32, 32, 4), np.uint8)
+    frames[:, :16] = (0, 0, 255, 255)
+    frames[:, 16:] = (0, 0, 255, 0)
+    clip = read_clip(encode(tmp_path / name, frames, recipe))
+    assert clip.num_frames == 3
+    assert np.abs(clip.frames[1, 4, 4].astype(int) - (0, 0, 255)).max() <= 4
+    assert clip.frames[1, 28, 4].tolist() == [255, 255, 255]
+
+
+def test_one_field_of_interlaced_frames_is_read(tmp_path: Path) -> None:
+    frames = np.zeros((4, 64, 48, 3), np.uint8)
+    frames[:, 0::2], frames[:, 1::2] = 200, 40
+    combed = encode(tmp_path / "a.mp4", frames, Recipe(options={"x264-params": "tff=1", "crf": "5"}))
+    clip = read_clip(combed)
+    assert clip.size == (64, 48)
+    assert np.abs(clip.frames.astype(int) - 200).max() <= 3
+    assert read_clip(combed, size=(32, 48)).size == (32, 48)
 
 
 def test_size_and_max_size(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from sememe.errors import InputError
-from sememe.video import Clip, SheetRow, contact_sheet
+from sememe.video import Clip, SheetRow, contact_sheet, put_side_by_side
 from video_files import counting_frames
 
 
@@ -29,6 +29,15 @@ def test_rows_of_unequal_clips_stand_below_each_other() -> None:
     sheet = contact_sheet(rows, columns=4, cell_height=100)
     assert sheet.shape[0] == 4 + 20 + 100 + 4 + 20 + 100 + 4
     assert sheet.dtype == np.uint8
+
+
+def test_clips_play_side_by_side() -> None:
+    longer, result = Clip(counting_frames(17, 48, 20), 30), Clip(counting_frames(9, 32, 32), 8)
+    shown = put_side_by_side([longer, result], min_height=70)
+    assert (shown.size, shown.fps, shown.num_frames) == ((64, 27 + 64), 8, 9)
+    assert np.array_equal(shown.frames[:, 0, 0, 0], 4 * np.arange(0, 17, 2))
+    assert np.array_equal(shown.frames[:, :, 27:], result.frames.repeat(2, axis=1).repeat(2, axis=2))
+    assert put_side_by_side([result], min_height=10) == result
 
 
 def test_nothing_to_show_is_refused() -> None:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import av
 import numpy as np
+import PIL.Image
+import PIL.ImageSequence
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -108,6 +110,15 @@ def test_the_index_stands_before_the_pictures(tmp_path: Path, smooth_clip: Clip)
         boxes.append(name)
         place += length
     assert boxes.index(b"moov") < boxes.index(b"mdat")
+
+
+def test_a_gif_lasts_as_long_as_the_clip(tmp_path: Path) -> None:
+    write_clip(Clip(counting_frames(16), 8), tmp_path / "a.gif")  # a frame each 12.5 hundredths of a second
+    with PIL.Image.open(tmp_path / "a.gif") as image:
+        durations = [frame.info["duration"] for frame in PIL.ImageSequence.Iterator(image)]
+    assert set(durations) == {120, 130}
+    assert sum(durations) == 2000
+    assert read_clip(tmp_path / "a.gif").fps == pytest.approx(8, rel=0.01)
 
 
 def test_gif(tmp_path: Path) -> None:

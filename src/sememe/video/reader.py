@@ -3,9 +3,11 @@
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+from av.filter.graph import Graph
 from av.sidedata.sidedata import Type as SideDataType
 from av.video.frame import VideoFrame
 from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
@@ -41,7 +43,8 @@ def read_clip(
     """Read a video file (mp4, mov, webm, mkv, avi or gif; the first video stream; sound is ignored).
 
     Frames come upright (rotation and mirroring of the file applied), with square pixels, as sRGB; HDR is tone-mapped.
-    What is transparent becomes white, where the decoder hands transparency on. Only the frames that are asked for are
+    What is transparent becomes white, where the decoder hands transparency on; of interlaced frames one field is read.
+    Only the frames that are asked for are
     kept, each resized as soon as it is decoded, and stretches in which none is wanted are skipped: a minute of 4K costs
     no more memory than its chosen frames.
 
@@ -182,24 +185,24 @@ def _shortest_interval(source: Source) -> float:
 
 def _decode(source: Source, picks: np.ndarray, limits: VideoLimits) -> Iterator[tuple[float, VideoFrame]]:
     """Decode the groups of packets that hold the picked frames; yield (seconds, frame) in the order of presentation."""
-    stream, survey = source.stream, source.survey
+    decoder, survey = source.decoder, source.survey
     counter = _Counter(source, limits)
     wanted = _wanted_groups(source, picks)
     group, decoding = -1, False
-    for packet in source.container.demux(stream):
+    for packet in source.container.demux(source.stream):
         if packet.size == 0:
             continue
         if packet.is_keyframe or group < 0:
             group += 1
         if not survey.timed or group in wanted:
             decoding = True
-            yield from counter.count(stream.decode(packet))
+            yield from counter.count(decoder.decode(packet))
         elif decoding:
             decoding = False
-            yield from counter.count(stream.decode(None))
-            stream.codec_context.flush_buffers()
+            yield from counter.count(decoder.decode(None))
+            decoder.flush_buffers()
     if decoding:
-        yield from counter.count(stream.decode(None))
+        yield from counter.count(decoder.decode(None))
 
 
 def _wanted_groups(source: Source, picks: np.ndarray) -> set[int]:
@@ -281,9 +284,9 @@ class _Converter:
         # Once per file: in PyAV 18.1 side data and frame hold each other, which keeps the frame's memory (25 MB in 4K)
         # until Python collects cycles.
         orientation = self._orientation = self._orientation or _orientation(frame)
-        image = self._to_rgb(frame)
+        image = self._to_rgb(_take_field(frame) if frame.interlaced_frame else frame)
         height, width = self._geometry.height, self._geometry.width
-        aspect = self._pixel_aspect
+        aspect = self._pixel_aspect * image.shape[0] / frame.height  # the lines of one field are twice as high
         if orientation.transposed:
             image, aspect = image.swapaxes(0, 1), 1 / aspect
             if not self._geometry.exact:
@@ -319,6 +322,17 @@ class _Orientation:
     transposed: bool = False
     flipped_rows: bool = False
     flipped_columns: bool = False
+
+
+def _take_field(frame: VideoFrame) -> VideoFrame:
+    """Return every second line of an interlaced frame: those of one moment, where all together show two."""
+    graph = Graph()
+    buffer = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 1))
+    graph.link_nodes(buffer, graph.add("field", "type=top"), graph.add("buffersink")).configure()
+    graph.push(frame)
+    field = graph.pull()
+    assert isinstance(field, VideoFrame)
+    return field
 
 
 def _orientation(frame: VideoFrame) -> _Orientation:

@@ -1,4 +1,4 @@
-"""Contact sheets: clips laid out as rows of frames with a label above each."""
+"""Clips shown together: as rows of frames on a contact sheet, or beside each other in one clip."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -59,6 +59,28 @@ def contact_sheet(rows: Sequence[SheetRow], *, columns: int = 8, cell_height: in
     return _write_labels(sheet, [row.label for row in rows], tops)
 
 
+def put_side_by_side(clips: Sequence[Clip], *, min_height: int = 256) -> Clip:
+    """Show clips beside each other, from left to right, each in the time of the last.
+
+    Args:
+        clips: Clips, at least one. Of each, frames are taken evenly over its whole length, as many as the last one has.
+        min_height: Pixels from top to bottom. The clips have the height of the last one, or if that is smaller, the
+            largest multiple of it up to this one.
+
+    Raises:
+        InputError: There is no clip.
+    """
+    if not clips:
+        raise InputError("expected at least one clip to show, got none")
+    last = clips[-1]
+    height = last.height * max(1, min_height // last.height)
+    columns = []
+    for clip in clips:
+        picks = pick_frames(clip.num_frames, last.num_frames)
+        columns.append(np.stack([_scale(clip.frames[pick], height) for pick in picks]))
+    return Clip(np.concatenate(columns, axis=2), last.fps)
+
+
 def _strip(clip: Clip, columns: int, cell_height: int) -> np.ndarray:
     picks = pick_frames(clip.num_frames, min(columns, clip.num_frames))
     cells = [_cell(clip.frames[pick], cell_height) for pick in picks]
@@ -68,9 +90,14 @@ def _strip(clip: Clip, columns: int, cell_height: int) -> np.ndarray:
 
 def _cell(frame: np.ndarray, cell_height: int) -> np.ndarray:
     factor = cell_height // frame.shape[0]
-    if factor >= 1:
+    return _scale(frame, factor * frame.shape[0] or cell_height)
+
+
+def _scale(frame: np.ndarray, height: int) -> np.ndarray:
+    factor, rest = divmod(height, frame.shape[0])
+    if rest == 0:
         return frame.repeat(factor, axis=0).repeat(factor, axis=1)
-    return resize_image(frame, cell_height, max(1, round(frame.shape[1] * cell_height / frame.shape[0])), "stretch")
+    return resize_image(frame, height, max(1, round(frame.shape[1] * height / frame.shape[0])), "stretch")
 
 
 def _write_labels(sheet: np.ndarray, labels: list[str], tops: list[int]) -> np.ndarray:

@@ -14,7 +14,9 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.codec.codec import UnknownCodecError
 from av.container import InputContainer
+from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
 from sememe.errors import VideoError
@@ -24,7 +26,8 @@ from sememe.video.resizing import Times, mean_rate
 FORMATS = ("mov", "mp4", "m4a", "3gp", "3g2", "mj2", "matroska", "webm", "avi", "gif")
 CODECS = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "h263", "mjpeg", "prores", "ffv1", "png", "gif")
 
-_DECODERS = (*CODECS, "libdav1d", "libvpx", "libvpx-vp9")
+_WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+_DECODERS = (*CODECS, "libdav1d", *_WITH_ALPHA.values())
 _EXPECTED = "expected a video (mp4, mov, webm, mkv, avi or gif)"
 _OTHER_CONTAINERS = {
     "an MPEG program stream": b"\x00\x00\x01\xba",
@@ -72,6 +75,7 @@ class Source:
     path: Path
     container: InputContainer
     stream: VideoStream
+    decoder: VideoCodecContext
     height: int
     width: int
     pixel_aspect: float
@@ -102,9 +106,23 @@ def open_source(path: str | Path, limits: VideoLimits, survey: Survey | None = N
     # Opened again rather than rewound: seeking to the start has exceptions in every container.
     with _translated(path), _open(path, limits) as container:
         stream = _video_stream(path, container)
-        stream.codec_context.options = _decoder_options(limits)
-        stream.thread_type = "AUTO"
-        yield Source(path, container, stream, survey.height, survey.width, _pixel_aspect(stream), survey)
+        decoder = _choose_decoder(stream)
+        decoder.options = _decoder_options(limits)
+        decoder.thread_type = "AUTO"
+        yield Source(path, container, stream, decoder, survey.height, survey.width, _pixel_aspect(stream), survey)
+
+
+def _choose_decoder(stream: VideoStream) -> VideoCodecContext:
+    """Return the stream's decoder, or one that knows transparency, which FFmpeg's own of VP8 and VP9 leave out."""
+    other = _WITH_ALPHA.get(stream.codec_context.codec.canonical_name)
+    if other is None or stream.metadata.get("alpha_mode") != "1":
+        return stream.codec_context
+    try:
+        decoder = VideoCodecContext.create(other, "r")
+    except UnknownCodecError:  # in builds of FFmpeg without it
+        return stream.codec_context
+    assert isinstance(decoder, VideoCodecContext)
+    return decoder
 
 
 @contextmanager
@@ -191,7 +209,7 @@ def _checked_size(path: Path, stream: VideoStream, limits: VideoLimits) -> tuple
         # FFmpeg forgets the size of a stream whose first frame it was not allowed to decode.
         raise VideoError(
             f"expected frames of at most {limits.max_pixels / 1e6:.3g} megapixels, but those of {path} are larger, or "
-            f"the file is damaged; scale it down or raise max_pixels in VideoLimits"
+            f"the file is damaged; scale it down, or in Python raise max_pixels in VideoLimits"
         )
     check_frame_size(path, height, width, limits)
     return height, width
@@ -202,7 +220,7 @@ def check_frame_size(path: Path, height: int, width: int, limits: VideoLimits) -
     if height * width > limits.max_pixels:
         raise VideoError(
             f"expected frames of at most {limits.max_pixels / 1e6:.3g} megapixels, but those of {path} are "
-            f"{width}x{height} (width x height); scale it down or raise max_pixels in VideoLimits"
+            f"{width}x{height} (width x height); scale it down, or in Python raise max_pixels in VideoLimits"
         )
 
 
@@ -238,8 +256,8 @@ def _survey(
             groups.append(len(starts) - 1)
         if num_packets > limits.max_frames:
             raise VideoError(
-                f"expected at most {limits.max_frames} frames, but {path} holds more; cut it or raise max_frames in "
-                f"VideoLimits"
+                f"expected at most {limits.max_frames} frames, but {path} holds more; cut it, or in Python raise "
+                f"max_frames in VideoLimits"
             )
     _check_complete(path, container, num_packets, promised, end)
     if not stamps:
@@ -298,12 +316,12 @@ def _check_extent(path: Path, survey: Survey, limits: VideoLimits) -> None:
     if duration > limits.max_duration:
         raise VideoError(
             f"expected at most {limits.max_duration:g} s of video, but {path} lasts {duration:.1f} s; "
-            f"cut it or raise max_duration in VideoLimits"
+            f"cut it, or in Python raise max_duration in VideoLimits"
         )
     total = len(survey.times) * survey.height * survey.width
     if total > limits.max_total_pixels:
         raise VideoError(
             f"expected at most {limits.max_total_pixels / 1e9:.3g} gigapixels over all frames, but {path} unfolds to "
-            f"{total / 1e9:.3g} ({3 * total / 1e9:.3g} GB of RGB); cut it, scale it down or raise max_total_pixels in "
-            f"VideoLimits"
+            f"{total / 1e9:.3g} ({3 * total / 1e9:.3g} GB of RGB); cut it, scale it down, or in Python raise "
+            f"max_total_pixels in VideoLimits"
         )

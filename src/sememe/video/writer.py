@@ -229,7 +229,13 @@ def _convert(frame: np.ndarray, stream: VideoStream, reformatter: VideoReformatt
 def _write_gif(clips: Iterator[Clip], path: Path) -> None:
     first = next(clips)
     frames = (frame for clip in chain([first], clips) for frame in clip.frames)
-    images = (PIL.Image.fromarray(frame).quantize(256, method=PIL.Image.Quantize.MEDIANCUT) for frame in frames)
-    next(images).save(
-        path, format="GIF", save_all=True, append_images=images, duration=1000 / first.fps, loop=0, optimize=False
-    )
+    images = (_make_gif_frame(frame, number, first.fps) for number, frame in enumerate(frames))
+    next(images).save(path, format="GIF", save_all=True, append_images=images, loop=0, optimize=False)
+
+
+def _make_gif_frame(frame: np.ndarray, number: int, fps: float) -> PIL.Image.Image:
+    image = PIL.Image.fromarray(frame).quantize(256, method=PIL.Image.Quantize.MEDIANCUT)
+    # In hundredths of a second, as a GIF has them; rounded so that the frames together last as long as they should.
+    start, end = (round(100 * place / fps) for place in (number, number + 1))
+    image.info["duration"] = 10 * (end - start)
+    return image
