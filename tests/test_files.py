@@ -20,6 +20,24 @@ def test_content_appears_at_once(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["result.json"]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
+def test_everybody_may_read_what_a_library_wrote_for_its_owner(tmp_path: Path) -> None:
+    def replace_secretly(path: Path) -> None:
+        (path.parent / "other").touch(mode=0o600)
+        (path.parent / "other").replace(path)
+
+    files.write_text(tmp_path / "plain", "")
+    with files.atomic_path(tmp_path / "a.safetensors") as part:
+        replace_secretly(part)
+    with files.atomic_folder(tmp_path / "model") as folder:
+        (folder / "vae").mkdir()
+        replace_secretly(folder / "vae" / "b.safetensors")
+    usual = (tmp_path / "plain").stat().st_mode
+    assert usual & 0o444 == 0o444
+    assert (tmp_path / "a.safetensors").stat().st_mode == usual
+    assert (tmp_path / "model" / "vae" / "b.safetensors").stat().st_mode == usual
+
+
 def fail_halfway(target: Path, failure: BaseException | type[BaseException]) -> None:
     with files.atomic_path(target) as part:
         part.write_text("half")

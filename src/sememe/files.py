@@ -31,7 +31,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     part = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.part{path.suffix}")
     try:
         part.touch(exist_ok=False)
+        mode = part.stat().st_mode & 0o777
         yield part
+        part.chmod(mode)  # safetensors puts another file there, which only its owner may read
         _flush(part)
         part.replace(path)
         _flush(path.parent)
@@ -60,6 +62,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     try:
         temporary.mkdir(parents=True)
         yield temporary
+        share_files(temporary)
         for path in (*temporary.rglob("*"), temporary):
             _flush(path)
         if folder.exists():
@@ -75,6 +78,14 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
             replaced.rename(folder)
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(replaced, ignore_errors=True)
+
+
+def share_files(folder: Path) -> None:
+    """Give the files in a folder the mode of new ones there: safetensors writes them for their owner alone."""
+    mode = folder.stat().st_mode & 0o666
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
 
 
 def hash_file(path: str | Path) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import diffusers
 import torch
 
-from sememe.files import write_text
+from sememe.files import share_files, write_text
 
 INDEX_NAME = "model_index.json"
 
@@ -42,6 +42,7 @@ def save_components(
         component.save_pretrained(folder / name, **({"max_shard_size": max_shard_size} if is_network else {}))
         _forget_source(folder / name / "config.json")
         index[name] = [type(component).__module__.split(".")[0], type(component).__name__]
+    share_files(folder)
     write_text(folder / INDEX_NAME, json.dumps(index | dict(settings), indent=2, sort_keys=True) + "\n")
 
 
