@@ -10,6 +10,7 @@ import pytest
 import sememe
 from cli.runs import refused, run_apart, run_here
 from sememe.cli.app import main
+from sememe.cli.generate import name_flags
 from sememe.errors import ModelError, OutputError
 from sememe.workflows import model_list as verb
 
@@ -71,6 +72,28 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_usage_errors_take_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert message in refused(run_here(capsys, *arguments))
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ("num_frames must be 17, got 16", "--num-frames must be 17, got 16"),
+        ("num_inference_steps of at least 1", "--steps of at least 1"),
+        ("so reference_prompts has no effect", "so --reference-prompt has no effect"),
+        ("reference_strength of at most 1", "reference_strength of at most 1"),
+        ("no file a/last_image.png or last_image.png", "no file a/last_image.png or last_image.png"),
+    ],
+)
+def test_errors_name_flags(message: str, told: str) -> None:
+    assert name_flags(message) == told
+
+
+def test_words_are_completed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"_SEMEME_COMPLETE": "complete_bash", "COMP_WORDS": "sememe gen", "COMP_CWORD": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit):
+        run_here(capsys)
+    assert capsys.readouterr().out.split() == ["generate"]
 
 
 def fail_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:

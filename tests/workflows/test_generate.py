@@ -212,6 +212,8 @@ def test_the_contact_sheet_has_a_row_for_each_clip(request_of_files: GenerationR
     two = read_image(run(request_of_files, model, sheet=sheet, references=(other, other)).sheet or "")
     assert two.shape[1] == one.shape[1]
     assert 1.4 * one.shape[0] < two.shape[0] < 1.6 * one.shape[0]
+    side_by_side = read_clip(run(request_of_files, model, sheet=sheet.with_suffix(".mkv")).sheet or "")
+    assert (side_by_side.size, side_by_side.num_frames) == ((256, 2 * 384), 5)
 
 
 def test_progress_tells_stages_steps_and_time(request_of_files: GenerationRequest, model_folder: Path) -> None:
@@ -264,7 +266,7 @@ def test_suffixes_that_are_promised_can_be_written(tmp_path: Path) -> None:
         ({"batching": "sometimes"}, "sequential, batched"),
         ({"autocast": "int4"}, "off, bfloat16"),
         ({"output": Path("out.txt")}, "ends in .mp4"),
-        ({"sheet": Path("sheet.mp4")}, "ends in .png"),
+        ({"sheet": Path("sheet.txt")}, "ends in .png"),
     ],
 )
 def test_mistakes_are_refused_before_torch_is_needed(

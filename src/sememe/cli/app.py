@@ -30,6 +30,7 @@ from sememe.cli import (
     world,
 )
 from sememe.cli.console import drop_stderr
+from sememe.cli.generate import name_flags
 from sememe.cli.quiet import silence_libraries
 from sememe.errors import SememeError
 
@@ -50,7 +51,6 @@ def make_app(session: Session) -> typer.Typer:
         name="sememe",
         help="Steer video generation by meaning: show a clip, and your picture does the same.",
         no_args_is_help=True,
-        add_completion=False,
         context_settings={"help_option_names": ["-h", "--help"]},
         pretty_exceptions_enable=False,
         rich_markup_mode="rich",
@@ -119,7 +119,7 @@ def _tell_user_error(error: SememeError | typer.TyperException, session: Session
     if type(error).__name__ == "NoArgsIsHelpError":  # the help text has been shown
         return USER_ERROR
     message = error.format_message() if isinstance(error, typer.TyperException) else str(error)
-    typer.echo(f"error: {_one_line(message)}", err=True)
+    typer.echo(f"error: {name_flags(_one_line(message))}", err=True)
     return USER_ERROR
 
 

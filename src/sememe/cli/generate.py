@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -69,9 +70,7 @@ def make_command(system: System, spec: GenerationSpec) -> Callable[..., None]:
         values = dict(stored.inputs) | {name: value for name, value in values.items() if value not in (None, ())}
         for name in required:
             if name not in values:
-                flag = (
-                    f"argument '{name.upper()}'" if name in spec.arguments else f"option '--{name.replace('_', '-')}'"
-                )
+                flag = f"argument '{name.upper()}'" if name in spec.arguments else f"option '{_flag(name)}'"
                 raise InputError(f"Missing {flag}.")
         several = values.get(spec.each) if spec.each else None
         ones = [{str(spec.each): one} for one in several] if isinstance(several, tuple) else [{}]
@@ -122,7 +121,11 @@ def _run(
     ] = None,
     sheet: Annotated[
         Path | None,
-        typer.Option(help="Contact sheet to write: videos that are read above, result below.", rich_help_panel=_RESULT),
+        typer.Option(
+            help="Contact sheet to write: videos that are read above, result below; with the name of a video (mp4, gif "
+            "...) a clip in which they play side by side.",
+            rich_help_panel=_RESULT,
+        ),
     ] = None,
     influence: Annotated[
         bool, typer.Option("--influence", help="Measure what the conditions change (generates twice).", hidden=True)
@@ -184,17 +187,17 @@ def _add_words(path: Path, words: Sequence[str]) -> Path:
 
 
 def _list_inputs(spec: GenerationSpec) -> dict[str, inspect.Parameter]:
-    """Return the parameters of a system's inputs; a field that holds several is given by its singular, repeated."""
+    """Return the parameters of a system's inputs."""
     found = {}
     for name, field in list_fields(spec.inputs).items():
         is_tuple = typing.get_origin(field.type) is tuple
         kind = typing.get_args(field.type)[0] if is_tuple else field.type
         if is_tuple or name == spec.each:
             kind = list[kind]  # type: ignore[valid-type]
-        flag = f"--{(name.removesuffix('s') if is_tuple else name).replace('_', '-')}"
         if name in spec.arguments:
             option = typer.Argument(help=field.help, show_default=False)
         else:
+            flag = _flag(name, field.type)
             option = typer.Option(flag, help=field.help, rich_help_panel=_INPUTS, hidden=name in spec.rare)
         # What is not given may stand in a config file.
         found[name] = _parameter(name, kind | None, option, default=None)
@@ -209,7 +212,7 @@ def _list_settings(spec: GenerationSpec) -> dict[str, str]:
 def _make_flags(system: System, settings: Mapping[str, str]) -> list[inspect.Parameter]:
     setting, fields = make_setting(system.settings), list_fields(system.settings)
     return [
-        _parameter(name, _bare(fields[key].type) | None, setting(key, f"--{name.replace('_', '-')}"), default=None)
+        _parameter(name, _bare(fields[key].type) | None, setting(key, _flag(name)), default=None)
         for name, key in settings.items()
     ]
 
@@ -219,6 +222,27 @@ def _bare(kind: Any) -> Any:
     while typing.get_origin(kind) in (Annotated, typing.Union, types.UnionType):
         kind = typing.get_args(kind)[0]
     return kind if kind in (int, float, bool) else str
+
+
+# Names of one word are words of the language, too, and those within a path are no settings.
+_NAME = re.compile(r"(?<![\w./\\-])[a-z]+(?:_[a-z]+)+(?![\w/\\-]|\.\w)")
+
+
+def name_flags(message: str) -> str:
+    """Return a message in which inputs and settings that have a flag have its name in place of Python's."""
+    flags = dict[str, str]()
+    for system in SYSTEMS.values():
+        if system.generation is not None:
+            settings = _list_settings(system.generation)
+            flags |= {key.rpartition(".")[2]: _flag(name) for name, key in settings.items()}
+            flags |= {name: _flag(name, field.type) for name, field in list_fields(system.generation.inputs).items()}
+    return _NAME.sub(lambda found: flags.get(found[0], found[0]), message)
+
+
+def _flag(name: str, kind: Any = None) -> str:
+    """Return the flag of an input or a setting; a field that holds several is given by its singular, repeated."""
+    singular = name.removesuffix("s") if typing.get_origin(kind) is tuple else name
+    return f"--{singular.replace('_', '-')}"
 
 
 def _parameter(name: str, kind: Any, option: Any, *, default: Any) -> inspect.Parameter:

@@ -22,11 +22,20 @@ from sememe.events import Progress, ProgressHandler, StepCounter, ignore_progres
 from sememe.files import atomic_path, hash_file
 from sememe.records import find_key, flatten, replace_fields
 from sememe.system import SystemInputs
-from sememe.video import Clip, SheetRow, VideoLimits, contact_sheet, write_clips, write_image
+from sememe.video import (
+    Clip,
+    SheetRow,
+    VideoLimits,
+    contact_sheet,
+    put_side_by_side,
+    write_clip,
+    write_clips,
+    write_image,
+)
 from sememe.workflows import sidecar
 from sememe.workflows.input_files import ImageFile, VideoFile
 from sememe.workflows.loading import LoadedModel, check_model_request, load_model
-from sememe.workflows.outputs import OutputFiles
+from sememe.workflows.outputs import VIDEO_SUFFIXES, OutputFiles
 from sememe.workflows.request_files import describe_request
 from sememe.workflows.systems import SYSTEMS
 
@@ -44,7 +53,8 @@ class GenerationRequest:
         seed: 0 to 2^63 - 1; None draws one, which the result states.
         settings: Changes to the model's own settings, by field name or dotted key.
         loading: How the model is loaded.
-        sheet: Picture file for a contact sheet: a row per video that is read, and the result below.
+        sheet: Picture file for a contact sheet, with a row per video that is read, and the result below; or video file
+            in which all play side by side.
         influence: Whether to measure how far the result is from its baseline, which takes a second generation.
     """
 
@@ -330,7 +340,7 @@ def _write(document: dict[str, Any], work: _Generation, output: Any, files: Outp
         document["output"] |= pieces.shape
         if parts.sheet is not None:
             shown = work.inputs.shown(output)
-            write_image(contact_sheet(_sheet_rows(document, work.clips, shown, pieces.join())), parts.sheet)
+            _write_sheet(_sheet_rows(document, work.clips, shown, pieces.join()), parts.sheet)
         for name, path in parts.extra.items():
             work.inputs.write_extra(name, output, path)
             document["output"][name] = {"path": str(files.extra[name]), "sha256": hash_file(path)}
@@ -373,6 +383,13 @@ class _Pieces:
     def join(self) -> Clip:
         """Return all frames as one clip."""
         return Clip(np.concatenate([clip.frames for clip in self._kept]), self._kept[0].fps)
+
+
+def _write_sheet(rows: Sequence[SheetRow], path: Path) -> None:
+    if path.suffix.lower() in VIDEO_SUFFIXES:
+        write_clip(put_side_by_side([row.clip for row in rows]), path)
+    else:
+        write_image(contact_sheet(rows), path)
 
 
 def _sheet_rows(

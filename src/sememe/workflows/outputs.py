@@ -40,7 +40,7 @@ class OutputFiles:
         """
         _check_suffix(self.video, VIDEO_SUFFIXES, "the result")
         if self.sheet is not None:
-            _check_suffix(self.sheet, PICTURE_SUFFIXES, "the contact sheet")
+            _check_suffix(self.sheet, (*PICTURE_SUFFIXES, *VIDEO_SUFFIXES), "the contact sheet")
         paths = [self.video, self.sidecar, *([] if self.sheet is None else [self.sheet]), *self.extra.values()]
         if len(set(paths)) < len(paths):
             raise OutputError(f"expected different files to write, got {', '.join(map(str, paths))}")
