@@ -11,12 +11,14 @@ PIP_ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
+OLDEST := .venv-oldest
 RUN_STAMP := $(VENV)/.installed-run
 DEV_STAMP := $(VENV)/.installed-dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-demo demo test check-format lint types layers docs unit format gallery evidence bench clean
+.PHONY: help install install-demo demo test check-format lint types layers docs unit oldest mutants format gallery \
+	evidence bench clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +49,16 @@ docs: install  ## the documentation with its API reference, in site/; warnings a
 
 unit: install  ## pytest over the whole suite, one process a core
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
+
+oldest:  ## pytest with the oldest versions that pyproject.toml allows, in .venv-oldest
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet uv
+	$(OLDEST)/bin/uv pip install --quiet --python $(OLDEST)/bin/python --resolution lowest-direct --editable ".[dev]"
+	$(OLDEST)/bin/python -m pytest --numprocesses auto --dist worksteal
+
+mutants: install  ## which tests notice mistakes in the source, and do damaged files do harm? (long)
+	PYTHONPATH=src:tests $(BIN)/python tests/mutations/media.py
+	$(BIN)/python tests/mutations/networks.py
 
 format: install  ## format and repair what ruff can
 	$(BIN)/ruff check --fix-only --quiet
