@@ -6,12 +6,25 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import gc
+import importlib
+
 import pytest
 import torch
 from jaxtyping import install_import_hook
 
+# The hook has whatever sememe imports compiled anew, so what is large comes first.
+for name in ("peft", "diffusers.models.transformers", "diffusers.models.autoencoders", "diffusers.models.unets"):
+    importlib.import_module(name)
+
 # From here on every function of sememe checks the shapes and types in its annotations.
 install_import_hook("sememe", "shape_checks.check")
+
+
+def pytest_collection_finish() -> None:
+    """Leave the libraries' objects out of garbage collections: each would look at all of them."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -12,11 +12,19 @@ _decorate = beartype(conf=BeartypeConf(is_pep484_tower=True))
 
 
 def check(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Check a function's annotations on every call, but not while torch.compile traces it: that breaks the graph."""
-    checked = _decorate(function)
+    """Check a function's annotations on every call, but not while torch.compile traces it: that breaks the graph.
+
+    The checks of a function are made at its first call: most functions are never called in the process of one test file.
+    """
+    checked: Callable[..., Any] | None = None
 
     @functools.wraps(function)
     def call(*arguments: Any, **settings: Any) -> Any:
-        return (function if torch.compiler.is_compiling() else checked)(*arguments, **settings)
+        nonlocal checked
+        if torch.compiler.is_compiling():
+            return function(*arguments, **settings)
+        if checked is None:
+            checked = _decorate(function)
+        return checked(*arguments, **settings)
 
     return call

@@ -1,5 +1,6 @@
 """Video files as other programs would make them."""
 
+import os
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -56,6 +57,9 @@ def encode(path: Path, frames: np.ndarray, recipe: Recipe | None = None) -> Path
         if sound is not None:
             assert isinstance(sound, AudioStream)
             _mux_silence(output, sound)
+    if recipe.codec == "libsvtav1" and hasattr(os, "sched_setscheduler"):
+        # Run by root, this encoder makes the calling thread a real-time one, and everything beside it stands still.
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     return path
 
 

@@ -42,19 +42,9 @@ def run_cpu(folder: Path, *parts: str) -> dict[str, Any]:
     return record
 
 
-def test_a_result_says_where_it_comes_from(tmp_path: Path) -> None:
+def test_the_reference_is_embedded_once_and_a_result_says_where_it_comes_from(tmp_path: Path) -> None:
     record = run_cpu(tmp_path, "reference")
-    run = record["run"]
-    assert {"date", "commit", "uncommitted_changes", "versions", "machine"} <= run.keys()
-    assert run["versions"]["torch"] == torch.__version__
-    assert run["machine"]["num_threads"] == torch.get_num_threads()
-    assert record["kind"].startswith("quick")
-    assert str(ROOT) not in json.dumps(run), "no path of one machine"
-    assert describe_run()["versions"]["sememe"]
-
-
-def test_the_reference_is_embedded_once(tmp_path: Path) -> None:
-    rows = {row["name"]: row for row in run_cpu(tmp_path, "reference")["reference"]}
+    rows = {row["name"]: row for row in record["reference"]}
     steps = rows["official"]["num_steps"]
     assert rows["official"]["num_reference_embeddings"] == 2 * steps
     assert {name: row["num_reference_embeddings"] for name, row in rows.items() if name != "official"} == {
@@ -67,6 +57,13 @@ def test_the_reference_is_embedded_once(tmp_path: Path) -> None:
         "ours, stock null": steps,
         "ours, one-way": 1,
     }
+    run = record["run"]
+    assert {"date", "commit", "uncommitted_changes", "versions", "machine"} <= run.keys()
+    assert run["versions"]["torch"] == torch.__version__
+    assert run["machine"]["num_threads"] == torch.get_num_threads()
+    assert record["kind"].startswith("quick")
+    assert str(ROOT) not in json.dumps(run), "no path of one machine"
+    assert describe_run()["versions"]["sememe"]
 
 
 def test_the_rival_is_checked(tmp_path: Path) -> None:
@@ -153,7 +150,7 @@ def test_what_fails_says_why_and_the_rest_goes_on(tmp_path: Path, monkeypatch: p
     def fail(*_arguments: Any, **_settings: Any) -> None:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(gpu, "time_in_turns", fail)
+    monkeypatch.setattr(gpu, "make_contestants", fail)
     found = run_gpu(tmp_path, "wan", "steps")
     assert found["steps"] == {"failed": "RuntimeError: out of memory"}
     assert found["weight_bytes"] > 0

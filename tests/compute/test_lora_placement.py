@@ -118,7 +118,7 @@ def test_nothing_is_fused_with_weights_in_fewer_bits(kind: str, tmp_path: Path) 
     assert torch.equal(predict(pipe.transformer, target), expected)
 
 
-@pytest.mark.parametrize(("kind", "level"), KINDS)
+@pytest.mark.parametrize(("kind", "level"), KINDS[:2] + KINDS[3:])
 def test_loaded_fused_and_unloaded_under_offload(kind: str, level: str, tmp_path: Path) -> None:
     expected = make("wan")
     plain = generate(expected)
