@@ -75,6 +75,11 @@ def test_a_scale_of_0_is_off_as_in_diffusers() -> None:
     assert Settings().override(guidance_scale=0.0) == Settings().override(guidance_scale=1.0)
 
 
+def test_text_guidance_that_is_off_leaves_the_negative_prompt_out() -> None:
+    pipe = make_pipeline(**(GUIDED | {"guidance_scale": 1.0}))
+    assert torch.equal(generate(pipe, negative_prompt="blurry"), generate(pipe, negative_prompt=""))
+
+
 def test_a_feature_cache_wants_equal_steps() -> None:
     pipe = make_pipeline(**GUIDED)
     pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.1))

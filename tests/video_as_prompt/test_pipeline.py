@@ -65,7 +65,7 @@ def test_every_input_matters(mode: str) -> None:
         {"references": [make_clip(), make_clip(seed=1)]},
         {"reference_sampling": "first"},
         {"num_inference_steps": 3},
-        {"negative_prompt": "blurry"},
+        {"negative_prompt": "blurry", "guidance_scale": 3.0},
     ):
         changed = run(pipe, output_type="latent", **change).frames
         assert changed.shape == base.shape
@@ -90,6 +90,7 @@ def test_the_reference_is_encoded_once_and_every_step_reads_it(monkeypatch: pyte
         ({"reference_guidance_scale": 0.0}, 1),
         ({"guidance_scale": 5.0}, 1),  # positive and negative prompt are equal
         ({"reference_guidance_scale": 3.0}, 2),
+        ({"reference_guidance_scale": 3.0, "negative_prompt": "blurry"}, 2),  # text guidance is off
         ({"guidance_scale": 5.0, "negative_prompt": "blurry"}, 2),
         ({"guidance_scale": 5.0, "negative_prompt": "blurry", "batching": "batched"}, 1),
         ({"guidance_scale": 5.0, "negative_prompt": "blurry", "reference_guidance_scale": 3.0}, 3),

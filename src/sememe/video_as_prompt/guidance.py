@@ -45,7 +45,8 @@ def video_as_prompt_guidance(
     Args:
         guidance_scale: s_text, 1 for off.
         reference_guidance_scale: s_ref, 1 for off, 0 for no reference.
-        texts_differ: whether positive and negative texts differ; where they do not, text guidance has no effect.
+        texts_differ: whether a negative text is read that differs from the positive one; where none is, text guidance
+            has no effect.
         null_reference: what the reference leads away from: nothing but the backbone, or another reference.
 
     Raises:
@@ -80,7 +81,8 @@ class VideoAsPromptSchedule:
 
     Attributes:
         settings: Scales, interval and number of steps.
-        texts_differ: Whether positive and negative texts differ.
+        texts_differ: Whether positive and negative texts differ. Text guidance that is off leaves the negative text
+            out altogether, so that the reference's guidance alone is two forwards, both of the positive text.
     """
 
     settings: Settings
@@ -125,6 +127,6 @@ class VideoAsPromptSchedule:
         return video_as_prompt_guidance(
             guidance_scale,
             reference_guidance_scale,
-            texts_differ=self.texts_differ,
+            texts_differ=self.texts_differ and self._guidance.guidance_scale != 1.0,
             null_reference="negative" if self.settings.experimental.negative_references else "none",
         )

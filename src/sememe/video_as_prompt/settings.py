@@ -63,8 +63,8 @@ class GuidanceSettings(Record):
     """How strongly text and reference steer.
 
     Attributes:
-        guidance_scale: Strength of the prompt; 1 is off, and 0 stands for 1, as in diffusers. It has no effect where
-            prompt and negative prompt are equal.
+        guidance_scale: Strength of the prompt against the negative prompt; 1 is off and leaves the negative prompt
+            out, and 0 stands for 1, as in diffusers. It has no effect where the two are equal.
         reference_guidance_scale: Strength of the reference; 1 is off, 0 leaves the reference out.
         guidance_interval: Timesteps, as parts of 1000, in which guidance acts; outside there is one forward pass with
             text and reference. 0,1 is always.
