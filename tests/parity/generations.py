@@ -1,8 +1,8 @@
 """Whole generations of tiny pipelines with the settings of released models, and the latents that they gave.
 
-What the settings do to every input is in one number each, so that a clone without the official vectors notices when
-what is between the files and the network changes. The latents were written while the official generations were met to
-1e-4; write them anew only on purpose, after such a check:
+A clone without the official vectors notices by them when the preparation of inputs, guidance or the scheduler's steps
+change. The latents were written while the official generations agreed to 1e-4. Write them anew only on purpose, after
+such a check:
 
     PYTHONPATH=tests python tests/parity/generations.py
 """
