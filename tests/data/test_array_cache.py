@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sememe.data.array_cache import ArrayCache, ArrayCacheWriter, ClipItem
+from sememe.data.array_cache import ArrayCache, ArrayCacheWriter, ClipItem, remove_damaged
 from sememe.errors import InputError, RecipeError
 
 ITEMS = [
@@ -56,7 +56,11 @@ def write(folder: Path, encoders: Sequence[Encoder] = ENCODERS) -> None:
         present = writer.begin(encoder)
         for key in [key for key in encoder.entries if key not in present]:
             writer.append(encoder.name, [key], encoder.encode(torch.tensor([encoder.entries[key]])))
-    writer.finish(ITEMS)
+    writer.finish(ITEMS, "world 1, 8 clips")
+
+
+def list_shards(folder: Path, name: str = "clean") -> list[Path]:
+    return sorted(folder.glob(f"{name}-*.safetensors"))
 
 
 def assert_complete(folder: Path) -> ArrayCache:
@@ -83,8 +87,8 @@ def test_entries_are_found_by_item_and_by_key(tmp_path: Path) -> None:
     assert cache.captions == tuple(f"n{n}" for n in range(8))
     assert cache.full_captions == ("f",) * 8
     assert cache.splits == ("train",) * 6 + ("test",) * 2
-    assert len(list(tmp_path.glob("clean_*.safetensors"))) == 3
-    assert cache.describe("clean") == {"clips": "world 1", "weights": "abc"}
+    assert len(list_shards(tmp_path)) == 3
+    assert cache.describe("clean") == {"clips": "world 1, 8 clips", "weights": "abc"}
     with pytest.raises(InputError, match="no depth"):
         cache.describe("depth")
 
@@ -105,13 +109,59 @@ def test_an_interrupted_writer_goes_on_after_the_last_shard(tmp_path: Path) -> N
     first.append("clean", list(CLEAN.entries)[:5], CLEAN.values[:5])
     with pytest.raises(InputError, match="not finished"):
         ArrayCache.open(tmp_path)
-    # A shard whose index entry was not written in time.
-    (tmp_path / "clean_00001.safetensors").write_bytes(b"cut")
+    # What a writer leaves that was killed while it wrote a shard.
+    (tmp_path / ".clean-0.0.part.safetensors").write_bytes(b"cut")
     assert ArrayCacheWriter(tmp_path, "world 1", shard_bytes=SHARD_BYTES).begin(CLEAN) == {"0", "1", "2"}
-    before = (tmp_path / "clean_00000.safetensors").stat().st_mtime_ns
+    (first_shard,) = list_shards(tmp_path)
+    before = first_shard.read_bytes()
     write(tmp_path)
     assert_complete(tmp_path)
-    assert (tmp_path / "clean_00000.safetensors").stat().st_mtime_ns == before
+    assert first_shard.read_bytes() == before
+
+
+def test_slow_work_is_written_before_a_shard_is_full(tmp_path: Path) -> None:
+    writer = ArrayCacheWriter(tmp_path, "world 1", flush_seconds=0)
+    writer.begin(CLEAN)
+    writer.append("clean", ["0", "1"], CLEAN.values[:2])
+    assert ArrayCacheWriter(tmp_path, "world 1").begin(CLEAN) == {"0", "1"}
+
+
+def test_writers_share_a_folder(tmp_path: Path) -> None:
+    one, two = (ArrayCacheWriter(tmp_path, "world 1", shard_bytes=SHARD_BYTES) for _ in range(2))
+    keys = list(CLEAN.entries)
+    for writer, places in ((one, [0, 1, 2, 3]), (two, [3, 4, 5, 6, 7])):
+        writer.begin(FIRST)
+        writer.append("first_frame", list(FIRST.entries), FIRST.values)
+        writer.begin(CLEAN)
+        writer.append("clean", [keys[place] for place in places], CLEAN.values[places])
+        writer.flush("clean")
+    two.finish(ITEMS, "world 1, 8 clips")
+    one.flush("first_frame")
+    assert_complete(tmp_path)
+    again = ArrayCacheWriter(tmp_path, "world 1")
+    needed = {encoder.name: encoder.entries.keys() for encoder in ENCODERS}
+    assert again.count_unused(needed) == 1 + len(FIRST.entries)
+    again.prune(needed)
+    assert_complete(tmp_path)
+    assert ArrayCacheWriter(tmp_path, "world 1").count_unused(needed) == 0
+
+
+def test_entries_that_nothing_needs_are_removed(tmp_path: Path) -> None:
+    write(tmp_path)
+    (tmp_path / ".clean-0.0.part.safetensors").write_bytes(b"cut")
+    writer = ArrayCacheWriter(tmp_path, "world 1")
+    untouched = list_shards(tmp_path, "first_frame")
+    # The middle shard goes as a whole, the last in part.
+    needed = {"clean": {"0", "1", "2", "7"}}
+    assert writer.count_unused(needed) == 4
+    writer.prune(needed)
+    kept = [ITEMS[0], ITEMS[7]]
+    writer.finish(kept, "world 1, 2 clips")
+    cache = ArrayCache.open(tmp_path)
+    assert set(cache.arrays["clean"].keys) == needed["clean"]
+    assert torch.equal(cache.select("clean", [0, 1]), CLEAN.values[[0, 7]])
+    assert list_shards(tmp_path, "first_frame") == untouched
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_an_array_can_be_added_to_a_finished_cache(tmp_path: Path) -> None:
@@ -123,7 +173,7 @@ def test_an_array_can_be_added_to_a_finished_cache(tmp_path: Path) -> None:
 
 def test_another_origin_is_refused(tmp_path: Path) -> None:
     write(tmp_path)
-    with pytest.raises(RecipeError, match="made with dataset world 1, but world 2 is expected"):
+    with pytest.raises(RecipeError, match="made with clips world 1, but world 2 is expected"):
         ArrayCacheWriter(tmp_path, "world 2")
     for made_by in ({"weights": "xyz"}, {"weights": "abc", "fill": "grey"}):
         with pytest.raises(RecipeError, match="is expected"):
@@ -145,14 +195,14 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="finite in float16"):
         writer.append("clean", ["1"], torch.full((1, 4, 2, 3, 3), 1e6))
     with pytest.raises(InputError, match="7 entries of clean were never added, such as '1'"):
-        writer.finish(ITEMS)
+        writer.finish(ITEMS, "8 clips")
 
 
 def test_bfloat16_keeps_its_range(tmp_path: Path) -> None:
     writer = ArrayCacheWriter(tmp_path, "world 1", dtype="bfloat16")
     writer.begin(CLEAN)
     writer.append("clean", ["0"], torch.full((1, 2), 1e6))
-    writer.finish(ITEMS[:1])
+    writer.finish(ITEMS[:1], "1 clip")
     values = ArrayCache.open(tmp_path).select("clean", torch.tensor([0]))
     assert values.dtype == torch.bfloat16
     assert float(values[0, 0]) == pytest.approx(1e6, rel=0.01)
@@ -162,17 +212,20 @@ def test_damage_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no cache"):
         ArrayCache.open(tmp_path)
     write(tmp_path)
-    shard = tmp_path / "clean_00001.safetensors"
+    shard = list_shards(tmp_path)[1]
     content = shard.read_bytes()
-    shard.write_bytes(content[:-8])
-    with pytest.raises(InputError, match=r"clean_00001\.safetensors is missing or damaged"):
+    for damaged in (content[:-8], content[:-1] + bytes([content[-1] ^ 1]), content.replace(b"weights", b"weighty")):
+        shard.write_bytes(damaged)
+        with pytest.raises(InputError, match=rf"{shard.name} is damaged"):
+            ArrayCache.open(tmp_path)
+        assert remove_damaged(tmp_path) == (shard.name,)
+    with pytest.raises(InputError, match="no clean for"):
         ArrayCache.open(tmp_path)
-    shard.write_bytes((tmp_path / "clean_00002.safetensors").read_bytes())
-    with pytest.raises(InputError, match=r"should hold float16 values of shape \(3, "):
-        ArrayCache.open(tmp_path)
-    shard.unlink()
-    with pytest.raises(InputError, match="is missing or damaged"):
-        ArrayCache.open(tmp_path)
-    (tmp_path / "index.json").write_text('{"format": 1}')
-    with pytest.raises(InputError, match="format 1, not 2"):
-        ArrayCache.open(tmp_path)
+    write(tmp_path)
+    assert_complete(tmp_path)
+    assert remove_damaged(tmp_path) == ()
+    index = (tmp_path / "index.json").read_text()
+    for damaged_index, message in (('{"format": 1}', "format 1, not 3"), (index.replace("n3", "n4"), "something else")):
+        (tmp_path / "index.json").write_text(damaged_index)
+        with pytest.raises(InputError, match=message):
+            ArrayCache.open(tmp_path)

@@ -51,7 +51,7 @@ def test_latents_are_those_of_the_pipeline(runs: Path) -> None:
     fingerprint = fingerprint_encoder(vae)
     assert cache.arrays["clean"].made_by == {"autoencoder": fingerprint}
     assert cache.arrays["first_frame"].made_by == {"autoencoder": fingerprint, "first_frame_fill": "repeat"}
-    assert cache.source == "world 2, 9 frames of 16x16 at 8 fps, 154 clips a scene"
+    assert cache.version == "world 2, 9 frames of 16x16 at 8 fps, 154 clips a scene"
 
 
 def test_broken_off_work_is_continued(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,7 +157,7 @@ def test_a_dataset_of_videos(layout: str, runs: Path, tmp_path: Path) -> None:
     with torch.no_grad():
         expected = encode_video(vae, frames_to_video(frames[None]))
     assert np.allclose(cache.select("clean", torch.tensor([1])).float()[0], expected[0], atol=2e-3)
-    with pytest.raises(RecipeError, match="made with dataset"):
+    with pytest.raises(RecipeError, match="made with clips"):
         precompute_latents(latents_recipe(runs), tmp_path / "latents")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from cli.runs import refused, run_here
+from sememe.data.array_cache import ArrayCache
 from sememe.training import process
 from sememe.training.progress import TrainingSummary
 from sememe.workflows import train as workflow
@@ -113,8 +114,7 @@ def test_precompute_reports(runs: Path, tmp_path: Path, capsys: pytest.CaptureFi
     first = json.loads(run_here(capsys, *words, *settings_).out)
     second = json.loads(run_here(capsys, *words, *settings_).out)
     assert (first["num_clips"], first["num_new"]["clean"], second["num_new"]["clean"]) == (20, 20, 0)
-    index = json.loads((runs / "latents" / "index.json").read_text())
-    assert first["made_by"]["clean"] == index["arrays"]["clean"]["made_by"]
+    assert first["made_by"]["clean"] == ArrayCache.open(runs / "latents").arrays["clean"].made_by
 
 
 def test_parts_that_do_not_belong_together(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

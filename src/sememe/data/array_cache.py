@@ -1,29 +1,38 @@
-"""Named arrays that were encoded once, in a folder of safetensors shards.
+"""Named arrays that were encoded once, in a folder of shards.
 
 An array has a name ("clean", "first_frame", "text"), one entry per key, one shape and one precision. One field of a
-clip's `ClipItem` is the key of its entry: clips that agree in the field share the entry. `index.json` holds the items
-and, for each array, its keys, its shards and what it was made by.
+clip's `ClipItem` is the key of its entry: clips that agree in the field share the entry. Shards say themselves what
+they hold (see `data.array_shards`); `index.json` holds the items, and is written last.
 """
 
-import dataclasses
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import secrets
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from sememe.data.array_shards import (
+    DTYPES,
+    Shard,
+    ShardHeader,
+    find_damaged,
+    list_shards,
+    read_header,
+    read_values,
+    write_shard,
+)
 from sememe.errors import InputError, RecipeError
-from sememe.files import atomic_path, write_text
+from sememe.files import write_text
 
 INDEX_NAME = "index.json"
-_FORMAT, _TENSOR = 2, "values"
-_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+_FORMAT = 3
 _MAX_SHARD = 512 * 1024 * 1024
 
 CacheDtype = Literal["float16", "bfloat16"]
@@ -76,126 +85,193 @@ class ArrayEncoder(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ArrayRecord:
-    """An array as the index describes it; `shards` are file names with the number of entries in each."""
+    """An array as its shards describe it; `keys` are in the order of the values."""
 
     key: str
     made_by: Mapping[str, str]
     dtype: str
-    shape: tuple[int, ...] = ()
-    keys: tuple[str, ...] = ()
-    shards: tuple[tuple[str, int], ...] = ()
+    shape: tuple[int, ...]
+    keys: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Index:
-    source: str
-    arrays: Mapping[str, ArrayRecord] = field(default_factory=dict)
-    items: tuple[ClipItem, ...] = ()
+    origin: str
+    version: str
+    items: tuple[ClipItem, ...]
 
 
 class ArrayCacheWriter:
     """Writes a cache, or goes on with one: entries whose keys `begin` returns are safe on the disk.
 
+    Several writers may work in one folder; what two of them encode is there twice and read once.
+
     Args:
         folder: Folder of the cache.
-        source: What tells the clips from all others, such as a dataset's hash.
+        origin: What tells the clips of a key from all others, such as how videos are read.
         dtype: Precision in which values are kept.
         shard_bytes: Size of one file, below 512 MiB.
+        flush_seconds: A file is written at the latest so long after the last one of its array.
 
     Raises:
         RecipeError: The folder holds arrays of other clips, or a shard would be too large.
+        InputError: A shard is damaged; see `remove_damaged`.
     """
 
     def __init__(
         self,
         folder: Path | str,
-        source: str,
+        origin: str,
         *,
         dtype: CacheDtype = "float16",
         shard_bytes: int = 128 * 1024 * 1024,
+        flush_seconds: float = 30.0,
     ) -> None:
         if not 0 < shard_bytes < _MAX_SHARD:
             raise RecipeError(f"shard_bytes must be above 0 and below {_MAX_SHARD}, got {shard_bytes}")
-        self._folder, self._shard_bytes, self._dtype = Path(folder), shard_bytes, dtype
+        self._folder, self._origin, self._dtype = Path(folder), origin, dtype
+        self._shard_bytes, self._flush_seconds = shard_bytes, flush_seconds
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._index = _read_index(self._folder) if (self._folder / INDEX_NAME).exists() else _Index(source=source)
-        _check_same(self._folder, "dataset", self._index.source, source)
+        if (self._folder / INDEX_NAME).exists():
+            _check_same(self._folder, "clips", _read_index(self._folder).origin, origin)
+        self._shards = _read_shards(self._folder)
+        for shard in self._shards:
+            _check_same(self._folder, "clips", shard.header.origin, origin)
+        self._headers: dict[str, ShardHeader] = {}
         self._pending: dict[str, list[tuple[str, Tensor]]] = {}
+        self._flushed: dict[str, float] = {}
+        self._writer, self._num_written = secrets.token_hex(4), 0
 
     def begin(self, encoder: ArrayEncoder) -> frozenset[str]:
         """Begin an array, or go on with it; return the keys that it has.
 
         Raises `RecipeError` if the folder holds an array of that name that was made by something else.
         """
-        wanted = ArrayRecord(key=encoder.key, made_by=dict(encoder.made_by), dtype=self._dtype)
-        record = self._index.arrays.get(encoder.name, wanted)
-        for name in sorted(record.made_by.keys() | wanted.made_by.keys()):
-            _check_same(self._folder, name, record.made_by.get(name), wanted.made_by.get(name))
-        _check_same(self._folder, f"{encoder.name} in", record.dtype, wanted.dtype)
-        self._put(encoder.name, record)
-        return frozenset(record.keys)
+        made_by = dict(encoder.made_by)
+        present = [shard.header for shard in self._shards if shard.header.array == encoder.name]
+        for header in present:
+            for name in sorted(header.made_by.keys() | made_by.keys()):
+                _check_same(self._folder, name, header.made_by.get(name), made_by.get(name))
+            _check_same(self._folder, f"{encoder.name} in", header.dtype, self._dtype)
+        self._headers[encoder.name] = ShardHeader(
+            origin=self._origin,
+            array=encoder.name,
+            key=encoder.key,
+            made_by=made_by,
+            dtype=self._dtype,
+            shape=present[0].shape if present else (),
+            keys=(),
+        )
+        self._flushed[encoder.name] = time.monotonic()
+        return frozenset(key for header in present for key in header.keys)
 
     def append(self, name: str, keys: Sequence[str], values: Tensor) -> None:
         """Add entries, (key, ...), to an array that was begun. Raises `InputError` for another shape, or no number."""
-        record, shape = self._index.arrays[name], tuple(values.shape[1:])
+        header, shape = self._headers[name], tuple(values.shape[1:])
         if len(keys) != len(values):
             raise InputError(f"expected {len(keys)} entries of {name}, got {len(values)}")
-        if record.shape not in ((), shape):
-            raise InputError(f"all entries of {name} have one shape, here {record.shape}, got {shape}")
-        stored = values.detach().to("cpu", _DTYPES[record.dtype]).contiguous()
+        if header.shape not in ((), shape):
+            raise InputError(f"all entries of {name} have one shape, here {header.shape}, got {shape}")
+        stored = values.detach().to("cpu", DTYPES[header.dtype]).contiguous()
         if not torch.isfinite(stored).all():
-            raise InputError(f"{name} must be finite in {record.dtype}; normalise it, or use bfloat16")
-        self._put(name, dataclasses.replace(record, shape=shape))
+            raise InputError(f"{name} must be finite in {header.dtype}; normalise it, or use bfloat16")
+        self._headers[name] = replace(header, shape=shape)
         pending = self._pending.setdefault(name, [])
         pending += zip(keys, stored.unbind(), strict=True)
         while len(pending) >= self._count_per_shard(name):
             self._write_shard(name)
+        if time.monotonic() - self._flushed[name] >= self._flush_seconds:
+            self.flush(name)
 
     def flush(self, name: str) -> None:
         """Write what is left of an array."""
         while self._pending.get(name):
             self._write_shard(name)
 
-    def finish(self, items: Sequence[ClipItem]) -> None:
-        """Write what is left, and the items. Raises `InputError` if an item lacks an entry."""
+    def finish(self, items: Sequence[ClipItem], version: str) -> None:
+        """Write what is left, and the items.
+
+        Args:
+            items: The clips.
+            version: What tells these clips from all others.
+
+        Raises:
+            InputError: An item lacks an entry.
+        """
         for name in self._pending:
             self.flush(name)
-        for name, record in self._index.arrays.items():
+        # Other writers may have added shards, too.
+        self._shards = _read_shards(self._folder)
+        for name, record in _list_arrays(self._shards).items():
             lacking = {getattr(item, record.key) for item in items} - set(record.keys)
             if lacking:
                 raise InputError(f"{len(lacking)} entries of {name} were never added, such as {min(lacking)!r}")
-        self._index = dataclasses.replace(self._index, items=tuple(items))
-        _write_index(self._index, self._folder)
+        _write_index(_Index(origin=self._origin, version=version, items=tuple(items)), self._folder)
 
-    def _put(self, name: str, record: ArrayRecord) -> None:
-        self._index = dataclasses.replace(self._index, arrays={**self._index.arrays, name: record})
+    def count_unused(self, needed: Mapping[str, Collection[str]]) -> int:
+        """How many entries `prune` would remove."""
+        return sum(len(shard.header.keys) - len(kept) for shard, kept in _find_kept(self._shards, needed))
+
+    def prune(self, needed: Mapping[str, Collection[str]]) -> None:
+        """Remove entries that are not needed or are there twice, and what writers that were killed left behind.
+
+        Args:
+            needed: Keys by the name of the array; arrays that are not named stay as they are.
+        """
+        for shard, kept in _find_kept(self._shards, needed):
+            if len(kept) == len(shard.header.keys):
+                continue
+            if kept:
+                header = replace(shard.header, keys=tuple(shard.header.keys[place] for place in kept))
+                write_shard(self._name_shard(header.array), header, read_values(shard)[list(kept)])
+            shard.path.unlink()
+        for path in self._folder.glob(".*.part.*"):
+            path.unlink()
+        self._shards = _read_shards(self._folder)
 
     def _count_per_shard(self, name: str) -> int:
-        return max(1, self._shard_bytes // (2 * int(np.prod(self._index.arrays[name].shape))))
+        return max(1, self._shard_bytes // (2 * int(np.prod(self._headers[name].shape))))
+
+    def _name_shard(self, name: str) -> Path:
+        self._num_written += 1
+        return self._folder / f"{name}-{self._writer}-{self._num_written:05d}.safetensors"
 
     def _write_shard(self, name: str) -> None:
-        count, record = self._count_per_shard(name), self._index.arrays[name]
+        count = self._count_per_shard(name)
         keys, values = zip(*self._pending[name][:count], strict=True)
-        file = f"{name}_{len(record.shards):05d}.safetensors"
-        with atomic_path(self._folder / file) as part:
-            save_file({_TENSOR: torch.stack(values)}, part)
-        shards = (*record.shards, (file, len(keys)))
-        # The index comes last: a shard that it does not name is written over.
-        self._put(name, dataclasses.replace(record, keys=record.keys + keys, shards=shards))
-        _write_index(self._index, self._folder)
+        header = replace(self._headers[name], keys=keys)
+        self._shards.append(write_shard(self._name_shard(name), header, torch.stack(values)))
+        self._flushed[name] = time.monotonic()
         del self._pending[name][:count]
+
+
+def remove_damaged(folder: Path) -> tuple[str, ...]:
+    """Read all shards of a folder, and remove those that are damaged; return their names."""
+    damaged = find_damaged(list_shards(folder))
+    for path in damaged:
+        path.unlink()
+    return tuple(path.name for path in damaged)
 
 
 class ArrayCache:
     """A cache read into memory.
 
-    `items` describes the clips, `arrays` the arrays by name. `conditions`, `scenes`, `captions`, `full_captions` and
-    `splits` hold one text per item.
+    `items` describes the clips, `arrays` the arrays by name. `origin` tells the clips of a key from those of other
+    caches, and `version` all clips from all others. `conditions`, `scenes`, `captions`, `full_captions` and `splits`
+    hold one text per item.
+
+    Raises `InputError` for an item whose entry is not there.
     """
 
-    def __init__(self, index: _Index, values: Mapping[str, Tensor], places: Sequence[int] | None = None) -> None:
+    def __init__(
+        self,
+        index: _Index,
+        arrays: Mapping[str, ArrayRecord],
+        values: Mapping[str, Tensor],
+        places: Sequence[int] | None = None,
+    ) -> None:
         self._index, self._values = index, dict(values)
-        self.source, self.arrays = index.source, index.arrays
+        self.origin, self.version, self.arrays = index.origin, index.version, dict(arrays)
         self._places = tuple(range(len(index.items))) if places is None else tuple(places)
         self.items = tuple(index.items[place] for place in self._places)
         self.conditions = tuple(item.condition for item in self.items)
@@ -203,12 +279,10 @@ class ArrayCache:
         self.captions = tuple(item.caption for item in self.items)
         self.full_captions = tuple(item.full_caption for item in self.items)
         self.splits = tuple(item.split for item in self.items)
-        self._entries = {
-            name: {key: place for place, key in enumerate(record.keys)} for name, record in index.arrays.items()
-        }
+        self._entries = {name: _find_places(record.keys) for name, record in self.arrays.items()}
         self._of_items = {
             name: self.places(name, [getattr(item, record.key) for item in self.items])
-            for name, record in index.arrays.items()
+            for name, record in self.arrays.items()
         }
 
     @classmethod
@@ -218,11 +292,13 @@ class ArrayCache:
         Raises `InputError` if there is none, or it is damaged or not finished.
         """
         folder = Path(folder)
-        index = _read_index(folder)
-        if not index.items:
+        paths = list_shards(folder)
+        if paths and not (folder / INDEX_NAME).exists():
             raise InputError(f"the cache {folder} is not finished; go on with `sememe precompute`")
-        arrays = index.arrays.items()
-        return cls(index, {name: _read_array(folder, name, record).to(device) for name, record in arrays})
+        index, shards = _read_index(folder), [read_header(path) for path in paths]
+        arrays = _list_arrays(shards)
+        values = {name: _read_array([each for each in shards if each.header.array == name]) for name in arrays}
+        return cls(index, arrays, {name: tensor.to(device) for name, tensor in values.items()})
 
     def __len__(self) -> int:
         return len(self.items)
@@ -231,7 +307,7 @@ class ArrayCache:
         """What identifies an array, as inputs of a run: its clips, and what it was made by."""
         if name not in self.arrays:
             raise InputError(f"the cache holds {', '.join(self.arrays)}, but no {name}; precompute it")
-        return {"clips": self.source, **self.arrays[name].made_by}
+        return {"clips": self.version, **self.arrays[name].made_by}
 
     def select(self, name: str, indices: np.ndarray | Tensor | Sequence[int]) -> Tensor:
         """An array's entries of items, (index, ...)."""
@@ -254,7 +330,7 @@ class ArrayCache:
         """Some of the items, numbered from 0; the arrays are not copied. Raises `InputError` for none."""
         if not len(places):
             raise InputError("no clip of the cache is of those that were asked for; precompute others")
-        return ArrayCache(self._index, self._values, [self._places[place] for place in places])
+        return ArrayCache(self._index, self.arrays, self._values, [self._places[place] for place in places])
 
 
 def _check_same(folder: Path, what: str, present: str | None, expected: str | None) -> None:
@@ -262,49 +338,82 @@ def _check_same(folder: Path, what: str, present: str | None, expected: str | No
         raise RecipeError(f"{folder} was made with {what} {present}, but {expected} is expected; choose another folder")
 
 
+def _read_shards(folder: Path) -> list[Shard]:
+    return [read_header(path) for path in list_shards(folder)]
+
+
+def _list_arrays(shards: Sequence[Shard]) -> dict[str, ArrayRecord]:
+    """The arrays of some shards, in the order of their names. Raises `InputError` where two shards do not agree."""
+    arrays: dict[str, ArrayRecord] = {}
+    for name in sorted({shard.header.array for shard in shards}):
+        headers = [shard.header for shard in shards if shard.header.array == name]
+        for shard in shards:
+            if shard.header.array == name and replace(shard.header, keys=()) != replace(headers[0], keys=()):
+                raise InputError(f"{shard.path} was made by something else than other shards of {name}; remove it")
+        arrays[name] = ArrayRecord(
+            key=headers[0].key,
+            made_by=headers[0].made_by,
+            dtype=headers[0].dtype,
+            shape=headers[0].shape,
+            keys=tuple(key for header in headers for key in header.keys),
+        )
+    return arrays
+
+
+def _find_places(keys: Sequence[str]) -> dict[str, int]:
+    """The first place of each key."""
+    places: dict[str, int] = {}
+    for place, key in enumerate(keys):
+        places.setdefault(key, place)
+    return places
+
+
+def _find_kept(shards: Sequence[Shard], needed: Mapping[str, Collection[str]]) -> list[tuple[Shard, tuple[int, ...]]]:
+    """For each shard, the places of the entries that are needed and that no shard before it has."""
+    left = {name: set(keys) for name, keys in needed.items()}
+    result = []
+    for shard in shards:
+        keys, wanted = shard.header.keys, left.get(shard.header.array)
+        kept = tuple(place for place, key in enumerate(keys) if wanted is None or key in wanted)
+        if wanted is not None:
+            wanted -= set(keys)
+        result.append((shard, kept))
+    return result
+
+
+def _read_array(shards: Sequence[Shard]) -> Tensor:
+    header, count = shards[0].header, sum(len(shard.header.keys) for shard in shards)
+    result = torch.empty((count, *header.shape), dtype=DTYPES[header.dtype])
+    start = 0
+    for shard in shards:
+        end = start + len(shard.header.keys)
+        result[start:end] = read_values(shard)
+        start = end
+    return result
+
+
 def _write_index(index: _Index, folder: Path) -> None:
-    write_text(folder / INDEX_NAME, json.dumps({"format": _FORMAT, **dataclasses.asdict(index)}) + "\n")
+    content = asdict(index)
+    about = {"format": _FORMAT, "sha256": _hash_content(content), **content}
+    write_text(folder / INDEX_NAME, json.dumps(about) + "\n")
+
+
+def _hash_content(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _read_index(folder: Path) -> _Index:
     advice = "precompute it into another folder"
     try:
-        values = json.loads((folder / INDEX_NAME).read_text())
-        if values["format"] != _FORMAT:
-            raise ValueError(f"it is of format {values['format']}, not {_FORMAT}")
-        return _Index(
-            source=values["source"],
-            arrays={name: _parse_array(record) for name, record in values["arrays"].items()},
-            items=tuple(ClipItem(**item) for item in values["items"]),
-        )
+        content = json.loads((folder / INDEX_NAME).read_text())
+        found, digest = content.pop("format"), content.pop("sha256", None)
+        if found != _FORMAT:
+            raise ValueError(f"it is of format {found}, not {_FORMAT}")
+        if _hash_content(content) != digest:
+            raise ValueError("it holds something else than was written to it")
+        items = tuple(ClipItem(**item) for item in content["items"])
+        return _Index(origin=content["origin"], version=content["version"], items=items)
     except FileNotFoundError:
         raise InputError(f"{folder} holds no cache; make one with `sememe precompute`") from None
     except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise InputError(f"{folder / INDEX_NAME} cannot be read: {error}; {advice}") from error
-
-
-def _parse_array(values: Mapping[str, Any]) -> ArrayRecord:
-    shards = tuple((Path(name).name, int(count)) for name, count in values["shards"])
-    return ArrayRecord(**{**values, "shape": tuple(values["shape"]), "keys": tuple(values["keys"]), "shards": shards})
-
-
-def _read_array(folder: Path, name: str, record: ArrayRecord) -> Tensor:
-    result = torch.empty((len(record.keys), *record.shape), dtype=_DTYPES[record.dtype])
-    start = 0
-    for file, count in record.shards:
-        try:
-            with safe_open(folder / file, framework="pt") as shard:
-                tensor = shard.get_tensor(_TENSOR)
-        except (OSError, SafetensorError, RuntimeError) as error:
-            raise InputError(f"{folder / file} is missing or damaged: {error}; precompute it again") from error
-        expected = (count, *record.shape)
-        if tuple(tensor.shape) != expected or tensor.dtype != result.dtype or start + count > len(result):
-            raise InputError(
-                f"{folder / file} should hold {record.dtype} values of shape {expected}, "
-                f"but holds {tensor.dtype} of {tuple(tensor.shape)}; precompute it again"
-            )
-        result[start : start + count] = tensor
-        start += count
-    if start != len(result):
-        raise InputError(f"{folder} should hold {len(result)} entries of {name}, but its shards hold {start}")
-    return result

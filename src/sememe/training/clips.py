@@ -290,7 +290,7 @@ class CachedClips:
 
     @property
     def version(self) -> str:
-        return self.cache.source
+        return self.cache.version
 
     def __len__(self) -> int:
         return len(self.cache)

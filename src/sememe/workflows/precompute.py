@@ -67,7 +67,7 @@ def precompute_latents(
     num_new = {
         encoder.name: encode_array(encoder, items, writer, recipe.batch_size, on_progress) for encoder in encoders
     }
-    writer.finish(items)
+    writer.finish(items, clips.version)
     return PrecomputeSummary(
         folder=folder,
         source=clips.version,
