@@ -18,7 +18,8 @@ from sememe.gen1.prior import identify_space
 from sememe.gen1.recipes import gen1_latents, gen1_unet, smoke_gen1_frames
 from sememe.gen1.stage_unet import UNetStage
 from sememe.gen1.stages import check_space
-from sememe.training.clips import CachedClips, LookClips
+from sememe.training.clips import LookClips
+from sememe.training.dataset_clips import CachedClips
 from sememe.training.stage import step_generator
 from sememe.video import Clip, write_image
 from sememe.workflows.beginnings import prepare_stage

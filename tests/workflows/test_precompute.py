@@ -14,7 +14,8 @@ from sememe.data.array_cache import ArrayCache
 from sememe.data.manifest import VideoSample, write_manifest, write_vap_data
 from sememe.errors import InputError, ModelError, RecipeError
 from sememe.events import Progress
-from sememe.training.clips import open_clips, render_item, world_item
+from sememe.training.clips import render_item, world_item
+from sememe.training.dataset_clips import open_clips
 from sememe.training.recipes import LatentsRecipe, Regeneration
 from sememe.video import write_clip
 from sememe.video_as_prompt.stages import LatentSource
@@ -51,7 +52,8 @@ def test_latents_are_those_of_the_pipeline(runs: Path) -> None:
     fingerprint = fingerprint_encoder(vae)
     assert cache.arrays["clean"].made_by == {"autoencoder": fingerprint}
     assert cache.arrays["first_frame"].made_by == {"autoencoder": fingerprint, "first_frame_fill": "repeat"}
-    assert cache.version == "world 2, 9 frames of 16x16 at 8 fps, 154 clips a scene"
+    assert cache.version == f"{cache.origin}, 308 clips"
+    assert cache.origin == "world 2, 9 frames of 16x16 at 8 fps, 154 clips a scene"
 
 
 def test_broken_off_work_is_continued(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from sememe.data.manifest import (
-    find_changed,
+    add_hashes,
     list_references,
     read_benchmark,
     read_manifest,
@@ -86,7 +86,7 @@ def test_a_dataset_is_read_as_vap_data(settings: DatasetSettings) -> None:
 def test_its_manifest_knows_more(settings: DatasetSettings) -> None:
     samples = read_manifest(settings.folder / "manifest.jsonl")
     assert [sample.path for sample in samples] == [sample.path for sample in read_vap_data(settings.folder)]
-    assert not find_changed(samples, settings.folder)
+    assert samples == add_hashes(samples, settings.folder)
     for sample in samples:
         assert sample.scene is not None
         assert int(sample.scene) < 5_000_000

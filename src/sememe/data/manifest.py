@@ -11,6 +11,7 @@ import json
 import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -19,6 +20,7 @@ from typing import Any
 from sememe.errors import InputError
 from sememe.files import atomic_path, hash_file, write_text
 
+MANIFEST_NAME = "manifest.jsonl"
 TRAINING_NAME = "vap_data.csv"
 BENCHMARK_NAME = "benchmark.csv"
 TRAINING_COLUMNS = (
@@ -33,6 +35,7 @@ BENCHMARK_COLUMNS = ("video_paths", "ref_video_path", "tar_video_caption", "ref_
 
 _VALID = "_valid"
 _MANIFEST_HEADER = {"format": "sememe manifest", "version": 1}
+_NUM_READERS = 4
 # A list of references in one cell may be longer than the csv module's default limit of 128 KiB.
 _MAX_CELL = 16 * 1024 * 1024
 _cell_limit_lock = threading.Lock()
@@ -66,6 +69,21 @@ class BenchmarkSample:
     caption: str
     reference: str
     reference_caption: str
+
+
+def read_samples(folder: Path) -> tuple[VideoSample, ...]:
+    """Read the list of a dataset's folder: its `manifest.jsonl`, or else its `vap_data.csv`.
+
+    Raises:
+        InputError: There is neither, it cannot be read, or it lists no video.
+    """
+    manifest = folder / MANIFEST_NAME
+    if not manifest.is_file() and not (folder / TRAINING_NAME).is_file():
+        raise InputError(f"expected {MANIFEST_NAME} or {TRAINING_NAME} in the dataset's folder {folder}")
+    samples = read_manifest(manifest) if manifest.is_file() else read_vap_data(folder)
+    if not samples:
+        raise InputError(f"expected at least one video in {manifest}, got none")
+    return samples
 
 
 def read_vap_data(folder: Path | str, *, min_score: float = 0.0, split: str | None = None) -> tuple[VideoSample, ...]:
@@ -163,15 +181,17 @@ def add_hashes(samples: Sequence[VideoSample], folder: Path | str) -> tuple[Vide
     return tuple(dataclasses.replace(sample, sha256=hash_file(Path(folder) / sample.path)) for sample in samples)
 
 
-def find_changed(samples: Sequence[VideoSample], folder: Path | str) -> tuple[str, ...]:
-    """The paths of samples with a hash whose file is missing or another one."""
-    root = Path(folder)
-    return tuple(
-        sample.path
-        for sample in samples
-        if sample.sha256 is not None
-        and not ((root / sample.path).is_file() and hash_file(root / sample.path) == sample.sha256)
-    )
+def hash_videos(folder: Path, samples: Sequence[VideoSample]) -> tuple[str | None, ...]:
+    """The SHA-256 of each sample's file; None for one that is not there or cannot be read."""
+
+    def hash_sample(sample: VideoSample) -> str | None:
+        try:
+            return hash_file(folder / sample.path)
+        except InputError:
+            return None
+
+    with ThreadPoolExecutor(_NUM_READERS) as pool:
+        return tuple(pool.map(hash_sample, samples))
 
 
 def list_references(samples: Sequence[VideoSample]) -> tuple[tuple[int, ...], ...]:

@@ -17,7 +17,8 @@ from sememe.gen1.content import embed_images
 from sememe.gen1.prior import identify_space
 from sememe.gen1.stage_settings import Gen1FramesRecipe, Gen1LatentsRecipe
 from sememe.gen1.structure import DepthEstimator
-from sememe.training.clips import FRAMES_ARRAY, ClipCollection, LookClips
+from sememe.training.clips import ClipCollection, LookClips
+from sememe.training.dataset_clips import FRAMES_ARRAY
 from sememe.video import Clip
 
 STRUCTURE_ARRAY, CONTENT_ARRAY = "structure", "content"
@@ -99,7 +100,7 @@ def list_frames(recipe: Gen1FramesRecipe, clips: ClipCollection, device: torch.d
         RecipeError: The clips are not looks of the world, whose depth is known.
     """
     if not isinstance(clips, LookClips):
-        raise RecipeError(f"expected data.kind looks, whose depth is known, got clips of {clips.version}")
+        raise RecipeError(f"expected data.kind looks, whose depth is known, got clips of {clips.origin}")
     return [FramesAndDepth(clips)]
 
 

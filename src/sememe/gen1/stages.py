@@ -30,7 +30,7 @@ from sememe.gen1.stage_settings import (
     UNetSettings,
 )
 from sememe.gen1.structure import DepthEstimator
-from sememe.training.clips import FRAMES_ARRAY
+from sememe.training.dataset_clips import FRAMES_ARRAY
 from sememe.training.networks import train_tokenizer
 from sememe.training.recipes import TextNetwork
 from sememe.training.run_record import read_run

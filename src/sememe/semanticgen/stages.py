@@ -30,7 +30,8 @@ from sememe.semanticgen.stage_settings import (
     RendererRecipe,
 )
 from sememe.training.array_encoders import find_text
-from sememe.training.clips import open_clips, render_item, world_item
+from sememe.training.clips import render_item, world_item
+from sememe.training.dataset_clips import open_clips
 from sememe.training.networks import choose_attention
 from sememe.training.recipes import ClipFormat, WorldData
 from sememe.training.stage import Announce

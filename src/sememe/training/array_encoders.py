@@ -65,7 +65,7 @@ class FirstFrameLatents:
 
     def encode(self, inputs: Tensor) -> Tensor:
         """(clip, channel, frame, height, width), of the shape of the clip's own latents."""
-        return encode_cached_first_frame(self._vae, inputs, len(self._clips.frames(0)), self._fill)
+        return encode_cached_first_frame(self._vae, inputs, self._clips.num_frames, self._fill)
 
 
 class GeneratedLatents:

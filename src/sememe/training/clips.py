@@ -1,4 +1,4 @@
-"""Clips to train on, by number: of the procedural world, of a dataset's folder, or kept in a cache.
+"""Clips to train on, by number, and those of the procedural world.
 
 Which scene and condition the n-th clip of the world shows is a pure function of n. Every scene is filmed under several
 conditions, so that one batch can hold the same scene under different ones."""
@@ -7,17 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sememe.data.array_cache import INDEX_NAME, ArrayCache, ClipItem
-from sememe.data.dataset import ClipDataset
-from sememe.data.manifest import TRAINING_NAME, read_manifest, read_vap_data
-from sememe.errors import InputError
-from sememe.files import hash_file
+from sememe.data.array_cache import ClipItem
 from sememe.training.recipes import ClipFormat, WorldData
 from sememe.world import EVALUATION_SEED, RenderedClip, Scene, can_show, conditions, random_scene, render, repaint
 from sememe.world.catalogue import CATALOGUE
@@ -68,9 +63,6 @@ def render_item(item: WorldItem, *, num_frames: int, size: int | tuple[int, int]
     return render(random_scene(item.scene), item.condition, num_frames=num_frames, size=size, fps=fps)
 
 
-MANIFEST_NAME = "manifest.jsonl"
-
-
 @runtime_checkable
 class ClipSource(Protocol):
     """Clips by number, for stages that train on pixels."""
@@ -89,8 +81,18 @@ class ClipCollection(ClipSource, Protocol):
     """Clips by number, and what is known of them."""
 
     @property
+    def origin(self) -> str:
+        """What tells the clip of a key from those that other collections have under the same key."""
+        ...
+
+    @property
     def version(self) -> str:
         """What tells this collection from every other one."""
+        ...
+
+    @property
+    def num_frames(self) -> int:
+        """Length of every clip."""
         ...
 
     def item(self, index: int) -> ClipItem:
@@ -110,12 +112,20 @@ class WorldClips:
         self._size = (clips.height, clips.width)
 
     @property
-    def version(self) -> str:
+    def origin(self) -> str:
         from sememe.world import WORLD_VERSION
 
         clips = self._format
         shape = f"{clips.num_frames} frames of {clips.width}x{clips.height} at {clips.fps:g} fps"
         return f"world {WORLD_VERSION}, {shape}, {self._data.clips_per_scene} clips a scene"
+
+    @property
+    def version(self) -> str:
+        return f"{self.origin}, {len(self)} clips"
+
+    @property
+    def num_frames(self) -> int:
+        return self._format.num_frames
 
     def __len__(self) -> int:
         return self._data.num_clips
@@ -161,12 +171,20 @@ class ScriptClips:
         self._size = (clips.height, clips.width)
 
     @property
-    def version(self) -> str:
+    def origin(self) -> str:
         from sememe.world import WORLD_VERSION
 
         clips = self._format
         shape = f"{clips.num_frames} frames of {clips.width}x{clips.height} at {clips.fps:g} fps"
         return f"scripts of world {WORLD_VERSION}, {shape}"
+
+    @property
+    def version(self) -> str:
+        return f"{self.origin}, {len(self)} clips"
+
+    @property
+    def num_frames(self) -> int:
+        return self._format.num_frames
 
     def __len__(self) -> int:
         return self._data.num_clips
@@ -227,12 +245,20 @@ class LookClips:
         self._moves = (*conditions("motion"), *conditions("camera"))
 
     @property
-    def version(self) -> str:
+    def origin(self) -> str:
         from sememe.world import WORLD_VERSION
 
         clips = self._format
         shape = f"{clips.num_frames} frames of {clips.width}x{clips.height} at {clips.fps:g} fps"
         return f"looks of world {WORLD_VERSION}, {shape}, {self._data.clips_per_scene} a scene"
+
+    @property
+    def version(self) -> str:
+        return f"{self.origin}, {len(self)} clips"
+
+    @property
+    def num_frames(self) -> int:
+        return self._format.num_frames
 
     def __len__(self) -> int:
         return self._data.num_clips
@@ -270,104 +296,6 @@ class LookClips:
         painted = repaint(scene, int(rng.integers(1 << 16)) + look)
         moves = [name for name in self._moves if can_show(scene, name)]
         return painted, moves[int(rng.permutation(len(moves))[look % len(moves)])]
-
-
-FRAMES_ARRAY = "frames"
-"""Name of the array that holds frames, (clip, frame, height, width, channel): colours 0 to 255, and what follows."""
-
-
-class CachedClips:
-    """The clips of a cache that holds their frames, which are of one length and size."""
-
-    def __init__(self, folder: Path, clips: ClipFormat) -> None:
-        self.cache = ArrayCache.open(folder)
-        self.cache.describe(FRAMES_ARRAY)
-        found, expected = self.cache.arrays[FRAMES_ARRAY].shape[:3], (clips.num_frames, clips.height, clips.width)
-        if found != expected:
-            raise InputError(
-                f"expected clips of {expected} frames, height and width in {folder}, got {found}; set clips to these"
-            )
-
-    @property
-    def version(self) -> str:
-        return self.cache.version
-
-    def __len__(self) -> int:
-        return len(self.cache)
-
-    def frames(self, index: int) -> NDArray[np.uint8]:
-        frames: NDArray[np.uint8] = self.cache.select(FRAMES_ARRAY, [index])[0, ..., :3].byte().numpy()
-        return frames
-
-    def item(self, index: int) -> ClipItem:
-        return self.cache.items[index]
-
-    def first_frame(self, index: int) -> NDArray[np.uint8]:
-        return self.frames(index)[0]
-
-
-class DatasetClips:
-    """The videos of a dataset's folder, which has a manifest or VAP-Data's csv.
-
-    A video that cannot be read is an error: what was encoded must not depend on when a file was damaged.
-    """
-
-    def __init__(self, folder: Path, clips: ClipFormat) -> None:
-        manifest = folder / MANIFEST_NAME
-        self._index = manifest if manifest.is_file() else folder / TRAINING_NAME
-        if not self._index.is_file():
-            raise InputError(f"expected {MANIFEST_NAME} or {TRAINING_NAME} in the dataset's folder {folder}")
-        samples = read_manifest(manifest) if manifest.is_file() else read_vap_data(folder)
-        self._format = clips
-        self._clips = ClipDataset(
-            folder,
-            samples,
-            num_frames=clips.num_frames,
-            size=(clips.height, clips.width),
-            sampling=clips.sampling,
-            fps=clips.fps if clips.sampling == "fps" else None,
-        )
-
-    @property
-    def version(self) -> str:
-        clips = self._format
-        rate = f"{clips.fps:g} fps" if clips.sampling == "fps" else clips.sampling
-        shape = f"{clips.num_frames} frames of {clips.width}x{clips.height}"
-        return f"dataset {hash_file(self._index)[:16]}, {shape}, {rate}"
-
-    def __len__(self) -> int:
-        return len(self._clips)
-
-    def frames(self, index: int) -> NDArray[np.uint8]:
-        frames: NDArray[np.uint8] = self._clips.read(index).clip.frames
-        return frames
-
-    def item(self, index: int) -> ClipItem:
-        sample = self._clips.samples[index]
-        return ClipItem(
-            clip=sample.path,
-            condition=sample.condition,
-            scene=sample.scene or sample.path,
-            first_frame=sample.path,
-            caption=sample.caption,
-            full_caption=sample.full_caption or sample.caption,
-            split=sample.split,
-        )
-
-    def first_frame(self, index: int) -> NDArray[np.uint8]:
-        return self.frames(index)[0]
-
-
-def open_clips(clips: ClipFormat, data: WorldData, dataset: Path | None) -> ClipCollection:
-    """The clips of a dataset or a cache if there is one, else the world's."""
-    if dataset is not None:
-        return CachedClips(dataset, clips) if (dataset / INDEX_NAME).is_file() else DatasetClips(dataset, clips)
-    kinds: dict[str, type[WorldClips | ScriptClips | LookClips]] = {
-        "conditions": WorldClips,
-        "scripts": ScriptClips,
-        "looks": LookClips,
-    }
-    return kinds[data.kind](clips, data)
 
 
 @lru_cache(maxsize=1)

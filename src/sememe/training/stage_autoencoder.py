@@ -19,8 +19,9 @@ from sememe.checkpoints.components import load_component
 from sememe.checkpoints.fingerprint import fingerprint_encoder
 from sememe.data.array_cache import ArrayCache
 from sememe.errors import RecipeError
-from sememe.training.clips import ClipCollection, ClipSource, open_clips
+from sememe.training.clips import ClipCollection, ClipSource
 from sememe.training.config import AutoencoderSettings
+from sememe.training.dataset_clips import open_clips
 from sememe.training.networks import start_autoencoder
 from sememe.training.recipes import AutoencoderRecipe
 from sememe.training.stage import Announce, Stage, StepLoss, Weights, make_rng
@@ -154,10 +155,14 @@ class AutoencoderPreparation:
 
 def _check_generations(generations: ArrayCache, clips: ClipCollection, encoder: str) -> None:
     made_by = generations.describe("generated")
-    is_same = (made_by["clips"], made_by["autoencoder"]) == (clips.version, encoder)
-    if not is_same or len(generations) > len(clips):
+    is_same = (generations.origin, made_by["autoencoder"]) == (clips.origin, encoder)
+    # Generations and clips belong together by their place.
+    is_same = is_same and all(
+        index < len(clips) and clips.item(index).clip == item.clip for index, item in enumerate(generations.items)
+    )
+    if not is_same:
         raise RecipeError(
-            f"expected generations of the clips of {clips.version} and autoencoder {encoder[:16]}, got those of "
-            f"{made_by['clips']} and {made_by['autoencoder'][:16]}; start from the autoencoder of the "
+            f"expected generations of the clips of {clips.origin} and autoencoder {encoder[:16]}, got those of "
+            f"{generations.origin} and {made_by['autoencoder'][:16]}; start from the autoencoder of the "
             "model that made them (--init-from)"
         )

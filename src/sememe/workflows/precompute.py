@@ -17,7 +17,8 @@ from sememe.data.array_cache import ArrayCacheWriter, ArrayEncoder, ClipItem
 from sememe.errors import RecipeError
 from sememe.events import Progress, ProgressHandler, ignore_progress
 from sememe.training.array_encoders import CleanLatents, FirstFrameLatents, GeneratedLatents, TextEmbeddings
-from sememe.training.clips import ClipCollection, open_clips
+from sememe.training.clips import ClipCollection
+from sememe.training.dataset_clips import open_clips
 from sememe.training.recipes import ArraysRecipe, LatentsRecipe
 from sememe.workflows.systems import find_system
 
@@ -60,7 +61,7 @@ def precompute_latents(
     begin, folder = time.monotonic(), Path(output_dir)
     clips = open_clips(recipe.clips, recipe.data, recipe.dataset)
     encoders = list_encoders(recipe, clips)
-    writer = ArrayCacheWriter(folder, clips.version, dtype=recipe.dtype, shard_bytes=_SHARD_BYTES)
+    writer = ArrayCacheWriter(folder, clips.origin, dtype=recipe.dtype, shard_bytes=_SHARD_BYTES)
     if recipe.num_threads:
         torch.set_num_threads(recipe.num_threads)
     items = [clips.item(index) for index in range(len(clips))]

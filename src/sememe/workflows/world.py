@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sememe.data.manifest import (
+    MANIFEST_NAME,
     TRAINING_NAME,
     BenchmarkSample,
     VideoSample,
@@ -23,7 +24,6 @@ from sememe.workflows.gallery import draw_gallery
 from sememe.world import EVALUATION_SEED, RenderedClip, can_show, conditions, random_scene, render
 from sememe.world.catalogue import parts_of
 
-MANIFEST_NAME = "manifest.jsonl"
 NUM_REFERENCES = 4  # listed in a row of the csv, at most
 _TRAINING_SCENES = SeedRanges(first_scene=0, first_reference=EVALUATION_SEED // 2)
 _BENCHMARK_SCENES = SeedRanges(first_scene=EVALUATION_SEED, first_reference=2 * EVALUATION_SEED)
