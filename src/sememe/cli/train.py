@@ -12,6 +12,7 @@ from sememe.cli.console import echo_json, show_progress
 if TYPE_CHECKING:
     from sememe.events import Progress
     from sememe.training.progress import TrainingSummary
+    from sememe.workflows.precompute import PrecomputeSummary
 
 _RUN, _RECIPE, _RESULT = "Run", "Recipe", "Result"
 
@@ -23,6 +24,36 @@ Settings = Annotated[
         help="Replace a setting, such as training.learning_rate=3e-4; may be repeated.",
         metavar="KEY=VALUE",
         rich_help_panel=_RECIPE,
+    ),
+]
+ModelPart = Annotated[
+    str | None,
+    typer.Option(
+        help="Whose autoencoder encodes: a run, a built-in model, a model's folder, or a folder with the "
+        "autoencoder alone; the recipe's own if left out.",
+        metavar="MODEL",
+        rich_help_panel=_RUN,
+    ),
+]
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of a dataset with manifest.jsonl or VAP-Data's vap_data.csv, instead of the world.",
+        rich_help_panel=_RUN,
+    ),
+]
+Verify = Annotated[
+    bool,
+    typer.Option(
+        "--verify", help="Read the whole cache first, and encode again what is damaged.", rich_help_panel=_RUN
+    ),
+]
+Prune = Annotated[
+    bool,
+    typer.Option(
+        "--prune",
+        help="Remove the entries of clips that were changed or are not in the data any more.",
+        rich_help_panel=_RUN,
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -90,30 +121,21 @@ def train(
 
 def precompute(
     recipe: RecipeName = None,
-    model_part: Annotated[
-        str | None,
-        typer.Option(
-            help="Whose autoencoder encodes: a run, a built-in model, a model's folder, or a folder with the "
-            "autoencoder alone; the recipe's own if left out.",
-            metavar="MODEL",
-            rich_help_panel=_RUN,
-        ),
-    ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of a dataset with manifest.jsonl or VAP-Data's vap_data.csv, instead of the world.",
-            rich_help_panel=_RUN,
-        ),
-    ] = None,
+    model_part: ModelPart = None,
+    data: Data = None,
     output_dir: Annotated[
         Path | None,
         typer.Option("--output-dir", "-o", help="Folder to write; runs/RECIPE if left out.", rich_help_panel=_RUN),
     ] = None,
     settings: Settings = None,
+    verify: Verify = False,
+    prune: Prune = False,
     as_json: AsJson = False,
 ) -> None:
-    """Encode clips once, for the trainings that read latents; the same command goes on where it was broken off."""
+    """Encode clips once, for the trainings that read latents; the same command goes on where it was broken off.
+
+    What was added or changed since is encoded, and nothing else is.
+    """
     if recipe is None:
         _list(None, as_json=as_json, is_asked=False)
         return
@@ -130,21 +152,23 @@ def precompute(
     from sememe.workflows.precompute import precompute_latents
 
     with show_progress() as on_progress:
-        summary = precompute_latents(resolved, folder, on_progress)
+        summary = precompute_latents(resolved, folder, on_progress, verify=verify, prune=prune)
     if as_json:
         echo_json(
             {
                 "folder": str(summary.folder),
                 "num_clips": summary.num_clips,
                 "num_new": dict(summary.num_new),
+                "num_unused": summary.num_unused,
+                "quarantine": [clip.reason for clip in summary.quarantine],
+                "damaged": list(summary.damaged),
                 "seconds": summary.seconds,
-                "dataset": summary.source,
+                "dataset": summary.version,
                 "made_by": {name: dict(made_by) for name, made_by in summary.made_by.items()},
             }
         )
     else:
-        new = ", ".join(f"{name} {count}" for name, count in summary.num_new.items())
-        typer.echo(f"{summary.folder}: arrays of {summary.num_clips} clips; new entries: {new}")
+        _tell_precomputed(summary, is_pruned=prune)
 
 
 def assemble(
@@ -218,6 +242,18 @@ def _tell(summary: "TrainingSummary") -> None:
     else:
         why = f"stopped by {summary.signal_name}" if summary.ending == "signal" else "paused"
         typer.echo(f"{why} after {done}; the same command goes on from {summary.checkpoint}")
+
+
+def _tell_precomputed(summary: "PrecomputeSummary", *, is_pruned: bool) -> None:
+    new = ", ".join(f"{name} {count}" for name, count in summary.num_new.items())
+    typer.echo(f"{summary.folder}: arrays of {summary.num_clips} clips; new entries: {new}")
+    if summary.damaged:
+        typer.echo(f"damaged, and encoded again: {', '.join(summary.damaged)}")
+    if summary.quarantine:
+        typer.echo(f"left out: {len(summary.quarantine)} clips, such as: {summary.quarantine[0].reason}")
+    if summary.num_unused:
+        done = "removed" if is_pruned else "--prune removes them"
+        typer.echo(f"entries of clips that are not in the data any more: {summary.num_unused}; {done}")
 
 
 def _document(summary: "TrainingSummary") -> dict[str, object]:

@@ -1,0 +1,39 @@
+"""A recipe whose only array is cheap: the mean colour of every frame."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sememe.data.array_cache import ArrayEncoder, ClipItem
+from sememe.training.clips import ClipCollection
+from sememe.training.recipes import ArraysRecipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeansRecipe(ArraysRecipe):
+    more_arrays: ClassVar[str | None] = "workflows.mean_arrays:list_arrays"
+
+
+class Means:
+    name, key = "means", "clip"
+
+    def __init__(self, clips: ClipCollection) -> None:
+        self._clips = clips
+        self.made_by: Mapping[str, str] = {"means": "of frames"}
+
+    def list_entries(self, items: Sequence[ClipItem]) -> Mapping[str, Any]:
+        return {item.clip: index for index, item in enumerate(items)}
+
+    def preprocess(self, entries: Sequence[int]) -> Tensor:
+        return torch.from_numpy(np.stack([self._clips.frames(index) for index in entries]))
+
+    def encode(self, inputs: Tensor) -> Tensor:
+        return inputs.float().mean((2, 3))
+
+
+def list_arrays(recipe: MeansRecipe, clips: ClipCollection, device: torch.device) -> list[ArrayEncoder]:
+    return [Means(clips)]
