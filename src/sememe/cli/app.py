@@ -16,6 +16,7 @@ import typer
 import sememe
 from sememe.cli import (
     convert,
+    data,
     demo,
     download,
     encode_reference,
@@ -70,7 +71,21 @@ def make_app(session: Session) -> typer.Typer:
         if not session.debug:
             silence_libraries()
 
-    verbs = (demo, generate, encode_reference, train, evaluate, plan, plans, models, download, convert, world, parity)
+    verbs = (
+        demo,
+        generate,
+        encode_reference,
+        train,
+        evaluate,
+        plan,
+        plans,
+        models,
+        download,
+        convert,
+        world,
+        data,
+        parity,
+    )
     for verb in (*verbs, environment):
         verb.register(app)
     return app
