@@ -2,6 +2,7 @@ import json
 import shutil
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from sememe.data.array_cache import ArrayCache
 from sememe.errors import InputError, ModelError, OutputError, RecipeError
 from sememe.events import Progress, ignore_progress
 from sememe.files import lock_folder
-from sememe.training.progress import CheckpointSaved, TrainingEvent, TrainingProgress
+from sememe.training.progress import CheckpointSaved, TrainingEvent, TrainingProgress, TrainingSummary
 from sememe.training.run_record import read_run, read_summary
 from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
 from sememe.video_as_prompt.stage_settings import WanNetwork
@@ -84,7 +85,8 @@ def test_a_resumed_run_is_that_of_one_piece(part: str, runs: Path, tmp_path: Pat
     for name, steps in (("whole", (3,)), ("parts", (1, 3))):
         for number in steps:
             recipe = resolve_training_recipe(f"smoke-{part}", [*given, f"training.num_steps={number}"])
-            summary = train_recipe(recipe, tmp_path / name, on_event=events.append)
+            allowed = ["training.num_steps"]
+            summary = train_recipe(recipe, tmp_path / name, on_event=events.append, allow_changes=allowed)
             assert summary.step == number
     assert_same(tmp_path / "whole" / "model", tmp_path / "parts" / "model")
     assert sum(isinstance(event, CheckpointSaved) for event in events) == 3
@@ -221,6 +223,34 @@ def test_a_folder_of_another_run(runs: Path, tmp_path: Path) -> None:
     (tmp_path / "run" / "run.json").write_text("{")
     with pytest.raises(ModelError, match="cannot be read"):
         train_recipe(recipe, tmp_path / "run")
+
+
+def test_changed_settings_are_refused_or_noted(runs: Path, tmp_path: Path) -> None:
+    def resume(*given: str, allow: Sequence[str] = ()) -> TrainingSummary:
+        recipe = resolve_training_recipe("smoke-expert", [*settings(runs, "expert"), "training.num_steps=1", *given])
+        return train_recipe(recipe, tmp_path / "run", allow_changes=allow)
+
+    resume()
+    before = (tmp_path / "run" / "run.json").read_bytes()
+    resume()
+    assert (tmp_path / "run" / "run.json").read_bytes() == before
+    faster = ["training.learning_rate=0.5", "settings.num_references=1"]
+    message = (
+        "learning_rate 0.0012, and it is 0.5 now; .*--allow-changes settings.num_references,training.learning_rate"
+    )
+    with pytest.raises(RecipeError, match=message):
+        resume(*faster, allow=["training.seed"])
+    assert (tmp_path / "run" / "run.json").read_bytes() == before
+    resume(*faster, "training.log_every=7", allow=["training.learning_rate", "settings.num_references"])
+    resume(*faster, "training.seed=9", allow=["training.seed"])
+    record = read_run(tmp_path / "run")
+    assert record is not None
+    assert [(change.step, dict(change.now)) for change in record.changes] == [
+        (1, {"training.learning_rate": "0.5", "settings.num_references": "1", "training.log_every": "7"}),
+        (1, {"training.seed": "9", "training.log_every": "1"}),
+    ]
+    assert record.changes[0].before["training.learning_rate"] == "0.0012"
+    assert record.settings["training.seed"] == "9"
 
 
 def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:

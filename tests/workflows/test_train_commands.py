@@ -58,7 +58,9 @@ def test_the_commands_of_the_guide(
 def test_a_run_is_gone_on_with(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["train", "smoke-expert", "-o", tmp_path / "run", "--json", *given(runs, "expert")]
     first = json.loads(run_here(capsys, *words, "--set", "training.num_steps=1").out)
-    second = json.loads(run_here(capsys, *words, "--set", "training.num_steps=3").out)
+    assert "training.num_steps 1, and it is 3 now" in refused(run_here(capsys, *words, "--set", "training.num_steps=3"))
+    longer = ["--allow-changes", "training.num_steps"]
+    second = json.loads(run_here(capsys, *words, *longer, "--set", "training.num_steps=3").out)
     assert (first["step"], second["step"], second["ending"]) == (1, 3, "finished")
     assert second["num_samples"] == 3 * first["num_samples"]
     assert Path(second["model"], "expert", "config.json").is_file()
@@ -66,6 +68,7 @@ def test_a_run_is_gone_on_with(runs: Path, tmp_path: Path, capsys: pytest.Captur
     paused = run_here(
         capsys,
         *words[:4],
+        *longer,
         *given(runs, "expert"),
         "--set",
         "training.num_steps=9",

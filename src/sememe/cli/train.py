@@ -26,6 +26,30 @@ Settings = Annotated[
         rich_help_panel=_RECIPE,
     ),
 ]
+InitFrom = Annotated[
+    str | None,
+    typer.Option(
+        help="Begin with the weights of a built-in model, a model's folder, a run or a checkpoint.",
+        metavar="MODEL",
+        rich_help_panel=_RUN,
+    ),
+]
+AllowChanges = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Go on although these settings or inputs are not as before, such as training.learning_rate,clips.",
+        metavar="KEY,...",
+        rich_help_panel=_RUN,
+    ),
+]
+MaxMinutes = Annotated[
+    float | None,
+    typer.Option(help="Time for the whole run, resumed parts included.", rich_help_panel=_RUN),
+]
+Resumes = Annotated[
+    bool,
+    typer.Option(help="Go on with the run in the folder, or refuse a folder that has one.", rich_help_panel=_RUN),
+]
 ModelPart = Annotated[
     str | None,
     typer.Option(
@@ -75,22 +99,10 @@ def train(
         Path | None,
         typer.Option("--output-dir", "-o", help="Folder of the run; runs/RECIPE if left out.", rich_help_panel=_RUN),
     ] = None,
-    init_from: Annotated[
-        str | None,
-        typer.Option(
-            help="Begin with the weights of a built-in model, a model's folder, a run or a checkpoint.",
-            metavar="MODEL",
-            rich_help_panel=_RUN,
-        ),
-    ] = None,
-    resume: Annotated[
-        bool,
-        typer.Option(help="Go on with the run in the folder, or refuse a folder that has one.", rich_help_panel=_RUN),
-    ] = True,
-    max_minutes: Annotated[
-        float | None,
-        typer.Option(help="Time for the whole run, resumed parts included.", rich_help_panel=_RUN),
-    ] = None,
+    init_from: InitFrom = None,
+    resume: Resumes = True,
+    allow_changes: AllowChanges = None,
+    max_minutes: MaxMinutes = None,
     list_all: ListAll = False,
     as_json: AsJson = False,
 ) -> None:
@@ -109,6 +121,7 @@ def train(
             output_dir,
             init_from=init_from,
             resume="auto" if resume else "never",
+            allow_changes=[key.strip() for keys in allow_changes or () for key in keys.split(",")],
             on_progress=on_progress,
         )
     if as_json and is_main:

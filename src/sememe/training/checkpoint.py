@@ -86,6 +86,16 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return [path for _, path in sorted(numbered)]
 
 
+def name_checkpoint(folder: Path, step: int) -> Path:
+    """Where in `folder` the checkpoint of a step is."""
+    return folder / f"step_{step:06d}"
+
+
+def count_steps(path: Path) -> int:
+    """The steps that a checkpoint's name tells."""
+    return int(path.name.removeprefix("step_"))
+
+
 def find_latest(folder: Path) -> Path | None:
     """The newest checkpoint that is complete and undamaged, or None."""
     for path in reversed(list_checkpoints(folder)):

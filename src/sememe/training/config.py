@@ -93,6 +93,12 @@ class PhaseConfig:
             check_setting(factor > 0, f"learning_rate_factors must be above 0, got {factor} for {pattern}")
 
 
+FREE_SETTINGS = frozenset(
+    {"prefetch_batches", "device", "num_threads", "compile", "log_every", "tensorboard", "save_every", "save_minutes"}
+    | {"keep_checkpoints", "stop_after_minutes"}
+)
+"""Settings of `TrainingConfig` that decide where, how fast and how visibly a run goes, but not on what it computes."""
+
 _OF_PHASES = ("num_steps", "learning_rate", "learning_rate_factors", "schedule")
 
 

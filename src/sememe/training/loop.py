@@ -144,11 +144,6 @@ class _Run:
                 f"{path} was written with optimizer {before.get('optimizer')}, not {self._config.optimizer}; "
                 "keep it, or begin a new run with init_from"
             )
-        for name in ("seed", "accumulation_steps"):
-            if before.get(name) != getattr(self._config, name):
-                logger.warning(
-                    "%s was %s and is now %s: batches differ", name, before.get(name), getattr(self._config, name)
-                )
         phase, step_in_phase = loaded.state.get("phase", "main"), loaded.state.get("phase_step", loaded.step)
         check_phase(self._phases, phase, step_in_phase, loaded.step)
         copy_tensors(loaded.weights, self._tensors, str(path))

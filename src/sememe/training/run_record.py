@@ -1,8 +1,8 @@
 """What a run writes about itself beside its checkpoints: `run.json` when it begins, `summary.json` when it ends."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,23 @@ _FORMAT = 1
 
 
 @dataclass(frozen=True, kw_only=True)
+class RunChange:
+    """What was not as before when a run was gone on with.
+
+    Attributes:
+        step: Steps done by then.
+        before: Values of settings, inputs and versions before, by name.
+        now: Values since.
+    """
+
+    step: int
+    before: Mapping[str, str]
+    now: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """How a run began.
+    """What a run is made by. It keeps what was changed on the way: `changes` only grows.
 
     Attributes:
         recipe: Name of the recipe.
@@ -24,6 +39,7 @@ class RunRecord:
         inputs: What identifies each thing that it was made from: hashes and versions by name.
         init_from: Weights that it began with; None for its own.
         versions: Versions of the libraries.
+        changes: What was changed later, in order.
     """
 
     recipe: str
@@ -31,6 +47,7 @@ class RunRecord:
     inputs: Mapping[str, str]
     init_from: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
+    changes: tuple[RunChange, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,24 +75,42 @@ class RunSummary:
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
-def check_recipe(folder: Path, recipe: str) -> None:
-    """Raises `RecipeError` if a folder holds a run of another recipe."""
-    present = read_run(folder)
-    if present is not None and present.recipe != recipe:
-        raise RecipeError(f"{folder} holds a run of {present.recipe}, not of {recipe}; choose another output folder")
+def check_settings(folder: Path, recipe: str, settings: Mapping[str, str], allowed: Collection[str] = ()) -> None:
+    """Check, before anything slow is done, that a folder holds no run, or one of this recipe and these settings.
 
-
-def write_run(folder: Path, record: RunRecord) -> None:
-    """Writes `run.json`, or checks that the one there is of the same inputs.
+    Args:
+        folder: Folder of the run.
+        recipe: Name of the recipe.
+        settings: All settings by dotted key, as text.
+        allowed: Names of the settings that may differ from before.
 
     Raises:
-        RecipeError: The folder holds a run of another kind or of other inputs.
+        RecipeError: The folder holds a run of another recipe, or of other settings than are allowed.
+    """
+    present = read_run(folder)
+    if present is None:
+        return
+    if present.recipe != recipe:
+        raise RecipeError(f"{folder} holds a run of {present.recipe}, not of {recipe}; choose another output folder")
+    _refuse(folder, present.settings, _find_changes(present.settings, settings), allowed)
+
+
+def write_run(folder: Path, record: RunRecord, step: int = 0, allowed: Collection[str] = ()) -> None:
+    """Write `run.json`, or check that the one there is of the same inputs, and add what has changed.
+
+    Args:
+        folder: Folder of the run.
+        record: The run as it is gone on with; its settings have passed `check_settings`.
+        step: Steps done so far.
+        allowed: Names of the inputs that may differ from before.
+
+    Raises:
+        RecipeError: The folder holds a run of other inputs than are allowed.
         OutputError: It cannot be written.
     """
-    check_recipe(folder, record.recipe)
     present = read_run(folder)
     if present is not None:
-        _check_same(folder, present, record)
+        record = _go_on(folder, present, record, step, allowed)
     write_text(folder / RUN_NAME, json.dumps({"format": _FORMAT, **asdict(record)}, indent=1, sort_keys=True) + "\n")
 
 
@@ -87,7 +122,8 @@ def read_run(folder: Path) -> RunRecord | None:
     try:
         if content.pop("format") != _FORMAT:
             raise ValueError(f"it is of another format than {_FORMAT}")
-        return RunRecord(**content)
+        changes = tuple(RunChange(**change) for change in content.pop("changes", ()))
+        return RunRecord(**content, changes=changes)
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{folder / RUN_NAME} cannot be read: {error}; choose another folder") from error
 
@@ -118,19 +154,48 @@ def describe_run(summary: RunSummary) -> str:
     return ", ".join(parts)
 
 
-def _check_same(folder: Path, present: RunRecord, record: RunRecord) -> None:
-    for name in sorted(present.inputs.keys() | record.inputs.keys()):
-        before, now = present.inputs.get(name), record.inputs.get(name)
-        if before != now:
-            raise RecipeError(
-                f"the run in {folder} was begun with {name} {before}, and it is {now} now; give the same {name}, or "
-                "choose another output folder"
-            )
+def _go_on(folder: Path, present: RunRecord, record: RunRecord, step: int, allowed: Collection[str]) -> RunRecord:
+    """The present record with what is new."""
+    # An input that is not read any more is a change as well.
+    gone = dict.fromkeys(present.inputs.keys() - record.inputs.keys(), "none")
+    settings = _find_changes(present.settings, record.settings)
+    inputs = _find_changes(present.inputs, {**record.inputs, **gone})
+    versions = _find_changes(present.versions, record.versions)
+    _refuse(folder, present.inputs, inputs, allowed)
     if record.init_from is not None and record.init_from != present.init_from:
         raise RecipeError(
             f"the run in {folder} began from {present.init_from or 'weights of its own'}, not from "
             f"{record.init_from}; leave out init_from to go on with it, or choose another output folder"
         )
+    now = {**settings, **inputs, **versions}
+    if not now:
+        return present
+    known = {**present.settings, **present.inputs, **present.versions}
+    change = RunChange(step=step, before={name: known[name] for name in now}, now=now)
+    return replace(
+        present,
+        settings={**present.settings, **settings},
+        inputs={**present.inputs, **inputs},
+        versions={**present.versions, **versions},
+        changes=(*present.changes, change),
+    )
+
+
+def _find_changes(before: Mapping[str, str], now: Mapping[str, str]) -> dict[str, str]:
+    """What is another now, by name; what was not recorded before cannot be compared."""
+    return {name: now[name] for name in before if name in now and now[name] != before[name]}
+
+
+def _refuse(folder: Path, before: Mapping[str, str], changes: Mapping[str, str], allowed: Collection[str]) -> None:
+    refused = [name for name in changes if name not in allowed]
+    if not refused:
+        return
+    listed = "; ".join(f"{name} {before[name]}, and it is {changes[name]} now" for name in refused[:3])
+    more = f"; and {len(refused) - 3} more" if len(refused) > 3 else ""
+    raise RecipeError(
+        f"the run in {folder} was begun with {listed}{more}; give the same, choose another output folder, or go on with "
+        f"--allow-changes {','.join(refused)}"
+    )
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,9 +13,9 @@ from sememe.errors import RecipeError
 from sememe.events import Progress, ProgressHandler, ignore_progress
 from sememe.files import lock_folder
 from sememe.records import flatten
-from sememe.training.config import TrainingConfig
+from sememe.training.config import FREE_SETTINGS, TrainingConfig
 from sememe.training.recipes import TrainingRecipe
-from sememe.training.run_record import RunRecord, RunSummary, check_recipe, write_run, write_summary
+from sememe.training.run_record import RunRecord, RunSummary, check_settings, write_run, write_summary
 from sememe.workflows.recipe_list import resolve_recipe
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def train_recipe(
     *,
     init_from: str | None = None,
     resume: Resume = "auto",
+    allow_changes: Collection[str] = (),
     on_progress: ProgressHandler = ignore_progress,
     on_event: EventHandler | None = None,
 ) -> TrainingSummary:
@@ -58,27 +59,37 @@ def train_recipe(
         init_from: weights to begin with: a built-in model, a model's folder, a run, or a checkpoint. Only those that
             the recipe trains are taken.
         resume: "never" refuses a folder that has checkpoints.
+        allow_changes: Names of settings, such as "training.learning_rate", and of inputs, such as "clips", that may
+            differ from those of the run that is gone on with. `run.json` keeps what they were. Settings that change no
+            result, such as `training.log_every`, are always free.
         on_progress: Called with what is being done, and how long it takes.
         on_event: Called with the events of the training loop, see `training.progress`.
 
     Raises:
-        RecipeError: settings do not fit together, or the folder holds another run.
+        RecipeError: settings do not fit together, or the folder holds a run of others.
         ModelError: a model that is needed is not there, or does not fit.
         InputError: clips or latents cannot be read.
         OutputError: the folder cannot be written, or another process trains in it.
     """
     folder = RUNS_FOLDER / recipe.name if output_dir is None else Path(output_dir)
     _check_compiler(recipe.training)
+    from sememe.training.checkpoint import count_steps, list_checkpoints
     from sememe.training.loop import train
     from sememe.workflows.beginnings import find_initial, prepare_stage
+    from sememe.workflows.systems import find_stage
 
     with lock_folder(folder) if _is_main() else nullcontext():
         _check_resume(folder, resume)
-        check_recipe(folder, recipe.name)
+        # Where a part is read from is free, but what is read there is an input and has to be the same.
+        free = {f"training.{name}" for name in FREE_SETTINGS} | find_stage(recipe).needs.keys()
+        settings = _list_settings(recipe, init_from)
+        check_settings(folder, recipe.name, settings, free.union(allow_changes))
         initial = None if init_from is None else find_initial(init_from)
         prepared = prepare_stage(recipe, folder, initial, on_progress)
         if _is_main():
-            write_run(folder, _describe(recipe, prepared.inputs, init_from))
+            record = _describe(recipe, settings, prepared.inputs, init_from)
+            present = list_checkpoints(folder / "checkpoints")
+            write_run(folder, record, count_steps(present[-1]) if present else 0, allow_changes)
         watcher = _Watcher(recipe, on_progress, on_event)
         checkpoint = None if initial is None else initial.checkpoint
         summary = train(prepared.stage, recipe.training, folder, resume, checkpoint, watcher)
@@ -142,7 +153,16 @@ def _is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _describe(recipe: TrainingRecipe, inputs: object, init_from: str | None) -> RunRecord:
+def _list_settings(recipe: TrainingRecipe, init_from: str | None) -> dict[str, str]:
+    # With weights of another model come its networks: the recipe's own have no effect and are not recorded.
+    unused = () if init_from is None else ("network.", "text.")
+    values = flatten(recipe)
+    return {key: str(value) for key, value in values.items() if not key.startswith(unused) and key != "description"}
+
+
+def _describe(
+    recipe: TrainingRecipe, settings: Mapping[str, str], inputs: Mapping[str, str], init_from: str | None
+) -> RunRecord:
     import diffusers
     import torch
     import transformers
@@ -151,16 +171,7 @@ def _describe(recipe: TrainingRecipe, inputs: object, init_from: str | None) -> 
 
     versions = {"sememe": sememe.__version__, "torch": torch.__version__}
     versions |= {"diffusers": diffusers.__version__, "transformers": transformers.__version__}
-    # With weights of another model come its networks: the recipe's own have no effect and are not recorded.
-    unused = () if init_from is None else ("network.", "text.")
-    settings = {key: str(value) for key, value in flatten(recipe).items() if not key.startswith(unused)}
-    return RunRecord(
-        recipe=recipe.name,
-        settings=settings,
-        inputs=dict(inputs),  # type: ignore[call-overload]
-        init_from=init_from,
-        versions=versions,
-    )
+    return RunRecord(recipe=recipe.name, settings=settings, inputs=dict(inputs), init_from=init_from, versions=versions)
 
 
 def _summarise(recipe: TrainingRecipe, summary: TrainingSummary, metrics: dict[str, float]) -> RunSummary:
