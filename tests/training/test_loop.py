@@ -75,11 +75,10 @@ def test_weights_after_the_export_are_the_trained_ones(tmp_path: Path) -> None:
     assert torch.equal(stage.network.head.weight, kept["network.head.weight"])
 
 
-@pytest.mark.parametrize("changes", [{}, {"optimizer": "muon"}, {"accumulation_steps": 2, "precision": "bf16"}])
+@pytest.mark.parametrize("changes", [{"log_every": 3}, {"optimizer": "muon"}, {"num_shares": 2, "precision": "bf16"}])
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_by_bit(tmp_path: Path, changes: dict[str, Any]) -> None:
     train(SmallStage(), make_config(**changes), tmp_path / "straight")
-    stopping = SmallStage(stop_at=3 * changes.get("accumulation_steps", 1) + changes.get("accumulation_steps", 1) - 1)
-    summary = train(stopping, make_config(**changes), tmp_path / "parts")
+    summary = train(SmallStage(stop_at=3), make_config(**changes), tmp_path / "parts")
     assert (summary.ending, summary.signal_name, summary.step) == ("signal", "SIGTERM", 4)
     assert summary.model is None
     train(SmallStage(), make_config(**changes), tmp_path / "parts")
@@ -210,9 +209,9 @@ def test_a_limit_of_minutes_stops_one_call_only(tmp_path: Path, clock: Clock) ->
     assert (first.step, second.step, second.seconds) == (3, 6, 6.0)
 
 
-def test_micro_batches_count_by_their_weight(tmp_path: Path) -> None:
+def test_shares_count_by_their_weight(tmp_path: Path) -> None:
     class ScaledStage(SmallStage):
-        """Micro-batches of weights 1 and 3, or both as one batch of weight 4."""
+        """Shares of weights 1 and 3, or both as one batch of weight 4."""
 
         def __init__(self, weights: list[float]) -> None:
             super().__init__()
@@ -220,12 +219,12 @@ def test_micro_batches_count_by_their_weight(tmp_path: Path) -> None:
             self.weights = weights
 
         def loss(self, batch: Any, generator: torch.Generator) -> StepLoss:
-            weights = [self.weights[batch[0] % 2]] if len(self.weights) == 2 else [1.0, 3.0]
+            weights = [self.weights[(len(self.batches) - 1) % 2]] if len(self.weights) == 2 else [1.0, 3.0]
             bias = self.network.head.bias
             total = torch.stack([weight * (bias - weight).square().sum() for weight in weights]).sum()
             return StepLoss(total=total, num_samples=len(weights), weight=sum(weights), metrics={"weight": weights[-1]})
 
-    apart = train(ScaledStage([1.0, 3.0]), make_config(accumulation_steps=2), tmp_path / "apart")
+    apart = train(ScaledStage([1.0, 3.0]), make_config(num_shares=2), tmp_path / "apart")
     together = train(ScaledStage([4.0]), make_config(), tmp_path / "together")
     assert apart.num_samples == together.num_samples == 16
     one, two = (load_file(tmp_path / name / "model" / "small.safetensors") for name in ("apart", "together"))

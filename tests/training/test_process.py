@@ -2,13 +2,15 @@ import os
 import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from sememe.training.process import keep_freed_memory
+from sememe.errors import RecipeError
+from sememe.training.process import Distribution, keep_freed_memory
 from sememe.training.progress import read_log
 
 # Ten times 64 MB, allocated and freed: how often did the system have to hand out a fresh page?
@@ -43,31 +45,33 @@ def test_other_systems_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not keep_freed_memory()
 
 
-SCRIPT = Path(__file__).parent / "two_ranks.py"
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_processes_share_a_run_and_a_run_moves_between_numbers_of_them(tmp_path: Path) -> None:
+    with ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(4)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        ports = [str(each.getsockname()[1]) for each in sockets]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "src"), "OMP_NUM_THREADS": "1"}
+    program = str(Path(__file__).parent / "ranks_program.py")
+    subprocess.run([sys.executable, program, str(tmp_path), *ports], env=environment, check=True, timeout=600)
+    one = load_file(tmp_path / "one" / "model" / "network.safetensors")
+    log = read_log(tmp_path / "one")
+    assert torch.equal(one["unused"], torch.ones(2, 2)), "a parameter without a gradient does not decay"
+    assert int(one["1.num_batches_tracked"]) == 10
+    assert {"even", "odd"} < log[-1].keys()
+    assert [line["step"] for line in log] == [1, 2, 4, 6, 8, 10]
+    for name in ("two", "four", "moved"):
+        other = load_file(tmp_path / name / "model" / "network.safetensors")
+        for key, value in one.items():
+            assert torch.allclose(other[key], value, atol=1e-6, rtol=1e-6), (name, key)
+        lines = read_log(tmp_path / name)
+        for figure in ("loss", "even", "odd", "grad_norm"):
+            assert [line.get(figure) for line in lines] == pytest.approx([line.get(figure) for line in log], abs=2e-6)
 
 
-def start(folder: Path, num_ranks_in_batch: int, weight_seed: int, **variables: str) -> subprocess.Popen[bytes]:
-    source = Path(__file__).parents[2] / "src"
-    environment = os.environ | {"PYTHONPATH": str(source), "OMP_NUM_THREADS": "1"} | variables
-    command = [sys.executable, str(SCRIPT), str(folder), str(num_ranks_in_batch), str(weight_seed)]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
-
-
-def test_two_processes_equal_one_with_the_batches_of_both(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    # The second rank begins with other weights on purpose: the main rank's must be given to it.
-    processes = [start(tmp_path / "two", 1, rank, RANK=str(rank), LOCAL_RANK=str(rank), **shared) for rank in range(2)]
-    processes.append(start(tmp_path / "one", 2, 0))
-    for process in processes:
-        _, errors = process.communicate(timeout=600)
-        assert process.returncode == 0, errors.decode()
-    two, one = (load_file(tmp_path / name / "model" / "network.safetensors") for name in ("two", "one"))
-    for name, value in one.items():
-        torch.testing.assert_close(two[name], value, atol=1e-6, rtol=1e-5)
-    assert torch.equal(one["unused"], torch.ones(2, 2))
-    losses = [[line["loss"] for line in read_log(tmp_path / name)] for name in ("two", "one")]
-    torch.testing.assert_close(losses[0], losses[1], atol=1e-6, rtol=1e-5)
-    assert len(losses[0]) == 6
+def test_shares_are_dealt_to_all_processes_evenly() -> None:
+    ranks = [Distribution(rank=rank, num_ranks=2, device=torch.device("cpu")) for rank in range(2)]
+    assert [list(rank.take_shares(4)) for rank in ranks] == [[0, 1], [2, 3]]
+    with pytest.raises(RecipeError, match="multiple of the number of processes, 2, got 3"):
+        ranks[0].take_shares(3)

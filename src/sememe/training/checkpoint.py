@@ -52,7 +52,7 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path, keep: int = 2) -> Path
         OutputError: It cannot be written; then nothing of it is left and older ones stay.
     """
     assert keep >= 2, "a run keeps two checkpoints at least, so that a damaged one is no loss"
-    final = folder / f"step_{checkpoint.step:06d}"
+    final = name_checkpoint(folder, checkpoint.step)
     for path in (path for pattern in _LEFTOVERS for path in folder.glob(pattern)):
         shutil.rmtree(path, ignore_errors=True)
     with atomic_folder(final) as temporary:

@@ -123,7 +123,9 @@ class TrainingConfig:
     but an eighth of a step of 24 clips for one of 5 million at width 192, which it more than makes up for.
     `gradient_clip` 0 does not clip. `prefetch_batches` makes that many batches ahead in as many threads.
     `precision` "auto" is bf16 on devices that are fast in it and fp32 on others, such as CPUs without AVX-512.
-    `num_threads` 0 leaves torch's setting. Steps count optimiser steps, each of `accumulation_steps` batches.
+    `num_threads` 0 leaves torch's setting. Steps count optimiser steps, each of `num_shares` batches of the stage: the
+    shares of a step, whose gradients are summed. The processes of a run divide the shares among themselves, so that
+    their number changes nothing but rounding.
     """
 
     num_steps: int = 0
@@ -139,7 +141,7 @@ class TrainingConfig:
     phases: tuple[PhaseConfig, ...] = ()
     ema_decay: float = 0.999
     gradient_clip: float = 1.0
-    accumulation_steps: int = 1
+    num_shares: int = 1
     precision: Precision = "auto"
     compile: Literal["none", "blocks"] = "none"
     device: str = "auto"
@@ -157,7 +159,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         self._check_phases()
-        for name in ("accumulation_steps", "log_every", "save_every"):
+        for name in ("num_shares", "log_every", "save_every"):
             check_setting(getattr(self, name) >= 1, f"{name} must be 1 or more, got {getattr(self, name)}")
         for name in ("seed", "num_threads", "prefetch_batches", "weight_decay", "gradient_clip"):
             check_setting(getattr(self, name) >= 0, f"{name} must be 0 or more, got {getattr(self, name)}")

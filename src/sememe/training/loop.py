@@ -11,13 +11,22 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from sememe.compute.devices import is_fast_in_bfloat16
 from sememe.errors import ModelError, OutputError, RecipeError
 from sememe.files import atomic_folder, describe_write_error
-from sememe.training.checkpoint import Checkpoint, Resume, find_own, load_checkpoint, load_initial, save_checkpoint
+from sememe.training.checkpoint import (
+    Checkpoint,
+    Resume,
+    count_steps,
+    find_own,
+    load_checkpoint,
+    load_initial,
+    name_checkpoint,
+    save_checkpoint,
+)
 from sememe.training.config import Precision, TrainingConfig
 from sememe.training.optimizer import NamedOptimizer, WeightAverage, copy_tensors, tracked_tensors
 from sememe.training.phases import check_phase, find_phase, plan_phases, schedule_factor
@@ -35,11 +44,13 @@ from sememe.training.progress import (
     EventHandler,
     FiniteWatch,
     IntervalMeter,
+    IntervalSums,
     RunLog,
     TrainingEvent,
     TrainingProgress,
     TrainingSummary,
 )
+from sememe.training.share_states import ShareStates
 from sememe.training.stage import BatchSource, Stage, StepLoss, derive_seed, step_generator
 
 logger = logging.getLogger(__name__)
@@ -59,7 +70,8 @@ def train(
     `config.ema_decay` is not 0). With `resume` "auto" the newest undamaged checkpoint there is gone on from; on a CPU
     the result is bit for bit that of an uninterrupted run, unless the learning rate follows the clock (`time_decay`).
     `init_from` is a checkpoint, or a run's folder, whose weights (averaged ones where there are) a new run begins with.
-    Under torchrun, each process makes its own batches and gradients are averaged.
+    Under torchrun, the processes divide the shares of a step among themselves (`config.num_shares`): a run on another
+    number of processes, or resumed on another, is the same but for rounding.
 
     Raises `RecipeError` for settings that do not fit, and, naming the step, when loss or gradients are not finite;
     `ModelError` for checkpoints of another model; `OutputError` if something cannot be written.
@@ -94,6 +106,9 @@ class _Run:
         trained = {name for phase in self._phases for name in phase.parameters}
         state = {f"stage/{name}": tensor for name, tensor in stage.state().items()}
         self._tensors = tracked_tensors(self._modules, trained) | state
+        self._shares = distribution.take_shares(config.num_shares)
+        untrained = [tensor for tensor in self._tensors.values() if not isinstance(tensor, nn.Parameter)]
+        self._states = ShareStates(untrained, config.num_shares)
         self._average: WeightAverage | None = None
         self._meter = IntervalMeter()
         self._step = self._num_samples = self._num_uncounted = 0
@@ -108,7 +123,7 @@ class _Run:
 
     def restore(self, resume: Resume, init_from: Path | None) -> None:
         """Take up the newest checkpoint, or begin with given weights, or as the stage is."""
-        latest = find_own(self._folder, resume)
+        latest = self._choose_checkpoint(resume)
         loaded = None if latest is None else load_checkpoint(latest)
         if loaded is not None and latest is not None:
             self._take_up(loaded, latest)
@@ -118,6 +133,20 @@ class _Run:
         optimizer, average = ({}, None) if loaded is None else (loaded.optimizer, loaded.average)
         self._enter(find_phase(self._phases, self._step), optimizer, average or {})
         compile_modules(self._modules, self._config)
+
+    def _choose_checkpoint(self, resume: Resume) -> Path | None:
+        """The checkpoint that the main rank goes on from; the others must see the same folder."""
+        latest = find_own(self._folder, resume) if self._distribution.is_main else None
+        (step,) = self._distribution.share([-1 if latest is None else count_steps(latest)])
+        if self._distribution.is_main or step < 0:
+            return latest
+        path = name_checkpoint(self._folder / "checkpoints", int(step))
+        if not path.is_dir():
+            raise ModelError(
+                f"expected the folder {path} of the main process, process {self._distribution.rank} does not see it; "
+                "put the run on a file system that all processes share"
+            )
+        return path
 
     def _enter(self, index: int, optimizer: Mapping[str, Tensor], average: Mapping[str, Tensor]) -> None:
         """Begin a phase; parameters that it goes on training keep their state in optimiser and average."""
@@ -150,6 +179,8 @@ class _Run:
         self._step, self._num_samples = loaded.step, int(loaded.state["num_samples"])
         self._seconds_before = self._saved_seconds = float(loaded.state["seconds"])
         self._loss = loaded.state["loss"]
+        if self._distribution.is_main and "interval" in loaded.state:
+            self._meter.go_on(IntervalSums.from_state(loaded.state["interval"]))
         self._saved, self._saved_step = path, loaded.step
 
     def _begin_with(self, source: Path) -> None:
@@ -163,7 +194,7 @@ class _Run:
         is_main = self._distribution.is_main
         self._started = time.monotonic()
         self._log = self._open_log() if is_main else None
-        self._meter.restart()
+        self._meter.start_clock()
         try:
             while (ending := self._run_phase(request)) is None:
                 average = {} if self._average is None else self._average.tensors()
@@ -172,8 +203,9 @@ class _Run:
             # The last checkpoint must know that the budget is spent, or the next call would take another step.
             forgets_ending = ending == "budget" and self._saved_seconds < 60.0 * (self._config.max_minutes or 0.0)
             self._count_samples()
+            interval = self._meter.read(self._distribution)
             if is_main and (self._saved_step != self._step or forgets_ending):
-                self._write_checkpoint()
+                self._write_checkpoint(interval)
         finally:
             if self._log is not None:
                 self._log.close()
@@ -193,10 +225,10 @@ class _Run:
         batches = BatchSource(
             self._stage,
             seed=config.seed,
-            rank=self._distribution.rank,
+            shares=self._shares,
             device=self._device,
-            start=self._step * config.accumulation_steps,
-            stop=self._phase.stop * config.accumulation_steps,
+            start=self._step,
+            stop=self._phase.stop,
             num_ahead=config.prefetch_batches,
         )
         try:
@@ -247,13 +279,16 @@ class _Run:
 
     def _take_step(self, batches: BatchSource, learning_rate: float) -> Tensor:
         weight = torch.zeros((), device=self._device)
-        for part in range(self._config.accumulation_steps):
-            result = self._compute_loss(batches.take(), self._step * self._config.accumulation_steps + part)
+        self._states.begin()
+        for share in self._shares:
+            result = self._compute_loss(batches.take(), share)
             result.total.backward()
+            self._states.add()
             weight += result.divisor
             self._num_uncounted += result.num_samples
             self._meter.add(result)
             self._watch.add(result.total, self._step)
+        self._states.finish(self._distribution)
         grad_norm = self._finish_gradients(weight)
         self._watch.add(grad_norm, self._step)
         if self._device.type == "cpu":
@@ -266,11 +301,11 @@ class _Run:
         self._step += 1
         return grad_norm
 
-    def _compute_loss(self, batch: object, index: int) -> StepLoss:
-        seed, rank = self._config.seed, self._distribution.rank
+    def _compute_loss(self, batch: object, share: int) -> StepLoss:
+        seed, step = self._config.seed, self._step
         # For modules that draw from torch's global generator (dropout): resuming must not change what they draw.
-        torch.manual_seed(derive_seed(seed, index, rank, "modules"))
-        generator = step_generator(seed, index, rank, "loss", self._device)
+        torch.manual_seed(derive_seed(seed, step, share, "modules"))
+        generator = step_generator(seed, step, share, "loss", self._device)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._config.precision == "bf16"):
             return self._stage.loss(batch, generator)
 
@@ -296,11 +331,8 @@ class _Run:
 
     def _report(self, learning_rate: float, grad_norm: Tensor) -> None:
         self._watch.check()
-        interval = self._meter.read()
-        reduced = self._distribution.reduce([*interval.sums.values(), *interval.weights.values(), interval.num_samples])
-        *numbers, num_samples = reduced
-        pairs = zip(numbers[: len(interval.sums)], numbers[len(interval.sums) :], strict=True)
-        values = {name: total / (weight or 1.0) for name, (total, weight) in zip(interval.sums, pairs, strict=True)}
+        interval = self._meter.read(self._distribution)
+        values = interval.means()
         self._meter.restart()
         loss = values.pop("loss")
         self._loss = loss if self._loss is None else 0.9 * self._loss + 0.1 * loss
@@ -312,9 +344,9 @@ class _Run:
             loss=self._loss,
             learning_rate=learning_rate,
             grad_norm=float(grad_norm),
-            samples_per_second=num_samples / max(interval.seconds, 1e-9),
+            samples_per_second=interval.num_samples / max(interval.seconds, 1e-9),
             seconds=self._seconds(),
-            seconds_left=self._estimate_left(interval.seconds * self._config.accumulation_steps / interval.num_batches),
+            seconds_left=self._estimate_left(interval.seconds * self._config.num_shares / interval.num_batches),
             metrics=values,
         )
         phase = {"phase": self._phase.settings.name} if len(self._phases) > 1 else {}
@@ -337,15 +369,16 @@ class _Run:
         """Save, on all ranks together; the main rank writes."""
         self._watch.check()
         self._count_samples()
+        interval = self._meter.read(self._distribution)
         if self._distribution.is_main:
-            self._write_checkpoint()
+            self._write_checkpoint(interval)
         self._saved_step, self._saved_at = self._step, self._agree(request)[1]
 
     def _count_samples(self) -> None:
         self._num_samples += int(self._distribution.reduce([self._num_uncounted])[0])
         self._num_uncounted = 0
 
-    def _write_checkpoint(self) -> None:
+    def _write_checkpoint(self, interval: IntervalSums) -> None:
         seconds = self._seconds()
         checkpoint = Checkpoint(
             step=self._step,
@@ -359,6 +392,7 @@ class _Run:
                 "seconds": seconds,
                 "num_samples": self._num_samples,
                 "loss": self._loss,
+                "interval": interval.to_state(),
                 "config": dataclasses.asdict(self._config),
                 "torch": torch.__version__,
             },

@@ -1,11 +1,12 @@
 """The process that trains: its ranks and device, requests to stop it, and how it keeps memory."""
 
 import ctypes
+import json
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -96,6 +97,20 @@ class Distribution:
         """Whether this process writes files and reports."""
         return self.rank == 0
 
+    def take_shares(self, num_shares: int) -> range:
+        """The shares of every step that this process computes.
+
+        Raises:
+            RecipeError: The shares cannot be divided evenly among the processes.
+        """
+        if num_shares % self.num_ranks:
+            raise RecipeError(
+                f"expected training.num_shares to be a multiple of the number of processes, {self.num_ranks}, got "
+                f"{num_shares}; set training.num_shares={self.num_ranks}, and the batch size to that of a share"
+            )
+        count = num_shares // self.num_ranks
+        return range(self.rank * count, (self.rank + 1) * count)
+
     def sum_gradients(self, parameters: Sequence[Tensor], weight: Tensor) -> None:
         """Replace each gradient, and the weight of the loss, by its sum over the ranks, in place.
 
@@ -122,6 +137,19 @@ class Distribution:
             dist.broadcast(values, src=0)
             with torch.no_grad():
                 tensors[name].copy_(values)
+
+    def join_names(self, names: Iterable[str]) -> list[str]:
+        """The names that any rank has, sorted, on all ranks."""
+        own = sorted(set(names))
+        if self.num_ranks == 1:
+            return own
+        content = torch.frombuffer(bytearray(json.dumps(own).encode()), dtype=torch.uint8)
+        (length,) = self.reduce([len(content)], dist.ReduceOp.MAX)
+        # JSON may end in spaces.
+        padded = torch.nn.functional.pad(content, (0, int(length) - len(content)), value=ord(" "))
+        gathered = [torch.empty_like(padded) for _ in range(self.num_ranks)]
+        dist.all_gather(gathered, padded, group=self.control)
+        return sorted({name for each in gathered for name in json.loads(bytes(each.tolist()))})
 
     def share(self, values: Sequence[float]) -> list[float]:
         """The main rank's numbers, on all ranks."""
@@ -164,6 +192,12 @@ def open_distribution(device_name: str) -> Iterator[Distribution]:
     finally:
         if not was_joined:
             dist.destroy_process_group()
+
+
+def meet() -> None:
+    """Wait until all processes of the run have come this far; a single one goes on."""
+    if dist.is_initialized():
+        dist.barrier()
 
 
 def compile_modules(modules: Mapping[str, nn.Module], config: TrainingConfig) -> None:

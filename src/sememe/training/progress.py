@@ -5,7 +5,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sememe.errors import MissingExtraError, OutputError, RecipeError
 from sememe.files import describe_write_error, write_text
+from sememe.training.process import Distribution
 from sememe.training.stage import StepLoss
 
 
@@ -98,6 +99,21 @@ class IntervalSums:
     sums: Mapping[str, float]
     weights: Mapping[str, float]
 
+    def means(self) -> dict[str, float]:
+        """The mean of each figure."""
+        return {name: total / (self.weights[name] or 1.0) for name, total in self.sums.items()}
+
+    def to_state(self) -> dict[str, Any]:
+        """Return the sums as JSON can hold them; numbers that are not finite become null."""
+        sums = {name: total if math.isfinite(total) else None for name, total in self.sums.items()}
+        return {**asdict(self), "sums": sums}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> "IntervalSums":
+        """Return what `to_state` gave."""
+        sums = {name: math.nan if total is None else total for name, total in state["sums"].items()}
+        return cls(**{**state, "sums": sums})
+
 
 class IntervalMeter:
     """Sums the figures of batches as tensors, so that the device is not waited for before a line is logged."""
@@ -110,6 +126,19 @@ class IntervalMeter:
         self._sums: dict[str, Tensor | float] = {}
         self._weights: dict[str, Tensor | float] = {}
         self._num_batches = self._num_samples = 0
+        self._seconds_before = 0.0
+        self.start_clock()
+
+    def go_on(self, interval: IntervalSums) -> None:
+        """Go on with an interval that was broken off."""
+        self._sums = {name: torch.tensor(value) for name, value in interval.sums.items()}
+        self._weights = {name: torch.tensor(value) for name, value in interval.weights.items()}
+        self._num_batches, self._num_samples = interval.num_batches, interval.num_samples
+        self._seconds_before = interval.seconds
+        self.start_clock()
+
+    def start_clock(self) -> None:
+        """Count seconds from now on, beside those of an interval that was broken off."""
         self._since = time.monotonic()
 
     @torch.no_grad()
@@ -123,16 +152,18 @@ class IntervalMeter:
         self._num_batches += 1
         self._num_samples += result.num_samples
 
-    def read(self) -> IntervalSums:
-        """The sums of the interval; waits for the device once, for all of them."""
-        names = sorted(self._sums)
-        values = [*(self._sums[name] for name in names), *(self._weights[name] for name in names)]
+    def read(self, distribution: Distribution) -> IntervalSums:
+        """The sums of the interval over all processes; waits for the device once, for all of them."""
+        names = distribution.join_names(self._sums)
+        values = [each.get(name, 0.0) for each in (self._sums, self._weights) for name in names]
         device = next((value.device for value in values if isinstance(value, Tensor)), None)
-        numbers = torch.stack([torch.as_tensor(value, dtype=torch.float32, device=device) for value in values]).tolist()
+        tensors = [torch.as_tensor(value, dtype=torch.float32, device=device) for value in values]
+        own = torch.stack(tensors).tolist() if tensors else []
+        *numbers, num_batches, num_samples = distribution.reduce([*own, self._num_batches, self._num_samples])
         return IntervalSums(
-            num_batches=self._num_batches,
-            num_samples=self._num_samples,
-            seconds=time.monotonic() - self._since,
+            num_batches=int(num_batches),
+            num_samples=int(num_samples),
+            seconds=self._seconds_before + time.monotonic() - self._since,
             sums=dict(zip(names, numbers[: len(names)], strict=True)),
             weights=dict(zip(names, numbers[len(names) :], strict=True)),
         )

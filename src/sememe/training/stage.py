@@ -24,10 +24,10 @@ def derive_seed(*parts: int | str) -> int:
 
 
 def step_generator(
-    seed: int, step: int, rank: int, purpose: str, device: torch.device | str = "cpu"
+    seed: int, step: int, share: int, purpose: str, device: torch.device | str = "cpu"
 ) -> torch.Generator:
-    """The generator of one purpose ("batch", "loss") at one step of one rank."""
-    return torch.Generator(device=device).manual_seed(derive_seed(seed, step, rank, purpose))
+    """The generator of one purpose ("batch", "loss") for one share of a step."""
+    return torch.Generator(device=device).manual_seed(derive_seed(seed, step, share, purpose))
 
 
 def make_rng(generator: torch.Generator) -> np.random.Generator:
@@ -39,7 +39,7 @@ def make_rng(generator: torch.Generator) -> np.random.Generator:
 class StepLoss:
     """The loss of one batch, as a sum and the weight to divide it by.
 
-    The loop adds sums and weights over micro-batches and ranks and divides once, so that each batch counts by its size.
+    The loop adds sums and weights over the shares of a step and divides once, so that each batch counts by its size.
 
     Attributes:
         total: Differentiable scalar, the sum over the batch.
@@ -78,16 +78,19 @@ class Stage(ABC):
 
     @abstractmethod
     def batch(self, step: int, generator: torch.Generator, device: torch.device) -> Any:
-        """Make batch number `step` (from 0; with gradient accumulation, micro-batches are counted) on `device`.
+        """Make the batch of a share of step number `step` (from 0) on `device`.
 
         Must depend on nothing but the phase, `step` and `generator` (on the CPU, seeded from the run's seed, the step
-        and the rank): a resumed run then repeats nothing and skips nothing. Runs without gradients, and in a thread of
-        its own where batches are prefetched; never ahead of the phase.
+        and the share): a resumed run then repeats nothing and skips nothing, on however many processes. Runs without
+        gradients, and in a thread of its own where batches are prefetched; never ahead of the phase.
         """
 
     @abstractmethod
     def loss(self, batch: Any, generator: torch.Generator) -> StepLoss:
-        """The loss of a batch; all its randomness comes from `generator`, which is on the training device."""
+        """The loss of a batch; all its randomness comes from `generator`, which is on the training device.
+
+        What it changes in `state` or in buffers of modules is averaged over the shares of a step.
+        """
 
     @abstractmethod
     def export(self, folder: Path, weights: Weights) -> None:
@@ -110,18 +113,21 @@ class Stage(ABC):
 
 
 class BatchSource:
-    """Gives batch after batch of a stage. Batches are pure functions of their number, so order of making is free."""
+    """Gives one batch of a stage after another: the shares of a step that this process trains on, then the next step's.
+
+    Batches are pure functions of step and share, so the order in which they are made is free.
+    """
 
     def __init__(
-        self, stage: Stage, *, seed: int, rank: int, device: torch.device, start: int, stop: int, num_ahead: int
+        self, stage: Stage, *, seed: int, shares: range, device: torch.device, start: int, stop: int, num_ahead: int
     ) -> None:
-        self._stage, self._seed, self._rank, self._device = stage, seed, rank, device
-        self._next, self._stop, self._num_ahead = start, stop, num_ahead
+        self._stage, self._seed, self._shares, self._device = stage, seed, shares, device
+        self._next, self._stop, self._num_ahead = start * len(shares), stop * len(shares), num_ahead
         self._pool = ThreadPoolExecutor(num_ahead, thread_name_prefix="batch") if num_ahead else None
         self._ahead: dict[int, Future[Any]] = {}
 
     def take(self) -> Any:
-        """The next batch, from `start` up to `stop`."""
+        """The next batch, of the steps from `start` up to `stop`."""
         index = self._next
         assert index < self._stop, f"batch {index} was asked for, but the run has only {self._stop}"
         self._next += 1
@@ -139,8 +145,9 @@ class BatchSource:
 
     @torch.no_grad()
     def _make(self, index: int) -> Any:
-        generator = step_generator(self._seed, index, self._rank, "batch")
-        return self._stage.batch(index, generator, self._device)
+        step, place = divmod(index, len(self._shares))
+        generator = step_generator(self._seed, step, self._shares[place], "batch")
+        return self._stage.batch(step, generator, self._device)
 
 
 Announce = Callable[[str], None]

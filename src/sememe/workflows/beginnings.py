@@ -16,16 +16,17 @@ from pkgutil import resolve_name
 
 from sememe.checkpoints.fingerprint import fingerprint_model
 from sememe.checkpoints.zoo import find_part
-from sememe.errors import ModelError, RecipeError
+from sememe.errors import ModelError
 from sememe.events import Progress, ProgressHandler
 from sememe.files import atomic_folder
+from sememe.training.process import meet
 from sememe.training.recipes import TrainingRecipe
 from sememe.training.stage import Preparation, Stage
 from sememe.workflows.sources import check_agreement, find_parts
 from sememe.workflows.systems import find_stage
 
 START_NAME = "start"
-_WAIT_MINUTES = 60.0
+_WAIT_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def prepare_start(
 ) -> Path:
     """Return the run's `start/` folder; write it if it is not there.
 
-    In a run of several processes the first writes it and the others wait.
+    In a run of several processes the first writes it and the others wait; all must see the same folder.
 
     Args:
         makes: Parts that the run trains.
@@ -104,26 +105,31 @@ def prepare_start(
         begin: Writes untrained parts.
 
     Raises:
-        ModelError: `initial` lacks a part.
+        ModelError: `initial` lacks a part, or this process does not see what the first has written.
         OutputError: The folder cannot be written.
     """
     start = output_dir / START_NAME
-    if int(os.environ.get("RANK", "0")) > 0:
-        return _wait_for(start)
-    if not start.is_dir():
+    rank = int(os.environ.get("RANK", "0"))
+    if rank == 0 and not start.is_dir():
         with atomic_folder(start) as folder:
             if initial is None:
                 begin(folder)
             else:
                 for part in makes:
                     shutil.copytree(find_part(initial.parts, part), folder / part)
+    meet()
+    if rank > 0:
+        _wait_for(start, rank)
     return start
 
 
-def _wait_for(start: Path) -> Path:
-    end = time.monotonic() + 60.0 * _WAIT_MINUTES
+def _wait_for(start: Path, rank: int) -> None:
+    # File systems of a network show new folders late.
+    end = time.monotonic() + _WAIT_SECONDS
     while not start.is_dir():
         if time.monotonic() > end:
-            raise RecipeError(f"expected the first process to write {start} within {_WAIT_MINUTES:g} minutes")
+            raise ModelError(
+                f"expected the folder {start} of the first process, process {rank} does not see it; put the run on a "
+                "file system that all processes share"
+            )
         time.sleep(0.5)
-    return start

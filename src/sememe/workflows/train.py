@@ -75,10 +75,11 @@ def train_recipe(
     _check_compiler(recipe.training)
     from sememe.training.checkpoint import count_steps, list_checkpoints
     from sememe.training.loop import train
+    from sememe.training.process import open_distribution
     from sememe.workflows.beginnings import find_initial, prepare_stage
     from sememe.workflows.systems import find_stage
 
-    with lock_folder(folder) if _is_main() else nullcontext():
+    with lock_folder(folder) if _is_main() else nullcontext(), open_distribution(recipe.training.device):
         _check_resume(folder, resume)
         # Where a part is read from is free, but what is read there is an input and has to be the same.
         free = {f"training.{name}" for name in FREE_SETTINGS} | find_stage(recipe).needs.keys()
