@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from sememe.training.checkpoint import find_latest, list_checkpoints, load_check
 from sememe.training.config import ScheduleConfig, TrainingConfig
 from sememe.training.loop import train
 from sememe.training.progress import CheckpointSaved, TrainingEvent, TrainingProgress, read_log
-from sememe.training.stage import StepLoss
+from sememe.training.stage import NoiseLosses, StepLoss
 from training.small_stage import SmallStage
 
 
@@ -232,6 +233,24 @@ def test_shares_count_by_their_weight(tmp_path: Path) -> None:
     logs = [read_log(tmp_path / name) for name in ("apart", "together")]
     assert [line["loss"] for line in logs[0]] == pytest.approx([line["loss"] for line in logs[1]])
     assert logs[0][0]["weight"] == (1.0 + 3.0 * 3.0) / 4.0
+
+
+def test_losses_are_told_by_level_of_noise(tmp_path: Path) -> None:
+    class NoisyStage(SmallStage):
+        def loss(self, batch: Any, generator: torch.Generator) -> StepLoss:
+            by_noise = NoiseLosses(torch.tensor([1.0, 3.0, 5.0]), torch.tensor([0.1, 0.2, 1.0]))
+            return replace(super().loss(batch, generator), by_noise=by_noise)
+
+    seen: list[TrainingEvent] = []
+    train(NoisyStage(), make_config(num_steps=2, log_every=2), tmp_path, on_event=seen.append)
+    lines = read_log(tmp_path)
+    # Where no sample had so much noise, there is no loss to tell.
+    assert [{key: line[key] for key in line if "noise_" in key} for line in lines] == [
+        {"loss_noise_0_25": 2.0, "loss_noise_75_100": 5.0}
+    ] * len(lines)
+    assert isinstance(seen[0], TrainingProgress)
+    assert "loss_noise_0_25" not in seen[0].metrics, "cards tell the metrics of a run"
+    assert seen[0].memory_bytes is None or seen[0].memory_bytes > 50e6
 
 
 def test_a_run_can_begin_with_the_weights_of_another(tmp_path: Path) -> None:

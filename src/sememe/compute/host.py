@@ -1,5 +1,6 @@
-"""Memory of the machine itself, where offloaded weights wait."""
+"""Memory: what the machine has left, where offloaded weights wait, and what this process has taken."""
 
+import sys
 from pathlib import Path
 
 import psutil
@@ -17,3 +18,16 @@ def read_free_memory() -> int:
         return min(free, max(0, limit - used + int(stat["file"])))  # files in memory make room
     except (OSError, ValueError, KeyError):  # no such group, or no limit ("max")
         return free
+
+
+def peak_memory(device: str) -> dict[str, int | None]:
+    """Bytes, the most that this process has held since it began, and that it has held on its GPU."""
+    import torch
+
+    on_device = torch.cuda.max_memory_allocated(device) if device.startswith("cuda") else None
+    try:
+        import resource
+    except ImportError:  # Windows
+        return {"process_bytes": None, "device_bytes": on_device}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"process_bytes": peak if sys.platform == "darwin" else 1024 * peak, "device_bytes": on_device}

@@ -16,7 +16,7 @@ from sememe.diffusion.objectives import NoisePath, sample_losses
 from sememe.gen1.arrays import CONTENT_ARRAY, pick_frames
 from sememe.gen1.prior import EncodedTexts, ImageEmbeddings, encode_texts
 from sememe.gen1.stage_settings import PriorNetwork, PriorSettings
-from sememe.training.stage import Stage, StepLoss, Weights, make_rng
+from sememe.training.stage import NoiseLosses, Stage, StepLoss, Weights, make_rng
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +88,7 @@ class PriorStage(Stage):
             noisy, self._path.timesteps(levels), texts.pooled, texts.tokens, texts.mask
         ).predicted_image_embedding
         losses = sample_losses(predicted, self._path.target(clean, noise, levels))
-        return StepLoss(total=losses.sum(), num_samples=len(losses))
+        return StepLoss(total=losses.sum(), num_samples=len(losses), by_noise=NoiseLosses(losses, levels))
 
     def export(self, folder: Path, weights: Weights) -> None:
         """Write `prior/` and `prior_scheduler/`."""

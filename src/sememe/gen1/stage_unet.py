@@ -23,7 +23,7 @@ from sememe.gen1.network_unet import Gen1UNet
 from sememe.gen1.shapes import Latents, StructureVideo
 from sememe.gen1.stage_settings import PHASES, UNetNetwork, UNetSettings
 from sememe.gen1.structure import MAX_LEVEL
-from sememe.training.stage import Stage, StepLoss, Weights, make_rng
+from sememe.training.stage import NoiseLosses, Stage, StepLoss, Weights, make_rng
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,6 +123,7 @@ class UNetStage(Stage):
             num_samples=len(losses),
             weight=float(len(losses) * num_frames),
             metrics={kind: losses.mean().detach()},
+            by_noise=NoiseLosses(losses, level),
         )
 
     def export(self, folder: Path, weights: Weights) -> None:

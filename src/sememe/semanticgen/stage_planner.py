@@ -20,7 +20,7 @@ from sememe.semanticgen.shapes import PlanFeatures, VideoLatents
 from sememe.semanticgen.stage_renderer import draw_texts
 from sememe.semanticgen.stage_settings import PlannerSettings
 from sememe.semanticgen.windows import make_layout
-from sememe.training.stage import Stage, StepLoss, Weights, make_rng
+from sememe.training.stage import NoiseLosses, Stage, StepLoss, Weights, make_rng
 from sememe.training.text_source import TextSource
 
 
@@ -83,7 +83,7 @@ class PlannerStage(Stage):
         layout = self._layouts[clean.shape[2]]
         predicted = self.planner(noisy, FLOW.timesteps(sigma), (text,), layout=layout).sample
         losses = sample_losses(predicted, FLOW.target(clean, added, sigma))
-        return StepLoss(total=losses.sum(), num_samples=len(losses))
+        return StepLoss(total=losses.sum(), num_samples=len(losses), by_noise=NoiseLosses(losses, sigma))
 
     def export(self, folder: Path, weights: Weights) -> None:
         """Write `planner/`."""

@@ -26,7 +26,7 @@ from sememe.semanticgen.noise import add_semantic_noise, draw_noise_levels
 from sememe.semanticgen.shapes import EncoderFeatures, PlanFeatures, VideoLatents
 from sememe.semanticgen.stage_settings import RendererSettings
 from sememe.semanticgen.windows import SliceShape, WindowLayout, make_layout
-from sememe.training.stage import Stage, StepLoss, Weights, make_rng
+from sememe.training.stage import NoiseLosses, Stage, StepLoss, Weights, make_rng
 from sememe.training.text_source import EncodedText, TextSource
 
 _MOMENTUM = 0.01  # least share of a batch in the statistics of compressed features
@@ -140,7 +140,9 @@ class RendererStage(Stage):
         ).sample
         losses = sample_losses(predicted, FLOW.target(batch.clean, added, sigma))
         total = losses.sum() + settings.kl_weight * divergence * len(losses)
-        return StepLoss(total=total, num_samples=len(losses), metrics={"flow": losses.mean().detach(), **metrics})
+        metrics = {"flow": losses.mean().detach(), **metrics}
+        by_noise = NoiseLosses(losses, sigma)
+        return StepLoss(total=total, num_samples=len(losses), metrics=metrics, by_noise=by_noise)
 
     def _compress(
         self, features: EncoderFeatures, momentum: float, generator: torch.Generator

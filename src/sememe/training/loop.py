@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from sememe.compute.devices import is_fast_in_bfloat16
+from sememe.compute.host import peak_memory
 from sememe.errors import ModelError, OutputError, RecipeError
 from sememe.files import atomic_folder, describe_write_error
 from sememe.training.checkpoint import (
@@ -39,6 +40,7 @@ from sememe.training.process import (
     torch_settings,
 )
 from sememe.training.progress import (
+    NOISE_NAMES,
     CheckpointSaved,
     Ending,
     EventHandler,
@@ -335,6 +337,7 @@ class _Run:
         values = interval.means()
         self._meter.restart()
         loss = values.pop("loss")
+        by_noise = {name: values.pop(name) for name in NOISE_NAMES if name in values}
         self._loss = loss if self._loss is None else 0.9 * self._loss + 0.1 * loss
         if self._log is None:
             return
@@ -347,11 +350,16 @@ class _Run:
             samples_per_second=interval.num_samples / max(interval.seconds, 1e-9),
             seconds=self._seconds(),
             seconds_left=self._estimate_left(interval.seconds * self._config.num_shares / interval.num_batches),
+            memory_bytes=self._read_memory(),
             metrics=values,
         )
         phase = {"phase": self._phase.settings.name} if len(self._phases) > 1 else {}
-        self._log.write({**values, **phase, **progress.to_line(loss)})
+        self._log.write({**values, **by_noise, **phase, **progress.to_line(loss)})
         self._send(progress)
+
+    def _read_memory(self) -> int | None:
+        peak = peak_memory(str(self._device))
+        return peak["process_bytes"] if peak["device_bytes"] is None else peak["device_bytes"]
 
     def _estimate_left(self, seconds_per_step: float) -> float:
         left = (self._num_steps - self._step) * seconds_per_step

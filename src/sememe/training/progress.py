@@ -15,7 +15,7 @@ from torch import Tensor
 from sememe.errors import MissingExtraError, OutputError, RecipeError
 from sememe.files import describe_write_error, write_text
 from sememe.training.process import Distribution
-from sememe.training.stage import StepLoss
+from sememe.training.stage import NoiseLosses, StepLoss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +23,7 @@ class TrainingProgress:
     """Where a run stands; sent whenever a line is logged.
 
     `loss` is smoothed over the lines so far. `seconds` counts the whole run; `seconds_left` None is not yet known.
+    `memory_bytes` is the most that the main process has held so far, on its GPU if it trains there; None is not known.
     """
 
     step: int
@@ -33,6 +34,7 @@ class TrainingProgress:
     samples_per_second: float
     seconds: float
     seconds_left: float | None
+    memory_bytes: int | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
 
     def to_line(self, loss: float) -> dict[str, Any]:
@@ -45,6 +47,7 @@ class TrainingProgress:
             "samples_per_second": round(self.samples_per_second, 3),
             "seconds": round(self.seconds, 3),
             "seconds_left": None if self.seconds_left is None else round(self.seconds_left, 1),
+            "memory_bytes": self.memory_bytes,
         }
 
 
@@ -55,6 +58,9 @@ class CheckpointSaved:
     step: int
     path: Path
 
+
+NOISE_NAMES = ("loss_noise_0_25", "loss_noise_25_50", "loss_noise_50_75", "loss_noise_75_100")
+"""Names of the mean losses of samples by the percentage of noise in them."""
 
 Ending = Literal["finished", "budget", "paused", "signal"]
 
@@ -100,8 +106,12 @@ class IntervalSums:
     weights: Mapping[str, float]
 
     def means(self) -> dict[str, float]:
-        """The mean of each figure."""
-        return {name: total / (self.weights[name] or 1.0) for name, total in self.sums.items()}
+        """The mean of each figure, except of levels of noise that did not occur."""
+        return {
+            name: total / (self.weights[name] or 1.0)
+            for name, total in self.sums.items()
+            if self.weights[name] or name not in NOISE_NAMES
+        }
 
     def to_state(self) -> dict[str, Any]:
         """Return the sums as JSON can hold them; numbers that are not finite become null."""
@@ -149,8 +159,18 @@ class IntervalMeter:
         for name, value in {"loss": result.total.detach(), **weighted}.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
             self._weights[name] = self._weights.get(name, 0.0) + weight
+        if result.by_noise is not None:
+            self._add_by_noise(result.by_noise)
         self._num_batches += 1
         self._num_samples += result.num_samples
+
+    def _add_by_noise(self, found: NoiseLosses) -> None:
+        losses, count = found.losses.detach().float(), len(NOISE_NAMES)
+        places = (found.sigma.detach() * count).long().clamp(0, count - 1)
+        for values, kept in ((losses, self._sums), (torch.ones_like(losses), self._weights)):
+            sums = losses.new_zeros(count).index_add(0, places, values)
+            for name, value in zip(NOISE_NAMES, sums.unbind(), strict=True):
+                kept[name] = kept.get(name, 0.0) + value
 
     def read(self, distribution: Distribution) -> IntervalSums:
         """The sums of the interval over all processes; waits for the device once, for all of them."""

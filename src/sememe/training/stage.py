@@ -35,6 +35,14 @@ def make_rng(generator: torch.Generator) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(int(torch.randint(1 << 62, (1,), generator=generator))))
 
 
+@dataclass(frozen=True)
+class NoiseLosses:
+    """The losses of samples, (sample,), and the share of noise in 0..1 that each of them had, (sample,)."""
+
+    losses: Tensor
+    sigma: Tensor
+
+
 @dataclass(frozen=True, kw_only=True)
 class StepLoss:
     """The loss of one batch, as a sum and the weight to divide it by.
@@ -46,12 +54,14 @@ class StepLoss:
         num_samples: Number of samples in the batch.
         weight: What `total` adds up, such as tokens; None for `num_samples`.
         metrics: Means over the batch. Tensors are not read before a line is logged, so they may stay on the device.
+        by_noise: Losses of the samples for the log to show by level of noise; None where there are no such levels.
     """
 
     total: Tensor
     num_samples: int
     weight: Tensor | float | None = None
     metrics: Mapping[str, Tensor | float] = field(default_factory=dict)
+    by_noise: NoiseLosses | None = None
 
     @property
     def divisor(self) -> Tensor | float:

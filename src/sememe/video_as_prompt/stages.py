@@ -27,7 +27,7 @@ from sememe.training.networks import (
     make_text_encoder,
     train_tokenizer,
 )
-from sememe.training.stage import Announce, Stage, StepLoss, Weights, make_rng
+from sememe.training.stage import Announce, NoiseLosses, Stage, StepLoss, Weights, make_rng
 from sememe.training.text_source import EncodedText, TextSource
 from sememe.video_as_prompt.expert_model import ExpertModel
 from sememe.video_as_prompt.families import ForwardInputs, TransformerAlone, WanFamily, choose_family
@@ -93,9 +93,10 @@ def _read_items(
 
 @dataclass(frozen=True)
 class NoisyLatents:
-    """Noised latents, their timesteps in 0..1000, and the target of the prediction."""
+    """Noised latents, their shares of noise in 0..1 and timesteps in 0..1000, and the target of the prediction."""
 
     noisy: VideoLatents
+    sigma: Float[Tensor, " batch"]
     timesteps: Timesteps
     target: VideoLatents
 
@@ -105,12 +106,14 @@ def _add_noise(
 ) -> NoisyLatents:
     sigma = sample_sigma(len(clean), generator, settings.sigma_mean, settings.sigma_std, settings.sigma_shift)
     noise = torch.randn(clean.shape, generator=generator, device=clean.device)
-    return NoisyLatents(path.add_noise(clean, noise, sigma), path.timesteps(sigma), path.target(clean, noise, sigma))
+    return NoisyLatents(
+        path.add_noise(clean, noise, sigma), sigma, path.timesteps(sigma), path.target(clean, noise, sigma)
+    )
 
 
-def _sum_losses(predicted: VideoLatents, target: VideoLatents) -> StepLoss:
-    losses = sample_losses(predicted, target)
-    return StepLoss(total=losses.sum(), num_samples=len(losses))
+def _sum_losses(predicted: VideoLatents, noised: NoisyLatents) -> StepLoss:
+    losses = sample_losses(predicted, noised.target)
+    return StepLoss(total=losses.sum(), num_samples=len(losses), by_noise=NoiseLosses(losses, noised.sigma))
 
 
 @dataclass(frozen=True)
@@ -162,7 +165,7 @@ class BackboneStage(Stage):
         noised = _add_noise(batch.clean, FLOW, self.settings, generator)
         channels = self._family.join_condition(noised.noisy, batch.first_frames)
         predicted = self.transformer(channels, noised.timesteps, self._text.embed(batch.text)).sample
-        return _sum_losses(predicted, noised.target)
+        return _sum_losses(predicted, noised)
 
     def export(self, folder: Path, weights: Weights) -> None:
         """Write `transformer/`, `text_encoder/` and `tokenizer/`."""
@@ -238,7 +241,7 @@ class ExpertStage(Stage):
             text, reference_text = self.text.embed(batch.text), self.text.embed(batch.reference_text)
         inputs = ForwardInputs(channels, noised.timesteps, text)
         predicted = family.predict(inputs, self._encode(reference, reference_text, batch.owners))
-        return _sum_losses(predicted, noised.target)
+        return _sum_losses(predicted, noised)
 
     def _encode(
         self, reference: VideoLatents, text: TextEmbeds, owners: Int[Tensor, " target"]

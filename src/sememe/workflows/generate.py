@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from sememe.checkpoints.zoo import is_hub_id
+from sememe.compute.host import peak_memory
 from sememe.compute.loading_settings import LoadingSettings
 from sememe.compute.stopwatch import Stopwatch
 from sememe.errors import InputError, OutputError, SememeError
@@ -348,7 +349,7 @@ def _write(document: dict[str, Any], work: _Generation, output: Any, files: Outp
         document["output"]["sha256"] = hash_file(parts.video)
         document["timings"] = {name: round(seconds, 4) for name, seconds in watch.seconds.items()}
         document["timings"]["total"] = round(watch.total, 4)
-        document["peak_memory"] = sidecar.peak_memory(work.model.device)
+        document["peak_memory"] = peak_memory(work.model.device)
         sidecar.write_sidecar(document, parts.sidecar)
 
 

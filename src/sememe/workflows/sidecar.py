@@ -2,7 +2,6 @@
 
 import json
 import platform
-import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -79,19 +78,6 @@ def describe_exactness(settings: Any, model: LoadedModel) -> dict[str, Any]:
 
 def _computing_dtype(model: LoadedModel) -> str:
     return model.dtype if model.plan is None else model.plan.strategy.dtype
-
-
-def peak_memory(device: str) -> dict[str, int | None]:
-    """Bytes, the most that this process has held since it began, and that it has held on its GPU."""
-    import torch
-
-    on_device = torch.cuda.max_memory_allocated(device) if device.startswith("cuda") else None
-    try:
-        import resource
-    except ImportError:  # Windows
-        return {"process_bytes": None, "device_bytes": on_device}
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"process_bytes": peak if sys.platform == "darwin" else 1024 * peak, "device_bytes": on_device}
 
 
 def make_comment(document: Mapping[str, Any], texts: Mapping[str, Any], settings: Any) -> dict[str, str]:

@@ -116,7 +116,8 @@ class _Watcher:
             left = event.num_steps - event.step
             if self._ends_by_clock and event.seconds_left is not None and event.step:
                 left = min(left, round(event.seconds_left * event.step / max(event.seconds, 1e-9)))
-            stage = f"{self._name}, loss {event.loss:.4f}, {event.samples_per_second:.1f} samples/s"
+            memory = "" if event.memory_bytes is None else f", {event.memory_bytes / 1e9:.1f} GB"
+            stage = f"{self._name}, loss {event.loss:.4f}, {event.samples_per_second:.1f} samples/s{memory}"
             self._on_progress(Progress(stage, event.step, event.step + left, event.seconds_left))
         if self._on_event is not None:
             self._on_event(event)
