@@ -2,6 +2,7 @@
 
 import os
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +13,7 @@ from sememe.cli.console import echo_json, show_progress
 if TYPE_CHECKING:
     from sememe.events import Progress
     from sememe.training.progress import TrainingSummary
+    from sememe.training.recipes import TrainingRecipe
     from sememe.workflows.precompute import PrecomputeSummary
 
 _RUN, _RECIPE, _RESULT = "Run", "Recipe", "Result"
@@ -49,6 +51,14 @@ MaxMinutes = Annotated[
 Resumes = Annotated[
     bool,
     typer.Option(help="Go on with the run in the folder, or refuse a folder that has one.", rich_help_panel=_RUN),
+]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Read and build everything, tell data, sizes and memory, and train and write nothing.",
+        rich_help_panel=_RUN,
+    ),
 ]
 ModelPart = Annotated[
     str | None,
@@ -103,6 +113,7 @@ def train(
     resume: Resumes = True,
     allow_changes: AllowChanges = None,
     max_minutes: MaxMinutes = None,
+    dry_run: DryRun = False,
     list_all: ListAll = False,
     as_json: AsJson = False,
 ) -> None:
@@ -113,6 +124,10 @@ def train(
     from sememe.workflows.train import resolve_training_recipe, train_recipe
 
     resolved = resolve_training_recipe(recipe, settings or (), max_minutes)
+    allowed = [key.strip() for keys in allow_changes or () for key in keys.split(",")]
+    if dry_run:
+        _rehearse(resolved, output_dir, init_from, allowed, as_json=as_json)
+        return
     _keep_memory()
     is_main = os.environ.get("RANK", "0") == "0"  # torchrun starts this command several times; one of them speaks
     with show_progress() if is_main else nullcontext(_say_nothing) as on_progress:
@@ -121,7 +136,7 @@ def train(
             output_dir,
             init_from=init_from,
             resume="auto" if resume else "never",
-            allow_changes=[key.strip() for keys in allow_changes or () for key in keys.split(",")],
+            allow_changes=allowed,
             on_progress=on_progress,
         )
     if as_json and is_main:
@@ -255,6 +270,32 @@ def _tell(summary: "TrainingSummary") -> None:
     else:
         why = f"stopped by {summary.signal_name}" if summary.ending == "signal" else "paused"
         typer.echo(f"{why} after {done}; the same command goes on from {summary.checkpoint}")
+
+
+def _rehearse(
+    recipe: "TrainingRecipe", folder: Path | None, init_from: str | None, allowed: list[str], *, as_json: bool
+) -> None:
+    from sememe.workflows.rehearsal import rehearse
+
+    with show_progress() as on_progress:
+        found = rehearse(recipe, folder, init_from=init_from, allow_changes=allowed, on_progress=on_progress)
+    if as_json:
+        echo_json({**asdict(found), "folder": str(found.folder)})
+        return
+    state = f"goes on at step {found.step}" if found.step else "begins"
+    typer.echo(f"{found.recipe} {state} in {found.folder}, on {found.device}")
+    for name, value in found.inputs.items():
+        typer.echo(f"  {name}: {value[:80]}")
+    for name, count in found.modules.items():
+        typer.echo(f"  {name}: {count:,} parameters")
+    for phase in found.phases:
+        typer.echo(
+            f"  phase {phase.name}: {phase.num_steps:,} steps, {phase.num_trained:,} parameters trained, "
+            f"{phase.memory / 1e9:.2f} GB beside activations"
+        )
+    typer.echo(f"  a step: {found.num_shares} x")
+    for name, shape in found.batch.items():
+        typer.echo(f"    {name}: {shape}")
 
 
 def _tell_precomputed(summary: "PrecomputeSummary", *, is_pruned: bool) -> None:

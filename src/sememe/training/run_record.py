@@ -95,6 +95,26 @@ def check_settings(folder: Path, recipe: str, settings: Mapping[str, str], allow
     _refuse(folder, present.settings, _find_changes(present.settings, settings), allowed)
 
 
+def check_inputs(folder: Path, inputs: Mapping[str, str], allowed: Collection[str] = ()) -> dict[str, str]:
+    """Return the inputs that are not those that a folder's run was begun with, by name.
+
+    Args:
+        folder: Folder of the run; nothing differs where it holds none.
+        inputs: What identifies each thing that the run is made from.
+        allowed: Names of the inputs that may differ.
+
+    Raises:
+        RecipeError: Others differ.
+    """
+    present = read_run(folder)
+    before = {} if present is None else present.inputs
+    # An input that is not read any more is a change as well.
+    gone = dict.fromkeys(before.keys() - inputs.keys(), "none")
+    changes = _find_changes(before, {**inputs, **gone})
+    _refuse(folder, before, changes, allowed)
+    return changes
+
+
 def write_run(folder: Path, record: RunRecord, step: int = 0, allowed: Collection[str] = ()) -> None:
     """Write `run.json`, or check that the one there is of the same inputs, and add what has changed.
 
@@ -156,12 +176,9 @@ def describe_run(summary: RunSummary) -> str:
 
 def _go_on(folder: Path, present: RunRecord, record: RunRecord, step: int, allowed: Collection[str]) -> RunRecord:
     """The present record with what is new."""
-    # An input that is not read any more is a change as well.
-    gone = dict.fromkeys(present.inputs.keys() - record.inputs.keys(), "none")
+    inputs = check_inputs(folder, record.inputs, allowed)
     settings = _find_changes(present.settings, record.settings)
-    inputs = _find_changes(present.inputs, {**record.inputs, **gone})
     versions = _find_changes(present.versions, record.versions)
-    _refuse(folder, present.inputs, inputs, allowed)
     if record.init_from is not None and record.init_from != present.init_from:
         raise RecipeError(
             f"the run in {folder} began from {present.init_from or 'weights of its own'}, not from "
@@ -193,8 +210,8 @@ def _refuse(folder: Path, before: Mapping[str, str], changes: Mapping[str, str],
     listed = "; ".join(f"{name} {before[name]}, and it is {changes[name]} now" for name in refused[:3])
     more = f"; and {len(refused) - 3} more" if len(refused) > 3 else ""
     raise RecipeError(
-        f"the run in {folder} was begun with {listed}{more}; give the same, choose another output folder, or go on with "
-        f"--allow-changes {','.join(refused)}"
+        f"the run in {folder} was begun with {listed}{more}; give the same, choose another output folder, or go on "
+        f"with --allow-changes {','.join(refused)}"
     )
 
 

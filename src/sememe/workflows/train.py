@@ -77,14 +77,10 @@ def train_recipe(
     from sememe.training.loop import train
     from sememe.training.process import open_distribution
     from sememe.workflows.beginnings import find_initial, prepare_stage
-    from sememe.workflows.systems import find_stage
 
     with lock_folder(folder) if _is_main() else nullcontext(), open_distribution(recipe.training.device):
         _check_resume(folder, resume)
-        # Where a part is read from is free, but what is read there is an input and has to be the same.
-        free = {f"training.{name}" for name in FREE_SETTINGS} | find_stage(recipe).needs.keys()
-        settings = _list_settings(recipe, init_from)
-        check_settings(folder, recipe.name, settings, free.union(allow_changes))
+        settings = check_resumable(recipe, folder, init_from, allow_changes)
         initial = None if init_from is None else find_initial(init_from)
         prepared = prepare_stage(recipe, folder, initial, on_progress)
         if _is_main():
@@ -97,6 +93,26 @@ def train_recipe(
         if _is_main():
             write_summary(folder, _summarise(recipe, summary, watcher.metrics))
         return summary
+
+
+def check_resumable(
+    recipe: TrainingRecipe, folder: Path, init_from: str | None, allow_changes: Collection[str]
+) -> dict[str, str]:
+    """Return the settings of a run as text, by dotted key.
+
+    Raises:
+        RecipeError: The folder holds a run of another recipe, or of other settings than are allowed.
+    """
+    from sememe.workflows.systems import find_stage
+
+    # With weights of another model come its networks: the recipe's own have no effect and are not recorded.
+    unused = () if init_from is None else ("network.", "text.")
+    values = flatten(recipe).items()
+    settings = {key: str(value) for key, value in values if not key.startswith(unused) and key != "description"}
+    # Where a part is read from is free, but what is read there is an input and has to be the same.
+    free = {f"training.{name}" for name in FREE_SETTINGS} | find_stage(recipe).needs.keys()
+    check_settings(folder, recipe.name, settings, free.union(allow_changes))
+    return settings
 
 
 class _Watcher:
@@ -153,13 +169,6 @@ def _check_compiler(config: TrainingConfig) -> None:
 
 def _is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
-
-
-def _list_settings(recipe: TrainingRecipe, init_from: str | None) -> dict[str, str]:
-    # With weights of another model come its networks: the recipe's own have no effect and are not recorded.
-    unused = () if init_from is None else ("network.", "text.")
-    values = flatten(recipe)
-    return {key: str(value) for key, value in values.items() if not key.startswith(unused) and key != "description"}
 
 
 def _describe(

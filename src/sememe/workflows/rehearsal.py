@@ -1,0 +1,150 @@
+"""A training run up to its first step: everything is read and built, and nothing is trained or kept."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sememe.compute.devices import choose_device
+from sememe.events import Progress, ProgressHandler, ignore_progress
+from sememe.training.checkpoint import count_steps, list_checkpoints
+from sememe.training.config import TrainingConfig
+from sememe.training.optimizer import split_parameters
+from sememe.training.phases import plan_phases
+from sememe.training.recipes import TrainingRecipe
+from sememe.training.run_record import check_inputs
+from sememe.training.stage import Stage, step_generator
+from sememe.workflows.beginnings import START_NAME, find_initial, prepare_stage
+from sememe.workflows.train import RUNS_FOLDER, check_resumable
+
+_FLOAT32 = 4  # bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class RehearsedPhase:
+    """A phase of a run.
+
+    Attributes:
+        name: Its name.
+        num_steps: Its steps.
+        num_trained: Parameters that are trained in it.
+        memory: Bytes of all weights, and of gradients, moments and averages of what is trained; activations come on
+            top of it.
+    """
+
+    name: str
+    num_steps: int
+    num_trained: int
+    memory: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rehearsal:
+    """What a run would do.
+
+    Attributes:
+        recipe: Name of the recipe.
+        folder: Folder of the run.
+        step: Steps that are done already.
+        inputs: What identifies each thing that the run is made from.
+        modules: Number of parameters of each module that the stage trains, or trains a part of.
+        phases: The phases in order.
+        batch: Type and shape of each tensor in the batch of a share.
+        num_shares: Shares of a step.
+        device: Where it trains.
+    """
+
+    recipe: str
+    folder: Path
+    step: int
+    inputs: Mapping[str, str]
+    modules: Mapping[str, int]
+    phases: Sequence[RehearsedPhase]
+    batch: Mapping[str, str]
+    num_shares: int
+    device: str
+
+
+def rehearse(
+    recipe: TrainingRecipe,
+    output_dir: Path | str | None = None,
+    *,
+    init_from: str | None = None,
+    allow_changes: Collection[str] = (),
+    on_progress: ProgressHandler = ignore_progress,
+) -> Rehearsal:
+    """Read and build everything that a run needs, and make its first batch; arguments are those of `train_recipe`.
+
+    What would keep the run from beginning is raised here as it is there. Nothing is written.
+
+    Raises:
+        RecipeError: Settings do not fit together, or the folder holds a run of others.
+        ModelError: A model that is needed is not there, or does not fit.
+        InputError: Clips or latents cannot be read.
+    """
+    folder = RUNS_FOLDER / recipe.name if output_dir is None else Path(output_dir)
+    check_resumable(recipe, folder, init_from, allow_changes)
+    initial = None if init_from is None else find_initial(init_from)
+    checkpoints = list_checkpoints(folder / "checkpoints")
+    with TemporaryDirectory() as temporary:
+        place = folder if (folder / START_NAME).is_dir() else Path(temporary)
+        prepared = prepare_stage(recipe, place, initial, on_progress)
+        check_inputs(folder, prepared.inputs, allow_changes)
+        stage, config = prepared.stage, recipe.training
+        phases = [
+            _describe_phase(stage, config, phase.settings.name, phase.settings.num_steps)
+            for phase in plan_phases(stage, config)
+        ]
+        on_progress(Progress("making a batch"))
+        stage.enter(phases[0].name)
+        device = choose_device(config.device)
+        with torch.no_grad():
+            batch = stage.batch(0, step_generator(config.seed, 0, 0, "batch"), device)
+    return Rehearsal(
+        recipe=recipe.name,
+        folder=folder,
+        step=count_steps(checkpoints[-1]) if checkpoints else 0,
+        inputs=prepared.inputs,
+        modules={name: _count(module.parameters()) for name, module in stage.modules().items()},
+        phases=phases,
+        batch=_describe_batch(batch),
+        num_shares=config.num_shares,
+        device=str(device),
+    )
+
+
+def _describe_phase(stage: Stage, config: TrainingConfig, name: str, num_steps: int) -> RehearsedPhase:
+    stage.enter(name)
+    modules = stage.modules()
+    split = split_parameters(modules, config)
+    sizes = {key: each.numel() for key, each in nn.ModuleDict(modules).named_parameters()}
+    trained = sum(sizes[key] for key in (*split.decayed, *split.plain, *split.hidden))
+    # Gradients, AdamW's two moments or Muon's one, and the average.
+    kept = trained * (3 + bool(config.ema_decay)) - sum(sizes[key] for key in split.hidden)
+    weights = sum(each.numel() * each.element_size() for each in nn.ModuleDict(modules).state_dict().values())
+    return RehearsedPhase(name=name, num_steps=num_steps, num_trained=trained, memory=weights + _FLOAT32 * kept)
+
+
+def _count(parameters: Any) -> int:
+    return sum(parameter.numel() for parameter in parameters)
+
+
+def _describe_batch(value: Any, name: str = "batch") -> dict[str, str]:
+    """Type and shape of every tensor in a batch, by the names of the fields that lead to it."""
+    if isinstance(value, Tensor):
+        return {name: f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"}
+    parts: dict[str, Any] = {}
+    if dataclasses.is_dataclass(value):
+        parts = {item.name: getattr(value, item.name) for item in dataclasses.fields(value)}
+    elif isinstance(value, Mapping):
+        parts = dict(value)
+    elif isinstance(value, list | tuple):
+        parts = {str(place): each for place, each in enumerate(value)}
+    return {key: text for part, each in parts.items() for key, text in _describe_batch(each, f"{name}.{part}").items()}

@@ -1,0 +1,51 @@
+import json
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from cli.runs import refused, run_here
+from workflows.smoke_runs import settings, smoke_runs
+
+
+@pytest.fixture
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return smoke_runs(tmp_path_factory.getbasetemp())
+
+
+def given(folder: Path, part: str) -> list[str]:
+    return [word for setting in settings(folder, part) for word in ("--set", setting)]
+
+
+def test_a_rehearsal_tells_what_the_run_then_does(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "smoke-expert", "--dry-run", *given(runs, "expert")]
+    found = json.loads(run_here(capsys, *words, "-o", tmp_path / "run", "--json").out)
+    assert not (tmp_path / "run").exists()
+    record = json.loads((runs / "expert" / "run.json").read_text())
+    assert (found["step"], found["num_shares"], found["inputs"]) == (0, 1, record["inputs"])
+    # Two references with two targets each, in latents of 4 channels.
+    assert found["batch"]["batch.clean"] == "float32 (4, 4, 3, 4, 4)"
+    assert found["batch"]["batch.owners"] == "int64 (4,)"
+    kept = runs / "expert" / "checkpoints" / "step_000004"
+    average = load_file(kept / "ema.safetensors")
+    moments = {key: value for key, value in load_file(kept / "optimizer.safetensors").items() if value.ndim}
+    (phase,) = found["phases"]
+    num_trained = sum(tensor.numel() for tensor in average.values())
+    assert (phase["name"], phase["num_steps"], phase["num_trained"]) == ("main", 4, num_trained)
+    num_kept = num_trained + sum(tensor.numel() for tensor in (*average.values(), *moments.values()))
+    assert phase["memory"] == 4 * (found["modules"]["transformer"] + num_kept)
+    told = run_here(capsys, *words, "-o", runs / "expert")
+    assert told.code == 0
+    assert told.out.startswith(f"smoke-expert goes on at step 4 in {runs / 'expert'}, on cpu\n")
+    assert f"phase main: 4 steps, {num_trained:,} parameters trained" in told.out
+
+
+def test_what_would_stop_a_run_stops_its_rehearsal(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train", "smoke-expert", "--dry-run", "-o", runs / "expert", *given(runs, "expert")]
+    faster = ["--set", "training.learning_rate=0.5"]
+    assert "--allow-changes training.learning_rate" in refused(run_here(capsys, *words, *faster))
+    assert run_here(capsys, *words, *faster, "--allow-changes", "training.learning_rate").code == 0
+    record = json.loads((runs / "expert" / "run.json").read_text())
+    assert record["settings"]["training.learning_rate"] == "0.0012"
