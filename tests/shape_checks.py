@@ -14,7 +14,7 @@ _decorate = beartype(conf=BeartypeConf(is_pep484_tower=True))
 def check(function: Callable[..., Any]) -> Callable[..., Any]:
     """Check a function's annotations on every call, but not while torch.compile traces it: that breaks the graph.
 
-    The checks of a function are made at its first call: most functions are never called in the process of one test file.
+    They are made at its first call: most functions are never called in the process of one file of tests.
     """
     checked: Callable[..., Any] | None = None
 

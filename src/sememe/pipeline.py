@@ -26,7 +26,13 @@ class SystemPipeline(DiffusionPipeline):
     load_components: ClassVar[Callable[..., dict[str, Any]]]
     """Reads the arguments of the constructor from a folder; takes the folder, the precision, the parts that are given,
     the name of the class, and by name the device and the options."""
+    known_device: torch.device | None = None
+    """The device it computes on, while a call lasts."""
     _interrupt = False
+
+    @property
+    def _execution_device(self) -> torch.device:
+        return self.known_device or super()._execution_device
 
     @property
     def interrupt(self) -> bool:

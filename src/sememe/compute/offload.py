@@ -20,14 +20,19 @@ _Result = TypeVar("_Result")
 
 
 def sends_modules_back(method: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
-    """Decorate a pipeline's method: under offload "model" all modules leave the device after it, even if it raises."""
+    """Decorate a pipeline's method: under offload "model" all modules leave the device after it, even if it raises.
+
+    Until then the pipeline's `known_device` is the device it computes on, which diffusers looks for in all modules.
+    """
 
     @wraps(method)
     def call(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
         pipeline: Any = args[0]
+        before, pipeline.known_device = pipeline.known_device, pipeline._execution_device
         try:
             return method(*args, **kwargs)
         finally:
+            pipeline.known_device = before
             pipeline.maybe_free_model_hooks()
 
     return call
