@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 
 from sememe.data.manifest import (
+    MANIFEST_NAME,
     BenchmarkSample,
     VideoSample,
     add_hashes,
     list_references,
     read_benchmark,
     read_manifest,
+    read_samples,
     read_vap_data,
     write_benchmark,
     write_manifest,
@@ -37,12 +39,13 @@ def test_samples_survive_the_csv(tmp_path: Path) -> None:
     assert read_vap_data(tmp_path) == (replace(SAMPLES[0], score=100.0), *SAMPLES[1:])
 
 
-def test_rows_are_kept_by_score_split_and_validity(tmp_path: Path) -> None:
+def test_samples_are_kept_by_score_and_validity(tmp_path: Path) -> None:
     write_vap_data(SAMPLES, tmp_path)
-    assert [sample.path[-6:] for sample in read_vap_data(tmp_path, min_score=5.0)] == ["a1.mp4", "a2.mp4"]
-    assert [sample.path[-6:] for sample in read_vap_data(tmp_path, split="train")] == ["a1.mp4", "b1.mp4"]
-    with pytest.raises(InputError, match="none of split train with a score above 100"):
-        read_vap_data(tmp_path, min_score=100.0, split="train")
+    assert [sample.path[-6:] for sample in read_samples(tmp_path, 5.0)] == ["a1.mp4", "a2.mp4"]
+    with pytest.raises(InputError, match=r"score above 100 in .*, got none of 3"):
+        read_samples(tmp_path, 100.0)
+    write_manifest(SAMPLES, tmp_path / MANIFEST_NAME)
+    assert read_samples(tmp_path, 39.0) == SAMPLES[:2], "without a score it stays"
     rows = [f"v{valid}.mp4,[],c,melt,train,50,{valid}" for valid in ("1", "0", "True", "False", "", "-1")]
     write_csv(tmp_path, *rows, header=HEADER + ",_valid")
     assert [sample.path for sample in read_vap_data(tmp_path)] == ["v1.mp4", "vTrue.mp4"]

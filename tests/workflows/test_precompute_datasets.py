@@ -11,7 +11,7 @@ import torch
 
 from sememe.data.array_cache import ArrayCache
 from sememe.data.manifest import MANIFEST_NAME, add_hashes, read_manifest, write_manifest, write_vap_data
-from sememe.errors import InputError, VideoError
+from sememe.errors import InputError, RecipeError, VideoError
 from sememe.training.dataset_clips import open_clips
 from sememe.training.recipes import ClipFormat
 from sememe.workflows.precompute import PrecomputeSummary, precompute_latents
@@ -96,6 +96,19 @@ def test_one_bad_video_in_a_hundred_is_left_out_and_more_stop(data: Path) -> Non
     paint(data / "bad.mp4", 100)
     write_vap_data(samples, data)
     assert (encode(data).quarantine, quarantine.exists()) == ((), False)
+
+
+def test_scores_choose_videos(data: Path) -> None:
+    scores = (20.0, 80.0, None)
+    samples = [
+        replace(each, score=score) for each, score in zip(read_manifest(data / MANIFEST_NAME), scores, strict=True)
+    ]
+    write_manifest(samples, data / MANIFEST_NAME)
+    recipe = MeansRecipe(name="means", description="", clips=CLIPS, dataset=data, device="cpu", min_score=50.0)
+    assert precompute_latents(recipe, data.parent / "cache").num_new == {"means": 2}
+    assert read_levels(data) == [5, 10]
+    with pytest.raises(RecipeError, match="min_score has no effect on clips of the world"):
+        replace(recipe, dataset=None)
 
 
 def test_a_video_must_be_the_one_of_the_manifest(data: Path) -> None:

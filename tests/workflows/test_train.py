@@ -189,6 +189,10 @@ def test_the_expert_meets_seen_conditions_only(runs: Path, tmp_path: Path) -> No
     assert few < more < set(conditions(split="seen"))
     assert (len(few), len(more)) == (10, 24)
     number = len(conditions(split="seen"))
+    # One clip of a condition alone is no pair.
+    lonely = unseen | (np.array(cache.conditions) == "melt")
+    lonely[cache.conditions.index("melt")] = False
+    assert set(select_conditions(cache, lonely, None).conditions) == set(conditions(split="seen")) - {"melt"}
     with pytest.raises(RecipeError, match=f"at most {number}"):
         select_conditions(cache, unseen, number + 1)
 

@@ -71,45 +71,41 @@ class BenchmarkSample:
     reference_caption: str
 
 
-def read_samples(folder: Path) -> tuple[VideoSample, ...]:
+def read_samples(folder: Path, min_score: float = 0.0) -> tuple[VideoSample, ...]:
     """Read the list of a dataset's folder: its `manifest.jsonl`, or else its `vap_data.csv`.
 
+    Args:
+        folder: Folder of the dataset.
+        min_score: Samples whose score is not above it are left out; those without a score stay.
+
     Raises:
-        InputError: There is neither, it cannot be read, or it lists no video.
+        InputError: There is neither list, it cannot be read, or no sample is left.
     """
     manifest = folder / MANIFEST_NAME
     if not manifest.is_file() and not (folder / TRAINING_NAME).is_file():
         raise InputError(f"expected {MANIFEST_NAME} or {TRAINING_NAME} in the dataset's folder {folder}")
     samples = read_manifest(manifest) if manifest.is_file() else read_vap_data(folder)
-    if not samples:
-        raise InputError(f"expected at least one video in {manifest}, got none")
-    return samples
+    kept = tuple(sample for sample in samples if sample.score is None or sample.score > min_score)
+    if not kept:
+        raise InputError(
+            f"expected videos with a score above {min_score:g} in {folder}, got none of {len(samples)}; lower min_score"
+        )
+    return kept
 
 
-def read_vap_data(folder: Path | str, *, min_score: float = 0.0, split: str | None = None) -> tuple[VideoSample, ...]:
+def read_vap_data(folder: Path | str) -> tuple[VideoSample, ...]:
     """Read `vap_data.csv` of a dataset's folder.
 
-    Keeps rows whose `_valid`, where there is such a column, is above 0, and whose score is above `min_score` (a row
-    without a score is kept), of one split or of all. The files themselves are not looked at.
+    Keeps rows whose `_valid`, where there is such a column, is above 0. The files themselves are not looked at.
 
     Raises `InputError` naming the columns that are missing, or the row and what is wrong with it.
     """
     path = Path(folder) / TRAINING_NAME
-    samples = [
+    return tuple(
         _parse_sample(path, number, row)
         for number, row in _read_rows(path, TRAINING_COLUMNS)
         if _is_valid(path, number, row)
-    ]
-    kept = [
-        sample
-        for sample in samples
-        if (sample.score is None or sample.score > min_score) and split in (None, sample.split)
-    ]
-    if not kept:
-        raise InputError(
-            f"{path} has {len(samples)} valid rows, but none of split {split or 'any'} with a score above {min_score}"
-        )
-    return tuple(kept)
+    )
 
 
 def read_benchmark(folder: Path | str) -> tuple[BenchmarkSample, ...]:

@@ -65,8 +65,8 @@ class DatasetClips:
     the manifest describes.
     """
 
-    def __init__(self, folder: Path, clips: ClipFormat) -> None:
-        self.samples = read_samples(folder)
+    def __init__(self, folder: Path, clips: ClipFormat, min_score: float = 0.0) -> None:
+        self.samples = read_samples(folder, min_score)
         self._folder, self._format = folder, clips
         self._hashes = hash_videos(folder, self.samples)
 
@@ -124,10 +124,11 @@ class DatasetClips:
         return frames
 
 
-def open_clips(clips: ClipFormat, data: WorldData, dataset: Path | None) -> ClipCollection:
-    """The clips of a dataset or a cache if there is one, else the world's."""
+def open_clips(clips: ClipFormat, data: WorldData, dataset: Path | None, min_score: float = 0.0) -> ClipCollection:
+    """The clips of a dataset, those above a score, or of a cache if there is one, else the world's."""
     if dataset is not None:
-        return CachedClips(dataset, clips) if (dataset / INDEX_NAME).is_file() else DatasetClips(dataset, clips)
+        is_cache = (dataset / INDEX_NAME).is_file()
+        return CachedClips(dataset, clips) if is_cache else DatasetClips(dataset, clips, min_score)
     kinds: dict[str, type[WorldClips | ScriptClips | LookClips]] = {
         "conditions": WorldClips,
         "scripts": ScriptClips,

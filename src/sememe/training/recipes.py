@@ -176,7 +176,8 @@ class Regeneration:
 class ArraysRecipe:
     """Keeps named arrays of the clips of the world, or of those of `dataset`: a dataset's folder, or a cache of frames.
 
-    A system says which arrays there are.
+    A system says which arrays there are. Videos of a dataset whose score (VAP-Data's `reference_alignment_score`, 0 to
+    100) is not above `min_score` are left out; those without a score stay.
     """
 
     # "module:function" that returns the encoders of arrays, given recipe, clips and device.
@@ -187,6 +188,7 @@ class ArraysRecipe:
     clips: ClipFormat = field(default_factory=ClipFormat)
     data: WorldData = field(default_factory=WorldData)
     dataset: Path | None = None
+    min_score: float = 0.0
     batch_size: int = 32
     dtype: Literal["float16", "bfloat16"] = "float16"
     num_threads: int = 0
@@ -195,6 +197,11 @@ class ArraysRecipe:
     def __post_init__(self) -> None:
         check_setting(self.batch_size >= 1, f"batch_size must be 1 or more, got {self.batch_size}")
         check_setting(self.num_threads >= 0, f"num_threads must be 0 or more, got {self.num_threads}")
+        check_setting(0 <= self.min_score < 100, f"min_score must be 0 or more and below 100, got {self.min_score}")
+        check_setting(
+            self.dataset is not None or not self.min_score,
+            f"min_score has no effect on clips of the world, got {self.min_score}; give a dataset, or 0",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

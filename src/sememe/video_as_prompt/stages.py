@@ -1,5 +1,6 @@
 """Train the backbone and the expert: from recipes to networks and data, and what a step of each computes."""
 
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,8 @@ from sememe.video_as_prompt.stage_settings import (
     VideoAsPromptModelRecipe,
     WanNetwork,
 )
+
+logger = logging.getLogger(__name__)
 
 
 @runtime_checkable
@@ -382,11 +385,19 @@ def find_unseen(cache: ArrayCache, names: Collection[str] | None) -> NDArray[np.
 def select_conditions(cache: ArrayCache, unseen: NDArray[np.bool_], num_conditions: int | None) -> ArrayCache:
     """The seen clips, or those of some of their conditions: a smaller number takes a part of a larger one's.
 
+    Conditions with a single scene are left out, with a warning, because a pair needs two.
+
     Raises:
         RecipeError: There are fewer conditions than that.
     """
-    places = np.flatnonzero(~unseen).tolist()
-    seen = sorted({cache.conditions[place] for place in places})
+    scenes: dict[str, set[str]] = {}
+    for place in np.flatnonzero(~unseen).tolist():
+        scenes.setdefault(cache.conditions[place], set()).add(cache.scenes[place])
+    lonely = sorted(condition for condition, found in scenes.items() if len(found) < 2)
+    if lonely:
+        logger.warning("left out, because a pair needs two scenes: %s", ", ".join(lonely))
+    seen = sorted(scenes.keys() - set(lonely))
+    places = [place for place in np.flatnonzero(~unseen).tolist() if cache.conditions[place] in seen]
     if num_conditions is None:
         return cache.only(places)
     if num_conditions > len(seen):

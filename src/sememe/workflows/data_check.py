@@ -123,8 +123,8 @@ def _find_lonely(samples: Sequence[VideoSample]) -> list[Finding]:
     lonely = sorted(condition for condition, found in scenes.items() if len(found) < 2)
     if not lonely:
         return []
-    message = f"{len(lonely)} conditions have one scene only, and a pair needs two; add one or leave them out"
-    return [Finding(is_error=True, message=message, examples=lonely[:3])]
+    message = f"{len(lonely)} conditions have one scene only; an expert leaves them out, because a pair needs two"
+    return [Finding(is_error=False, message=message, examples=lonely[:3])]
 
 
 def _find_doubles(samples: Sequence[VideoSample], hashes: Sequence[str | None]) -> list[Finding]:

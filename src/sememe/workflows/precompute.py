@@ -99,7 +99,7 @@ def precompute_latents(
     """
     begin, folder = time.monotonic(), Path(output_dir)
     on_progress(Progress("listing clips"))
-    clips = open_clips(recipe.clips, recipe.data, recipe.dataset)
+    clips = open_clips(recipe.clips, recipe.data, recipe.dataset, recipe.min_score)
     encoders = list_encoders(recipe, clips)
     if verify:
         on_progress(Progress("verifying"))
