@@ -54,7 +54,7 @@ oldest:  ## pytest with the oldest versions that pyproject.toml allows, in .venv
 	$(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/python -m pip install --quiet uv
 	$(OLDEST)/bin/uv pip install --quiet --python $(OLDEST)/bin/python --resolution lowest-direct --editable ".[dev]"
-	$(OLDEST)/bin/python -m pytest --numprocesses auto --dist worksteal
+	$(OLDEST)/bin/python -m pytest --numprocesses auto --dist worksteal -W ignore::DeprecationWarning
 
 mutants: install  ## which tests notice mistakes in the source, and do damaged files do harm? (long)
 	PYTHONPATH=src:tests $(BIN)/python tests/mutations/media.py
