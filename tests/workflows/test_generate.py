@@ -3,8 +3,6 @@
 import hashlib
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -76,29 +74,6 @@ def test_the_seed_decides_the_bytes(request_of_files: GenerationRequest, model: 
     assert sorted(os.listdir(folder)) == sorted(
         f"{name}.{kind}" for name in ("out", "again", "other") for kind in ("mp4", "json")
     )
-
-
-def test_a_fresh_process_gives_the_same_bytes(request_of_files: GenerationRequest, model: LoadedModel) -> None:
-    here = run(request_of_files, model)
-    code = (
-        "import sys; from pathlib import Path\n"
-        "from sememe.compute.loading_settings import LoadingSettings\n"
-        "from sememe.video_as_prompt.generation import VideoAsPromptInputs\n"
-        "from sememe.workflows.generate import GenerationRequest, generate\n"
-        "reference, image, output, model = sys.argv[1:]\n"
-        "inputs = VideoAsPromptInputs(references=(Path(reference),), image=Path(image))\n"
-        "loading = LoadingSettings(device='cpu')\n"
-        "generate(GenerationRequest(inputs=inputs, output=Path(output), model=model, seed=7, loading=loading))\n"
-    )
-    output = request_of_files.output.with_name("apart.mp4")
-    paths = [
-        inputs_of(request_of_files).references[0],
-        inputs_of(request_of_files).image,
-        output,
-        request_of_files.model,
-    ]
-    subprocess.run([sys.executable, "-c", code, *map(str, paths)], check=True, timeout=600)
-    assert output.read_bytes() == here.output.read_bytes()
 
 
 def test_a_seed_by_chance_is_told_and_can_be_used_again(
