@@ -12,7 +12,7 @@ def test_a_scene_has_so_many_clips() -> None:
 
 
 def test_conditions_are_dealt_evenly_and_never_twice_to_a_scene() -> None:
-    items = [world_item(index) for index in range(8 * 800)]
+    items = [world_item(index) for index in range(8 * 400)]
     assert max(Counter(items).values()) == 1
     counts = Counter(item.condition for item in items)
     assert set(counts) == set(conditions())
