@@ -13,12 +13,17 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
-# The hook has whatever sememe imports compiled anew, so what is large comes first.
-for name in ("peft", "diffusers.models.transformers", "diffusers.models.autoencoders", "diffusers.models.unets"):
-    importlib.import_module(name)
 
-# From here on every function of sememe checks the shapes and types in its annotations.
-install_import_hook("sememe", "shape_checks.check")
+def pytest_configure(config: pytest.Config) -> None:
+    """Have every function of sememe check shapes and types; a process that only hands out tests needs no checks.
+
+    The hook compiles anew whatever sememe imports, so what is large is imported before.
+    """
+    if config.getoption("dist", "no") != "no" and not hasattr(config, "workerinput"):
+        return
+    for name in ("peft", "diffusers.models.transformers", "diffusers.models.autoencoders", "diffusers.models.unets"):
+        importlib.import_module(name)
+    install_import_hook("sememe", "shape_checks.check")
 
 
 def pytest_collection_finish() -> None:
