@@ -17,7 +17,7 @@ from jaxtyping import install_import_hook
 def pytest_configure(config: pytest.Config) -> None:
     """Have every function of sememe check shapes and types; a process that only hands out tests needs no checks.
 
-    The hook compiles anew whatever sememe imports, so what is large is imported before.
+    The hook also compiles again what sememe imports, so large libraries are imported before it.
     """
     if config.getoption("dist", "no") != "no" and not hasattr(config, "workerinput"):
         return

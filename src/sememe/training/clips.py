@@ -115,9 +115,7 @@ class WorldClips:
     def origin(self) -> str:
         from sememe.world import WORLD_VERSION
 
-        clips = self._format
-        shape = f"{clips.num_frames} frames of {clips.width}x{clips.height} at {clips.fps:g} fps"
-        return f"world {WORLD_VERSION}, {shape}, {self._data.clips_per_scene} clips a scene"
+        return f"world {WORLD_VERSION}, {_describe_format(self._format)}, {self._data.clips_per_scene} clips a scene"
 
     @property
     def version(self) -> str:
@@ -174,9 +172,7 @@ class ScriptClips:
     def origin(self) -> str:
         from sememe.world import WORLD_VERSION
 
-        clips = self._format
-        shape = f"{clips.num_frames} frames of {clips.width}x{clips.height} at {clips.fps:g} fps"
-        return f"scripts of world {WORLD_VERSION}, {shape}"
+        return f"scripts of world {WORLD_VERSION}, {_describe_format(self._format)}"
 
     @property
     def version(self) -> str:
@@ -248,9 +244,7 @@ class LookClips:
     def origin(self) -> str:
         from sememe.world import WORLD_VERSION
 
-        clips = self._format
-        shape = f"{clips.num_frames} frames of {clips.width}x{clips.height} at {clips.fps:g} fps"
-        return f"looks of world {WORLD_VERSION}, {shape}, {self._data.clips_per_scene} a scene"
+        return f"looks of world {WORLD_VERSION}, {_describe_format(self._format)}, {self._data.clips_per_scene} a scene"
 
     @property
     def version(self) -> str:
@@ -296,6 +290,10 @@ class LookClips:
         painted = repaint(scene, int(rng.integers(1 << 16)) + look)
         moves = [name for name in self._moves if can_show(scene, name)]
         return painted, moves[int(rng.permutation(len(moves))[look % len(moves)])]
+
+
+def _describe_format(clips: ClipFormat) -> str:
+    return f"{clips.num_frames} frames of {clips.width}x{clips.height} at {clips.fps:g} fps"
 
 
 @lru_cache(maxsize=1)
