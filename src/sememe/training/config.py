@@ -94,8 +94,8 @@ class PhaseConfig:
 
 
 FREE_SETTINGS = frozenset(
-    {"prefetch_batches", "device", "num_threads", "compile", "log_every", "tensorboard", "save_every", "save_minutes"}
-    | {"keep_checkpoints", "stop_after_minutes"}
+    {"prefetch_batches", "device", "num_threads", "shard", "checkpoints_activations", "compile", "log_every"}
+    | {"tensorboard", "save_every", "save_minutes", "keep_checkpoints", "stop_after_minutes"}
 )
 """Settings of `TrainingConfig` that decide where, how fast and how visibly a run goes, but not on what it computes."""
 
@@ -125,7 +125,10 @@ class TrainingConfig:
     `precision` "auto" is bf16 on devices that are fast in it and fp32 on others, such as CPUs without AVX-512.
     `num_threads` 0 leaves torch's setting. Steps count optimiser steps, each of `num_shares` batches of the stage: the
     shares of a step, whose gradients are summed. The processes of a run divide the shares among themselves, so that
-    their number changes nothing but rounding.
+    their number changes nothing but rounding. `shard` is the number of processes over which one copy of the weights
+    is spread, with gradients, moments and averages: 1 keeps all of them in each process, -1 spreads them over all
+    processes, and any other divides the number of processes. With `checkpoints_activations` the blocks of networks are
+    computed once more on the way back, and their activations are not kept.
     """
 
     num_steps: int = 0
@@ -146,6 +149,8 @@ class TrainingConfig:
     compile: Literal["none", "blocks"] = "none"
     device: str = "auto"
     num_threads: int = 0
+    shard: int = 1
+    checkpoints_activations: bool = False
     prefetch_batches: int = 0
     seed: int = 0
     max_minutes: float | None = None
@@ -166,6 +171,7 @@ class TrainingConfig:
         for name in ("max_minutes", "stop_after_minutes", "save_minutes"):
             value = getattr(self, name)
             check_setting(value is None or value > 0, f"{name} must be above 0 or none, got {value}")
+        check_setting(self.shard >= 1 or self.shard == -1, f"shard must be 1 or more, or -1 for all, got {self.shard}")
         check_setting(self.epsilon > 0, f"epsilon must be above 0, got {self.epsilon}")
         check_setting(
             all(0 <= beta < 1 for beta in self.betas), f"betas must be at least 0 and below 1, got {self.betas}"

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from sememe.compute.devices import is_fast_in_bfloat16
 from sememe.compute.host import peak_memory
@@ -52,6 +51,7 @@ from sememe.training.progress import (
     TrainingProgress,
     TrainingSummary,
 )
+from sememe.training.sharding import Sharding, choose_shard, divide_and_clip
 from sememe.training.share_states import ShareStates
 from sememe.training.stage import BatchSource, Stage, StepLoss, derive_seed, step_generator
 
@@ -101,8 +101,9 @@ class _Run:
         self._distribution, self._on_event = distribution, on_event
         self._device = distribution.device
         self._modules = stage.modules()
-        for module in self._modules.values():
-            module.to(self._device)
+        shard = choose_shard(config.shard, distribution.num_ranks)
+        self._sharding = Sharding(self._modules, stage.always_run(), distribution, shard)
+        distribution.share_weights(stage.state().values())
         self._phases = plan_phases(stage, config)
         self._num_steps = self._phases[-1].stop
         trained = {name for phase in self._phases for name in phase.parameters}
@@ -131,7 +132,6 @@ class _Run:
             self._take_up(loaded, latest)
         elif init_from is not None:
             self._begin_with(init_from)
-        self._distribution.share_weights(self._tensors)
         optimizer, average = ({}, None) if loaded is None else (loaded.optimizer, loaded.average)
         self._enter(find_phase(self._phases, self._step), optimizer, average or {})
         compile_modules(self._modules, self._config)
@@ -313,18 +313,14 @@ class _Run:
 
     def _finish_gradients(self, weight: Tensor) -> Tensor:
         """Turn the sums of this rank into the mean over all samples of the step, and clip it; return its norm."""
-        parameters = list(self._parameters.values())
-        self._distribution.sum_gradients(parameters, weight)
-        without = [name for name, parameter in self._parameters.items() if parameter.grad is None]
+        parameters = self._parameters
+        self._distribution.sum_gradients(parameters, self._sharding.take_reached(parameters), weight)
+        without = [name for name, parameter in parameters.items() if parameter.grad is None]
         if without and self._step == self._phase.start:
             logger.warning("%d of %d parameters got no gradient, such as %s", len(without), len(parameters), without[0])
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         # A step in which nothing weighs anything has gradients of zero.
-        torch._foreach_div_(gradients, torch.where(weight == 0, 1.0, weight))
-        grad_norm = get_total_norm(gradients)
-        if self._config.gradient_clip:
-            clip_grads_with_norm_(parameters, self._config.gradient_clip, grad_norm)
-        return grad_norm
+        divisor = torch.where(weight == 0, 1.0, weight)
+        return divide_and_clip(list(parameters.values()), divisor, self._config.gradient_clip)
 
     # Reporting and saving
 
@@ -415,7 +411,7 @@ class _Run:
 
     def _summarise(self, ending: Ending, request: StopRequest) -> TrainingSummary:
         model = self._folder / "model" if ending in ("finished", "budget") else None
-        if model is not None and self._distribution.is_main:
+        if model is not None:
             self._export(model)
         return TrainingSummary(
             step=self._step,
@@ -431,5 +427,7 @@ class _Run:
 
     def _export(self, folder: Path) -> None:
         average = self._average
-        with atomic_folder(folder) as temporary, nullcontext() if average is None else average.applied():
-            self._stage.export(temporary, "raw" if average is None else "ema")
+        with nullcontext() if average is None else average.applied(), self._sharding.gathered():
+            if self._distribution.is_main:
+                with atomic_folder(folder) as temporary:
+                    self._stage.export(temporary, "raw" if average is None else "ema")

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sememe.compute.devices import is_fast_in_bfloat16
+from sememe.training.sharding import gather, spread_like
 
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 """Coefficients of x, x^3 and x^5 that bring singular values near 1 within `_NUM_ITERATIONS` (Jordan et al.)."""
@@ -23,6 +24,9 @@ _UPDATE_SIZE = 0.2
 
 class Muon(Optimizer):
     """Nesterov momentum, orthogonalised; decoupled weight decay.
+
+    The momentum of a sharded matrix is sharded too. What is orthogonalised is the whole matrix, which every process
+    gathers for it, one after another, so that each process spends as much time on it as a single one would.
 
     Args:
         params: Matrices, or groups of them as any torch optimiser takes them.
@@ -48,7 +52,8 @@ class Muon(Optimizer):
                 if not state:
                     state["momentum_buffer"] = torch.zeros_like(weight.grad)
                 average = state["momentum_buffer"].lerp_(weight.grad, 1 - momentum)
-                direction = orthogonalise(weight.grad.lerp(average, momentum), _choose_dtype(weight.device))
+                momentary = gather(weight.grad.lerp(average, momentum))
+                direction = spread_like(orthogonalise(momentary, _choose_dtype(weight.device)), weight)
                 weight.mul_(1 - learning_rate * group["weight_decay"])
                 weight.add_(direction, alpha=-learning_rate * _UPDATE_SIZE * max(weight.shape) ** 0.5)
 

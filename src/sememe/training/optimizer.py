@@ -1,7 +1,7 @@
 """Optimisers with a state of named tensors, and the moving average of the weights."""
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -14,6 +14,7 @@ from torch.optim import AdamW, Optimizer
 from sememe.errors import ModelError, RecipeError
 from sememe.training.config import PhaseConfig, TrainingConfig
 from sememe.training.muon import Muon
+from sememe.training.sharding import is_sharded, spread_like, take_rows
 
 
 class WeightAverage:
@@ -41,10 +42,10 @@ class WeightAverage:
         for begun, names in self._groups.items():
             # Held down in the first steps: else the average would consist of the initial weights for a long time.
             decay = min(self._decay, (1 + step - begun) / (10 + step - begun))
-            weights = [self._parameters[name] for name in names]
+            weights = [take_rows(self._parameters[name]) for name in names]
             if any(weight.dtype != torch.float32 for weight in weights):
                 weights = [weight.float() for weight in weights]
-            torch._foreach_lerp_([self._average[name] for name in names], weights, 1.0 - decay)
+            torch._foreach_lerp_([take_rows(self._average[name]) for name in names], weights, 1.0 - decay)
 
     def tensors(self) -> dict[str, Tensor]:
         """The averages themselves, by parameter name (not copies)."""
@@ -67,6 +68,27 @@ class WeightAverage:
             _copy_all(list(self._parameters.values()), list(kept.values()))
 
 
+class ChosenTensors(Mapping[str, Tensor]):
+    """Some of many tensors, each read when it is asked for.
+
+    Args:
+        tensors: Tensors by name.
+        is_chosen: Whether a name is chosen.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], is_chosen: Callable[[str], bool]) -> None:
+        self._tensors, self._names = tensors, [name for name in tensors if is_chosen(name)]
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
 @torch.no_grad()
 def _copy_all(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
     for target, source in zip(targets, sources, strict=True):
@@ -75,7 +97,9 @@ def _copy_all(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
 
 @torch.no_grad()
 def copy_tensors(source: Mapping[str, Tensor], target: Mapping[str, Tensor], what: str) -> None:
-    """Copy tensors by name. Raises `ModelError`, before anything is changed, where names or shapes differ."""
+    """Copy whole tensors by name, to sharded ones too. Raises `ModelError`, before anything is changed, if they differ
+    in names or shapes.
+    """
     missing, extra = sorted(target.keys() - source.keys()), sorted(source.keys() - target.keys())
     if missing or extra:
         raise ModelError(
@@ -89,7 +113,7 @@ def copy_tensors(source: Mapping[str, Tensor], target: Mapping[str, Tensor], wha
                 "use those of the same model"
             )
     for name, tensor in target.items():
-        tensor.copy_(source[name])
+        tensor.copy_(spread_like(source[name], tensor))
 
 
 def _list_names(verb: str, names: Sequence[str]) -> str:
@@ -205,12 +229,12 @@ class NamedOptimizer:
         )
 
     def _group(self, names: Sequence[str]) -> list[dict[str, Any]]:
-        """Groups of parameters, each with one factor of the learning rate."""
-        groups: dict[float, list[nn.Parameter]] = {}
+        """Groups of parameters, each with one factor of the learning rate, and sharded or not."""
+        groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
         for name in names:
             factor = math.prod(factor for pattern, factor in self._factors.items() if fnmatchcase(name, pattern))
-            groups.setdefault(factor, []).append(self._parameters[name])
-        return [{"params": parameters, "factor": factor} for factor, parameters in groups.items()]
+            groups.setdefault((factor, is_sharded(self._parameters[name])), []).append(self._parameters[name])
+        return [{"params": parameters, "factor": factor} for (factor, _), parameters in groups.items()]
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """Set the learning rate that the groups' factors multiply."""
@@ -260,4 +284,4 @@ def _laid_out_like(tensor: Tensor, parameter: Tensor) -> Tensor:
     # Files hold contiguous tensors; a fused kernel expects moments with the strides of their parameter (channels last).
     if tensor.shape != parameter.shape:
         return tensor
-    return torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
+    return torch.empty_like(parameter, dtype=tensor.dtype).copy_(spread_like(tensor, parameter))

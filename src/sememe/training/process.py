@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,6 +15,8 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+from torch.distributed.tensor import DTensor
 
 from sememe.compute.devices import choose_device
 from sememe.errors import RecipeError
@@ -111,45 +113,56 @@ class Distribution:
         count = num_shares // self.num_ranks
         return range(self.rank * count, (self.rank + 1) * count)
 
-    def sum_gradients(self, parameters: Sequence[Tensor], weight: Tensor) -> None:
+    def sum_gradients(self, parameters: Mapping[str, Tensor], reached: Collection[str], weight: Tensor) -> None:
         """Replace each gradient, and the weight of the loss, by its sum over the ranks, in place.
 
-        A parameter without a gradient on any rank keeps none, so that weight decay leaves it alone as in one process.
+        A parameter without a gradient on any rank gets none, so that weight decay leaves it alone as in one process.
         By hand, because DistributedDataParallel takes equal means and wraps `forward` only; stages call other methods.
+
+        Args:
+            parameters: Parameters by name. Gradients of sharded ones are sums already.
+            reached: Names of those that this rank has a gradient of.
+            weight: Scalar.
         """
         if self.num_ranks == 1:
             return
-        counts = self.reduce([float(parameter.grad is not None) for parameter in parameters])
-        reached = [parameter for parameter, count in zip(parameters, counts, strict=True) if count]
-        for parameter in reached:
-            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            parameter.grad = gradient.contiguous()
-        summed = [weight, *(parameter.grad for parameter in reached if parameter.grad is not None)]
+        counts = self.reduce([float(name in reached) for name in parameters])
+        summed = [weight]
+        for parameter, count in zip(parameters.values(), counts, strict=True):
+            if not count:
+                parameter.grad = None
+            elif not isinstance(parameter, DTensor):
+                gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                parameter.grad = gradient.contiguous()
+                summed.append(parameter.grad)
         for work in [dist.all_reduce(tensor, async_op=True) for tensor in summed]:
             work.wait()
 
-    def share_weights(self, tensors: Mapping[str, Tensor]) -> None:
-        """Give all ranks the main rank's tensors, in place."""
+    def share_weights(self, tensors: Iterable[Tensor]) -> None:
+        """Give all ranks the main rank's tensors, in place. The order must be the same on all ranks."""
         if self.num_ranks == 1:
             return
-        for name in sorted(tensors):
-            values = tensors[name].detach().contiguous()
+        for tensor in tensors:
+            values = tensor.detach().contiguous()
             dist.broadcast(values, src=0)
             with torch.no_grad():
-                tensors[name].copy_(values)
+                tensor.copy_(values)
+
+    def gather_texts(self, text: str) -> list[str]:
+        """A text of each rank, in their order, on all ranks."""
+        if self.num_ranks == 1:
+            return [text]
+        content = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+        (length,) = self.reduce([len(content)], dist.ReduceOp.MAX)
+        padded = torch.nn.functional.pad(content, (0, int(length) - len(content)))
+        gathered = [torch.empty_like(padded) for _ in range(self.num_ranks)]
+        dist.all_gather(gathered, padded, group=self.control)
+        return [bytes(each.tolist()).rstrip(b"\0").decode() for each in gathered]
 
     def join_names(self, names: Iterable[str]) -> list[str]:
         """The names that any rank has, sorted, on all ranks."""
-        own = sorted(set(names))
-        if self.num_ranks == 1:
-            return own
-        content = torch.frombuffer(bytearray(json.dumps(own).encode()), dtype=torch.uint8)
-        (length,) = self.reduce([len(content)], dist.ReduceOp.MAX)
-        # JSON may end in spaces.
-        padded = torch.nn.functional.pad(content, (0, int(length) - len(content)), value=ord(" "))
-        gathered = [torch.empty_like(padded) for _ in range(self.num_ranks)]
-        dist.all_gather(gathered, padded, group=self.control)
-        return sorted({name for each in gathered for name in json.loads(bytes(each.tolist()))})
+        texts = self.gather_texts(json.dumps(sorted(set(names))))
+        return sorted({name for text in texts for name in json.loads(text)})
 
     def share(self, values: Sequence[float]) -> list[float]:
         """The main rank's numbers, on all ranks."""
@@ -189,6 +202,9 @@ def open_distribution(device_name: str) -> Iterator[Distribution]:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
     try:
         yield Distribution(rank=rank, num_ranks=num_ranks, device=device, control=dist.new_group(backend="gloo"))
+    except Exception as error:
+        get_error_handler().record_exception(error)  # for torchrun to tell which process failed first, and why
+        raise
     finally:
         if not was_joined:
             dist.destroy_process_group()
@@ -211,6 +227,19 @@ def compile_modules(modules: Mapping[str, nn.Module], config: TrainingConfig) ->
         )
     for module in able:
         module.compile_repeated_blocks()  # type: ignore[operator]
+
+
+def checkpoint_activations(modules: Mapping[str, nn.Module], config: TrainingConfig) -> None:
+    """Have the blocks of a stage's modules computed twice where the settings ask for it."""
+    if not config.checkpoints_activations:
+        return
+    able = [module for module in modules.values() if getattr(module, "_supports_gradient_checkpointing", False)]
+    if not able:
+        raise RecipeError(
+            "checkpoints_activations has no effect: no module of the stage can compute its blocks twice; leave it out"
+        )
+    for module in able:
+        module.enable_gradient_checkpointing()  # type: ignore[operator]
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,6 +116,14 @@ class Stage(ABC):
         """
         if phase != "main":
             raise RecipeError(f"the stage {self.name} has no phase {phase!r}; leave out training.phases")
+
+    def always_run(self) -> Collection[str]:
+        """Names of those of `modules()` that every batch runs, with the same blocks in the same order.
+
+        Only these can be spread over processes, which exchange the weights of a block while they run it. By default
+        all of them.
+        """
+        return self.modules().keys()
 
     def state(self) -> Mapping[str, Tensor]:
         """Tensors beside those of the modules that a checkpoint keeps, such as running statistics; changed in place."""

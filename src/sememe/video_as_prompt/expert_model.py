@@ -39,8 +39,10 @@ class ExpertModel(TwoFolderFiles):
     Attributes:
         may_follow_target: Whether the reference may be read at the target's timestep.
         has_text_tokens: Whether texts are tokens of the blocks beside the video's.
+        forward_methods: Methods beside `forward` that run parts of the model in training.
     """
 
+    forward_methods: ClassVar[tuple[str, ...]] = ("embed_reference", "encode_reference")
     may_follow_target: ClassVar[bool] = False
     has_text_tokens: ClassVar[bool] = False
 
