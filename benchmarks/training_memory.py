@@ -1,10 +1,12 @@
-"""What a GPU needs to train SemanticGen at the size of Wan2.1: `python -m benchmarks.training_memory`.
+"""What a GPU needs for a training at the size of Wan2.1: `python -m benchmarks.training_memory`.
 
 Networks run forward and backward on the meta device at the length and size of their recipes, so that nothing is
 computed. Weights, gradients and the two moments of AdamW count 4 bytes a number each; activations are counted in
 bfloat16, by a run whose networks are in bfloat16, for one clip. Blocks are alike: two and three of them are measured,
-and the difference stands for each of the others. Every GPU holds all of this, because the training loop divides batches
-and not networks.
+and the difference stands for each of the others. That is what a GPU needs that holds all of it.
+
+An expert is counted without activations, for several numbers of GPUs over which its model is spread: 4 bytes for each
+frozen number, and 20 for each trained one, whose average is kept too.
 """
 
 from collections.abc import Callable
@@ -15,6 +17,7 @@ from unittest.mock import patch
 
 import torch
 from diffusers import WanTransformer3DModel
+from torch import nn
 from torch.nn import functional
 
 from sememe.compute.rehearsal import track_memory
@@ -33,10 +36,13 @@ from sememe.semanticgen.stage_planner import to_latents
 from sememe.semanticgen.stage_settings import PlannerNetwork, RendererRecipe
 from sememe.semanticgen.stages import make_planner
 from sememe.semanticgen.windows import SliceShape, make_layout
+from sememe.training.sharding import count_kept
+from sememe.video_as_prompt.network_wan import WanVideoAsPromptTransformer
 
 TOWERS = {"3B": 2048, "7B": 3584, "72B": 8192}
 """Widths of the features of Qwen2.5-VL's towers."""
 _BYTES_PER_NUMBER = 16  # weight, gradient and two moments in float32
+_BYTES_WITH_AVERAGE, _BYTES_OF_WEIGHT = 20, 4
 _TEXT_DIM, _TEXT_TOKENS, _CHANNELS, _FEATURE_PIXELS = 4096, 512, 16, 28
 
 
@@ -85,7 +91,7 @@ def measure_renderer(recipe: RendererRecipe, network: PlannerNetwork, feature_di
         renderer = SemanticGenTransformer.from_backbone(backbone, dim)
         latents = torch.empty(1, _CHANNELS, frames, rows, columns, dtype=torch.bfloat16)
         features = torch.empty(1, *plan, feature_dim, dtype=torch.bfloat16)
-    if recipe.settings.checkpoints_activations:
+    if recipe.training.checkpoints_activations:
         renderer.enable_gradient_checkpointing()
 
     def run() -> Any:
@@ -170,7 +176,39 @@ def list_needs() -> dict[str, Need]:
     return needs
 
 
+def make_expert() -> WanVideoAsPromptTransformer:
+    """Make Wan2.1-I2V-14B with an expert in every fourth block, without values, as it is trained."""
+    with torch.device("meta"):
+        backbone = WanTransformer3DModel(
+            num_attention_heads=40,
+            attention_head_dim=128,
+            in_channels=36,
+            text_dim=_TEXT_DIM,
+            ffn_dim=13824,
+            num_layers=40,
+            image_dim=1280,
+            added_kv_proj_dim=5120,
+        )
+        model: WanVideoAsPromptTransformer = WanVideoAsPromptTransformer.from_backbone(backbone, range(0, 40, 4))
+    model.freeze_backbone()
+    return model
+
+
+def count_state(network: nn.Module, shard: int) -> int:
+    """Count the bytes that one of `shard` GPUs keeps of a network, and of what goes with its trained parameters."""
+    kept = count_kept(network, shard)
+    return sum(
+        kept[name] * (_BYTES_WITH_AVERAGE if parameter.requires_grad else _BYTES_OF_WEIGHT)
+        for name, parameter in network.named_parameters()
+    )
+
+
 def main() -> int:
+    expert = make_expert()
+    for shard in (1, 8, 48):
+        print(
+            f"wan-14b with ten experts on {shard:2} GPUs: {count_state(expert, shard) / GIGABYTE:6.1f} GB of state each"
+        )
     for name, need in list_needs().items():
         state, activations = need.state_bytes / GIGABYTE, need.activation_bytes / GIGABYTE
         print(

@@ -34,9 +34,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         mode = part.stat().st_mode & 0o777
         yield part
         part.chmod(mode)  # safetensors puts another file there, which only its owner may read
-        _flush(part)
+        flush(part)
         part.replace(path)
-        _flush(path.parent)
+        flush(path.parent)
     except OutputError:
         raise
     except OSError as error:
@@ -64,11 +64,11 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         yield temporary
         share_files(temporary)
         for path in (*temporary.rglob("*"), temporary):
-            _flush(path)
+            flush(path)
         if folder.exists():
             folder.rename(replaced)
         temporary.rename(folder)
-        _flush(folder.parent)
+        flush(folder.parent)
     except SememeError:
         raise
     except OSError as error:
@@ -175,8 +175,8 @@ def describe_write_error(path: str | Path, error: OSError) -> str:
     return f"cannot write {path}: {error.strerror or error}"
 
 
-def _flush(path: Path) -> None:
-    """Have the system put a file, or the entries of a folder, on the disk."""
+def flush(path: Path) -> None:
+    """Have the system put a file, or the entries of a folder, on the disk. Raises `OSError` if it cannot."""
     if path.is_dir() and os.name == "nt":
         return  # Windows cannot open folders
     descriptor = os.open(path, os.O_RDONLY)

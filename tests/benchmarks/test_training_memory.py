@@ -17,7 +17,7 @@ def test_two_and_three_blocks_say_what_four_need() -> None:
 
 def test_blocks_that_are_computed_twice_keep_less() -> None:
     recipe = wan_1_3b_renderer()
-    whole = replace(recipe, settings=replace(recipe.settings, checkpoints_activations=False))
+    whole = replace(recipe, training=replace(recipe.training, checkpoints_activations=False))
     twice, once = (measure_renderer(each, NETWORK, feature_dim=16) for each in (recipe, whole))
     assert (twice.num_parameters, twice.state_bytes) == (once.num_parameters, once.state_bytes)
     assert twice.activation_bytes < once.activation_bytes / 2

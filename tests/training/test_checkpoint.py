@@ -16,8 +16,18 @@ from sememe.training.checkpoint import (
     find_latest,
     list_checkpoints,
     load_checkpoint,
-    save_checkpoint,
 )
+from sememe.training.checkpoint_writer import CheckpointWriter, remove_leftovers
+from sememe.training.process import Distribution
+
+
+def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> Path:
+    writer = CheckpointWriter(folder, Distribution(device=torch.device("cpu")))
+    writer.begin(checkpoint)
+    try:
+        return writer.complete()
+    finally:
+        writer.close()
 
 
 def make_checkpoint(step: int) -> Checkpoint:
@@ -48,7 +58,7 @@ def test_a_checkpoint_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 def test_the_newest_are_kept_by_number(tmp_path: Path) -> None:
     for step in (5, 999_999, 1_000_000):
-        save_checkpoint(make_checkpoint(step), tmp_path, keep=2)
+        save_checkpoint(make_checkpoint(step), tmp_path)
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step_999999", "step_1000000"]
     assert find_latest(tmp_path) == tmp_path / "step_1000000"
 
@@ -132,6 +142,7 @@ def test_killed_at_any_point_a_save_leaves_a_good_checkpoint(tmp_path: Path, mon
         latest = find_latest(folder)
         assert latest is not None
         assert load_checkpoint(latest).step in (2, 3)
+        remove_leftovers(folder)
         save_checkpoint(make_checkpoint(4), folder)
         assert [path.name[-1] for path in list_checkpoints(folder)][-1] == "4"
         assert not list(folder.glob(".*"))

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from sememe.errors import InputError, MissingExtraError, ModelError, RecipeError
-from sememe.training.checkpoint import find_latest, list_checkpoints, load_checkpoint, save_checkpoint
+from sememe.training.checkpoint import Checkpoint, find_latest, list_checkpoints, load_checkpoint
+from sememe.training.checkpoint_writer import CheckpointWriter
 from sememe.training.config import ScheduleConfig, TrainingConfig
 from sememe.training.loop import train
 from sememe.training.progress import CheckpointSaved, TrainingEvent, TrainingProgress, read_log
@@ -189,12 +190,12 @@ def test_a_spent_budget_completes_the_run_with_a_complete_decay(tmp_path: Path, 
 def test_a_budget_that_is_spent_while_saving_does_not_prolong_the_run(
     tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def save_slowly(*arguments: Any) -> Path:
-        path = save_checkpoint(*arguments)
-        clock.seconds += 0.5
-        return path
+    class SlowWriter(CheckpointWriter):
+        def begin(self, checkpoint: Checkpoint) -> None:
+            super().begin(checkpoint)
+            clock.seconds += 0.5
 
-    monkeypatch.setattr("sememe.training.loop.save_checkpoint", save_slowly)
+    monkeypatch.setattr("sememe.training.loop.CheckpointWriter", SlowWriter)
     # The second step is saved at 2.5 s, the budget ends at 2.8 s, and the save at 3.0 s.
     config = make_config(num_steps=10**6, max_minutes=2.8 / 60, save_every=1)
     summary = train(clock.make_stage(), config, tmp_path)
@@ -291,6 +292,8 @@ def test_folders_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 
 
 def test_settings_that_cannot_take_effect_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RecipeError, match="checkpoints_activations has no effect"):
+        train(SmallStage(), make_config(checkpoints_activations=True), tmp_path)
     with pytest.raises(RecipeError, match="compile=blocks has no effect"):
         train(SmallStage(), make_config(compile="blocks"), tmp_path)
     with pytest.raises(InputError, match="device of this machine, got 'abacus'"):

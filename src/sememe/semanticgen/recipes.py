@@ -194,8 +194,8 @@ def wan_1_3b_renderer() -> RendererRecipe:
         backbone="Wan2.1-T2V-1.3B-Diffusers",
         temporal_ratio=4,
         fps=16.0,
-        settings=RendererSettings(batch_size=1, image_share=0.0, window_seconds=5.0, checkpoints_activations=True),
-        training=_train_at_scale(10_000),
+        settings=RendererSettings(batch_size=1, image_share=0.0, window_seconds=5.0),
+        training=replace(_train_at_scale(10_000), checkpoints_activations=True),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,8 +82,6 @@ class RendererStage(Stage):
         self.text, self.cache, self.settings, self._copied = text, cache, settings, copied or {}
         if isinstance(text, EncodedText):
             text.text_encoder.train()
-        if settings.checkpoints_activations:
-            transformer.enable_gradient_checkpointing()
         config: Any = transformer.config
         self._num_mask_channels = config.in_channels - 2 * config.out_channels
         _, *grid = cache.arrays["clean"].shape
@@ -103,6 +101,10 @@ class RendererStage(Stage):
     def modules(self) -> Mapping[str, nn.Module]:
         text = {"text_encoder": self.text.text_encoder} if isinstance(self.text, EncodedText) else {}
         return {"transformer": self.transformer, "compressor": self.compressor, **text}
+
+    def always_run(self) -> Collection[str]:
+        # Batches without a plan have nothing to compress.
+        return self.modules().keys() - {"compressor"}
 
     def batch(self, step: int, generator: torch.Generator, device: torch.device) -> RendererBatch:
         rng, settings, cache = make_rng(generator), self.settings, self.cache

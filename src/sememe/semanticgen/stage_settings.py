@@ -118,7 +118,6 @@ class RendererSettings:
         plan_noise: Law of the noise on plans.
         plan_noise_tau: Its strength; the plan's features have unit variance.
         window_seconds: Length of the attention windows; none attends over the whole clip.
-        checkpoints_activations: Whether blocks are computed twice, so that their activations need not be kept.
     """
 
     batch_size: int = 32
@@ -132,7 +131,6 @@ class RendererSettings:
     plan_noise: NoiseLaw = "half_normal"
     plan_noise_tau: float = 0.4
     window_seconds: float | None = 4.0
-    checkpoints_activations: bool = False
 
     def __post_init__(self) -> None:
         check_setting(self.batch_size >= 1, f"batch_size must be 1 or more, got {self.batch_size}")

@@ -1,30 +1,29 @@
 """Checkpoints that are either complete and verified, or not there.
 
 A checkpoint is a folder `step_000123` with `weights.safetensors`, `ema.safetensors` (where an average is kept),
-`optimizer.safetensors`, `state.json` and `manifest.json` (size and SHA-256 of the others).
+`optimizer.safetensors`, `state.json` and `manifest.json` (size and SHA-256 of the others). Where the weights are spread
+over processes, each of these writes its rows to files of its own, such as `weights-00002-of-00008.safetensors`.
 """
 
 import json
 import logging
 import re
-import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from safetensors.torch import load_file
+import torch
+from safetensors import safe_open
 from torch import Tensor
 
-from sememe.checkpoints.tensor_files import save_tensors
 from sememe.errors import ModelError, RecipeError
-from sememe.files import atomic_folder, hash_file
+from sememe.files import hash_file
 
 _NAME = re.compile(r"step_(\d{6,})")
-# What a process that was killed while it wrote a checkpoint leaves; see `atomic_folder`.
-_LEFTOVERS = (".step_*.writing-*", ".step_*.replaced-*")
-_WEIGHTS, _AVERAGE, _OPTIMIZER = "weights.safetensors", "ema.safetensors", "optimizer.safetensors"
-_STATE, _MANIFEST = "state.json", "manifest.json"
+WEIGHTS, AVERAGE, OPTIMIZER = "weights", "ema", "optimizer"
+"""Stems of the files of tensors."""
+STATE_NAME, MANIFEST_NAME = "state.json", "manifest.json"
 
 Resume = Literal["auto", "never"]
 
@@ -45,36 +44,57 @@ class Checkpoint:
     state: Mapping[str, Any] = field(default_factory=dict)
 
 
-def save_checkpoint(checkpoint: Checkpoint, folder: Path, keep: int = 2) -> Path:
-    """Write `folder/step_...` and remove the oldest ones beyond `keep` (at least 2); return its path.
+class StoredTensors(Mapping[str, Tensor]):
+    """Tensors in files, whole, each read when it is asked for.
+
+    Args:
+        paths: Files. Rows of a tensor that is in several of them follow each other in this order.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._files: dict[str, list[Any]] = {}
+        for path in paths:
+            file = safe_open(path, "pt")
+            for name in file.keys():  # noqa: SIM118 (it is no mapping)
+                self._files.setdefault(name, []).append(file)
+
+    def __getitem__(self, name: str) -> Tensor:
+        parts: list[Tensor] = [file.get_tensor(name) for file in self._files[name]]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+
+def name_file(stem: str, part: int, num_parts: int) -> str:
+    """The name of a file of tensors: of the whole, or of one of several parts (from 0)."""
+    return f"{stem}.safetensors" if num_parts == 1 else f"{stem}-{part + 1:05}-of-{num_parts:05}.safetensors"
+
+
+def load_checkpoint(path: Path, *, is_verified: bool = False) -> Checkpoint:
+    """Read a checkpoint folder, on the CPU, each tensor when it is asked for.
+
+    Args:
+        path: Folder.
+        is_verified: Whether its hashes were compared a moment ago; else they are now.
 
     Raises:
-        OutputError: It cannot be written; then nothing of it is left and older ones stay.
+        ModelError: It is damaged or incomplete.
     """
-    assert keep >= 2, "a run keeps two checkpoints at least, so that a damaged one is no loss"
-    final = name_checkpoint(folder, checkpoint.step)
-    for path in (path for pattern in _LEFTOVERS for path in folder.glob(pattern)):
-        shutil.rmtree(path, ignore_errors=True)
-    with atomic_folder(final) as temporary:
-        _write_files(checkpoint, temporary)
-    for path in list_checkpoints(folder)[:-keep]:
-        shutil.rmtree(path, ignore_errors=True)
-    return final
-
-
-def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint folder, on the CPU. Raises `ModelError` if it is damaged or incomplete."""
-    problem = find_damage(path)
+    problem = None if is_verified else find_damage(path)
     if problem is not None:
         raise ModelError(f"{path} is not a complete checkpoint: {problem}; use another one")
-    state = json.loads((path / _STATE).read_text())
-    average = path / _AVERAGE
+    state = json.loads((path / STATE_NAME).read_text())
+    names = json.loads((path / MANIFEST_NAME).read_text())["files"]
+    weights, average, optimizer = (
+        StoredTensors([path / name for name in sorted(names) if re.fullmatch(rf"{stem}(-.*)?\.safetensors", name)])
+        for stem in (WEIGHTS, AVERAGE, OPTIMIZER)
+    )
     return Checkpoint(
-        step=state.pop("step"),
-        weights=load_file(path / _WEIGHTS),
-        average=load_file(average) if average.exists() else None,
-        optimizer=load_file(path / _OPTIMIZER),
-        state=state,
+        step=state.pop("step"), weights=weights, average=average or None, optimizer=optimizer, state=state
     )
 
 
@@ -125,7 +145,7 @@ def find_own(run: Path, resume: Resume) -> Path | None:
 
 def load_initial(source: Path) -> tuple[Path, Checkpoint]:
     """Return a checkpoint, or the newest of a run's folder, and where it is. Raises `ModelError` if there is none."""
-    path = source if (source / _MANIFEST).exists() else find_latest(source / "checkpoints")
+    path = source if (source / MANIFEST_NAME).exists() else find_latest(source / "checkpoints")
     if path is None:
         raise ModelError(f"init_from must be a checkpoint or the folder of a run that has one, got {source}")
     return path, load_checkpoint(path)
@@ -134,7 +154,7 @@ def load_initial(source: Path) -> tuple[Path, Checkpoint]:
 def find_damage(path: Path) -> str | None:
     """What is wrong with a checkpoint folder, or None. Reads all of it."""
     try:
-        manifest = json.loads((path / _MANIFEST).read_text())
+        manifest = json.loads((path / MANIFEST_NAME).read_text())
         files = manifest["files"]
         for name, expected in files.items():
             if "/" in name or (path / name).stat().st_size != expected["size"]:
@@ -144,21 +164,15 @@ def find_damage(path: Path) -> str | None:
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return f"{_MANIFEST} cannot be read"
-    missing = {_WEIGHTS, _OPTIMIZER, _STATE} - set(files)
+        return f"{MANIFEST_NAME} cannot be read"
+    return _find_missing(files)
+
+
+def _find_missing(names: Collection[str]) -> str | None:
+    """Say whether the manifest lacks a file: of the state, or of weights and optimiser, whole or in as many parts."""
+    counts = {int(match[1]) for name in names if (match := re.search(r"-of-(\d{5})\.", name))} or {1}
+    num_parts = max(counts)
+    stems = (WEIGHTS, OPTIMIZER)
+    needed = {name_file(stem, part, num_parts) for stem in stems for part in range(num_parts)} | {STATE_NAME}
+    missing = needed - set(names)
     return f"{min(missing)} is missing" if missing else None
-
-
-def _write_files(checkpoint: Checkpoint, folder: Path) -> None:
-    save_tensors(checkpoint.weights, folder / _WEIGHTS)
-    save_tensors(checkpoint.optimizer, folder / _OPTIMIZER)
-    if checkpoint.average is not None:
-        save_tensors(checkpoint.average, folder / _AVERAGE)
-    _save_json({"step": checkpoint.step, **checkpoint.state}, folder / _STATE)
-    names = sorted(path.name for path in folder.iterdir())
-    files = {name: {"size": (folder / name).stat().st_size, "sha256": hash_file(folder / name)} for name in names}
-    _save_json({"format": 1, "files": files}, folder / _MANIFEST)
-
-
-def _save_json(value: Mapping[str, Any], path: Path) -> None:
-    path.write_text(json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")

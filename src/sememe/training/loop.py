@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import time
+from collections import ChainMap
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
@@ -25,14 +26,16 @@ from sememe.training.checkpoint import (
     load_checkpoint,
     load_initial,
     name_checkpoint,
-    save_checkpoint,
 )
+from sememe.training.checkpoint_writer import CheckpointWriter, remove_leftovers
 from sememe.training.config import Precision, TrainingConfig
-from sememe.training.optimizer import NamedOptimizer, WeightAverage, copy_tensors, tracked_tensors
+from sememe.training.hang_watch import HangWatch
+from sememe.training.optimizer import ChosenTensors, NamedOptimizer, WeightAverage, copy_tensors, tracked_tensors
 from sememe.training.phases import check_phase, find_phase, plan_phases, schedule_factor
 from sememe.training.process import (
     Distribution,
     StopRequest,
+    checkpoint_activations,
     compile_modules,
     listen_for_stop,
     open_distribution,
@@ -104,6 +107,7 @@ class _Run:
         shard = choose_shard(config.shard, distribution.num_ranks)
         self._sharding = Sharding(self._modules, stage.always_run(), distribution, shard)
         distribution.share_weights(stage.state().values())
+        self._writer = CheckpointWriter(folder / "checkpoints", distribution, shard, config.keep_checkpoints)
         self._phases = plan_phases(stage, config)
         self._num_steps = self._phases[-1].stop
         trained = {name for phase in self._phases for name in phase.parameters}
@@ -127,18 +131,22 @@ class _Run:
     def restore(self, resume: Resume, init_from: Path | None) -> None:
         """Take up the newest checkpoint, or begin with given weights, or as the stage is."""
         latest = self._choose_checkpoint(resume)
-        loaded = None if latest is None else load_checkpoint(latest)
+        loaded = None if latest is None else load_checkpoint(latest, is_verified=True)
         if loaded is not None and latest is not None:
             self._take_up(loaded, latest)
         elif init_from is not None:
             self._begin_with(init_from)
         optimizer, average = ({}, None) if loaded is None else (loaded.optimizer, loaded.average)
         self._enter(find_phase(self._phases, self._step), optimizer, average or {})
+        checkpoint_activations(self._modules, self._config)
         compile_modules(self._modules, self._config)
 
     def _choose_checkpoint(self, resume: Resume) -> Path | None:
         """The checkpoint that the main rank goes on from; the others must see the same folder."""
-        latest = find_own(self._folder, resume) if self._distribution.is_main else None
+        latest = None
+        if self._distribution.is_main:
+            remove_leftovers(self._folder / "checkpoints")
+            latest = find_own(self._folder, resume)
         (step,) = self._distribution.share([-1 if latest is None else count_steps(latest)])
         if self._distribution.is_main or step < 0:
             return latest
@@ -156,10 +164,10 @@ class _Run:
         self._stage.enter(self._phase.settings.name)
         self._parameters = self._phase.parameters
         self._optimizer = NamedOptimizer(self._modules, self._config, self._phase.settings)
-        self._optimizer.load({key: tensor for key, tensor in optimizer.items() if self._is_trained(key)})
+        self._optimizer.load(ChosenTensors(optimizer, self._is_trained))
         if self._config.ema_decay:
             self._average = WeightAverage(self._parameters, self._config.ema_decay, self._phase.begun)
-            self._average.load({name: tensor for name, tensor in average.items() if name in self._parameters})
+            self._average.load(ChosenTensors(average, self._parameters.__contains__))
 
     def _is_trained(self, key: str) -> bool:
         return key.rpartition("/")[0] in self._parameters
@@ -187,7 +195,8 @@ class _Run:
 
     def _begin_with(self, source: Path) -> None:
         path, loaded = load_initial(source)
-        copy_tensors({**loaded.weights, **(loaded.average or {})}, self._tensors, str(path))
+        maps: list[Any] = [each for each in (loaded.average, loaded.weights) if each is not None]
+        copy_tensors(ChainMap(*maps), self._tensors, str(path))
 
     # The loop
 
@@ -205,10 +214,13 @@ class _Run:
             # The last checkpoint must know that the budget is spent, or the next call would take another step.
             forgets_ending = ending == "budget" and self._saved_seconds < 60.0 * (self._config.max_minutes or 0.0)
             self._count_samples()
-            interval = self._meter.read(self._distribution)
-            if is_main and (self._saved_step != self._step or forgets_ending):
-                self._write_checkpoint(interval)
+            if self._distribution.share([float(self._saved_step != self._step or forgets_ending)])[0]:
+                self._begin_checkpoint()
+            self._complete_checkpoint()
         finally:
+            if self._writer.is_pending and self._distribution.num_ranks == 1:
+                self._writer.complete()
+            self._writer.close()
             if self._log is not None:
                 self._log.close()
         return self._summarise(ending, request)
@@ -234,23 +246,29 @@ class _Run:
             num_ahead=config.prefetch_batches,
         )
         try:
-            return self._loop(batches, request)
+            with HangWatch(self._distribution.rank, self._distribution.num_ranks) as watch:
+                return self._loop(batches, request, watch)
         finally:
             batches.close()
 
-    def _loop(self, batches: BatchSource, request: StopRequest) -> Ending | None:
+    def _loop(self, batches: BatchSource, request: StopRequest, watch: HangWatch) -> Ending | None:
         while True:
             seconds, call_seconds, is_stopped = self._agree(request)
+            if self._writer.is_pending and not self._is_writing:
+                watch.pause()
+                self._complete_checkpoint()
             ending = self._find_ending(seconds, call_seconds)
             if ending is None and is_stopped:
                 ending = "signal"
             if ending is not None:
                 return ending
             if self._is_save_due(call_seconds):
+                watch.pause()
                 self._save(request)
                 continue
             if self._step == self._phase.stop and not self._is_last:
                 return None
+            watch.begin_step(self._step)
             learning_rate = self._find_learning_rate(seconds)
             grad_norm = self._take_step(batches, learning_rate)
             if self._step % self._config.log_every == 0 or self._step in (1, self._num_steps):
@@ -259,9 +277,12 @@ class _Run:
     def _agree(self, request: StopRequest) -> tuple[float, float, bool]:
         now = time.monotonic() - self._started
         if self._distribution.num_ranks == 1:
+            self._is_writing = self._writer.is_busy
             return self._seconds_before + now, now, request.is_made
         # All ranks must decide the same: the longest time, and a stop if any of them was asked to.
-        in_call, stopped = self._distribution.reduce([now, float(request.is_made)], dist.ReduceOp.MAX)
+        values = [now, float(request.is_made), float(self._writer.is_busy)]
+        in_call, stopped, writing = self._distribution.reduce(values, dist.ReduceOp.MAX)
+        self._is_writing = bool(writing)
         return self._seconds_before + in_call, in_call, bool(stopped)
 
     def _find_learning_rate(self, seconds: float) -> float:
@@ -370,20 +391,19 @@ class _Run:
         return self._step % self._config.save_every == 0 or (limit is not None and minutes >= limit)
 
     def _save(self, request: StopRequest) -> None:
-        """Save, on all ranks together; the main rank writes."""
+        """Begin to save, on all ranks together."""
         self._watch.check()
         self._count_samples()
-        interval = self._meter.read(self._distribution)
-        if self._distribution.is_main:
-            self._write_checkpoint(interval)
-        self._saved_step, self._saved_at = self._step, self._agree(request)[1]
+        self._begin_checkpoint()
+        self._saved_at = self._agree(request)[1]
 
     def _count_samples(self) -> None:
         self._num_samples += int(self._distribution.reduce([self._num_uncounted])[0])
         self._num_uncounted = 0
 
-    def _write_checkpoint(self, interval: IntervalSums) -> None:
-        seconds = self._seconds()
+    def _begin_checkpoint(self) -> None:
+        self._complete_checkpoint()
+        seconds, interval = self._seconds(), self._meter.read(self._distribution)
         checkpoint = Checkpoint(
             step=self._step,
             weights=self._tensors,
@@ -401,9 +421,16 @@ class _Run:
                 "torch": torch.__version__,
             },
         )
-        self._saved = save_checkpoint(checkpoint, self._folder / "checkpoints", self._config.keep_checkpoints)
+        self._writer.begin(checkpoint)
         self._saved_step, self._saved_seconds = self._step, seconds
-        self._send(CheckpointSaved(step=self._step, path=self._saved))
+
+    def _complete_checkpoint(self) -> None:
+        """Wait for the checkpoint that is begun, if any, on all ranks together."""
+        if not self._writer.is_pending:
+            return
+        self._saved = self._writer.complete()
+        if self._distribution.is_main:
+            self._send(CheckpointSaved(step=count_steps(self._saved), path=self._saved))
 
     def _send(self, event: TrainingEvent) -> None:
         if self._on_event is not None:

@@ -1,0 +1,174 @@
+"""Writing checkpoints in a thread, while the run goes on: each process its part."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+
+from sememe.checkpoints.tensor_files import save_tensors
+from sememe.errors import OutputError
+from sememe.files import atomic_folder, describe_write_error, flush, hash_file
+from sememe.training.checkpoint import (
+    AVERAGE,
+    MANIFEST_NAME,
+    OPTIMIZER,
+    STATE_NAME,
+    WEIGHTS,
+    Checkpoint,
+    list_checkpoints,
+    name_checkpoint,
+    name_file,
+)
+from sememe.training.process import Distribution
+from sememe.training.sharding import is_sharded, take_rows
+
+# What processes that were killed while they wrote a checkpoint leave; see `atomic_folder`.
+_LEFTOVERS = (".step_*.parts", ".step_*.writing-*", ".step_*.replaced*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """What one process writes of a checkpoint: tensors by file, and the state where it is the main process."""
+
+    folder: Path
+    tensors: Mapping[str, Mapping[str, Tensor]]
+    state: Mapping[str, Any] | None
+
+
+class CheckpointWriter:
+    """Writes one checkpoint at a time.
+
+    All processes of a run begin a checkpoint, each copies what it has to write, and goes on. Once all of them have
+    written their files, they complete it together: the main process gives the folder its name.
+
+    Args:
+        folder: Folder of the checkpoints.
+        distribution: The processes.
+        num_parts: Number of processes that hold one copy of the weights together.
+        keep: Number of checkpoints that are kept, at least 2.
+    """
+
+    def __init__(self, folder: Path, distribution: Distribution, num_parts: int = 1, keep: int = 2) -> None:
+        assert keep >= 2, "a run keeps two checkpoints at least, so that a damaged one is no loss"
+        self._folder, self._distribution, self._num_parts, self._keep = folder, distribution, num_parts, keep
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._written: Future[dict[str, Any]] | None = None
+        self._step = 0
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether a checkpoint is begun that is not complete."""
+        return self._written is not None
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether this process still writes."""
+        return self._written is not None and not self._written.done()
+
+    def begin(self, checkpoint: Checkpoint) -> None:
+        """Copy this process's part of a checkpoint to the CPU, and write it in a thread."""
+        assert not self.is_pending, "the last checkpoint is not complete"
+        self._step, rank = checkpoint.step, self._distribution.rank
+        named = {WEIGHTS: checkpoint.weights, OPTIMIZER: checkpoint.optimizer}
+        if checkpoint.average is not None:
+            named[AVERAGE] = checkpoint.average
+        is_main = self._distribution.is_main
+        part = _Part(
+            folder=self._name_parts(),
+            # The first processes hold a whole copy together; the others hold the same.
+            tensors={
+                name_file(stem, rank, self._num_parts): _copy(tensors, is_main=is_main)
+                for stem, tensors in named.items()
+                if rank < self._num_parts
+            },
+            state={"step": checkpoint.step, **checkpoint.state} if is_main else None,
+        )
+        self._written = self._pool.submit(_write, part)
+
+    def complete(self) -> Path:
+        """Wait until all processes have written their parts, and make these a checkpoint; return its path.
+
+        All processes must call it. The oldest checkpoints are removed.
+
+        Raises:
+            OutputError: It cannot be written; then nothing of it is left and older ones stay.
+        """
+        assert self._written is not None, "no checkpoint is begun"
+        error = self._written.exception()
+        files = {} if error is not None else self._written.result()
+        self._written = None
+        (num_failed,) = self._distribution.reduce([float(error is not None)], dist.ReduceOp.SUM)
+        if num_failed:
+            shutil.rmtree(self._name_parts(), ignore_errors=True)
+            raise error or OutputError(
+                f"another process could not write its part of the checkpoint {self._name_parts()}; see what it said"
+            )
+        texts = self._distribution.gather_texts(json.dumps(files))
+        final = name_checkpoint(self._folder, self._step)
+        if self._distribution.is_main:
+            self._put_together(final, {name: file for text in texts for name, file in json.loads(text).items()})
+        return final
+
+    def close(self) -> None:
+        """Wait for the thread."""
+        self._pool.shutdown(wait=True)
+
+    def _name_parts(self) -> Path:
+        return self._folder / f".{name_checkpoint(self._folder, self._step).name}.parts"
+
+    def _put_together(self, final: Path, files: Mapping[str, Any]) -> None:
+        parts = self._name_parts()
+        try:
+            with atomic_folder(final) as temporary:
+                for name in files:
+                    (parts / name).rename(temporary / name)
+                _save_json({"format": 1, "files": files}, temporary / MANIFEST_NAME)
+        finally:
+            shutil.rmtree(parts, ignore_errors=True)
+        for path in list_checkpoints(self._folder)[: -self._keep]:
+            # Half a checkpoint must not look like one.
+            with suppress(OSError):
+                shutil.rmtree(path.rename(path.with_name(f".{path.name}.replaced")))
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes have left in a folder of checkpoints, before any process writes there."""
+    for path in (path for pattern in _LEFTOVERS for path in folder.glob(pattern)):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _copy(tensors: Mapping[str, Tensor], *, is_main: bool) -> dict[str, Tensor]:
+    """Copies of the rows that this process holds. The main process writes what all of them hold."""
+    own = {name: take_rows(each.detach()) for name, each in tensors.items() if is_main or is_sharded(each)}
+    return {name: each.to("cpu", copy=True) for name, each in own.items() if is_main or each.numel()}
+
+
+def _write(part: _Part) -> dict[str, Any]:
+    """Write files and return size and SHA-256 of each."""
+    try:
+        part.folder.mkdir(parents=True, exist_ok=True)
+        for name, tensors in part.tensors.items():
+            save_tensors(tensors, part.folder / name)
+        names = list(part.tensors)
+        if part.state is not None:
+            _save_json(part.state, part.folder / STATE_NAME)
+            names.append(STATE_NAME)
+        for name in names:
+            flush(part.folder / name)
+        return {
+            name: {"size": (part.folder / name).stat().st_size, "sha256": hash_file(part.folder / name)}
+            for name in names
+        }
+    except OSError as error:
+        raise OutputError(describe_write_error(part.folder, error)) from error
+
+
+def _save_json(value: Mapping[str, Any], path: Path) -> None:
+    path.write_text(json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")

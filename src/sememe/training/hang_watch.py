@@ -1,0 +1,77 @@
+"""What ends a run whose processes do not go on together, so that none waits for another for ever."""
+
+import os
+import sys
+import threading
+import time
+from types import TracebackType
+from typing import Self
+
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+from sememe.errors import SememeError
+
+_PATIENCE = 45.0
+"""Seconds that a step may take beyond twice the one before it."""
+
+
+class HangError(SememeError):
+    """The processes of a run do not go on together."""
+
+
+class HangWatch:
+    """Ends this process if its steps stop coming, because another process hangs or this one does.
+
+    A timeout of the process group would do for gloo, whose calls return; a process that waits for a GPU does not come
+    back to Python, and compiling takes longer than any step, in a first step that is not watched. The message goes to
+    the standard error and, under torchrun, to the file from which it tells the cause of a failure.
+
+    Args:
+        rank: Number of the process.
+        num_ranks: Number of processes; a single one is not watched.
+    """
+
+    def __init__(self, rank: int, num_ranks: int) -> None:
+        self._rank, self._num_ranks = rank, num_ranks
+        self._began: float | None = None
+        self._last: float | None = None
+        self._step = 0
+        self._is_over = threading.Event()
+
+    def __enter__(self) -> Self:
+        if self._num_ranks > 1:
+            threading.Thread(target=self._watch, name="hang-watch", daemon=True).start()
+        return self
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        self._is_over.set()
+
+    def begin_step(self, step: int) -> None:
+        """Watch the step that all processes are about to take."""
+        now = time.monotonic()
+        if self._began is not None:
+            self._last = now - self._began
+        self._step, self._began = step, now
+
+    def pause(self) -> None:
+        """Do not watch what comes before the next step, which may take long."""
+        self._began = None
+
+    def _watch(self) -> None:
+        while not self._is_over.wait(1.0):
+            began, last = self._began, self._last
+            if began is not None and last is not None and time.monotonic() - began > _PATIENCE + 2.0 * last:
+                self._end()
+
+    def _end(self) -> None:
+        error = HangError(
+            f"process {self._rank} of {self._num_ranks} was in step {self._step} for more than {_PATIENCE:.0f} "
+            "seconds, so a process hangs or is gone; start the run again to go on from its last checkpoint"
+        )
+        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.flush()
+        get_error_handler().record_exception(error)
+        # No cleaning up: the main thread may never return from what it waits for.
+        os._exit(1)
