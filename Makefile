@@ -17,7 +17,7 @@ DEV_STAMP := $(VENV)/.installed-dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-demo demo test check-format lint types layers docs unit oldest mutants format gallery \
+.PHONY: help install install-demo demo test check-format lint types layers docs unit oldest mutants kills format gallery \
 	evidence bench clean
 
 help:  ## list these targets
@@ -32,7 +32,12 @@ demo: install-demo  ## two reference clips, two pictures doing the same, and a c
 
 test: install check-format lint types layers docs unit  ## everything CI checks: format, lint, types, layers, docs, tests
 
-check-format: install  ## is every file formatted?
+check-kills: install  ## kill training runs at 200 random moments, with one process and with two; each must end as if undisturbed (long)
+	PYTHONPATH=src $(BIN)/python tests/training/kills.py --processes 1
+	PYTHONPATH=src $(BIN)/python tests/training/kills.py --processes 2
+	PYTHONPATH=src $(BIN)/python tests/training/kills.py --hang
+
+format: install  ## is every file formatted?
 	$(BIN)/ruff format --check
 
 lint: install  ## ruff's rules
@@ -59,6 +64,11 @@ oldest:  ## pytest with the oldest versions that pyproject.toml allows, in .venv
 mutants: install  ## which tests notice mistakes in the source, and do damaged files do harm? (long)
 	PYTHONPATH=src:tests $(BIN)/python tests/mutations/media.py
 	$(BIN)/python tests/mutations/networks.py
+
+kills: install  ## kill training runs at 200 random moments, with one process and with two; each must end as if undisturbed (long)
+	PYTHONPATH=src $(BIN)/python tests/training/kills.py --processes 1
+	PYTHONPATH=src $(BIN)/python tests/training/kills.py --processes 2
+	PYTHONPATH=src $(BIN)/python tests/training/kills.py --hang
 
 format: install  ## format and repair what ruff can
 	$(BIN)/ruff check --fix-only --quiet

@@ -1,8 +1,14 @@
-"""Run by the test of runs on several processes: forks into four, and trains on four of them, on two and on one."""
+"""Run by the test of runs on several processes: forks into four, which train together, two of them, and one.
+
+At last, a few runs are killed (see `kills`).
+"""
 
 import os
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -15,10 +21,54 @@ from sememe.training.stage import Stage, StepLoss, Weights
 NUM_STEPS = 10
 
 
+class Block(nn.Module):
+    """Parameters of one, of three and of no rows, one that is never used, and a layer that only even batches use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.rare, self.narrow = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.gain = nn.Parameter(torch.tensor(1.0))
+        self.table = nn.Parameter(torch.full((1, 8), 0.1))
+        self.register_parameter("unused", nn.Parameter(torch.ones(2, 2)))
+        self.dropout = nn.Dropout(0.1)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        added = self.gain * self.layer(hidden).tanh() + self.table + self.narrow(hidden).sum(1, keepdim=True).tanh()
+        if len(hidden) % 2 == 0:
+            added = added + self.rare(hidden).tanh()
+        result: Tensor = hidden + self.dropout(added)
+        return result
+
+
+class Network(nn.Module):
+    """Two blocks between layers that stay whole; `encode` runs blocks beside `forward`."""
+
+    forward_methods = ("encode",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Without a bias, whose gradient would be rounding alone: normalisation takes it out again.
+        self.stem, self.statistics = nn.Linear(4, 8, bias=False), nn.BatchNorm1d(8)
+        self.blocks = nn.ModuleList([Block(), Block()])
+        self.head = nn.Linear(8, 2)
+
+    def encode(self, inputs: Tensor) -> Tensor:
+        hidden = self.statistics(self.stem(inputs))
+        for block in self.blocks:
+            hidden = block(hidden)
+        return hidden
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        for block in self.blocks:
+            hidden = block(hidden)
+        result: Tensor = self.head(hidden)
+        return result
+
+
 class RegressionStage(Stage):
     """A small regression with all that could differ between processes.
 
-    Shares differ in size and in the names of their metrics, one parameter gets no gradient, dropout draws from the
+    Shares differ in size, in the parameters that they use and in the names of their metrics, dropout draws from the
     global generator, and there are running statistics in a module and beside it.
     """
 
@@ -26,10 +76,7 @@ class RegressionStage(Stage):
 
     def __init__(self, weight_seed: int) -> None:
         torch.manual_seed(weight_seed)
-        # Without a bias, whose gradient would be rounding alone: normalisation takes it out again.
-        layers = (nn.Linear(4, 8, bias=False), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(0.1), nn.Linear(8, 2))
-        self.network = nn.Sequential(*layers)
-        self.network.register_parameter("unused", nn.Parameter(torch.ones(2, 2)))
+        self.network = Network()
         self.mean = torch.zeros(4)
 
     def modules(self) -> dict[str, nn.Module]:
@@ -45,7 +92,7 @@ class RegressionStage(Stage):
     def loss(self, batch: Tensor, generator: torch.Generator) -> StepLoss:
         self.mean.lerp_(batch.mean(0), 0.1)
         noise = 0.1 * torch.randn(batch.shape, generator=generator)
-        error = self.network(batch + noise - self.mean) - batch[:, :2].sin()
+        error = self.network(self.network.encode(batch + noise - self.mean)) - batch[:, :2].sin()
         metrics = {"even" if len(batch) % 2 == 0 else "odd": error.abs().mean().detach()}
         return StepLoss(total=error.square().sum(), num_samples=len(batch), weight=error.numel(), metrics=metrics)
 
@@ -53,7 +100,7 @@ class RegressionStage(Stage):
         save_file(self.network.state_dict() | {"mean": self.mean}, folder / "network.safetensors")
 
 
-def run(folder: Path, rank: int, num_ranks: int, port: str, num_steps: int = NUM_STEPS) -> None:
+def run(folder: Path, rank: int, num_ranks: int, port: str, num_steps: int = NUM_STEPS, **changes: Any) -> None:
     os.environ |= {"WORLD_SIZE": str(num_ranks), "RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     config = TrainingConfig(
         num_steps=num_steps,
@@ -66,25 +113,36 @@ def run(folder: Path, rank: int, num_ranks: int, port: str, num_steps: int = NUM
         num_threads=1,
     )
     # The other ranks begin with other weights on purpose: the main rank's must be given to them.
-    train(RegressionStage(rank), config, folder)
+    train(RegressionStage(rank), replace(config, **changes), folder)
 
 
-def run_all(root: Path, number: int, ports: list[str]) -> None:
-    run(root / "four", number, 4, ports[0])
-    run(root / "moved", number, 4, ports[1], NUM_STEPS - 4)
-    if number < 2:
-        run(root / "two", number, 2, ports[2])
-        run(root / "moved", number, 2, ports[3])
+def run_all(root: Path, number: int, ports: Iterator[str]) -> None:
+    for name, size, changes in (
+        ("parallel", 2, {}),
+        ("moved", 4, {"shard": 2, "num_steps": NUM_STEPS - 4}),
+        ("moved", 2, {"shard": -1, "num_steps": NUM_STEPS - 2}),
+        ("sharded_muon", 2, {"shard": 2, "optimizer": "muon"}),
+    ):
+        port = next(ports)
+        if number < size:
+            run(root / name, number, size, port, **changes)
+    if number == 0:
+        run(root / "moved", 0, 1, "")
 
 
 if __name__ == "__main__":
     run(Path(sys.argv[1]) / "one", 0, 1, "")
+    run(Path(sys.argv[1]) / "one_muon", 0, 1, "", optimizer="muon")
     # Forked after that, because importing torch, at once and in its first step, takes far longer than all training.
     children = []
     for rank in range(4):
         child = os.fork()
         if not child:
-            run_all(Path(sys.argv[1]), rank, sys.argv[2:])
+            run_all(Path(sys.argv[1]), rank, iter(sys.argv[2:]))
             sys.exit(0)
         children.append(child)
-    sys.exit(sum(os.waitpid(child, 0)[1] != 0 for child in children))
+    num_failed = sum(os.waitpid(child, 0)[1] != 0 for child in children)
+    from kills import kill_runs
+
+    kill_runs(Path(sys.argv[1]) / "killed", kills=3, size=1, steps=6, seed=0)
+    sys.exit(num_failed)
