@@ -40,6 +40,9 @@ def test_a_rehearsal_tells_what_the_run_then_does(
     assert told.code == 0
     assert told.out.startswith(f"smoke-expert goes on at step 4 in {runs / 'expert'}, on cpu\n")
     assert f"phase main: 4 steps, {num_trained:,} parameters trained" in told.out
+    spread = json.loads(run_here(capsys, *words, "--json", "--set", "training.shard=2", "-o", runs / "expert").out)
+    # Its small layers outside of the blocks stay whole.
+    assert 0.5 < spread["phases"][0]["memory"] / phase["memory"] < 0.75
 
 
 def test_what_would_stop_a_run_stops_its_rehearsal(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -288,10 +288,11 @@ def _rehearse(
         typer.echo(f"  {name}: {value[:80]}")
     for name, count in found.modules.items():
         typer.echo(f"  {name}: {count:,} parameters")
+    where = f" on each of {found.shard} processes" if found.shard > 1 else ""
     for phase in found.phases:
         typer.echo(
             f"  phase {phase.name}: {phase.num_steps:,} steps, {phase.num_trained:,} parameters trained, "
-            f"{phase.memory / 1e9:.2f} GB beside activations"
+            f"{phase.memory / 1e9:.2f} GB{where} beside activations"
         )
     typer.echo(f"  a step: {found.num_shares} x")
     for name, shape in found.batch.items():

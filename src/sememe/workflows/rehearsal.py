@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from sememe.training.optimizer import split_parameters
 from sememe.training.phases import plan_phases
 from sememe.training.recipes import TrainingRecipe
 from sememe.training.run_record import check_inputs
+from sememe.training.sharding import count_kept
 from sememe.training.stage import Stage, step_generator
 from sememe.workflows.beginnings import START_NAME, find_initial, prepare_stage
 from sememe.workflows.train import RUNS_FOLDER, check_resumable
@@ -35,8 +37,9 @@ class RehearsedPhase:
         name: Its name.
         num_steps: Its steps.
         num_trained: Parameters that are trained in it.
-        memory: Bytes of all weights, and of gradients, moments and averages of what is trained; activations come on
-            top of it.
+        memory: Bytes of all weights, and of gradients, moments and averages of what is trained, as far as one process
+            keeps them (see `TrainingConfig.shard`); activations, and the weights of the blocks that compute at the
+            time, come on top of it.
     """
 
     name: str
@@ -58,6 +61,7 @@ class Rehearsal:
         phases: The phases in order.
         batch: Type and shape of each tensor in the batch of a share.
         num_shares: Shares of a step.
+        shard: Processes that hold one copy of the weights together.
         device: Where it trains.
     """
 
@@ -69,6 +73,7 @@ class Rehearsal:
     phases: Sequence[RehearsedPhase]
     batch: Mapping[str, str]
     num_shares: int
+    shard: int
     device: str
 
 
@@ -98,8 +103,10 @@ def rehearse(
         prepared = prepare_stage(recipe, place, initial, on_progress)
         check_inputs(folder, prepared.inputs, allow_changes)
         stage, config = prepared.stage, recipe.training
+        shard = int(os.environ.get("WORLD_SIZE", "1")) if config.shard == -1 else config.shard
+        kept = count_kept_numbers(stage, shard)
         phases = [
-            _describe_phase(stage, config, phase.settings.name, phase.settings.num_steps)
+            _describe_phase(stage, config, phase.settings.name, phase.settings.num_steps, kept)
             for phase in plan_phases(stage, config)
         ]
         on_progress(Progress("making a batch"))
@@ -116,20 +123,41 @@ def rehearse(
         phases=phases,
         batch=_describe_batch(batch),
         num_shares=config.num_shares,
+        shard=shard,
         device=str(device),
     )
 
 
-def _describe_phase(stage: Stage, config: TrainingConfig, name: str, num_steps: int) -> RehearsedPhase:
+def _describe_phase(
+    stage: Stage, config: TrainingConfig, name: str, num_steps: int, kept: Mapping[str, int]
+) -> RehearsedPhase:
+    """Describe a phase of a run whose processes keep so many numbers of each parameter."""
     stage.enter(name)
     modules = stage.modules()
     split = split_parameters(modules, config)
-    sizes = {key: each.numel() for key, each in nn.ModuleDict(modules).named_parameters()}
-    trained = sum(sizes[key] for key in (*split.decayed, *split.plain, *split.hidden))
+    trained = (*split.decayed, *split.plain, *split.hidden)
     # Gradients, AdamW's two moments or Muon's one, and the average.
-    kept = trained * (3 + bool(config.ema_decay)) - sum(sizes[key] for key in split.hidden)
-    weights = sum(each.numel() * each.element_size() for each in nn.ModuleDict(modules).state_dict().values())
-    return RehearsedPhase(name=name, num_steps=num_steps, num_trained=trained, memory=weights + _FLOAT32 * kept)
+    further = sum(kept[key] for key in trained) * (3 + bool(config.ema_decay)) - sum(kept[key] for key in split.hidden)
+    tensors = nn.ModuleDict(modules).state_dict()
+    weights = sum(kept.get(key, each.numel()) * each.element_size() for key, each in tensors.items())
+    sizes = {key: each.numel() for key, each in nn.ModuleDict(modules).named_parameters()}
+    num_trained = sum(sizes[key] for key in trained)
+    return RehearsedPhase(name=name, num_steps=num_steps, num_trained=num_trained, memory=weights + _FLOAT32 * further)
+
+
+def count_kept_numbers(stage: Stage, shard: int) -> dict[str, int]:
+    """The numbers that one process keeps of each parameter of a stage, by "module.parameter".
+
+    Args:
+        stage: Stage.
+        shard: Number of processes that hold one copy of the weights together.
+    """
+    spread = stage.always_run()
+    return {
+        f"{name}.{key}": count
+        for name, module in stage.modules().items()
+        for key, count in count_kept(module, shard if name in spread else 1).items()
+    }
 
 
 def _count(parameters: Any) -> int:
