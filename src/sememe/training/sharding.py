@@ -189,13 +189,6 @@ def take_rows(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def find_first_row(tensor: DTensor) -> int:
-    """The number of the first row that this process holds of a sharded tensor."""
-    # As torch.chunk divides them: the last processes may have fewer, or none.
-    rows = -(-tensor.shape[0] // tensor.device_mesh.size(1))
-    return min(tensor.device_mesh.get_local_rank("shard") * rows, tensor.shape[0])
-
-
 def gather(tensor: Tensor) -> Tensor:
     """The whole of a tensor. All processes must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
