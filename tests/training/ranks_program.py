@@ -142,7 +142,8 @@ if __name__ == "__main__":
             sys.exit(0)
         children.append(child)
     num_failed = sum(os.waitpid(child, 0)[1] != 0 for child in children)
-    from kills import kill_runs
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from training.kills import kill_runs
 
-    kill_runs(Path(sys.argv[1]) / "killed", kills=3, size=1, steps=6, seed=0)
+    kill_runs(Path(sys.argv[1]) / "killed", kills=2, size=1, steps=4, seed=0)
     sys.exit(num_failed)
