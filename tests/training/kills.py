@@ -130,6 +130,7 @@ def kill_runs(root: Path, kills: int, size: int, steps: int, seed: int) -> Tally
         while True:
             running = wait(start(folder, size, steps), rng.uniform(0.0, duration) if done < kills else 3600.0)
             if not running:
+                duration *= 0.8  # the machine has become faster, or the kills would mostly come too late
                 break
             os.kill(rng.choice(running), signal.SIGKILL)
             longest = max(longest, end(running))
@@ -138,6 +139,7 @@ def kill_runs(root: Path, kills: int, size: int, steps: int, seed: int) -> Tally
             present = list_checkpoints(folder / "checkpoints")
             assert all(find_damage(path) is None for path in present), f"kill {done}: a damaged checkpoint"
             latest = count_steps(present[-1]) if present else 0
+            duration *= 1.1 if latest == newest else 1.0
             assert latest >= newest, f"kill {done}: checkpoint {newest} is gone"
             newest = latest
             if done % 10 == 0:

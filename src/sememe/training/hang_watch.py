@@ -4,8 +4,6 @@ import os
 import sys
 import threading
 import time
-from types import TracebackType
-from typing import Self
 
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
@@ -38,14 +36,13 @@ class HangWatch:
         self._step = 0
         self._is_over = threading.Event()
 
-    def __enter__(self) -> Self:
+    def start(self) -> None:
+        """Begin to watch, in a thread of its own."""
         if self._num_ranks > 1:
             threading.Thread(target=self._watch, name="hang-watch", daemon=True).start()
-        return self
 
-    def __exit__(
-        self, _kind: type[BaseException] | None, _error: BaseException | None, _: TracebackType | None
-    ) -> None:
+    def stop(self) -> None:
+        """Watch no more."""
         self._is_over.set()
 
     def begin_step(self, step: int) -> None:

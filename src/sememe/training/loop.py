@@ -245,10 +245,12 @@ class _Run:
             stop=self._phase.stop,
             num_ahead=config.prefetch_batches,
         )
+        watch = HangWatch(self._distribution.rank, self._distribution.num_ranks)
+        watch.start()
         try:
-            with HangWatch(self._distribution.rank, self._distribution.num_ranks) as watch:
-                return self._loop(batches, request, watch)
+            return self._loop(batches, request, watch)
         finally:
+            watch.stop()
             batches.close()
 
     def _loop(self, batches: BatchSource, request: StopRequest, watch: HangWatch) -> Ending | None:
