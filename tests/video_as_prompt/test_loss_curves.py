@@ -33,7 +33,8 @@ from sememe.video_as_prompt.recipes import (
     smoke_expert,
     smoke_expert_joint,
 )
-from sememe.video_as_prompt.stages import BackboneStage, ExpertStage, make_transformer
+from sememe.video_as_prompt.stage_expert import ExpertStage
+from sememe.video_as_prompt.stages import BackboneStage, make_transformer
 from video_as_prompt.cogvideox_factories import make_backbone
 
 NUM_STEPS = 8

@@ -18,8 +18,9 @@ from sememe.files import lock_folder
 from sememe.training.progress import CheckpointSaved, TrainingEvent, TrainingProgress, TrainingSummary
 from sememe.training.run_record import read_run, read_summary
 from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
+from sememe.video_as_prompt.stage_expert import ExpertStage
 from sememe.video_as_prompt.stage_settings import WanNetwork
-from sememe.video_as_prompt.stages import BackboneStage, ExpertStage, find_unseen, make_transformer, select_conditions
+from sememe.video_as_prompt.stages import BackboneStage, find_unseen, make_transformer, select_conditions
 from sememe.workflows.beginnings import find_initial, prepare_stage, prepare_start
 from sememe.workflows.train import resolve_training_recipe, train_recipe
 from sememe.world import conditions

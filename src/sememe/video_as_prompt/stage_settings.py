@@ -34,8 +34,8 @@ class BackboneSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExpertSettings:
-    """How the expert is trained.
+class PairSettings:
+    """Which references and targets a batch of an expert's training holds.
 
     In the one-way mode a reference is encoded once and serves `targets_per_reference` targets, which makes a pair
     nearly twice as cheap. `full_share` of `captions` is 0: a caption that names the condition would make the
@@ -45,9 +45,6 @@ class ExpertSettings:
     num_references: int = 16
     targets_per_reference: int = 4
     same_scene_share: float = 0.5
-    sigma_mean: float = 0.0
-    sigma_std: float = 1.3
-    sigma_shift: float = 4.0
     captions: CaptionPolicy = field(
         default_factory=lambda: CaptionPolicy(
             drop_target_caption=0.7, drop_reference_caption=0.7, drop_reference=0.0, full_share=0.0
@@ -60,6 +57,18 @@ class ExpertSettings:
         check_setting(
             0 <= self.same_scene_share <= 1, f"same_scene_share must be between 0 and 1, got {self.same_scene_share}"
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertSettings(PairSettings):
+    """How the expert is trained: its batches, and levels of noise as in `BackboneSettings`."""
+
+    sigma_mean: float = 0.0
+    sigma_std: float = 1.3
+    sigma_shift: float = 4.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         _check_noise(self)
 
 
@@ -109,36 +118,45 @@ class BackboneRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExpertRecipe:
+class PairedRecipe:
     """Trains an expert on a frozen backbone, on cached latents of the seen conditions.
 
     Conditions in `unseen` are left out; none means clips of another split than "train". `num_conditions` takes that
-    many of the others, each smaller number a part of each larger one; none means all. `expert_blocks` are the
-    backbone's blocks that carry an expert; none means all. `reference_timestep` none, for CogVideoX in the mode
-    "joint", reads the reference at the target's own timestep, as the released model does.
+    many of the others, each smaller number a part of each larger one; none means all.
     """
 
     name: str
     description: str
     latents: Path
     backbone: str
-    attention_mode: Literal["cached", "joint"] = "cached"
-    expert_blocks: tuple[int, ...] | None = None
-    reference_timestep: float | None = 0.0
     unseen: tuple[str, ...] | None = None
     num_conditions: int | None = None
-    settings: ExpertSettings = field(default_factory=ExpertSettings)
+    settings: PairSettings
     training: TrainingConfig
 
     def __post_init__(self) -> None:
         check_setting(
-            self.reference_timestep is None or 0 <= self.reference_timestep <= 1000,
-            f"reference_timestep must be between 0 and 1000, got {self.reference_timestep}",
-        )
-        check_setting(
             self.num_conditions is None or self.num_conditions >= 2,
             f"num_conditions must be 2 or more, or none, got {self.num_conditions}",
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertRecipe(PairedRecipe):
+    """Trains an expert that begins as a copy of the backbone, to predict the true clips.
+
+    `expert_blocks` are the backbone's blocks that carry an expert; none means all. `reference_timestep` none, for
+    CogVideoX in the mode "joint", reads the reference at the target's own timestep, as the released model does.
+    """
+
+    attention_mode: Literal["cached", "joint"] = "cached"
+    expert_blocks: tuple[int, ...] | None = None
+    reference_timestep: float | None = 0.0
+    settings: ExpertSettings = field(default_factory=ExpertSettings)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_timestep(self.reference_timestep)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,3 +173,9 @@ class VideoAsPromptModelRecipe(ModelRecipe):
 def _check_noise(settings: BackboneSettings | ExpertSettings) -> None:
     for name in ("sigma_std", "sigma_shift"):
         check_setting(getattr(settings, name) > 0, f"{name} must be above 0, got {getattr(settings, name)}")
+
+
+def _check_timestep(timestep: float | None) -> None:
+    check_setting(
+        timestep is None or 0 <= timestep <= 1000, f"reference_timestep must be between 0 and 1000, got {timestep}"
+    )

@@ -4,25 +4,22 @@ import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from diffusers import WanTransformer3DModel
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Shaped
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sememe.checkpoints.components import load_component
-from sememe.checkpoints.zoo import find_part
 from sememe.compute.devices import choose_device
 from sememe.data.array_cache import ArrayCache
-from sememe.data.pairing import PairSampler, draw_captions, pick_captions
-from sememe.diffusion.objectives import FLOW, NoisePath, PredictionType, sample_losses, sample_sigma
+from sememe.data.pairing import draw_captions, pick_captions
+from sememe.diffusion.objectives import FLOW, NoisePath, sample_losses, sample_sigma
 from sememe.errors import RecipeError
-from sememe.training.array_encoders import find_text
 from sememe.training.networks import (
-    AttentionChooser,
     choose_attention,
     make_scheduler,
     make_text_encoder,
@@ -30,17 +27,16 @@ from sememe.training.networks import (
 )
 from sememe.training.stage import Announce, NoiseLosses, Stage, StepLoss, Weights, make_rng
 from sememe.training.text_source import EncodedText, TextSource
-from sememe.video_as_prompt.expert_model import ExpertModel
-from sememe.video_as_prompt.families import ForwardInputs, TransformerAlone, WanFamily, choose_family
-from sememe.video_as_prompt.network_cogvideox import CogVideoXVideoAsPromptTransformer
+from sememe.video_as_prompt.families import (
+    TransformerAlone,
+    WanFamily,
+)
 from sememe.video_as_prompt.network_wan import WanVideoAsPromptTransformer
 from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
-from sememe.video_as_prompt.references import ReferenceCache, ReferenceInputs, ReferenceTokens
-from sememe.video_as_prompt.shapes import TextEmbeds, Timesteps, VideoLatents
+from sememe.video_as_prompt.shapes import Timesteps, VideoLatents
 from sememe.video_as_prompt.stage_settings import (
     BackboneRecipe,
     BackboneSettings,
-    ExpertRecipe,
     ExpertSettings,
     VideoAsPromptModelRecipe,
     WanNetwork,
@@ -80,11 +76,9 @@ class LatentSource(Protocol):
 
 Captions = Shaped[Tensor, "batch *text"]
 """Captions in the form of a `TextSource`: numbers of tokens, or embeddings."""
-References = Float[Tensor, "reference channel frame height width"]
-"""Latents of references, of which there may be fewer than targets."""
 
 
-def _read_items(
+def read_items(
     latents: LatentSource, text: TextSource, picked: NDArray[np.integer], kinds: NDArray[Any]
 ) -> list[Tensor]:
     """Read clean latents, first-frame latents and captions of items; `kinds` says which caption each one has."""
@@ -104,9 +98,10 @@ class NoisyLatents:
     target: VideoLatents
 
 
-def _add_noise(
+def add_noise(
     clean: VideoLatents, path: NoisePath, settings: BackboneSettings | ExpertSettings, generator: torch.Generator
 ) -> NoisyLatents:
+    """Add noise at random levels."""
     sigma = sample_sigma(len(clean), generator, settings.sigma_mean, settings.sigma_std, settings.sigma_shift)
     noise = torch.randn(clean.shape, generator=generator, device=clean.device)
     return NoisyLatents(
@@ -114,7 +109,8 @@ def _add_noise(
     )
 
 
-def _sum_losses(predicted: VideoLatents, noised: NoisyLatents) -> StepLoss:
+def sum_losses(predicted: VideoLatents, noised: NoisyLatents) -> StepLoss:
+    """Return the summed mean squared errors of samples."""
     losses = sample_losses(predicted, noised.target)
     return StepLoss(total=losses.sum(), num_samples=len(losses), by_noise=NoiseLosses(losses, noised.sigma))
 
@@ -161,103 +157,20 @@ class BackboneStage(Stage):
         rng, settings = make_rng(generator), self.settings
         picked = rng.integers(len(self._unnamed), size=settings.batch_size)
         choice = draw_captions(settings.captions, rng, num_targets=len(picked), unnamed_targets=self._unnamed[picked])
-        parts = _read_items(self.latents, self._text, picked, choice.targets)
+        parts = read_items(self.latents, self._text, picked, choice.targets)
         return BackboneBatch(*(part.to(device) for part in parts))
 
     def loss(self, batch: Any, generator: torch.Generator) -> StepLoss:
-        noised = _add_noise(batch.clean, FLOW, self.settings, generator)
+        noised = add_noise(batch.clean, FLOW, self.settings, generator)
         channels = self._family.join_condition(noised.noisy, batch.first_frames)
         predicted = self.transformer(channels, noised.timesteps, self._text.embed(batch.text)).sample
-        return _sum_losses(predicted, noised)
+        return sum_losses(predicted, noised)
 
     def export(self, folder: Path, weights: Weights) -> None:
         """Write `transformer/`, `text_encoder/` and `tokenizer/`."""
         self.transformer.save_pretrained(folder / "transformer")  # type: ignore[operator]
         self.text_encoder.save_pretrained(folder / "text_encoder")  # type: ignore[operator]
         self.tokenizer.save_pretrained(folder / "tokenizer")
-
-
-@dataclass(frozen=True)
-class ExpertBatch:
-    """Clean latents, first-frame latents and captions of targets and references.
-
-    `owners` holds the index of each target's reference.
-    """
-
-    clean: VideoLatents
-    first_frames: VideoLatents
-    text: Captions
-    reference_clean: References
-    reference_first_frames: References
-    reference_text: Shaped[Tensor, "reference *reference_text"]
-    owners: Int[Tensor, " batch"]
-
-
-class ExpertStage(Stage):
-    """Training stage of the expert; see `training.stage.Stage`.
-
-    Targets drawn without a reference are left out, because only the frozen backbone predicts them.
-    """
-
-    name = "expert"
-
-    def __init__(
-        self,
-        transformer: ExpertModel,
-        text: TextSource,
-        latents: LatentSource,
-        settings: ExpertSettings,
-        path: NoisePath = FLOW,
-    ) -> None:
-        transformer.freeze_backbone()
-        self.transformer: Any = transformer.train()  # type: ignore[attr-defined]
-        self.text = text
-        self.latents = latents
-        self.settings = settings
-        self._path = path
-        self._family = choose_family(TransformerAlone(transformer))
-        self._pairs = PairSampler(latents.conditions, latents.scenes, same_scene_share=settings.same_scene_share)
-
-    def modules(self) -> Mapping[str, nn.Module]:
-        return {"transformer": self.transformer}
-
-    def batch(self, step: int, generator: torch.Generator, device: torch.device) -> ExpertBatch:
-        settings, rng = self.settings, make_rng(generator)
-        pairs = self._pairs.draw(rng, settings.num_references, settings.targets_per_reference)
-        choice = draw_captions(
-            settings.captions, rng, num_targets=len(pairs.targets), num_references=len(pairs.references)
-        )
-        kept = np.flatnonzero(~choice.dropped_references)
-        # A batch needs a target.
-        kept = kept if len(kept) else np.arange(1)
-        targets = _read_items(self.latents, self.text, pairs.targets[kept], choice.targets[kept])
-        references = _read_items(self.latents, self.text, pairs.references, choice.references)
-        owners = torch.from_numpy(kept // settings.targets_per_reference)
-        return ExpertBatch(*(part.to(device) for part in (*targets, *references, owners)))
-
-    def loss(self, batch: Any, generator: torch.Generator) -> StepLoss:
-        family = self._family
-        noised = _add_noise(batch.clean, self._path, self.settings, generator)
-        channels = family.join_condition(noised.noisy, batch.first_frames)
-        reference = family.join_condition(batch.reference_clean, batch.reference_first_frames)
-        with torch.no_grad():
-            text, reference_text = self.text.embed(batch.text), self.text.embed(batch.reference_text)
-        inputs = ForwardInputs(channels, noised.timesteps, text)
-        predicted = family.predict(inputs, self._encode(reference, reference_text, batch.owners))
-        return _sum_losses(predicted, noised)
-
-    def _encode(
-        self, reference: VideoLatents, text: TextEmbeds, owners: Int[Tensor, " target"]
-    ) -> ReferenceCache | ReferenceTokens:
-        """Encode references, once each in one-way mode, and assign them to the targets that read them."""
-        if self.transformer.config.attention_mode == "cached":
-            cache = self._family.encode_reference(ReferenceInputs((reference,), (text,)))
-            return cache.map(lambda tensor: tensor.index_select(0, owners))
-        return self._family.embed_reference(ReferenceInputs((reference[owners],), (text[owners],)))
-
-    def export(self, folder: Path, weights: Weights) -> None:
-        """Write `expert/` alone; it goes beside the backbone's `transformer/`."""
-        self.transformer.save_expert(folder / "expert")
 
 
 class BackbonePreparation:
@@ -295,7 +208,7 @@ class BackbonePreparation:
             raise RecipeError(
                 f"only Wan backbones are trained as a whole, got {type(transformer).__name__}; train an expert"
             )
-        _check_channels(transformer, cache)
+        check_channels(transformer, cache)
         choose_attention(transformer, recipe.training.device)
         text_encoder, tokenizer = (
             load_component("text_encoder", start / "text_encoder"),
@@ -303,42 +216,6 @@ class BackbonePreparation:
         )
         unnamed = find_unseen(cache, recipe.unseen)
         return BackboneStage(transformer, text_encoder, tokenizer, cache, recipe.settings, unnamed)
-
-
-class ExpertPreparation:
-    """Latents and the frozen backbone for the training of an expert; see `training.stage_autoencoder.Preparation`.
-
-    Raises:
-        InputError: The latents are not there, or not finished.
-        ModelError: The backbone is not whole.
-        RecipeError: The latents are of another kind than the backbone's.
-    """
-
-    def __init__(self, recipe: ExpertRecipe, parts: Mapping[str, Path], announce: Announce) -> None:
-        self._recipe, self._parts = recipe, parts
-        announce("reading latents")
-        self._cache = ArrayCache.open(recipe.latents, choose_device(recipe.training.device))
-        announce("loading the backbone")
-        backbone = load_component("transformer", parts["transformer"])
-        self._transformer = _put_expert(backbone, recipe, self.inputs["first_frame_fill"])
-
-    @property
-    def inputs(self) -> Mapping[str, str]:
-        return self._cache.describe("first_frame")
-
-    def begin(self, folder: Path) -> None:
-        self._transformer.save_expert(folder / "expert")
-
-    def build(self, start: Path) -> ExpertStage:
-        recipe, parts, transformer = self._recipe, self._parts, self._transformer
-        _check_channels(transformer, self._cache)
-        transformer.load_expert(start / "expert")
-        choose_attention(cast(AttentionChooser, transformer), recipe.training.device)
-        family = choose_family(TransformerAlone(transformer))
-        path = FLOW if family.prediction == "flow" else _read_path(recipe.backbone, family.prediction)
-        text = find_text(parts, self._cache, family.text_length, reads_padding=family.reads_padding)
-        latents = select_conditions(self._cache, find_unseen(self._cache, recipe.unseen), recipe.num_conditions)
-        return ExpertStage(transformer, text, latents, recipe.settings, path)
 
 
 def build_pipeline(recipe: VideoAsPromptModelRecipe, parts: Mapping[str, Path]) -> VideoAsPromptPipeline:
@@ -407,31 +284,8 @@ def select_conditions(cache: ArrayCache, unseen: NDArray[np.bool_], num_conditio
     return cache.only([place for place in places if cache.conditions[place] in chosen])
 
 
-def _put_expert(backbone: Any, recipe: ExpertRecipe, fill: str) -> ExpertModel:
-    kinds = (WanVideoAsPromptTransformer, CogVideoXVideoAsPromptTransformer)
-    kind = next(each for each in kinds if isinstance(backbone, each.backbone_class))
-    own = {
-        "expert_blocks": recipe.expert_blocks,
-        "attention_mode": recipe.attention_mode,
-        "reference_timestep": recipe.reference_timestep,
-        "first_frame_fill": fill,
-    }
-    if ("first_frame_fill" in kind.own_settings) == (fill == "zeros"):
-        raise RecipeError(
-            f"latents with first_frame_fill={fill} do not fit a {type(backbone).__name__}; precompute them with "
-            "zeros for CogVideoX, grey or repeat for Wan"
-        )
-    return kind.from_backbone(backbone, **{name: own[name] for name in kind.own_settings})
-
-
-def _read_path(backbone: str, prediction: PredictionType) -> NoisePath:
-    path = NoisePath.of_scheduler(load_component("scheduler", find_part(backbone, "scheduler")))
-    if path.prediction != prediction:
-        raise RecipeError(f"the backbone {backbone} predicts {prediction}, but its scheduler is for {path.prediction}")
-    return path
-
-
-def _check_channels(transformer: Any, cache: ArrayCache) -> None:
+def check_channels(transformer: Any, cache: ArrayCache) -> None:
+    """Raise `RecipeError` for latents of another number of channels than the transformer's."""
     expected, channels = transformer.config.out_channels, cache.arrays["clean"].shape[0]
     if channels != expected:
         raise RecipeError(f"the transformer needs latents of {expected} channels, got {channels}; take its own latents")

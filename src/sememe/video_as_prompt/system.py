@@ -32,7 +32,7 @@ VIDEO_AS_PROMPT = System(
         "expert": StageSpec(
             recipe=ExpertRecipe,
             makes=("expert",),
-            preparation="sememe.video_as_prompt.stages:ExpertPreparation",
+            preparation="sememe.video_as_prompt.stage_expert:ExpertPreparation",
             needs={"backbone": _BACKBONE_PARTS},
         ),
     },
