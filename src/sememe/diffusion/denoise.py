@@ -88,7 +88,7 @@ def denoise(
     """
     check_scheduler(scheduler, prediction)
     _set_steps(scheduler, num_inference_steps, latents.device, set_timesteps or _set_timesteps)
-    stepper = _Stepper(scheduler, generator)
+    stepper = Stepper(scheduler, generator)
     # Schedulers whose latents grow with the noise, such as Euler's for diffusion, say what the network sees of them.
     scale = getattr(scheduler, "scale_model_input", lambda given, _: given)
     latents = latents.float() * getattr(scheduler, "init_noise_sigma", 1.0)
@@ -149,7 +149,7 @@ def _set_steps(scheduler: Any, num_inference_steps: int, device: torch.device, s
         ) from error
 
 
-class _Stepper:
+class Stepper:
     """Calls a scheduler's step with the arguments that it takes."""
 
     def __init__(self, scheduler: Any, generator: torch.Generator | list[torch.Generator] | None) -> None:
@@ -162,6 +162,7 @@ class _Stepper:
         self.last_timestep: torch.Tensor | None = None
 
     def step(self, predicted: torch.Tensor, timestep: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+        """Return the latents after a step, (batch, ...)."""
         if not self.has_memory:
             return self.scheduler.step(predicted, timestep, latents, return_dict=False, **self.extra)[0]
         latents, self.estimate = self.scheduler.step(

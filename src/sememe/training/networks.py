@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -149,12 +149,21 @@ def train_tokenizer(captions: Sequence[str], text: TextNetwork) -> PreTrainedTok
     )
 
 
+# Without its corrector, a step of UniPC of the first order is one of Euler.
+_EULER: dict[str, Any] = {"solver_order": 1, "disable_corrector": list(range(50)), "lower_order_final": False}
+
+
 def make_scheduler(settings: SchedulerSettings) -> FlowMatchEulerDiscreteScheduler | UniPCMultistepScheduler:
     """Return the diffusers scheduler of the settings."""
     if settings.kind == "euler":
         return FlowMatchEulerDiscreteScheduler(shift=settings.shift)
+    order = {} if settings.kind == "unipc" else _EULER
     return UniPCMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=settings.shift, num_train_timesteps=1000
+        prediction_type="flow_prediction",
+        use_flow_sigmas=True,
+        flow_shift=settings.shift,
+        num_train_timesteps=1000,
+        **order,
     )
 
 

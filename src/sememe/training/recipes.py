@@ -229,10 +229,12 @@ class SchedulerSettings:
     """The scheduler for flow matching that a model comes with.
 
     `kind` "euler" is `FlowMatchEulerDiscreteScheduler`, "unipc" `UniPCMultistepScheduler` in its flow-matching form.
-    `shift` moves the steps towards the noisy end, as in training.
+    "euler_trailing", for models of few steps (50 at most), takes Euler's steps at levels of which fewer steps have
+    every second, third or so: UniPC of order 1 without its corrector. `shift` moves the steps towards the noisy end, as
+    in training.
     """
 
-    kind: Literal["euler", "unipc"] = "euler"
+    kind: Literal["euler", "unipc", "euler_trailing"] = "euler"
     shift: float = 3.0
 
     def __post_init__(self) -> None:
