@@ -91,6 +91,13 @@ class ExpertModel(TwoFolderFiles):
         embedder = self.expert_embedder
         embedder.to(next(embedder.parameters()).device)
 
+    @torch.no_grad()
+    def copy_expert(self: Any, other: "ExpertModel") -> None:
+        """Set every expert tensor to a copy of that of a model with experts in the same blocks, whatever its mode."""
+        tensors = other.state_dict()  # type: ignore[attr-defined]
+        copies = {key: tensor.clone() for key, tensor in tensors.items() if self.key_map.is_expert_key(key)}
+        self.load_state_dict(copies, strict=False, assign=True)
+
     def expert_named_parameters(self: Any) -> list[tuple[str, nn.Parameter]]:
         """Return names and parameters of the expert."""
         return [entry for entry in self.named_parameters() if self.key_map.is_expert_key(entry[0])]

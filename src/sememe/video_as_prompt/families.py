@@ -6,11 +6,12 @@ In a pipeline latents are normalised and have the axes of `VideoLatents`, whatev
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from diffusers.configuration_utils import FrozenDict
 from diffusers.hooks.group_offloading import _is_group_offload_enabled
 from diffusers.loaders import CogVideoXLoraLoaderMixin, WanLoraLoaderMixin
 from diffusers.utils.torch_utils import get_module_execution_device, randn_tensor
@@ -424,6 +425,7 @@ class TransformerAlone:
     """What a family needs in training, where latents and text embeddings come from elsewhere than a pipeline."""
 
     transformer: Any
+    config: FrozenDict = field(default_factory=lambda: FrozenDict(expand_timesteps=False))
 
 
 def choose_family(pipeline: Any) -> BackboneFamily:

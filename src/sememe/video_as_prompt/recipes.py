@@ -7,12 +7,12 @@ cogvideox   an expert on CogVideoX-5B image-to-video, as the released one is; re
 smoke       twins of the others that take seconds, whose results are noise: they show that a machine can run the others,
             and let tests run every step
 
-In order: autoencoder, latents, backbone, expert, model.
+In order: autoencoder, latents, backbone, expert, what learns from an expert (one-way, few-step), model.
 """
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sememe.data.caption_policy import CaptionPolicy
 from sememe.training.config import UNBOUNDED, ScheduleConfig, TrainingConfig, shorten, train_transformer
@@ -22,15 +22,20 @@ from sememe.training.recipes import (
     LatentsRecipe,
     LinearNetwork,
     Regeneration,
+    SchedulerSettings,
     TextNetwork,
     WorldData,
 )
-from sememe.video_as_prompt.settings import BUILT_IN
+from sememe.video_as_prompt.settings import BUILT_IN, GuidanceSettings
 from sememe.video_as_prompt.stage_settings import (
     BackboneRecipe,
     BackboneSettings,
     ExpertRecipe,
     ExpertSettings,
+    FewStepRecipe,
+    FewStepSettings,
+    OneWayRecipe,
+    PairedRecipe,
     VideoAsPromptModelRecipe,
     WanNetwork,
 )
@@ -171,6 +176,50 @@ def _vary_expert(name: str, about: str, **changes: Any) -> ExpertRecipe:
     return replace(recipe, name=name, description=f"ablation: {about}", settings=settings, **changes)
 
 
+# Experts that learn from another one.
+
+
+def tiny_one_way() -> OneWayRecipe:
+    """A one-way expert of the two-way one, whose reference is then encoded once for all steps."""
+    return OneWayRecipe(
+        name="tiny-one-way",
+        description="a one-way expert that learns from the two-way one of tiny-expert-joint",
+        latents=Path("runs/tiny-latents"),
+        backbone="runs/tiny-backbone",
+        teacher="runs/tiny-expert-joint",
+        settings=tiny_expert().settings,
+        training=_learn_from_teacher(),
+    )
+
+
+def tiny_few_step() -> FewStepRecipe:
+    """An expert of four steps without guidance; `--set settings.num_steps=2` goes on from it to two."""
+    return FewStepRecipe(
+        name="tiny-few-step",
+        description="an expert for four steps and no guidance, which learns from the expert of tiny under guidance",
+        latents=Path("runs/tiny-latents"),
+        backbone="runs/tiny-backbone",
+        teacher="runs/tiny-expert",
+        settings=FewStepSettings(num_references=4, targets_per_reference=4, teacher_steps=2),
+        training=_learn_from_teacher(),
+    )
+
+
+def _learn_from_teacher() -> TrainingConfig:
+    return train_transformer(learning_rate=6e-4, warmup_steps=20, ema_decay=0.98, max_minutes=25.0, compile="blocks")
+
+
+def tiny_few_step_model() -> VideoAsPromptModelRecipe:
+    return replace(
+        tiny_model(),
+        name="tiny-few-step-model",
+        description="64x64 pixels and 17 frames in four steps without guidance",
+        expert="runs/tiny-few-step",
+        scheduler=SchedulerSettings(kind="euler_trailing"),
+        generation=BUILT_IN.override(num_inference_steps=4, reference_guidance_scale=1.0, guidance_interval=(0.0, 1.0)),
+    )
+
+
 _SMALL_CLIPS = ClipFormat(num_frames=33, height=128, width=128)
 
 
@@ -281,6 +330,43 @@ def cogvideox_expert() -> ExpertRecipe:
     )
 
 
+def cogvideox_one_way() -> OneWayRecipe:
+    """Makes the released expert, which is two-way, cacheable."""
+    recipe = cogvideox_expert()
+    return OneWayRecipe(
+        name="cogvideox-one-way",
+        description="a one-way expert on CogVideoX-5B that learns from a two-way one, such as the released",
+        latents=recipe.latents,
+        backbone=recipe.backbone,
+        teacher="runs/cogvideox-expert",
+        # The teacher's follows the target's timestep; encoded once, it has one of its own.
+        reference_timestep=0.0,
+        settings=recipe.settings,
+        training=recipe.training,
+    )
+
+
+def cogvideox_few_step() -> FewStepRecipe:
+    recipe = cogvideox_expert()
+    return FewStepRecipe(
+        name="cogvideox-few-step",
+        description="an expert on CogVideoX-5B for four steps and no guidance, which learns from one of many steps",
+        latents=recipe.latents,
+        backbone=recipe.backbone,
+        teacher="runs/cogvideox-expert",
+        settings=FewStepSettings(
+            num_references=1,
+            targets_per_reference=1,
+            same_scene_share=0.0,
+            captions=recipe.settings.captions,
+            # Steps of both divide the 1000 timesteps.
+            teacher_steps=10,
+            guidance=GuidanceSettings(guidance_scale=6.0),
+        ),
+        training=recipe.training,
+    )
+
+
 def smoke_cogvideox_latents() -> LatentsRecipe:
     return replace(
         cogvideox_latents(),
@@ -363,6 +449,14 @@ def smoke_expert_joint() -> ExpertRecipe:
     return _shorten_expert(tiny_expert_joint(), "smoke-expert-joint")
 
 
+def smoke_one_way() -> OneWayRecipe:
+    return _shorten_expert(replace(tiny_one_way(), teacher="runs/smoke-expert-joint"), "smoke-one-way")
+
+
+def smoke_few_step() -> FewStepRecipe:
+    return _shorten_expert(replace(tiny_few_step(), teacher="runs/smoke-expert"), "smoke-few-step")
+
+
 def smoke_model() -> VideoAsPromptModelRecipe:
     return replace(
         tiny_model(),
@@ -375,7 +469,10 @@ def smoke_model() -> VideoAsPromptModelRecipe:
     )
 
 
-def _shorten_expert(recipe: ExpertRecipe, name: str) -> ExpertRecipe:
+_PairedT = TypeVar("_PairedT", bound=PairedRecipe)
+
+
+def _shorten_expert(recipe: _PairedT, name: str) -> _PairedT:
     return replace(
         recipe,
         name=name,

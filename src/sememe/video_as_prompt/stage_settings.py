@@ -9,7 +9,7 @@ from typing import Literal
 from sememe.data.caption_policy import CaptionPolicy
 from sememe.training.config import TrainingConfig, check_setting
 from sememe.training.recipes import ModelRecipe, SchedulerSettings, TextNetwork
-from sememe.video_as_prompt.settings import BUILT_IN, Settings
+from sememe.video_as_prompt.settings import BUILT_IN, GuidanceSettings, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +70,26 @@ class ExpertSettings(PairSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_noise(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewStepSettings(PairSettings):
+    """How a sampler of few steps is learned from a teacher of many.
+
+    Each of the student's `num_steps` steps learns to end where `teacher_steps` steps of the teacher end, under the
+    teacher's `guidance`; the student is used without any. `shift` is that of the steps in flow matching.
+    """
+
+    num_steps: int = 4
+    teacher_steps: int = 3
+    guidance: GuidanceSettings = BUILT_IN.guidance
+    shift: float = 3.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("num_steps", "teacher_steps"):
+            check_setting(getattr(self, name) >= 1, f"{name} must be 1 or more, got {getattr(self, name)}")
+        check_setting(self.shift > 0, f"shift must be above 0, got {self.shift}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +177,34 @@ class ExpertRecipe(PairedRecipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_timestep(self.reference_timestep)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneWayRecipe(PairedRecipe):
+    """Makes a one-way expert of a two-way one, so that a reference is encoded once for all steps.
+
+    The student begins with the teacher's weights and learns to predict what `teacher` predicts for the same noisy
+    latents without guidance. `true_share` of its target is the true one instead. `reference_timestep` none is the
+    teacher's own, which a teacher that follows the target's timestep does not have.
+    """
+
+    teacher: str
+    reference_timestep: float | None = None
+    true_share: float = 0.25
+    settings: ExpertSettings = field(default_factory=ExpertSettings)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_timestep(self.reference_timestep)
+        check_setting(0 <= self.true_share <= 1, f"true_share must be between 0 and 1, got {self.true_share}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewStepRecipe(PairedRecipe):
+    """Makes an expert for few steps and no guidance of the `teacher`, which keeps its way of reading references."""
+
+    teacher: str
+    settings: FewStepSettings = field(default_factory=FewStepSettings)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,13 @@ from sememe.system import AUTOENCODER, CheckpointSpec, GenerationSpec, ModelSpec
 from sememe.video_as_prompt import recipes
 from sememe.video_as_prompt.generation import VideoAsPromptInputs
 from sememe.video_as_prompt.settings import Settings
-from sememe.video_as_prompt.stage_settings import BackboneRecipe, ExpertRecipe, VideoAsPromptModelRecipe
+from sememe.video_as_prompt.stage_settings import (
+    BackboneRecipe,
+    ExpertRecipe,
+    FewStepRecipe,
+    OneWayRecipe,
+    VideoAsPromptModelRecipe,
+)
 
 _BACKBONE_PARTS = ("transformer", "text_encoder", "tokenizer")
 
@@ -34,6 +40,18 @@ VIDEO_AS_PROMPT = System(
             makes=("expert",),
             preparation="sememe.video_as_prompt.stage_expert:ExpertPreparation",
             needs={"backbone": _BACKBONE_PARTS},
+        ),
+        "one_way": StageSpec(
+            recipe=OneWayRecipe,
+            makes=("expert",),
+            preparation="sememe.video_as_prompt.stage_distillation:OneWayPreparation",
+            needs={"backbone": _BACKBONE_PARTS, "teacher": ("expert",)},
+        ),
+        "few_step": StageSpec(
+            recipe=FewStepRecipe,
+            makes=("expert",),
+            preparation="sememe.video_as_prompt.stage_distillation:FewStepPreparation",
+            needs={"backbone": _BACKBONE_PARTS, "teacher": ("expert",)},
         ),
     },
     model=ModelSpec(

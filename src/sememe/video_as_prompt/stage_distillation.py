@@ -1,0 +1,189 @@
+"""Train an expert towards another one: to read references one-way, or to need few steps and no guidance."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sememe.checkpoints.components import load_component
+from sememe.checkpoints.zoo import find_part
+from sememe.data.array_cache import ArrayCache
+from sememe.diffusion.few_steps import FewSteps
+from sememe.diffusion.objectives import NUM_TRAIN_TIMESTEPS, NoisePath, PredictionType
+from sememe.training.networks import make_scheduler
+from sememe.training.recipes import SchedulerSettings
+from sememe.training.text_source import TextSource
+from sememe.video_as_prompt.conditioning import Conditions, Predictor
+from sememe.video_as_prompt.expert_model import ExpertModel
+from sememe.video_as_prompt.families import ForwardInputs, Reference, TransformerAlone, choose_family
+from sememe.video_as_prompt.guidance import ReferenceChoice, Text, VideoAsPromptSchedule
+from sememe.video_as_prompt.settings import Settings
+from sememe.video_as_prompt.stage_expert import (
+    ExpertBatch,
+    ExpertStage,
+    PairedPreparation,
+    PairedStage,
+    PairInputs,
+    find_kind,
+    find_path,
+)
+from sememe.video_as_prompt.stage_settings import ExpertSettings, FewStepRecipe, FewStepSettings, OneWayRecipe
+from sememe.video_as_prompt.stages import LatentSource, NoisyLatents
+
+
+class OneWayStage(ExpertStage):
+    """Training of a one-way expert towards a two-way one; see `training.stage.Stage`.
+
+    The loss is (1 - `true_share`) |student - teacher|^2 + `true_share` |student - true|^2 but for what does not depend
+    on the student: the squared distance from the mean of the two targets.
+    """
+
+    name = "one_way"
+
+    def __init__(
+        self,
+        transformer: ExpertModel,
+        teacher: ExpertModel,
+        text: TextSource,
+        latents: LatentSource,
+        settings: ExpertSettings,
+        true_share: float,
+        path: NoisePath,
+    ) -> None:
+        super().__init__(transformer, text, latents, settings, path)
+        self.teacher: Any = freeze(teacher)
+        self._true_share = true_share
+
+    @torch.no_grad()
+    def add_noise(self, batch: ExpertBatch, given: PairInputs, generator: torch.Generator) -> NoisyLatents:
+        noised = super().add_noise(batch, given, generator)
+        family = choose_family(TransformerAlone(self.teacher.to(batch.clean.device)))
+        channels = family.join_condition(noised.noisy, batch.first_frames)
+        inputs = ForwardInputs(channels, noised.timesteps, given.text)
+        predicted = family.predict(inputs, given.encode(family, batch.owners))
+        return replace(noised, target=torch.lerp(predicted.float(), noised.target, self._true_share))
+
+
+class FewStepStage(PairedStage):
+    """Training of an expert for few steps, by progressive distillation; see `training.stage.Stage`.
+
+    Each target is noised to the beginning of one of the student's steps. The teacher takes several steps from there,
+    under its guidance, and the student learns the prediction that leads to the same end in one (arXiv 2202.00512,
+    section 3; guidance as in arXiv 2210.03142, section 3, and any number of the teacher's steps at once).
+    """
+
+    name = "few_step"
+
+    def __init__(
+        self,
+        transformer: ExpertModel,
+        teacher: ExpertModel,
+        text: TextSource,
+        latents: LatentSource,
+        settings: FewStepSettings,
+        scheduler: Any,
+    ) -> None:
+        super().__init__(transformer, text, latents, settings)
+        self.teacher: Any = freeze(teacher)
+        # Keeping the texts' keys would pay for a generation of many steps.
+        self._settings = Settings(guidance=settings.guidance).override(text_keys="recomputed")
+        self._schedule = VideoAsPromptSchedule(settings=self._settings, texts_differ=True)
+        self._steps = FewSteps(scheduler, settings.num_steps, settings.teacher_steps)
+
+    @torch.no_grad()
+    def add_noise(self, batch: ExpertBatch, given: PairInputs, generator: torch.Generator) -> NoisyLatents:
+        steps, clean = self._steps, batch.clean
+        noise = torch.randn(clean.shape, generator=generator, device=clean.device)
+        first = torch.randint(steps.num_steps, (1,), generator=generator, device=clean.device)
+        places = (torch.arange(len(clean), device=clean.device) + first) % steps.num_steps
+        noisy, target = torch.empty_like(clean), torch.empty_like(clean)
+        family = choose_family(TransformerAlone(self.teacher.to(clean.device)))
+        reference = given.encode(family, batch.owners)
+        for place in places.unique().tolist():
+            members = (places == place).nonzero().flatten()
+            begin = steps.add_noise(clean[members], noise[members], place)
+            conditions = self._find_conditions(batch, given, reference, members)
+            predictor = Predictor(family, conditions, self._settings)
+            end = steps.follow(predictor, self._schedule.by_timestep, begin, place)
+            noisy[members], target[members] = begin, steps.find_prediction(begin, end, place)
+        timesteps = steps.timesteps.to(clean.device)[places]
+        return NoisyLatents(noisy, timesteps.float() / NUM_TRAIN_TIMESTEPS, timesteps, target)
+
+    def _find_conditions(
+        self, batch: ExpertBatch, given: PairInputs, reference: Reference, members: Tensor
+    ) -> Conditions:
+        clean = batch.clean[members]
+        # What a network is given of the first frame follows the latents.
+        channels = self._family.join_condition(clean, batch.first_frames[members])[:, clean.shape[1] :]
+        texts: dict[Text, Tensor] = {"positive": given.text[members]}
+        if self._settings.guidance.guidance_scale != 1.0:
+            negative = self.text.pick([str(self._settings.guidance.negative_prompt)]).to(clean.device)
+            texts["negative"] = self.text.embed(negative).expand_as(texts["positive"])
+        seen = reference.map(lambda tensor: tensor.index_select(0, members))
+        read: dict[tuple[ReferenceChoice, Text], Reference] = {("given", text): seen for text in texts}
+        return Conditions(channels, texts, None, read)
+
+
+class DistillationPreparation(PairedPreparation):
+    """What `PairedPreparation` has, and an expert that the trained one begins as and learns from.
+
+    Raises:
+        ModelError: The teacher is not whole, or is of another backbone.
+    """
+
+    _recipe: OneWayRecipe | FewStepRecipe
+
+    def put_expert(self, backbone: Any, fill: str) -> ExpertModel:
+        kind, folder = find_kind(backbone, fill), self._parts["expert"]
+        config = kind.read_expert_config(folder)
+        own = {name: config[name] for name in kind.own_settings}
+        # Both share the modules of the backbone, which stay as they are.
+        self._teacher: ExpertModel = kind.from_backbone(backbone, **own)
+        self._teacher.load_expert(folder)
+        student: ExpertModel = kind.from_backbone(backbone, **(own | self.find_changes()))
+        student.copy_expert(self._teacher)
+        return student
+
+    def find_changes(self) -> Mapping[str, Any]:
+        """Return the settings in which the student differs from the teacher."""
+        return {}
+
+
+class OneWayPreparation(DistillationPreparation):
+    """What `DistillationPreparation` has, for a one-way student."""
+
+    _recipe: OneWayRecipe
+
+    def find_changes(self) -> Mapping[str, Any]:
+        timestep = self._recipe.reference_timestep
+        return {"attention_mode": "cached"} | ({} if timestep is None else {"reference_timestep": timestep})
+
+    def make_stage(
+        self, transformer: ExpertModel, text: TextSource, latents: ArrayCache, prediction: PredictionType
+    ) -> OneWayStage:
+        recipe, path = self._recipe, find_path(self._recipe.backbone, prediction)
+        return OneWayStage(transformer, self._teacher, text, latents, recipe.settings, recipe.true_share, path)
+
+
+class FewStepPreparation(DistillationPreparation):
+    """What `DistillationPreparation` has, for a student of few steps."""
+
+    _recipe: FewStepRecipe
+
+    def make_stage(
+        self, transformer: ExpertModel, text: TextSource, latents: ArrayCache, prediction: PredictionType
+    ) -> FewStepStage:
+        recipe = self._recipe
+        if prediction == "flow":
+            scheduler: Any = make_scheduler(SchedulerSettings(kind="euler_trailing", shift=recipe.settings.shift))
+        else:
+            find_path(recipe.backbone, prediction)
+            scheduler = load_component("scheduler", find_part(recipe.backbone, "scheduler"))
+        return FewStepStage(transformer, self._teacher, text, latents, recipe.settings, scheduler)
+
+
+def freeze(model: Any) -> Any:
+    """Return a model that is not trained, in evaluation mode."""
+    return model.requires_grad_(False).eval()

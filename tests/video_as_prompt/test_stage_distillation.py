@@ -1,0 +1,185 @@
+"""What students learn from teachers: exact targets, at sizes of a few thousand weights."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from diffusers import CogVideoXDDIMScheduler, CogVideoXTransformer3DModel
+from torch import Tensor
+
+from sememe.diffusion.objectives import FLOW
+from sememe.training.networks import make_scheduler
+from sememe.training.recipes import SchedulerSettings
+from sememe.video_as_prompt.blueprint import RELEASED
+from sememe.video_as_prompt.network_cogvideox import CogVideoXVideoAsPromptTransformer
+from sememe.video_as_prompt.network_wan import WanVideoAsPromptTransformer
+from sememe.video_as_prompt.recipes import cogvideox_few_step, cogvideox_one_way
+from sememe.video_as_prompt.settings import GuidanceSettings
+from sememe.video_as_prompt.stage_distillation import FewStepStage, OneWayStage
+from sememe.video_as_prompt.stage_expert import ExpertStage, PairedStage, PairInputs
+from sememe.video_as_prompt.stage_settings import ExpertSettings, FewStepSettings
+from video_as_prompt import cogvideox_factories, wan_factories
+
+PAIRS: dict[str, Any] = {"num_references": 2, "targets_per_reference": 2, "same_scene_share": 0.0}
+CPU = torch.device("cpu")
+NUM_TRAINED = 5_331_065_984
+"""Parameters of the released expert that have an effect."""
+
+
+class Latents:
+    """Random latents (channel, frame, height, width) of two conditions in three scenes each."""
+
+    conditions = tuple(f"condition {index % 2}" for index in range(6))
+    scenes = tuple(f"scene {index // 2}" for index in range(6))
+    captions = full_captions = tuple(f"{index}" for index in range(6))
+
+    def select(self, name: str, indices: Tensor) -> Tensor:
+        return torch.randn(6, 4, 3, 4, 4, generator=torch.Generator().manual_seed(len(name)))[indices]
+
+
+class Texts:
+    """Captions are numbers, the empty one is 6; each has random embeddings of 5 tokens."""
+
+    def pick(self, captions: Sequence[str]) -> Tensor:
+        return torch.tensor([int(caption or 6) for caption in captions])
+
+    def embed(self, picked: Tensor) -> Tensor:
+        return torch.randn(7, 5, 16, generator=torch.Generator().manual_seed(0))[picked]
+
+
+def make_pair(mode: str) -> tuple[Any, Any]:
+    """A teacher of a mode, and a one-way student with its weights."""
+    backbone = wan_factories.make_backbone()
+    teacher = WanVideoAsPromptTransformer.from_backbone(backbone, None, mode, 1.0)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for _, parameter in teacher.expert_named_parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    student = WanVideoAsPromptTransformer.from_backbone(backbone, None, "cached", 1.0)
+    student.copy_expert(teacher)
+    return teacher, student
+
+
+def make_few_step(guidance: GuidanceSettings, teacher_steps: int) -> FewStepStage:
+    settings = FewStepSettings(num_steps=2, teacher_steps=teacher_steps, guidance=guidance, **PAIRS)
+    scheduler = make_scheduler(SchedulerSettings(kind="euler_trailing"))
+    teacher, student = make_pair("cached")
+    return FewStepStage(student, teacher, Texts(), Latents(), settings, scheduler)
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(5)
+
+
+def draw(stage: PairedStage) -> tuple[Any, PairInputs]:
+    """A batch, and what networks are given of it."""
+    batch = stage.batch(0, generator(), CPU)
+    reference = stage._family.join_condition(batch.reference_clean, batch.reference_first_frames)
+    return batch, PairInputs(reference, stage.text.embed(batch.text), stage.text.embed(batch.reference_text))
+
+
+def gradients(loss: Tensor, model: Any) -> list[Tensor]:
+    return list(torch.autograd.grad(loss, [each for each in model.parameters() if each.requires_grad]))
+
+
+def test_the_backbone_is_there_once() -> None:
+    teacher, student = make_pair("joint")
+    assert student.blocks[0].attn1 is teacher.blocks[0].attn1
+    ours, theirs = dict(student.expert_named_parameters()), dict(teacher.expert_named_parameters())
+    assert all(torch.equal(ours[name], theirs[name]) and ours[name] is not theirs[name] for name in theirs)
+
+
+def test_one_way_learns_from_both_targets() -> None:
+    """The gradient is that of 0.75 |student - teacher|^2 + 0.25 |student - true|^2, summed over the batch."""
+    teacher, student = make_pair("joint")
+    stage = OneWayStage(student, teacher, Texts(), Latents(), ExpertSettings(**PAIRS), 0.25, FLOW)
+    batch, given = draw(stage)
+    true = ExpertStage.add_noise(stage, batch, given, generator())
+    channels = stage._family.join_condition(true.noisy, batch.first_frames)
+    arguments = (channels, true.timesteps, given.text)
+    # Each target with its own reference, in the teacher's two-way mode and in the student's.
+    seen = [
+        model.embed_reference(
+            wan_factories.ReferenceInputs((given.reference[batch.owners],), (given.reference_text[batch.owners],))
+        )
+        for model in (teacher, student)
+    ]
+    with torch.no_grad():
+        taught = teacher(*arguments, reference=seen[0]).sample
+    predicted = student(*arguments, reference=seen[1]).sample
+    sums = [(predicted - target).square().flatten(1).mean(dim=1).sum() for target in (taught, true.target)]
+    expected = gradients(0.75 * sums[0] + 0.25 * sums[1], student)
+    found = gradients(stage.loss(batch, generator()).total, student)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_a_student_that_is_its_teacher_has_nothing_to_learn() -> None:
+    stage = make_few_step(GuidanceSettings(guidance_scale=1.0), 1)
+    batch = stage.batch(0, generator(), CPU)
+    assert float(stage.loss(batch, generator()).total.detach()) == pytest.approx(0.0, abs=1e-8)
+
+
+def test_few_steps_fold_in_guidance_and_many_steps() -> None:
+    """The target ends where two of Euler's steps under text and reference guidance end."""
+    guidance = GuidanceSettings(guidance_scale=2.0, reference_guidance_scale=4.0)
+    stage = make_few_step(guidance, 2)
+    batch, given = draw(stage)
+    noised = stage.add_noise(batch, given, generator())
+    levels = [3 * share / (1 + 2 * share) for share in (1 - 1e-6, 0.75025, 0.5005, 0.25075)] + [0.0]
+    cache = given.encode(stage._family, batch.owners)
+    empty = stage.text.embed(stage.text.pick([""])).expand_as(given.text)
+
+    def predict(noisy: Tensor, level: float) -> Tensor:
+        channels = stage._family.join_condition(noisy, batch.first_frames)
+        timestep = torch.full((4,), float(int(1000 * level)))
+        with torch.no_grad():
+            named = stage.teacher(channels, timestep, given.text, reference=cache).sample
+            read = stage.teacher(channels, timestep, empty, reference=cache).sample
+            alone = stage.teacher(channels, timestep, empty).sample
+        return alone + 4.0 * (read - alone) + 2.0 * (named - read)
+
+    assert sorted(noised.timesteps.tolist()) == [750, 750, 999, 999]
+    for place, timestep in ((0, 999), (1, 750)):
+        begin, middle, end = levels[2 * place : 2 * place + 3]
+        half = noised.noisy + (middle - begin) * predict(noised.noisy, begin)
+        whole = half + (end - middle) * predict(half, middle)
+        ours = noised.timesteps == timestep
+        found = noised.noisy + (end - begin) * noised.target
+        torch.testing.assert_close(found[ours], whole[ours], rtol=1e-4, atol=1e-4)
+
+
+def test_few_steps_of_v_prediction() -> None:
+    teacher = cogvideox_factories.make_transformer(reference_timestep=None)
+    student = CogVideoXVideoAsPromptTransformer.from_backbone(cogvideox_factories.make_backbone(), None, "joint", None)
+    student.copy_expert(teacher)
+    settings = FewStepSettings(num_steps=2, teacher_steps=1, guidance=GuidanceSettings(guidance_scale=1.0), **PAIRS)
+    scheduler = CogVideoXDDIMScheduler(
+        prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing"
+    )
+    stage = FewStepStage(student, teacher, Texts(), Latents(), settings, scheduler)
+    batch = stage.batch(0, generator(), CPU)
+    assert float(stage.loss(batch, generator()).total.detach()) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_students_of_the_released_size() -> None:
+    """The expert of CogVideoX-5B made one-way, and made for four steps, without memory for weights."""
+    one_way, few_step = cogvideox_one_way(), cogvideox_few_step()
+    with torch.device("meta"):
+        backbone = CogVideoXTransformer3DModel(**RELEASED["cogvideox-5b"].transformer)
+        teacher = CogVideoXVideoAsPromptTransformer.from_backbone(backbone, range(41), "joint", None)
+        student = CogVideoXVideoAsPromptTransformer.from_backbone(
+            backbone, range(41), "cached", one_way.reference_timestep
+        )
+    student.copy_expert(teacher)
+    scheduler = CogVideoXDDIMScheduler(prediction_type="v_prediction", timestep_spacing="trailing")
+    stages: list[PairedStage] = [
+        OneWayStage(student, teacher, Texts(), Latents(), one_way.settings, one_way.true_share, FLOW),
+        FewStepStage(student, teacher, Texts(), Latents(), few_step.settings, scheduler),
+    ]
+    for stage in stages:
+        trained = [each for each in stage.modules()["transformer"].parameters() if each.requires_grad]
+        assert {each.device.type for each in trained} == {"meta"}
+        assert sum(each.numel() for each in trained) == NUM_TRAINED
+    assert not any(each.requires_grad for each in teacher.parameters())

@@ -1,0 +1,62 @@
+"""From an expert to students of it, by the seconds-long recipes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from sememe.errors import ModelError
+from sememe.training.recipes import ModelRecipe
+from sememe.training.run_record import read_run
+from sememe.video_as_prompt.network_wan import WanVideoAsPromptTransformer
+from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
+from sememe.workflows.assemble import assemble_recipe
+from sememe.workflows.recipe_list import resolve_recipe
+from sememe.workflows.train import resolve_training_recipe, train_recipe
+from video_as_prompt.pipeline_factories import make_clip, make_picture
+from workflows.smoke_runs import CPU, smoke_runs
+
+
+@pytest.fixture
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return smoke_runs(tmp_path_factory.getbasetemp())
+
+
+def train(name: str, runs: Path, folder: Path, *more: str) -> Path:
+    given = [CPU, f"latents={runs / 'latents'}", f"backbone={runs / 'backbone'}", *more]
+    train_recipe(resolve_training_recipe(name, given), folder / name)
+    return folder / name
+
+
+def test_a_two_way_expert_becomes_one_way(runs: Path, tmp_path: Path) -> None:
+    teacher = train("smoke-expert-joint", runs, tmp_path, "training.num_steps=1")
+    student = train("smoke-one-way", runs, tmp_path, "training.num_steps=1", f"teacher={teacher}")
+    record = read_run(student)
+    assert record is not None
+    assert "teacher" in record.inputs
+    model = WanVideoAsPromptTransformer.from_folders(
+        runs / "backbone" / "model" / "transformer", student / "model" / "expert"
+    )
+    assert model.config.attention_mode == "cached"
+
+
+def test_an_expert_of_few_steps_generates(runs: Path, tmp_path: Path) -> None:
+    student = train("smoke-few-step", runs, tmp_path, "training.num_steps=1", f"teacher={runs / 'expert'}")
+    parts = [f"{name}={runs / name}" for name in ("autoencoder", "backbone")]
+    # The same as tiny-few-step-model, at the size of the smoke recipes.
+    given = [*parts, f"expert={student}", "scheduler.kind=euler_trailing", "generation.sampling.num_inference_steps=4"]
+    given += ["generation.guidance.reference_guidance_scale=1"]
+    assemble_recipe(resolve_recipe("smoke-model", given, ModelRecipe, "assemble"), tmp_path / "model")
+    pipeline = VideoAsPromptPipeline.from_pretrained(tmp_path / "model")
+    forwards: list[float] = []
+    pipeline.transformer.register_forward_pre_hook(
+        lambda _, arguments: forwards.append(float(arguments[1][0])), prepend=True
+    )
+    output = pipeline(make_picture(), references=[make_clip()], generator=torch.Generator().manual_seed(0))
+    assert output.clips[0].frames.shape == (9, 16, 16, 3)
+    assert forwards == [999.0, 900.0, 750.0, 500.0]
+
+
+def test_a_teacher_without_an_expert(runs: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="with the expert"):
+        train("smoke-few-step", runs, tmp_path, f"teacher={runs / 'backbone'}")
