@@ -15,6 +15,7 @@ from sememe.video_as_prompt.blueprint import RELEASED
 from sememe.video_as_prompt.network_cogvideox import CogVideoXVideoAsPromptTransformer
 from sememe.video_as_prompt.network_wan import WanVideoAsPromptTransformer
 from sememe.video_as_prompt.recipes import cogvideox_few_step, cogvideox_one_way
+from sememe.video_as_prompt.references import ReferenceInputs
 from sememe.video_as_prompt.settings import GuidanceSettings
 from sememe.video_as_prompt.stage_distillation import FewStepStage, OneWayStage
 from sememe.video_as_prompt.stage_expert import ExpertStage, PairedStage, PairInputs
@@ -100,9 +101,7 @@ def test_one_way_learns_from_both_targets() -> None:
     arguments = (channels, true.timesteps, given.text)
     # Each target with its own reference, in the teacher's two-way mode and in the student's.
     seen = [
-        model.embed_reference(
-            wan_factories.ReferenceInputs((given.reference[batch.owners],), (given.reference_text[batch.owners],))
-        )
+        model.embed_reference(ReferenceInputs((given.reference[batch.owners],), (given.reference_text[batch.owners],)))
         for model in (teacher, student)
     ]
     with torch.no_grad():

@@ -142,7 +142,7 @@ class DistillationPreparation(PairedPreparation):
         # Both share the modules of the backbone, which stay as they are.
         self._teacher: ExpertModel = kind.from_backbone(backbone, **own)
         self._teacher.load_expert(folder)
-        student: ExpertModel = kind.from_backbone(backbone, **(own | self.find_changes()))
+        student: ExpertModel = kind.from_backbone(backbone, **{**own, **self.find_changes()})
         student.copy_expert(self._teacher)
         return student
 
