@@ -11,6 +11,8 @@ from sememe.errors import SememeError
 
 _PATIENCE = 45.0
 """Seconds that a step may take beyond twice the one before it."""
+_LONG_PATIENCE = 600.0
+"""Seconds that may go by between two steps, where checkpoints are written."""
 
 
 class HangError(SememeError):
@@ -33,6 +35,7 @@ class HangWatch:
         self._rank, self._num_ranks = rank, num_ranks
         self._began: float | None = None
         self._last: float | None = None
+        self._deadline: float | None = None
         self._step = 0
         self._is_over = threading.Event()
 
@@ -46,26 +49,31 @@ class HangWatch:
         self._is_over.set()
 
     def begin_step(self, step: int) -> None:
-        """Watch the step that all processes are about to take."""
+        """Watch the step that all processes are about to take; the first one may take any time."""
+        self._end_step()
         now = time.monotonic()
-        if self._began is not None:
-            self._last = now - self._began
         self._step, self._began = step, now
+        self._deadline = None if self._last is None else now + _PATIENCE + 2.0 * self._last
 
     def pause(self) -> None:
-        """Do not watch what comes before the next step, which may take long."""
-        self._began = None
+        """Have more patience with what comes before the next step."""
+        self._end_step()
+        self._deadline = time.monotonic() + _LONG_PATIENCE
+
+    def _end_step(self) -> None:
+        if self._began is not None:
+            self._last, self._began = time.monotonic() - self._began, None
 
     def _watch(self) -> None:
         while not self._is_over.wait(1.0):
-            began, last = self._began, self._last
-            if began is not None and last is not None and time.monotonic() - began > _PATIENCE + 2.0 * last:
+            deadline = self._deadline
+            if deadline is not None and time.monotonic() > deadline:
                 self._end()
 
     def _end(self) -> None:
         error = HangError(
-            f"process {self._rank} of {self._num_ranks} was in step {self._step} for more than {_PATIENCE:.0f} "
-            "seconds, so a process hangs or is gone; start the run again to go on from its last checkpoint"
+            f"process {self._rank} of {self._num_ranks} has waited too long at step {self._step}, so a process hangs "
+            "or is gone; start the run again to go on from its last checkpoint"
         )
         sys.stderr.write(f"error: {error}\n")
         sys.stderr.flush()
