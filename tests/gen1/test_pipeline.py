@@ -27,6 +27,12 @@ def pipe(tmp_path: Path) -> Gen1Pipeline:
     return make_pipeline(tmp_path)
 
 
+@pytest.fixture(scope="module")
+def shared_pipe(tmp_path_factory: pytest.TempPathFactory) -> Gen1Pipeline:
+    """For tests that leave it as it is."""
+    return make_pipeline(tmp_path_factory.mktemp("shared"))
+
+
 def generate(pipe: Gen1Pipeline, **arguments: Any) -> np.ndarray:
     given: dict[str, Any] = {
         "source": make_source(),
@@ -45,29 +51,29 @@ def count_predictions(pipe: Gen1Pipeline) -> list[tuple[tuple[int, ...], bool]]:
     return calls
 
 
-def test_it_gives_clips_and_structure(pipe: Gen1Pipeline) -> None:
+def test_it_gives_clips_and_structure(shared_pipe: Gen1Pipeline) -> None:
     source = make_source()
-    out = pipe(source=source, content="gold", generator=torch.Generator().manual_seed(0))
+    out = shared_pipe(source=source, content="gold", generator=torch.Generator().manual_seed(0))
     assert out.clips[0].frames.shape == source.frames.shape
     assert out.clips[0].fps == source.fps
     assert out.structure[0].frames.shape == source.frames.shape
     assert out.frames.shape == (1, 4, 16, 16, 3)
-    assert out.settings == pipe.defaults
+    assert out.settings == shared_pipe.defaults
     assert [row["weight"] for row in out.guidance] == [-6.5, 7.5]
-    again = pipe(source=source, content="gold", generator=torch.Generator().manual_seed(0))
+    again = shared_pipe(source=source, content="gold", generator=torch.Generator().manual_seed(0))
     assert again.clips == out.clips
 
 
-def test_content_structure_and_level_matter(pipe: Gen1Pipeline) -> None:
+def test_content_structure_and_level_matter(shared_pipe: Gen1Pipeline) -> None:
     results = [
-        generate(pipe),
-        generate(pipe, content=make_picture(10)),
-        generate(pipe, content="gold"),
-        generate(pipe, content="snow"),
-        generate(pipe, structure_level=3),
-        generate(pipe, structure_kinds={"edges": 1.0, "depth": 1.0}),
-        generate(pipe, temporal_guidance_scale=1.5),
-        generate(pipe, negative_prompt="snow"),
+        generate(shared_pipe),
+        generate(shared_pipe, content=make_picture(10)),
+        generate(shared_pipe, content="gold"),
+        generate(shared_pipe, content="snow"),
+        generate(shared_pipe, structure_level=3),
+        generate(shared_pipe, structure_kinds={"edges": 1.0, "depth": 1.0}),
+        generate(shared_pipe, temporal_guidance_scale=1.5),
+        generate(shared_pipe, negative_prompt="snow"),
     ]
     for place, first in enumerate(results):
         for second in results[place + 1 :]:
@@ -134,17 +140,17 @@ def test_windows_of_frames_alone_are_as_without_windows(tmp_path: Path) -> None:
     torch.testing.assert_close(windowed, whole, atol=1e-3, rtol=1e-3)
 
 
-def test_outside_a_mask_frames_are_the_sources(pipe: Gen1Pipeline) -> None:
+def test_outside_a_mask_frames_are_the_sources(shared_pipe: Gen1Pipeline) -> None:
     source = make_source()
     mask = np.zeros((4, 16, 16, 3), np.uint8)
     mask[:, 4:12, 4:12] = 255
     for feather in (0, 2):
-        frames = generate(pipe, mask=Clip(mask, 8.0), mask_feather=feather)
+        frames = generate(shared_pipe, mask=Clip(mask, 8.0), mask_feather=feather)
         outside = mask[..., 0] == 0
         assert np.array_equal(frames[outside], source.frames[outside])
         assert not np.array_equal(frames[~outside], source.frames[~outside])
     everything = np.full((16, 16, 3), 255, np.uint8)
-    assert np.array_equal(generate(pipe, mask=everything), generate(pipe))
+    assert np.array_equal(generate(shared_pipe, mask=everything), generate(shared_pipe))
 
 
 def test_structure_that_was_given_back_saves_the_estimation(pipe: Gen1Pipeline) -> None:
@@ -160,18 +166,18 @@ def test_structure_that_was_given_back_saves_the_estimation(pipe: Gen1Pipeline) 
         generate(pipe, structure=Clip(out.structure[0].frames[:3], 8.0))
 
 
-def test_contents_are_blended_and_change_over_time(pipe: Gen1Pipeline) -> None:
-    first, second = pipe.encode_content(make_picture(1)), pipe.encode_content(make_picture(2))
-    assert np.array_equal(generate(pipe, content=first), generate(pipe, content=make_picture(1)))
+def test_contents_are_blended_and_change_over_time(shared_pipe: Gen1Pipeline) -> None:
+    first, second = shared_pipe.encode_content(make_picture(1)), shared_pipe.encode_content(make_picture(2))
+    assert np.array_equal(generate(shared_pipe, content=first), generate(shared_pipe, content=make_picture(1)))
     mixed = blend_contents(first, second, 0.5)  # type: ignore[arg-type]
-    assert not np.array_equal(generate(pipe, content=mixed), generate(pipe, content=first))
+    assert not np.array_equal(generate(shared_pipe, content=mixed), generate(shared_pipe, content=first))
     keyframes = [Keyframe(0.0, make_picture(1)), Keyframe(0.375, make_picture(2))]
     # At 8 frames a second, four frames end at the second keyframe.
-    assert not np.array_equal(generate(pipe, content=keyframes), generate(pipe, content=first))
+    assert not np.array_equal(generate(shared_pipe, content=keyframes), generate(shared_pipe, content=first))
     same = [Keyframe(0.0, first), Keyframe(1.0, first)]
-    both = pipe(source=[make_source(), make_source()], content=keyframes)
+    both = shared_pipe(source=[make_source(), make_source()], content=keyframes)
     assert len(both.clips) == 2
-    difference = generate(pipe, content=same).astype(int) - generate(pipe, content=first)
+    difference = generate(shared_pipe, content=same).astype(int) - generate(shared_pipe, content=first)
     assert np.abs(difference).max() <= 1
 
 
@@ -181,8 +187,8 @@ def test_modules_come_and_go_under_offload(pipe: Gen1Pipeline) -> None:
     assert np.array_equal(generate(pipe, content="gold"), expected)
 
 
-def test_size_and_length_follow_the_settings(pipe: Gen1Pipeline) -> None:
-    frames = generate(pipe, source=make_source(5, 17, 30), num_frames=2, width=20)
+def test_size_and_length_follow_the_settings(shared_pipe: Gen1Pipeline) -> None:
+    frames = generate(shared_pipe, source=make_source(5, 17, 30), num_frames=2, width=20)
     assert frames.shape == (2, 18, 20, 3)
 
 
@@ -255,6 +261,6 @@ def test_prior_and_encoder_are_a_pair(tmp_path: Path) -> None:
         ({"structure": "depth.mp4"}, "structure as a Clip, got str"),
     ],
 )
-def test_what_does_not_fit_is_refused(pipe: Gen1Pipeline, changes: dict[str, Any], message: str) -> None:
+def test_what_does_not_fit_is_refused(shared_pipe: Gen1Pipeline, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        generate(pipe, **changes)
+        generate(shared_pipe, **changes)

@@ -31,7 +31,7 @@ CONTROLS: dict[str, Any] = {
 @lru_cache
 def make(family: str) -> VideoAsPromptPipeline:
     """Make a two-way pipeline whose stock weights are disturbed: norms begin at ones, where mistakes do not show."""
-    pipe = make_pipeline("joint", clip=True) if family == "wan" else make_cogvideox_pipeline()
+    pipe = make_pipeline("joint", "wan", clip=True) if family == "wan" else make_cogvideox_pipeline()
     torch.manual_seed(3)
     with torch.no_grad():
         for part in (pipe.transformer, pipe.text_encoder, pipe.image_encoder):

@@ -56,7 +56,7 @@ def make_text_encoder(seed: int = 0) -> UMT5EncoderModel:
 
 def make_pipeline(
     attention_mode: str = "cached",
-    vae: str = "wan",
+    vae: str = "linear",
     *,
     clip: bool = False,
     in_channels: int | None = None,

@@ -121,7 +121,7 @@ def test_the_dpm_scheduler_works() -> None:
 
 @pytest.mark.parametrize("family", ["wan", "cogvideox"])
 def test_text_to_video_takes_a_reference_and_no_picture(family: str) -> None:
-    pipe = make_pipeline(in_channels=4) if family == "wan" else make_cogvideox_pipeline(takes_image=False)
+    pipe = make_pipeline(vae="wan", in_channels=4) if family == "wan" else make_cogvideox_pipeline(takes_image=False)
     assert not pipe.family.takes_image
     base = generate(pipe, image=None, prompt="a cat")
     assert base.shape == (1, 4, 2 if family == "wan" else 3, 4, 6)
@@ -140,7 +140,7 @@ def make_ti2v_pipeline(attention_mode: str = "joint", **defaults: Any) -> VideoA
 
 @pytest.mark.parametrize("stock_class", [WanImageToVideoPipeline, WanPipeline])
 def test_a_timestep_for_each_token_is_as_in_the_stock_pipelines(stock_class: Any) -> None:
-    pipe = make_ti2v_pipeline(guidance_scale=3.0, negative_prompt="blurry", reference_guidance_scale=0.0)
+    pipe = make_ti2v_pipeline(vae="wan", guidance_scale=3.0, negative_prompt="blurry", reference_guidance_scale=0.0)
     parts = {name: pipe.components[name] for name in ("tokenizer", "text_encoder", "vae", "scheduler", "transformer")}
     stock = stock_class(**parts, expand_timesteps=True)
     stock.set_progress_bar_config(disable=True)

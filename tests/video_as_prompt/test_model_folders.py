@@ -226,7 +226,7 @@ def test_pickled_weights_are_not_read(copy: Path) -> None:
     weights = copy / "vae" / "diffusion_pytorch_model.safetensors"
     weights.rename(weights.with_name("diffusion_pytorch_model.bin"))
     with pytest.raises(
-        ModelError, match=r"AutoencoderKLWan .* got diffusion_pytorch_model\.bin; such files are pickles"
+        ModelError, match=r"LinearVideoAutoencoder .* got diffusion_pytorch_model\.bin; such files are pickles"
     ):
         VideoAsPromptPipeline.from_pretrained(copy)
 

@@ -123,7 +123,7 @@ def test_batching_changes_rounding_only(mode: str) -> None:
 
 
 def test_without_a_reference_it_is_the_stock_backbone() -> None:
-    pipe = make_pipeline()
+    pipe = make_pipeline(vae="wan")
     result = run(pipe, references=None, reference_guidance_scale=0.0, prompt="a cat", output_type="latent").frames
 
     stock = WanTransformer3DModel(
@@ -244,7 +244,7 @@ def test_habits_of_diffusers() -> None:
 
 
 def test_given_latents_replace_the_noise() -> None:
-    pipe = make_pipeline()
+    pipe = make_pipeline(vae="wan")
     noise = torch.randn(1, 4, 2, 4, 6, generator=torch.Generator().manual_seed(1))
     expected = run(pipe, output_type="latent").frames
     assert torch.equal(run(pipe, latents=noise, generator=None, output_type="latent").frames, expected)
@@ -253,7 +253,7 @@ def test_given_latents_replace_the_noise() -> None:
 
 
 def test_the_callback_is_told_and_may_change_the_latents() -> None:
-    pipe, seen = make_pipeline(), []
+    pipe, seen = make_pipeline(vae="wan"), []
 
     def watch(given: Any, step: int, timestep: torch.Tensor, tensors: dict[str, Any]) -> dict[str, Any]:
         seen.append((given, step, tensors["latents"].shape))

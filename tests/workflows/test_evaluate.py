@@ -67,7 +67,7 @@ def test_every_row_gives_figures(settings: EvaluationSettings, tmp_path: Path) -
         assert summary["accuracy"]["wilson"]["count"] == 2
     shapes = {name: (row["about"]["num_frames"], row["about"]["width"]) for name, row in document["rows"].items()}
     assert shapes["seen"] == (5, 48)
-    assert (shapes["shorter"][0], shapes["longer"][0], shapes["wide"]) == (5, 9, (5, 80))
+    assert (shapes["shorter"][0], shapes["longer"][0], shapes["wide"]) == (5, 9, (5, 72))
     assert {progress.stage for progress in seen} == set(names)
     assert seen[-1].seconds_left == 0
     assert all(name in report.to_markdown() for name in names)

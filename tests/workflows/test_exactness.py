@@ -23,6 +23,7 @@ from sememe.workflows.generate import GenerationRequest, generate
 from sememe.workflows.loading import LoadedModel, load_model
 from sememe.workflows.sidecar import describe_exactness
 from video_as_prompt.pipeline_factories import make_clip, make_picture, make_pipeline
+from video_as_prompt.wan_factories import make_wan_vae
 
 SETTINGS = Settings().override(height=32, width=48)
 
@@ -87,6 +88,7 @@ def test_an_expert_apart_counts(model_folder: Path, tmp_path: Path) -> None:
 
 
 def test_what_was_set_up_on_the_pipeline_is_told(model: LoadedModel) -> None:
+    model.pipeline.register_modules(vae=make_wan_vae())
     assert label(model) == {"label": "exact", "shortcuts": [], "adapters": []}
     enable_tiling(model.pipeline.vae)
     assert label(model)["label"] == "exact", "one tile covers all of it"

@@ -141,7 +141,7 @@ def test_folders_are_read_and_not_loaded(
     [
         ("model_index.json", "vae", ["diffusers"]),
         ("text_encoder/config.json", "d_model", "wide"),
-        ("vae/config.json", "dim_mult", "wide"),
+        ("vae/config.json", "patch_size", "wide"),
     ],
 )
 def test_a_folder_that_is_not_whole(file: str, key: str, value: Any, model_folder: Path, tmp_path: Path) -> None:
