@@ -20,7 +20,7 @@ from sememe.training.recipes import LatentsRecipe, Regeneration
 from sememe.video import write_clip
 from sememe.video_as_prompt.stages import LatentSource
 from sememe.workflows import precompute
-from sememe.workflows.precompute import precompute_latents
+from sememe.workflows.precompute import Part, precompute_latents
 from sememe.workflows.train import resolve_training_recipe, train_recipe
 from sememe.world import conditions
 from workflows.smoke_runs import latents_recipe, smoke_runs
@@ -79,6 +79,26 @@ def test_broken_off_work_is_continued(runs: Path, tmp_path: Path, monkeypatch: p
     assert precompute_latents(recipe, tmp_path).num_new["clean"] == 0
     with pytest.raises(RecipeError, match="made with first_frame_fill repeat, but grey"):
         precompute_latents(replace(recipe, first_frame_fill="grey"), tmp_path)
+
+
+def test_parts_share_the_work(runs: Path, tmp_path: Path) -> None:
+    recipe = latents_recipe(runs, "data.num_clips=10", "batch_size=4")
+    done = [precompute_latents(recipe, tmp_path, part=Part.parse(text)).num_new for text in ("1/3", "2/3", "3/3")]
+    assert [each["clean"] for each in done] == [4, 3, 3]
+    assert sum(each["first_frame"] for each in done) == 1
+    with pytest.raises(InputError, match="is not finished"):
+        ArrayCache.open(tmp_path)
+    assert precompute_latents(recipe, tmp_path).num_new == {"first_frame": 0, "clean": 0}
+    whole, parts = ArrayCache.open(runs / "latents"), ArrayCache.open(tmp_path)
+    assert parts.items == whole.items[:10]
+    one, two = (cache.select("clean", torch.arange(10)) for cache in (parts, whole))
+    assert torch.allclose(one, two, atol=1e-3)
+
+
+@pytest.mark.parametrize("text", ["0/3", "4/3", "3", "a/b", "1/0"])
+def test_there_is_no_such_part(text: str) -> None:
+    with pytest.raises(InputError, match="expected a part"):
+        Part.parse(text)
 
 
 def test_a_trained_decoder_leaves_latents_valid(runs: Path, tmp_path: Path) -> None:

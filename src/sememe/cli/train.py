@@ -90,6 +90,15 @@ Prune = Annotated[
         rich_help_panel=_RUN,
     ),
 ]
+PartOfWork = Annotated[
+    str | None,
+    typer.Option(
+        help="Encode one part of the entries, such as 2/8, beside processes that encode the others; a last call "
+        "without it finishes the cache.",
+        metavar="K/N",
+        rich_help_panel=_RUN,
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 ListAll = Annotated[bool, typer.Option("--list", help="List the recipes, or the settings of RECIPE, and stop.")]
 
@@ -158,6 +167,7 @@ def precompute(
     settings: Settings = None,
     verify: Verify = False,
     prune: Prune = False,
+    part: PartOfWork = None,
     as_json: AsJson = False,
 ) -> None:
     """Encode clips once, for the trainings that read latents; the same command goes on where it was broken off.
@@ -177,10 +187,11 @@ def precompute(
     resolved = resolve_recipe(recipe, given, ArraysRecipe, "precompute")
     folder = RUNS_FOLDER / resolved.name if output_dir is None else output_dir
     _keep_memory()
-    from sememe.workflows.precompute import precompute_latents
+    from sememe.workflows.precompute import Part, precompute_latents
 
+    chosen = Part.parse(part or "1/1")
     with show_progress() as on_progress:
-        summary = precompute_latents(resolved, folder, on_progress, verify=verify, prune=prune)
+        summary = precompute_latents(resolved, folder, on_progress, verify=verify, prune=prune, part=chosen)
     if as_json:
         echo_json(
             {

@@ -38,7 +38,7 @@ def world_item(index: int, clips_per_scene: int = 8) -> WorldItem:
     """
     scene, place = divmod(index, clips_per_scene)
     assert scene < EVALUATION_SEED, "training would reach the scenes kept for evaluation"
-    deck = _shuffle(random_scene(scene))
+    deck = _shuffle(_scene(scene))
     return WorldItem(scene, deck[place % len(deck)])
 
 
@@ -285,7 +285,7 @@ class LookClips:
 
     def _choose(self, index: int) -> tuple[Scene, str]:
         place, look = divmod(index, self._data.clips_per_scene)
-        scene = random_scene(self._scenes[place])
+        scene = _scene(self._scenes[place])
         rng = np.random.Generator(np.random.PCG64([scene.seed, 0]))
         painted = repaint(scene, int(rng.integers(1 << 16)) + look)
         moves = [name for name in self._moves if can_show(scene, name)]

@@ -42,11 +42,10 @@ class EncodedText:
 
     def pick(self, captions: Sequence[str]) -> Tensor:
         """Token ids and mask, (caption, 2, token)."""
-        for caption in captions:
-            if caption not in self._known:
-                text = caption if self._reads_padding else clean_prompt(caption)
-                found = self.tokenizer(text, padding="max_length", max_length=self._length, truncation=True)
-                self._known[caption] = torch.tensor([found.input_ids, found.attention_mask])
+        if new := [caption for caption in dict.fromkeys(captions) if caption not in self._known]:
+            texts = new if self._reads_padding else [clean_prompt(caption) for caption in new]
+            found = self.tokenizer(texts, padding="max_length", max_length=self._length, truncation=True)
+            self._known |= zip(new, torch.tensor([found.input_ids, found.attention_mask]).unbind(1), strict=True)
         return torch.stack([self._known[caption] for caption in captions])
 
     def embed(self, picked: Tensor) -> Tensor:

@@ -71,6 +71,40 @@ class PrecomputeSummary:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One of several parts of the entries of every array, for as many processes; written as "2/8".
+
+    Attributes:
+        number: Which part, from 1.
+        count: How many parts there are.
+
+    Raises:
+        InputError: There is no such part.
+    """
+
+    number: int
+    count: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.number <= self.count:
+            raise InputError(f"expected a part between 1/{self.count} and {self.count}/{self.count}, got {self}")
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
+
+    @classmethod
+    def parse(cls, text: str) -> Part:
+        """Read a part as it is written. Raises `InputError` for anything else."""
+        number, _, count = text.partition("/")
+        if not (number.isdecimal() and count.isdecimal() and int(count)):
+            raise InputError(f"expected a part such as 2/8, got {text!r}")
+        return cls(int(number), int(count))
+
+
+_WHOLE = Part(1, 1)
+
+
 def precompute_latents(
     recipe: ArraysRecipe,
     output_dir: Path | str,
@@ -78,6 +112,7 @@ def precompute_latents(
     *,
     verify: bool = False,
     prune: bool = False,
+    part: Part = _WHOLE,
 ) -> PrecomputeSummary:
     """Encode the recipe's clips into named arrays, or go on where that was interrupted.
 
@@ -90,6 +125,8 @@ def precompute_latents(
         on_progress: Called with what is being done, and how long it takes.
         verify: Read the whole cache first, and encode again what is damaged.
         prune: Remove the entries of clips that are not in the data any more.
+        part: The entries to encode, for several processes that share the work. A cache is finished by a call without
+            it, which encodes what is still missing.
 
     Raises:
         ModelError: there is no autoencoder or text encoder where the recipe says.
@@ -110,12 +147,13 @@ def precompute_latents(
     items = [clips.item(index) for index in range(len(clips))]
     quarantine = Quarantine(items)
     num_new = {
-        encoder.name: encode_array(encoder, items, writer, recipe.batch_size, quarantine, on_progress)
+        encoder.name: encode_array(encoder, items, writer, recipe.batch_size, quarantine, on_progress, part)
         for encoder in encoders
     }
     good = quarantine.list_good()
-    writer.finish(good, clips.version)
-    quarantine.write(folder / QUARANTINE_NAME)
+    if part.count == 1:
+        writer.finish(good, clips.version)
+        quarantine.write(folder / QUARANTINE_NAME)
     needed = {encoder.name: encoder.list_entries(good).keys() for encoder in encoders}
     num_unused = writer.count_unused(needed)
     if prune:
@@ -211,9 +249,11 @@ def encode_array(
     batch_size: int,
     quarantine: Quarantine,
     on_progress: ProgressHandler = ignore_progress,
+    part: Part = _WHOLE,
 ) -> int:
     """Encode those entries of an array that the cache lacks, except of clips that cannot be read; return how many."""
     present, entries = writer.begin(encoder), encoder.list_entries(items)
+    entries = dict(list(entries.items())[part.number - 1 :: part.count])
     missing = [key for key in entries if key not in present]
     begin, stage, num_present = time.monotonic(), f"encoding {encoder.name}", len(entries) - len(missing)
     on_progress(Progress(stage, num_present, len(entries)))
