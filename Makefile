@@ -32,12 +32,7 @@ demo: install-demo  ## two reference clips, two pictures doing the same, and a c
 
 test: install check-format lint types layers docs unit  ## everything CI checks: format, lint, types, layers, docs, tests
 
-check-kills: install  ## kill training runs at 200 random moments, with one process and with two; each must end as if undisturbed (long)
-	PYTHONPATH=src $(BIN)/python tests/training/kills.py --processes 1
-	PYTHONPATH=src $(BIN)/python tests/training/kills.py --processes 2
-	PYTHONPATH=src $(BIN)/python tests/training/kills.py --hang
-
-format: install  ## is every file formatted?
+check-format: install  ## is every file formatted?
 	$(BIN)/ruff format --check
 
 lint: install  ## ruff's rules
