@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -70,8 +71,11 @@ def plan(folder: Path, size: str, init_from: str | None, settings: Sequence[str]
     )
 
 
-def run_part(steps: Sequence[Step], minutes: float, training_minutes: float) -> bool:
-    """Run steps until they are complete or the time is up; returns whether all are complete."""
+def run_part(steps: Sequence[Step], minutes: float, training_minutes: float, processes: int = 1) -> bool:
+    """Run steps until they are complete or the time is up; returns whether all are complete.
+
+    Clips are rendered and encoded by as many `processes`.
+    """
     end = time.monotonic() + 60 * minutes
     for step in steps:
         if step.is_complete:
@@ -80,6 +84,9 @@ def run_part(steps: Sequence[Step], minutes: float, training_minutes: float) -> 
         if left < min(_LEAST_MINUTES, minutes / 4):
             return False
         print(f"{step.arguments[0]} {step.arguments[1]}: {left:.1f} min left in this part", flush=True)
+        if step.arguments[0] == "precompute" and processes > 1:
+            _run_side_by_side(step, left, processes)
+            left = (end - time.monotonic()) / 60
         if not _run(step, left, training_minutes):
             return False
     return True
@@ -96,6 +103,18 @@ def keep_result(steps: Sequence[Step], result: Path) -> None:
     assembled = next(step.folder for step in steps if step.folder.name == "assembled")
     if assembled.is_dir():
         shutil.copytree(assembled, result / "model")
+
+
+def _run_side_by_side(step: Step, left: float, processes: int) -> None:
+    """Encode one part of the clips in each process; what is then missing is left to the call without a part."""
+    command = [sys.executable, "-m", "sememe", *step.arguments, "--output-dir", str(step.folder)]
+    parts = [subprocess.Popen([*command, "--part", f"{number + 1}/{processes}"]) for number in range(processes)]
+    end = time.monotonic() + 60 * left
+    for part in parts:
+        try:
+            part.wait(max(0.0, end - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            part.terminate()
 
 
 def _run(step: Step, left: float, training_minutes: float) -> bool:
@@ -130,10 +149,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--size", default="tiny", help="which recipes: tiny, small or smoke")
     parser.add_argument("--init-from", help="weights to begin with, such as tiny")
     parser.add_argument("--generations", type=int, default=200, help="of each row of the evaluation")
+    parser.add_argument("--processes", type=int, default=max(1, (os.cpu_count() or 1) - 1), help="that render clips")
     parser.add_argument("--set", action="append", default=[], dest="settings", help="KEY=VALUE for all trainings")
     given = parser.parse_args(arguments)
     steps = plan(given.folder, given.size, given.init_from, given.settings, given.generations)
-    is_complete = run_part(steps, given.minutes, given.training_minutes)
+    is_complete = run_part(steps, given.minutes, given.training_minutes, given.processes)
     keep_result(steps, given.folder / "result")
     print(json.dumps({step.folder.name: step.is_complete for step in steps}))
     return 0 if is_complete else 3

@@ -20,7 +20,17 @@ def test_parts_continue_each_other_until_a_model_is_assembled(
 ) -> None:
     monkeypatch.setattr("benchmarks.accelerator.plan", lambda *given: plan(*given)[:-1])  # the evaluation takes minutes
     monkeypatch.setattr("benchmarks.accelerator.subprocess.run", run_here)
-    call = [str(tmp_path), "--size", "smoke", "--set", "training.num_steps=2", "--training-minutes", "60"]
+    call = [
+        str(tmp_path),
+        "--size",
+        "smoke",
+        "--set",
+        "training.num_steps=2",
+        "--training-minutes",
+        "60",
+        "--processes",
+        "1",
+    ]
     assert main([*call, "--minutes", "0"]) == 3
     assert main([*call, "--minutes", "60"]) == 0
     assert (tmp_path / "result" / "model" / "model_index.json").is_file()
@@ -28,6 +38,23 @@ def test_parts_continue_each_other_until_a_model_is_assembled(
     # All is there: the same command starts no process any more.
     monkeypatch.setattr("benchmarks.accelerator._run", lambda *given: pytest.fail(f"ran {given}"))
     assert main([*call, "--minutes", "60"]) == 0
+
+
+def test_processes_share_the_encoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[list[str]] = []
+
+    class Process:
+        def __init__(self, command: list[str]) -> None:
+            begun.append(command[3:])
+
+        def wait(self, seconds: float) -> int:
+            return 0
+
+    monkeypatch.setattr("benchmarks.accelerator.subprocess.Popen", Process)
+    monkeypatch.setattr("benchmarks.accelerator._run", lambda *_: True)
+    assert run_part([Step(tmp_path / "latents", ("precompute", "smoke-latents"))], 1.0, 1.0, 2)
+    expected = ["precompute", "smoke-latents", "--output-dir", str(tmp_path / "latents"), "--part"]
+    assert begun == [[*expected, "1/2"], [*expected, "2/2"]]
 
 
 def test_a_step_that_fails_ends_the_part(tmp_path: Path) -> None:
