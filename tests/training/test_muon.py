@@ -40,6 +40,19 @@ def test_steps_are_those_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(ours, theirs)
 
 
+def test_matrices_of_one_shape_may_be_updated_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = []
+    for groups in (muon._group_by_shape, lambda weights: [list(weights)]):
+        monkeypatch.setattr(muon, "_group_by_shape", groups)
+        weights: list[Tensor] = [_make_weight(), nn.Parameter(2 * _make_weight().detach().flip(0))]
+        for seed, weight in enumerate(weights):
+            weight.grad = torch.randn(4, 6, generator=torch.Generator().manual_seed(seed))
+        Muon(weights, lr=0.1, momentum=0.9, weight_decay=0.1).step()
+        steps.append(torch.stack([*weights]))
+    assert torch.allclose(steps[0], steps[1], atol=1e-6)
+    assert not torch.equal(steps[0][0], _make_weight())
+
+
 def test_the_precision_is_the_fast_one(monkeypatch: pytest.MonkeyPatch) -> None:
     steps: dict[bool, Tensor] = {}
     for fast in (True, False):

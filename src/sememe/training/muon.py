@@ -4,7 +4,7 @@ By hand, because torch's own (from 2.9 on) always multiplies in bfloat16. On a C
 fifths of a training step.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sememe.compute.devices import is_fast_in_bfloat16
-from sememe.training.sharding import gather, spread_like
+from sememe.training.sharding import gather, is_sharded, spread_like
 
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 """Coefficients of x, x^3 and x^5 that bring singular values near 1 within `_NUM_ITERATIONS` (Jordan et al.)."""
@@ -44,40 +44,59 @@ class Muon(Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update the matrices that have gradients."""
         for group in self.param_groups:
-            learning_rate, momentum = group["lr"], group["momentum"]
-            for weight in group["params"]:
-                if weight.grad is None:
-                    continue
-                state = self.state[weight]
-                if not state:
-                    state["momentum_buffer"] = torch.zeros_like(weight.grad)
-                average = state["momentum_buffer"].lerp_(weight.grad, 1 - momentum)
-                momentary = gather(weight.grad.lerp(average, momentum))
-                direction = spread_like(orthogonalise(momentary, _choose_dtype(weight.device)), weight)
-                weight.mul_(1 - learning_rate * group["weight_decay"])
-                weight.add_(direction, alpha=-learning_rate * _UPDATE_SIZE * max(weight.shape) ** 0.5)
+            given = [weight for weight in group["params"] if weight.grad is not None]
+            for weights in _group_by_shape(given):
+                self._update(weights, group["lr"], group["momentum"], group["weight_decay"])
+
+    def _update(self, weights: list[Tensor], learning_rate: float, momentum: float, weight_decay: float) -> None:
+        """Update matrices of one shape."""
+        momentary = []
+        for weight in weights:
+            assert weight.grad is not None
+            state = self.state[weight]
+            if not state:
+                state["momentum_buffer"] = torch.zeros_like(weight.grad)
+            average = state["momentum_buffer"].lerp_(weight.grad, 1 - momentum)
+            momentary.append(gather(weight.grad.lerp(average, momentum)))
+        dtype = _choose_dtype(weights[0].device)
+        is_alone = len(weights) == 1
+        found = [orthogonalise(momentary[0], dtype)] if is_alone else orthogonalise(torch.stack(momentary), dtype)
+        for weight, direction in zip(weights, found, strict=True):
+            weight.mul_(1 - learning_rate * weight_decay)
+            size = learning_rate * _UPDATE_SIZE * max(weight.shape) ** 0.5
+            weight.add_(spread_like(direction, weight), alpha=-size)
+
+
+def _group_by_shape(weights: Sequence[Tensor]) -> Iterable[list[Tensor]]:
+    """Group matrices that are updated together: those of one shape on an accelerator, which starts kernels slowly."""
+    groups: dict[object, list[Tensor]] = {}
+    for place, weight in enumerate(weights):
+        is_alone = weight.device.type == "cpu" or is_sharded(weight)
+        groups.setdefault(place if is_alone else (weight.shape, weight.device), []).append(weight)
+    return groups.values()
 
 
 def orthogonalise(
-    matrix: Float[Tensor, "row column"], dtype: torch.dtype = torch.float32
-) -> Float[Tensor, "row column"]:
+    matrix: Float[Tensor, "*batch row column"], dtype: torch.dtype = torch.float32
+) -> Float[Tensor, "*batch row column"]:
     """Return a matrix with the same singular vectors, and singular values of about 0.7 to 1.2, by Newton-Schulz steps.
 
     Args:
-        matrix: Matrix; multiples of it give the same result.
+        matrix: Matrix, or a batch of them; multiples of it give the same result.
         dtype: Precision of the products and of the result.
     """
     linear, cubic, quintic = _QUINTIC
-    is_tall = matrix.shape[0] > matrix.shape[1]
+    is_tall = matrix.shape[-2] > matrix.shape[-1]
     # The products are those of the smaller side.
-    current = (matrix.T if is_tall else matrix).to(dtype)
-    current = current / current.norm().clamp(min=1e-7)  # no singular value above 1
+    current = (matrix.mT if is_tall else matrix).to(dtype)
+    current = current / current.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)  # no singular value above 1
+    add_product = torch.addmm if matrix.ndim == 2 else torch.baddbmm
     for _ in range(_NUM_ITERATIONS):
-        square = current @ current.T
-        current = torch.addmm(
-            current, torch.addmm(square, square, square, beta=cubic, alpha=quintic), current, beta=linear
+        square = current @ current.mT
+        current = add_product(
+            current, add_product(square, square, square, beta=cubic, alpha=quintic), current, beta=linear
         )
-    return current.T if is_tall else current
+    return current.mT if is_tall else current
 
 
 def _choose_dtype(device: torch.device) -> torch.dtype:
