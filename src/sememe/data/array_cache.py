@@ -35,7 +35,7 @@ INDEX_NAME = "index.json"
 _FORMAT = 3
 _MAX_SHARD = 512 * 1024 * 1024
 
-CacheDtype = Literal["float16", "bfloat16"]
+CacheDtype = Literal["float16", "bfloat16", "uint8"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +109,7 @@ class ArrayCacheWriter:
     Args:
         folder: Folder of the cache.
         origin: What tells the clips of a key from all others, such as how videos are read.
-        dtype: Precision in which values are kept.
+        dtype: Precision in which values are kept; uint8 for whole numbers from 0 to 255.
         shard_bytes: Size of one file, below 512 MiB.
         flush_seconds: A file is written at the latest so long after the last one of its array.
 
@@ -230,7 +230,8 @@ class ArrayCacheWriter:
         self._shards = _read_shards(self._folder)
 
     def _count_per_shard(self, name: str) -> int:
-        return max(1, self._shard_bytes // (2 * int(np.prod(self._headers[name].shape))))
+        size = DTYPES[self._dtype].itemsize * int(np.prod(self._headers[name].shape))
+        return max(1, self._shard_bytes // size)
 
     def _name_shard(self, name: str) -> Path:
         self._num_written += 1

@@ -22,7 +22,7 @@ from sememe.files import atomic_path
 
 _FORMAT, _TENSOR = 3, "values"
 _ABOUT, _HASH = "sememe", "sememe_sha256"
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "uint8": torch.uint8}
 
 
 @dataclass(frozen=True, kw_only=True)

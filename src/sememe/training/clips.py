@@ -14,7 +14,19 @@ from numpy.typing import NDArray
 
 from sememe.data.array_cache import ClipItem
 from sememe.training.recipes import ClipFormat, WorldData
-from sememe.world import EVALUATION_SEED, RenderedClip, Scene, can_show, conditions, random_scene, render, repaint
+from sememe.world import (
+    EVALUATION_SEED,
+    RenderedClip,
+    RenderedScript,
+    Scene,
+    can_show,
+    conditions,
+    random_scene,
+    random_script,
+    render,
+    render_script,
+    repaint,
+)
 from sememe.world.catalogue import CATALOGUE
 from sememe.world.scene import PHOTOGRAPH_SHARE
 
@@ -185,20 +197,25 @@ class ScriptClips:
     def __len__(self) -> int:
         return self._data.num_clips
 
-    def frames(self, index: int) -> NDArray[np.uint8]:
-        from sememe.world import render_script
+    @property
+    def fps(self) -> float:
+        """Frames per second."""
+        return self._format.fps
 
-        script = self._script(index)
-        frames: NDArray[np.uint8] = render_script(
-            script.scene, script.spans, size=self._size, fps=self._format.fps
-        ).clip.frames
+    def shot(self, index: int) -> RenderedScript:
+        """Film a clip."""
+        script = self.script(index)
+        return render_script(script.scene, script.spans, size=self._size, fps=self._format.fps)
+
+    def frames(self, index: int) -> NDArray[np.uint8]:
+        frames: NDArray[np.uint8] = self.shot(index).clip.frames
         return frames
 
     def item(self, index: int) -> ClipItem:
         from sememe.world.captions import neutral_caption, script_caption
         from sememe.world.catalogue import parts_of
 
-        script = self._script(index)
+        script = self.script(index)
         scene = str(script.scene.seed)
         return ClipItem(
             clip=str(index),
@@ -212,12 +229,11 @@ class ScriptClips:
     def first_frame(self, index: int) -> NDArray[np.uint8]:
         from sememe.world import render
 
-        frames: NDArray[np.uint8] = render(self._script(index).scene, None, num_frames=1, size=self._size).clip.frames
+        frames: NDArray[np.uint8] = render(self.script(index).scene, None, num_frames=1, size=self._size).clip.frames
         return frames[0]
 
-    def _script(self, index: int) -> Script:
-        from sememe.world import random_script
-
+    def script(self, index: int) -> Script:
+        """Return the scene of a clip and what happens in it."""
         return random_script(index, seconds=self._format.num_frames / self._format.fps)
 
 

@@ -190,7 +190,7 @@ class ArraysRecipe:
     dataset: Path | None = None
     min_score: float = 0.0
     batch_size: int = 32
-    dtype: Literal["float16", "bfloat16"] = "float16"
+    dtype: Literal["float16", "bfloat16", "uint8"] = "float16"
     num_threads: int = 0
     device: str = "auto"
 

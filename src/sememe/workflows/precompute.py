@@ -141,10 +141,10 @@ def precompute_latents(
     if verify:
         on_progress(Progress("verifying"))
     damaged = remove_damaged(folder) if verify else ()
-    writer = ArrayCacheWriter(folder, clips.origin, dtype=recipe.dtype, shard_bytes=_SHARD_BYTES)
     if recipe.num_threads:
         torch.set_num_threads(recipe.num_threads)
-    items = [clips.item(index) for index in range(len(clips))]
+    items = [clips.item(index) for index in range(len(clips))]  # takes long; others may add entries meanwhile
+    writer = ArrayCacheWriter(folder, clips.origin, dtype=recipe.dtype, shard_bytes=_SHARD_BYTES)
     quarantine = Quarantine(items)
     num_new = {
         encoder.name: encode_array(encoder, items, writer, recipe.batch_size, quarantine, on_progress, part)
@@ -154,10 +154,6 @@ def precompute_latents(
     if part.count == 1:
         writer.finish(good, clips.version)
         quarantine.write(folder / QUARANTINE_NAME)
-    needed = {encoder.name: encoder.list_entries(good).keys() for encoder in encoders}
-    num_unused = writer.count_unused(needed)
-    if prune:
-        writer.prune(needed)
     return PrecomputeSummary(
         folder=folder,
         version=clips.version,
@@ -166,9 +162,20 @@ def precompute_latents(
         made_by={encoder.name: encoder.made_by for encoder in encoders},
         quarantine=quarantine.clips,
         damaged=damaged,
-        num_unused=num_unused,
+        num_unused=_count_unused(writer, encoders, good, prune=prune),
         seconds=time.monotonic() - begin,
     )
+
+
+def _count_unused(
+    writer: ArrayCacheWriter, encoders: Sequence[ArrayEncoder], items: Sequence[ClipItem], *, prune: bool
+) -> int:
+    """Count entries of clips that are not among the items, and remove them if they are to be pruned."""
+    needed = {encoder.name: encoder.list_entries(items).keys() for encoder in encoders}
+    num_unused = writer.count_unused(needed)
+    if prune:
+        writer.prune(needed)
+    return num_unused
 
 
 class Quarantine:

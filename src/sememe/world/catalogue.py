@@ -8,6 +8,7 @@ families, joined by "+".
 from __future__ import annotations
 
 import difflib
+from functools import lru_cache
 
 from sememe.errors import InputError
 from sememe.world import cameras, concepts, elements, motions, styles
@@ -95,6 +96,7 @@ def condition(name: str) -> Condition:
     return _BY_NAME[name]
 
 
+@lru_cache(maxsize=1024)
 def parts_of(name: str | None) -> tuple[Condition, ...]:
     """The conditions that a name such as "melt+zoom_in" joins; empty for None.
 

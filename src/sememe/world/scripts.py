@@ -92,7 +92,7 @@ def render_script(
             a span shorter than two frames, a size or rate out of range.
     """
     parts = list(iter_script(scene, spans, size=size, fps=fps))
-    edges = _frame_edges(spans, fps)
+    edges = frame_edges(spans, fps)
     entries = [check_condition(scene, name) for name, _ in spans]
     return RenderedScript(
         clip=Clip(np.concatenate([part.clip.frames for part in parts]), float(fps)),
@@ -126,11 +126,15 @@ def iter_script(
         raise InputError("expected at least one span such as ('jump', 2.0), got none")
     for name, _ in spans:
         check_condition(scene, name)
-    return _film_spans(scene, tuple(spans), _frame_edges(spans, fps), (height, width), fps, skip)
+    return _film_spans(scene, tuple(spans), frame_edges(spans, fps), (height, width), fps, skip)
 
 
-def _frame_edges(spans: Sequence[Span], fps: float) -> list[int]:
-    """The first frame of every span, and the number of all frames."""
+def frame_edges(spans: Sequence[Span], fps: float) -> list[int]:
+    """Return the first frame of every span, and the number of all frames.
+
+    Raises:
+        InputError: A span has seconds that are not above 0, or fewer than two frames.
+    """
     edges, seconds = [0], 0.0
     for number, (name, duration) in enumerate(spans, start=1):
         if not (math.isfinite(duration) and duration > 0):

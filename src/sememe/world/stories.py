@@ -68,6 +68,8 @@ def can_follow(earlier: Sequence[str | None], name: str | None) -> bool:
 
 def _fits(lasting: Sequence[Condition], entries: Sequence[Condition]) -> bool:
     """Return whether a span of `entries` is seen well while others last."""
+    if not lasting:
+        return True
     names = {entry.name for entry in lasting}
     if names & CLOSING:
         return False
@@ -119,7 +121,8 @@ def random_script(seed: int, *, seconds: float = 4.125, names: Sequence[str] | N
         raise InputError("expected at least one condition to draw from, got none")
     rng = np.random.Generator(np.random.PCG64(seed))
     scene = _draw_scene(rng, seed // EVALUATION_SEED * EVALUATION_SEED)
-    deck = [name for name in (conditions() if names is None else names) if can_show(scene, name)]
+    # All conditions there are can be shown of a scene with a subject.
+    deck = conditions() if names is None else [name for name in names if can_show(scene, name)]
     spans: list[Span] = []
     while seconds > 0:
         duration = round(rng.uniform(SHORTEST, LONGEST) * _TICKS) / _TICKS
