@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from sememe.semanticgen.stage_settings import SemanticLatentsRecipe
+from sememe.training.recipes import ArraysRecipe
 from sememe.workflows.precompute import precompute_latents
 from sememe.workflows.recipe_list import resolve_recipe
 from sememe.workflows.train import resolve_training_recipe, train_recipe
@@ -13,17 +13,21 @@ STAGES = ("semantic-encoder", "renderer", "planner", "reader")
 
 
 def semantic_runs(root: Path) -> Path:
-    """A folder with `semantic-encoder`, `semantic-latents`, `renderer` and `planner`."""
+    """A folder with `semantic-frames`, `semantic-encoder`, `semantic-latents`, `renderer` and `planner`."""
     folder = root / "semantic-smoke"
     if folder not in _made:
         start = smoke_runs(root)
-        train_recipe(resolve_training_recipe("smoke-semantic-encoder", [CPU]), folder / "semantic-encoder")
+        frames = resolve_recipe("smoke-semantic-frames", ["device=cpu"], ArraysRecipe, "precompute")
+        precompute_latents(frames, folder / "semantic-frames")
+        given = settings(root, "semantic-encoder")
+        train_recipe(resolve_training_recipe("smoke-semantic-encoder", given), folder / "semantic-encoder")
         given = [
+            f"dataset={folder / 'semantic-frames'}",
             f"autoencoder={start / 'autoencoder'}",
             f"semantic_encoder={folder / 'semantic-encoder'}",
             "device=cpu",
         ]
-        latents = resolve_recipe("smoke-semantic-latents", given, SemanticLatentsRecipe, "precompute")
+        latents = resolve_recipe("smoke-semantic-latents", given, ArraysRecipe, "precompute")
         precompute_latents(latents, folder / "semantic-latents")
         for name in ("renderer", "planner"):
             train_recipe(resolve_training_recipe(f"smoke-{name}", settings(root, name)), folder / name)
@@ -35,6 +39,7 @@ def settings(root: Path, part: str) -> list[str]:
     """What a recipe must be told to find its inputs."""
     folder = root / "semantic-smoke"
     given = [CPU]
+    given += [f"frames={folder / 'semantic-frames'}"] if part in ("semantic-encoder", "reader") else []
     given += [f"latents={folder / 'semantic-latents'}"] if part in ("renderer", "planner") else []
     given += [f"backbone={smoke_runs(root) / 'backbone'}"] if part == "renderer" else []
     given += [f"renderer={folder / 'renderer'}"] if part == "planner" else []

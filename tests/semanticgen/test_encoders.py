@@ -29,8 +29,8 @@ from sememe.semanticgen.encoders import (
     VideoMAEEncoder,
     VJEPA2Encoder,
     load_encoder,
-    make_built_in_tower,
 )
+from sememe.semanticgen.network_encoder import make_built_in_tower, use_all_slices_at_once
 from sememe.semanticgen.stage_settings import TowerNetwork
 from sememe.video import Clip
 from video_as_prompt.wan_factories import make_linear_vae
@@ -218,3 +218,14 @@ def test_an_autoencoder_encodes_frame_by_frame(tmp_path: Path) -> None:
     # The second frame's latents of the four places of the first feature.
     expected = encode_video(vae, second)[0, :, 0, :2, :2].flatten()
     torch.testing.assert_close(found.features[0, 0, 0, 0, 4 * channels :], expected)
+
+
+def test_slices_at_once_are_those_of_transformers() -> None:
+    torch.manual_seed(0)
+    tower = Qwen2_5_VisionTransformerPretrainedModel(Qwen2_5_VLVisionConfig(**VISION)).eval()
+    patches, grids = torch.randn(2 * 3 * 4 * 6, 3 * 2 * 14 * 14), torch.tensor([[3, 4, 6]] * 2)
+    with torch.no_grad():
+        one_by_one = tower(patches, grids).pooler_output
+        use_all_slices_at_once(tower)
+        at_once = tower(patches, torch.tensor([[6, 4, 6]])).pooler_output
+    torch.testing.assert_close(at_once, one_by_one)

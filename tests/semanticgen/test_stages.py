@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -10,8 +11,9 @@ from safetensors.torch import load_file
 from semanticgen.smoke_chain import STAGES, semantic_runs, settings
 from sememe.data.array_cache import ArrayCache
 from sememe.errors import ModelError
+from sememe.evaluation.reader import VOCABULARY, name_scene
 from sememe.events import ignore_progress
-from sememe.semanticgen.arrays import ARRAY, read_clock
+from sememe.semanticgen.arrays import ARRAY, LABELS, WORDS_ARRAY, read_clock
 from sememe.semanticgen.encoders import load_encoder
 from sememe.semanticgen.pipeline import SemanticGenPipeline
 from sememe.semanticgen.recipes import smoke_planner, smoke_semanticgen
@@ -21,6 +23,7 @@ from sememe.semanticgen.stage_reader import ReaderStage
 from sememe.semanticgen.stage_renderer import RendererStage
 from sememe.semanticgen.stage_settings import RendererRecipe, SemanticLatentsRecipe
 from sememe.semanticgen.stages import PlannerPreparation
+from sememe.training.dataset_clips import FRAMES_ARRAY
 from sememe.training.stage import step_generator
 from sememe.training.text_source import EncodedText
 from sememe.workflows.assemble import assemble_recipe
@@ -28,6 +31,7 @@ from sememe.workflows.beginnings import prepare_stage
 from sememe.workflows.precompute import precompute_latents
 from sememe.workflows.recipe_list import resolve_recipe
 from sememe.workflows.train import resolve_training_recipe, train_recipe
+from sememe.world import random_script, render_script
 from workflows.smoke_runs import smoke_runs
 
 CONSTANT = ["training.schedule.shape=constant", "training.ema_decay=0"]
@@ -49,6 +53,19 @@ def test_the_cache_holds_latents_and_features_of_the_same_scripts(root: Path) ->
     encoder = load_encoder(semantic_runs(root) / "semantic-encoder" / "model" / "semantic_encoder", 4.0)
     assert cache.describe(ARRAY)["semantic_encoder"] == encoder.fingerprint
     assert all(", then " in caption or ";" in caption for caption in cache.full_captions)
+
+
+def test_frames_and_words_tell_what_a_script_shows(root: Path) -> None:
+    cache = ArrayCache.open(semantic_runs(root) / "semantic-frames")
+    script = random_script(4, seconds=17 / 8)
+    shot = render_script(script.scene, script.spans, size=16, fps=8)
+    frames, words = (cache.select(name, [4])[0].numpy() for name in (FRAMES_ARRAY, WORDS_ARRAY))
+    assert (frames[..., :3] == shot.clip.frames).all()
+    np.testing.assert_allclose(frames[..., 3] / 255, shot.mask, atol=0.5 / 255 + 1e-6)
+    np.testing.assert_allclose(frames[..., 4] / 255, (0.5 / shot.depth).clip(0, 1), atol=0.5 / 255 + 1e-6)
+    assert {name: VOCABULARY[name][words[place]] for place, name in enumerate(LABELS)} == name_scene(script.scene)
+    names = [span.condition or "nothing" for span in shot.spans for _ in range(round((span.end - span.start) * 8))]
+    assert [VOCABULARY["condition"][word] for word in words[len(LABELS) :]] == names
 
 
 @pytest.mark.parametrize("part", STAGES)
@@ -131,6 +148,7 @@ def test_the_picture_of_a_clip_is_given_or_not(root: Path, tmp_path: Path) -> No
 def test_texts_that_were_embedded_before_need_no_text_encoder(root: Path, tmp_path: Path) -> None:
     backbone = smoke_runs(root) / "backbone"
     given = [
+        f"dataset={semantic_runs(root) / 'semantic-frames'}",
         f"autoencoder={smoke_runs(root) / 'autoencoder'}",
         f"semantic_encoder={semantic_runs(root) / 'semantic-encoder'}",
         f"text_encoder={backbone}",
@@ -174,7 +192,8 @@ def test_a_planner_meets_all_lengths(root: Path, tmp_path: Path) -> None:
 
 def test_latents_take_the_place_of_features_and_belong_to_another_encoder(root: Path, tmp_path: Path) -> None:
     vae = smoke_runs(root) / "autoencoder" / "model" / "vae"
-    given = [f"autoencoder={vae}", f"semantic_encoder={vae}", "device=cpu"]
+    frames = semantic_runs(root) / "semantic-frames"
+    given = [f"dataset={frames}", f"autoencoder={vae}", f"semantic_encoder={vae}", "device=cpu"]
     precompute_latents(resolve_recipe("smoke-vae-plan-latents", given, SemanticLatentsRecipe, "precompute"), tmp_path)
     semantic = ArrayCache.open(semantic_runs(root) / "semantic-latents").arrays[ARRAY]
     # A plan of the same slices, rows and columns.

@@ -1,22 +1,109 @@
-"""Semantic features of clips as a named array of a cache."""
+"""Scripts with what is known of them, and semantic features of clips, as named arrays of a cache."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
+from torch import Tensor
 
 from sememe.backbones.autoencoder import frames_to_video
 from sememe.checkpoints.zoo import find_part
 from sememe.data.array_cache import ArrayCache, ArrayEncoder, ClipItem
+from sememe.errors import InputError, RecipeError
+from sememe.evaluation.reader import NOTHING, VOCABULARY, name_scene
 from sememe.semanticgen.clocks import SliceClock
 from sememe.semanticgen.encoders import SampledFrames, TowerEncoder, load_encoder
 from sememe.semanticgen.shapes import EncoderFeatures
-from sememe.semanticgen.stage_settings import SemanticLatentsRecipe
-from sememe.training.clips import ClipCollection
+from sememe.semanticgen.stage_settings import SemanticFramesRecipe, SemanticLatentsRecipe
+from sememe.training.clips import ClipCollection, ScriptClips
+from sememe.training.dataset_clips import FRAMES_ARRAY
 from sememe.video import Clip, resize_clip
+from sememe.world.scripts import frame_edges
 
-ARRAY = "semantic"
+ARRAY, WORDS_ARRAY = "semantic", "words"
+LABELS = tuple(name for name in VOCABULARY if name != "condition")
+"""Words for a script as a whole, in the order in which the array of words holds their numbers."""
+_NEAREST = 0.5  # distance from the camera that is stored as the largest nearness
+_NUM_CHANNELS = 5
+
+
+class ScriptFrames:
+    """Scripts as pictures: colours, how much of each pixel is subject, and how near it is; all from 0 to 255."""
+
+    name, key = FRAMES_ARRAY, "clip"
+
+    def __init__(self, clips: ScriptClips) -> None:
+        self._clips = clips
+        self.made_by: Mapping[str, str] = {"fps": repr(clips.fps), "channels": "red green blue cover nearness"}
+
+    def list_entries(self, items: Sequence[ClipItem]) -> Mapping[str, Any]:
+        return {item.clip: index for index, item in enumerate(items)}
+
+    def preprocess(self, entries: Sequence[int]) -> UInt8[Tensor, "clip frame height width channel"]:
+        shots = [self._clips.shot(index) for index in entries]
+        known = [np.stack([shot.mask, (_NEAREST / shot.depth).clip(0, 1)], axis=-1) for shot in shots]
+        levels = [(each * np.float32(255) + np.float32(0.5)).astype(np.uint8) for each in known]
+        joined = [np.concatenate([shot.clip.frames, each], axis=-1) for shot, each in zip(shots, levels, strict=True)]
+        return torch.from_numpy(np.stack(joined))
+
+    def encode(self, inputs: Tensor) -> Tensor:
+        return inputs
+
+
+class ScriptWords:
+    """Scripts as words: the number of each of `LABELS`, then of what happens in each frame."""
+
+    name, key = WORDS_ARRAY, "clip"
+
+    def __init__(self, clips: ScriptClips) -> None:
+        self._clips = clips
+        self._numbers = {name: {value: i for i, value in enumerate(values)} for name, values in VOCABULARY.items()}
+        self.made_by: Mapping[str, str] = {"words": ", ".join(f"{name} {len(VOCABULARY[name])}" for name in VOCABULARY)}
+
+    def list_entries(self, items: Sequence[ClipItem]) -> Mapping[str, Any]:
+        return {item.clip: index for index, item in enumerate(items)}
+
+    def preprocess(self, entries: Sequence[int]) -> UInt8[Tensor, "clip word"]:
+        return torch.tensor([self._name(index) for index in entries], dtype=torch.uint8)
+
+    def encode(self, inputs: Tensor) -> Tensor:
+        return inputs
+
+    def _name(self, index: int) -> list[int]:
+        script, numbers = self._clips.script(index), self._numbers
+        found, edges = name_scene(script.scene), frame_edges(script.spans, self._clips.fps)
+        words = [numbers["condition"][name or NOTHING] for name, _ in script.spans]
+        return [numbers[name][found[name]] for name in LABELS] + np.repeat(words, np.diff(edges)).tolist()
+
+
+def list_frames(recipe: SemanticFramesRecipe, clips: ClipCollection, device: torch.device) -> list[ArrayEncoder]:
+    """Return the arrays of a `SemanticFramesRecipe`.
+
+    Raises:
+        RecipeError: The clips are not scripts, of which it is known what happens when.
+    """
+    if not isinstance(clips, ScriptClips):
+        raise RecipeError(f"expected data.kind scripts, of which all is known, got clips of {clips.origin}")
+    return [ScriptWords(clips), ScriptFrames(clips)]
+
+
+def open_frames(folder: Path, device: torch.device) -> ArrayCache:
+    """Open a cache of a `SemanticFramesRecipe`.
+
+    Raises:
+        InputError: It holds something else, is damaged or not finished.
+    """
+    cache = ArrayCache.open(folder, device)
+    shape = cache.arrays[FRAMES_ARRAY].shape if FRAMES_ARRAY in cache.arrays else ()
+    if WORDS_ARRAY not in cache.arrays or shape[-1:] != (_NUM_CHANNELS,):
+        raise InputError(
+            f"expected scripts with what is known of them in {folder}, got {', '.join(cache.arrays)}; make them with "
+            "`sememe precompute tiny-semantic-frames`"
+        )
+    return cache
 
 
 class SemanticArray:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
 from diffusers.models.transformers.transformer_wan import WanTransformerBlock
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sememe.semanticgen.shapes import RotaryTable, TextTokens, Tokens
@@ -19,13 +19,13 @@ class BlockLayout(NamedTuple):
     """What a block needs to know of its tokens.
 
     Attributes:
-        kinds: Kind of each token, as a place among those of the modulation; None where there is one kind.
+        is_semantic: Which tokens have the modulation's second kind; None where there is one kind.
         runs: Windows.
         rotary: Cosines and sines of the tokens of each run.
         text_lengths: Number of consecutive tokens that listen to each text.
     """
 
-    kinds: Int[Tensor, " token"] | None
+    is_semantic: Bool[Tensor, "token 1"] | None
     runs: tuple[WindowRun, ...]
     rotary: tuple[tuple[RotaryTable, RotaryTable], ...]
     text_lengths: tuple[int, ...]
@@ -80,7 +80,8 @@ class SemanticGenBlock(WanTransformerBlock):
 
 def _spread(row: Float[Tensor, "time_batch kind dim"], layout: BlockLayout) -> Float[Tensor, "time_batch _ dim"]:
     """Give each token the entry of its kind; a single kind broadcasts."""
-    return row if layout.kinds is None else row[:, layout.kinds]
+    # Not by an index, whose gradient adds up one token after another on a GPU.
+    return row if layout.is_semantic is None else torch.where(layout.is_semantic, row[:, 1:], row[:, :1])
 
 
 # diffusers' caching and compilation look blocks up by their class; a subclass is unknown until it is registered.

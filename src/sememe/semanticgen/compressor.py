@@ -13,7 +13,7 @@ from itertools import pairwise
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from sememe.checkpoints.fingerprint import hash_tensors
@@ -83,7 +83,12 @@ class ChannelReport:
     @property
     def collapsed(self) -> list[int]:
         """Channels whose Gaussian is the standard one whatever the features are, so that they carry nothing."""
-        return [channel for channel, kl in enumerate(self.kl.tolist()) if kl < _COLLAPSED]
+        return self.has_collapsed.nonzero().flatten().tolist()
+
+    @property
+    def has_collapsed(self) -> Bool[Tensor, " semantic_dim"]:
+        """The same for each channel, on the device of the features."""
+        return self.kl < _COLLAPSED
 
     def describe(self) -> str:
         """Return one line that names the collapsed channels; empty if there are none."""

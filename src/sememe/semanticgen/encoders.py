@@ -19,7 +19,6 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 from transformers import VideoMAEModel, VJEPA2Model
-from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 
 from sememe.backbones.autoencoder import clips_to_video, encode_video, latent_grid
@@ -29,8 +28,8 @@ from sememe.checkpoints.fingerprint import hash_tensors
 from sememe.checkpoints.headers import CONFIG_NAME, read_json
 from sememe.errors import InputError, ModelError
 from sememe.semanticgen.clocks import SliceClock, Times
+from sememe.semanticgen.network_encoder import use_all_slices_at_once
 from sememe.semanticgen.shapes import EncoderFeatures
-from sememe.semanticgen.stage_settings import TowerNetwork
 from sememe.video import Clip, resize_clip
 
 DEFAULT_FPS = 1.6
@@ -236,6 +235,7 @@ class QwenEncoder(TowerEncoder):
         if max_features < 1:
             raise InputError(f"expected max_features of at least 1, got {max_features}")
         self.max_features = max_features
+        use_all_slices_at_once(tower)
 
     @property
     def frames_per_slice(self) -> int:
@@ -268,12 +268,14 @@ class QwenEncoder(TowerEncoder):
         # The patches of a feature follow one another, and so do the features of a slice, and the slices of a clip.
         patches = rearrange(pixels, "b c (s t) (h mh ph) (w mw pw) -> (b s h w mh mw) (c t ph pw)", **axes)
         batch, _, frames, height, width = pixels.shape
-        grid = (frames // self.frames_per_slice, height // config.patch_size, width // config.patch_size)
-        found = self.tower(patches, torch.tensor([grid] * batch, device=patches.device))
+        num_slices = frames // self.frames_per_slice
+        # All clips as one, because slices do not know of each other: its grid is (slice, row, column).
+        grid = [batch * num_slices, height // config.patch_size, width // config.patch_size]
+        found = self.tower(patches, torch.tensor([grid], device=patches.device))
         # Older releases of transformers return the tensor itself.
         merged = found if isinstance(found, Tensor) else found.pooler_output
         rows, columns = self.choose_grid(height, width)
-        return merged.unflatten(0, (batch, grid[0], rows, columns))
+        return merged.unflatten(0, (batch, num_slices, rows, columns))
 
 
 class ClipLengthEncoder(TowerEncoder):
@@ -436,22 +438,6 @@ def load_encoder(folder: Path, fps: float = DEFAULT_FPS, dtype: torch.dtype = to
         part = _TOWER_OF_QWEN if kind == "qwen2_5_vl" else None
         tower = load_strictly(encoder.tower_class, folder, dtype, part=part)
     return encoder(tower.requires_grad_(False), fps, colours=_read_colours(folder))
-
-
-def make_built_in_tower(network: TowerNetwork) -> Qwen2_5_VisionTransformerPretrainedModel:
-    """Make the tower of the built-in encoder at random weights; its attention is over whole slices."""
-    config = Qwen2_5_VLVisionConfig(
-        depth=network.depth,
-        hidden_size=network.hidden_size,
-        intermediate_size=network.intermediate_size,
-        num_heads=network.num_heads,
-        patch_size=network.patch_size,
-        spatial_merge_size=2,
-        temporal_patch_size=2,
-        out_hidden_size=network.feature_dim,
-        fullatt_block_indexes=list(range(network.depth)),
-    )
-    return Qwen2_5_VisionTransformerPretrainedModel(config)
 
 
 def _read_colours(folder: Path) -> tuple[Colours, Colours] | None:

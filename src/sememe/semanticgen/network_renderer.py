@@ -19,7 +19,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.embeddings import get_1d_rotary_pos_embed
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.utils import apply_lora_scale
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from sememe.backbones.first_frame import FirstFrameFill, check_fill
@@ -38,6 +38,8 @@ from sememe.semanticgen.shapes import (
     VideoLatents,
 )
 from sememe.semanticgen.windows import Piece, WindowLayout, WindowRun
+
+_MOST_LAYOUTS = 32  # of which a training meets some, and a generation two
 
 
 class _Conditioning(NamedTuple):
@@ -94,6 +96,7 @@ class SemanticGenTransformer(WanTransformer3DModel):
         more = (config.eps, config.added_kv_proj_dim)
         self.blocks = nn.ModuleList([SemanticGenBlock(*block, *more) for _ in range(config.num_layers)])
         self.semantic_embedding = None if semantic_dim is None else nn.Linear(semantic_dim, dim)
+        self._known_layouts: dict[object, list[BlockLayout]] = {}
 
     @classmethod
     def from_backbone(
@@ -207,7 +210,7 @@ class SemanticGenTransformer(WanTransformer3DModel):
         else:
             planned = None if semantic is None else self._embed_semantic(semantic)
             tokens = layout.order(self._embed_latents(latents), planned)
-            layouts = [self._block_layout(layout, layer, latents) for layer in range(min(2, len(self.blocks)))]
+            layouts = self._find_layouts(layout, latents)
             for layer, block in enumerate(self.blocks):
                 arguments = (tokens, given.texts, given.modulation, None, layouts[layer % 2])
                 if torch.is_grad_enabled() and self.gradient_checkpointing:
@@ -235,15 +238,27 @@ class SemanticGenTransformer(WanTransformer3DModel):
             window, parts = zip(*group, strict=True)
             tokens = torch.cat(parts, dim=1)
             run = WindowRun(0, 1, tokens.shape[1])
-            rotary = make_tables(self.rope, layout.positions(window), tokens)
-            kinds = layout.kinds(window).to(tokens.device) if given.modulation.shape[1] > 1 else None
-            known = BlockLayout(kinds, (run,), (rotary,), layout.text_lengths(window))
+            rotary = self._make_tables(layout, window, tokens)
+            is_semantic = _find_semantic(layout, window, tokens) if given.modulation.shape[1] > 1 else None
+            known = BlockLayout(is_semantic, (run,), (rotary,), layout.text_lengths(window))
             done = block(tokens, given.texts, given.modulation, None, known)
             yield from zip(window, done.split([part.shape[1] for part in parts], dim=1), strict=True)
 
+    def _find_layouts(self, layout: WindowLayout, latents: Tensor) -> list[BlockLayout]:
+        """Return what blocks of even and of odd layers need to know; kept for the next call, as they come in rows."""
+        key = (layout, latents.device, len(latents))
+        if key not in self._known_layouts:
+            if len(self._known_layouts) == _MOST_LAYOUTS:
+                self._known_layouts.clear()
+            # Tensors of inference mode could not be used in training.
+            with torch.inference_mode(mode=False):
+                found = [self._block_layout(layout, layer, latents) for layer in range(min(2, len(self.blocks)))]
+            self._known_layouts[key] = found
+        return self._known_layouts[key]
+
     def _block_layout(self, layout: WindowLayout, layer: int, latents: Tensor) -> BlockLayout:
         runs, batch_size = layout.runs(layer), latents.shape[0]
-        tables = make_tables(self.rope, layout.positions(layout.pieces), latents)
+        tables = self._make_tables(layout, layout.pieces, latents)
         # A row of windows serves every sample of the batch, whose windows are next to each other.
         rotary = tuple(
             (run.split(tables[0]).repeat(batch_size, 1, 1, 1), run.split(tables[1]).repeat(batch_size, 1, 1, 1))
@@ -252,8 +267,15 @@ class SemanticGenTransformer(WanTransformer3DModel):
             for run in runs
         )
         has_plan = layout.slice_grid != (0, 0)
-        kinds = layout.kinds(layout.pieces).to(latents.device) if has_plan else None
-        return BlockLayout(kinds, runs, rotary, layout.text_lengths(layout.pieces))
+        is_semantic = _find_semantic(layout, layout.pieces, latents) if has_plan else None
+        return BlockLayout(is_semantic, runs, rotary, layout.text_lengths(layout.pieces))
+
+    def _make_tables(
+        self, layout: WindowLayout, pieces: Iterable[Piece], like: Tensor
+    ) -> tuple[RotaryTable, RotaryTable]:
+        """Return the tables of consecutive pieces, in single precision, as queries and keys are turned in theirs."""
+        cos, sin = make_tables(self.rope, layout.positions(pieces), like)
+        return cos.float(), sin.float()
 
     def _embed_conditioning(
         self, timestep: Timesteps, texts: tuple[TextEmbeds, ...], image: ImageEmbeds | None, *, has_plan: bool
@@ -320,6 +342,11 @@ class SemanticGenTransformer(WanTransformer3DModel):
             raise ModelError("expected one timestep per sample with a layout, got one per token")
         if self._parallel_config is not None:
             raise ModelError("context parallelism cannot divide windows; turn it off, or leave out plan and windows")
+
+
+def _find_semantic(layout: WindowLayout, pieces: Iterable[Piece], like: Tensor) -> Bool[Tensor, "token 1"]:
+    """Return which tokens of consecutive pieces are semantic, on the device of `like`."""
+    return layout.kinds(pieces).to(like.device).bool().unsqueeze(1)
 
 
 def make_tables(rope: Any, positions: Positions, like: Tensor) -> tuple[RotaryTable, RotaryTable]:

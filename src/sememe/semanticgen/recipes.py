@@ -1,8 +1,8 @@
 """SemanticGen's recipes: the built-in model `tiny`, its baselines, models of the size of Wan2.1, and twins of `tiny`
 that take seconds.
 
-In order: `tiny-semantic-encoder`, `tiny-semantic-latents`, `tiny-renderer`, `tiny-planner`, `tiny-semanticgen`; the
-reader of the evaluation is apart. Imports no torch.
+In order: `tiny-semantic-frames`, `tiny-semantic-encoder`, `tiny-semantic-latents`, `tiny-renderer`, `tiny-planner`,
+`tiny-semanticgen`; the reader of the evaluation, `tiny-reader`, learns from the same frames. Imports no torch.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from sememe.semanticgen.stage_settings import (
     ReaderSettings,
     RendererRecipe,
     RendererSettings,
+    SemanticFramesRecipe,
     SemanticGenModelRecipe,
     SemanticLatentsRecipe,
     TowerNetwork,
@@ -31,7 +32,18 @@ from sememe.training.config import ScheduleConfig, TrainingConfig, shorten, trai
 from sememe.training.recipes import ClipFormat, WorldData
 
 _SCRIPTS = ClipFormat(num_frames=33)  # 4 seconds after the first frame
+_SCRIPT_DATA = WorldData(num_clips=20_000, clips_per_scene=1, kind="scripts")
 _SMOKE_CLIPS = ClipFormat(num_frames=17, height=16, width=16)
+
+
+def tiny_semantic_frames() -> SemanticFramesRecipe:
+    """20,000 scripts of the world, rendered once."""
+    return SemanticFramesRecipe(
+        name="tiny-semantic-frames",
+        description="20,000 scripts of the world, 64x64 pixels and 33 frames, with what is known of them",
+        clips=_SCRIPTS,
+        data=_SCRIPT_DATA,
+    )
 
 
 def tiny_semantic_encoder() -> EncoderRecipe:
@@ -39,17 +51,19 @@ def tiny_semantic_encoder() -> EncoderRecipe:
     return EncoderRecipe(
         name="tiny-semantic-encoder",
         description="the semantic encoder of tiny: a small tower of Qwen2.5-VL, taught by the world",
+        frames=Path("runs/tiny-semantic-frames"),
         training=train_transformer(learning_rate=1e-3, warmup_steps=50, ema_decay=0.995, max_minutes=30.0),
     )
 
 
 def tiny_semantic_latents() -> SemanticLatentsRecipe:
-    """20,000 scripts of the world as latents and semantic features."""
+    """The scripts of `tiny-semantic-frames` as latents and semantic features."""
     return SemanticLatentsRecipe(
         name="tiny-semantic-latents",
-        description="20,000 scripts of the world, 64x64 pixels and 33 frames, as latents and semantic features",
+        description="the scripts of tiny-semantic-frames as latents and semantic features",
         clips=_SCRIPTS,
-        data=WorldData(num_clips=20_000, clips_per_scene=1, kind="scripts"),
+        data=_SCRIPT_DATA,
+        dataset=Path("runs/tiny-semantic-frames"),
         autoencoder="video-as-prompt/tiny",
         semantic_encoder="runs/tiny-semantic-encoder",
         semantic_fps=4.0,
@@ -117,6 +131,7 @@ def tiny_reader() -> ReaderRecipe:
     return ReaderRecipe(
         name="tiny-reader",
         description="the reader of the evaluation: who, where, in which colour, and what happens when",
+        frames=Path("runs/tiny-semantic-frames"),
         training=train_transformer(learning_rate=2e-3, warmup_steps=50, ema_decay=0.995, max_minutes=20.0),
     )
 
@@ -288,6 +303,17 @@ def _train_at_scale(num_steps: int) -> TrainingConfig:
 # Twins that take seconds.
 
 
+def smoke_semantic_frames() -> SemanticFramesRecipe:
+    """Twin of `tiny-semantic-frames`."""
+    return replace(
+        tiny_semantic_frames(),
+        name="smoke-semantic-frames",
+        description="seconds-long twin of tiny-semantic-frames, for tests",
+        clips=_SMOKE_CLIPS,
+        data=replace(_SCRIPT_DATA, num_clips=6),
+    )
+
+
 def smoke_semantic_encoder() -> EncoderRecipe:
     """Twin of `tiny-semantic-encoder`."""
     recipe = tiny_semantic_encoder()
@@ -295,8 +321,7 @@ def smoke_semantic_encoder() -> EncoderRecipe:
         recipe,
         name="smoke-semantic-encoder",
         description="seconds-long twin of tiny-semantic-encoder, for tests",
-        clips=ClipFormat(num_frames=9, height=16, width=16),
-        data=WorldData(num_clips=16),
+        frames=Path("runs/smoke-semantic-frames"),
         network=TowerNetwork(feature_dim=24, depth=1, hidden_size=16, intermediate_size=16, num_heads=2, patch_size=4),
         settings=EncoderSettings(batch_size=2),
         training=shorten(recipe.training),
@@ -310,7 +335,8 @@ def smoke_semantic_latents() -> SemanticLatentsRecipe:
         name="smoke-semantic-latents",
         description="seconds-long twin of tiny-semantic-latents, for tests",
         clips=_SMOKE_CLIPS,
-        data=WorldData(num_clips=6, clips_per_scene=1, kind="scripts"),
+        data=replace(_SCRIPT_DATA, num_clips=6),
+        dataset=Path("runs/smoke-semantic-frames"),
         autoencoder="runs/smoke-autoencoder",
         semantic_encoder="runs/smoke-semantic-encoder",
     )
@@ -380,9 +406,8 @@ def smoke_reader() -> ReaderRecipe:
         recipe,
         name="smoke-reader",
         description="seconds-long twin of tiny-reader, for tests",
-        clips=ClipFormat(num_frames=9, height=16, width=16, fps=4.0),
-        data=WorldData(num_clips=16, clips_per_scene=1, kind="scripts"),
-        network=ReaderNetwork(width=4, feature_dim=8),
+        frames=Path("runs/smoke-semantic-frames"),
+        network=ReaderNetwork(width=4, feature_dim=8, size=16),
         settings=ReaderSettings(batch_size=2),
         training=shorten(recipe.training),
     )

@@ -1,6 +1,7 @@
 """Train the reader of the evaluation to say of scripts of the world who is where, and what happens when.
 
-Its clips are made a little worse, by noise and blur, so that what a model generates is read as well as true renders.
+Its clips are shifted, so that place does not matter, and made a little worse, by noise and blur, so that what a model
+generates is read as well as true renders.
 """
 
 from __future__ import annotations
@@ -8,49 +9,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sememe.backbones.autoencoder import frames_to_video
+from sememe.data.array_cache import ArrayCache
 from sememe.evaluation.reader import SceneReader
+from sememe.semanticgen.arrays import LABELS, WORDS_ARRAY
 from sememe.semanticgen.encoders import SampledFrames
 from sememe.semanticgen.stage_settings import ReaderSettings
-from sememe.training.stage import Stage, StepLoss, Weights
+from sememe.training.dataset_clips import FRAMES_ARRAY
+from sememe.training.stage import Stage, StepLoss, Weights, make_rng
+from sememe.video.resizing import pick_frames
 
-
-@dataclass(frozen=True, eq=False)
-class NarratedClip:
-    """A clip of the world with its labels.
-
-    Attributes:
-        frames: Pictures at the reader's rate and size.
-        mask: How much of each pixel is subject, 0 to 1.
-        labels: Number of the value of each label.
-        conditions: Number of what happens at each moment.
-    """
-
-    frames: UInt8[np.ndarray, "moment height width 3"]
-    mask: Float[np.ndarray, "moment height width"]
-    labels: Mapping[str, int]
-    conditions: Int[np.ndarray, " moment"]
-
-
-@runtime_checkable
-class NarratedClips(Protocol):
-    """Narrated clips by number."""
-
-    def __len__(self) -> int:
-        """How many there are."""
-        ...
-
-    def read(self, index: int) -> NarratedClip:
-        """Return a clip."""
-        ...
+_CLIPS_AT_ONCE = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,28 +39,52 @@ class ReaderBatch:
 
 
 class ReaderStage(Stage):
-    """Training stage of the reader; see `training.stage.Stage`."""
+    """Training stage of the reader; see `training.stage.Stage`.
+
+    Args:
+        reader: Network, whose vocabulary is that of the cache.
+        cache: Scripts as pictures and as words (see `arrays.list_frames`), at least of the reader's size and rate.
+        settings: Settings of the disturbances.
+    """
 
     name = "reader"
 
-    def __init__(self, reader: SceneReader, clips: NarratedClips, settings: ReaderSettings) -> None:
-        self.reader, self.clips, self.settings = reader.train().requires_grad_(True), clips, settings
+    def __init__(self, reader: SceneReader, cache: ArrayCache, settings: ReaderSettings) -> None:
+        self.reader, self.cache, self.settings = reader.train().requires_grad_(True), cache, settings
+        num_frames, *_ = cache.arrays[FRAMES_ARRAY].shape
+        fps = float(cache.describe(FRAMES_ARRAY)["fps"])
+        picks = pick_frames(num_frames, sampling="fps", source_fps=fps, target_fps=reader.config.fps)
+        self._picks = torch.from_numpy(picks)
+        starts = range(0, len(cache), _CLIPS_AT_ONCE)
+        self._seen = torch.cat([self._shrink(start, min(start + _CLIPS_AT_ONCE, len(cache))) for start in starts])
+        self._words = cache.select(WORDS_ARRAY, range(len(cache))).long()
+
+    def _shrink(self, start: int, stop: int) -> UInt8[Tensor, "clip moment 4 height width"]:
+        """Return colours and cover of some clips at the reader's rate and size, as the reader is given clips."""
+        levels = self.cache.select(FRAMES_ARRAY, range(start, stop)).index_select(1, self._picks)[..., :4]
+        # (clip, moment, height, width, number) -> (clip * moment, number, height, width)
+        numbers = levels.permute(0, 1, 4, 2, 3).flatten(0, 1).float()
+        shrunk = functional.adaptive_avg_pool2d(numbers, self.reader.config.size).round()
+        return shrunk.to(torch.uint8).unflatten(0, levels.shape[:2])
 
     def modules(self) -> Mapping[str, nn.Module]:
         return {"reader": self.reader}
 
     def batch(self, step: int, generator: torch.Generator, device: torch.device) -> ReaderBatch:
-        picked = torch.randint(len(self.clips), (self.settings.batch_size,), generator=generator)
-        clips = [self.clips.read(int(index)) for index in picked]
-        masks = torch.from_numpy(np.stack([clip.mask for clip in clips]).astype(np.float32))
-        side = self.reader.config.size // 4
+        rng, size, most = make_rng(generator), self.reader.config.size, self.settings.max_shift
+        self._seen, self._words = self._seen.to(device), self._words.to(device)
+        picked = torch.from_numpy(rng.integers(len(self._seen), size=self.settings.batch_size)).to(device)
+        levels, words = self._seen[picked], self._words[picked]
+        # All clips of a batch are shifted by as much; what is beyond an edge is what is at it.
+        down, right = (int(shift) for shift in rng.integers(-most, most + 1, size=2))
+        padded = functional.pad(levels.flatten(0, 1).float() / 255, (most, most, most, most), mode="replicate")
+        numbers = padded[..., most + down : most + down + size, most + right : most + right + size]
+        cover = functional.adaptive_avg_pool2d(numbers[:, 3], size // 4)
         return ReaderBatch(
-            video=frames_to_video(np.stack([clip.frames for clip in clips])).to(device),
-            cover=functional.adaptive_avg_pool2d(masks, side).to(device),
-            labels={
-                name: torch.tensor([clip.labels[name] for clip in clips], device=device) for name in clips[0].labels
-            },
-            conditions=torch.from_numpy(np.stack([clip.conditions for clip in clips])).to(device),
+            video=(numbers[:, :3] * 2 - 1).unflatten(0, levels.shape[:2]).transpose(1, 2),
+            cover=cover.unflatten(0, levels.shape[:2]),
+            labels={name: words[:, place] for place, name in enumerate(LABELS)},
+            conditions=words.index_select(1, len(LABELS) + self._picks.to(device)),
         )
 
     def loss(self, batch: Any, generator: torch.Generator) -> StepLoss:

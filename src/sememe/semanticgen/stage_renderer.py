@@ -158,8 +158,7 @@ class RendererStage(Stage):
         levels = draw_noise_levels(settings.plan_noise, settings.plan_noise_tau, len(plan), generator)
         with torch.no_grad():
             report = ChannelReport.of(posterior)
-        collapsed = torch.tensor(float(len(report.collapsed)))
-        metrics = {"kl": report.kl.sum(), "collapsed_channels": collapsed}
+        metrics = {"kl": report.kl.sum(), "collapsed_channels": report.has_collapsed.float().sum()}
         return add_semantic_noise(plan, levels, generator), posterior.kl_loss(), metrics
 
     def export(self, folder: Path, weights: Weights) -> None:

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from sememe.data.caption_policy import CaptionPolicy
 from sememe.semanticgen.settings import BUILT_IN, Settings
 from sememe.training.config import TrainingConfig, check_setting
-from sememe.training.recipes import ClipFormat, LatentsRecipe, ModelRecipe, SchedulerSettings, WorldData
+from sememe.training.recipes import ArraysRecipe, LatentsRecipe, ModelRecipe, SchedulerSettings
 
 NoiseLaw = Literal["half_normal", "uniform", "none"]
 
@@ -28,8 +28,17 @@ class NoiseLevels:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SemanticFramesRecipe(ArraysRecipe):
+    """Renders scripts of the world once: their frames with what is known of each pixel, and what happens when."""
+
+    more_arrays: ClassVar[str | None] = "sememe.semanticgen.arrays:list_frames"
+
+    dtype: Literal["float16", "bfloat16", "uint8"] = "uint8"
+
+
+@dataclass(frozen=True, kw_only=True)
 class TowerNetwork:
-    """The vision tower of the built-in encoder; see `semanticgen.encoders.make_built_in_tower`."""
+    """The vision tower of the built-in encoder; see `semanticgen.network_encoder.make_built_in_tower`."""
 
     feature_dim: int = 256
     depth: int = 6
@@ -48,7 +57,7 @@ class EncoderSettings:
     """How the built-in semantic encoder is trained.
 
     Linear probes read the world from its features. At every place: how much of it is subject, its mean colour and its
-    depth, in both frames of a slice. Of a slice as a whole: kind and colour of the subject and kind of the backdrop,
+    nearness, in both frames of a slice. Of a slice as a whole: kind and colour of the subject and kind of the backdrop,
     whose losses weigh `label_weight`.
     """
 
@@ -62,15 +71,14 @@ class EncoderSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderRecipe:
-    """Trains the built-in semantic encoder on clips of the world.
+    """Trains the built-in semantic encoder on scripts of the world.
 
-    `fps` are the frames per second that it is given.
+    `frames` is the cache of a `SemanticFramesRecipe`, and `fps` are the frames per second that the encoder is given.
     """
 
     name: str
     description: str
-    clips: ClipFormat = field(default_factory=ClipFormat)
-    data: WorldData = field(default_factory=WorldData)
+    frames: Path
     fps: float = 4.0
     network: TowerNetwork = field(default_factory=TowerNetwork)
     settings: EncoderSettings = field(default_factory=EncoderSettings)
@@ -241,12 +249,16 @@ class ReaderNetwork:
 
     width: int = 32
     feature_dim: int = 192
+    fps: float = 4.0
+    size: int = 32
 
     def __post_init__(self) -> None:
         check_setting(
             self.width >= 4 and self.width % 4 == 0, f"network.width must be a multiple of 4, got {self.width}"
         )
         check_setting(self.feature_dim >= 1, f"network.feature_dim must be 1 or more, got {self.feature_dim}")
+        check_setting(self.fps > 0, f"network.fps must be above 0, got {self.fps}")
+        check_setting(self.size >= 8 and self.size % 8 == 0, f"network.size must be a multiple of 8, got {self.size}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,37 +269,31 @@ class ReaderSettings:
         batch_size: Clips per batch.
         blurred_share: Share of clips that are blurred by half their pixels.
         max_noise: Largest standard deviation of noise on pixels, which go from -1 to 1.
+        max_shift: Most pixels by which a clip is shifted, up or down and left or right.
     """
 
     batch_size: int = 8
     blurred_share: float = 0.3
     max_noise: float = 0.15
+    max_shift: int = 2
 
     def __post_init__(self) -> None:
         check_setting(self.batch_size >= 1, f"batch_size must be 1 or more, got {self.batch_size}")
         check_setting(0 <= self.blurred_share <= 1, f"blurred_share must be from 0 to 1, got {self.blurred_share}")
-        check_setting(self.max_noise >= 0, f"max_noise must be 0 or more, got {self.max_noise}")
+        for name in ("max_noise", "max_shift"):
+            check_setting(getattr(self, name) >= 0, f"{name} must be 0 or more, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReaderRecipe:
     """Trains the reader of the evaluation on scripts of the world.
 
-    `clips` are of the rate and size that it sees; they are square, of sides of a multiple of 8.
+    `frames` is the cache of a `SemanticFramesRecipe`, whose pictures are square and at least of the reader's size.
     """
 
     name: str
     description: str
-    clips: ClipFormat = field(default_factory=lambda: ClipFormat(num_frames=17, height=32, width=32, fps=4.0))
-    data: WorldData = field(default_factory=lambda: WorldData(num_clips=1_000_000, clips_per_scene=1, kind="scripts"))
+    frames: Path
     network: ReaderNetwork = field(default_factory=ReaderNetwork)
     settings: ReaderSettings = field(default_factory=ReaderSettings)
     training: TrainingConfig
-
-    def __post_init__(self) -> None:
-        clips = self.clips
-        check_setting(
-            clips.height == clips.width and clips.height % 8 == 0,
-            f"clips must be square with sides of a multiple of 8, got {clips.height}x{clips.width}",
-        )
-        check_setting(self.data.kind == "scripts", f"the reader learns from scripts, got data.kind {self.data.kind}")

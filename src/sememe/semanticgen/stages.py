@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 from diffusers import WanTransformer3DModel
 
@@ -12,15 +11,16 @@ from sememe.checkpoints.headers import CONFIG_NAME, read_json
 from sememe.compute.devices import choose_device
 from sememe.data.array_cache import ArrayCache
 from sememe.errors import RecipeError
-from sememe.evaluation.reader import NOTHING, PART, VOCABULARY, SceneReader, name_scene
-from sememe.semanticgen.arrays import ARRAY, read_clock
+from sememe.evaluation.reader import PART, VOCABULARY, SceneReader
+from sememe.semanticgen.arrays import ARRAY, WORDS_ARRAY, open_frames, read_clock
 from sememe.semanticgen.clocks import LatentClock
 from sememe.semanticgen.compressor import SemanticCompressor
-from sememe.semanticgen.encoders import QwenEncoder, load_encoder, make_built_in_tower
+from sememe.semanticgen.encoders import QwenEncoder, load_encoder
+from sememe.semanticgen.network_encoder import make_built_in_tower
 from sememe.semanticgen.network_renderer import SemanticGenTransformer
-from sememe.semanticgen.stage_encoder import EncoderStage, LabelledClip
+from sememe.semanticgen.stage_encoder import EncoderStage
 from sememe.semanticgen.stage_planner import PlannerStage
-from sememe.semanticgen.stage_reader import NarratedClip, ReaderStage
+from sememe.semanticgen.stage_reader import ReaderStage
 from sememe.semanticgen.stage_renderer import RendererStage
 from sememe.semanticgen.stage_settings import (
     EncoderRecipe,
@@ -30,119 +30,81 @@ from sememe.semanticgen.stage_settings import (
     RendererRecipe,
 )
 from sememe.training.array_encoders import find_text
-from sememe.training.clips import render_item, world_item
-from sememe.training.dataset_clips import open_clips
+from sememe.training.dataset_clips import FRAMES_ARRAY
 from sememe.training.networks import choose_attention
-from sememe.training.recipes import ClipFormat, WorldData
 from sememe.training.stage import Announce
 from sememe.training.text_source import EncodedText
-from sememe.world import WORLD_VERSION, random_scene, random_script, render_script
-from sememe.world.scene import BACKDROPS, BODIES, COLORS, CREATURES, OBJECTS, Backdrop
 
 _TEXT_PARTS = ("text_encoder", "tokenizer")
 
 
-class LabelledWorld:
-    """Clips of the world with what it knows of them; see `stage_encoder.LabelledClips`."""
-
-    def __init__(self, clips: ClipFormat, data: WorldData) -> None:
-        self._format, self._data, self.fps = clips, data, clips.fps
-        self._values = {
-            "subject": (*BODIES, *CREATURES, *OBJECTS),
-            "subject_colour": tuple(COLORS),
-            "backdrop": tuple(BACKDROPS),
-        }
-        self.label_counts: Mapping[str, int] = {name: len(values) for name, values in self._values.items()}
-
-    def __len__(self) -> int:
-        return self._data.num_clips
-
-    def read(self, index: int) -> LabelledClip:
-        clips, item = self._format, world_item(index, self._data.clips_per_scene)
-        shot = render_item(item, num_frames=clips.num_frames, size=(clips.height, clips.width), fps=clips.fps)
-        scene = random_scene(item.scene)
-        found: dict[str, str | None] = {
-            "subject": None if scene.subject is None else scene.subject.kind,
-            "subject_colour": None if scene.subject is None else scene.subject.color_name,
-            "backdrop": scene.backdrop.kind if isinstance(scene.backdrop, Backdrop) else None,
-        }
-        labels = {name: -1 if value is None else self._values[name].index(value) for name, value in found.items()}
-        return LabelledClip(shot.clip.frames, shot.mask, shot.depth, labels)
-
-
 class EncoderPreparation:
-    """The world, for the training of the built-in semantic encoder; see `training.stage.Preparation`."""
+    """Scripts of the world, for the training of the built-in semantic encoder; see `training.stage.Preparation`.
+
+    Raises:
+        InputError: The frames are not there, or not finished.
+    """
 
     def __init__(self, recipe: EncoderRecipe, parts: Mapping[str, Path], announce: Announce) -> None:
         assert not parts, parts
-        self._recipe = recipe
+        announce("reading frames")
+        self._recipe, self._cache = recipe, open_frames(recipe.frames, choose_device(recipe.training.device))
 
     @property
     def inputs(self) -> Mapping[str, str]:
-        clips = self._recipe.clips
-        return {"clips": f"world {WORLD_VERSION}, {clips.num_frames} frames of {clips.width}x{clips.height}"}
+        return {**self._cache.describe(FRAMES_ARRAY), **self._cache.describe(WORDS_ARRAY)}
 
     def begin(self, folder: Path) -> None:
         torch.manual_seed(self._recipe.training.seed)
         make_built_in_tower(self._recipe.network).save_pretrained(folder / "semantic_encoder")
 
     def build(self, start: Path) -> EncoderStage:
-        recipe, clips = self._recipe, self._recipe.clips
-        encoder = load_encoder(start / "semantic_encoder", recipe.fps)
+        encoder = load_encoder(start / "semantic_encoder", self._recipe.fps)
         if not isinstance(encoder, QwenEncoder):
             raise RecipeError(f"only the tower of Qwen2.5-VL is trained, got {encoder.tower_class.__name__}")
-        size = encoder.choose_size(clips.height, clips.width)
-        if size != (clips.height, clips.width):
+        _, height, width, _ = self._cache.arrays[FRAMES_ARRAY].shape
+        size = encoder.choose_size(height, width)
+        if size != (height, width):
             raise RecipeError(
-                f"expected clips of a size that the encoder need not resize, got {clips.height}x{clips.width}; use "
+                f"expected frames of a size that the encoder need not resize, got {height}x{width}; use "
                 f"{size[0]}x{size[1]}"
             )
-        return EncoderStage(encoder, LabelledWorld(clips, recipe.data), recipe.settings)
-
-
-class NarratedWorld:
-    """Scripts of the world with their labels; see `stage_reader.NarratedClips`."""
-
-    def __init__(self, clips: ClipFormat, data: WorldData) -> None:
-        self._format, self._data = clips, data
-        self._numbers = {name: {value: i for i, value in enumerate(values)} for name, values in VOCABULARY.items()}
-
-    def __len__(self) -> int:
-        return self._data.num_clips
-
-    def read(self, index: int) -> NarratedClip:
-        clips, numbers = self._format, self._numbers
-        script = random_script(index, seconds=clips.num_frames / clips.fps)
-        shot = render_script(script.scene, script.spans, size=clips.height, fps=clips.fps)
-        labels = {name: numbers[name][word] for name, word in name_scene(script.scene).items()}
-        moments = [
-            np.full(round((span.end - span.start) * clips.fps), numbers["condition"][span.condition or NOTHING])
-            for span in shot.spans
-        ]
-        return NarratedClip(shot.clip.frames, shot.mask, labels, np.concatenate(moments))
+        return EncoderStage(encoder, self._cache, self._recipe.settings)
 
 
 class ReaderPreparation:
-    """Scripts of the world, for the training of the reader; see `training.stage.Preparation`."""
+    """Scripts of the world, for the training of the reader; see `training.stage.Preparation`.
+
+    Raises:
+        InputError: The frames are not there, or not finished.
+        RecipeError: They are not square, or smaller than what the reader sees.
+    """
 
     def __init__(self, recipe: ReaderRecipe, parts: Mapping[str, Path], announce: Announce) -> None:
         assert not parts, parts
-        self._recipe = recipe
+        announce("reading frames")
+        # On the CPU, because the stage takes but a part of it to the device.
+        self._recipe, self._cache = recipe, open_frames(recipe.frames, torch.device("cpu"))
+        _, height, width, _ = self._cache.arrays[FRAMES_ARRAY].shape
+        if height != width or height < recipe.network.size:
+            raise RecipeError(
+                f"expected square frames of at least network.size {recipe.network.size} pixels, got {height}x{width}"
+            )
 
     @property
     def inputs(self) -> Mapping[str, str]:
-        return {"clips": open_clips(self._recipe.clips, self._recipe.data, None).version}
+        return {**self._cache.describe(FRAMES_ARRAY), **self._cache.describe(WORDS_ARRAY)}
 
     def begin(self, folder: Path) -> None:
         torch.manual_seed(self._recipe.training.seed)
-        clips, network = self._recipe.clips, self._recipe.network
-        SceneReader(VOCABULARY, network.width, network.feature_dim, clips.fps, clips.height).save_pretrained(
+        network = self._recipe.network
+        SceneReader(VOCABULARY, network.width, network.feature_dim, network.fps, network.size).save_pretrained(
             folder / PART
         )
 
     def build(self, start: Path) -> ReaderStage:
         network = load_strictly(SceneReader, start / PART, torch.float32)
-        return ReaderStage(network, NarratedWorld(self._recipe.clips, self._recipe.data), self._recipe.settings)
+        return ReaderStage(network, self._cache, self._recipe.settings)
 
 
 class RendererPreparation:
