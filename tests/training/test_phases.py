@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 from typing import Any
 
@@ -105,8 +106,30 @@ def test_phases_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         make_config(phases=(HEAD, HEAD))
     with pytest.raises(RecipeError, match="num_steps has no effect"):
         make_config(num_steps=5)
-    with pytest.raises(RecipeError, match="one phase"):
+    with pytest.raises(RecipeError, match="no effect on the schedule shape 'constant'"):
         make_config(time_decay=True, max_minutes=1.0)
+
+
+@pytest.mark.parametrize("stop_at", [2, 5, None])
+def test_the_last_phase_follows_the_clock(
+    stop_at: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = [0.0]
+
+    class OneSecondSteps(PhasedStage):
+        def batch(self, step: int, generator: torch.Generator, device: torch.device) -> tuple[int, Tensor, Tensor]:
+            seconds[0] += 1.0
+            return super().batch(step, generator, device)
+
+    monkeypatch.setattr("sememe.training.loop.time.monotonic", lambda: seconds[0])
+    falls = PhaseConfig(name="both", num_steps=10**6, learning_rate=1e-3, schedule=ScheduleConfig(shape="cosine"))
+    config = make_config(phases=(HEAD, falls), time_decay=True, max_minutes=11 / 60)
+    if stop_at is not None:
+        train(OneSecondSteps(stop_at=stop_at), config, tmp_path)
+    summary = train(OneSecondSteps(), config, tmp_path)
+    assert (summary.ending, summary.step) == ("budget", 11)
+    expected = [1e-2] * 3 + [5e-4 * (1 + math.cos(math.pi * step / 8)) for step in range(8)]
+    assert [line["learning_rate"] for line in read_log(tmp_path)] == pytest.approx(expected, rel=1e-4)
 
 
 def test_an_average_begins_with_the_training_of_its_parameter(tmp_path: Path) -> None:

@@ -90,11 +90,11 @@ def encode_structure(vae: nn.Module, structure: StructureVideo, levels: Int[Tens
     Args:
         vae: Autoencoder of the latents.
         structure: Structure of each clip, in [0, 1].
-        levels: Level of each, 0 to 7.
+        levels: Level of each, 0 to 7; where they are on the CPU, a GPU is not waited for.
     """
     maps = torch.empty_like(structure)
     for level in levels.unique().tolist():
-        chosen = (levels == level).to(structure.device)
+        chosen = (levels == level).nonzero().squeeze(1).to(structure.device)
         maps[chosen] = simplify_structure(structure[chosen], level)
     encoded = encode_video(vae, maps.unsqueeze(1).expand(-1, 3, -1, -1, -1) * 2.0 - 1.0)
     channels = embed_level(levels.float()).to(encoded)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,14 @@ class ClipStage(Stage):
         self.image_encoder, self.text_encoder = image_encoder.train(), text_encoder.train()
         self.image_processor, self.tokenizer = image_processor, tokenizer
         self.cache, self.settings = cache, settings
-        self._scenes = [np.flatnonzero(np.array(cache.scenes) == scene) for scene in dict.fromkeys(cache.scenes)]
+        scenes: dict[str, list[int]] = {}
+        for index, scene in enumerate(cache.scenes):
+            scenes.setdefault(scene, []).append(index)
+        self._scenes = list(scenes.values())
+        captions = list_captions(cache)
+        numbers = {caption: number for number, caption in enumerate(captions)}
+        self._captions = torch.tensor([numbers[caption] for caption in cache.captions])
+        self._ids, _ = tokenize_prompts(tokenizer, captions, int(tokenizer.model_max_length))
 
     def modules(self) -> Mapping[str, nn.Module]:
         return {"image_encoder": self.image_encoder, "text_encoder": self.text_encoder}
@@ -74,12 +81,9 @@ class ClipStage(Stage):
         clips = np.concatenate([self._scenes[place] for place in rng.permutation(len(self._scenes))[:count]])
         frames = rng.integers(self.cache.arrays[FRAMES_ARRAY].shape[0], size=len(clips))
         found = pick_frames(self.cache, FRAMES_ARRAY, clips, frames).to(device)
-        captions = [self.cache.captions[index] for index in clips]
-        ids, _ = tokenize_prompts(self.tokenizer, captions, int(self.tokenizer.model_max_length))
-        numbers = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
+        captions = self._captions[torch.from_numpy(clips)]
         pictures = prepare_pictures(found[..., :3], self.image_processor)
-        same = torch.tensor([numbers[caption] for caption in captions], device=device)
-        return ClipBatch(pictures, ids.to(device), same)
+        return ClipBatch(pictures, self._ids[captions].to(device), captions.to(device))
 
     def loss(self, batch: Any, generator: torch.Generator) -> StepLoss:
         images = functional.normalize(self.image_encoder(batch.pictures).image_embeds.float(), dim=-1)
@@ -142,6 +146,6 @@ def make_text_encoder(network: ClipNetwork, tokenizer: Any) -> CLIPTextModelWith
     return CLIPTextModelWithProjection(config)
 
 
-def list_captions(cache: ArrayCache) -> Sequence[str]:
+def list_captions(cache: ArrayCache) -> list[str]:
     """Return the captions of a cache, each once."""
     return list(dict.fromkeys(cache.captions))

@@ -34,7 +34,7 @@ class UNetBatch:
         clean: Latents.
         content: Embedding of one frame of each; zeros where content is left out.
         structure: Structure, or None for a phase without it.
-        levels: Its level for each.
+        levels: Its level for each, on the CPU.
     """
 
     clean: Latents
@@ -94,7 +94,7 @@ class UNetStage(Stage):
             if self._phase in ("structure", "levels"):
                 structure = cache.select(STRUCTURE_ARRAY, clips).float().to(device)
         return UNetBatch(
-            clean.float().to(device), content * has_content[:, None], structure, torch.from_numpy(levels).to(device)
+            clean.float().to(device), content * has_content[:, None], structure, torch.from_numpy(levels)
         )
 
     def loss(self, batch: Any, generator: torch.Generator) -> StepLoss:

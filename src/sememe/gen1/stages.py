@@ -48,7 +48,7 @@ class DepthPreparation:
     def __init__(self, recipe: DepthRecipe, parts: Mapping[str, Path], announce: Announce) -> None:
         assert not parts, parts
         announce("reading frames")
-        self._recipe, self._cache = recipe, ArrayCache.open(recipe.frames)
+        self._recipe, self._cache = recipe, ArrayCache.open(recipe.frames, choose_device(recipe.training.device))
         self._size = _read_size(self._cache)
 
     @property
@@ -78,7 +78,7 @@ class ClipPreparation:
     def __init__(self, recipe: ClipRecipe, parts: Mapping[str, Path], announce: Announce) -> None:
         assert not parts, parts
         announce("reading frames")
-        self._recipe, self._cache = recipe, ArrayCache.open(recipe.frames)
+        self._recipe, self._cache = recipe, ArrayCache.open(recipe.frames, choose_device(recipe.training.device))
         self._size = _read_size(self._cache)
 
     @property

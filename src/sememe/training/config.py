@@ -112,8 +112,9 @@ class TrainingConfig:
     A run has one phase, of `num_steps`, `learning_rate`, `learning_rate_factors` and `schedule` (see `PhaseConfig`), or
     those of `phases`, whose settings are reached by name, as in `training.phases.images.num_steps`.
 
-    Time: `max_minutes` is a budget for the whole run, resumed parts included; with `time_decay` the schedule follows
-    the larger of the progress in steps and in time, so that its decay is complete when the budget is spent.
+    Time: `max_minutes` is a budget for the whole run, resumed parts included; with `time_decay` the schedule of the last
+    phase follows the larger of the progress in steps and in time since it began, so that its decay is complete when the
+    budget is spent. Phases before it end by their steps.
     `stop_after_minutes` limits one call only: it saves, stops, and the next call goes on.
 
     `ema_decay` 0 keeps no average of the weights; its decay is held down in the first steps, as (1 + n) / (10 + n).
@@ -198,13 +199,11 @@ class TrainingConfig:
     def _check_time_decay(self) -> None:
         if not self.time_decay:
             return
-        check_setting(
-            not self.phases, "time_decay needs a run of one phase; leave out phases, or give time_decay=false"
-        )
+        schedule = self.list_phases()[-1].schedule
         check_setting(self.max_minutes is not None, "time_decay needs a budget; set max_minutes, or time_decay=false")
-        check_setting(self.schedule.shape != "constant", "time_decay has no effect on the schedule shape 'constant'")
+        check_setting(schedule.shape != "constant", "time_decay has no effect on the schedule shape 'constant'")
         check_setting(
-            self.schedule.decay_steps is None,
+            schedule.decay_steps is None,
             "with time_decay the number of steps is not known; give schedule.decay_fraction, not decay_steps",
         )
 

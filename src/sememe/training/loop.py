@@ -120,7 +120,7 @@ class _Run:
         self._meter = IntervalMeter()
         self._step = self._num_samples = self._num_uncounted = 0
         self._seconds_before, self._started = 0.0, time.monotonic()
-        self._saved_seconds = 0.0
+        self._saved_seconds = self._phase_seconds = 0.0
         self._loss: float | None = None
         self._saved: Path | None = None
         self._saved_step, self._saved_at = -1, 0.0
@@ -188,6 +188,8 @@ class _Run:
         copy_tensors(loaded.weights, self._tensors, str(path))
         self._step, self._num_samples = loaded.step, int(loaded.state["num_samples"])
         self._seconds_before = self._saved_seconds = float(loaded.state["seconds"])
+        is_within = self._phases[find_phase(self._phases, self._step)].settings.name == phase
+        self._phase_seconds = float(loaded.state.get("phase_seconds", 0.0)) if is_within else self._seconds_before
         self._loss = loaded.state["loss"]
         if self._distribution.is_main and "interval" in loaded.state:
             self._meter.go_on(IntervalSums.from_state(loaded.state["interval"]))
@@ -210,6 +212,7 @@ class _Run:
             while (ending := self._run_phase(request)) is None:
                 average = {} if self._average is None else self._average.tensors()
                 self._enter(find_phase(self._phases, self._step), self._optimizer.tensors(), average)
+                self._phase_seconds = self._seconds()
             self._watch.check()
             # The last checkpoint must know that the budget is spent, or the next call would take another step.
             forgets_ending = ending == "budget" and self._saved_seconds < 60.0 * (self._config.max_minutes or 0.0)
@@ -288,8 +291,10 @@ class _Run:
         return self._seconds_before + in_call, in_call, bool(stopped)
 
     def _find_learning_rate(self, seconds: float) -> float:
-        phase, config = self._phase.settings, self._config
-        time_progress = seconds / (60.0 * config.max_minutes) if config.time_decay and config.max_minutes else 0.0
+        phase, config, time_progress = self._phase.settings, self._config, 0.0
+        if self._is_last and config.time_decay and config.max_minutes:
+            begun = self._phase_seconds
+            time_progress = (seconds - begun) / max(60.0 * config.max_minutes - begun, 1e-9)
         return phase.learning_rate * schedule_factor(phase, self._step - self._phase.start, time_progress)
 
     def _find_ending(self, seconds: float, call_seconds: float) -> Ending | None:
@@ -415,6 +420,7 @@ class _Run:
                 "stage": self._stage.name,
                 "phase": self._phase.settings.name,
                 "phase_step": self._step - self._phase.start,
+                "phase_seconds": self._phase_seconds,
                 "seconds": seconds,
                 "num_samples": self._num_samples,
                 "loss": self._loss,
