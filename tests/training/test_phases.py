@@ -111,9 +111,7 @@ def test_phases_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stop_at", [2, 5, None])
-def test_the_last_phase_follows_the_clock(
-    stop_at: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_last_phase_follows_the_clock(stop_at: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = [0.0]
 
     class OneSecondSteps(PhasedStage):

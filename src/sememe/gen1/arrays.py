@@ -16,12 +16,12 @@ from sememe.errors import RecipeError
 from sememe.gen1.content import embed_images
 from sememe.gen1.prior import identify_space
 from sememe.gen1.stage_settings import Gen1FramesRecipe, Gen1LatentsRecipe
-from sememe.gen1.structure import DepthEstimator
+from sememe.gen1.structure import DepthEstimator, normalise
 from sememe.training.clips import ClipCollection, LookClips
 from sememe.training.dataset_clips import FRAMES_ARRAY
-from sememe.video import Clip
 
 STRUCTURE_ARRAY, CONTENT_ARRAY = "structure", "content"
+_FRAMES_AT_ONCE = 256
 Frames = UInt8[Tensor, "clip frame height width 3"]
 
 
@@ -70,11 +70,13 @@ class StructureArray(_OfFrames):
         super().__init__(clips)
         folder = find_part(source, "depth_estimator")
         processor = load_component("depth_processor", find_part(source, "depth_processor"))
-        self._estimator = DepthEstimator(load_component("depth_estimator", folder).to(device), processor)
+        model = load_component("depth_estimator", folder).to(device)
+        self._estimator = DepthEstimator(model, processor, _FRAMES_AT_ONCE)
         self.made_by: Mapping[str, str] = {"depth_estimator": fingerprint_model(folder).sha256}
 
     def encode(self, inputs: Frames) -> Float[Tensor, "clip frame height width"]:
-        return torch.stack([self._estimator(Clip(frames.numpy(), 1.0)) for frames in inputs])
+        found = self._estimator.estimate(inputs.flatten(0, 1).numpy()).unflatten(0, (len(inputs), -1))
+        return torch.stack([normalise(maps) for maps in found])
 
 
 class ContentArray(_OfFrames):
@@ -123,9 +125,3 @@ def pick_frames(cache: ArrayCache, name: str, clips: np.ndarray, frames: np.ndar
     """
     values = cache.select(name, torch.from_numpy(clips))
     return values[torch.arange(len(clips), device=values.device), torch.from_numpy(frames).to(values.device)].float()
-
-
-def prepare_pictures(levels: Float[Tensor, "picture height width 3"], processor: Any) -> Float[Tensor, "_ 3 _ _"]:
-    """Return colours 0 to 255 as a processor of transformers gives pictures that need no resizing to its network."""
-    mean, std = levels.new_tensor(processor.image_mean), levels.new_tensor(processor.image_std)
-    return ((levels * processor.rescale_factor - mean) / std).permute(0, 3, 1, 2)

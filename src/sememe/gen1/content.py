@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sememe.backbones.text import encode_prompts_padded
 from sememe.errors import InputError, ModelError
+from sememe.gen1.pictures import read_pictures
 from sememe.gen1.prior import PriorSampler
 from sememe.gen1.shapes import Embedding
 from sememe.video import to_picture
@@ -71,9 +72,11 @@ def embed_images(image_encoder: Any, image_processor: Any, images: Sequence[np.n
     """
     if image_encoder is None or image_processor is None:
         raise ModelError("content by picture needs image_encoder and image_processor, which this model lacks")
-    pixels = image_processor(images=list(images), return_tensors="pt")["pixel_values"]
     device = get_module_execution_device(image_encoder)
-    embeddings: Tensor = image_encoder(pixels.to(device, image_encoder.dtype)).image_embeds
+    one_size = len({image.shape for image in images}) == 1
+    batches = [np.stack(images)] if one_size else [image[None] for image in images]
+    pixels = torch.cat([read_pictures(batch, image_processor, device) for batch in batches])
+    embeddings: Tensor = image_encoder(pixels.to(image_encoder.dtype)).image_embeds
     return embeddings
 
 

@@ -22,7 +22,8 @@ from transformers import (
 
 from sememe.backbones.text import tokenize_prompts
 from sememe.data.array_cache import ArrayCache
-from sememe.gen1.arrays import pick_frames, prepare_pictures
+from sememe.gen1.arrays import pick_frames
+from sememe.gen1.pictures import prepare_pictures
 from sememe.gen1.stage_settings import ClipNetwork, ClipSettings
 from sememe.training.dataset_clips import FRAMES_ARRAY
 from sememe.training.stage import Stage, StepLoss, Weights, make_rng

@@ -93,9 +93,7 @@ class UNetStage(Stage):
             clean = cache.select("clean", clips)
             if self._phase in ("structure", "levels"):
                 structure = cache.select(STRUCTURE_ARRAY, clips).float().to(device)
-        return UNetBatch(
-            clean.float().to(device), content * has_content[:, None], structure, torch.from_numpy(levels)
-        )
+        return UNetBatch(clean.float().to(device), content * has_content[:, None], structure, torch.from_numpy(levels))
 
     def loss(self, batch: Any, generator: torch.Generator) -> StepLoss:
         clean = batch.clean

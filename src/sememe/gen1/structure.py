@@ -13,11 +13,12 @@ import cv2
 import numpy as np
 import torch
 from diffusers.utils.torch_utils import get_module_execution_device
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
 from sememe.errors import InputError
+from sememe.gen1.pictures import read_pictures
 from sememe.gen1.shapes import Structure
 from sememe.video import Clip, resize_clip
 
@@ -63,20 +64,19 @@ class DepthEstimator:
     def __init__(self, model: Any, processor: Any, batch_size: int = 4) -> None:
         self.model, self.processor, self.batch_size = model, processor, batch_size
 
-    @torch.no_grad()
     def __call__(self, clip: Clip) -> Structure:
         """Estimate the depth of each frame."""
-        found = []
-        for start in range(0, clip.num_frames, self.batch_size):
-            frames = list(clip.frames[start : start + self.batch_size])
-            pixels = self.processor(images=frames, return_tensors="pt")["pixel_values"]
-            depth = (
-                self.model(pixels.to(get_module_execution_device(self.model), self.model.dtype))
-                .predicted_depth.float()
-                .cpu()
-            )
-            found.append(F.interpolate(depth.unsqueeze(1), clip.size, mode="bilinear", align_corners=False))
-        return normalise(torch.cat(found).squeeze(1))
+        return normalise(self.estimate(clip.frames))
+
+    @torch.no_grad()
+    def estimate(self, frames: UInt8[np.ndarray, "frame height width 3"]) -> Structure:
+        """Estimate the depth of each frame on the network's own scale, which has no fixed ends; larger is nearer."""
+        found, device = [], get_module_execution_device(self.model)
+        for start in range(0, len(frames), self.batch_size):
+            pixels = read_pictures(frames[start : start + self.batch_size], self.processor, device)
+            depth = self.model(pixels.to(self.model.dtype)).predicted_depth.float().unsqueeze(1)
+            found.append(F.interpolate(depth, frames.shape[1:3], mode="bilinear", align_corners=False).cpu())
+        return torch.cat(found).squeeze(1)
 
 
 def find_edges(clip: Clip) -> Structure:

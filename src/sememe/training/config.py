@@ -112,9 +112,9 @@ class TrainingConfig:
     A run has one phase, of `num_steps`, `learning_rate`, `learning_rate_factors` and `schedule` (see `PhaseConfig`), or
     those of `phases`, whose settings are reached by name, as in `training.phases.images.num_steps`.
 
-    Time: `max_minutes` is a budget for the whole run, resumed parts included; with `time_decay` the schedule of the last
-    phase follows the larger of the progress in steps and in time since it began, so that its decay is complete when the
-    budget is spent. Phases before it end by their steps.
+    Time: `max_minutes` is a budget for the whole run, resumed parts included. With `time_decay` the last phase has its
+    schedule follow the larger of the progress in steps and in time since it began, so that its decay is complete when
+    the budget is spent; phases before it end by their steps.
     `stop_after_minutes` limits one call only: it saves, stops, and the next call goes on.
 
     `ema_decay` 0 keeps no average of the weights; its decay is held down in the first steps, as (1 + n) / (10 + n).

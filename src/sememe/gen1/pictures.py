@@ -1,0 +1,44 @@
+"""Pictures as the processors of transformers give them to networks."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+
+def read_pictures(
+    frames: UInt8[np.ndarray, "picture height width 3"], processor: Any, device: torch.device | str = "cpu"
+) -> Float[Tensor, "picture 3 _ _"]:
+    """Return pictures as a processor gives them to its network, on a device.
+
+    Those that need no resizing are not taken through the processor, which computes picture by picture on the CPU.
+
+    Args:
+        frames: Colours 0 to 255.
+        processor: `DPTImageProcessorPil`, `CLIPImageProcessorPil` or one with the same settings.
+        device: Device of the result.
+    """
+    if _keeps_size(processor, *frames.shape[1:3]):
+        return prepare_pictures(torch.tensor(frames, device=device).float(), processor)
+    pixels: Tensor = processor(images=list(frames), return_tensors="pt")["pixel_values"]
+    return pixels.to(device)
+
+
+def prepare_pictures(levels: Float[Tensor, "picture height width 3"], processor: Any) -> Float[Tensor, "_ 3 _ _"]:
+    """Return colours 0 to 255 as a processor of transformers gives pictures that need no resizing to its network."""
+    mean, std = levels.new_tensor(processor.image_mean), levels.new_tensor(processor.image_std)
+    return ((levels * processor.rescale_factor - mean) / std).permute(0, 3, 1, 2)
+
+
+def _keeps_size(processor: Any, height: int, width: int) -> bool:
+    if not (processor.do_resize and processor.do_rescale and processor.do_normalize) or getattr(
+        processor, "do_pad", False
+    ):
+        return False
+    size, crop = processor.size, getattr(processor, "crop_size", None)
+    is_size = (size.get("height"), size.get("width")) == (height, width)
+    is_size |= size.get("shortest_edge") == height == width
+    is_crop = crop is not None and (crop.get("height"), crop.get("width")) == (height, width)
+    return bool(is_size and (is_crop or not getattr(processor, "do_center_crop", False)))
