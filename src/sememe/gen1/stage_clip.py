@@ -89,7 +89,9 @@ class ClipStage(Stage):
     def loss(self, batch: Any, generator: torch.Generator) -> StepLoss:
         images = functional.normalize(self.image_encoder(batch.pictures).image_embeds.float(), dim=-1)
         texts = functional.normalize(self.text_encoder(batch.ids).text_embeds.float(), dim=-1)
-        logits = images @ texts.T / self.settings.temperature
+        # In half precision cosines near 1 would be steps of 0.004, which the temperature makes large.
+        with torch.autocast(images.device.type, enabled=False):
+            logits = images @ texts.T / self.settings.temperature
         # Pictures with one caption share its text: each of them is right.
         same = (batch.captions[:, None] == batch.captions[None]).float()
         target = same / same.sum(dim=1, keepdim=True)
