@@ -125,6 +125,8 @@ def test_renderer_and_compressor_learn_together(root: Path, tmp_path: Path) -> N
     before = stage.compressor.channel_std.clone()
     found = stage.loss(stage.batch(0, for_batch, torch.device("cpu")), for_loss)
     found.total.backward()
+    # No channel begins as the standard Gaussian, which would tell the renderer nothing.
+    assert found.metrics["collapsed_channels"] == 0
     # Even without the divergence the compressor is led by what the renderer needs.
     assert all(parameter.grad is not None for parameter in stage.compressor.parameters())
     assert not torch.equal(stage.compressor.channel_std, before)

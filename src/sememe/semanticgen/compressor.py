@@ -26,6 +26,7 @@ SomeFeatures = Float[Tensor, "_ _ _ _ feature_dim"]
 """Features of a batch among others, which may be of other lengths and grids."""
 
 _LOG_VARIANCES = (-20.0, 10.0)
+_FIRST_LOG_VARIANCE = -4.0  # narrow, so that the means are seen from the first step on
 _COLLAPSED = 0.01  # nats per token
 _log = logging.getLogger(__name__)
 
@@ -134,6 +135,7 @@ class SemanticCompressor(ModelMixin, ConfigMixin):
         self.norm = nn.LayerNorm(feature_dim)
         self.hidden = nn.Sequential(*hidden)
         self.head = nn.Linear(widths[-1], 2 * semantic_dim)
+        nn.init.constant_(self.head.bias[semantic_dim:], _FIRST_LOG_VARIANCE)
         self.register_buffer("channel_mean", torch.zeros(semantic_dim))
         self.register_buffer("channel_std", torch.ones(semantic_dim))
 

@@ -50,18 +50,20 @@ class ReaderStage(Stage):
     name = "reader"
 
     def __init__(self, reader: SceneReader, cache: ArrayCache, settings: ReaderSettings) -> None:
-        self.reader, self.cache, self.settings = reader.train().requires_grad_(True), cache, settings
+        self.reader, self.settings = reader.train().requires_grad_(True), settings
         num_frames, *_ = cache.arrays[FRAMES_ARRAY].shape
         fps = float(cache.describe(FRAMES_ARRAY)["fps"])
         picks = pick_frames(num_frames, sampling="fps", source_fps=fps, target_fps=reader.config.fps)
         self._picks = torch.from_numpy(picks)
         starts = range(0, len(cache), _CLIPS_AT_ONCE)
-        self._seen = torch.cat([self._shrink(start, min(start + _CLIPS_AT_ONCE, len(cache))) for start in starts])
+        self._seen = torch.cat(
+            [self._shrink(cache, start, min(start + _CLIPS_AT_ONCE, len(cache))) for start in starts]
+        )
         self._words = cache.select(WORDS_ARRAY, range(len(cache))).long()
 
-    def _shrink(self, start: int, stop: int) -> UInt8[Tensor, "clip moment 4 height width"]:
+    def _shrink(self, cache: ArrayCache, start: int, stop: int) -> UInt8[Tensor, "clip moment 4 height width"]:
         """Return colours and cover of some clips at the reader's rate and size, as the reader is given clips."""
-        levels = self.cache.select(FRAMES_ARRAY, range(start, stop)).index_select(1, self._picks)[..., :4]
+        levels = cache.select(FRAMES_ARRAY, range(start, stop)).index_select(1, self._picks)[..., :4]
         # (clip, moment, height, width, number) -> (clip * moment, number, height, width)
         numbers = levels.permute(0, 1, 4, 2, 3).flatten(0, 1).float()
         shrunk = functional.adaptive_avg_pool2d(numbers, self.reader.config.size).round()
