@@ -5,7 +5,7 @@ import pytest
 
 from model_folders import save_model
 from sememe.checkpoints import zoo
-from sememe.checkpoints.zoo import describe_model, is_hub_id, list_models, resolve_model
+from sememe.checkpoints.zoo import describe_model, is_hub_id, list_models, qualify_name, resolve_model
 from sememe.errors import ModelError
 from video_as_prompt.pipeline_factories import make_pipeline
 
@@ -62,6 +62,11 @@ def test_a_short_name_is_one_of_the_system_that_asks(
     assert resolve_model("tiny", "gen1") == tmp_path / "gen1" / "tiny"
     assert resolve_model("gen1/tiny", "video-as-prompt") == tmp_path / "gen1" / "tiny"
     assert resolve_model("small") == tmp_path / "video-as-prompt" / "small"
+    assert [qualify_name(name, "gen1") for name in ("tiny", "small", "runs/tiny")] == [
+        "gen1/tiny",
+        "small",
+        "runs/tiny",
+    ]
     with pytest.raises(ModelError, match="gen1/tiny, video-as-prompt/tiny"):
         resolve_model("tiny")
     with pytest.raises(ModelError, match="is neither"):

@@ -9,9 +9,12 @@ import pytest
 
 from cli.runs import refused, run_here
 from sememe.data.array_cache import ArrayCache
+from sememe.records import flatten
 from sememe.training import process
 from sememe.training.progress import TrainingSummary
 from sememe.workflows import train as workflow
+from sememe.workflows.systems import qualify_model
+from sememe.workflows.train import resolve_training_recipe
 from workflows.smoke_runs import settings, smoke_runs
 
 
@@ -53,6 +56,13 @@ def test_the_commands_of_the_guide(
     assert "# A model" in (tmp_path / "made" / "README.md").read_text()
     index = json.loads((tmp_path / "made" / "model_index.json").read_text())
     assert index["generation_defaults"]["num_inference_steps"] == 2
+
+
+def test_models_by_size_alone_are_those_of_the_system() -> None:
+    recipe = resolve_training_recipe("tiny-expert", ["backbone=tiny"])
+    assert dict(flatten(recipe))["backbone"] == "video-as-prompt/tiny"
+    assert qualify_model("tiny", recipe) == "video-as-prompt/tiny"
+    assert qualify_model("runs/tiny", recipe) == "runs/tiny"
 
 
 def test_a_run_is_gone_on_with(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -131,6 +131,12 @@ def resolve_model(name: str | Path, system: str | None = None) -> Path:
     raise ModelError(f"expected {there_is} or a model folder, but {text[:200]!r} is neither{advice}")
 
 
+def qualify_name(name: str, system: str) -> str:
+    """Return the full name of a system's built-in model that is named by its size alone; other names as they are."""
+    full = f"{system}/{name}"
+    return full if full in _names() else name
+
+
 def _is_folder(name: str | Path) -> bool:
     try:
         return Path(name).is_dir()

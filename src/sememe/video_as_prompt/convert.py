@@ -32,6 +32,7 @@ from sememe.video_as_prompt.model_folders import (
     find_expert,
     read_layout,
 )
+from sememe.video_as_prompt.system import VIDEO_AS_PROMPT
 from sememe.video_as_prompt.transformer_files import (
     StoredTransformer,
     open_merged,
@@ -116,7 +117,7 @@ def convert_model(request: ConversionRequest, on_progress: ProgressHandler = ign
     """
     begin = time.monotonic()
     _check_request(request)
-    layout = read_layout(find_folder(request.source, request.revision))
+    layout = read_layout(find_folder(request.source, request.revision, VIDEO_AS_PROMPT.name))
     stored = _open_source(layout, request)
     files = _list_files(layout)
     num_bytes = sum(path.stat().st_size for path in files) + sum(tensor.num_bytes for tensor in stored.tensors.values())

@@ -76,8 +76,8 @@ def tiny_generations() -> LatentsRecipe:
         name="tiny-generations",
         description="1,000 clips of the world as tiny generates them from their noised latents",
         data=WorldData(num_clips=1000),
-        autoencoder="tiny",
-        regeneration=Regeneration(model="tiny"),
+        autoencoder="video-as-prompt/tiny",
+        regeneration=Regeneration(model="video-as-prompt/tiny"),
     )
 
 

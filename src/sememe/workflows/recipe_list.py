@@ -2,13 +2,13 @@
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar, cast
 
 from sememe.errors import RecipeError
 from sememe.records import apply_overrides, flatten
 from sememe.training.recipes import Recipe
-from sememe.workflows.systems import SYSTEMS, kind_of
+from sememe.workflows.systems import SYSTEMS, kind_of, qualify_model
 
 _VERBS = {"latents": "precompute", "model": "assemble"}
 RecipeT = TypeVar("RecipeT")
@@ -86,7 +86,9 @@ def resolve_recipe(name: str, overrides: Sequence[str], kind: type[RecipeT], ver
     fixed = [text for text in overrides if text.partition("=")[0].strip() in {"name", "description"}]
     if fixed:
         raise RecipeError(f"a recipe's name and description cannot be set, got {fixed[0]!r}")
-    return apply_overrides(recipe, overrides)
+    resolved: Any = apply_overrides(recipe, overrides)
+    models = {name: qualify_model(value, recipe) for name, value in vars(resolved).items() if isinstance(value, str)}
+    return cast("RecipeT", replace(resolved, **models))
 
 
 def list_recipe_settings(name: str) -> dict[str, str]:

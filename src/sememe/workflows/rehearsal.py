@@ -24,6 +24,7 @@ from sememe.training.run_record import check_inputs
 from sememe.training.sharding import count_kept
 from sememe.training.stage import Stage, step_generator
 from sememe.workflows.beginnings import START_NAME, find_initial, prepare_stage
+from sememe.workflows.systems import qualify_model
 from sememe.workflows.train import RUNS_FOLDER, check_resumable
 
 _FLOAT32 = 4  # bytes
@@ -96,7 +97,7 @@ def rehearse(
     """
     folder = RUNS_FOLDER / recipe.name if output_dir is None else Path(output_dir)
     check_resumable(recipe, folder, init_from, allow_changes)
-    initial = None if init_from is None else find_initial(init_from)
+    initial = None if init_from is None else find_initial(qualify_model(init_from, recipe))
     checkpoints = list_checkpoints(folder / "checkpoints")
     with TemporaryDirectory() as temporary:
         place = folder if (folder / START_NAME).is_dir() else Path(temporary)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from sememe.checkpoints.zoo import qualify_name
 from sememe.errors import ModelError
 from sememe.gen1.system import GEN1
 from sememe.semanticgen.system import SEMANTICGEN
@@ -42,6 +43,12 @@ def kind_of(recipe: Recipe) -> str:
     if isinstance(recipe, ModelRecipe):
         return "model"
     return _stages()[type(recipe)][0]
+
+
+def qualify_model(name: str, recipe: Recipe) -> str:
+    """Return the full name of a built-in model: a recipe's "tiny" is that of the recipe's own system."""
+    systems = (system.name for system in SYSTEMS.values() if recipe.name in system.recipes)
+    return next((qualify_name(name, system) for system in systems), name)
 
 
 def _stages() -> dict[type, tuple[str, StageSpec]]:

@@ -17,6 +17,7 @@ from sememe.training.config import FREE_SETTINGS, TrainingConfig
 from sememe.training.recipes import TrainingRecipe
 from sememe.training.run_record import RunRecord, RunSummary, check_settings, write_run, write_summary
 from sememe.workflows.recipe_list import resolve_recipe
+from sememe.workflows.systems import qualify_model
 
 if TYPE_CHECKING:
     from sememe.training.checkpoint import Resume
@@ -81,7 +82,7 @@ def train_recipe(
     with lock_folder(folder) if _is_main() else nullcontext(), open_distribution(recipe.training.device):
         _check_resume(folder, resume)
         settings = check_resumable(recipe, folder, init_from, allow_changes)
-        initial = None if init_from is None else find_initial(init_from)
+        initial = None if init_from is None else find_initial(qualify_model(init_from, recipe))
         prepared = prepare_stage(recipe, folder, initial, on_progress)
         if _is_main():
             record = _describe(recipe, settings, prepared.inputs, init_from)
