@@ -176,6 +176,20 @@ def test_the_expert_starts_as_a_copy_and_shares_nothing(family: Any, kind: dict[
     assert ("expert_embedder.patch_embed.pos_embedding" in tensors) == (kind is LEARNED)
 
 
+@both_families
+def test_an_expert_goes_part_of_the_way_back(family: Any) -> None:
+    model = family.make_transformer()
+    names = model.key_map
+    trained = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    model.blend_expert_with_backbone(0.75)
+    for key, tensor in model.state_dict().items():
+        if names.is_expert_key(key):
+            start = trained[names.to_backbone_key(key)]
+            torch.testing.assert_close(tensor, start + 0.75 * (trained[key] - start))
+        else:
+            assert torch.equal(tensor, trained[key])
+
+
 def loss_of(family: Any, model: Any) -> torch.Tensor:
     reference = family.make_reference()
     given = model.encode_reference(reference) if model.config.attention_mode == "cached" else reference

@@ -92,6 +92,21 @@ class ExpertModel(TwoFolderFiles):
         embedder.to(next(embedder.parameters()).device)
 
     @torch.no_grad()
+    def blend_expert_with_backbone(self: Any, share: float) -> None:
+        """Move every expert tensor from its trained value towards the backbone's, where its training began.
+
+        Between the two, a fine-tuned network often serves inputs that it was not trained on better than either end
+        (arXiv 2109.01903); here, conditions that the expert never saw.
+
+        Args:
+            share: Share of the way from the backbone to the trained expert, in 0..1; 1 changes nothing.
+        """
+        tensors, names = self.state_dict(), self.key_map
+        for key in filter(names.is_expert_key, tensors):
+            start = tensors[names.to_backbone_key(key)]
+            tensors[key].copy_(start.lerp(tensors[key].to(start), share))
+
+    @torch.no_grad()
     def copy_expert(self: Any, other: "ExpertModel") -> None:
         """Set every expert tensor to a copy of that of a model with experts in the same blocks, whatever its mode."""
         tensors = other.state_dict()  # type: ignore[attr-defined]

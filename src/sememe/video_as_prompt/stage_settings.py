@@ -209,13 +209,21 @@ class FewStepRecipe(PairedRecipe):
 
 @dataclass(frozen=True, kw_only=True)
 class VideoAsPromptModelRecipe(ModelRecipe):
-    """Assembles a Video-As-Prompt model from the runs of its parts."""
+    """Assembles a Video-As-Prompt model from the runs of its parts.
+
+    `expert_share` is the share of the way from the backbone's weights, with which its training began, to the trained
+    expert's. Less than 1 follows conditions better that it was not trained on.
+    """
 
     autoencoder: str
     backbone: str
     expert: str
+    expert_share: float = 1.0
     scheduler: SchedulerSettings = field(default_factory=SchedulerSettings)
     generation: Settings = BUILT_IN
+
+    def __post_init__(self) -> None:
+        check_setting(0 <= self.expert_share <= 1, f"expert_share must be between 0 and 1, got {self.expert_share}")
 
 
 def _check_noise(settings: BackboneSettings | ExpertSettings) -> None:

@@ -224,11 +224,14 @@ def build_pipeline(recipe: VideoAsPromptModelRecipe, parts: Mapping[str, Path]) 
     Raises:
         ModelError: A part is not whole, or does not fit the others.
     """
+    transformer = WanVideoAsPromptTransformer.from_folders(parts["transformer"], parts["expert"], torch.float32)
+    if recipe.expert_share != 1:
+        transformer.blend_expert_with_backbone(recipe.expert_share)
     return VideoAsPromptPipeline(
         tokenizer=load_component("tokenizer", parts["tokenizer"]),
         text_encoder=load_component("text_encoder", parts["text_encoder"]),
         vae=load_component("vae", parts["vae"]),
-        transformer=WanVideoAsPromptTransformer.from_folders(parts["transformer"], parts["expert"], torch.float32),
+        transformer=transformer,
         scheduler=make_scheduler(recipe.scheduler),
         generation_defaults=recipe.generation.to_config(),
     )
