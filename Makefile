@@ -30,7 +30,9 @@ install-demo: $(RUN_STAMP)  ## make .venv with the package (editable) only
 demo: install-demo  ## two reference clips, two pictures doing the same, and a contact sheet
 	$(BIN)/sememe demo
 
-test: install check-format lint types layers docs unit  ## everything CI checks: format, lint, types, layers, docs, tests
+test: install  ## everything CI checks: format, lint, types, layers, docs, tests
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target check-format lint types layers docs
+	@$(MAKE) --no-print-directory unit
 
 check-format: install  ## is every file formatted?
 	$(BIN)/ruff format --check
