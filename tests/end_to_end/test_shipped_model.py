@@ -19,13 +19,13 @@ def make_reference(condition: str, start: int) -> Clip:
     return render(next(scene for scene in scenes if can_show(scene, condition)), condition).clip
 
 
-def test_half_of_24_references_are_followed() -> None:
+def test_most_of_12_references_are_followed() -> None:
     pipeline = VideoAsPromptPipeline.from_pretrained("tiny")
     pipeline.set_progress_bar_config(disable=True)
     seen = conditions(split="seen")
     followed = []
     for place, scene in enumerate(map(random_scene, SCENES)):
-        names = [name for name in seen if name in conditions(scene=scene)][place::16][:8]
+        names = [name for name in seen if name in conditions(scene=scene)][place::32][:4]
         picture = render(scene, None, num_frames=1).clip.frames[0]
         made = pipeline(
             image=[picture] * len(names),
@@ -37,4 +37,4 @@ def test_half_of_24_references_are_followed() -> None:
         ).clips
         oracle = Oracle({name: render(scene, name).clip for name in conditions(scene=scene)})
         followed += [name for name, clip in zip(names, made, strict=True) if oracle.nearest(clip).name == name]
-    assert len(followed) >= 12, followed
+    assert len(followed) >= 8, followed
