@@ -37,7 +37,7 @@ class Lengths:
     num_frames: tuple[int, ...]
 
 
-OWN = Lengths(UNetNetwork(), 16, 16, 96, (8, 16, 32, 64))
+OWN = Lengths(UNetNetwork(), 16, 16, 128, (8, 16, 32, 64))
 FEW = Lengths(UNetNetwork(block_out_channels=(8, 16), attention_levels=(1,), norm_num_groups=4), 4, 4, 8, (8, 16))
 
 

@@ -233,8 +233,8 @@ class Maker:
         size = settings.size
         self._size = (size.height or 64, size.width or 64)
         self._num_frames = size.num_frames or int(pipeline.unet.config.max_frames)
-        self._film = lru_cache(maxsize=64)(self._render)
-        self._oracle = lru_cache(maxsize=4)(self._make_oracle)
+        self._film = lru_cache(maxsize=256)(self._render)
+        self._oracle = lru_cache(maxsize=256)(self._make_oracle)
 
     def make(self, row: RowSettings, cases: Sequence[LookCase]) -> list[Clip]:
         """Make one clip for each case."""

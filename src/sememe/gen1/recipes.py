@@ -59,7 +59,7 @@ def tiny_gen1_autoencoder() -> AutoencoderRecipe:
         clips=_CLIPS,
         data=_DATA,
         dataset=Path("runs/tiny-gen1-frames"),
-        network=LinearNetwork(latent_channels=16, patch_size=4, temporal_patch_size=1, hidden_channels=32),
+        network=LinearNetwork(latent_channels=16, patch_size=4, temporal_patch_size=1, hidden_channels=48),
         settings=AutoencoderSettings(batch_size=4),
         # It has convolutions alone, which Muon does not train.
         training=replace(
@@ -130,7 +130,6 @@ def tiny_gen1() -> Gen1ModelRecipe:
     return Gen1ModelRecipe(
         name="tiny-gen1",
         description="64x64 pixels, any length; small enough for two CPU cores",
-        precision="float32",
         autoencoder="runs/tiny-gen1-autoencoder",
         depth="runs/tiny-gen1-depth",
         clip="runs/tiny-gen1-clip",

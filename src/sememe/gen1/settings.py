@@ -140,9 +140,9 @@ class Settings(Record):
 BUILT_IN = Settings().override(
     height=64,
     width=64,
-    num_inference_steps=20,
+    num_inference_steps=6,
     prior_num_inference_steps=20,
     guidance_scale=2.0,
-    prior_guidance_scale=1.5,
+    prior_guidance_scale=4.0,
 )
-"""Settings that the built-in model starts from; those it ships with are chosen by measurement."""
+"""Settings of the built-in model, chosen by measurement (`docs/evidence.md`)."""

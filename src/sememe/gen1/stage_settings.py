@@ -82,10 +82,10 @@ class ClipNetwork:
     The tokenizer is trained on every `caption_stride`-th caption.
     """
 
-    hidden_size: int = 96
+    hidden_size: int = 128
     num_image_layers: int = 4
     num_text_layers: int = 3
-    num_heads: int = 3
+    num_heads: int = 4
     patch_size: int = 8
     vocab_size: int = 600
     max_tokens: int = 32
@@ -144,7 +144,7 @@ class PriorNetwork:
     """A `PriorTransformer`."""
 
     num_layers: int = 3
-    num_heads: int = 3
+    num_heads: int = 4
     head_dim: int = 32
 
     def __post_init__(self) -> None:
@@ -185,10 +185,10 @@ class PriorRecipe:
 class UNetNetwork:
     """A `Gen1UNet`; `attention_levels` are those of `block_out_channels`, from 0, that have transformers."""
 
-    block_out_channels: tuple[int, ...] = (32, 64, 96)
+    block_out_channels: tuple[int, ...] = (64, 96, 128)
     attention_levels: tuple[int, ...] = (1, 2)
     layers_per_block: int = 1
-    num_heads: int = 2
+    num_heads: int = 4
     norm_num_groups: int = 8
     max_frames: int = 8
 
