@@ -7,7 +7,7 @@ from pkgutil import resolve_name
 from typing import Any
 
 from sememe.compute.loading_settings import LoadingSettings
-from sememe.errors import OutputError
+from sememe.errors import InputError, OutputError
 from sememe.events import Progress, ProgressHandler, ignore_progress
 from sememe.files import check_writable, describe_write_error
 from sememe.system import SystemInputs
@@ -23,13 +23,15 @@ class DemoRequest:
 
     Attributes:
         output_dir: folder for the files; made if it is not there.
-        image: picture file to use instead of the second picture.
-        model: a model of the first system that has a demonstration, by name or folder.
+        system: name of the system that is shown.
+        image: picture file to use instead of a rendered one.
+        model: a model of the system, by name or folder.
         seed: Seed of all that is drawn and of the results.
         device: where to compute; None for a GPU where there is one, the CPU otherwise.
     """
 
     output_dir: Path
+    system: str = "video-as-prompt"
     image: Path | None = None
     model: str = "tiny"
     seed: int = 0
@@ -49,10 +51,13 @@ def run_demo(request: DemoRequest, on_progress: ProgressHandler = ignore_progres
 
     Raises:
         ModelError: there is no such model.
-        InputError: the seed is out of range, or the picture is none.
+        InputError: the system has no demonstration, the seed is out of range, or the picture is none.
         OutputError: the folder cannot be made or written.
     """
-    system, make = next((each, each.demo) for each in SYSTEMS.values() if each.demo is not None)
+    shown = {name: (each, each.demo) for name, each in SYSTEMS.items() if each.demo is not None}
+    if request.system not in shown:
+        raise InputError(f"expected a system with a demonstration ({', '.join(shown)}), got {request.system!r}")
+    system, make = shown[request.system]
     loading, folder = LoadingSettings(device=request.device), request.output_dir
     check_model_request(system, request.model, loading)
     check_seed(request.seed)
