@@ -1,11 +1,13 @@
-"""The built-in model follows its references: a floor that a broken default, scheduler or scale would break."""
+"""The built-in models do what they are for: floors that a broken default, scheduler or scale would break."""
 
 from itertools import count
 
 import torch
 
-from sememe import Clip, VideoAsPromptPipeline
+from sememe import Clip, Gen1Pipeline, VideoAsPromptPipeline
 from sememe.evaluation.oracle import Oracle
+from sememe.gen1.evaluation import ROWS, Maker, deal_looks
+from sememe.gen1.structure import DepthEstimator
 from sememe.world import can_show, conditions, random_scene, render
 
 # Drawn scenes of the range that is for choosing; references come from scenes of their own.
@@ -38,3 +40,14 @@ def test_most_of_12_references_are_followed() -> None:
         oracle = Oracle({name: render(scene, name).clip for name in conditions(scene=scene)})
         followed += [name for name, clip in zip(names, made, strict=True) if oracle.nearest(clip).name == name]
     assert len(followed) >= 8, followed
+
+
+def test_clips_get_the_look_of_a_picture_and_keep_their_structure() -> None:
+    pipeline = Gen1Pipeline.from_pretrained("tiny")
+    pipeline.set_progress_bar_config(disable=True)
+    settings = pipeline.defaults.override(num_frames=4, num_inference_steps=3)
+    estimator = DepthEstimator(pipeline.depth_estimator, pipeline.depth_processor)
+    maker, row = Maker(pipeline, settings, estimator), ROWS[0]
+    cases = deal_looks(2, 2, seed=23)
+    results = [maker.judge(row, case, clip) for case, clip in zip(cases, maker.make(row, cases), strict=True)]
+    assert all(result.is_right and result.structure > 0.5 for result in results), results

@@ -21,7 +21,8 @@ def list_models(as_json: Annotated[bool, typer.Option("--json", help="Print JSON
         echo_json(models)
         return
     for model in models:
-        size = f"{model['width']}x{model['height']}, {model['num_frames']} frames"
+        length = "any length" if model["num_frames"] is None else f"{model['num_frames']} frames"
+        size = f"{model['width']}x{model['height']}, {length}"
         typer.echo(f"{model['name']}  ({model['system']}; {size}; {model['num_parameters'] / 1e6:.1f} M parameters)")
         typer.echo(f"    {model['description']}")
         typer.echo(f"    license {model['license']}; source: {model['source']}")
