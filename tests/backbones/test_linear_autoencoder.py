@@ -94,7 +94,7 @@ def psnr(one: torch.Tensor, other: torch.Tensor) -> float:
 
 @torch.no_grad()
 def test_the_shipped_refinement_beats_the_linear_code() -> None:
-    vae, video = load_component("vae", resolve_model("tiny") / "vae"), film(12)
+    vae, video = load_component("vae", resolve_model("video-as-prompt/tiny") / "vae"), film(12)
     latents = vae.encode(video).latent_dist.mode()
     exact = vae.decode(latents, noise_levels=torch.zeros(len(latents), latents.shape[2])).sample
     assert psnr(exact, video) > 21.5

@@ -250,7 +250,8 @@ def test_what_is_no_model_is_named(tmp_path: Path) -> None:
 def test_a_folder_does_not_hide_a_built_in_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tiny").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert find_folder("tiny") == resolve_model("tiny") != Path("tiny")
+    built_in = resolve_model("video-as-prompt/tiny")
+    assert find_folder("tiny", system="video-as-prompt") == built_in != Path("tiny")
     assert find_folder("./tiny") == find_folder(Path("tiny")) == Path("tiny")
 
 
