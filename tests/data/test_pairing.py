@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sememe.data.caption_policy import CaptionPolicy
-from sememe.data.pairing import CaptionKind, PairSampler, draw_captions, pick_captions
+from sememe.data.pairing import CaptionKind, HeldOutPairs, PairSampler, draw_captions, pick_captions
 from sememe.errors import InputError, RecipeError
 
 COUNT = 20_000
@@ -101,6 +101,18 @@ def test_two_scenes_are_enough_for_many_targets() -> None:
     sampler = PairSampler(["a", "a"], ["s", "t"], same_scene_share=0.0)
     batch = sampler.draw(np.random.default_rng(0), 1, 4)
     assert set(batch.targets) == {1 - batch.references[0]}
+
+
+def test_held_out_targets_have_references_that_are_trained_on() -> None:
+    held = np.array([scene == SCENES[0] for scene in SCENES])
+    for seed in range(20):
+        trained = PairSampler(CONDITIONS, SCENES, left_out=held).draw(np.random.default_rng(seed), 3, 2)
+        assert not held[np.concatenate([trained.references, trained.targets])].any()
+        pairs = HeldOutPairs(CONDITIONS, held).draw(np.random.default_rng(seed), 3, 2)
+        assert held[pairs.targets].all()
+        assert not held[pairs.references].any()
+        names = np.array(CONDITIONS)
+        assert np.array_equal(names[pairs.targets], names[pairs.references].repeat(2))
 
 
 def test_the_same_generator_state_gives_the_same_batch() -> None:

@@ -191,8 +191,8 @@ def test_a_budget_that_is_spent_while_saving_does_not_prolong_the_run(
     tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class SlowWriter(CheckpointWriter):
-        def begin(self, checkpoint: Checkpoint) -> None:
-            super().begin(checkpoint)
+        def begin(self, checkpoint: Checkpoint, best: int | None = None) -> None:
+            super().begin(checkpoint, best)
             clock.seconds += 0.5
 
     monkeypatch.setattr("sememe.training.loop.CheckpointWriter", SlowWriter)

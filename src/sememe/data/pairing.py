@@ -102,11 +102,18 @@ class PairSampler:
     enough. With probability `same_scene_share` the targets of a reference take the scenes of another one's targets
     in the same batch: same pictures, different conditions, so that the reference alone tells what is to happen.
 
+    Items for which `left_out` (item,) is True are never drawn.
+
     Raises `InputError` for a condition with fewer than two scenes, `RecipeError` for a share that cannot take effect.
     """
 
     def __init__(
-        self, conditions_per_item: Sequence[str], scenes_per_item: Sequence[str], *, same_scene_share: float = 0.5
+        self,
+        conditions_per_item: Sequence[str],
+        scenes_per_item: Sequence[str],
+        *,
+        same_scene_share: float = 0.5,
+        left_out: np.ndarray | None = None,
     ) -> None:
         if len(conditions_per_item) != len(scenes_per_item) or not len(conditions_per_item):
             raise InputError(
@@ -117,7 +124,8 @@ class PairSampler:
             raise RecipeError(f"same_scene_share must be between 0 and 1, got {same_scene_share}")
         items: dict[str, dict[str, list[int]]] = {}
         for index, (condition, scene) in enumerate(zip(conditions_per_item, scenes_per_item, strict=True)):
-            items.setdefault(condition, {}).setdefault(scene, []).append(index)
+            if left_out is None or not left_out[index]:
+                items.setdefault(condition, {}).setdefault(scene, []).append(index)
         self.conditions = tuple(sorted(items))
         for condition in self.conditions:
             if len(items[condition]) < 2:
@@ -183,6 +191,29 @@ class PairSampler:
     def _draw_item(self, generator: np.random.Generator, condition: int, scene: str) -> int:
         items = self._items[condition][scene]
         return items[int(generator.integers(len(items)))] if len(items) > 1 else items[0]
+
+
+class HeldOutPairs:
+    """Draws pairs whose targets a training holds out; their references are of those that it does not.
+
+    Args:
+        conditions: Condition of each item.
+        held: Whether each item is held out, (item,); each condition of one that is has others that are not.
+    """
+
+    def __init__(self, conditions: Sequence[str], held: np.ndarray) -> None:
+        names = np.array(conditions)
+        self._choices = [
+            (np.flatnonzero((names == name) & ~held), np.flatnonzero((names == name) & held))
+            for name in sorted({*names[held].tolist()})
+        ]
+
+    def draw(self, generator: np.random.Generator, num_references: int, targets_per_reference: int = 1) -> PairBatch:
+        """Draw one batch, as `PairSampler.draw`; conditions and targets may occur more than once."""
+        picked = [self._choices[place] for place in generator.integers(len(self._choices), size=num_references)]
+        references = [generator.choice(trained) for trained, _ in picked]
+        targets = [generator.choice(held, size=targets_per_reference) for _, held in picked]
+        return PairBatch(references=np.array(references, np.int64), targets=np.concatenate(targets).astype(np.int64))
 
 
 def _is_any_shared(scenes: Sequence[Sequence[str]]) -> bool:

@@ -8,6 +8,7 @@ over processes, each of these writes its rows to files of its own, such as `weig
 import json
 import logging
 import re
+from collections import ChainMap
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +43,11 @@ class Checkpoint:
     average: Mapping[str, Tensor] | None = None
     optimizer: Mapping[str, Tensor] = field(default_factory=dict)
     state: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def model_weights(self) -> Mapping[str, Tensor]:
+        """The weights that a model is used with: averaged ones where there are."""
+        return self.weights if self.average is None else ChainMap(dict(self.average), dict(self.weights))
 
 
 class StoredTensors(Mapping[str, Tensor]):

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sememe.checkpoints.tensor_files import save_tensors
-from sememe.errors import OutputError
+from sememe.errors import ModelError, OutputError
 from sememe.files import atomic_folder, describe_write_error, flush, hash_file
 from sememe.training.checkpoint import (
     AVERAGE,
@@ -22,6 +22,9 @@ from sememe.training.checkpoint import (
     STATE_NAME,
     WEIGHTS,
     Checkpoint,
+    Resume,
+    count_steps,
+    find_own,
     list_checkpoints,
     name_checkpoint,
     name_file,
@@ -61,6 +64,7 @@ class CheckpointWriter:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._written: Future[dict[str, Any]] | None = None
         self._step = 0
+        self._best: int | None = None
 
     @property
     def is_pending(self) -> bool:
@@ -72,10 +76,15 @@ class CheckpointWriter:
         """Whether this process still writes."""
         return self._written is not None and not self._written.done()
 
-    def begin(self, checkpoint: Checkpoint) -> None:
-        """Copy this process's part of a checkpoint to the CPU, and write it in a thread."""
+    def begin(self, checkpoint: Checkpoint, best: int | None = None) -> None:
+        """Copy this process's part of a checkpoint to the CPU, and write it in a thread.
+
+        Args:
+            checkpoint: Checkpoint.
+            best: Step of another one that is kept, however old it is.
+        """
         assert not self.is_pending, "the last checkpoint is not complete"
-        self._step, rank = checkpoint.step, self._distribution.rank
+        self._step, self._best, rank = checkpoint.step, best, self._distribution.rank
         named = {WEIGHTS: checkpoint.weights, OPTIMIZER: checkpoint.optimizer}
         if checkpoint.average is not None:
             named[AVERAGE] = checkpoint.average
@@ -133,9 +142,36 @@ class CheckpointWriter:
         finally:
             shutil.rmtree(parts, ignore_errors=True)
         for path in list_checkpoints(self._folder)[: -self._keep]:
+            if count_steps(path) == self._best:
+                continue
             # Half a checkpoint must not look like one.
             with suppress(OSError):
                 shutil.rmtree(path.rename(path.with_name(f".{path.name}.replaced")))
+
+
+def choose_checkpoint(run: Path, resume: Resume, distribution: Distribution) -> Path | None:
+    """Return the checkpoint that all processes of a run go on from; None for a run that begins.
+
+    The main process chooses. What killed processes have left beside the checkpoints is removed.
+
+    Raises:
+        RecipeError: The run has checkpoints, but is not to be resumed.
+        ModelError: None of its checkpoints is undamaged, or this process does not see the one that was chosen.
+    """
+    latest = None
+    if distribution.is_main:
+        remove_leftovers(run / "checkpoints")
+        latest = find_own(run, resume)
+    (step,) = distribution.share([-1 if latest is None else count_steps(latest)])
+    if distribution.is_main or step < 0:
+        return latest
+    path = name_checkpoint(run / "checkpoints", int(step))
+    if not path.is_dir():
+        raise ModelError(
+            f"expected the folder {path} of the main process, process {distribution.rank} does not see it; "
+            "put the run on a file system that all processes share"
+        )
+    return path
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -130,6 +130,9 @@ class TrainingConfig:
     is spread, with gradients, moments and averages: 1 keeps all of them in each process, -1 spreads them over all
     processes, and any other divides the number of processes. With `checkpoints_activations` the blocks of networks are
     computed once more on the way back, and their activations are not kept.
+
+    With `validate_every` a part of the data is held out, on which the averaged weights are validated after so many
+    steps each time, and at the end of each phase. 0 holds nothing out.
     """
 
     num_steps: int = 0
@@ -162,12 +165,13 @@ class TrainingConfig:
     save_every: int = 1000
     save_minutes: float | None = 10.0
     keep_checkpoints: int = 2
+    validate_every: int = 0
 
     def __post_init__(self) -> None:
         self._check_phases()
         for name in ("num_shares", "log_every", "save_every"):
             check_setting(getattr(self, name) >= 1, f"{name} must be 1 or more, got {getattr(self, name)}")
-        for name in ("seed", "num_threads", "prefetch_batches", "weight_decay", "gradient_clip"):
+        for name in ("seed", "num_threads", "prefetch_batches", "weight_decay", "gradient_clip", "validate_every"):
             check_setting(getattr(self, name) >= 0, f"{name} must be 0 or more, got {getattr(self, name)}")
         for name in ("max_minutes", "stop_after_minutes", "save_minutes"):
             value = getattr(self, name)

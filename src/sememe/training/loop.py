@@ -3,10 +3,8 @@
 import dataclasses
 import logging
 import time
-from collections import ChainMap
 from collections.abc import Mapping
-from contextlib import nullcontext
-from dataclasses import replace
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +12,28 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from sememe.compute.devices import is_fast_in_bfloat16
 from sememe.compute.host import peak_memory
-from sememe.errors import ModelError, OutputError, RecipeError
-from sememe.files import atomic_folder, describe_write_error
+from sememe.errors import ModelError, RecipeError
+from sememe.files import atomic_folder
 from sememe.training.checkpoint import (
     Checkpoint,
     Resume,
     count_steps,
-    find_own,
     load_checkpoint,
     load_initial,
     name_checkpoint,
 )
-from sememe.training.checkpoint_writer import CheckpointWriter, remove_leftovers
-from sememe.training.config import Precision, TrainingConfig
+from sememe.training.checkpoint_writer import CheckpointWriter, choose_checkpoint
+from sememe.training.config import TrainingConfig
 from sememe.training.hang_watch import HangWatch
-from sememe.training.optimizer import ChosenTensors, NamedOptimizer, WeightAverage, copy_tensors, tracked_tensors
+from sememe.training.optimizer import (
+    ChosenTensors,
+    NamedOptimizer,
+    WeightAverage,
+    copy_tensors,
+    replaced,
+    tracked_tensors,
+)
 from sememe.training.phases import check_phase, find_phase, plan_phases, schedule_factor
 from sememe.training.process import (
     Distribution,
@@ -39,6 +42,7 @@ from sememe.training.process import (
     compile_modules,
     listen_for_stop,
     open_distribution,
+    resolve_precision,
     torch_settings,
 )
 from sememe.training.progress import (
@@ -53,10 +57,14 @@ from sememe.training.progress import (
     TrainingEvent,
     TrainingProgress,
     TrainingSummary,
+    ValidationRecord,
 )
 from sememe.training.sharding import Sharding, choose_shard, divide_and_clip
 from sememe.training.share_states import ShareStates
 from sememe.training.stage import BatchSource, Stage, StepLoss, derive_seed, step_generator
+from sememe.training.validation import Validator
+
+BEST_NAME = "best"
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +80,10 @@ def train(
     """Train a stage, or go on with the training of one, in `output_dir`.
 
     The folder gets `checkpoints/`, `log.jsonl` and, when the run is complete, `model/` (averaged weights where
-    `config.ema_decay` is not 0). With `resume` "auto" the newest undamaged checkpoint there is gone on from; on a CPU
+    `config.ema_decay` is not 0). With `config.validate_every` there are also `best/model/`, the model as it was at the
+    lowest validation loss, and, of stages that can make some, `samples/`.
+
+    With `resume` "auto" the newest undamaged checkpoint there is gone on from; on a CPU
     the result is bit for bit that of an uninterrupted run, unless the learning rate follows the clock (`time_decay`).
     `init_from` is a checkpoint, or a run's folder, whose weights (averaged ones where there are) a new run begins with.
     Under torchrun, the processes divide the shares of a step among themselves (`config.num_shares`): a run on another
@@ -82,9 +93,7 @@ def train(
     `ModelError` for checkpoints of another model; `OutputError` if something cannot be written.
     """
     with open_distribution(config.device) as distribution, listen_for_stop() as request:
-        if config.precision == "auto":
-            precision: Precision = "bf16" if is_fast_in_bfloat16(distribution.device) else "fp32"
-            config = replace(config, precision=precision)
+        config = resolve_precision(config, distribution.device)
         with torch_settings(config, distribution.device):
             run = _Run(stage, config, Path(output_dir), distribution, on_event)
             run.restore(resume, None if init_from is None else Path(init_from))
@@ -116,6 +125,7 @@ class _Run:
         self._shares = distribution.take_shares(config.num_shares)
         untrained = [tensor for tensor in self._tensors.values() if not isinstance(tensor, nn.Parameter)]
         self._states = ShareStates(untrained, config.num_shares)
+        self._validator = Validator(stage, config, distribution, untrained) if config.validate_every else None
         self._average: WeightAverage | None = None
         self._meter = IntervalMeter()
         self._step = self._num_samples = self._num_uncounted = 0
@@ -130,35 +140,25 @@ class _Run:
 
     def restore(self, resume: Resume, init_from: Path | None) -> None:
         """Take up the newest checkpoint, or begin with given weights, or as the stage is."""
-        latest = self._choose_checkpoint(resume)
+        latest = choose_checkpoint(self._folder, resume, self._distribution)
         loaded = None if latest is None else load_checkpoint(latest, is_verified=True)
         if loaded is not None and latest is not None:
             self._take_up(loaded, latest)
         elif init_from is not None:
             self._begin_with(init_from)
         optimizer, average = ({}, None) if loaded is None else (loaded.optimizer, loaded.average)
-        self._enter(find_phase(self._phases, self._step), optimizer, average or {})
+        found = None if loaded is None else loaded.state.get("validation")
+        self._enter(find_phase(self._phases, self._step), optimizer, average or {}, found and ValidationRecord(**found))
         checkpoint_activations(self._modules, self._config)
         compile_modules(self._modules, self._config)
 
-    def _choose_checkpoint(self, resume: Resume) -> Path | None:
-        """The checkpoint that the main rank goes on from; the others must see the same folder."""
-        latest = None
-        if self._distribution.is_main:
-            remove_leftovers(self._folder / "checkpoints")
-            latest = find_own(self._folder, resume)
-        (step,) = self._distribution.share([-1 if latest is None else count_steps(latest)])
-        if self._distribution.is_main or step < 0:
-            return latest
-        path = name_checkpoint(self._folder / "checkpoints", int(step))
-        if not path.is_dir():
-            raise ModelError(
-                f"expected the folder {path} of the main process, process {self._distribution.rank} does not see it; "
-                "put the run on a file system that all processes share"
-            )
-        return path
-
-    def _enter(self, index: int, optimizer: Mapping[str, Tensor], average: Mapping[str, Tensor]) -> None:
+    def _enter(
+        self,
+        index: int,
+        optimizer: Mapping[str, Tensor],
+        average: Mapping[str, Tensor],
+        validation: ValidationRecord | None = None,
+    ) -> None:
         """Begin a phase; parameters that it goes on training keep their state in optimiser and average."""
         self._phase, self._is_last = self._phases[index], index == len(self._phases) - 1
         self._stage.enter(self._phase.settings.name)
@@ -168,6 +168,10 @@ class _Run:
         if self._config.ema_decay:
             self._average = WeightAverage(self._parameters, self._config.ema_decay, self._phase.begun)
             self._average.load(ChosenTensors(average, self._parameters.__contains__))
+        if self._validator is not None:
+            # Losses of another phase are of another kind.
+            is_within = validation is not None and validation.step > self._phase.start
+            self._validator.enter(self._phase.settings.name, validation if is_within else None)
 
     def _is_trained(self, key: str) -> bool:
         return key.rpartition("/")[0] in self._parameters
@@ -197,8 +201,7 @@ class _Run:
 
     def _begin_with(self, source: Path) -> None:
         path, loaded = load_initial(source)
-        maps: list[Any] = [each for each in (loaded.average, loaded.weights) if each is not None]
-        copy_tensors(ChainMap(*maps), self._tensors, str(path))
+        copy_tensors(loaded.model_weights, self._tensors, str(path))
 
     # The loop
 
@@ -206,7 +209,7 @@ class _Run:
         """Train until the end of the run, of its time, or of this call."""
         is_main = self._distribution.is_main
         self._started = time.monotonic()
-        self._log = self._open_log() if is_main else None
+        self._log = RunLog(self._folder, self._step, use_tensorboard=self._config.tensorboard) if is_main else None
         self._meter.start_clock()
         try:
             while (ending := self._run_phase(request)) is None:
@@ -227,13 +230,6 @@ class _Run:
             if self._log is not None:
                 self._log.close()
         return self._summarise(ending, request)
-
-    def _open_log(self) -> RunLog:
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            return RunLog(self._folder, self._step, use_tensorboard=self._config.tensorboard)
-        except OSError as error:
-            raise OutputError(describe_write_error(self._folder, error)) from error
 
     def _run_phase(self, request: StopRequest) -> Ending | None:
         """Train to the end of the phase (None), or of the run, its time or this call."""
@@ -265,6 +261,11 @@ class _Run:
             ending = self._find_ending(seconds, call_seconds)
             if ending is None and is_stopped:
                 ending = "signal"
+            if self._is_validation_due(ending):
+                watch.pause()
+                batches.rest()
+                self._validate(request)
+                continue
             if ending is not None:
                 return ending
             if self._is_save_due(call_seconds):
@@ -335,9 +336,11 @@ class _Run:
         seed, step = self._config.seed, self._step
         # For modules that draw from torch's global generator (dropout): resuming must not change what they draw.
         torch.manual_seed(derive_seed(seed, step, share, "modules"))
-        generator = step_generator(seed, step, share, "loss", self._device)
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._config.precision == "bf16"):
-            return self._stage.loss(batch, generator)
+        with self._autocast():
+            return self._stage.loss(batch, step_generator(seed, step, share, "loss", self._device))
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self._device.type, torch.bfloat16, enabled=self._config.precision == "bf16")
 
     def _finish_gradients(self, weight: Tensor) -> Tensor:
         """Turn the sums of this rank into the mean over all samples of the step, and clip it; return its norm."""
@@ -350,7 +353,24 @@ class _Run:
         divisor = torch.where(weight == 0, 1.0, weight)
         return divide_and_clip(list(parameters.values()), divisor, self._config.gradient_clip)
 
-    # Reporting and saving
+    # Validating, reporting and saving
+
+    def _is_validation_due(self, ending: Ending | None) -> bool:
+        if self._validator is None or ending in ("signal", "paused") or self._step == self._phase.start:
+            return False
+        return self._validator.is_due(self._step, is_over=ending is not None or self._step == self._phase.stop)
+
+    def _validate(self, request: StopRequest) -> None:
+        """Validate the weights as they would be exported, and save them if they are the best so far."""
+        assert self._validator is not None
+        self._watch.check()
+        with self._applied(), self._autocast():
+            record = self._validator.validate(self._step, self._log)
+        if record.best_step == self._step:
+            self._save(request)
+
+    def _applied(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._average is None else self._average.applied()
 
     def _seconds(self) -> float:
         return self._seconds_before + time.monotonic() - self._started
@@ -375,6 +395,7 @@ class _Run:
             seconds=self._seconds(),
             seconds_left=self._estimate_left(interval.seconds * self._config.num_shares / interval.num_batches),
             memory_bytes=self._read_memory(),
+            validation=None if self._validator is None else self._validator.record,
             metrics=values,
         )
         phase = {"phase": self._phase.settings.name} if len(self._phases) > 1 else {}
@@ -411,6 +432,7 @@ class _Run:
     def _begin_checkpoint(self) -> None:
         self._complete_checkpoint()
         seconds, interval = self._seconds(), self._meter.read(self._distribution)
+        record = None if self._validator is None else self._validator.record
         checkpoint = Checkpoint(
             step=self._step,
             weights=self._tensors,
@@ -425,11 +447,12 @@ class _Run:
                 "num_samples": self._num_samples,
                 "loss": self._loss,
                 "interval": interval.to_state(),
+                "validation": None if record is None else dataclasses.asdict(record),
                 "config": dataclasses.asdict(self._config),
                 "torch": torch.__version__,
             },
         )
-        self._writer.begin(checkpoint)
+        self._writer.begin(checkpoint, None if record is None else record.best_step)
         self._saved_step, self._saved_seconds = self._step, seconds
 
     def _complete_checkpoint(self) -> None:
@@ -445,9 +468,14 @@ class _Run:
             self._on_event(event)
 
     def _summarise(self, ending: Ending, request: StopRequest) -> TrainingSummary:
+        record = None if self._validator is None else self._validator.record
         model = self._folder / "model" if ending in ("finished", "budget") else None
         if model is not None:
-            self._export(model)
+            self._export(model, self._applied())
+            if record is not None:
+                path = name_checkpoint(self._folder / "checkpoints", record.best_step)
+                best = replaced(self._tensors, load_checkpoint(path).model_weights, str(path))
+                self._export(self._folder / BEST_NAME / "model", best)
         return TrainingSummary(
             step=self._step,
             num_steps=self._num_steps,
@@ -458,11 +486,11 @@ class _Run:
             signal_name=request.signal_name,
             checkpoint=self._saved,
             model=model,
+            validation=record,
         )
 
-    def _export(self, folder: Path) -> None:
-        average = self._average
-        with nullcontext() if average is None else average.applied(), self._sharding.gathered():
+    def _export(self, folder: Path, weights: AbstractContextManager[None]) -> None:
+        with weights, self._sharding.gathered():
             if self._distribution.is_main:
                 with atomic_folder(folder) as temporary:
-                    self._stage.export(temporary, "raw" if average is None else "ema")
+                    self._stage.export(temporary, "raw" if self._average is None else "ema")

@@ -1,7 +1,7 @@
 """Optimisers with a state of named tensors, and the moving average of the weights."""
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -60,12 +60,9 @@ class WeightAverage:
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Put the averages into the parameters for the duration of a block, then the weights back, bit by bit."""
-        kept = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
-        try:
+        with _put_aside(self._parameters.values()):
             _copy_all(list(self._parameters.values()), list(self._average.values()))
             yield
-        finally:
-            _copy_all(list(self._parameters.values()), list(kept.values()))
 
 
 class ChosenTensors(Mapping[str, Tensor]):
@@ -87,6 +84,17 @@ class ChosenTensors(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._names)
+
+
+@contextmanager
+def _put_aside(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Put the values that tensors have before a block back after it, bit by bit."""
+    places = list(tensors)
+    kept = [tensor.detach().clone() for tensor in places]
+    try:
+        yield
+    finally:
+        _copy_all(places, kept)
 
 
 @torch.no_grad()
@@ -114,6 +122,14 @@ def copy_tensors(source: Mapping[str, Tensor], target: Mapping[str, Tensor], wha
             )
     for name, tensor in target.items():
         tensor.copy_(spread_like(source[name], tensor))
+
+
+@contextmanager
+def replaced(target: Mapping[str, Tensor], source: Mapping[str, Tensor], what: str) -> Iterator[None]:
+    """Copy tensors as `copy_tensors` does for the duration of a block, then put back what was there, bit by bit."""
+    with _put_aside(target.values()):
+        copy_tensors(source, target, what)
+        yield
 
 
 def _list_names(verb: str, names: Sequence[str]) -> str:

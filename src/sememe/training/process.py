@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from types import FrameType
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from torch.distributed.tensor import DTensor
 
-from sememe.compute.devices import choose_device
+from sememe.compute.devices import choose_device, is_fast_in_bfloat16
 from sememe.errors import RecipeError
 from sememe.training.config import TrainingConfig
 
@@ -240,6 +240,13 @@ def checkpoint_activations(modules: Mapping[str, nn.Module], config: TrainingCon
         )
     for module in able:
         module.enable_gradient_checkpointing()  # type: ignore[operator]
+
+
+def resolve_precision(config: TrainingConfig, device: torch.device) -> TrainingConfig:
+    """Return settings with the precision that "auto" stands for on a device."""
+    if config.precision != "auto":
+        return config
+    return replace(config, precision="bf16" if is_fast_in_bfloat16(device) else "fp32")
 
 
 @contextmanager

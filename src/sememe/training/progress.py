@@ -16,6 +16,32 @@ from sememe.errors import MissingExtraError, OutputError, RecipeError
 from sememe.files import describe_write_error, write_text
 from sememe.training.process import Distribution
 from sememe.training.stage import NoiseLosses, StepLoss
+from sememe.video.clip import Image
+from sememe.video.picture import write_image
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationRecord:
+    """What the validations of a phase have found so far.
+
+    Attributes:
+        step: Steps that the run had done at the last one.
+        loss: Its loss.
+        best_step: Steps at the one with the lowest loss.
+        best_loss: That loss.
+    """
+
+    step: int
+    loss: float
+    best_step: int
+    best_loss: float
+
+    @classmethod
+    def join(cls, before: "ValidationRecord | None", step: int, loss: float) -> "ValidationRecord":
+        """The record after one more validation."""
+        if before is None or loss < before.best_loss:
+            return cls(step=step, loss=loss, best_step=step, best_loss=loss)
+        return cls(step=step, loss=loss, best_step=before.best_step, best_loss=before.best_loss)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +50,7 @@ class TrainingProgress:
 
     `loss` is smoothed over the lines so far. `seconds` counts the whole run; `seconds_left` None is not yet known.
     `memory_bytes` is the most that the main process has held so far, on its GPU if it trains there; None is not known.
+    `validation` is what was found on held-out data in this phase; None before.
     """
 
     step: int
@@ -36,6 +63,7 @@ class TrainingProgress:
     seconds_left: float | None
     memory_bytes: int | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
+    validation: ValidationRecord | None = None
 
     def to_line(self, loss: float) -> dict[str, Any]:
         """Return the line of the log, with the loss of the interval in place of the smoothed one."""
@@ -72,7 +100,8 @@ class TrainingSummary:
     `ending`: all steps done ("finished"), the whole run's time spent ("budget"), this call's time spent ("paused"),
     or SIGINT or SIGTERM received ("signal", named in `signal_name`). After the first two the run is complete and
     `model` is the exported folder; after the others the same call goes on from `checkpoint`.
-    `loss` is the smoothed loss, None if nothing was logged; `seconds` counts the whole run.
+    `loss` is the smoothed loss, None if nothing was logged; `seconds` counts the whole run. `validation` is what was
+    found on held-out data in the last phase; None without validation.
     """
 
     step: int
@@ -84,6 +113,7 @@ class TrainingSummary:
     signal_name: str | None
     checkpoint: Path | None
     model: Path | None
+    validation: ValidationRecord | None = None
 
     @property
     def is_complete(self) -> bool:
@@ -212,13 +242,21 @@ class FiniteWatch:
 
 
 class RunLog:
-    """The log of a run: `log.jsonl`, one JSON object a line, and TensorBoard's files beside it on request."""
+    """The log of a run: `log.jsonl`, one JSON object a line, and TensorBoard's files beside it on request.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
 
     def __init__(self, folder: Path, step: int, *, use_tensorboard: bool = False) -> None:
         self._path = folder / "log.jsonl"
-        self._board = _open_tensorboard(folder / "tensorboard", step) if use_tensorboard else None
-        self._drop_lines_after(step)
-        self._file = self._path.open("a", buffering=1)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._board = _open_tensorboard(folder / "tensorboard", step) if use_tensorboard else None
+            self._drop_lines_after(step)
+            self._file = self._path.open("a", buffering=1)
+        except OSError as error:
+            raise OutputError(describe_write_error(folder, error)) from error
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one line; numbers that are not finite become null."""
@@ -234,6 +272,17 @@ class RunLog:
             for key, value in record.items():
                 if key != "step" and isinstance(value, int | float):
                     self._board.add_scalar(key, value, record["step"])
+
+    def show(self, sheet: Image, step: int) -> None:
+        """Write a contact sheet to `samples/`, for TensorBoard too."""
+        folder = self._path.parent / "samples"
+        try:
+            folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise OutputError(describe_write_error(folder, error)) from error
+        write_image(sheet, folder / f"step_{step:06}.png")
+        if self._board is not None:
+            self._board.add_image("samples", sheet, step, dataformats="HWC")
 
     def close(self) -> None:
         """Close the files."""

@@ -2,8 +2,9 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from sememe.errors import RecipeError
+from sememe.training.held_out import ItemPicker
+from sememe.video.sheet import SheetRow
 
 Weights = Literal["raw", "ema"]
 
@@ -26,7 +29,7 @@ def derive_seed(*parts: int | str) -> int:
 def step_generator(
     seed: int, step: int, share: int, purpose: str, device: torch.device | str = "cpu"
 ) -> torch.Generator:
-    """The generator of one purpose ("batch", "loss") for one share of a step."""
+    """The generator of one purpose, such as "batch" or "loss", for one share of a step."""
     return torch.Generator(device=device).manual_seed(derive_seed(seed, step, share, purpose))
 
 
@@ -78,9 +81,11 @@ class Stage(ABC):
 
     Attributes:
         name: Name that checkpoints record; a run resumes only from those of a stage of the same name.
+        items: What draws the items of batches, for `hold_out`; None where there are no items.
     """
 
     name: str
+    items: ItemPicker | None = None
 
     @abstractmethod
     def modules(self) -> Mapping[str, nn.Module]:
@@ -129,6 +134,32 @@ class Stage(ABC):
         """Tensors beside those of the modules that a checkpoint keeps, such as running statistics; changed in place."""
         return {}
 
+    def hold_out(self) -> "Stage":
+        """Keep a part of the data out of batches from now on, and return a stage over that part alone.
+
+        It has the modules of this one, and is validated and never trained. By default the part is some of the `items`.
+
+        Raises:
+            RecipeError: There is too little to hold anything out.
+        """
+        if self.items is None:
+            raise RecipeError(f"training.validate_every has no effect on the stage {self.name}; give 0")
+        other = copy(self)
+        other.items = self.items.hold_out()
+        return other
+
+    def sample(self, generator: torch.Generator, device: torch.device) -> Sequence[SheetRow]:
+        """Make a few clips with the modules as they are now, for people to look at, beside what they should be.
+
+        It is called in evaluation mode and without gradients, on all processes of a run, which must compute the same.
+        By default there is nothing to show.
+
+        Args:
+            generator: Source of all randomness, on the CPU; the same at every call.
+            device: Device of the modules.
+        """
+        return ()
+
 
 class BatchSource:
     """Gives one batch of a stage after another: the shares of a step that this process trains on, then the next step's.
@@ -155,6 +186,10 @@ class BatchSource:
             if number not in self._ahead:
                 self._ahead[number] = self._pool.submit(self._make, number)
         return self._ahead.pop(index).result()
+
+    def rest(self) -> None:
+        """Wait until no batch is being made."""
+        wait(self._ahead.values())
 
     def close(self) -> None:
         """Stop making batches."""

@@ -22,6 +22,7 @@ from sememe.errors import RecipeError
 from sememe.training.clips import ClipCollection, ClipSource
 from sememe.training.config import AutoencoderSettings
 from sememe.training.dataset_clips import open_clips
+from sememe.training.held_out import ItemPicker
 from sememe.training.networks import start_autoencoder
 from sememe.training.recipes import AutoencoderRecipe
 from sememe.training.stage import Announce, Stage, StepLoss, Weights, make_rng
@@ -76,6 +77,8 @@ class AutoencoderStage(Stage):
         self.autoencoder.refiner.to(memory_format=torch.channels_last)
         self.clips, self.generations = clips, generations
         self.settings = settings
+        # By number: the scene of a clip is not known before it is made.
+        self.items: ItemPicker = ItemPicker([str(number) for number in range(len(clips))])
 
     def modules(self) -> Mapping[str, nn.Module]:
         return {"vae": self.autoencoder}
@@ -83,9 +86,10 @@ class AutoencoderStage(Stage):
     def batch(self, step: int, generator: torch.Generator, device: torch.device) -> AutoencoderBatch:
         rng = make_rng(generator)
         count, generated = self.settings.batch_size, None
-        picked = rng.integers(len(self.clips), size=count)
+        picked = self.items.draw(rng, count)
         if self.generations is not None:
-            places = rng.integers(len(self.generations), size=round(self.settings.generated_share * count))
+            num_generated = round(self.settings.generated_share * count)
+            places = self.items.draw(rng, num_generated, below=len(self.generations))
             picked = np.concatenate([places, picked[len(places) :]])
             generated = self.generations.select("generated", torch.from_numpy(places)).float().to(device)
         video = frames_to_video(np.stack([self.clips.frames(int(index)) for index in picked]))

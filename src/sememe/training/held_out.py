@@ -1,0 +1,90 @@
+"""Which items of a data set a training holds out, to be validated on."""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sememe.errors import RecipeError
+
+_ONE_IN = 20
+
+
+def choose_held_out(scenes: Sequence[str]) -> NDArray[np.bool_]:
+    """Choose the items that are held out, (item,): all of one scene in twenty, and of one scene at least.
+
+    The scenes whose names have the smallest hashes are taken, whatever the order of the items.
+
+    Args:
+        scenes: Scene of each item.
+
+    Raises:
+        RecipeError: There are fewer than two scenes.
+    """
+    order = sorted(set(scenes), key=lambda scene: hashlib.sha256(scene.encode()).digest())
+    if len(order) < 2:
+        raise RecipeError(
+            f"training.validate_every needs two scenes at least, to hold one out, got {len(order)}; give 0 to train "
+            "without validation"
+        )
+    chosen = set(order[: max(1, round(len(order) / _ONE_IN))])
+    return np.array([scene in chosen for scene in scenes])
+
+
+def choose_held_out_targets(scenes: Sequence[str], conditions: Sequence[str]) -> NDArray[np.bool_]:
+    """Choose items as `choose_held_out` does, but none of conditions that would be left with fewer than two scenes.
+
+    Args:
+        scenes: Scene of each item.
+        conditions: Condition of each item.
+
+    Raises:
+        RecipeError: No item is left to hold out.
+    """
+    held = choose_held_out(scenes)
+    left: dict[str, set[str]] = {}
+    for scene, condition, is_held in zip(scenes, conditions, held, strict=True):
+        left.setdefault(condition, set()).update(() if is_held else (scene,))
+    held &= np.array([len(left[condition]) >= 2 for condition in conditions])
+    if not held.any():
+        raise RecipeError(
+            "training.validate_every needs conditions in three scenes at least, to hold one out; give 0 to train "
+            "without validation"
+        )
+    return held
+
+
+class ItemPicker:
+    """Draws items by number, with equal chances.
+
+    Args:
+        scenes: Scene of each item; a scene is held out as a whole.
+    """
+
+    def __init__(self, scenes: Sequence[str]) -> None:
+        self._scenes = scenes
+        self.places = np.arange(len(scenes))
+        """Numbers of the items that are drawn."""
+
+    def draw(self, rng: np.random.Generator, count: int, below: int | None = None) -> NDArray[np.int64]:
+        """Draw numbers of items, (count,), some of them possibly more than once.
+
+        Args:
+            rng: Source of randomness.
+            count: How many.
+            below: Draw only of the items before this one; none are drawn where there are none.
+        """
+        num_places = len(self.places) if below is None else int(np.searchsorted(self.places, below))
+        return self.places[rng.integers(num_places, size=count)] if num_places else self.places[:0]
+
+    def hold_out(self) -> "ItemPicker":
+        """Draw some items no more, and return a picker of these alone.
+
+        Raises:
+            RecipeError: There are fewer than two scenes.
+        """
+        held = choose_held_out(self._scenes)
+        other = ItemPicker(self._scenes)
+        self.places, other.places = np.flatnonzero(~held), np.flatnonzero(held)
+        return other
