@@ -35,7 +35,8 @@ def gen1_runs(root: Path) -> Path:
                 recipe: Any = resolve_recipe(f"smoke-gen1-{part}", settings(root, part), ArraysRecipe, "precompute")
                 precompute_latents(recipe, folder / part)
             else:
-                train_recipe(resolve_training_recipe(f"smoke-gen1-{part}", settings(root, part)), folder / part)
+                given = [*settings(root, part), "training.validate_every=2"]
+                train_recipe(resolve_training_recipe(f"smoke-gen1-{part}", given), folder / part)
         given = [f"{part}={folder / part}" for part in ("autoencoder", "depth", "clip", "prior", "unet")]
         assemble_recipe(resolve_recipe("smoke-gen1", given, ModelRecipe, "assemble"), folder / "model")
         _made[folder] = folder

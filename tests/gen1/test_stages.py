@@ -20,6 +20,7 @@ from sememe.gen1.stage_unet import UNetStage
 from sememe.gen1.stages import check_space
 from sememe.training.clips import LookClips
 from sememe.training.dataset_clips import CachedClips
+from sememe.training.progress import read_log
 from sememe.training.stage import step_generator
 from sememe.video import Clip, write_image
 from sememe.workflows.beginnings import prepare_stage
@@ -52,6 +53,14 @@ def stage(root: Path, tmp_path_factory: pytest.TempPathFactory) -> UNetStage:
 def draw(stage: UNetStage, phase: str, step: int = 0) -> Any:
     stage.enter(phase)
     return stage.batch(step, step_generator(0, step, 0, "batch", CPU), CPU)
+
+
+def test_every_stage_is_validated_in_each_of_its_phases(root: Path) -> None:
+    for part in ("autoencoder", "depth", "clip", "prior", "unet"):
+        lines = [line for line in read_log(gen1_runs(root) / part) if "validation_loss" in line]
+        assert [line["step"] for line in lines] == ([1, 2, 3, 4] if part == "unet" else [2, 4])
+    assert len(list((gen1_runs(root) / "autoencoder" / "samples").iterdir())) == 2
+    assert len(list((gen1_runs(root) / "unet" / "samples").iterdir())) == 4
 
 
 def test_cached_frames_are_those_that_are_rendered(root: Path) -> None:

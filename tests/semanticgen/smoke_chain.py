@@ -19,7 +19,7 @@ def semantic_runs(root: Path) -> Path:
         start = smoke_runs(root)
         frames = resolve_recipe("smoke-semantic-frames", ["device=cpu"], ArraysRecipe, "precompute")
         precompute_latents(frames, folder / "semantic-frames")
-        given = settings(root, "semantic-encoder")
+        given = [*settings(root, "semantic-encoder"), "training.validate_every=2"]
         train_recipe(resolve_training_recipe("smoke-semantic-encoder", given), folder / "semantic-encoder")
         given = [
             f"dataset={folder / 'semantic-frames'}",
@@ -29,8 +29,9 @@ def semantic_runs(root: Path) -> Path:
         ]
         latents = resolve_recipe("smoke-semantic-latents", given, ArraysRecipe, "precompute")
         precompute_latents(latents, folder / "semantic-latents")
-        for name in ("renderer", "planner"):
-            train_recipe(resolve_training_recipe(f"smoke-{name}", settings(root, name)), folder / name)
+        for name, more in (("renderer", [f"autoencoder={start / 'autoencoder'}"]), ("planner", [])):
+            given = [*settings(root, name), *more, "training.validate_every=2"]
+            train_recipe(resolve_training_recipe(f"smoke-{name}", given), folder / name)
         _made[folder] = folder
     return folder
 

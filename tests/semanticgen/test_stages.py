@@ -24,6 +24,7 @@ from sememe.semanticgen.stage_renderer import RendererStage
 from sememe.semanticgen.stage_settings import RendererRecipe, SemanticLatentsRecipe
 from sememe.semanticgen.stages import PlannerPreparation
 from sememe.training.dataset_clips import FRAMES_ARRAY
+from sememe.training.progress import read_log
 from sememe.training.stage import step_generator
 from sememe.training.text_source import EncodedText
 from sememe.workflows.assemble import assemble_recipe
@@ -66,6 +67,14 @@ def test_frames_and_words_tell_what_a_script_shows(root: Path) -> None:
     assert {name: VOCABULARY[name][words[place]] for place, name in enumerate(LABELS)} == name_scene(script.scene)
     names = [span.condition or "nothing" for span in shot.spans for _ in range(round((span.end - span.start) * 8))]
     assert [VOCABULARY["condition"][word] for word in words[len(LABELS) :]] == names
+
+
+def test_held_out_scripts_are_validated_on(root: Path) -> None:
+    for part in ("semantic-encoder", "planner", "renderer"):
+        lines = [line for line in read_log(semantic_runs(root) / part) if "validation_loss" in line]
+        assert [line["step"] for line in lines] == [2, 4]
+    assert "validation_flow" in lines[0]
+    assert (semantic_runs(root) / "renderer" / "samples" / "step_000004.png").stat().st_size > 1000
 
 
 @pytest.mark.parametrize("part", STAGES)

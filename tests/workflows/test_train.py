@@ -3,6 +3,7 @@ import shutil
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from sememe.checkpoints.zoo import find_part
 from sememe.data.array_cache import ArrayCache
 from sememe.errors import InputError, ModelError, OutputError, RecipeError
 from sememe.events import Progress, ignore_progress
 from sememe.files import lock_folder
-from sememe.training.progress import CheckpointSaved, TrainingEvent, TrainingProgress, TrainingSummary
+from sememe.training.loop import train
+from sememe.training.progress import CheckpointSaved, TrainingEvent, TrainingProgress, TrainingSummary, read_log
 from sememe.training.run_record import read_run, read_summary
 from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
 from sememe.video_as_prompt.stage_expert import ExpertStage
@@ -208,6 +211,45 @@ def test_a_recipe_names_its_unseen_conditions(runs: Path, tmp_path: Path) -> Non
         else:
             assert isinstance(stage, ExpertStage)
             assert set(stage.latents.conditions) == set(conditions()) - {"melt", "jump"}
+
+
+# Validation
+
+
+def test_the_best_model_is_a_run_of_its_own(runs: Path, tmp_path: Path) -> None:
+    seen: list[Progress] = []
+    given = [*settings(runs, "backbone"), f"autoencoder={runs / 'autoencoder'}", "training.validate_every=2"]
+    recipe = resolve_training_recipe("smoke-backbone", given)
+    summary = train_recipe(recipe, tmp_path / "run", on_progress=seen.append)
+    assert summary.validation is not None
+    first = next(line["validation_loss"] for line in read_log(tmp_path / "run") if "validation_loss" in line)
+    assert f", validation {first:.4f} (best {first:.4f}), " in seen[-1].stage
+    best = read_summary(tmp_path / "run" / "best")
+    assert best is not None
+    assert best.step == summary.validation.best_step
+    assert best.metrics["validation_loss"] == summary.validation.best_loss
+    assert read_run(tmp_path / "run" / "best") == read_run(tmp_path / "run")
+    assert find_part(tmp_path / "run" / "best", "transformer") == tmp_path / "run" / "best" / "model" / "transformer"
+    assert len(list((tmp_path / "run" / "samples").iterdir())) == 2
+
+
+def test_an_expert_is_validated_on_targets_that_it_never_sees(runs: Path, tmp_path: Path) -> None:
+    recipe = resolve_training_recipe("smoke-expert", [*settings(runs, "expert"), f"autoencoder={runs / 'autoencoder'}"])
+    with pytest.raises(RecipeError, match="three scenes at least"):
+        prepare_stage(recipe, tmp_path / "start", None, ignore_progress).stage.hold_out()
+    stage = prepare_stage(recipe, tmp_path / "start", None, ignore_progress).stage
+    assert isinstance(stage, ExpertStage)
+    # Conditions of more clips, each in a scene of its own.
+    cache = ArrayCache.open(runs / "latents")
+    items = [replace(each, condition=str(place % 4), scene=str(place)) for place, each in enumerate(cache.items)]
+    many = ArrayCache(replace(cache._index, items=tuple(items)), cache.arrays, cache._values)
+    pairing = replace(stage.settings, same_scene_share=0.0)
+    trained = ExpertStage(stage.transformer, stage.text, many, pairing, stage._path)
+    trained.sampler = stage.sampler
+    train(trained, replace(recipe.training, num_steps=1, validate_every=1), tmp_path / "run")
+    (line,) = [line for line in read_log(tmp_path / "run") if "validation_loss" in line]
+    assert {"validation_loss_noise_75_100"} < line.keys()
+    assert (tmp_path / "run" / "samples" / "step_000001.png").stat().st_size > 1000
 
 
 # Mistakes

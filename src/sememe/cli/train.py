@@ -278,6 +278,9 @@ def _tell(summary: "TrainingSummary") -> None:
     done = f"{summary.step} steps in {summary.seconds / 60:.1f} min"
     if summary.is_complete:
         typer.echo(f"complete after {done}: {summary.model}")
+        if summary.validation is not None:
+            best = summary.validation
+            typer.echo(f"lowest validation loss {best.best_loss:.4f}, after {best.best_step} steps")
     else:
         why = f"stopped by {summary.signal_name}" if summary.ending == "signal" else "paused"
         typer.echo(f"{why} after {done}; the same command goes on from {summary.checkpoint}")
@@ -332,4 +335,5 @@ def _document(summary: "TrainingSummary") -> dict[str, object]:
         "ending": summary.ending,
         "checkpoint": None if summary.checkpoint is None else str(summary.checkpoint),
         "model": None if summary.model is None else str(summary.model),
+        "validation": None if summary.validation is None else asdict(summary.validation),
     }

@@ -26,6 +26,7 @@ from sememe.gen1.arrays import pick_frames
 from sememe.gen1.pictures import prepare_pictures
 from sememe.gen1.stage_settings import ClipNetwork, ClipSettings
 from sememe.training.dataset_clips import FRAMES_ARRAY
+from sememe.training.held_out import ItemPicker
 from sememe.training.stage import Stage, StepLoss, Weights, make_rng
 
 
@@ -68,6 +69,7 @@ class ClipStage(Stage):
         for index, scene in enumerate(cache.scenes):
             scenes.setdefault(scene, []).append(index)
         self._scenes = list(scenes.values())
+        self.items: ItemPicker = ItemPicker(list(scenes))
         captions = list_captions(cache)
         numbers = {caption: number for number, caption in enumerate(captions)}
         self._captions = torch.tensor([numbers[caption] for caption in cache.captions])
@@ -78,8 +80,9 @@ class ClipStage(Stage):
 
     def batch(self, step: int, generator: torch.Generator, device: torch.device) -> ClipBatch:
         rng = make_rng(generator)
-        count = min(self.settings.num_scenes, len(self._scenes))
-        clips = np.concatenate([self._scenes[place] for place in rng.permutation(len(self._scenes))[:count]])
+        clips = np.concatenate(
+            [self._scenes[place] for place in rng.permutation(self.items.places)[: self.settings.num_scenes]]
+        )
         frames = rng.integers(self.cache.arrays[FRAMES_ARRAY].shape[0], size=len(clips))
         found = pick_frames(self.cache, FRAMES_ARRAY, clips, frames).to(device)
         captions = self._captions[torch.from_numpy(clips)]

@@ -23,6 +23,7 @@ from sememe.gen1.arrays import pick_frames
 from sememe.gen1.pictures import prepare_pictures
 from sememe.gen1.stage_settings import DepthNetwork, DepthSettings
 from sememe.training.dataset_clips import FRAMES_ARRAY
+from sememe.training.held_out import ItemPicker
 from sememe.training.stage import Stage, StepLoss, Weights, make_rng
 
 
@@ -50,13 +51,14 @@ class DepthStage(Stage):
         self, model: DepthAnythingForDepthEstimation, processor: Any, cache: ArrayCache, settings: DepthSettings
     ) -> None:
         self.model, self.processor, self.cache, self.settings = model.train(), processor, cache, settings
+        self.items: ItemPicker = ItemPicker(cache.scenes)
 
     def modules(self) -> Mapping[str, nn.Module]:
         return {"depth_estimator": self.model}
 
     def batch(self, step: int, generator: torch.Generator, device: torch.device) -> DepthBatch:
         rng, count = make_rng(generator), self.settings.batch_size
-        clips = rng.integers(len(self.cache), size=count)
+        clips = self.items.draw(rng, count)
         frames = rng.integers(self.cache.arrays[FRAMES_ARRAY].shape[0], size=count)
         found = pick_frames(self.cache, FRAMES_ARRAY, clips, frames).to(device)
         return DepthBatch(prepare_pictures(found[..., :3], self.processor), 1.0 / found[..., 3])

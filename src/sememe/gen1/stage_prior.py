@@ -16,6 +16,7 @@ from sememe.diffusion.objectives import NoisePath, sample_losses
 from sememe.gen1.arrays import CONTENT_ARRAY, pick_frames
 from sememe.gen1.prior import EncodedTexts, ImageEmbeddings, encode_texts
 from sememe.gen1.stage_settings import PriorNetwork, PriorSettings
+from sememe.training.held_out import ItemPicker
 from sememe.training.stage import NoiseLosses, Stage, StepLoss, Weights, make_rng
 
 
@@ -55,6 +56,7 @@ class PriorStage(Stage):
         self.text_encoder = text_encoder.eval().requires_grad_(False)
         self._path = NoisePath.of_scheduler(scheduler)
         self._known: dict[str, EncodedTexts] = {}
+        self.items: ItemPicker = ItemPicker(cache.scenes)
         for statistic in (self.prior.clip_mean, self.prior.clip_std):
             statistic.requires_grad_(False)
 
@@ -63,7 +65,7 @@ class PriorStage(Stage):
 
     def batch(self, step: int, generator: torch.Generator, device: torch.device) -> PriorBatch:
         rng, count = make_rng(generator), self.settings.batch_size
-        clips = rng.integers(len(self.cache), size=count)
+        clips = self.items.draw(rng, count)
         frames = rng.integers(self.cache.arrays[CONTENT_ARRAY].shape[0], size=count)
         found = pick_frames(self.cache, CONTENT_ARRAY, clips, frames).to(device)
         clean = (found - self.prior.clip_mean.to(device)) / self.prior.clip_std.to(device)

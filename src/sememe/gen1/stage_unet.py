@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,15 @@ from sememe.diffusion.objectives import NoisePath, sample_losses
 from sememe.errors import RecipeError
 from sememe.gen1.arrays import CONTENT_ARRAY, STRUCTURE_ARRAY, pick_frames
 from sememe.gen1.blocks_unet import TemporalConv, TemporalTransformer
-from sememe.gen1.models import encode_structure
+from sememe.gen1.models import Conditions, encode_structure
 from sememe.gen1.network_unet import Gen1UNet
 from sememe.gen1.shapes import Latents, StructureVideo
 from sememe.gen1.stage_settings import PHASES, UNetNetwork, UNetSettings
 from sememe.gen1.structure import MAX_LEVEL
+from sememe.training.held_out import ItemPicker
+from sememe.training.samples import NUM_SAMPLES, Sampler
 from sememe.training.stage import NoiseLosses, Stage, StepLoss, Weights, make_rng
+from sememe.video.sheet import SheetRow
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +67,7 @@ class UNetStage(Stage):
         self.cache, self.settings = cache, settings
         self._path = NoisePath.of_scheduler(scheduler)
         self._phase = PHASES[-1]
+        self.items: ItemPicker = ItemPicker(cache.scenes)
 
     def modules(self) -> Mapping[str, nn.Module]:
         return {"unet": self.unet}
@@ -79,7 +83,7 @@ class UNetStage(Stage):
     def batch(self, step: int, generator: torch.Generator, device: torch.device) -> UNetBatch:
         rng, settings, cache = make_rng(generator), self.settings, self.cache
         is_image = rng.random() < settings.image_share or self._phase == "content"
-        clips = rng.integers(len(cache), size=settings.image_batch_size if is_image else settings.batch_size)
+        clips = self.items.draw(rng, settings.image_batch_size if is_image else settings.batch_size)
         frames = rng.integers(cache.arrays[CONTENT_ARRAY].shape[0], size=len(clips))
         has_content = torch.from_numpy(rng.random(len(clips)) >= settings.drop_content).to(device)
         levels = rng.integers(MAX_LEVEL + 1, size=len(clips)) if self._phase == "levels" else np.zeros(len(clips), int)
@@ -100,18 +104,7 @@ class UNetStage(Stage):
         level = torch.rand(len(clean), generator=generator, device=clean.device)
         noise = torch.randn(clean.shape, generator=generator, device=clean.device)
         noisy = self._path.add_noise(clean, noise, level)
-        num_channels = self.unet.config.in_channels - clean.shape[1]
-        conditions = clean.new_zeros(len(clean), num_channels, *clean.shape[2:])
-        if batch.structure is not None:
-            with torch.no_grad(), torch.autocast(clean.device.type, enabled=False):
-                conditions = encode_structure(self.vae.to(clean.device), batch.structure, batch.levels)
-        predicted = self.unet(
-            torch.cat([noisy, conditions], dim=1),
-            self._path.timesteps(level),
-            batch.content.unsqueeze(1),
-            return_dict=False,
-            is_temporal=clean.shape[2] > 1,
-        )[0]
+        predicted = self._predict(noisy, self._path.timesteps(level), batch.content, self._find_conditions(batch))
         losses = sample_losses(predicted, self._path.target(clean, noise, level))
         # Images and videos weigh as much as they have frames.
         num_frames = clean.shape[2]
@@ -123,6 +116,44 @@ class UNetStage(Stage):
             metrics={kind: losses.mean().detach()},
             by_noise=NoiseLosses(losses, level),
         )
+
+    def _find_conditions(self, batch: UNetBatch) -> Conditions:
+        """What the network is given of structure: nothing in phases without it."""
+        clean = batch.clean
+        if batch.structure is None:
+            num_channels = self.unet.config.in_channels - clean.shape[1]
+            return clean.new_zeros(len(clean), num_channels, *clean.shape[2:])
+        with torch.no_grad(), torch.autocast(clean.device.type, enabled=False):
+            return encode_structure(self.vae.to(clean.device), batch.structure, batch.levels)
+
+    def _predict(self, noisy: Latents, timesteps: Tensor, content: Tensor, conditions: Conditions) -> Latents:
+        predicted: Latents = self.unet(
+            torch.cat([noisy, conditions], dim=1),
+            timesteps,
+            content.unsqueeze(1),
+            return_dict=False,
+            is_temporal=noisy.shape[2] > 1,
+        )[0]
+        return predicted
+
+    def sample(self, generator: torch.Generator, device: torch.device) -> Sequence[SheetRow]:
+        """Make two clips, or images in the phase without videos, from their own content and structure."""
+        clips, cache = self.items.places[:NUM_SAMPLES], self.cache
+        num_frames = 1 if self._phase == "content" else cache.arrays["clean"].shape[1]
+        structure = None
+        if self._phase in ("structure", "levels"):
+            structure = cache.select(STRUCTURE_ARRAY, clips).float().to(device)
+        batch = UNetBatch(
+            clean=cache.select("clean", clips)[:, :, :num_frames].float().to(device),
+            content=pick_frames(cache, CONTENT_ARRAY, clips, np.zeros(len(clips), int)).to(device),
+            structure=structure,
+            levels=torch.zeros(len(clips), dtype=torch.int64),
+        )
+        conditions, sampler = self._find_conditions(batch), Sampler(self.vae, self.scheduler)
+        made = sampler.make(
+            lambda noisy, timesteps: self._predict(noisy, timesteps, batch.content, conditions), batch.clean, generator
+        )
+        return sampler.show({"true": batch.clean, "made": made})
 
     def export(self, folder: Path, weights: Weights) -> None:
         """Write `unet/` and `scheduler/`."""

@@ -24,6 +24,7 @@ from sememe.semanticgen.encoders import QwenEncoder, SampledFrames
 from sememe.semanticgen.shapes import EncoderFeatures
 from sememe.semanticgen.stage_settings import EncoderSettings
 from sememe.training.dataset_clips import FRAMES_ARRAY
+from sememe.training.held_out import ItemPicker
 from sememe.training.stage import Stage, StepLoss, Weights
 
 _NUM_MAPS = 5  # red, green, blue, subject, nearness
@@ -76,6 +77,7 @@ class EncoderStage(Stage):
 
     def __init__(self, encoder: QwenEncoder, cache: ArrayCache, settings: EncoderSettings) -> None:
         self.encoder, self.cache, self.settings = encoder, cache, settings
+        self.items: ItemPicker = ItemPicker(cache.scenes)
         self.tower = encoder.tower.train().requires_grad_(True)
         label_counts = {name: len(VOCABULARY[name]) for name in LABELS}
         self.probes = Probes(encoder.feature_dim, encoder.frames_per_slice, label_counts).train()
@@ -88,7 +90,8 @@ class EncoderStage(Stage):
         return {"semantic_encoder": self.tower, "probes": self.probes}
 
     def batch(self, step: int, generator: torch.Generator, device: torch.device) -> EncoderBatch:
-        picked = torch.randint(len(self.cache), (self.settings.batch_size,), generator=generator)
+        places = torch.randint(len(self.items.places), (self.settings.batch_size,), generator=generator)
+        picked = torch.from_numpy(self.items.places)[places]
         levels = self.cache.select(FRAMES_ARRAY, picked)
         levels = levels.index_select(1, self._picks.to(levels.device)).to(device)
         # (batch, frame, height, width, number) -> (batch, number, frame, height, width)

@@ -20,6 +20,7 @@ from sememe.semanticgen.shapes import PlanFeatures, VideoLatents
 from sememe.semanticgen.stage_renderer import draw_texts
 from sememe.semanticgen.stage_settings import PlannerSettings
 from sememe.semanticgen.windows import make_layout
+from sememe.training.held_out import ItemPicker
 from sememe.training.stage import NoiseLosses, Stage, StepLoss, Weights, make_rng
 from sememe.training.text_source import TextSource
 
@@ -55,6 +56,7 @@ class PlannerStage(Stage):
     ) -> None:
         self.planner, self.text, self.cache, self.settings = planner.train(), text, cache, settings
         self.compressor = compressor.eval().requires_grad_(False)
+        self.items: ItemPicker = ItemPicker(cache.scenes)
         slices, rows, columns, _ = cache.arrays[ARRAY].shape
         clock = LatentClock.of_slices(read_clock(cache))
         self._layouts = {count: make_layout(clock, (count, rows, columns)) for count in range(1, slices + 1)}
@@ -64,7 +66,7 @@ class PlannerStage(Stage):
 
     def batch(self, step: int, generator: torch.Generator, device: torch.device) -> PlannerBatch:
         rng, settings = make_rng(generator), self.settings
-        picked = rng.integers(len(self.cache), size=settings.batch_size)
+        picked = self.items.draw(rng, settings.batch_size)
         text = self.text.pick(draw_texts(self.cache, picked, settings.captions, rng))
         features = self.cache.select(ARRAY, torch.from_numpy(picked)).float().to(device)
         if rng.random() < settings.crop_share:

@@ -22,6 +22,7 @@ from sememe.semanticgen.arrays import LABELS, WORDS_ARRAY
 from sememe.semanticgen.encoders import SampledFrames
 from sememe.semanticgen.stage_settings import ReaderSettings
 from sememe.training.dataset_clips import FRAMES_ARRAY
+from sememe.training.held_out import ItemPicker
 from sememe.training.stage import Stage, StepLoss, Weights, make_rng
 from sememe.video.resizing import pick_frames
 
@@ -60,6 +61,7 @@ class ReaderStage(Stage):
             [self._shrink(cache, start, min(start + _CLIPS_AT_ONCE, len(cache))) for start in starts]
         )
         self._words = cache.select(WORDS_ARRAY, range(len(cache))).long()
+        self.items: ItemPicker = ItemPicker(cache.scenes)
 
     def _shrink(self, cache: ArrayCache, start: int, stop: int) -> UInt8[Tensor, "clip moment 4 height width"]:
         """Return colours and cover of some clips at the reader's rate and size, as the reader is given clips."""
@@ -75,7 +77,7 @@ class ReaderStage(Stage):
     def batch(self, step: int, generator: torch.Generator, device: torch.device) -> ReaderBatch:
         rng, size, most = make_rng(generator), self.reader.config.size, self.settings.max_shift
         self._seen, self._words = self._seen.to(device), self._words.to(device)
-        picked = torch.from_numpy(rng.integers(len(self._seen), size=self.settings.batch_size)).to(device)
+        picked = torch.from_numpy(self.items.draw(rng, self.settings.batch_size)).to(device)
         levels, words = self._seen[picked], self._words[picked]
         # All clips of a batch are shifted by as much; what is beyond an edge is what is at it.
         down, right = (int(shift) for shift in rng.integers(-most, most + 1, size=2))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,11 @@ from sememe.semanticgen.noise import add_semantic_noise, draw_noise_levels
 from sememe.semanticgen.shapes import EncoderFeatures, PlanFeatures, VideoLatents
 from sememe.semanticgen.stage_settings import RendererSettings
 from sememe.semanticgen.windows import SliceShape, WindowLayout, make_layout
+from sememe.training.held_out import ItemPicker
+from sememe.training.samples import NUM_SAMPLES, Sampler
 from sememe.training.stage import NoiseLosses, Stage, StepLoss, Weights, make_rng
 from sememe.training.text_source import EncodedText, TextSource
+from sememe.video.sheet import SheetRow
 
 _MOMENTUM = 0.01  # least share of a batch in the statistics of compressed features
 
@@ -64,6 +67,7 @@ class RendererStage(Stage):
         settings: Settings of the losses.
         clock: Times of the latent frames.
         copied: Folders of parts that are exported as they are, by name: those of a frozen text encoder.
+        sampler: Makes samples to look at; None for none.
     """
 
     name = "renderer"
@@ -77,9 +81,12 @@ class RendererStage(Stage):
         settings: RendererSettings,
         clock: LatentClock,
         copied: Mapping[str, Path] | None = None,
+        sampler: Sampler | None = None,
     ) -> None:
+        self.sampler = sampler
         self.transformer, self.compressor = transformer.train(), compressor.train()
         self.text, self.cache, self.settings, self._copied = text, cache, settings, copied or {}
+        self.items: ItemPicker = ItemPicker(cache.scenes)
         if isinstance(text, EncodedText):
             text.text_encoder.train()
         config: Any = transformer.config
@@ -108,7 +115,7 @@ class RendererStage(Stage):
 
     def batch(self, step: int, generator: torch.Generator, device: torch.device) -> RendererBatch:
         rng, settings, cache = make_rng(generator), self.settings, self.cache
-        picked = rng.integers(len(cache), size=settings.batch_size)
+        picked = self.items.draw(rng, settings.batch_size)
         text = self.text.pick(draw_texts(cache, picked, settings.captions, rng))
         has_plan, has_image = rng.random() >= settings.drop_plan, rng.random(len(picked)) < settings.image_share
         indices = torch.from_numpy(picked)
@@ -153,13 +160,33 @@ class RendererStage(Stage):
         settings = self.settings
         posterior = self.compressor(features)
         drawn = posterior.sample(generator)
-        self.compressor.update_statistics(drawn.detach(), momentum)
+        if self.compressor.training:
+            self.compressor.update_statistics(drawn.detach(), momentum)
         plan = self.compressor.normalise(drawn)
         levels = draw_noise_levels(settings.plan_noise, settings.plan_noise_tau, len(plan), generator)
         with torch.no_grad():
             report = ChannelReport.of(posterior)
         metrics = {"kl": report.kl.sum(), "collapsed_channels": report.has_collapsed.float().sum()}
         return add_semantic_noise(plan, levels, generator), posterior.kl_loss(), metrics
+
+    def sample(self, generator: torch.Generator, device: torch.device) -> Sequence[SheetRow]:
+        """Render the plans of two clips, or their texts alone where the batch has no plans."""
+        if self.sampler is None:
+            return ()
+        batch = self.batch(0, generator, device)
+        clean, text = batch.clean[:NUM_SAMPLES], self.text.embed(batch.text[:NUM_SAMPLES])
+        plan = None if batch.semantic is None else self.compressor.encode(batch.semantic[:NUM_SAMPLES])
+
+        def predict(noisy: Tensor, timesteps: Tensor) -> Tensor:
+            channels = noisy
+            if batch.first_frames is not None:
+                first_frames, has_image = batch.first_frames[:NUM_SAMPLES], batch.has_image[:NUM_SAMPLES]
+                channels = join_picture(channels, first_frames, self._num_mask_channels, has_image)
+            layout = self._layouts[plan is not None]
+            return self.transformer(channels, timesteps, (text,), semantic=plan, layout=layout).sample
+
+        made = self.sampler.make(predict, clean, generator)
+        return self.sampler.show({"true": clean, "made": made})
 
     def export(self, folder: Path, weights: Weights) -> None:
         """Write `transformer/`, `compressor/`, `text_encoder/` and `tokenizer/`."""

@@ -157,13 +157,15 @@ class RendererRecipe:
     """Trains the renderer, the compressor and the text encoder on cached arrays (paper section 3.3, stage 1).
 
     `backbone` is a model or run whose transformer, text encoder and tokenizer it starts from. `temporal_ratio` are the
-    frames per latent frame after the first, and `fps` the frames per second of the clips.
+    frames per latent frame after the first, and `fps` the frames per second of the clips. `autoencoder` is a run or
+    model whose autoencoder decodes samples to look at; none makes none.
     """
 
     name: str
     description: str
     latents: Path
     backbone: str
+    autoencoder: str | None = None
     temporal_ratio: int = 8
     fps: float = 8.0
     compressor: CompressorNetwork = field(default_factory=CompressorNetwork)

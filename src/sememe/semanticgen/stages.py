@@ -31,7 +31,9 @@ from sememe.semanticgen.stage_settings import (
 )
 from sememe.training.array_encoders import find_text
 from sememe.training.dataset_clips import FRAMES_ARRAY
-from sememe.training.networks import choose_attention
+from sememe.training.networks import choose_attention, make_scheduler
+from sememe.training.recipes import SchedulerSettings
+from sememe.training.samples import find_sampler
 from sememe.training.stage import Announce
 from sememe.training.text_source import EncodedText
 
@@ -162,7 +164,8 @@ class RendererPreparation:
         text = find_text(self._parts, cache) if is_frozen else _load_text(start)
         clock, frozen = LatentClock(recipe.temporal_ratio, recipe.fps), _TEXT_PARTS if is_frozen else ()
         copied = {name: self._parts[name] for name in frozen}
-        return RendererStage(transformer, compressor, text, cache, recipe.settings, clock, copied)
+        sampler = find_sampler(self._parts, make_scheduler(SchedulerSettings()))
+        return RendererStage(transformer, compressor, text, cache, recipe.settings, clock, copied, sampler)
 
 
 class PlannerPreparation:

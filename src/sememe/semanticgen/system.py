@@ -39,7 +39,7 @@ SEMANTICGEN = System(
             recipe=RendererRecipe,
             makes=_RENDERER_PARTS,
             preparation="sememe.semanticgen.stages:RendererPreparation",
-            needs={"backbone": ("transformer", *_TEXT_PARTS)},
+            needs={"backbone": ("transformer", *_TEXT_PARTS), "autoencoder": ("vae",)},
         ),
         "planner": StageSpec(
             recipe=PlannerRecipe,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -25,7 +25,9 @@ from sememe.training.dataset_clips import open_clips
 from sememe.training.held_out import ItemPicker
 from sememe.training.networks import start_autoencoder
 from sememe.training.recipes import AutoencoderRecipe
+from sememe.training.samples import NUM_SAMPLES, lay_out
 from sememe.training.stage import Announce, Stage, StepLoss, Weights, make_rng
+from sememe.video.sheet import SheetRow
 
 # Generations are given their first frame, and get it right; other users of a decoder may not.
 _EXACT_FIRST_SHARE = 0.75
@@ -122,6 +124,13 @@ class AutoencoderStage(Stage):
             levels[torch.rand(count, generator=generator, device=device) < _EXACT_FIRST_SHARE, 0] = 0.0
         noise = torch.randn(clean.shape, generator=generator, device=device)
         return clean + levels[:, None, :, None, None] * noise, levels
+
+    def sample(self, generator: torch.Generator, device: torch.device) -> Sequence[SheetRow]:
+        """Decode the latents of two clips."""
+        video = self.batch(0, generator, device).video[:NUM_SAMPLES]
+        with torch.autocast(device.type, enabled=False):
+            decoded = self.autoencoder.decode(self.autoencoder.encode(video).latent_dist.mode()).sample
+        return lay_out({"true": video, "decoded": decoded})
 
     def export(self, folder: Path, weights: Weights) -> None:
         """Write `vae/`."""

@@ -14,6 +14,7 @@ from sememe.diffusion.few_steps import FewSteps
 from sememe.diffusion.objectives import NUM_TRAIN_TIMESTEPS, NoisePath, PredictionType
 from sememe.training.networks import make_scheduler
 from sememe.training.recipes import SchedulerSettings
+from sememe.training.samples import Sampler
 from sememe.training.text_source import TextSource
 from sememe.video_as_prompt.conditioning import Conditions, Predictor
 from sememe.video_as_prompt.expert_model import ExpertModel
@@ -172,16 +173,28 @@ class FewStepPreparation(DistillationPreparation):
 
     _recipe: FewStepRecipe
 
+    def make_sampler(self, prediction: PredictionType) -> Sampler | None:
+        found, settings = super().make_sampler(prediction), self._recipe.settings
+        if found is None:
+            return None
+        is_flow = prediction == "flow"
+        scheduler = _make_flow_scheduler(settings) if is_flow else found.scheduler
+        return replace(found, scheduler=scheduler, num_steps=settings.num_steps)
+
     def make_stage(
         self, transformer: ExpertModel, text: TextSource, latents: ArrayCache, prediction: PredictionType
     ) -> FewStepStage:
         recipe = self._recipe
         if prediction == "flow":
-            scheduler: Any = make_scheduler(SchedulerSettings(kind="euler_trailing", shift=recipe.settings.shift))
+            scheduler: Any = _make_flow_scheduler(recipe.settings)
         else:
             find_path(recipe.backbone, prediction)
             scheduler = load_component("scheduler", find_part(recipe.backbone, "scheduler"))
         return FewStepStage(transformer, self._teacher, text, latents, recipe.settings, scheduler)
+
+
+def _make_flow_scheduler(settings: FewStepSettings) -> Any:
+    return make_scheduler(SchedulerSettings(kind="euler_trailing", shift=settings.shift))
 
 
 def freeze(model: Any) -> Any:

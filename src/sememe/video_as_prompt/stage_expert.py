@@ -1,7 +1,8 @@
 """Train an expert: batches of references and targets, and the loss towards the true clips."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -9,19 +10,24 @@ from typing import Any, cast
 import numpy as np
 import torch
 from jaxtyping import Float, Int, Shaped
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sememe.checkpoints.components import load_component
 from sememe.checkpoints.zoo import find_part
 from sememe.compute.devices import choose_device
 from sememe.data.array_cache import ArrayCache
-from sememe.data.pairing import PairSampler, draw_captions
+from sememe.data.pairing import HeldOutPairs, PairSampler, draw_captions
 from sememe.diffusion.objectives import FLOW, NoisePath, PredictionType
 from sememe.errors import RecipeError
 from sememe.training.array_encoders import find_text
-from sememe.training.networks import AttentionChooser, choose_attention
+from sememe.training.held_out import choose_held_out_targets
+from sememe.training.networks import AttentionChooser, choose_attention, make_scheduler
+from sememe.training.recipes import SchedulerSettings
+from sememe.training.samples import NUM_SAMPLES, Sampler, find_sampler
 from sememe.training.stage import Announce, Stage, StepLoss, Weights, make_rng
 from sememe.training.text_source import TextSource
+from sememe.video.sheet import SheetRow
 from sememe.video_as_prompt.expert_model import ExpertModel
 from sememe.video_as_prompt.families import BackboneFamily, ForwardInputs, Reference, TransformerAlone, choose_family
 from sememe.video_as_prompt.network_cogvideox import CogVideoXVideoAsPromptTransformer
@@ -95,8 +101,20 @@ class PairedStage(Stage):
         self.text = text
         self.latents = latents
         self.pairing = settings
+        self.sampler: Sampler | None = None
+        """Makes samples to look at; without it there are none."""
         self._family = choose_family(TransformerAlone(transformer))
-        self._pairs = PairSampler(latents.conditions, latents.scenes, same_scene_share=settings.same_scene_share)
+        self._pairs: PairSampler | HeldOutPairs = self._pair()
+
+    def _pair(self, held: NDArray[np.bool_] | None = None) -> PairSampler:
+        share, latents = self.pairing.same_scene_share, self.latents
+        return PairSampler(latents.conditions, latents.scenes, same_scene_share=share, left_out=held)
+
+    def hold_out(self) -> "PairedStage":
+        """Hold out targets; their references are clips that are trained on."""
+        held, other = choose_held_out_targets(self.latents.scenes, self.latents.conditions), copy(self)
+        self._pairs, other._pairs = self._pair(held), HeldOutPairs(self.latents.conditions, held)
+        return other
 
     def modules(self) -> Mapping[str, nn.Module]:
         return {"transformer": self.transformer}
@@ -130,6 +148,29 @@ class PairedStage(Stage):
     @abstractmethod
     def add_noise(self, batch: ExpertBatch, given: PairInputs, generator: torch.Generator) -> NoisyLatents:
         """Return the noisy targets of a batch and what is to be predicted for them."""
+
+    def sample(self, generator: torch.Generator, device: torch.device) -> Sequence[SheetRow]:
+        """Make the targets of two references."""
+        if self.sampler is None:
+            return ()
+        family, batch = self._family, self.batch(0, generator, device)
+        owners = batch.owners.unique()[:NUM_SAMPLES]
+        places = torch.stack([(batch.owners == owner).nonzero()[0, 0] for owner in owners])
+        clean, first_frames = batch.clean[places], batch.first_frames[places]
+        shown = batch.reference_clean[owners]
+        given = PairInputs(
+            family.join_condition(shown, batch.reference_first_frames[owners]),
+            self.text.embed(batch.text[places]),
+            self.text.embed(batch.reference_text[owners]),
+        )
+        reference = given.encode(family, torch.arange(len(owners), device=device))
+
+        def predict(noisy: Tensor, timesteps: Tensor) -> Tensor:
+            channels = family.join_condition(noisy, first_frames)
+            return family.predict(ForwardInputs(channels, timesteps, given.text), reference)
+
+        made = self.sampler.make(predict, clean, generator)
+        return self.sampler.show({"reference": shown, "made": made, "true": clean})
 
     def export(self, folder: Path, weights: Weights) -> None:
         """Write `expert/` alone; it goes beside the backbone's `transformer/`."""
@@ -188,7 +229,16 @@ class PairedPreparation(ABC):
         family = choose_family(TransformerAlone(transformer))
         text = find_text(parts, self._cache, family.text_length, reads_padding=family.reads_padding)
         latents = select_conditions(self._cache, find_unseen(self._cache, recipe.unseen), recipe.num_conditions)
-        return self.make_stage(transformer, text, latents, family.prediction)
+        stage = self.make_stage(transformer, text, latents, family.prediction)
+        stage.sampler = self.make_sampler(family.prediction)
+        return stage
+
+    def make_sampler(self, prediction: PredictionType) -> Sampler | None:
+        """Return what makes samples; None where the recipe names no autoencoder."""
+        if prediction == "flow":
+            return find_sampler(self._parts, make_scheduler(SchedulerSettings()))
+        scheduler = load_component("scheduler", find_part(self._recipe.backbone, "scheduler"))
+        return find_sampler(self._parts, scheduler)
 
     @abstractmethod
     def put_expert(self, backbone: Any, fill: str) -> ExpertModel:

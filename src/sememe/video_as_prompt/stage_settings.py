@@ -124,12 +124,13 @@ class BackboneRecipe:
     """Trains an image-to-video backbone and its text encoder on cached latents.
 
     It meets all conditions, but no caption names those in `unseen`; none means those of clips of another split than
-    "train".
+    "train". `autoencoder` is a run or model whose autoencoder decodes samples to look at; none makes none.
     """
 
     name: str
     description: str
     latents: Path
+    autoencoder: str | None = None
     network: WanNetwork = field(default_factory=WanNetwork)
     text: TextNetwork = field(default_factory=TextNetwork)
     unseen: tuple[str, ...] | None = None
@@ -142,12 +143,14 @@ class PairedRecipe:
     """Trains an expert on a frozen backbone, on cached latents of the seen conditions.
 
     Conditions in `unseen` are left out; none means clips of another split than "train". `num_conditions` takes that
-    many of the others, each smaller number a part of each larger one; none means all.
+    many of the others, each smaller number a part of each larger one; none means all. `autoencoder` is that of
+    `BackboneRecipe`.
     """
 
     name: str
     description: str
     latents: Path
+    autoencoder: str | None = None
     backbone: str
     unseen: tuple[str, ...] | None = None
     num_conditions: int | None = None

@@ -19,14 +19,18 @@ from sememe.data.array_cache import ArrayCache
 from sememe.data.pairing import draw_captions, pick_captions
 from sememe.diffusion.objectives import FLOW, NoisePath, sample_losses, sample_sigma
 from sememe.errors import RecipeError
+from sememe.training.held_out import ItemPicker
 from sememe.training.networks import (
     choose_attention,
     make_scheduler,
     make_text_encoder,
     train_tokenizer,
 )
+from sememe.training.recipes import SchedulerSettings
+from sememe.training.samples import NUM_SAMPLES, Sampler, find_sampler
 from sememe.training.stage import Announce, NoiseLosses, Stage, StepLoss, Weights, make_rng
 from sememe.training.text_source import EncodedText, TextSource
+from sememe.video.sheet import SheetRow
 from sememe.video_as_prompt.families import (
     TransformerAlone,
     WanFamily,
@@ -127,7 +131,8 @@ class BackboneBatch:
 class BackboneStage(Stage):
     """The backbone and its text encoder as a stage of training; see `training.stage.Stage`.
 
-    The captions of items for which `unnamed` (item,) is True never say what happens in them.
+    The captions of items for which `unnamed` (item,) is True never say what happens in them. Without a
+    `sampler` there are no samples to look at.
     """
 
     name = "backbone"
@@ -140,7 +145,9 @@ class BackboneStage(Stage):
         latents: LatentSource,
         settings: BackboneSettings,
         unnamed: NDArray[np.bool_] | None = None,
+        sampler: Sampler | None = None,
     ) -> None:
+        self.sampler = sampler
         self.transformer = transformer.train()
         self.text_encoder = text_encoder.train()
         self.tokenizer = tokenizer
@@ -149,13 +156,14 @@ class BackboneStage(Stage):
         self._text = EncodedText(tokenizer, text_encoder)
         self._family = WanFamily(TransformerAlone(transformer))
         self._unnamed = np.zeros(len(latents.conditions), bool) if unnamed is None else unnamed
+        self.items: ItemPicker = ItemPicker(latents.scenes)
 
     def modules(self) -> Mapping[str, nn.Module]:
         return {"transformer": self.transformer, "text_encoder": self.text_encoder}
 
     def batch(self, step: int, generator: torch.Generator, device: torch.device) -> BackboneBatch:
         rng, settings = make_rng(generator), self.settings
-        picked = rng.integers(len(self._unnamed), size=settings.batch_size)
+        picked = self.items.draw(rng, settings.batch_size)
         choice = draw_captions(settings.captions, rng, num_targets=len(picked), unnamed_targets=self._unnamed[picked])
         parts = read_items(self.latents, self._text, picked, choice.targets)
         return BackboneBatch(*(part.to(device) for part in parts))
@@ -165,6 +173,23 @@ class BackboneStage(Stage):
         channels = self._family.join_condition(noised.noisy, batch.first_frames)
         predicted = self.transformer(channels, noised.timesteps, self._text.embed(batch.text)).sample
         return sum_losses(predicted, noised)
+
+    def sample(self, generator: torch.Generator, device: torch.device) -> Sequence[SheetRow]:
+        """Continue the first pictures of two clips."""
+        if self.sampler is None:
+            return ()
+        batch = self.batch(0, generator, device)
+        clean, first_frames = batch.clean[:NUM_SAMPLES], batch.first_frames[:NUM_SAMPLES]
+        text = self._text.embed(batch.text[:NUM_SAMPLES])
+
+        def predict(noisy: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+            predicted: torch.Tensor = self.transformer(
+                self._family.join_condition(noisy, first_frames), timesteps, text
+            ).sample
+            return predicted
+
+        made = self.sampler.make(predict, clean, generator)
+        return self.sampler.show({"true": clean, "made": made})
 
     def export(self, folder: Path, weights: Weights) -> None:
         """Write `transformer/`, `text_encoder/` and `tokenizer/`."""
@@ -181,8 +206,7 @@ class BackbonePreparation:
     """
 
     def __init__(self, recipe: BackboneRecipe, parts: Mapping[str, Path], announce: Announce) -> None:
-        assert not parts, parts
-        self._recipe, self._announce = recipe, announce
+        self._recipe, self._parts, self._announce = recipe, parts, announce
         announce("reading latents")
         self._cache = ArrayCache.open(recipe.latents, choose_device(recipe.training.device))
 
@@ -215,7 +239,8 @@ class BackbonePreparation:
             load_component("tokenizer", start / "tokenizer"),
         )
         unnamed = find_unseen(cache, recipe.unseen)
-        return BackboneStage(transformer, text_encoder, tokenizer, cache, recipe.settings, unnamed)
+        sampler = find_sampler(self._parts, make_scheduler(SchedulerSettings()))
+        return BackboneStage(transformer, text_encoder, tokenizer, cache, recipe.settings, unnamed, sampler)
 
 
 def build_pipeline(recipe: VideoAsPromptModelRecipe, parts: Mapping[str, Path]) -> VideoAsPromptPipeline:

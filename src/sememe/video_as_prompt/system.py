@@ -34,24 +34,25 @@ VIDEO_AS_PROMPT = System(
             recipe=BackboneRecipe,
             makes=_BACKBONE_PARTS,
             preparation="sememe.video_as_prompt.stages:BackbonePreparation",
+            needs={"autoencoder": ("vae",)},
         ),
         "expert": StageSpec(
             recipe=ExpertRecipe,
             makes=("expert",),
             preparation="sememe.video_as_prompt.stage_expert:ExpertPreparation",
-            needs={"backbone": _BACKBONE_PARTS},
+            needs={"backbone": _BACKBONE_PARTS, "autoencoder": ("vae",)},
         ),
         "one_way": StageSpec(
             recipe=OneWayRecipe,
             makes=("expert",),
             preparation="sememe.video_as_prompt.stage_distillation:OneWayPreparation",
-            needs={"backbone": _BACKBONE_PARTS, "teacher": ("expert",)},
+            needs={"backbone": _BACKBONE_PARTS, "teacher": ("expert",), "autoencoder": ("vae",)},
         ),
         "few_step": StageSpec(
             recipe=FewStepRecipe,
             makes=("expert",),
             preparation="sememe.video_as_prompt.stage_distillation:FewStepPreparation",
-            needs={"backbone": _BACKBONE_PARTS, "teacher": ("expert",)},
+            needs={"backbone": _BACKBONE_PARTS, "teacher": ("expert",), "autoencoder": ("vae",)},
         ),
     },
     model=ModelSpec(

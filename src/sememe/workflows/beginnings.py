@@ -69,6 +69,7 @@ def prepare_stage(
     hashes = {
         field: " ".join(fingerprint_model(parts[part]).sha256[:16] for part in names)
         for field, names in spec.needs.items()
+        if getattr(recipe, field) is not None
     }
     # Inputs go first: latents are known by the autoencoder's encoder alone, whatever became of its decoder.
     return PreparedStage(preparation.build(start), {**hashes, **preparation.inputs})

@@ -104,6 +104,8 @@ def rehearse(
         prepared = prepare_stage(recipe, place, initial, on_progress)
         check_inputs(folder, prepared.inputs, allow_changes)
         stage, config = prepared.stage, recipe.training
+        if config.validate_every:
+            stage.hold_out()
         shard = int(os.environ.get("WORLD_SIZE", "1")) if config.shard == -1 else config.shard
         kept = count_kept_numbers(stage, shard)
         phases = [

@@ -19,12 +19,13 @@ def find_parts(recipe: Recipe, needs: Mapping[str, tuple[str, ...]]) -> dict[str
 
     Args:
         recipe: Names runs and models in the fields that `needs` lists.
-        needs: Parts by field.
+        needs: Parts by field; those of a field that is None are left out.
 
     Raises:
         ModelError: A part is not there.
     """
-    return {part: find_part(getattr(recipe, field), part) for field, parts in needs.items() for part in parts}
+    named = {field: source for field in needs if (source := getattr(recipe, field)) is not None}
+    return {part: find_part(source, part) for field, source in named.items() for part in needs[field]}
 
 
 def check_agreement(recipe: Recipe, fields: Mapping[str, object], inputs: Mapping[str, str]) -> None:
@@ -40,7 +41,7 @@ def check_agreement(recipe: Recipe, fields: Mapping[str, object], inputs: Mappin
     """
     for field in fields:
         source = getattr(recipe, field)
-        for name, known in read_inputs(source).items():
+        for name, known in ({} if source is None else read_inputs(source)).items():
             if name not in _FREE_INPUTS and inputs.get(name, known) != known:
                 raise RecipeError(
                     f"the {field} {source} was made with {name} {known[:16]}, but it is {inputs[name][:16]} here; give "

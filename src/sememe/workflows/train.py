@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,15 +16,16 @@ from sememe.files import lock_folder
 from sememe.records import flatten
 from sememe.training.config import FREE_SETTINGS, TrainingConfig
 from sememe.training.recipes import TrainingRecipe
-from sememe.training.run_record import RunRecord, RunSummary, check_settings, write_run, write_summary
+from sememe.training.run_record import RUN_NAME, RunRecord, RunSummary, check_settings, write_run, write_summary
 from sememe.workflows.recipe_list import resolve_recipe
 from sememe.workflows.systems import qualify_model
 
 if TYPE_CHECKING:
     from sememe.training.checkpoint import Resume
-    from sememe.training.progress import EventHandler, TrainingEvent, TrainingSummary
+    from sememe.training.progress import EventHandler, TrainingEvent, TrainingSummary, ValidationRecord
 
 RUNS_FOLDER = Path("runs")
+VALIDATION_LOSS = "validation_loss"
 
 
 def resolve_training_recipe(
@@ -52,7 +54,8 @@ def train_recipe(
     """Begin a run, or go on with the one in `output_dir`.
 
     The folder gets `run.json`, `start/` (the networks that it began with), `checkpoints/`, `log.jsonl`,
-    `summary.json`, and `model/` when the run is complete.
+    `summary.json`, and `model/` when the run is complete. With `training.validate_every` it also gets `samples/`, where
+    the stage can make some, and `best/`, a run's folder with the model that had the lowest validation loss.
 
     Args:
         recipe: what to train, on what and how.
@@ -75,7 +78,7 @@ def train_recipe(
     folder = RUNS_FOLDER / recipe.name if output_dir is None else Path(output_dir)
     _check_compiler(recipe.training)
     from sememe.training.checkpoint import count_steps, list_checkpoints
-    from sememe.training.loop import train
+    from sememe.training.loop import BEST_NAME, train
     from sememe.training.process import open_distribution
     from sememe.workflows.beginnings import find_initial, prepare_stage
 
@@ -92,7 +95,10 @@ def train_recipe(
         checkpoint = None if initial is None else initial.checkpoint
         summary = train(prepared.stage, recipe.training, folder, resume, checkpoint, watcher)
         if _is_main():
-            write_summary(folder, _summarise(recipe, summary, watcher.metrics))
+            written = _summarise(recipe, summary, watcher.metrics)
+            write_summary(folder, written)
+            if summary.model is not None and summary.validation is not None:
+                _describe_best(folder / BEST_NAME, written, summary.validation)
         return summary
 
 
@@ -134,7 +140,10 @@ class _Watcher:
             if self._ends_by_clock and event.seconds_left is not None and event.step:
                 left = min(left, round(event.seconds_left * event.step / max(event.seconds, 1e-9)))
             memory = "" if event.memory_bytes is None else f", {event.memory_bytes / 1e9:.1f} GB"
-            stage = f"{self._name}, loss {event.loss:.4f}, {event.samples_per_second:.1f} samples/s{memory}"
+            found = event.validation
+            validated = "" if found is None else f", validation {found.loss:.4f} (best {found.best_loss:.4f})"
+            speed = f"{event.samples_per_second:.1f} samples/s"
+            stage = f"{self._name}, loss {event.loss:.4f}{validated}, {speed}{memory}"
             self._on_progress(Progress(stage, event.step, event.step + left, event.seconds_left))
         if self._on_event is not None:
             self._on_event(event)
@@ -186,6 +195,13 @@ def _describe(
     return RunRecord(recipe=recipe.name, settings=settings, inputs=dict(inputs), init_from=init_from, versions=versions)
 
 
+def _describe_best(folder: Path, summary: RunSummary, validation: ValidationRecord) -> None:
+    """Have the folder of the best model say what it was made from, as that of a run does."""
+    shutil.copy(folder.parent / RUN_NAME, folder / RUN_NAME)
+    figures = {**summary.metrics, VALIDATION_LOSS: validation.best_loss}
+    write_summary(folder, replace(summary, step=validation.best_step, metrics=figures))
+
+
 def _summarise(recipe: TrainingRecipe, summary: TrainingSummary, metrics: dict[str, float]) -> RunSummary:
     import torch
 
@@ -195,6 +211,7 @@ def _summarise(recipe: TrainingRecipe, summary: TrainingSummary, metrics: dict[s
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     threads = (recipe.training.num_threads or torch.get_num_threads()) * ranks
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{threads} CPU threads"
+    found = {} if summary.validation is None else {VALIDATION_LOSS: summary.validation.loss}
     return RunSummary(
         recipe=recipe.name,
         step=summary.step,
@@ -203,5 +220,5 @@ def _summarise(recipe: TrainingRecipe, summary: TrainingSummary, metrics: dict[s
         loss=summary.loss,
         ending=summary.ending,
         device=f"{ranks} x {name}" if ranks > 1 and device.type == "cuda" else name,
-        metrics=metrics,
+        metrics={**metrics, **found},
     )

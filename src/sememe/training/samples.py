@@ -1,0 +1,90 @@
+"""Samples that a stage makes of its weights while it is trained, for people to look at."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sememe.backbones.autoencoder import decode_latents, video_to_clips
+from sememe.checkpoints.components import load_component
+from sememe.diffusion.denoise import denoise
+from sememe.diffusion.guidance import Guidance, GuidanceRow
+from sememe.diffusion.objectives import prediction_of
+from sememe.video.sheet import SheetRow
+
+NUM_SAMPLES = 2
+"""Clips on a sheet."""
+_FPS = 8.0
+
+Predict = Callable[[Tensor, Tensor], Tensor]
+"""Returns the prediction for noisy latents (batch, ...) at timesteps (batch,) in 0..1000."""
+
+
+@dataclass(frozen=True)
+class _AsGiven:
+    """The conditions as they are given, the only variant of samples."""
+
+    batch_key: int = 0
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Makes latents in a few steps, without guidance, and decodes them.
+
+    Attributes:
+        vae: Autoencoder.
+        scheduler: Scheduler of what the stage predicts.
+        num_steps: Denoising steps.
+    """
+
+    vae: nn.Module
+    scheduler: Any
+    num_steps: int = 12
+
+    def make(self, predict: Predict, like: Tensor, generator: torch.Generator) -> Tensor:
+        """Make latents, float32.
+
+        Args:
+            predict: Network.
+            like: Latents of the same shape and device.
+            generator: Source of the noise, on the CPU.
+        """
+        prediction = prediction_of(self.scheduler)
+        assert prediction is not None, "no stage trains for such a scheduler"
+
+        def predict_one(latents: Tensor, timestep: Tensor, variants: tuple[_AsGiven, ...]) -> Tensor:
+            timesteps = timestep.to(latents.device, torch.float32).expand(len(latents))
+            return predict(latents, timesteps).float().unsqueeze(0)
+
+        noise = torch.randn(like.shape, generator=generator).to(like.device)
+        only = Guidance((GuidanceRow(_AsGiven(), 1.0),))
+        return denoise(predict_one, self.scheduler, noise, only, self.num_steps, prediction=prediction)
+
+    def show(self, latents: Mapping[str, Tensor]) -> list[SheetRow]:
+        """Decode latents (clip, channel, frame, height, width) to rows of a sheet, those of the first clip first.
+
+        Args:
+            latents: As many latents of each kind, by what it is called on the sheet.
+        """
+        return lay_out({name: decode_latents(self.vae.to(each.device), each) for name, each in latents.items()})
+
+
+def lay_out(videos: Mapping[str, Tensor]) -> list[SheetRow]:
+    """Return rows of a sheet of videos (clip, 3, frame, height, width) in [-1, 1], those of the first clip first.
+
+    Args:
+        videos: As many videos of each kind, by what it is called on the sheet.
+    """
+    clips = {name: video_to_clips(each, _FPS) for name, each in videos.items()}
+    count = min(map(len, clips.values()))
+    return [SheetRow(name, each[number]) for number in range(count) for name, each in clips.items()]
+
+
+def find_sampler(parts: Mapping[str, Path], scheduler: Any) -> Sampler | None:
+    """Return a sampler with the autoencoder among the folders of parts; None where there is none."""
+    if "vae" not in parts:
+        return None
+    return Sampler(load_component("vae", parts["vae"]).eval().requires_grad_(False), scheduler)
