@@ -32,6 +32,9 @@ _NUM_MAPS = 5  # red, green, blue, subject, nearness
 Maps = Float[Tensor, "batch slice row column reading"]
 """What there is to say of a place: `_NUM_MAPS` numbers for each frame of a slice, each from 0 to 1."""
 
+Pictures = Float[Tensor, "batch number frame height width"]
+"""Frames with all that is known of each pixel."""
+
 
 @dataclass(frozen=True, eq=False)
 class EncoderBatch:
@@ -83,22 +86,34 @@ class EncoderStage(Stage):
         self.probes = Probes(encoder.feature_dim, encoder.frames_per_slice, label_counts).train()
         num_frames, height, width, _ = cache.arrays[FRAMES_ARRAY].shape
         fps = float(cache.describe(FRAMES_ARRAY)["fps"])
-        self._picks = torch.from_numpy(encoder.clock.pick_frames(num_frames, fps))
+        picks = torch.from_numpy(encoder.clock.pick_frames(num_frames, fps))
+        self._picks = picks.unflatten(0, (-1, encoder.frames_per_slice))
         self._grid = encoder.choose_grid(height, width)
 
     def modules(self) -> Mapping[str, nn.Module]:
         return {"semantic_encoder": self.tower, "probes": self.probes}
 
     def batch(self, step: int, generator: torch.Generator, device: torch.device) -> EncoderBatch:
-        places = torch.randint(len(self.items.places), (self.settings.batch_size,), generator=generator)
+        settings = self.settings
+        places = torch.randint(len(self.items.places), (settings.batch_size,), generator=generator)
         picked = torch.from_numpy(self.items.places)[places]
+        # (clip, slice of the batch) -> (clip, frame of the batch)
+        slices = torch.rand(len(picked), len(self._picks), generator=generator).argsort(dim=1)[:, : settings.num_slices]
+        frames = self._picks[slices].flatten(1)
         levels = self.cache.select(FRAMES_ARRAY, picked)
-        levels = levels.index_select(1, self._picks.to(levels.device)).to(device)
-        # (batch, frame, height, width, number) -> (batch, number, frame, height, width)
-        numbers = levels.permute(0, 4, 1, 2, 3).float() / 255
+        levels = levels[torch.arange(len(levels))[:, None], frames.to(levels.device)].to(device)
+        # (clip, frame, height, width, number) -> (clip, number, frame, height, width)
+        numbers = self._shift(levels.permute(0, 4, 1, 2, 3).float() / 255, generator)
         words = self.cache.select(WORDS_ARRAY, picked).to(device, torch.int64)
         labels = {name: words[:, place] for place, name in enumerate(LABELS)}
         return EncoderBatch(numbers[:, :3] * 2 - 1, self._pool(numbers), labels)
+
+    def _shift(self, numbers: Pictures, generator: torch.Generator) -> Pictures:
+        """Shift all clips by as many pixels; what is beyond an edge is what is at it."""
+        most, (height, width) = self.settings.max_shift, numbers.shape[-2:]
+        down, right = torch.randint(2 * most + 1, (2,), generator=generator).tolist()
+        padded = functional.pad(numbers.flatten(0, 1), (most, most, most, most), mode="replicate")
+        return padded[..., down : down + height, right : right + width].unflatten(0, numbers.shape[:2])
 
     def loss(self, batch: Any, generator: torch.Generator) -> StepLoss:
         maps, logits = self.probes(self.encoder.encode_frames(batch.video))
@@ -112,7 +127,7 @@ class EncoderStage(Stage):
             metrics[name] = (values.flatten(0, 1).argmax(dim=-1) == truth).float().mean()
         return StepLoss(total=total, num_samples=len(place), metrics=metrics)
 
-    def _pool(self, numbers: Float[Tensor, "batch number frame height width"]) -> Maps:
+    def _pool(self, numbers: Pictures) -> Maps:
         """Average over the area of each feature, and put the frames of a slice beside each other."""
         # (batch, number, frame, height, width) -> (batch, number, frame, row, column)
         pooled = functional.adaptive_avg_pool2d(numbers.flatten(0, 1), self._grid).unflatten(0, numbers.shape[:2])

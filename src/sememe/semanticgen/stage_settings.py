@@ -59,13 +59,20 @@ class EncoderSettings:
     Linear probes read the world from its features. At every place: how much of it is subject, its mean colour and its
     nearness, in both frames of a slice. Of a slice as a whole: kind and colour of the subject and kind of the backdrop,
     whose losses weigh `label_weight`.
+
+    Each clip of a batch shows `num_slices` of its slices, for those of one clip teach much the same, and all are shifted
+    by up to `max_shift` pixels, so that where things stand in the grid of patches does not matter.
     """
 
-    batch_size: int = 16
+    batch_size: int = 64
     label_weight: float = 0.05
+    num_slices: int = 2
+    max_shift: int = 6
 
     def __post_init__(self) -> None:
-        check_setting(self.batch_size >= 1, f"batch_size must be 1 or more, got {self.batch_size}")
+        for name in ("batch_size", "num_slices"):
+            check_setting(getattr(self, name) >= 1, f"{name} must be 1 or more, got {getattr(self, name)}")
+        check_setting(self.max_shift >= 0, f"max_shift must be 0 or more, got {self.max_shift}")
         check_setting(self.label_weight >= 0, f"label_weight must be 0 or more, got {self.label_weight}")
 
 
