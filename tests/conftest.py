@@ -11,7 +11,8 @@ import importlib
 
 import pytest
 import torch
-from jaxtyping import install_import_hook
+
+from shape_checks import install
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -23,7 +24,7 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     for name in ("peft", "diffusers.models.transformers", "diffusers.models.autoencoders", "diffusers.models.unets"):
         importlib.import_module(name)
-    install_import_hook("sememe", "shape_checks.check")
+    install()
 
 
 def pytest_collection_finish() -> None:

@@ -1,20 +1,49 @@
-"""The run-time type checker that jaxtyping's import hook calls."""
+"""Run-time checks of every function's annotations, with the shapes of arrays; `install` before sememe is imported."""
 
 import functools
+import inspect
+import typing
 from collections.abc import Callable
 from typing import Any
 
+import jaxtyping
 import torch
 from beartype import BeartypeConf, beartype
 
 # The numeric tower of PEP 484: an int is fine where a float is asked for, as mypy and every user would have it.
-_decorate = beartype(conf=BeartypeConf(is_pep484_tower=True))
+_check_types = beartype(conf=BeartypeConf(is_pep484_tower=True))
+_jaxtyped = jaxtyping.jaxtyped
 
 
-def check(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Check a function's annotations on every call, but not while torch.compile traces it: that breaks the graph.
+def install() -> None:
+    """Have every function of sememe checked on every call, and every record when it is made.
 
-    They are made at its first call: most functions are never called in the process of one file of tests.
+    jaxtyping's import hook puts its decorator on all functions and records. Here this is another one, which leaves the
+    names of sizes to jaxtyping only where there are arrays: it checks arguments twice, and binds them before.
+    """
+    jaxtyping.jaxtyped = _decorate  # type: ignore[assignment]
+    jaxtyping.install_import_hook("sememe", "shape_checks.check_types")
+
+
+def check_types(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Check the annotations of a function on every call; sizes that share a name only within `jaxtyped`."""
+    checked: Callable[..., Any] = _check_types(function)
+    return checked
+
+
+def _decorate(*, typechecker: Callable[..., Any]) -> Callable[[Any], Any]:
+    """Stand in for `jaxtyping.jaxtyped`."""
+
+    def decorate(checked: Any) -> Any:
+        return _jaxtyped(typechecker=typechecker)(checked) if isinstance(checked, type) else _check_calls(checked)
+
+    return decorate
+
+
+def _check_calls(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Check a function on every call, but not while torch.compile traces it: that breaks the graph.
+
+    The checks are made at its first call: most functions are never called in the process of one file of tests.
     """
     checked: Callable[..., Any] | None = None
 
@@ -24,7 +53,24 @@ def check(function: Callable[..., Any]) -> Callable[..., Any]:
         if torch.compiler.is_compiling():
             return function(*arguments, **settings)
         if checked is None:
-            checked = _decorate(function)
+            checked = (
+                _jaxtyped(typechecker=_check_types)(function) if _takes_arrays(function) else _check_types(function)
+            )
         return checked(*arguments, **settings)
 
     return call
+
+
+def _takes_arrays(function: Callable[..., Any]) -> bool:
+    """Say whether an annotation of the function names the sizes of an array; true if they cannot be read."""
+    try:
+        hints = inspect.get_annotations(function, eval_str=True).values()
+    except NameError:
+        return True
+    return any(_holds_arrays(hint) for hint in hints)
+
+
+def _holds_arrays(hint: Any) -> bool:
+    if isinstance(hint, type) and issubclass(hint, jaxtyping.AbstractArray):
+        return True
+    return any(_holds_arrays(part) for part in typing.get_args(hint))
