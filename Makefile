@@ -14,7 +14,9 @@ BIN := $(VENV)/bin
 OLDEST := .venv-oldest
 RUN_STAMP := $(VENV)/.installed-run
 DEV_STAMP := $(VENV)/.installed-dev
-PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Most of what is installed is never imported. What is, is compiled at its first import, and that must be kept.
+unexport PYTHONDONTWRITEBYTECODE
+INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-demo demo test check-format lint types layers docs unit oldest mutants kills format gallery \
@@ -31,8 +33,8 @@ demo: install-demo  ## two reference clips, two pictures doing the same, and a c
 	$(BIN)/sememe demo
 
 test: install  ## everything CI checks: format, lint, types, layers, docs, tests
-	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target check-format lint types layers docs
-	@$(MAKE) --no-print-directory unit
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target check-format lint layers docs
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=line types unit
 
 check-format: install  ## is every file formatted?
 	$(BIN)/ruff format --check
@@ -89,9 +91,9 @@ $(BIN)/python:
 
 # A development install holds all that a plain one does, so it satisfies both stamps.
 $(DEV_STAMP): pyproject.toml | $(BIN)/python
-	$(PIP) install --quiet $(PIP_ARGS) "$(TORCH)" --editable ".[dev]"
+	$(INSTALL) $(PIP_ARGS) "$(TORCH)" --editable ".[dev]"
 	@touch $(RUN_STAMP) $(DEV_STAMP)
 
 $(RUN_STAMP): pyproject.toml | $(BIN)/python
-	$(PIP) install --quiet $(PIP_ARGS) "$(TORCH)" --editable "."
+	$(INSTALL) $(PIP_ARGS) "$(TORCH)" --editable "."
 	@touch $(RUN_STAMP)
