@@ -60,8 +60,8 @@ class EncoderSettings:
     nearness, in both frames of a slice. Of a slice as a whole: kind and colour of the subject and kind of the backdrop,
     whose losses weigh `label_weight`.
 
-    Each clip of a batch shows `num_slices` of its slices, for those of one clip teach much the same, and all are shifted
-    by up to `max_shift` pixels, so that where things stand in the grid of patches does not matter.
+    Each clip of a batch shows `num_slices` of its slices, for those of one clip teach much the same, and all are
+    shifted by up to `max_shift` pixels, so that where things stand in the grid of patches does not matter.
     """
 
     batch_size: int = 64

@@ -27,7 +27,7 @@ from sememe.world import (
     render_script,
     repaint,
 )
-from sememe.world.catalogue import CATALOGUE
+from sememe.world.catalogue import CATALOGUE, parts_of, training_pairs
 from sememe.world.scene import PHOTOGRAPH_SHARE
 
 if TYPE_CHECKING:
@@ -42,32 +42,40 @@ class WorldItem:
     condition: str
 
 
-def world_item(index: int, clips_per_scene: int = 8) -> WorldItem:
+def world_item(index: int, clips_per_scene: int = 8, num_pairs: int = 0) -> WorldItem:
     """The scene and condition of clip number `index`.
 
-    Conditions are dealt from a deck that is shuffled for every scene. One scene never shows a condition twice, as long
-    as `clips_per_scene` is at most the number of conditions that apply to it; beyond that the deck starts over.
+    Conditions are dealt from a deck that is shuffled for every scene, with as many pairs of conditions among them. One
+    scene never shows a condition twice, as long as `clips_per_scene` is at most the number of conditions that apply to
+    it; beyond that the deck starts over.
     """
     scene, place = divmod(index, clips_per_scene)
     assert scene < EVALUATION_SEED, "training would reach the scenes kept for evaluation"
-    deck = _shuffle(_scene(scene))
+    deck = _shuffle(_scene(scene), num_pairs)
     return WorldItem(scene, deck[place % len(deck)])
 
 
 @lru_cache(maxsize=64)
-def _shuffle(scene: Scene) -> tuple[str, ...]:
+def _shuffle(scene: Scene, num_pairs: int) -> tuple[str, ...]:
     """Shuffle the conditions that apply to a scene.
 
     Whole photographs show only those that need no layers. Everywhere else these come later in the deck by as much, so
     that all conditions are dealt equally often.
     """
-    deck = sorted(entry.name for entry in CATALOGUE if entry.applies_to(scene))
-    layered = {entry.name for entry in CATALOGUE if entry.needs_layers}
-    odds = 1 - PHOTOGRAPH_SHARE * len(CATALOGUE) / (len(CATALOGUE) - len(layered))
-    weights = np.array([1.0 if name in layered or scene.subject is None else odds for name in deck])
+    layered = _list_dealt(num_pairs)
+    deck = sorted(name for name in layered if can_show(scene, name))
+    odds = 1 - PHOTOGRAPH_SHARE * len(layered) / (len(layered) - sum(layered.values()))
+    weights = np.array([1.0 if layered[name] or scene.subject is None else odds for name in deck])
     draws = np.random.Generator(np.random.PCG64(scene.seed + 1)).random(len(deck))
     # Sampling without replacement by weight (Efraimidis and Spirakis, 2006).
     return tuple(deck[place] for place in np.argsort(-(draws ** (1 / weights))))
+
+
+@lru_cache(maxsize=8)
+def _list_dealt(num_pairs: int) -> dict[str, bool]:
+    """Whether each condition and pair that is dealt needs layers, by name."""
+    names = [*(entry.name for entry in CATALOGUE), *training_pairs(num_pairs)]
+    return {name: any(part.needs_layers for part in parts_of(name)) for name in names}
 
 
 def render_item(item: WorldItem, *, num_frames: int, size: int | tuple[int, int], fps: float = 8) -> RenderedClip:
@@ -127,7 +135,9 @@ class WorldClips:
     def origin(self) -> str:
         from sememe.world import WORLD_VERSION
 
-        return f"world {WORLD_VERSION}, {_describe_format(self._format)}, {self._data.clips_per_scene} clips a scene"
+        pairs = f", {self._data.num_pairs} pairs" if self._data.num_pairs else ""
+        scenes = f"{self._data.clips_per_scene} clips a scene"
+        return f"world {WORLD_VERSION}, {_describe_format(self._format)}, {scenes}{pairs}"
 
     @property
     def version(self) -> str:
@@ -146,7 +156,6 @@ class WorldClips:
 
     def item(self, index: int) -> ClipItem:
         from sememe.world.captions import full_caption, neutral_caption
-        from sememe.world.catalogue import condition
 
         item = self._item(index)
         scene = _scene(item.scene)
@@ -156,7 +165,7 @@ class WorldClips:
             scene=str(item.scene),
             first_frame=str(item.scene),
             caption=neutral_caption(scene),
-            full_caption=full_caption(scene, (condition(item.condition),)),
+            full_caption=full_caption(scene, parts_of(item.condition)),
             split="unseen" if item.condition in _unseen_conditions() else "train",
         )
 
@@ -170,7 +179,7 @@ class WorldClips:
         return frames[0]
 
     def _item(self, index: int) -> WorldItem:
-        return world_item(index, self._data.clips_per_scene)
+        return world_item(index, self._data.clips_per_scene, self._data.num_pairs)
 
 
 class ScriptClips:

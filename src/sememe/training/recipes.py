@@ -61,16 +61,23 @@ class WorldData:
     `kind` "conditions" films one condition at a time, each scene under `clips_per_scene` of them (see
     `training.clips.world_item`); "scripts" films stories of several, each with a scene of its own (see
     `world.random_script`); "looks" films each scene in `clips_per_scene` looks (see `world.repaint`), moving or under a
-    moving camera.
+    moving camera. With `num_pairs` scenes are filmed under as many pairs of seen conditions as well, each about as
+    often as a condition alone; none is a pair that the evaluation holds out.
     """
 
     num_clips: int = 40_000
     clips_per_scene: int = 8
     kind: Literal["conditions", "scripts", "looks"] = "conditions"
+    num_pairs: int = 0
 
     def __post_init__(self) -> None:
         for name in ("num_clips", "clips_per_scene"):
             check_setting(getattr(self, name) >= 1, f"data.{name} must be 1 or more, got {getattr(self, name)}")
+        check_setting(self.num_pairs >= 0, f"data.num_pairs must be 0 or more, got {self.num_pairs}")
+        check_setting(
+            self.kind == "conditions" or not self.num_pairs,
+            f"data.num_pairs has no effect on {self.kind}, got {self.num_pairs}; use 0",
+        )
         check_setting(
             self.kind != "scripts" or self.clips_per_scene == 1,
             f"data.clips_per_scene has no effect on scripts, got {self.clips_per_scene}; use 1",
