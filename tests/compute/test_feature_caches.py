@@ -41,9 +41,18 @@ def mag(_: Any) -> Any:
 # The most that a cache may be off, as a part of the largest latent: twice what was measured. Of six steps these
 # settings compute one (first_block), three (mag), four (taylor, faster) and three to five (pyramid).
 @pytest.mark.parametrize(
-    ("config", "bound"), [(first_block, 0.13), (mag, 0.045), (taylor, 0.012), (pyramid, 0.03), (faster, 0.03)]
+    ("kind", "config", "bound"),
+    [
+        ("joint", first_block, 0.13),
+        ("joint", mag, 0.045),
+        ("cached", taylor, 0.012),
+        ("cached", pyramid, 0.03),
+        ("joint", faster, 0.03),
+        ("cached", first_block, 0.13),
+        ("cogvideox", first_block, 0.13),
+        ("cogvideox", pyramid, 0.03),
+    ],
 )
-@pytest.mark.parametrize("kind", ["joint", "cached", "cogvideox"])
 def test_caches_save_attention_at_a_bounded_error(kind: str, config: Callable[[Any], Any], bound: float) -> None:
     pipe = make(kind)
     attentions: list[int] = []

@@ -34,8 +34,17 @@ def in_one_line(refused: Any) -> bool:
     return "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("kind", ["int8wo", "int8dq", "fp8wo", "int8", "nf4"])
-@each_family
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [
+        ("wan", "int8wo"),
+        ("wan", "int8dq"),
+        ("wan", "int8"),
+        ("wan", "nf4"),
+        ("cogvideox", "fp8wo"),
+        ("cogvideox", "nf4"),
+    ],
+)
 def test_quantised_before_or_after_it_is_the_same(family: str, kind: str, tmp_path: Path) -> None:
     before, after = make(family), make(family)
     write_lora(before, tmp_path)
