@@ -1,13 +1,17 @@
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
 from torch import Tensor
 
-from sememe.data.array_cache import ArrayCache, ArrayCacheWriter, ClipItem, remove_damaged
+from sememe.data.array_cache import ArrayCache
+from sememe.data.array_writer import ArrayCacheWriter, remove_damaged
+from sememe.data.cache_index import INDEX_NAME, ClipItem
 from sememe.errors import InputError, RecipeError
 
 ITEMS = [
@@ -50,7 +54,7 @@ FIRST = Encoder("first_frame", "first_frame", (4, 1, 3, 3))
 ENCODERS = (FIRST, CLEAN)
 
 
-def write(folder: Path, encoders: Sequence[Encoder] = ENCODERS) -> None:
+def write(folder: Path | str, encoders: Sequence[Encoder] = ENCODERS) -> None:
     writer = ArrayCacheWriter(folder, "world 1", shard_bytes=SHARD_BYTES)
     for encoder in encoders:
         present = writer.begin(encoder)
@@ -154,14 +158,81 @@ def test_entries_that_nothing_needs_are_removed(tmp_path: Path) -> None:
     # The middle shard goes as a whole, the last in part.
     needed = {"clean": {"0", "1", "2", "7"}}
     assert writer.count_unused(needed) == 4
-    writer.prune(needed)
     kept = [ITEMS[0], ITEMS[7]]
     writer.finish(kept, "world 1, 2 clips")
+    writer.prune(needed)
     cache = ArrayCache.open(tmp_path)
     assert set(cache.arrays["clean"].keys) == needed["clean"]
     assert torch.equal(cache.select("clean", [0, 1]), CLEAN.values[[0, 7]])
     assert list_shards(tmp_path, "first_frame") == untouched
     assert not list(tmp_path.glob(".*"))
+
+
+def write_buckets(folder: Path | str) -> list[ClipItem]:
+    """Write arrays of entries of two shapes; return the clips."""
+    items = [replace(item, bucket="long" if number % 3 else "wide") for number, item in enumerate(ITEMS)]
+    writer = ArrayCacheWriter(folder, "world 1", shard_bytes=SHARD_BYTES)
+    writer.begin(CLEAN)
+    for number, item in enumerate(items):
+        values = CLEAN.values[number : number + 1]
+        writer.append("clean", [item.clip], values if item.bucket == "long" else values.transpose(2, 4))
+    writer.finish(items, "world 1, 8 clips")
+    return items
+
+
+@pytest.mark.parametrize("memory_bytes", [None, 0])
+def test_entries_have_the_shape_of_their_bucket(tmp_path: Path, memory_bytes: int | None) -> None:
+    items = write_buckets(tmp_path)
+    cache = ArrayCache.open(tmp_path, memory_bytes=memory_bytes)
+    assert cache.items == tuple(items)
+    assert set(cache.arrays["clean"].shapes) == {(4, 2, 3, 3), (4, 3, 3, 2)}
+    assert torch.equal(cache.select("clean", [7, 1, 7]), CLEAN.values[[7, 1, 7]])
+    assert torch.equal(cache.only([6, 4]).select("clean", [0]), CLEAN.values[[6]].transpose(2, 4))
+    with pytest.raises(InputError, match="expected clips of one size"):
+        _ = cache.arrays["clean"].shape
+
+
+def test_object_storage_is_read_entry_by_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As recipes hold it: a path has one slash.
+    folder = Path("memory://caches/latents")
+    write(folder)
+    whole = ArrayCache.open(folder)
+    assert torch.equal(whole.select("clean", range(8)), CLEAN.values)
+    cache, num_read = ArrayCache.open("memory://caches/latents", memory_bytes=0), []
+    read = MemoryFileSystem.cat_ranges
+
+    def count(self: MemoryFileSystem, paths: list[str], starts: list[int], stops: list[int], **options: Any) -> Any:
+        num_read.append(sum(stops) - sum(starts))
+        return read(self, paths, starts, stops, **options)
+
+    monkeypatch.setattr(MemoryFileSystem, "cat_ranges", count)
+    assert torch.equal(cache.select("clean", [6, 0]), CLEAN.values[[6, 0]])
+    assert num_read == [2 * 4 * 2 * 3 * 3 * 2], "two entries of two bytes a number, and nothing else"
+    assert torch.equal(cache.select("first_frame", [6, 7]), FIRST.values[[3, 3]])
+    name = next(shard for shard in MemoryFileSystem.store if "clean" in shard)
+    content = bytearray(MemoryFileSystem.store[name].getvalue())
+    content[-1] ^= 1
+    MemoryFileSystem().pipe_file(name, bytes(content))
+    with pytest.raises(InputError, match=r"memory://caches/latents/clean.* is damaged"):
+        cache.select("clean", range(8))
+    with pytest.raises(InputError, match="nowhere://"):
+        ArrayCache.open("nowhere://caches")
+    assert len(remove_damaged(folder)) == 1
+    write(folder)
+    assert torch.equal(ArrayCache.open(folder).select("clean", range(8)), CLEAN.values)
+
+
+def test_listed_references_are_numbers_of_items(tmp_path: Path) -> None:
+    # Of another condition, unknown, the item's own, and twice the same clip.
+    lists = {0: ("1", "9", "0", "4"), 2: ("0", "4"), 4: ("6",)}
+    items = [replace(item, references=lists.get(number, ())) for number, item in enumerate(ITEMS)]
+    writer = ArrayCacheWriter(tmp_path, "world 1")
+    writer.begin(CLEAN)
+    writer.append("clean", list(CLEAN.entries), CLEAN.values)
+    writer.finish(items, "world 1, 8 clips")
+    cache = ArrayCache.open(tmp_path)
+    assert cache.references == ((4,), (), (0, 4), (), (6,), (), (), ())
+    assert cache.only([4, 2, 0]).references == ((), (2, 0), (0,))
 
 
 def test_an_array_can_be_added_to_a_finished_cache(tmp_path: Path) -> None:
@@ -188,8 +259,6 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     writer = ArrayCacheWriter(tmp_path, "world 1")
     writer.begin(CLEAN)
     writer.append("clean", ["0"], CLEAN.values[:1])
-    with pytest.raises(InputError, match="one shape"):
-        writer.append("clean", ["1"], torch.zeros(1, 4, 2, 3, 4))
     with pytest.raises(InputError, match="expected 2 entries of clean, got 1"):
         writer.append("clean", ["1", "2"], CLEAN.values[:1])
     with pytest.raises(InputError, match="finite in float16"):
@@ -214,18 +283,21 @@ def test_damage_is_named(tmp_path: Path) -> None:
     write(tmp_path)
     shard = list_shards(tmp_path)[1]
     content = shard.read_bytes()
-    for damaged in (content[:-8], content[:-1] + bytes([content[-1] ^ 1]), content.replace(b"weights", b"weighty")):
+    for damaged in (content[:-8], content[:-1] + bytes([content[-1] ^ 1])):
         shard.write_bytes(damaged)
         with pytest.raises(InputError, match=rf"{shard.name} is damaged"):
             ArrayCache.open(tmp_path)
         assert remove_damaged(tmp_path) == (shard.name,)
-    with pytest.raises(InputError, match="no clean for"):
+    # The index says what is where, so that only a writer reads what shards say of themselves.
+    shard.write_bytes(content.replace(b"weights", b"weighty"))
+    assert remove_damaged(tmp_path) == (shard.name,)
+    with pytest.raises(InputError, match=rf"{shard.name} cannot be read: there is no such file; encode"):
         ArrayCache.open(tmp_path)
     write(tmp_path)
     assert_complete(tmp_path)
     assert remove_damaged(tmp_path) == ()
-    index = (tmp_path / "index.json").read_text()
-    for damaged_index, message in (('{"format": 1}', "format 1, not 3"), (index.replace("n3", "n4"), "something else")):
-        (tmp_path / "index.json").write_text(damaged_index)
+    index = (tmp_path / INDEX_NAME).read_text()
+    for damaged_index, message in (('{"format": 1}', "not of format 4"), (index.replace("n3", "n4"), "something else")):
+        (tmp_path / INDEX_NAME).write_text(damaged_index)
         with pytest.raises(InputError, match=message):
             ArrayCache.open(tmp_path)

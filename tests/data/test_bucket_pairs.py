@@ -1,17 +1,31 @@
 from collections import Counter
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 
-from sememe.data.bucket_pairs import ItemSampler, make_pairs
+from sememe.data.bucket_pairs import PairItems, PairSource, make_held_out_pairs
+from sememe.data.bucket_pairs import make_pairs as make_pairs_of
 from sememe.data.pairing import PairSampler
 from sememe.errors import InputError, RecipeError
+from sememe.training.held_out import ItemPicker, choose_held_out_targets
 
 NUM_CONDITIONS, NUM_SCENES = 6, 9
 GRID = [(f"c{c}", f"s{s}") for c in range(NUM_CONDITIONS) for s in range(NUM_SCENES)]
 CONDITIONS, SCENES = [c for c, _ in GRID], [s for _, s in GRID]
 NO_LISTS: list[list[int]] = [[] for _ in GRID]
 ONE_BUCKET = [""] * len(GRID)
+
+
+def make_items(
+    conditions: Sequence[str], scenes: Sequence[str], buckets: Sequence[str], references: Sequence[Sequence[int]]
+) -> PairItems:
+    return PairItems(conditions=conditions, scenes=scenes, buckets=buckets, references=references)
+
+
+def make_pairs(*lists: Any, **options: Any) -> PairSource:
+    return make_pairs_of(make_items(*lists), **options)
 
 
 def test_a_target_gets_one_of_the_references_that_it_lists() -> None:
@@ -38,7 +52,8 @@ def test_targets_of_a_listed_reference_take_the_scenes_of_another_condition() ->
 
 def test_a_batch_is_of_one_bucket_and_all_items_are_drawn() -> None:
     buckets = ["wide" if index % 3 else "tall" for index in range(len(GRID))]
-    source, items = make_pairs(CONDITIONS, SCENES, buckets, NO_LISTS, same_scene_share=0.5), ItemSampler(buckets)
+    source = make_pairs(CONDITIONS, SCENES, buckets, NO_LISTS, same_scene_share=0.5)
+    items = ItemPicker(SCENES, buckets)
     generator, drawn = np.random.default_rng(4), Counter[int]()
     for _ in range(200):
         batch, picked = source.draw(generator, 3, 2), items.draw(generator, 5)
@@ -70,7 +85,7 @@ def test_one_bucket_without_lists_is_as_none() -> None:
     )
     assert np.array_equal(plain.references, same.references)
     assert np.array_equal(plain.targets, same.targets)
-    picked = ItemSampler([""] * 7).draw(np.random.default_rng(6), 9)
+    picked = ItemPicker(list("abcdefg"), [""] * 7).draw(np.random.default_rng(6), 9)
     assert np.array_equal(picked, np.random.default_rng(6).integers(7, size=9))
 
 
@@ -84,3 +99,23 @@ def test_a_condition_needs_two_scenes_in_a_bucket(caplog: pytest.LogCaptureFixtu
         make_pairs(conditions, scenes, buckets, [[]] * 5, same_scene_share=0.5)
     with pytest.raises(InputError, match="no condition has two scenes in one bucket"):
         make_pairs(["a", "a"], ["s", "t"], ["x", "y"], [[], []], same_scene_share=0.0)
+
+
+def test_held_out_targets_are_shown_with_listed_references_of_their_bucket_that_are_trained_on() -> None:
+    buckets = ["wide" if index % 3 else "tall" for index in range(len(GRID))]
+    lists = [[index // NUM_SCENES * NUM_SCENES + scene for scene in range(6)] for index in range(len(GRID))]
+    lists[0] = lists[1] = []
+    items = make_items(CONDITIONS, SCENES, buckets, lists)
+    held = choose_held_out_targets(SCENES, items.groups)
+    trained, other = make_pairs_of(items, same_scene_share=0.5, left_out=held), make_held_out_pairs(items, held)
+    generator = np.random.default_rng(0)
+    for _ in range(100):
+        one, two = trained.draw(generator, 2, 2), other.draw(generator, 2, 2)
+        assert not held[np.concatenate([one.references, one.targets, two.references])].any()
+        assert held[two.targets].all()
+        for batch in (one, two):
+            assert len({buckets[index] for index in (*batch.references, *batch.targets)}) == 1
+            for place, target in enumerate(batch.targets.tolist()):
+                reference = int(batch.references[place // 2])
+                assert CONDITIONS[target] == CONDITIONS[reference]
+                assert reference in lists[target] or not set(lists[target]) - {target}

@@ -58,6 +58,7 @@ class MadeUpLatents:
     scenes = tuple(f"scene {index // 4}" for index in range(24))
     captions = tuple(f"a cat on hill {index // 4}" for index in range(24))
     full_captions = tuple(f"a cat on hill {index // 4} does trick {index % 4}" for index in range(24))
+    buckets, references = ("",) * 24, ((),) * 24
 
     def select(self, name: str, indices: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(len(name))

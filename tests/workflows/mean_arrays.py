@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sememe.data.array_cache import ArrayEncoder, ClipItem
+from sememe.data.array_writer import ArrayEncoder
+from sememe.data.cache_index import ClipItem
 from sememe.training.clips import ClipCollection
 from sememe.training.recipes import ArraysRecipe
 

@@ -9,8 +9,8 @@ from sememe.data.manifest import VideoSample
 from sememe.video import Clip, write_clip
 
 
-def paint(path: Path, level: int, num_frames: int = 4) -> None:
-    frames = np.full((num_frames, 16, 16, 3), level, np.uint8)
+def paint(path: Path, level: int, num_frames: int = 4, size: tuple[int, int] = (16, 16)) -> None:
+    frames = np.full((num_frames, *size, 3), level, np.uint8)
     frames += np.linspace(0, 30, num_frames, dtype=np.uint8)[:, None, None, None]
     write_clip(Clip(frames, 8.0), path)
 

@@ -13,7 +13,7 @@ from sememe.data.array_cache import ArrayCache
 from sememe.data.manifest import MANIFEST_NAME, add_hashes, read_manifest, write_manifest, write_vap_data
 from sememe.errors import InputError, RecipeError, VideoError
 from sememe.training.dataset_clips import open_clips
-from sememe.training.recipes import ClipFormat
+from sememe.training.recipes import ClipFormat, WorldData
 from sememe.workflows.precompute import PrecomputeSummary, precompute_latents
 from workflows.mean_arrays import MeansRecipe
 from workflows.painted_videos import make_sample, paint
@@ -120,3 +120,34 @@ def test_a_video_must_be_the_one_of_the_manifest(data: Path) -> None:
     changed = open_clips(CLIPS, recipe.data, data)
     with pytest.raises(VideoError, match=r"2\.mp4 is not the file that the manifest describes"):
         changed.frames(2)
+
+
+def test_videos_are_encoded_at_the_size_and_length_of_their_bucket(data: Path) -> None:
+    # At 8 frames a second, of which every second is taken.
+    paint(data / "3.mp4", 150, num_frames=10, size=(16, 24))
+    paint(data / "4.mp4", 200, num_frames=9, size=(32, 48))
+    paint(data / "5.mp4", 100, num_frames=4, size=(32, 48))
+    write_manifest([make_sample(f"{number}.mp4") for number in range(6)], data / MANIFEST_NAME)
+    buckets = ClipFormat(buckets=("2x16x16", "5x16x24", "2x32x48"), sampling="fps", fps=4)
+    recipe = MeansRecipe(name="means", description="", clips=buckets, dataset=data, device="cpu", batch_size=4)
+    assert precompute_latents(recipe, data.parent / "cache").num_new == {"means": 6}
+    cache = ArrayCache.open(data.parent / "cache")
+    assert cache.buckets == ("2x16x16",) * 3 + ("5x16x24",) * 2 + ("2x32x48",)
+    assert cache.arrays["means"].shapes == ((2, 3), (5, 3))
+    clips = open_clips(buckets, recipe.data, data)
+    assert [clips.frames(index).shape[:3] for index in (0, 4, 5)] == [(2, 16, 16), (5, 16, 24), (2, 32, 48)]
+    means = cache.select("means", [3, 4])[..., 0]
+    # The speed is kept: from 150 to 180 in ten frames, of which the last one taken is the ninth.
+    assert means[0].tolist() == pytest.approx([150 + 30 / 9 * frame for frame in (0, 2, 4, 6, 8)], abs=3)
+    with pytest.raises(RecipeError, match=r"clips\.sampling must be fps or first"):
+        replace(buckets, sampling="even")
+    with pytest.raises(RecipeError, match=r"clips\.buckets have no effect on clips of data\.kind scripts"):
+        open_clips(buckets, WorldData(kind="scripts", clips_per_scene=1), None)
+
+
+def test_listed_references_are_kept_with_the_clips(data: Path) -> None:
+    samples = [make_sample("0.mp4", references=("2.mp4", "gone.mp4")), make_sample("1.mp4"), make_sample("2.mp4")]
+    write_vap_data(samples, data)
+    (data / MANIFEST_NAME).unlink()
+    encode(data)
+    assert ArrayCache.open(data.parent / "cache").references == ((2,), (), ())

@@ -241,8 +241,10 @@ def test_an_expert_is_validated_on_targets_that_it_never_sees(runs: Path, tmp_pa
     assert isinstance(stage, ExpertStage)
     # Conditions of more clips, each in a scene of its own.
     cache = ArrayCache.open(runs / "latents")
-    items = [replace(each, condition=str(place % 4), scene=str(place)) for place, each in enumerate(cache.items)]
-    many = ArrayCache(replace(cache._index, items=tuple(items)), cache.arrays, cache._values)
+    places = range(len(cache))
+    changed = {"condition": tuple(str(place % 4) for place in places), "scene": tuple(map(str, places))}
+    index = replace(cache._index, columns={**cache._index.columns, **changed})
+    many = ArrayCache(index, cache.arrays, cache._values, cache._entries, cache._picked)
     pairing = replace(stage.settings, same_scene_share=0.0)
     trained = ExpertStage(stage.transformer, stage.text, many, pairing, stage._path)
     trained.sampler = stage.sampler
@@ -320,7 +322,7 @@ def test_latents_that_are_not_there(runs: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no cache"):
         train_recipe(resolve_training_recipe("smoke-expert", [*given, f"latents={tmp_path}"]), tmp_path / "run")
     shutil.copytree(runs / "latents", tmp_path / "half")
-    (tmp_path / "half" / "index.json").unlink()
+    (tmp_path / "half" / "index.jsonl").unlink()
     with pytest.raises(InputError, match="is not finished"):
         train_recipe(
             resolve_training_recipe("smoke-expert", [*given, f"latents={tmp_path / 'half'}"]), tmp_path / "run"

@@ -43,7 +43,7 @@ def precompute(backbone: Path, folder: Path, *more: str) -> Path:
     given = [f"autoencoder={backbone}", f"dataset={folder / 'data'}", "device=cpu", *more]
     given += [] if "text_encoder=none" in more else [f"text_encoder={backbone}"]
     recipe = resolve_recipe("smoke-cogvideox-latents", given, LatentsRecipe, "precompute")
-    return precompute_latents(recipe, folder / "latents").folder
+    return Path(precompute_latents(recipe, folder / "latents").folder)
 
 
 def test_an_expert_is_trained_and_generates(backbone: Path, tmp_path: Path) -> None:

@@ -162,7 +162,12 @@ def precompute(
     data: Data = None,
     output_dir: Annotated[
         Path | None,
-        typer.Option("--output-dir", "-o", help="Folder to write; runs/RECIPE if left out.", rich_help_panel=_RUN),
+        typer.Option(
+            "--output-dir",
+            "-o",
+            help="Folder to write, or a URL of object storage; runs/RECIPE if left out.",
+            rich_help_panel=_RUN,
+        ),
     ] = None,
     settings: Settings = None,
     verify: Verify = False,
@@ -195,7 +200,7 @@ def precompute(
     if as_json:
         echo_json(
             {
-                "folder": str(summary.folder),
+                "folder": summary.folder,
                 "num_clips": summary.num_clips,
                 "num_new": dict(summary.num_new),
                 "num_unused": summary.num_unused,

@@ -1,4 +1,4 @@
 """Datasets: manifests, reading, pairing, captions, cached latents.
 
-Only `sememe.data.array_cache` imports torch.
+Only the modules of array caches import torch.
 """

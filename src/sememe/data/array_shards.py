@@ -1,33 +1,37 @@
 """Files of named arrays, each of which says what it holds.
 
-A shard is a safetensors file with one tensor, the entries of one array stacked. Its header names the array, the keys of
-the entries, what they were made by, and hashes of the values and of itself. No other file has to agree with it, so any
-number of processes may add shards to a folder at once.
+A shard is a safetensors file with one tensor, the entries of one array and one shape stacked. Its header names the
+array, the keys of the entries, what they were made by, and hashes of the entries and of itself. No other file has to
+agree with it, so any number of processes may add shards to a folder at once; and each entry can be read, and checked,
+alone.
 """
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
+from sememe.data.storage import FileRange, Storage
 from sememe.errors import InputError
-from sememe.files import atomic_path
 
-_FORMAT, _TENSOR = 3, "values"
+SUFFIX = ".safetensors"
+_FORMAT, _TENSOR = 4, "values"
 _ABOUT, _HASH = "sememe", "sememe_sha256"
+# The header of most shards is within the first bytes, which then are all that is read.
+_FIRST_BYTES = 64 * 1024
+_MAX_HEADER = 100 * 1024 * 1024
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "uint8": torch.uint8}
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShardHeader:
-    """What a shard says of its entries.
+class ArrayAbout:
+    """What all shards of an array agree in.
 
     Attributes:
         origin: What tells clips of one key from those of all other origins.
@@ -35,8 +39,6 @@ class ShardHeader:
         key: The field of `ClipItem` that names an entry.
         made_by: What decides on the values besides the clips.
         dtype: Precision of the values.
-        shape: Shape of one entry.
-        keys: Keys of the entries, in order.
     """
 
     origin: str
@@ -44,93 +46,179 @@ class ShardHeader:
     key: str
     made_by: Mapping[str, str]
     dtype: str
-    shape: tuple[int, ...]
-    keys: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """A file and its header; the values, of which `sha256` is the hash, are still on the disk."""
+    """What is known of a shard; the values are still in its file.
 
-    path: Path
-    header: ShardHeader
-    sha256: str
+    Attributes:
+        name: Name of the file.
+        about: What it says of its array.
+        shape: Shape of one entry.
+        keys: Keys of the entries, in order.
+        hashes: A hash of each entry's bytes.
+        start: Where in the file the entries begin.
+    """
+
+    name: str
+    about: ArrayAbout
+    shape: tuple[int, ...]
+    keys: tuple[str, ...]
+    hashes: tuple[str, ...]
+    start: int
+
+    @property
+    def entry_bytes(self) -> int:
+        """Bytes of one entry."""
+        return math.prod(self.shape) * DTYPES[self.about.dtype].itemsize
 
 
-def list_shards(folder: Path) -> list[Path]:
-    """The paths of all shards of a folder, by name."""
-    return sorted(path for path in folder.glob("*.safetensors") if not path.name.startswith("."))
+@dataclass(frozen=True)
+class EntryPlace:
+    """Entry number `number` of a shard."""
+
+    shard: Shard
+    number: int
 
 
-def write_shard(path: Path, header: ShardHeader, values: Tensor) -> Shard:
-    """Write entries (key, ...) to a file, or nothing. Raises `OutputError` if it cannot be written."""
-    assert values.shape == (len(header.keys), *header.shape), f"{values.shape} of {header.array}"
-    digest = _hash_values(values)
-    about = json.dumps({"format": _FORMAT, **asdict(header), "sha256": digest})
-    with atomic_path(path) as part:
-        save_file({_TENSOR: values}, part, {_ABOUT: about, _HASH: _hash_text(about)})
-    return Shard(path=path, header=header, sha256=digest)
+def write_shard(
+    storage: Storage, name: str, about: ArrayAbout, entries: Mapping[str, Tensor], hashes: Sequence[str] | None = None
+) -> Shard:
+    """Write entries of one shape to a file, or nothing.
+
+    Args:
+        storage: Where.
+        name: Name of the file.
+        about: Their array.
+        entries: Values by key, in the array's precision.
+        hashes: Hashes that the entries had when they were made; None hashes them.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    values = torch.stack(list(entries.values())).contiguous()
+    digests = _hash_entries(values) if hashes is None else tuple(hashes)
+    described: dict[str, Any] = {"shape": tuple(values.shape[1:]), "keys": tuple(entries), "hashes": digests}
+    text = json.dumps({"format": _FORMAT, **asdict(about), **described})
+    content = save({_TENSOR: values}, {_ABOUT: text, _HASH: _hash_text(text)})
+    storage.write(name, content)
+    start = 8 + int.from_bytes(content[:8], "little")
+    return parse_shard({"name": name, "start": start, **asdict(about), **described})
 
 
-def read_header(path: Path) -> Shard:
+def list_shards(storage: Storage) -> list[str]:
+    """The names of all shards of a folder, sorted."""
+    return storage.list_names(SUFFIX)
+
+
+def read_shard(storage: Storage, name: str) -> Shard:
     """Read what a shard says of itself.
 
     Raises:
         InputError: The file is no shard, is cut short, or cannot be read.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+        size = storage.measure(name)
+        (begin,) = storage.read([FileRange(name, 0, min(size, _FIRST_BYTES))])
+        length = int.from_bytes(begin[:8], "little")
+        if not 0 < length <= min(_MAX_HEADER, size - 8):
+            raise ValueError("it is no safetensors file, or is cut short")
+        if len(begin) < 8 + length:
+            begin += storage.read([FileRange(name, len(begin), 8 + length)])[0]
+        header = json.loads(begin[8 : 8 + length])
+        metadata = header["__metadata__"]
         if _hash_text(metadata[_ABOUT]) != metadata[_HASH]:
             raise ValueError("its header is not the one that was written to it")
         values = json.loads(metadata[_ABOUT])
         if values.pop("format") != _FORMAT:
             raise ValueError("it is of another format")
-        digest = values.pop("sha256")
-        return Shard(path=path, header=_parse_header(values), sha256=digest)
-    except (OSError, SafetensorError, KeyError, TypeError, AttributeError, ValueError) as error:
-        raise _damage(path, str(error)) from error
+        if 8 + length + header[_TENSOR]["data_offsets"][1] != size:
+            raise ValueError("it is cut short")
+        return parse_shard({"name": name, "start": 8 + length, **values})
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise _damage(storage, name, str(error)) from error
 
 
-def read_values(shard: Shard) -> Tensor:
-    """Read the entries of a shard, (key, ...).
+def parse_shard(values: Mapping[str, Any]) -> Shard:
+    """Make a shard of its fields, those of `ArrayAbout` among them. Raises `KeyError` or `TypeError` for others."""
+    return Shard(
+        name=values["name"],
+        about=ArrayAbout(**{name: values[name] for name in ArrayAbout.__dataclass_fields__}),
+        shape=tuple(values["shape"]),
+        keys=tuple(values["keys"]),
+        hashes=tuple(values["hashes"]),
+        start=values["start"],
+    )
+
+
+def read_values(storage: Storage, shard: Shard) -> Tensor:
+    """Read all entries of a shard, (key, ...).
 
     Raises:
         InputError: They are not those that were written, or cannot be read.
     """
-    try:
-        with safe_open(shard.path, framework="pt") as file:
-            values: Tensor = file.get_tensor(_TENSOR)
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise _damage(shard.path, str(error)) from error
-    if _hash_values(values) != shard.sha256:
-        raise _damage(shard.path, "its values are not those that were written to it")
+    stop = shard.start + len(shard.keys) * shard.entry_bytes
+    (content,) = _read(storage, [FileRange(shard.name, shard.start, stop)])
+    if len(content) != stop - shard.start:
+        raise _damage(storage, shard.name, "it is cut short")
+    values = torch.frombuffer(bytearray(content), dtype=DTYPES[shard.about.dtype]).reshape(-1, *shard.shape)
+    if _hash_entries(values) != shard.hashes:
+        raise _damage(storage, shard.name, "its values are not those that were written to it")
     return values
 
 
-def _parse_header(values: Mapping[str, Any]) -> ShardHeader:
-    lists = {name: tuple(values[name]) for name in ("shape", "keys")}
-    return ShardHeader(**{**values, **lists})
+def read_entries(storage: Storage, places: Sequence[EntryPlace]) -> Tensor:
+    """Read entries of one array and shape, (place, ...), and nothing beside them.
+
+    Raises:
+        InputError: They are not those that were written, or cannot be read.
+    """
+    ranges = []
+    for place in places:
+        start = place.shard.start + place.number * place.shard.entry_bytes
+        ranges.append(FileRange(place.shard.name, start, start + place.shard.entry_bytes))
+    contents = _read(storage, ranges)
+    for place, content in zip(places, contents, strict=True):
+        if _hash(content) != place.shard.hashes[place.number]:
+            raise _damage(storage, place.shard.name, "its values are not those that were written to it")
+    about, shape = places[0].shard.about, places[0].shard.shape
+    return torch.frombuffer(bytearray(b"".join(contents)), dtype=DTYPES[about.dtype]).reshape(-1, *shape)
+
+
+def find_damaged(storage: Storage) -> list[str]:
+    """The names of the shards of a folder that are damaged; reads all of each."""
+    damaged = []
+    for name in list_shards(storage):
+        try:
+            read_values(storage, read_shard(storage, name))
+        except InputError:
+            damaged.append(name)
+    return damaged
+
+
+def _read(storage: Storage, ranges: Sequence[FileRange]) -> list[bytes]:
+    try:
+        return storage.read(ranges)
+    except InputError as error:
+        raise InputError(f"{error}; encode the entries again with `sememe precompute`") from error
 
 
 def _hash_text(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _hash_values(values: Tensor) -> str:
-    return hashlib.sha256(values.contiguous().reshape(-1).view(torch.uint8).numpy().data).hexdigest()
+def _hash_entries(values: Tensor) -> tuple[str, ...]:
+    rows = values.contiguous().reshape(len(values), -1).view(torch.uint8).numpy()
+    return tuple(_hash(row.data) for row in rows)
 
 
-def _damage(path: Path, reason: str) -> InputError:
-    return InputError(f"{path} is damaged: {reason}; encode its entries again with `sememe precompute --verify`")
+def _hash(content: bytes | memoryview) -> str:
+    """Sixteen digits tell damage as well as all of them, and headers stay short."""
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
-def find_damaged(shards: Sequence[Path]) -> list[Path]:
-    """Those of some shards that are damaged; reads all of each."""
-    damaged = []
-    for path in shards:
-        try:
-            read_values(read_header(path))
-        except InputError:
-            damaged.append(path)
-    return damaged
+def _damage(storage: Storage, name: str, reason: str) -> InputError:
+    return InputError(
+        f"{storage}/{name} is damaged: {reason}; encode its entries again with `sememe precompute --verify`"
+    )

@@ -2,11 +2,13 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from sememe.data.pairing import PairBatch, PairSampler
+from sememe.data.pairing import HeldOutPairs, PairBatch, PairSampler
 from sememe.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -18,69 +20,90 @@ _TRIES = 8
 class PairSource(Protocol):
     """Draws pairs; `data.pairing.PairSampler` is one."""
 
-    def draw(self, generator: np.random.Generator, *counts: int) -> PairBatch:
-        """Draw as many groups of references and targets as the first count says; see `PairSampler.draw`."""
+    def draw(self, generator: np.random.Generator, num_references: int, targets_per_reference: int = 1, /) -> PairBatch:
+        """Draw groups of one reference and its targets; see `PairSampler.draw`."""
         ...
 
 
-class ItemSampler:
-    """Draws items of one bucket, each item as often as any other."""
+@dataclass(frozen=True, kw_only=True)
+class PairItems:
+    """Items of which pairs are made.
 
-    def __init__(self, buckets_per_item: Sequence[str]) -> None:
-        numbers = {bucket: number for number, bucket in enumerate(dict.fromkeys(buckets_per_item))}
-        self._numbers = np.array([numbers[bucket] for bucket in buckets_per_item])
-        self._members = [np.flatnonzero(self._numbers == number) for number in range(len(numbers))]
+    Attributes:
+        conditions: Condition of each.
+        scenes: Scene of each.
+        buckets: Bucket of each.
+        references: Items that may be the reference of each, of its condition; none means all of other scenes.
+    """
 
-    def draw(self, generator: np.random.Generator, count: int) -> np.ndarray:
-        """Draw items, (count,) int64. The same generator state gives the same items."""
-        if len(self._members) == 1:
-            return generator.integers(len(self._numbers), size=count)
-        members = self._members[self._numbers[generator.integers(len(self._numbers))]]
-        return members[generator.integers(len(members), size=count)]
+    conditions: Sequence[str]
+    scenes: Sequence[str]
+    buckets: Sequence[str]
+    references: Sequence[Sequence[int]]
+
+    @cached_property
+    def groups(self) -> Sequence[str]:
+        """What items have in common that are shown together: their condition and bucket."""
+        if len(set(self.buckets)) == 1:
+            return self.conditions
+        return [f"{condition}, {bucket}" for condition, bucket in zip(self.conditions, self.buckets, strict=True)]
 
 
-def make_pairs(
-    conditions: Sequence[str],
-    scenes: Sequence[str],
-    buckets: Sequence[str],
-    references: Sequence[Sequence[int]],
-    *,
-    same_scene_share: float,
-) -> PairSource:
+def make_pairs(items: PairItems, *, same_scene_share: float, left_out: np.ndarray | None = None) -> PairSource:
     """Make the source of pairs of some items: of one bucket each, and with listed references where there are some.
 
+    Where there are several buckets, conditions with a single scene in one of them are left out there, with a warning.
+
     Args:
-        conditions: Condition of each item.
-        scenes: Scene of each item.
-        buckets: Bucket of each item. Where there are several, conditions with a single scene in one of them are left
-            out there, with a warning.
-        references: Items that may be the reference of each item, of its condition; none means all of other scenes.
+        items: Items.
         same_scene_share: As `PairSampler` takes it; without effect in buckets where no scene is seen twice.
+        left_out: Items that are never drawn, (item,).
 
     Raises:
         InputError: A pair needs two scenes of one condition, and there are none, or in the only bucket a condition has
             one.
         RecipeError: The share cannot take effect.
     """
-    if len(set(buckets)) == 1:
-        pairs: PairSource = PairSampler(conditions, scenes, same_scene_share=same_scene_share)
+    drawn = np.ones(len(items.conditions), bool) if left_out is None else ~left_out
+    if len(set(items.buckets)) == 1:
+        pairs: PairSource = PairSampler(
+            items.conditions, items.scenes, same_scene_share=same_scene_share, left_out=left_out
+        )
     else:
-        pairs = _make_bucket_pairs(conditions, scenes, buckets, same_scene_share)
-    return ListedPairs(pairs, conditions, scenes, buckets, references) if any(references) else pairs
+        pairs = _make_bucket_pairs(items, drawn, same_scene_share)
+    return ListedPairs(pairs, items, drawn, drawn) if any(items.references) else pairs
 
 
-def _make_bucket_pairs(
-    conditions: Sequence[str], scenes: Sequence[str], buckets: Sequence[str], share: float
-) -> "BucketPairs":
+def make_held_out_pairs(items: PairItems, held: np.ndarray) -> PairSource:
+    """Make the source of pairs whose targets are held out, and whose references are not.
+
+    Args:
+        items: Items.
+        held: Whether each item is held out, (item,); each of `items.groups` of one that is has others that are not.
+    """
+    members = {}
+    for bucket in dict.fromkeys(items.buckets):
+        found = np.flatnonzero(np.array([each == bucket for each in items.buckets]))
+        if held[found].any():
+            members[bucket] = found
+
+    def make(bucket: str) -> PairSource:
+        return HeldOutPairs([items.conditions[member] for member in members[bucket].tolist()], held[members[bucket]])
+
+    pairs = BucketPairs(members, make) if len(members) > 1 else HeldOutPairs(items.groups, held)
+    return ListedPairs(pairs, items, held, ~held) if any(items.references) else pairs
+
+
+def _make_bucket_pairs(items: PairItems, drawn: np.ndarray, share: float) -> "BucketPairs":
     """The sources of all buckets in which there is a pair."""
-    members = find_members(buckets, conditions, scenes)
-    shares = {bucket: share if _is_any_shared(each, conditions, scenes) else 0.0 for bucket, each in members.items()}
+    members = find_members(items, drawn)
+    shares = {bucket: share if _is_any_shared(items, each) else 0.0 for bucket, each in members.items()}
     if not any(shares.values()):
         # Each of them refuses a share then.
         shares = dict.fromkeys(shares, share)
 
     def make(bucket: str) -> PairSource:
-        of_bucket = ([each[member] for member in members[bucket]] for each in (conditions, scenes))
+        of_bucket = ([each[member] for member in members[bucket]] for each in (items.conditions, items.scenes))
         return PairSampler(*of_bucket, same_scene_share=shares[bucket])
 
     return BucketPairs(members, make)
@@ -106,21 +129,22 @@ class BucketPairs:
         return PairBatch(references=members[batch.references], targets=members[batch.targets])
 
 
-def find_members(buckets: Sequence[str], conditions: Sequence[str], scenes: Sequence[str]) -> dict[str, np.ndarray]:
-    """The items of each bucket, except of conditions with a single scene in it; buckets without any are left out.
+def find_members(items: PairItems, drawn: np.ndarray) -> dict[str, np.ndarray]:
+    """The items of each bucket that may be drawn, except of conditions with a single scene in it.
 
     Raises:
         InputError: Nothing is left.
     """
     groups: dict[str, dict[str, list[int]]] = {}
-    for index, (bucket, condition) in enumerate(zip(buckets, conditions, strict=True)):
-        groups.setdefault(bucket, {}).setdefault(condition, []).append(index)
+    for item in np.flatnonzero(drawn).tolist():
+        groups.setdefault(items.buckets[item], {}).setdefault(items.conditions[item], []).append(item)
     members = {}
     for bucket, found in groups.items():
-        lonely = sorted(condition for condition, items in found.items() if len({scenes[item] for item in items}) < 2)
+        lonely = {condition for condition, each in found.items() if len({items.scenes[item] for item in each}) < 2}
         if lonely:
-            logger.warning("left out of bucket %s, because a pair needs two scenes: %s", bucket, ", ".join(lonely))
-        kept = [item for condition, items in found.items() if condition not in lonely for item in items]
+            names = ", ".join(sorted(lonely))
+            logger.warning("left out of bucket %s, because a pair needs two scenes: %s", bucket, names)
+        kept = [item for condition, each in found.items() if condition not in lonely for item in each]
         if kept:
             members[bucket] = np.array(sorted(kept), np.int64)
     if not members:
@@ -128,9 +152,9 @@ def find_members(buckets: Sequence[str], conditions: Sequence[str], scenes: Sequ
     return members
 
 
-def _is_any_shared(members: np.ndarray, conditions: Sequence[str], scenes: Sequence[str]) -> bool:
+def _is_any_shared(items: PairItems, members: np.ndarray) -> bool:
     """Whether a scene is seen under two conditions."""
-    pairs = {(scenes[member], conditions[member]) for member in members}
+    pairs = {(items.scenes[member], items.conditions[member]) for member in members.tolist()}
     return len(pairs) > len({scene for scene, _ in pairs})
 
 
@@ -138,39 +162,32 @@ class ListedPairs:
     """Draws the pairs of another source, and exchanges what is not listed.
 
     In each group the first target stays. If it lists references, it gets some of these; the other targets are exchanged
-    where they list others. In conditions where nobody lists any, all stays as it was drawn. Lists of a bucket are what
-    lies in it.
+    where they list others. In conditions where nobody lists any, all stays as it was drawn.
 
     Args:
         pairs: Other source.
-        conditions: Condition of each item.
-        scenes: Scene of each item.
-        buckets: Bucket of each item.
-        references: Items that may be the reference of each item, of its condition; none means all of other scenes.
+        items: Items; of the references that they list, those of their bucket are shown.
+        are_targets: Whether each item may be a target, (item,).
+        are_references: Whether each item may be a reference, (item,).
     """
 
     def __init__(
-        self,
-        pairs: PairSource,
-        conditions: Sequence[str],
-        scenes: Sequence[str],
-        buckets: Sequence[str],
-        references: Sequence[Sequence[int]],
+        self, pairs: PairSource, items: PairItems, are_targets: np.ndarray, are_references: np.ndarray
     ) -> None:
-        self._pairs, self._scenes = pairs, scenes
+        self._pairs, self._scenes, self._groups = pairs, items.scenes, items.groups
         self._references = [
-            [each for each in listed if buckets[each] == buckets[item]] for item, listed in enumerate(references)
+            [each for each in listed if are_references[each] and items.groups[each] == items.groups[item]]
+            for item, listed in enumerate(items.references)
         ]
-        self._groups = list(zip(conditions, buckets, strict=True))
         self._targets: dict[int, list[int]] = {}
-        for target, listed in enumerate(self._references):
-            for reference in listed:
-                assert conditions[reference] == conditions[target], f"{reference} is of another condition than {target}"
+        self._free: dict[str, list[int]] = {}
+        for target in np.flatnonzero(are_targets).tolist():
+            for reference in self._references[target]:
                 self._targets.setdefault(reference, []).append(target)
-        self._free: dict[tuple[str, str], list[int]] = {self._groups[reference]: [] for reference in self._targets}
-        for target, listed in enumerate(self._references):
-            if not listed and self._groups[target] in self._free:
-                self._free[self._groups[target]].append(target)
+                self._free.setdefault(items.groups[target], [])
+        for target in np.flatnonzero(are_targets).tolist():
+            if not self._references[target] and items.groups[target] in self._free:
+                self._free[items.groups[target]].append(target)
 
     def draw(self, generator: np.random.Generator, *counts: int) -> PairBatch:
         """Draw one batch. The same generator state gives the same batch."""

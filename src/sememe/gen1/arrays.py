@@ -11,7 +11,9 @@ from torch import Tensor
 from sememe.checkpoints.components import load_component
 from sememe.checkpoints.fingerprint import fingerprint_model
 from sememe.checkpoints.zoo import find_part
-from sememe.data.array_cache import ArrayCache, ArrayEncoder, ClipItem
+from sememe.data.array_cache import ArrayCache
+from sememe.data.array_writer import ArrayEncoder
+from sememe.data.cache_index import ClipItem
 from sememe.errors import RecipeError
 from sememe.gen1.content import embed_images
 from sememe.gen1.prior import identify_space

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from sememe.backbones.autoencoder import frames_to_video
 from sememe.checkpoints.zoo import find_part
-from sememe.data.array_cache import ArrayCache, ArrayEncoder, ClipItem
+from sememe.data.array_cache import ArrayCache
+from sememe.data.array_writer import ArrayEncoder
+from sememe.data.cache_index import ClipItem
 from sememe.errors import InputError, RecipeError
 from sememe.evaluation.reader import NOTHING, VOCABULARY, name_scene
 from sememe.semanticgen.clocks import SliceClock
@@ -107,7 +109,7 @@ def open_frames(folder: Path, device: torch.device) -> ArrayCache:
 
 
 class SemanticArray:
-    """Features of a semantic encoder, (clip, slice, row, column, feature_dim); see `data.array_cache.ArrayEncoder`."""
+    """Features of a semantic encoder, (clip, slice, row, column, feature_dim); see `data.array_writer.ArrayEncoder`."""
 
     name, key = ARRAY, "clip"
 

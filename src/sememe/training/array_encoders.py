@@ -1,4 +1,4 @@
-"""The encoders of clips and captions; see `data.array_cache.ArrayEncoder`."""
+"""The encoders of clips and captions; see `data.array_writer.ArrayEncoder`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from sememe.backbones.autoencoder import encode_video, frames_to_video
 from sememe.backbones.first_frame import CachedFill, encode_cached_first_frame
 from sememe.checkpoints.components import load_component
 from sememe.checkpoints.fingerprint import fingerprint_encoder, fingerprint_model
-from sememe.data.array_cache import ArrayCache, ClipItem
+from sememe.data.array_cache import ArrayCache
+from sememe.data.cache_index import ClipItem
 from sememe.errors import RecipeError
 from sememe.training.clips import ClipCollection
 from sememe.training.networks import read_video
@@ -60,12 +61,14 @@ class FirstFrameLatents:
         return entries
 
     def preprocess(self, entries: Sequence[int]) -> Tensor:
-        """(clip, 3, height, width) in [-1, 1]."""
-        return frames_to_video(np.stack([self._clips.first_frame(index)[None] for index in entries]))[:, :, 0]
+        """(clip, 3, frame, height, width) in [-1, 1]: the first frame in place of all of them, which are not read."""
+        frames = np.stack([self._clips.first_frame(index)[None] for index in entries])
+        (num_frames,) = {self._clips.count_frames(index) for index in entries}
+        return frames_to_video(frames).expand(-1, -1, num_frames, -1, -1)
 
     def encode(self, inputs: Tensor) -> Tensor:
         """(clip, channel, frame, height, width), of the shape of the clip's own latents."""
-        return encode_cached_first_frame(self._vae, inputs, self._clips.num_frames, self._fill)
+        return encode_cached_first_frame(self._vae, inputs[:, :, 0], inputs.shape[2], self._fill)
 
 
 class GeneratedLatents:

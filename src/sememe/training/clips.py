@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from sememe.data.array_cache import ClipItem
+from sememe.data.buckets import Bucket
+from sememe.data.cache_index import ClipItem
 from sememe.training.recipes import ClipFormat, WorldData
 from sememe.world import (
     EVALUATION_SEED,
@@ -110,9 +111,8 @@ class ClipCollection(ClipSource, Protocol):
         """What tells this collection from every other one."""
         ...
 
-    @property
-    def num_frames(self) -> int:
-        """Length of every clip."""
+    def count_frames(self, index: int) -> int:
+        """Length of a clip."""
         ...
 
     def item(self, index: int) -> ClipItem:
@@ -129,7 +129,7 @@ class WorldClips:
 
     def __init__(self, clips: ClipFormat, data: WorldData) -> None:
         self._format, self._data = clips, data
-        self._size = (clips.height, clips.width)
+        self._buckets = clips.list_buckets()
 
     @property
     def origin(self) -> str:
@@ -143,16 +143,17 @@ class WorldClips:
     def version(self) -> str:
         return f"{self.origin}, {len(self)} clips"
 
-    @property
-    def num_frames(self) -> int:
-        return self._format.num_frames
+    def count_frames(self, index: int) -> int:
+        return self._find_bucket(self._item(index)).num_frames
 
     def __len__(self) -> int:
         return self._data.num_clips
 
     def frames(self, index: int) -> NDArray[np.uint8]:
-        clips = self._format
-        return render_item(self._item(index), num_frames=clips.num_frames, size=self._size, fps=clips.fps).clip.frames
+        item = self._item(index)
+        bucket = self._find_bucket(item)
+        size = (bucket.height, bucket.width)
+        return render_item(item, num_frames=bucket.num_frames, size=size, fps=self._format.fps).clip.frames
 
     def item(self, index: int) -> ClipItem:
         from sememe.world.captions import full_caption, neutral_caption
@@ -167,19 +168,25 @@ class WorldClips:
             caption=neutral_caption(scene),
             full_caption=full_caption(scene, parts_of(item.condition)),
             split="unseen" if item.condition in _unseen_conditions() else "train",
+            bucket=str(self._find_bucket(item)) if self._format.buckets else "",
         )
 
     def first_frame(self, index: int) -> NDArray[np.uint8]:
         from sememe.world import render
 
+        item = self._item(index)
+        bucket = self._find_bucket(item)
         # Nothing has happened yet in the first frame, whatever the condition is.
         frames: NDArray[np.uint8] = render(
-            _scene(self._item(index).scene), None, num_frames=1, size=self._size
+            _scene(item.scene), None, num_frames=1, size=(bucket.height, bucket.width)
         ).clip.frames
         return frames[0]
 
     def _item(self, index: int) -> WorldItem:
         return world_item(index, self._data.clips_per_scene, self._data.num_pairs)
+
+    def _find_bucket(self, item: WorldItem) -> Bucket:
+        return self._buckets[item.scene % len(self._buckets)]
 
 
 class ScriptClips:
@@ -199,8 +206,7 @@ class ScriptClips:
     def version(self) -> str:
         return f"{self.origin}, {len(self)} clips"
 
-    @property
-    def num_frames(self) -> int:
+    def count_frames(self, index: int) -> int:
         return self._format.num_frames
 
     def __len__(self) -> int:
@@ -275,8 +281,7 @@ class LookClips:
     def version(self) -> str:
         return f"{self.origin}, {len(self)} clips"
 
-    @property
-    def num_frames(self) -> int:
+    def count_frames(self, index: int) -> int:
         return self._format.num_frames
 
     def __len__(self) -> int:
@@ -318,7 +323,7 @@ class LookClips:
 
 
 def _describe_format(clips: ClipFormat) -> str:
-    return f"{clips.num_frames} frames of {clips.width}x{clips.height} at {clips.fps:g} fps"
+    return f"{clips.describe()} at {clips.fps:g} fps"
 
 
 @lru_cache(maxsize=1)

@@ -2,18 +2,26 @@
 
 import hashlib
 import json
-from dataclasses import asdict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sememe.data.array_cache import INDEX_NAME, ArrayCache, ClipItem
-from sememe.data.manifest import hash_videos, read_samples
-from sememe.errors import InputError, VideoError
+from sememe.data.array_cache import ArrayCache
+from sememe.data.buckets import Bucket, choose_bucket
+from sememe.data.cache_index import FIELDS, ClipItem, has_index
+from sememe.data.manifest import VideoSample, hash_videos, read_samples
+from sememe.data.storage import Storage
+from sememe.errors import InputError, RecipeError, VideoError
 from sememe.training.clips import ClipCollection, LookClips, ScriptClips, WorldClips
 from sememe.training.recipes import ClipFormat, WorldData
 from sememe.video import read_clip
+from sememe.video.resizing import pick_frames_at
+from sememe.video.source import survey_video
+
+_NUM_READERS = 4
 
 FRAMES_ARRAY = "frames"
 """Name of the array that holds frames, (clip, frame, height, width, channel): colours 0 to 255, and what follows."""
@@ -39,8 +47,7 @@ class CachedClips:
     def version(self) -> str:
         return self.cache.version
 
-    @property
-    def num_frames(self) -> int:
+    def count_frames(self, index: int) -> int:
         return self.cache.arrays[FRAMES_ARRAY].shape[0]
 
     def __len__(self) -> int:
@@ -51,7 +58,7 @@ class CachedClips:
         return frames
 
     def item(self, index: int) -> ClipItem:
-        return self.cache.items[index]
+        return self.cache.item(index)
 
     def first_frame(self, index: int) -> NDArray[np.uint8]:
         return self.frames(index)[0]
@@ -69,32 +76,37 @@ class DatasetClips:
         self.samples = read_samples(folder, min_score)
         self._folder, self._format = folder, clips
         self._hashes = hash_videos(folder, self.samples)
+        self._buckets = self._choose_buckets()
+        # What a file that cannot be read is known by is not used.
+        digests = zip(self.samples, self._hashes, strict=True)
+        self._keys = {sample.path: sample.path if digest is None else digest[:32] for sample, digest in digests}
 
     @property
     def origin(self) -> str:
         clips = self._format
         rate = f"{clips.fps:g} fps" if clips.sampling == "fps" else clips.sampling
-        return f"videos, {clips.num_frames} frames of {clips.width}x{clips.height}, {rate}"
+        return f"videos, {clips.describe()}, {rate}"
 
     @property
     def version(self) -> str:
-        about = json.dumps([asdict(self.item(index)) for index in range(len(self))])
-        return f"dataset {hashlib.sha256(about.encode()).hexdigest()[:16]}, {self.origin}"
+        digest = hashlib.sha256()
+        for index in range(len(self)):
+            item = self.item(index)
+            digest.update(json.dumps([getattr(item, name) for name in FIELDS]).encode())
+        return f"dataset {digest.hexdigest()[:16]}, {self.origin}"
 
-    @property
-    def num_frames(self) -> int:
-        return self._format.num_frames
+    def count_frames(self, index: int) -> int:
+        return self._buckets[index].num_frames
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def frames(self, index: int) -> NDArray[np.uint8]:
-        return self._read(index, self._format.num_frames)
+        return self._read(index, self._buckets[index].num_frames)
 
     def item(self, index: int) -> ClipItem:
         sample = self.samples[index]
-        digest = self._hashes[index]
-        content = sample.path if digest is None else digest[:32]
+        content = self._keys[sample.path]
         return ClipItem(
             clip=content,
             condition=sample.condition,
@@ -103,6 +115,8 @@ class DatasetClips:
             caption=sample.caption,
             full_caption=sample.full_caption or sample.caption,
             split=sample.split,
+            references=tuple(self._keys[path] for path in sample.references if path in self._keys),
+            bucket=str(self._buckets[index]) if self._format.buckets else "",
         )
 
     def first_frame(self, index: int) -> NDArray[np.uint8]:
@@ -110,28 +124,59 @@ class DatasetClips:
         return self._read(index, 1)[0]
 
     def _read(self, index: int, num_frames: int) -> NDArray[np.uint8]:
-        sample, clips = self.samples[index], self._format
+        sample, clips, bucket = self.samples[index], self._format, self._buckets[index]
         path = self._folder / sample.path
         if sample.sha256 is not None and self._hashes[index] not in (None, sample.sha256):
             raise VideoError(f"{path} is not the file that the manifest describes: its SHA-256 differs")
         frames: NDArray[np.uint8] = read_clip(
             path,
             num_frames=num_frames,
-            size=(clips.height, clips.width),
+            size=(bucket.height, bucket.width),
             sampling=clips.sampling,
             fps=clips.fps if clips.sampling == "fps" else None,
         ).frames
         return frames
 
+    def _choose_buckets(self) -> Sequence[Bucket]:
+        buckets = self._format.list_buckets()
+        if len(buckets) == 1:
+            return buckets * len(self.samples)
+        with ThreadPoolExecutor(_NUM_READERS) as pool:
+            return list(pool.map(self._choose_bucket, self.samples))
+
+    def _choose_bucket(self, sample: VideoSample) -> Bucket:
+        """Choose by what is seen of a video: upright, with square pixels. One that cannot be read gets the first."""
+        buckets, clips = self._format.list_buckets(), self._format
+        try:
+            survey = survey_video(self._folder / sample.path)
+            first = read_clip(self._folder / sample.path, num_frames=1, sampling="first", survey=survey)
+        except VideoError:
+            return buckets[0]
+        num_frames = len(survey.times)
+        if clips.sampling == "fps":
+            num_frames = len(pick_frames_at(survey.times, None, "fps", target_fps=clips.fps))
+        elif clips.sampling == "even":
+            num_frames = max(bucket.num_frames for bucket in buckets)
+        return choose_bucket(buckets, num_frames, *first.size)
+
 
 def open_clips(clips: ClipFormat, data: WorldData, dataset: Path | None, min_score: float = 0.0) -> ClipCollection:
     """The clips of a dataset, those above a score, or of a cache if there is one, else the world's."""
     if dataset is not None:
-        is_cache = (dataset / INDEX_NAME).is_file()
-        return CachedClips(dataset, clips) if is_cache else DatasetClips(dataset, clips, min_score)
+        if not has_index(Storage(dataset)):
+            return DatasetClips(dataset, clips, min_score)
+        _check_one_size(clips, f"the cache {dataset}")
+        return CachedClips(dataset, clips)
+    if data.kind != "conditions":
+        _check_one_size(clips, f"data.kind {data.kind}")
     kinds: dict[str, type[WorldClips | ScriptClips | LookClips]] = {
         "conditions": WorldClips,
         "scripts": ScriptClips,
         "looks": LookClips,
     }
     return kinds[data.kind](clips, data)
+
+
+def _check_one_size(clips: ClipFormat, source: str) -> None:
+    if clips.buckets:
+        raise RecipeError(f"clips.buckets have no effect on clips of {source}; leave them out")

@@ -60,10 +60,13 @@ class ItemPicker:
 
     Args:
         scenes: Scene of each item; a scene is held out as a whole.
+        buckets: Bucket of each item, where there are several; all items of a draw are of one.
     """
 
-    def __init__(self, scenes: Sequence[str]) -> None:
-        self._scenes = scenes
+    def __init__(self, scenes: Sequence[str], buckets: Sequence[str] = ()) -> None:
+        self._scenes, self._buckets = scenes, buckets
+        numbers = {bucket: number for number, bucket in enumerate(dict.fromkeys(buckets))}
+        self._numbers = np.array([numbers[bucket] for bucket in buckets]) if len(numbers) > 1 else None
         self.places = np.arange(len(scenes))
         """Numbers of the items that are drawn."""
 
@@ -76,7 +79,11 @@ class ItemPicker:
             below: Draw only of the items before this one; none are drawn where there are none.
         """
         num_places = len(self.places) if below is None else int(np.searchsorted(self.places, below))
-        return self.places[rng.integers(num_places, size=count)] if num_places else self.places[:0]
+        places = self.places[:num_places]
+        if num_places and self._numbers is not None:
+            first = places[rng.integers(num_places)]
+            places = places[self._numbers[places] == self._numbers[first]]
+        return places[rng.integers(len(places), size=count)] if num_places else places
 
     def hold_out(self) -> "ItemPicker":
         """Draw some items no more, and return a picker of these alone.
@@ -85,6 +92,6 @@ class ItemPicker:
             RecipeError: There are fewer than two scenes.
         """
         held = choose_held_out(self._scenes)
-        other = ItemPicker(self._scenes)
+        other = ItemPicker(self._scenes, self._buckets)
         self.places, other.places = np.flatnonzero(~held), np.flatnonzero(held)
         return other

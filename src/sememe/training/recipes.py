@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
+from sememe.data.buckets import Bucket
 from sememe.training.config import AutoencoderSettings, TrainingConfig, check_setting
 
 
@@ -40,6 +41,10 @@ class ClipFormat:
 
     The world renders `fps` frames a second. Videos of a dataset are sampled by `sampling` (see `video.resizing`), at
     `fps` with "fps"; they are scaled to cover the size and cropped.
+    `buckets` are several lengths and sizes in place of the one, written as frames x height x width, such as "17x64x96".
+    Each video goes to the one that it is long enough for and that least of it is cropped for (see `data.buckets`), each
+    scene of the world to one by its number, and a batch holds clips of one bucket. Where lengths differ, "even" would
+    change the speed.
     """
 
     num_frames: int = 17
@@ -47,11 +52,27 @@ class ClipFormat:
     width: int = 64
     fps: float = 8.0
     sampling: Literal["even", "fps", "first"] = "even"
+    buckets: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("num_frames", "height", "width"):
             check_setting(getattr(self, name) >= 1, f"clips.{name} must be 1 or more, got {getattr(self, name)}")
         check_setting(self.fps > 0, f"clips.fps must be above 0, got {self.fps}")
+        lengths = {bucket.num_frames for bucket in self.list_buckets()}
+        check_setting(
+            len(lengths) == 1 or self.sampling != "even",
+            "clips.sampling must be fps or first for clips.buckets of several lengths, got even",
+        )
+
+    def list_buckets(self) -> tuple[Bucket, ...]:
+        """Return the buckets; one of `num_frames`, `height` and `width` where none are given."""
+        given = tuple(Bucket.parse(text) for text in self.buckets)
+        return given or (Bucket(self.num_frames, self.height, self.width),)
+
+    def describe(self) -> str:
+        """What tells clips of these lengths and sizes from others."""
+        shapes = [f"{each.num_frames} frames of {each.width}x{each.height}" for each in self.list_buckets()]
+        return " or ".join(shapes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,6 +284,7 @@ class ModelRecipe:
 
 
 def _check_grid(clips: ClipFormat, network: LinearNetwork) -> None:
+    check_setting(not clips.buckets, "an autoencoder is trained on clips of one size; leave out clips.buckets")
     patch_size = network.patch_size
     length = network.temporal_patch_size or patch_size
     check_setting(

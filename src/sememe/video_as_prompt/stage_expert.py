@@ -10,14 +10,14 @@ from typing import Any, cast
 import numpy as np
 import torch
 from jaxtyping import Float, Int, Shaped
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sememe.checkpoints.components import load_component
 from sememe.checkpoints.zoo import find_part
 from sememe.compute.devices import choose_device
 from sememe.data.array_cache import ArrayCache
-from sememe.data.pairing import HeldOutPairs, PairSampler, draw_captions
+from sememe.data.bucket_pairs import PairItems, make_held_out_pairs, make_pairs
+from sememe.data.pairing import draw_captions
 from sememe.diffusion.objectives import FLOW, NoisePath, PredictionType
 from sememe.errors import RecipeError
 from sememe.training.array_encoders import find_text
@@ -104,16 +104,19 @@ class PairedStage(Stage):
         self.sampler: Sampler | None = None
         """Makes samples to look at; without it there are none."""
         self._family = choose_family(TransformerAlone(transformer))
-        self._pairs: PairSampler | HeldOutPairs = self._pair()
-
-    def _pair(self, held: NDArray[np.bool_] | None = None) -> PairSampler:
-        share, latents = self.pairing.same_scene_share, self.latents
-        return PairSampler(latents.conditions, latents.scenes, same_scene_share=share, left_out=held)
+        self._items = PairItems(
+            conditions=latents.conditions,
+            scenes=latents.scenes,
+            buckets=latents.buckets,
+            references=latents.references,
+        )
+        self._pairs = make_pairs(self._items, same_scene_share=settings.same_scene_share)
 
     def hold_out(self) -> "PairedStage":
         """Hold out targets; their references are clips that are trained on."""
-        held, other = choose_held_out_targets(self.latents.scenes, self.latents.conditions), copy(self)
-        self._pairs, other._pairs = self._pair(held), HeldOutPairs(self.latents.conditions, held)
+        held, other = choose_held_out_targets(self._items.scenes, self._items.groups), copy(self)
+        self._pairs = make_pairs(self._items, same_scene_share=self.pairing.same_scene_share, left_out=held)
+        other._pairs = make_held_out_pairs(self._items, held)
         return other
 
     def modules(self) -> Mapping[str, nn.Module]:

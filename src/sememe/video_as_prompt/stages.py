@@ -73,8 +73,18 @@ class LatentSource(Protocol):
         """Who, where and what happens, for each item."""
         ...
 
+    @property
+    def buckets(self) -> Sequence[str]:
+        """What items of one length and size have in common."""
+        ...
+
+    @property
+    def references(self) -> Sequence[Sequence[int]]:
+        """The items that may be each item's reference; none for all others of its condition."""
+        ...
+
     def select(self, name: str, indices: Tensor) -> Tensor:
-        """Entries of items, (item, channel, frame, height, width) for "clean" and "first_frame"."""
+        """Entries of items of one bucket, (item, channel, frame, height, width) for "clean" and "first_frame"."""
         ...
 
 
@@ -156,7 +166,7 @@ class BackboneStage(Stage):
         self._text = EncodedText(tokenizer, text_encoder)
         self._family = WanFamily(TransformerAlone(transformer))
         self._unnamed = np.zeros(len(latents.conditions), bool) if unnamed is None else unnamed
-        self.items: ItemPicker = ItemPicker(latents.scenes)
+        self.items: ItemPicker = ItemPicker(latents.scenes, latents.buckets)
 
     def modules(self) -> Mapping[str, nn.Module]:
         return {"transformer": self.transformer, "text_encoder": self.text_encoder}
@@ -220,7 +230,7 @@ class BackbonePreparation:
         tokenizer = train_tokenizer(cache.full_captions, recipe.text)
         torch.manual_seed(recipe.training.seed)
         text_encoder = make_text_encoder(recipe.text, len(tokenizer))
-        transformer = make_transformer(recipe.network, cache.arrays["clean"].shape[0], recipe.text.d_model)
+        transformer = make_transformer(recipe.network, cache.arrays["clean"].shapes[0][0], recipe.text.d_model)
         tokenizer.save_pretrained(folder / "tokenizer")
         text_encoder.save_pretrained(folder / "text_encoder")
         transformer.save_pretrained(folder / "transformer")
@@ -302,7 +312,8 @@ def select_conditions(cache: ArrayCache, unseen: NDArray[np.bool_], num_conditio
     if lonely:
         logger.warning("left out, because a pair needs two scenes: %s", ", ".join(lonely))
     seen = sorted(scenes.keys() - set(lonely))
-    places = [place for place in np.flatnonzero(~unseen).tolist() if cache.conditions[place] in seen]
+    kept = set(seen)
+    places = [place for place in np.flatnonzero(~unseen).tolist() if cache.conditions[place] in kept]
     if num_conditions is None:
         return cache.only(places)
     if num_conditions > len(seen):
@@ -314,6 +325,6 @@ def select_conditions(cache: ArrayCache, unseen: NDArray[np.bool_], num_conditio
 
 def check_channels(transformer: Any, cache: ArrayCache) -> None:
     """Raise `RecipeError` for latents of another number of channels than the transformer's."""
-    expected, channels = transformer.config.out_channels, cache.arrays["clean"].shape[0]
+    expected, channels = transformer.config.out_channels, cache.arrays["clean"].shapes[0][0]
     if channels != expected:
         raise RecipeError(f"the transformer needs latents of {expected} channels, got {channels}; take its own latents")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -16,33 +16,19 @@ import torch
 from sememe.checkpoints.components import load_component
 from sememe.checkpoints.zoo import describe_model, find_part, resolve_model
 from sememe.compute.devices import choose_device
-from sememe.data.array_cache import ArrayCacheWriter, ArrayEncoder, ClipItem, remove_damaged
+from sememe.data.array_writer import ArrayCacheWriter, ArrayEncoder, remove_damaged
+from sememe.data.cache_index import ClipItem
+from sememe.data.storage import Storage
 from sememe.errors import InputError, RecipeError, VideoError
 from sememe.events import Progress, ProgressHandler, ignore_progress
-from sememe.files import write_text
 from sememe.training.array_encoders import CleanLatents, FirstFrameLatents, GeneratedLatents, TextEmbeddings
 from sememe.training.clips import ClipCollection
 from sememe.training.dataset_clips import open_clips
 from sememe.training.recipes import ArraysRecipe, LatentsRecipe
+from sememe.workflows.quarantine import Quarantine, QuarantinedClip
 from sememe.workflows.systems import find_system
 
-# Small, so that little is lost when the work is interrupted.
-_SHARD_BYTES = 16 * 1024 * 1024
-_MAX_BAD_SHARE = 0.01
-QUARANTINE_NAME = "quarantine.jsonl"
-
-
-@dataclass(frozen=True, kw_only=True)
-class QuarantinedClip:
-    """A clip that was left out.
-
-    Attributes:
-        clip: Its key.
-        reason: Why it cannot be used; names the file.
-    """
-
-    clip: str
-    reason: str
+_SHARD_BYTES = 128 * 1024 * 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +36,7 @@ class PrecomputeSummary:
     """What a call of `precompute_latents` did.
 
     Attributes:
-        folder: Folder of the cache.
+        folder: Folder of the cache, or its URL.
         version: What tells the clips from all others.
         num_clips: in the cache.
         num_new: entries of each array that this call encoded.
@@ -61,7 +47,7 @@ class PrecomputeSummary:
         seconds: that it took.
     """
 
-    folder: Path
+    folder: str
     version: str
     num_clips: int
     num_new: Mapping[str, int]
@@ -122,7 +108,7 @@ def precompute_latents(
 
     Args:
         recipe: Clips and arrays.
-        output_dir: Folder of the cache.
+        output_dir: Folder of the cache, or its URL in object storage (see `data.storage`).
         on_progress: Called with what is being done, and how long it takes.
         verify: Read the whole cache first, and encode again what is damaged.
         prune: Remove the entries of clips that are not in the data any more.
@@ -130,44 +116,79 @@ def precompute_latents(
             it, which encodes what is still missing.
 
     Raises:
-        ModelError: there is no autoencoder or text encoder where the recipe says.
-        InputError: More than one video in a hundred cannot be read, or the cache is damaged and `verify` is not given.
-        RecipeError: the folder holds arrays of other clips or of another encoder.
-        OutputError: the folder cannot be written.
+        ModelError: There is no autoencoder or text encoder where the recipe says.
+        InputError: More than one video in a hundred cannot be read, or the cache is damaged.
+        RecipeError: The folder holds arrays of other clips or of another encoder.
+        OutputError: The folder cannot be written.
     """
-    begin, folder = time.monotonic(), Path(output_dir)
+    begin = time.monotonic()
     on_progress(Progress("listing clips"))
     clips = open_clips(recipe.clips, recipe.data, recipe.dataset, recipe.min_score)
-    encoders = list_encoders(recipe, clips)
     if verify:
         on_progress(Progress("verifying"))
-    damaged = remove_damaged(folder) if verify else ()
-    _limit_threads(recipe.num_threads or (1 if part.count > 1 else 0))
-    items = [clips.item(index) for index in range(len(clips))]  # takes long; others may add entries meanwhile
-    writer = ArrayCacheWriter(folder, clips.origin, dtype=recipe.dtype, shard_bytes=_SHARD_BYTES)
-    quarantine = Quarantine(items)
-    num_new = {
-        encoder.name: encode_array(encoder, items, writer, recipe.batch_size, quarantine, on_progress, part)
-        for encoder in encoders
-    }
-    good = quarantine.list_good()
+    damaged = remove_damaged(output_dir) if verify else ()
+    limit_threads(recipe.num_threads or (1 if part.count > 1 else 0))
+    encoding = Encoding(recipe, clips, output_dir)
+    num_new = encoding.encode(part, on_progress)
+    good = encoding.quarantine.list_good()
     if part.count == 1:
-        writer.finish(good, clips.version)
-        quarantine.write(folder / QUARANTINE_NAME)
+        encoding.writer.finish(good, clips.version)
+        encoding.quarantine.write(Storage(output_dir))
     return PrecomputeSummary(
-        folder=folder,
+        folder=str(Storage(output_dir)),
         version=clips.version,
         num_clips=len(good),
         num_new=num_new,
-        made_by={encoder.name: encoder.made_by for encoder in encoders},
-        quarantine=quarantine.clips,
+        made_by=encoding.made_by,
+        quarantine=encoding.quarantine.clips,
         damaged=damaged,
-        num_unused=_count_unused(writer, encoders, good, prune=prune),
+        num_unused=encoding.count_unused(good, prune=prune),
         seconds=time.monotonic() - begin,
     )
 
 
-def _limit_threads(count: int) -> None:
+class Encoding:
+    """The encoders of a recipe and the cache that they fill; no entry is encoded twice.
+
+    Args:
+        recipe: Arrays.
+        clips: The recipe's clips.
+        folder: Folder of the cache, or its URL.
+
+    Raises:
+        ModelError: There is no autoencoder or text encoder where the recipe says.
+        RecipeError: The folder holds arrays of other clips or of another encoder.
+    """
+
+    def __init__(self, recipe: ArraysRecipe, clips: ClipCollection, folder: Path | str) -> None:
+        self._recipe, self._encoders = recipe, list_encoders(recipe, clips)
+        self._items = [clips.item(index) for index in range(len(clips))]  # takes long; others may add entries meanwhile
+        self.writer = ArrayCacheWriter(folder, clips.origin, dtype=recipe.dtype, shard_bytes=_SHARD_BYTES)
+        self.quarantine = Quarantine(self._items)
+        self.made_by = {encoder.name: encoder.made_by for encoder in self._encoders}
+
+    def encode(self, part: Part = _WHOLE, on_progress: ProgressHandler = ignore_progress) -> dict[str, int]:
+        """Encode what the cache lacks of a part of the entries; return how many of each array that were.
+
+        Raises:
+            InputError: More than one video in a hundred cannot be read.
+        """
+        size = self._recipe.batch_size
+        return {
+            encoder.name: encode_array(encoder, self._items, self.writer, size, self.quarantine, on_progress, part)
+            for encoder in self._encoders
+        }
+
+    def count_unused(self, items: Sequence[ClipItem], *, prune: bool) -> int:
+        """Count entries of clips that are not among the items, and remove them if they are to be pruned."""
+        needed = {encoder.name: encoder.list_entries(items).keys() for encoder in self._encoders}
+        num_unused = self.writer.count_unused(needed)
+        if prune:
+            self.writer.prune(needed)
+        return num_unused
+
+
+def limit_threads(count: int) -> None:
     """Have torch and OpenCV, which renders, use that many threads; 0 leaves them as they are.
 
     OpenCV takes all cores in each of several processes: seven beside eight others on 16 cores made a load of 160 and
@@ -176,59 +197,6 @@ def _limit_threads(count: int) -> None:
     if count:
         torch.set_num_threads(count)
         cv2.setNumThreads(count)
-
-
-def _count_unused(
-    writer: ArrayCacheWriter, encoders: Sequence[ArrayEncoder], items: Sequence[ClipItem], *, prune: bool
-) -> int:
-    """Count entries of clips that are not among the items, and remove them if they are to be pruned."""
-    needed = {encoder.name: encoder.list_entries(items).keys() for encoder in encoders}
-    num_unused = writer.count_unused(needed)
-    if prune:
-        writer.prune(needed)
-    return num_unused
-
-
-class Quarantine:
-    """Clips that cannot be used, with reasons.
-
-    Args:
-        items: All clips of the data.
-    """
-
-    def __init__(self, items: Sequence[ClipItem]) -> None:
-        self._items = items
-        self._reasons: dict[str, str] = {}
-
-    @property
-    def clips(self) -> tuple[QuarantinedClip, ...]:
-        """The clips that were left out, in the order of the data."""
-        keys = dict.fromkeys(item.clip for item in self._items if item.clip in self._reasons)
-        return tuple(QuarantinedClip(clip=key, reason=self._reasons[key]) for key in keys)
-
-    def add(self, key_field: str, key: str, reason: str) -> None:
-        """Leave out the clips of which one field holds a key. Raises `InputError` if these are too many by now."""
-        for item in self._items:
-            if getattr(item, key_field) == key:
-                self._reasons[item.clip] = reason
-        num_bad = len(self._items) - len(self.list_good())
-        if num_bad > _MAX_BAD_SHARE * len(self._items):
-            raise InputError(
-                f"{num_bad} of {len(self._items)} videos cannot be used, more than the {_MAX_BAD_SHARE:.0%} that "
-                f"are left out; repair them, or take them out of the list; the last: {reason}"
-            )
-
-    def list_good(self) -> list[ClipItem]:
-        """The clips that were not left out, in order."""
-        return [item for item in self._items if item.clip not in self._reasons]
-
-    def write(self, path: Path) -> None:
-        """Write a JSON line for each clip that was left out; no file if there is none."""
-        lines = [json.dumps(asdict(clip)) + "\n" for clip in self.clips]
-        if lines:
-            write_text(path, "".join(lines))
-        else:
-            path.unlink(missing_ok=True)
 
 
 def list_encoders(recipe: ArraysRecipe, clips: ClipCollection) -> list[ArrayEncoder]:
@@ -272,22 +240,33 @@ def encode_array(
     """Encode those entries of an array that the cache lacks, except of clips that cannot be read; return how many."""
     present, entries = writer.begin(encoder), encoder.list_entries(items)
     entries = dict(list(entries.items())[part.number - 1 :: part.count])
-    missing = [key for key in entries if key not in present]
+    missing = {key: entry for key, entry in entries.items() if key not in present}
     begin, stage, num_present = time.monotonic(), f"encoding {encoder.name}", len(entries) - len(missing)
     on_progress(Progress(stage, num_present, len(entries)))
-    num_new = 0
-    for start in range(0, len(missing), batch_size):
-        keys = missing[start : start + batch_size]
-        readable = _read_entries(encoder, {key: entries[key] for key in keys}, quarantine)
+    num_new = done = 0
+    for batch in _list_batches(missing, encoder.key, items, batch_size):
+        readable = _read_entries(encoder, batch, quarantine)
         if readable.keys:
             with torch.inference_mode():
                 writer.append(encoder.name, readable.keys, encoder.encode(readable.inputs))
-        num_new += len(readable.keys)
-        done = start + len(keys)
+        num_new, done = num_new + len(readable.keys), done + len(batch)
         left = (time.monotonic() - begin) / done * (len(missing) - done)
         on_progress(Progress(stage, num_present + done, len(entries), left))
     writer.flush(encoder.name)
     return num_new
+
+
+def _list_batches(
+    entries: Mapping[str, Any], key_field: str, items: Sequence[ClipItem], batch_size: int
+) -> Iterator[Mapping[str, Any]]:
+    """Divide entries into batches of clips of one bucket each."""
+    buckets = {getattr(item, key_field): item.bucket for item in items}
+    keys_of: dict[str, list[str]] = defaultdict(list)
+    for key in entries:
+        keys_of[buckets.get(key, "")].append(key)
+    for keys in keys_of.values():
+        for start in range(0, len(keys), batch_size):
+            yield {key: entries[key] for key in keys[start : start + batch_size]}
 
 
 @dataclass(frozen=True)

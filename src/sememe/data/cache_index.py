@@ -1,0 +1,147 @@
+"""What a cache of arrays holds: its clips and its shards, in one file that is written last.
+
+The file has one JSON value a line: a head, the clips field by field, a line for each shard, and a hash of all that. It
+is read line by line, so that a million clips need little more memory than their texts.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
+from io import BytesIO
+from typing import Any
+
+from sememe.data.array_shards import Shard, list_shards, parse_shard
+from sememe.data.storage import FileRange, Storage
+from sememe.errors import InputError
+
+INDEX_NAME = "index.jsonl"
+_FORMAT = 4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClipItem:
+    """What is known of a cached clip.
+
+    `clip` and `first_frame` name its frames and its first frame; clips with the same first frame share one
+    `first_frame`. An expert is trained on clips of `split` "train", and a backbone meets the conditions of others
+    without their names. `references` names the clips that may be shown as its reference; none means all others of its
+    condition. Clips of one `bucket` have one length and size.
+    """
+
+    clip: str
+    condition: str
+    scene: str
+    first_frame: str
+    caption: str = ""
+    full_caption: str = ""
+    split: str = "train"
+    references: tuple[str, ...] = ()
+    bucket: str = ""
+
+
+FIELDS = tuple(field.name for field in fields(ClipItem))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheIndex:
+    """The clips of a cache and its shards.
+
+    Attributes:
+        origin: What tells the clips of a key from those of other caches.
+        version: What tells these clips from all others.
+        columns: The fields of `ClipItem` by name, with one value a clip.
+        shards: Its shards, those of one array and shape one after another.
+    """
+
+    origin: str
+    version: str
+    columns: Mapping[str, tuple[Any, ...]]
+    shards: tuple[Shard, ...]
+
+    @cached_property
+    def num_items(self) -> int:
+        """How many clips there are."""
+        return len(self.columns["clip"])
+
+    def item(self, index: int) -> ClipItem:
+        """What is known of a clip."""
+        return ClipItem(**{name: column[index] for name, column in self.columns.items()})
+
+
+def make_index(origin: str, version: str, items: Sequence[ClipItem], shards: Sequence[Shard]) -> CacheIndex:
+    """Make the index of some clips and shards."""
+    columns = {name: tuple(getattr(item, name) for item in items) for name in FIELDS}
+    return CacheIndex(origin=origin, version=version, columns=columns, shards=sort_shards(shards))
+
+
+def sort_shards(shards: Sequence[Shard]) -> tuple[Shard, ...]:
+    """Shards by array, shape and name."""
+    return tuple(sorted(shards, key=lambda shard: (shard.about.array, shard.shape, shard.name)))
+
+
+def write_index(index: CacheIndex, storage: Storage) -> None:
+    """Write an index. Raises `OutputError` if it cannot be written."""
+    head = {"format": _FORMAT, "origin": index.origin, "version": index.version, "num_shards": len(index.shards)}
+    lines = [head, *(list(index.columns[name]) for name in FIELDS), *(_describe(shard) for shard in index.shards)]
+    content = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+    storage.write(INDEX_NAME, content + json.dumps(hashlib.sha256(content).hexdigest()).encode() + b"\n")
+
+
+def has_index(storage: Storage) -> bool:
+    """Whether a folder holds a cache that is finished."""
+    return storage.has(INDEX_NAME)
+
+
+def read_index(storage: Storage) -> CacheIndex:
+    """Read an index.
+
+    Raises:
+        InputError: There is none, or it is damaged or of another format.
+    """
+    if not has_index(storage):
+        if list_shards(storage):
+            raise InputError(f"the cache {storage} is not finished; go on with `sememe precompute`")
+        raise InputError(f"{storage} holds no cache; make one with `sememe precompute`")
+    try:
+        (content,) = storage.read([FileRange(INDEX_NAME, 0, storage.measure(INDEX_NAME))])
+        return _parse(content)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise InputError(
+            f"{storage}/{INDEX_NAME} cannot be read: {error}; make it again with `sememe precompute`"
+        ) from error
+
+
+def _describe(shard: Shard) -> dict[str, Any]:
+    own = {name: getattr(shard, name) for name in ("name", "shape", "keys", "hashes", "start")}
+    return {**asdict(shard.about), **own}
+
+
+def _parse(content: bytes) -> CacheIndex:
+    file, digest = BytesIO(content), hashlib.sha256()
+
+    def read() -> Any:
+        line = file.readline()
+        digest.update(line)
+        return json.loads(line)
+
+    head = read()
+    if not isinstance(head, dict) or head.get("format") != _FORMAT:
+        raise ValueError(f"it is not of format {_FORMAT}")
+    known: dict[Any, Any] = {}
+    columns = {name: _keep_once(read(), known) for name in FIELDS}
+    shards = [
+        replace(shard, keys=_keep_once(shard.keys, known))
+        for shard in (parse_shard(read()) for _ in range(head["num_shards"]))
+    ]
+    expected = digest.hexdigest()
+    if read() != expected:
+        raise ValueError("it holds something else than was written to it")
+    return CacheIndex(origin=head["origin"], version=head["version"], columns=columns, shards=tuple(shards))
+
+
+def _keep_once(values: Sequence[Any], known: dict[Any, Any]) -> tuple[Any, ...]:
+    """The values, equal ones as one object: most texts are there many times."""
+    plain = (tuple(value) if isinstance(value, list) else value for value in values)
+    return tuple(known.setdefault(value, value) for value in plain)

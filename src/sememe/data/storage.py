@@ -1,0 +1,130 @@
+"""Folders of files on a disk or in object storage, such as `s3://bucket/folder`, through fsspec."""
+
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import fsspec.core
+
+from sememe.errors import InputError, OutputError
+from sememe.files import describe_write_error, write_bytes
+
+# A `Path` makes one slash of two; names of one letter are drives.
+_URL = re.compile(r"([a-z][a-z0-9+.-]+):(/+)(.*)")
+
+_LOCAL = ("file", "local")
+
+
+@dataclass(frozen=True)
+class FileRange:
+    """Bytes `start` to `stop` of a file."""
+
+    name: str
+    start: int
+    stop: int
+
+
+class Storage:
+    """The files of one folder.
+
+    Args:
+        location: A folder, or a URL of a kind that fsspec knows; packages such as s3fs add kinds.
+
+    Raises:
+        InputError: There is no such kind, or its package is not installed.
+    """
+
+    def __init__(self, location: Path | str) -> None:
+        url = _URL.fullmatch(str(location))
+        try:
+            self._location = str(location) if url is None else _restore(*url.groups())
+            self._files, self._root = fsspec.core.url_to_fs(self._location)
+        except (ImportError, ValueError) as error:
+            raise InputError(f"{location} cannot be opened: {error}") from error
+        self._folder = Path(self._root) if url is None or url[1] in _LOCAL else None
+
+    def __str__(self) -> str:
+        return self._location
+
+    @property
+    def url(self) -> str:
+        """What other processes find the folder by, whatever folder they work in."""
+        return str(self._files.unstrip_protocol(self._root))
+
+    def make(self) -> None:
+        """Make the folder, where there are any. Raises `OutputError` if it cannot be made."""
+        try:
+            self._files.makedirs(self._root, exist_ok=True)
+        except OSError as error:
+            raise OutputError(describe_write_error(str(self), error)) from error
+
+    def list_names(self, suffix: str) -> list[str]:
+        """Names of the files that end so, sorted; none for a folder that is not there. Hidden ones are left out."""
+        try:
+            paths = self._files.ls(self._root, detail=False, refresh=True)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        names = (path.rpartition("/")[2] for path in paths)
+        return sorted(name for name in names if name.endswith(suffix) and not name.startswith("."))
+
+    def has(self, name: str) -> bool:
+        """Whether there is a file of that name."""
+        return bool(self._files.isfile(self._place(name)))
+
+    def measure(self, name: str) -> int:
+        """Bytes of a file. Raises `InputError` if it cannot be read."""
+        try:
+            return int(self._files.size(self._place(name)))
+        except OSError as error:
+            raise self._unreadable(name, error) from error
+
+    def read(self, ranges: Sequence[FileRange]) -> list[bytes]:
+        """Read parts of files, from object storage side by side; less of what ends too early.
+
+        Raises:
+            InputError: A file is not there, or cannot be read.
+        """
+        paths = [self._place(each.name) for each in ranges]
+        try:
+            found = self._files.cat_ranges(
+                paths, [each.start for each in ranges], [each.stop for each in ranges], on_error="raise"
+            )
+        except OSError as error:
+            names = ", ".join(sorted({each.name for each in ranges})[:3])
+            raise self._unreadable(names, error) from error
+        return list(found)
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a whole file, or nothing. Raises `OutputError` if it cannot be written."""
+        if self._folder is not None:
+            write_bytes(self._folder / name, content)
+            return
+        try:
+            self._files.pipe_file(self._place(name), content)
+        except OSError as error:
+            raise OutputError(describe_write_error(f"{self}/{name}", error)) from error
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there."""
+        with suppress(FileNotFoundError):
+            self._files.rm_file(self._place(name))
+
+    def remove_parts(self) -> None:
+        """Remove what writers that were killed left behind."""
+        for path in () if self._folder is None else self._folder.glob(".*.part.*"):
+            path.unlink()
+
+    def _place(self, name: str) -> str:
+        return f"{self._root}/{name}"
+
+    def _unreadable(self, name: str, error: OSError) -> InputError:
+        reason = "there is no such file" if isinstance(error, FileNotFoundError) else error.strerror or error
+        return InputError(f"{self}/{name} cannot be read: {reason}")
+
+
+def _restore(kind: str, slashes: str, rest: str) -> str:
+    """The URL that a path was made of."""
+    slash = "/" if kind in _LOCAL or len(slashes) > 2 else ""
+    return f"{kind}://{slash}{rest}".rstrip("/")

@@ -1,0 +1,81 @@
+"""Clips that cannot be used and are left out, with reasons; too many of them stop the work."""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from sememe.data.cache_index import ClipItem
+from sememe.data.storage import Storage
+from sememe.errors import InputError
+
+QUARANTINE_NAME = "quarantine.jsonl"
+_MAX_BAD_SHARE = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuarantinedClip:
+    """A clip that was left out.
+
+    Attributes:
+        clip: Its key.
+        reason: Why it cannot be used; names the file.
+    """
+
+    clip: str
+    reason: str
+
+
+class Quarantine:
+    """Clips that cannot be used, with reasons.
+
+    Args:
+        items: All clips of the data.
+    """
+
+    def __init__(self, items: Sequence[ClipItem]) -> None:
+        self._items = items
+        self._counts = Counter(item.clip for item in items)
+        self._reasons: dict[str, str] = {}
+        self._owners: dict[str, Mapping[str, set[str]]] = {}
+        self._num_bad = 0
+
+    @property
+    def clips(self) -> tuple[QuarantinedClip, ...]:
+        """The clips that were left out, in the order of the data."""
+        return tuple(
+            QuarantinedClip(clip=key, reason=self._reasons[key]) for key in self._counts if key in self._reasons
+        )
+
+    def add(self, key_field: str, key: str, reason: str) -> None:
+        """Leave out the clips of which one field holds a key. Raises `InputError` if these are too many by now."""
+        if key_field not in self._owners:
+            self._owners[key_field] = _group(self._items, key_field)
+        for clip in self._owners[key_field].get(key, ()):
+            self._num_bad += 0 if clip in self._reasons else self._counts[clip]
+            self._reasons[clip] = reason
+        if self._num_bad > _MAX_BAD_SHARE * len(self._items):
+            raise InputError(
+                f"{self._num_bad} of {len(self._items)} videos cannot be used, more than the {_MAX_BAD_SHARE:.0%} that "
+                f"are left out; repair them, or take them out of the list; the last: {reason}"
+            )
+
+    def list_good(self) -> list[ClipItem]:
+        """The clips that were not left out, in order."""
+        return [item for item in self._items if item.clip not in self._reasons]
+
+    def write(self, storage: Storage) -> None:
+        """Write a JSON line for each clip that was left out; no file if there is none."""
+        lines = [json.dumps(asdict(clip)) + "\n" for clip in self.clips]
+        if lines:
+            storage.write(QUARANTINE_NAME, "".join(lines).encode())
+        else:
+            storage.remove(QUARANTINE_NAME)
+
+
+def _group(items: Sequence[ClipItem], key_field: str) -> Mapping[str, set[str]]:
+    """Clips by what one of their fields holds."""
+    groups: dict[str, set[str]] = defaultdict(set)
+    for item in items:
+        groups[getattr(item, key_field)].add(item.clip)
+    return groups
