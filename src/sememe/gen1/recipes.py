@@ -30,7 +30,14 @@ from sememe.gen1.stage_settings import (
     UNetRecipe,
     UNetSettings,
 )
-from sememe.training.config import UNBOUNDED, AutoencoderSettings, PhaseConfig, ScheduleConfig, TrainingConfig, shorten
+from sememe.training.config import (
+    AutoencoderSettings,
+    PhaseConfig,
+    ScheduleConfig,
+    TrainingConfig,
+    shorten,
+    train_transformer,
+)
 from sememe.training.recipes import AutoencoderRecipe, ClipFormat, LinearNetwork, WorldData
 
 _CLIPS = ClipFormat(num_frames=8)
@@ -63,7 +70,7 @@ def tiny_gen1_autoencoder() -> AutoencoderRecipe:
         settings=AutoencoderSettings(batch_size=4),
         # It has convolutions alone, which Muon does not train.
         training=replace(
-            _train(learning_rate=2e-3, warmup_steps=30, ema_decay=0.99, max_minutes=6.0), optimizer="adamw"
+            train_transformer(learning_rate=2e-3, warmup_steps=30, ema_decay=0.99, max_minutes=6.0), optimizer="adamw"
         ),
     )
 
@@ -74,7 +81,7 @@ def tiny_gen1_depth() -> DepthRecipe:
         name="tiny-gen1-depth",
         description="the depth network of tiny: a small Depth-Anything, taught by the world",
         frames=Path("runs/tiny-gen1-frames"),
-        training=_train(learning_rate=2e-3, warmup_steps=50, ema_decay=0.99, max_minutes=12.0),
+        training=train_transformer(learning_rate=2e-3, warmup_steps=50, ema_decay=0.99, max_minutes=12.0),
     )
 
 
@@ -84,7 +91,7 @@ def tiny_gen1_clip() -> ClipRecipe:
         name="tiny-gen1-clip",
         description="the CLIP of tiny: embeddings of pictures and captions of the world",
         frames=Path("runs/tiny-gen1-frames"),
-        training=_train(learning_rate=1e-3, warmup_steps=50, ema_decay=0.99, max_minutes=15.0),
+        training=train_transformer(learning_rate=1e-3, warmup_steps=50, ema_decay=0.99, max_minutes=15.0),
     )
 
 
@@ -109,7 +116,7 @@ def tiny_gen1_prior() -> PriorRecipe:
         description="the prior of tiny: image embeddings from captions",
         latents=Path("runs/tiny-gen1-latents"),
         clip="runs/tiny-gen1-clip",
-        training=_train(learning_rate=1e-3, warmup_steps=50, ema_decay=0.99, max_minutes=6.0),
+        training=train_transformer(learning_rate=1e-3, warmup_steps=50, ema_decay=0.99, max_minutes=6.0),
     )
 
 
@@ -276,19 +283,6 @@ def smoke_gen1() -> Gen1ModelRecipe:
         prior="runs/smoke-gen1-prior",
         unet="runs/smoke-gen1-unet",
         generation=BUILT_IN.override(height=16, width=16, num_inference_steps=2, prior_num_inference_steps=2),
-    )
-
-
-def _train(*, learning_rate: float, warmup_steps: int, ema_decay: float, max_minutes: float) -> TrainingConfig:
-    return TrainingConfig(
-        num_steps=UNBOUNDED,
-        learning_rate=learning_rate,
-        optimizer="muon",
-        schedule=ScheduleConfig(warmup_steps=warmup_steps, shape="cosine", final_ratio=0.02),
-        ema_decay=ema_decay,
-        max_minutes=max_minutes,
-        time_decay=True,
-        save_minutes=3.0,
     )
 
 
