@@ -32,9 +32,13 @@ class Predictor:
     batch_frames: int
 
     def __call__(self, latents: Tensor, timestep: Tensor, variants: tuple[Variant, ...]) -> Tensor:
-        """Predict under variants that are all of the video model, or all of the image model."""
+        """Predict under variants that are all of the video model, or all of the image model.
+
+        Windows of one frame leave the video model nothing to do: they are the image model's.
+        """
         together = variants[0].frames == "together"
         assert all((each.frames == "together") == together for each in variants), "variants of one model"
+        together = together and any(len(window.weights) > 1 for window in self.windows)
         num_frames = latents.shape[2]
         stacked = latents.repeat(len(variants), 1, 1, 1, 1)
         structure = self.structure.repeat(len(variants), 1, 1, 1, 1)
