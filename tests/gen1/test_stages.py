@@ -75,6 +75,17 @@ def test_cached_frames_are_those_that_are_rendered(root: Path) -> None:
     assert looks.item(0).caption != looks.item(1).caption
 
 
+def test_texts_alone_are_fitted_to_a_tower_of_pictures(root: Path, tmp_path: Path) -> None:
+    recipe = resolve_training_recipe("smoke-gen1-clip", [*settings(root, "clip"), "settings.trains_images=false"])
+    stage = prepare_stage(recipe, tmp_path, None, ignore_progress).stage
+    rng = step_generator(0, 0, 0, "batch", CPU)
+    stage.loss(stage.batch(0, rng, CPU), rng).total.backward()
+    learning = {
+        name: any(each.grad is not None for each in part.parameters()) for name, part in stage.modules().items()
+    }
+    assert learning == {"image_encoder": False, "text_encoder": True}
+
+
 def test_the_cache_holds_what_the_pipeline_sees(root: Path, pipeline: Gen1Pipeline) -> None:
     cache = ArrayCache.open(gen1_runs(root) / "latents")
     assert {name: array.shape for name, array in cache.arrays.items()} == {

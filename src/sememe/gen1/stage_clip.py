@@ -63,6 +63,7 @@ class ClipStage(Stage):
         settings: ClipSettings,
     ) -> None:
         self.image_encoder, self.text_encoder = image_encoder.train(), text_encoder.train()
+        self.image_encoder.requires_grad_(settings.trains_images)
         self.image_processor, self.tokenizer = image_processor, tokenizer
         self.cache, self.settings = cache, settings
         scenes: dict[str, list[int]] = {}

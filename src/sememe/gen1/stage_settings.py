@@ -103,10 +103,13 @@ class ClipSettings:
     Attributes:
         num_scenes: Scenes per batch; all looks of each are in it, so that what tells them apart must be read.
         temperature: Divides the cosines.
+        trains_images: Whether the tower of pictures learns, too. One that a U-Net has been trained on has to stay as it
+            is: texts are then fitted to its embeddings (arXiv 2111.07991).
     """
 
     num_scenes: int = 32
     temperature: float = 0.05
+    trains_images: bool = True
 
     def __post_init__(self) -> None:
         _check_counts(self, "", "num_scenes")
