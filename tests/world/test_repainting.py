@@ -7,7 +7,8 @@ import pytest
 
 from sememe.errors import InputError
 from sememe.world import conditions, random_scene, render, repaint
-from sememe.world.scene import BACKDROPS, COLORS, LIGHTS, Backdrop, Crop, Scene
+from sememe.world.captions import neutral_caption
+from sememe.world.scene import BACKDROPS, COLORS, LIGHTS, Backdrop, Crop, Scene, jitter, name_color
 
 
 def find(*, has_subject: bool, is_textured: bool, is_photograph: bool) -> Scene:
@@ -63,11 +64,31 @@ def test_the_same_seed_gives_the_same_look(scene: Scene) -> None:
 def test_captions_name_the_look() -> None:
     captions = [render(repaint(DRAWN, seed), None, num_frames=1, size=16).caption for seed in range(56)]
     for color in COLORS:
-        assert sum(f" {color} " in caption.split(" creature")[-1] for caption in captions) > 3
+        assert sum(f" {color} " in caption for caption in captions) > 3
     assert [sum(caption.endswith(light) for caption in captions) for light in ("dusk", "night", "mist")] == [14] * 3
     for caption in captions:
         words = caption.split()
         assert not [words[i : i + 2] for i in range(len(words) - 1) if words[i] == "a" and words[i + 1][0] in "aeio"]
+
+
+def test_captions_name_every_colour_of_a_look() -> None:
+    assert DRAWN.subject is not None
+    assert isinstance(DRAWN.backdrop, Backdrop)
+    subject = replace(DRAWN.subject, kind="cat", color_name="red", accent_name="blue", texture="stripes")
+    place = replace(DRAWN.backdrop, kind="city", sky=COLORS["pink"], far=COLORS["orange"], ground=COLORS["green"])
+    scene = replace(DRAWN, subject=subject, backdrop=place, light="dusk")
+    who, where = "a red cat with blue stripes", "before an orange city on a green field below a pink sky at dusk"
+    assert neutral_caption(scene) == f"{who} {where}"
+    assert neutral_caption(replace(scene, light=None)) == "a striped red cat before a city"
+    plain = replace(subject, texture="plain")
+    assert neutral_caption(replace(scene, subject=plain)) == f"a red cat {where}"
+    assert neutral_caption(replace(scene, subject=replace(plain, kind="cup"))) == f"a red cup with blue parts {where}"
+
+
+def test_repainted_colours_are_named_as_they_were_drawn() -> None:
+    for name, color in COLORS.items():
+        rng = np.random.Generator(np.random.PCG64(1))
+        assert {name_color(jitter(rng, color)) for _ in range(200)} == {name}
 
 
 def test_wrong_seed() -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from sememe.world.condition import Condition
-from sememe.world.scene import BODIES, Crop, Scene
+from sememe.world.scene import BODIES, OBJECTS, Crop, Scene, name_color
 
 TEXTURE_WORDS = {
     "plain": "",
@@ -35,6 +36,25 @@ BACKDROP_WORDS = {
     "gradient": "before a plain wall",
 }
 
+LOOK_WORDS = {
+    "hills": "on a {ground} plain before {far} hills below a {sky} sky",
+    "mountains": "before snowy {far} mountains on a {ground} field below a {sky} sky",
+    "city": "before a {far} city on a {ground} field below a {sky} sky",
+    "forest": "before a {far} forest on a {ground} field below a {sky} sky",
+    "beach": "on a {ground} beach below a {sky} sky",
+    "desert": "in a {ground} desert before {far} hills below a {sky} sky",
+    "meadow": "on a {ground} meadow before {far} hills below a {sky} sky",
+    "room": "in a {sky} room with a {ground} floor",
+    "street": "on a street of {far} houses on a {ground} field below a {sky} sky",
+    "snowfield": "on a {ground} field of snow before {far} hills below a {sky} sky",
+    "stripes": "before {far} stripes on {sky}",
+    "tiles": "before {far} tiles on {sky}",
+    "dots": "before {far} dots on {sky}",
+    "rings": "before {far} rings on {sky}",
+    "waves": "before {far} waves on {sky}",
+    "gradient": "before a wall of {sky} over {far} with {accent} dots",
+}
+"""Words for a place in another look, which name the colours that are seen of it."""
 
 MATERIAL_WORDS = {
     "brick": "brick ",
@@ -61,33 +81,27 @@ PHOTOGRAPH_WORDS = {
 
 
 def neutral_caption(scene: Scene) -> str:
-    """Say who and where, and nothing of what happens."""
+    """Say who and where, and nothing of what happens; of a repainted scene, also in what colours and light."""
     subject, backdrop = scene.subject, scene.backdrop
-    where = (
-        f"before a photo of {PHOTOGRAPH_WORDS[backdrop.name]}"
-        if isinstance(backdrop, Crop)
-        else _say_place(scene, BACKDROP_WORDS[backdrop.kind])
-    )
-    if scene.look is not None:
-        tones = f" in {scene.look.place_color}" if isinstance(backdrop, Crop) else ""
-        where += tones + LIGHT_WORDS[scene.look.light]
+    is_repainted = scene.light is not None
+    if isinstance(backdrop, Crop):
+        where = f"before a photo of {PHOTOGRAPH_WORDS[backdrop.name]}"
+        where += f" in {name_color(backdrop.tones[1])}" if is_repainted and backdrop.tones else ""
+    elif is_repainted:
+        colors = {part: name_color(getattr(backdrop, part)) for part in ("sky", "far", "ground", "accent")}
+        where = LOOK_WORDS[backdrop.kind].format(**colors)
+    else:
+        where = BACKDROP_WORDS[backdrop.kind]
+    where += LIGHT_WORDS[scene.light or "day"]
     if subject is None:
         return where.removeprefix("before ")
     creature = " creature" if subject.kind in BODIES and subject.has_face else ""
     material = "" if scene.finish is None else MATERIAL_WORDS[scene.finish.subject]
-    who = f"{material}{TEXTURE_WORDS[subject.texture]}{subject.color_name} {subject.kind}{creature}"
-    article = "an" if who[0] in "aeio" else "a"
-    return f"{article} {who} {where}"
-
-
-def _say_place(scene: Scene, words: str) -> str:
-    """Name the colour of a repainted place: "before a city" becomes "before an orange city"."""
-    if scene.look is None:
-        return words
-    *start, thing = words.split()
-    if start[-1] == "a" and scene.look.place_color[0] in "aeio":
-        start[-1] = "an"
-    return " ".join([*start, scene.look.place_color, thing])
+    texture, more = TEXTURE_WORDS[subject.texture], ""
+    if is_repainted and (texture or subject.kind in OBJECTS):
+        texture, more = "", f" with {subject.accent_name} {subject.texture if texture else 'parts'}"
+    caption = f"a {material}{texture}{subject.color_name} {subject.kind}{creature}{more} {where}"
+    return re.sub(r"\ba (?=[aeio])", "an ", caption)
 
 
 def full_caption(scene: Scene, happenings: Sequence[Condition]) -> str:

@@ -16,7 +16,6 @@ from sememe.world.scene import (
     Backdrop,
     Color,
     Crop,
-    Look,
     Scene,
     Subject,
     color_distance,
@@ -36,7 +35,7 @@ def repaint(scene: Scene, seed: int) -> Scene:
     Under every condition, depth and mask are those of `scene`, byte for byte: places, silhouettes, the foreground and
     the focus of the lens stay. New are the subject's colours and texture, the colours of the place, its kind where the
     shapes are the same (a desert may become a field of snow, stripes may become dots), materials, and the light: day,
-    dusk, night or mist. The caption names them.
+    dusk, night or mist. The caption names them, with the colours of the subject and of all that the place is made of.
 
     A photograph stays the photograph: it is printed in tones of one colour, and the light changes.
 
@@ -62,7 +61,7 @@ def repaint(scene: Scene, seed: int) -> Scene:
         else _paint_backdrop(rng, scene.backdrop, COLORS[name])
     )
     subject = None if scene.subject is None else _paint_subject(rng, scene.subject, COLORS[name])
-    return Scene(scene.seed, subject, backdrop, finish, Look(light, name))
+    return Scene(scene.seed, subject, backdrop, finish, light)
 
 
 def _paint_backdrop(rng: np.random.Generator, backdrop: Backdrop, main: Color) -> Backdrop:

@@ -172,19 +172,6 @@ class Finish:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """What `repaint` gave a scene, for its light and its caption.
-
-    Attributes:
-        light: one of `LIGHTS`.
-        place_color: name of the main colour of the place or of the print.
-    """
-
-    light: str
-    place_color: str
-
-
-@dataclass(frozen=True, slots=True)
 class Scene:
     """A film set, as a record.
 
@@ -193,14 +180,14 @@ class Scene:
         subject: who acts; None in a scene that is a whole photograph.
         backdrop: drawn, or a part of a photograph.
         finish: Finish of a textured scene; None for flat colours and whole photographs.
-        look: Look of a repainted scene; None for a scene as it was drawn from its seed.
+        light: one of `LIGHTS` for a repainted scene, whose caption names its colours; None for a scene as it was drawn.
     """
 
     seed: int
     subject: Subject | None
     backdrop: Backdrop | Crop
     finish: Finish | None = None
-    look: Look | None = field(default=None, repr=False)
+    light: str | None = field(default=None, repr=False)
 
 
 def random_scene(seed: int) -> Scene:
@@ -312,6 +299,11 @@ def random_finish(rng: np.random.Generator, *, held_out: bool) -> Finish:
 def color_distance(first: Color, second: Color) -> float:
     """Sum of the differences of red, green and blue."""
     return sum(abs(a - b) for a, b in zip(first, second, strict=True))
+
+
+def name_color(color: Color) -> str:
+    """Return the name of the nearest of `COLORS`."""
+    return min(COLORS, key=lambda name: color_distance(COLORS[name], color))
 
 
 def _mix(first: Color, second: Color) -> Color:

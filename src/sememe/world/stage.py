@@ -80,7 +80,7 @@ class Stage:
 @lru_cache(maxsize=64)
 def build_stage(scene: Scene, height: int, width: int) -> Stage:
     """Draw every layer of `scene` for pictures of `height` by `width` pixels."""
-    light = "day" if scene.look is None else scene.look.light
+    light = scene.light or "day"
     if isinstance(scene.backdrop, Crop):
         photograph = _photograph_layer(scene.backdrop, scene.finish, height, width)
         backdrop: tuple[Layer, ...] = (photograph,)
