@@ -1,5 +1,7 @@
 """Latents: normalised in one place, the same way for every autoencoder, and only for shapes that exist."""
 
+from functools import partial
+
 import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderKLCogVideoX, AutoencoderTiny
@@ -12,6 +14,8 @@ from sememe.backbones.first_frame import (
     leading_frame_condition,
     mark_first_frame,
 )
+from sememe.backbones.linear_autoencoder import LinearVideoAutoencoder
+from sememe.compute.rehearsal import measure_peak
 from sememe.errors import InputError, ModelError
 from video_as_prompt.wan_factories import make_linear_vae, make_wan_vae
 
@@ -102,6 +106,18 @@ def test_an_autoencoder_for_images_works_frame_by_frame() -> None:
     drawn = encode_video(vae, video, torch.Generator().manual_seed(0))
     assert drawn.shape == latents.shape
     assert not torch.equal(drawn, latents)
+
+
+@torch.no_grad()
+def test_the_linear_autoencoder_for_images_decodes_in_the_memory_of_one_frame() -> None:
+    torch.manual_seed(0)
+    vae = LinearVideoAutoencoder(latent_channels=4, patch_size=4, temporal_patch_size=1, hidden_channels=16).eval()
+    vae.refiner.conv_out.reset_parameters()
+    latents = encode_video(vae, make_video(9))
+    whole = vae.decode(latents).sample.clamp(-1, 1)
+    torch.testing.assert_close(decode_latents(vae, latents), whole, atol=1e-6, rtol=1e-5)
+    peaks = [measure_peak(partial(decode_latents, vae, latents[:, :, :count])) for count in (3, 9)]
+    assert peaks[1] - peaks[0] < 3 * whole[:, :, :6].nbytes, "more frames add themselves alone"
 
 
 @pytest.mark.parametrize("make_vae", [make_wan_vae, make_linear_vae])

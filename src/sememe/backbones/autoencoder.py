@@ -196,6 +196,8 @@ def _decode(vae: nn.Module, latents: torch.Tensor) -> torch.Tensor:
     autoencoder: Any = vae
     if _is_for_images(vae):
         return torch.stack([autoencoder.decode(frame).sample for frame in latents.unbind(2)], dim=2)
+    if getattr(vae, "is_for_images", False):
+        return torch.cat([autoencoder.decode(frame).sample for frame in latents.split(1, dim=2)], dim=2)
     return autoencoder.decode(latents).sample
 
 
