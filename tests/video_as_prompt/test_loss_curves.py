@@ -29,10 +29,10 @@ from sememe.video_as_prompt.network_wan import WanVideoAsPromptTransformer
 from sememe.video_as_prompt.recipes import (
     smoke_autoencoder,
     smoke_backbone,
-    smoke_cogvideox_expert,
     smoke_expert,
     smoke_expert_joint,
 )
+from sememe.video_as_prompt.recipes_released import smoke_cogvideox_expert
 from sememe.video_as_prompt.stage_expert import ExpertStage
 from sememe.video_as_prompt.stages import BackboneStage, make_transformer
 from video_as_prompt.cogvideox_factories import make_backbone

@@ -14,7 +14,7 @@ from sememe.training.recipes import SchedulerSettings
 from sememe.video_as_prompt.blueprint import RELEASED
 from sememe.video_as_prompt.network_cogvideox import CogVideoXVideoAsPromptTransformer
 from sememe.video_as_prompt.network_wan import WanVideoAsPromptTransformer
-from sememe.video_as_prompt.recipes import cogvideox_few_step, cogvideox_one_way
+from sememe.video_as_prompt.recipes_released import cogvideox_few_step, cogvideox_one_way
 from sememe.video_as_prompt.references import ReferenceInputs
 from sememe.video_as_prompt.settings import GuidanceSettings
 from sememe.video_as_prompt.stage_distillation import FewStepStage, OneWayStage

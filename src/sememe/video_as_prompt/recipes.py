@@ -2,8 +2,6 @@
 
 tiny        64x64 pixels, 17 frames, trained in minutes on an accelerator, in days on two CPU cores; ablations follow
 small       128x128 pixels, 33 frames, wider and deeper; meant for an accelerator
-cogvideox   an expert on CogVideoX-5B image-to-video, as the released one is; reads the folder `CogVideoX-5b-I2V` of the
-            backbone in the layout of diffusers, its twin any model of that layout in `smoke-cogvideox`
 smoke       twins of the others that take seconds, whose results are noise: they show that a machine can run the others,
             and let tests run every step
 
@@ -26,7 +24,7 @@ from sememe.training.recipes import (
     TextNetwork,
     WorldData,
 )
-from sememe.video_as_prompt.settings import BUILT_IN, GuidanceSettings
+from sememe.video_as_prompt.settings import BUILT_IN
 from sememe.video_as_prompt.stage_settings import (
     BackboneRecipe,
     BackboneSettings,
@@ -292,119 +290,6 @@ def small_model() -> VideoAsPromptModelRecipe:
         expert="runs/small-expert",
         expert_share=1.0,
         generation=BUILT_IN.override(height=128, width=128, num_frames=33),
-    )
-
-
-def cogvideox_latents() -> LatentsRecipe:
-    """Clips at the backbone's own size; `--set dataset=FOLDER` takes those of a dataset."""
-    return LatentsRecipe(
-        name="cogvideox-latents",
-        description="clips of 720x480 pixels and 49 frames, encoded by the autoencoder of CogVideoX",
-        clips=ClipFormat(num_frames=49, height=480, width=720),
-        data=WorldData(num_clips=4_000),
-        autoencoder="CogVideoX-5b-I2V",
-        first_frame_fill="zeros",
-        # T5-XXL in every step would take more than the step itself.
-        text_encoder="CogVideoX-5b-I2V",
-        text_length=226,
-        reads_padding=True,
-        batch_size=1,
-        dtype="bfloat16",
-    )
-
-
-def cogvideox_expert() -> ExpertRecipe:
-    """Two-way, with the reference at the target's own timestep (paper section 3.2 and the released configuration)."""
-    return ExpertRecipe(
-        name="cogvideox-expert",
-        description="an expert on CogVideoX-5B image-to-video: two-way, v-prediction",
-        latents=Path("runs/cogvideox-latents"),
-        backbone="CogVideoX-5b-I2V",
-        attention_mode="joint",
-        # The released one has an expert in every block but the last.
-        expert_blocks=tuple(range(41)),
-        reference_timestep=None,
-        settings=ExpertSettings(
-            num_references=1,
-            targets_per_reference=1,
-            same_scene_share=0.0,
-            # About uniform over the timesteps.
-            sigma_std=1.7,
-            sigma_shift=1.0,
-            captions=CaptionPolicy(drop_target_caption=0.5, drop_reference_caption=0.5),
-        ),
-        training=TrainingConfig(
-            num_steps=20_000,
-            learning_rate=1e-4,
-            betas=(0.9, 0.95),
-            schedule=ScheduleConfig(warmup_steps=500, shape="constant_then_decay"),
-            prefetch_batches=1,
-        ),
-    )
-
-
-def cogvideox_one_way() -> OneWayRecipe:
-    """Makes the released expert, which is two-way, cacheable."""
-    recipe = cogvideox_expert()
-    return OneWayRecipe(
-        name="cogvideox-one-way",
-        description="a one-way expert on CogVideoX-5B that learns from a two-way one, such as the released",
-        latents=recipe.latents,
-        backbone=recipe.backbone,
-        teacher="runs/cogvideox-expert",
-        # The teacher's follows the target's timestep; encoded once, it has one of its own.
-        reference_timestep=0.0,
-        settings=recipe.settings,
-        training=recipe.training,
-    )
-
-
-def cogvideox_few_step() -> FewStepRecipe:
-    recipe = cogvideox_expert()
-    return FewStepRecipe(
-        name="cogvideox-few-step",
-        description="an expert on CogVideoX-5B for four steps and no guidance, which learns from one of many steps",
-        latents=recipe.latents,
-        backbone=recipe.backbone,
-        teacher="runs/cogvideox-expert",
-        settings=FewStepSettings(
-            num_references=1,
-            targets_per_reference=1,
-            same_scene_share=0.0,
-            captions=recipe.settings.captions,
-            # Steps of both divide the 1000 timesteps.
-            teacher_steps=10,
-            guidance=GuidanceSettings(guidance_scale=6.0),
-        ),
-        training=recipe.training,
-    )
-
-
-def smoke_cogvideox_latents() -> LatentsRecipe:
-    return replace(
-        cogvideox_latents(),
-        name="smoke-cogvideox-latents",
-        description="seconds-long twin of cogvideox-latents, for tests",
-        clips=ClipFormat(num_frames=9, height=32, width=48),
-        data=WorldData(num_clips=308, clips_per_scene=154),
-        autoencoder="smoke-cogvideox",
-        text_encoder="smoke-cogvideox",
-        text_length=8,
-        batch_size=32,
-    )
-
-
-def smoke_cogvideox_expert() -> ExpertRecipe:
-    recipe = cogvideox_expert()
-    return replace(
-        recipe,
-        name="smoke-cogvideox-expert",
-        description="seconds-long twin of cogvideox-expert, for tests",
-        latents=Path("runs/smoke-cogvideox-latents"),
-        backbone="smoke-cogvideox",
-        expert_blocks=None,
-        settings=replace(recipe.settings, num_references=2, targets_per_reference=2, same_scene_share=0.5),
-        training=shorten(recipe.training),
     )
 
 

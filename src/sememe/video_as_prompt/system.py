@@ -3,7 +3,7 @@
 import inspect
 
 from sememe.system import AUTOENCODER, CheckpointSpec, GenerationSpec, ModelSpec, StageSpec, System
-from sememe.video_as_prompt import recipes
+from sememe.video_as_prompt import recipes, recipes_released
 from sememe.video_as_prompt.generation import VideoAsPromptInputs
 from sememe.video_as_prompt.settings import Settings
 from sememe.video_as_prompt.stage_settings import (
@@ -65,11 +65,12 @@ VIDEO_AS_PROMPT = System(
     evaluation="sememe.video_as_prompt.evaluation:build_rows",
     evaluation_options=("negative_reference",),
     regenerator="sememe.video_as_prompt.generations:Regenerator",
-    # Every public function of that module makes the recipe of its name.
+    # Every public function of these modules makes the recipe of its name.
     recipes={
         name.replace("_", "-"): make
-        for name, make in vars(recipes).items()
-        if inspect.isfunction(make) and make.__module__ == recipes.__name__ and not name.startswith("_")
+        for module in (recipes, recipes_released)
+        for name, make in vars(module).items()
+        if inspect.isfunction(make) and make.__module__ == module.__name__ and not name.startswith("_")
     },
     checkpoints=CheckpointSpec(
         released={
