@@ -18,7 +18,7 @@ from sememe.video_as_prompt.recipes_released import cogvideox_few_step, cogvideo
 from sememe.video_as_prompt.references import ReferenceInputs
 from sememe.video_as_prompt.settings import GuidanceSettings
 from sememe.video_as_prompt.stage_distillation import FewStepStage, OneWayStage
-from sememe.video_as_prompt.stage_expert import ExpertStage, PairedStage, PairInputs
+from sememe.video_as_prompt.stage_expert import ExpertStage, PairedStage, PairInputs, assign
 from sememe.video_as_prompt.stage_settings import ExpertSettings, FewStepSettings
 from video_as_prompt import cogvideox_factories, wan_factories
 
@@ -77,8 +77,7 @@ def generator() -> torch.Generator:
 def draw(stage: PairedStage) -> tuple[Any, PairInputs]:
     """A batch, and what networks are given of it."""
     batch = stage.batch(0, generator(), CPU)
-    reference = stage._family.join_condition(batch.reference_clean, batch.reference_first_frames)
-    return batch, PairInputs(reference, stage.text.embed(batch.text), stage.text.embed(batch.reference_text))
+    return batch, stage.embed(batch)
 
 
 def gradients(loss: Tensor, model: Any) -> list[Tensor]:
@@ -98,13 +97,11 @@ def test_one_way_learns_from_both_targets() -> None:
     stage = OneWayStage(student, teacher, Texts(), Latents(), ExpertSettings(**PAIRS), 0.25, FLOW)
     batch, given = draw(stage)
     true = ExpertStage.add_noise(stage, batch, given, generator())
-    channels = stage._family.join_condition(true.noisy, batch.first_frames)
+    channels = stage._family.join_condition(true.noisy, given.first_frames)
     arguments = (channels, true.timesteps, given.text)
     # Each target with its own reference, in the teacher's two-way mode and in the student's.
-    seen = [
-        model.embed_reference(ReferenceInputs((given.reference[batch.owners],), (given.reference_text[batch.owners],)))
-        for model in (teacher, student)
-    ]
+    latents, text = given.references.latents[0][batch.owners], given.references.text_embeds[0][batch.owners]
+    seen = [model.embed_reference(ReferenceInputs((latents,), (text,))) for model in (teacher, student)]
     with torch.no_grad():
         taught = teacher(*arguments, reference=seen[0]).sample
     predicted = student(*arguments, reference=seen[1]).sample
@@ -128,11 +125,11 @@ def test_few_steps_fold_in_guidance_and_many_steps() -> None:
     batch, given = draw(stage)
     noised = stage.add_noise(batch, given, generator())
     levels = [3 * share / (1 + 2 * share) for share in (1 - 1e-6, 0.75025, 0.5005, 0.25075)] + [0.0]
-    cache = given.encode(stage._family, batch.owners)
+    cache = assign(given.encode(stage._family), batch.owners)
     empty = stage.text.embed(stage.text.pick([""])).expand_as(given.text)
 
     def predict(noisy: Tensor, level: float) -> Tensor:
-        channels = stage._family.join_condition(noisy, batch.first_frames)
+        channels = stage._family.join_condition(noisy, given.first_frames)
         timestep = torch.full((4,), float(int(1000 * level)))
         with torch.no_grad():
             named = stage.teacher(channels, timestep, given.text, reference=cache).sample

@@ -26,7 +26,7 @@ def test_a_rehearsal_tells_what_the_run_then_does(
     record = json.loads((runs / "expert" / "run.json").read_text())
     assert (found["step"], found["num_shares"], found["inputs"]) == (0, 1, record["inputs"])
     # Two references with two targets each, in latents of 4 channels.
-    assert found["batch"]["batch.clean"] == "float32 (4, 4, 3, 4, 4)"
+    assert found["batch"]["batch.targets.clean"] == "float32 (4, 4, 3, 4, 4)"
     assert found["batch"]["batch.owners"] == "int64 (4,)"
     kept = runs / "expert" / "checkpoints" / "step_000004"
     average = load_file(kept / "ema.safetensors")

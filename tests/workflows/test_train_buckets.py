@@ -42,15 +42,15 @@ def test_batches_are_of_one_size_and_show_listed_references(runs: Path, tmp_path
     shapes: dict[tuple[int, ...], ExpertBatch] = {}
     for step in range(12):
         batch, again = (stage.batch(step, step_generator(0, step, 0, "batch"), CPU) for _ in range(2))
-        assert torch.equal(batch.clean, again.clean), "a batch depends on its number alone"
-        shapes[tuple(batch.clean.shape[2:])] = batch
-        assert batch.reference_clean.shape[1:] == batch.clean.shape[1:]
+        assert torch.equal(batch.targets.clean, again.targets.clean), "a batch depends on its number alone"
+        shapes[tuple(batch.targets.clean.shape[2:])] = batch
+        assert batch.references.clean.shape[1:] == batch.targets.clean.shape[1:]
     assert set(shapes) == {(3, 4, 4), (2, 4, 8)}
     for shape, batch in shapes.items():
         loss = stage.loss(batch, step_generator(0, 0, 0, "loss"))
         assert torch.isfinite(loss.total), shape
     targets = stage.latents.select("clean", torch.arange(4)).float()
     batch = shapes[3, 4, 4]
-    for clean, owner in zip(batch.clean, batch.owners.tolist(), strict=True):
+    for clean, owner in zip(batch.targets.clean, batch.owners.tolist(), strict=True):
         number = next(index for index in range(4) if torch.equal(targets[index], clean))
-        assert torch.equal(batch.reference_clean[owner], targets[number ^ 2])
+        assert torch.equal(batch.references.clean[owner], targets[number ^ 2])

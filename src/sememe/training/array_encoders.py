@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sememe.backbones.autoencoder import encode_video, frames_to_video
 from sememe.backbones.first_frame import CachedFill, encode_cached_first_frame
+from sememe.backbones.pictures import encode_pictures
 from sememe.checkpoints.components import load_component
 from sememe.checkpoints.fingerprint import fingerprint_encoder, fingerprint_model
 from sememe.data.array_cache import ArrayCache
@@ -55,10 +56,7 @@ class FirstFrameLatents:
         self.made_by: Mapping[str, str] = {"autoencoder": fingerprint_encoder(vae), "first_frame_fill": fill}
 
     def list_entries(self, items: Sequence[ClipItem]) -> Mapping[str, Any]:
-        entries: dict[str, int] = {}
-        for index, item in enumerate(items):
-            entries.setdefault(item.first_frame, index)
-        return entries
+        return list_first_frames(items)
 
     def preprocess(self, entries: Sequence[int]) -> Tensor:
         """(clip, 3, frame, height, width) in [-1, 1]: the first frame in place of all of them, which are not read."""
@@ -69,6 +67,14 @@ class FirstFrameLatents:
     def encode(self, inputs: Tensor) -> Tensor:
         """(clip, channel, frame, height, width), of the shape of the clip's own latents."""
         return encode_cached_first_frame(self._vae, inputs[:, :, 0], inputs.shape[2], self._fill)
+
+
+def list_first_frames(items: Sequence[ClipItem]) -> dict[str, int]:
+    """The number of the first clip that shows each first frame, by the frame's key."""
+    entries: dict[str, int] = {}
+    for index, item in enumerate(items):
+        entries.setdefault(item.first_frame, index)
+    return entries
 
 
 class GeneratedLatents:
@@ -116,6 +122,48 @@ class TextEmbeddings:
     def encode(self, inputs: Tensor) -> Tensor:
         """(caption, token, text_dim)."""
         return self._text.embed(inputs)
+
+
+class ImageEmbeddings:
+    """Embeddings of first frames, for backbones that read them beside latents."""
+
+    name, key = "image", "first_frame"
+
+    def __init__(self, image_encoder: Path, image_processor: Path, clips: ClipCollection, device: torch.device) -> None:
+        self.made_by: Mapping[str, str] = describe_images(image_encoder, image_processor)
+        self._encoder = load_component("image_encoder", image_encoder).to(device)
+        self._processor, self._clips = load_component("image_processor", image_processor), clips
+
+    def list_entries(self, items: Sequence[ClipItem]) -> Mapping[str, Any]:
+        return list_first_frames(items)
+
+    def preprocess(self, entries: Sequence[int]) -> Tensor:
+        """RGB pictures (picture, height, width, 3), uint8."""
+        return torch.from_numpy(np.stack([self._clips.first_frame(index) for index in entries]))
+
+    def encode(self, inputs: Tensor) -> Tensor:
+        """(picture, token, dim)."""
+        return encode_pictures(self._encoder, self._processor, list(inputs.numpy()))
+
+
+def describe_images(image_encoder: Path, image_processor: Path) -> dict[str, str]:
+    """What decides on image embeddings: the folders' content."""
+    return {"image_encoder": " ".join(fingerprint_model(each).sha256[:16] for each in (image_encoder, image_processor))}
+
+
+def check_images(cache: ArrayCache, image_encoder: Path, image_processor: Path) -> None:
+    """Check that a cache's image embeddings are those of an image encoder.
+
+    Raises:
+        InputError: The cache has none.
+        RecipeError: They are those of another one.
+    """
+    found, expected = cache.describe("image")["image_encoder"], describe_images(image_encoder, image_processor)
+    if found != expected["image_encoder"]:
+        raise RecipeError(
+            f"the image embeddings were made with the image_encoder {found}, but the backbone has "
+            f"{expected['image_encoder']}; precompute them with its own"
+        )
 
 
 def describe_text(text_encoder: Path, tokenizer: Path, length: int | None, *, reads_padding: bool) -> dict[str, str]:

@@ -14,13 +14,14 @@ import torch
 from diffusers.configuration_utils import FrozenDict
 from diffusers.hooks.group_offloading import _is_group_offload_enabled
 from diffusers.loaders import CogVideoXLoraLoaderMixin, WanLoraLoaderMixin
-from diffusers.utils.torch_utils import get_module_execution_device, randn_tensor
+from diffusers.utils.torch_utils import randn_tensor
 from jaxtyping import Float, Num
 from torch import Tensor
 
 from sememe.backbones.autoencoder import encode_video, latent_grid
 from sememe.backbones.cross_attention import KeptText
 from sememe.backbones.first_frame import frame_condition, leading_frame_condition, mark_first_frame
+from sememe.backbones.pictures import encode_pictures
 from sememe.backbones.text import MAX_SEQUENCE_LENGTH, default_sequence_length, encode_prompts, encode_prompts_padded
 from sememe.diffusion.objectives import PredictionType
 from sememe.errors import InputError, ModelError
@@ -141,11 +142,17 @@ class BackboneFamily(ABC):
         """
 
     @abstractmethod
-    def join_condition(self, latents: VideoLatents, first_frames: VideoLatents) -> InputChannels:
+    def join_condition(self, latents: VideoLatents, first_frames: VideoLatents | None) -> InputChannels:
         """Concatenate noisy latents, mask and cached first-frame latents on the channel axis, as in training.
 
-        `first_frames` is what `backbones.first_frame.encode_first_frame` returned.
+        `first_frames` is what `backbones.first_frame.encode_first_frame` returned; None leaves the latents as they are,
+        for a text-to-video backbone.
         """
+
+    def list_arrays(self) -> tuple[str, ...]:
+        """Return the names of cached arrays that a training reads of each clip beside its latents and text."""
+        embeds = ("image",) if self.transformer.config.get("image_dim") is not None else ()
+        return ("first_frame", *embeds) if self.takes_image else embeds
 
     def encode_first_latents(self, images: Images) -> FirstLatents | None:
         """Encode first latent frames, for backbones whose only input of a picture they are."""
@@ -285,10 +292,8 @@ class WanFamily(BackboneFamily):
         if encoder is None or processor is None:
             raise ModelError("this backbone reads image embeddings: the model needs image_encoder and image_processor")
         flat = [picture for entry in pictures for picture in entry]
-        pixels = processor(images=flat, return_tensors="pt")["pixel_values"]
-        pixels = pixels.to(get_module_execution_device(encoder), encoder.dtype)
-        # Wan reads the last layer but one; the tokens of a last frame follow those of the first.
-        embeds = encoder(pixel_values=pixels, output_hidden_states=True).hidden_states[-2]
+        embeds = encode_pictures(encoder, processor, flat)
+        # The tokens of a last frame follow those of the first.
         # (entry * picture, token, dim) -> (entry, picture * token, dim)
         embeds = embeds.unflatten(0, (len(pictures), -1)).flatten(1, 2)
         return embeds.to(self.device, self.transformer.dtype)
@@ -302,7 +307,9 @@ class WanFamily(BackboneFamily):
         condition = frame_condition(self.pipeline.vae, images, num_frames, fill, last_images)
         return condition.to(self.device)
 
-    def join_condition(self, latents: VideoLatents, first_frames: VideoLatents) -> InputChannels:
+    def join_condition(self, latents: VideoLatents, first_frames: VideoLatents | None) -> InputChannels:
+        if first_frames is None:
+            return latents
         num_mask_channels = self.transformer.config.in_channels - 2 * latents.shape[1]
         return torch.cat([latents, mark_first_frame(first_frames, num_mask_channels)], dim=1)
 
@@ -397,8 +404,8 @@ class CogVideoXFamily(BackboneFamily):
             return None
         return leading_frame_condition(self.pipeline.vae, images, num_frames, generator).to(self.device)
 
-    def join_condition(self, latents: VideoLatents, first_frames: VideoLatents) -> InputChannels:
-        return torch.cat([latents, first_frames], dim=1)
+    def join_condition(self, latents: VideoLatents, first_frames: VideoLatents | None) -> InputChannels:
+        return latents if first_frames is None else torch.cat([latents, first_frames], dim=1)
 
     def arrange(self, inputs: ReferenceInputs) -> ReferenceInputs:
         latents = tuple(tensor.transpose(1, 2) for tensor in inputs.latents)

@@ -18,7 +18,7 @@ from sememe.training.samples import Sampler
 from sememe.training.text_source import TextSource
 from sememe.video_as_prompt.conditioning import Conditions, Predictor
 from sememe.video_as_prompt.expert_model import ExpertModel
-from sememe.video_as_prompt.families import ForwardInputs, Reference, TransformerAlone, choose_family
+from sememe.video_as_prompt.families import Reference, TransformerAlone, choose_family
 from sememe.video_as_prompt.guidance import ReferenceChoice, Text, VideoAsPromptSchedule
 from sememe.video_as_prompt.settings import Settings
 from sememe.video_as_prompt.stage_expert import (
@@ -27,8 +27,9 @@ from sememe.video_as_prompt.stage_expert import (
     PairedPreparation,
     PairedStage,
     PairInputs,
-    find_kind,
+    assign,
     find_path,
+    load_expert,
 )
 from sememe.video_as_prompt.stage_settings import ExpertSettings, FewStepRecipe, FewStepSettings, OneWayRecipe
 from sememe.video_as_prompt.stages import LatentSource, NoisyLatents
@@ -60,10 +61,8 @@ class OneWayStage(ExpertStage):
     @torch.no_grad()
     def add_noise(self, batch: ExpertBatch, given: PairInputs, generator: torch.Generator) -> NoisyLatents:
         noised = super().add_noise(batch, given, generator)
-        family = choose_family(TransformerAlone(self.teacher.to(batch.clean.device)))
-        channels = family.join_condition(noised.noisy, batch.first_frames)
-        inputs = ForwardInputs(channels, noised.timesteps, given.text)
-        predicted = family.predict(inputs, given.encode(family, batch.owners))
+        family = choose_family(TransformerAlone(self.teacher.to(batch.owners.device)))
+        predicted = given.predict(family, noised.noisy, noised.timesteps, given.encode(family), batch.owners)
         return replace(noised, target=torch.lerp(predicted.float(), noised.target, self._true_share))
 
 
@@ -95,13 +94,13 @@ class FewStepStage(PairedStage):
 
     @torch.no_grad()
     def add_noise(self, batch: ExpertBatch, given: PairInputs, generator: torch.Generator) -> NoisyLatents:
-        steps, clean = self._steps, batch.clean
+        steps, clean = self._steps, batch.targets.clean
         noise = torch.randn(clean.shape, generator=generator, device=clean.device)
         first = torch.randint(steps.num_steps, (1,), generator=generator, device=clean.device)
         places = (torch.arange(len(clean), device=clean.device) + first) % steps.num_steps
         noisy, target = torch.empty_like(clean), torch.empty_like(clean)
         family = choose_family(TransformerAlone(self.teacher.to(clean.device)))
-        reference = given.encode(family, batch.owners)
+        reference = assign(given.encode(family), batch.owners)
         for place in places.unique().tolist():
             members = (places == place).nonzero().flatten()
             begin = steps.add_noise(clean[members], noise[members], place)
@@ -115,16 +114,16 @@ class FewStepStage(PairedStage):
     def _find_conditions(
         self, batch: ExpertBatch, given: PairInputs, reference: Reference, members: Tensor
     ) -> Conditions:
-        clean = batch.clean[members]
+        clean, first, images = batch.targets.clean[members], given.first_frames, given.image_embeds
         # What a network is given of the first frame follows the latents.
-        channels = self._family.join_condition(clean, batch.first_frames[members])[:, clean.shape[1] :]
+        channels = None if first is None else self._family.join_condition(clean, first[members])[:, clean.shape[1] :]
         texts: dict[Text, Tensor] = {"positive": given.text[members]}
         if self._settings.guidance.guidance_scale != 1.0:
             negative = self.text.pick([str(self._settings.guidance.negative_prompt)]).to(clean.device)
             texts["negative"] = self.text.embed(negative).expand_as(texts["positive"])
-        seen = reference.map(lambda tensor: tensor.index_select(0, members))
+        seen = assign(reference, members)
         read: dict[tuple[ReferenceChoice, Text], Reference] = {("given", text): seen for text in texts}
-        return Conditions(channels, texts, None, read)
+        return Conditions(channels, texts, None if images is None else images[members], read)
 
 
 class DistillationPreparation(PairedPreparation):
@@ -136,14 +135,11 @@ class DistillationPreparation(PairedPreparation):
 
     _recipe: OneWayRecipe | FewStepRecipe
 
-    def put_expert(self, backbone: Any, fill: str) -> ExpertModel:
-        kind, folder = find_kind(backbone, fill), self._parts["expert"]
-        config = kind.read_expert_config(folder)
-        own = {name: config[name] for name in kind.own_settings}
+    def put_expert(self, backbone: Any, fill: str | None) -> ExpertModel:
         # Both share the modules of the backbone, which stay as they are.
-        self._teacher: ExpertModel = kind.from_backbone(backbone, **own)
-        self._teacher.load_expert(folder)
-        student: ExpertModel = kind.from_backbone(backbone, **{**own, **self.find_changes()})
+        self._teacher: Any = load_expert(backbone, self._parts["expert"], fill)
+        own = {name: self._teacher.config[name] for name in self._teacher.own_settings}
+        student: ExpertModel = self._teacher.from_backbone(backbone, **{**own, **self.find_changes()})
         student.copy_expert(self._teacher)
         return student
 

@@ -3,13 +3,14 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Int
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sememe.checkpoints.components import load_component
@@ -20,7 +21,7 @@ from sememe.data.bucket_pairs import PairItems, make_held_out_pairs, make_pairs
 from sememe.data.pairing import draw_captions
 from sememe.diffusion.objectives import FLOW, NoisePath, PredictionType
 from sememe.errors import RecipeError
-from sememe.training.array_encoders import find_text
+from sememe.training.array_encoders import check_images, find_text
 from sememe.training.held_out import choose_held_out_targets
 from sememe.training.networks import AttentionChooser, choose_attention, make_scheduler
 from sememe.training.recipes import SchedulerSettings
@@ -33,10 +34,10 @@ from sememe.video_as_prompt.families import BackboneFamily, ForwardInputs, Refer
 from sememe.video_as_prompt.network_cogvideox import CogVideoXVideoAsPromptTransformer
 from sememe.video_as_prompt.network_wan import WanVideoAsPromptTransformer
 from sememe.video_as_prompt.references import ReferenceInputs
-from sememe.video_as_prompt.shapes import TextEmbeds, VideoLatents
+from sememe.video_as_prompt.shapes import ImageEmbeds, TextEmbeds, Timesteps, VideoLatents
 from sememe.video_as_prompt.stage_settings import ExpertRecipe, ExpertSettings, PairedRecipe, PairSettings
 from sememe.video_as_prompt.stages import (
-    Captions,
+    ClipBatch,
     LatentSource,
     NoisyLatents,
     add_noise,
@@ -47,40 +48,70 @@ from sememe.video_as_prompt.stages import (
     sum_losses,
 )
 
-References = Float[Tensor, "reference channel frame height width"]
-"""Latents of references, of which there may be fewer than targets."""
-
 
 @dataclass(frozen=True)
 class ExpertBatch:
-    """Clean latents, first-frame latents and captions of targets and references.
+    """Targets, and the references of groups of targets.
 
-    `owners` holds the index of each target's reference.
+    Attributes:
+        targets: The clips that are predicted.
+        references: The clips that they read, as many of each group, one group after the other.
+        owners: The group of each target.
+        references_per_target: How many references a group has.
     """
 
-    clean: VideoLatents
-    first_frames: VideoLatents
-    text: Captions
-    reference_clean: References
-    reference_first_frames: References
-    reference_text: Shaped[Tensor, "reference *reference_text"]
+    targets: ClipBatch
+    references: ClipBatch
     owners: Int[Tensor, " batch"]
+    references_per_target: int = 1
 
 
 @dataclass(frozen=True)
 class PairInputs:
-    """What a network is given of a batch besides noisy latents: channels of the references, and all captions."""
+    """What networks are given of a batch besides noisy latents.
 
-    reference: References
+    Attributes:
+        text: Captions of the targets.
+        first_frames: First frames of the targets, as in `ClipBatch`.
+        image_embeds: Image embeddings of the targets' first frames, as in `ClipBatch`.
+        references: References, an entry of the batch for each group.
+    """
+
     text: TextEmbeds
-    reference_text: Float[Tensor, "reference reference_token text_dim"]
+    first_frames: VideoLatents | None
+    image_embeds: ImageEmbeds | None
+    references: ReferenceInputs
 
-    def encode(self, family: BackboneFamily, owners: Int[Tensor, " target"]) -> Reference:
-        """Encode references, once each in one-way mode, and assign them to the targets that read them."""
-        if family.transformer.config.attention_mode == "cached":
-            cache = family.encode_reference(ReferenceInputs((self.reference,), (self.reference_text,)))
-            return cache.map(lambda tensor: tensor.index_select(0, owners))
-        return family.embed_reference(ReferenceInputs((self.reference[owners],), (self.reference_text[owners],)))
+    def encode(self, family: BackboneFamily) -> Reference:
+        """Encode the references of all groups in the mode of a network."""
+        is_one_way = family.transformer.config.attention_mode == "cached"
+        return (family.encode_reference if is_one_way else family.embed_reference)(self.references)
+
+    def predict(
+        self,
+        family: BackboneFamily,
+        noisy: VideoLatents,
+        timesteps: Timesteps,
+        reference: Reference,
+        owners: Int[Tensor, " batch"],
+    ) -> VideoLatents:
+        """Predict for all targets, each with the references of a group.
+
+        Args:
+            family: The network.
+            noisy: Noisy targets.
+            timesteps: Their timesteps in 0..1000.
+            reference: Result of `encode` of the same network.
+            owners: The group that each target reads.
+        """
+        channels = family.join_condition(noisy, self.first_frames)
+        inputs = ForwardInputs(channels, timesteps, self.text, self.image_embeds)
+        return family.predict(inputs, assign(reference, owners))
+
+
+def assign(reference: Reference, owners: Int[Tensor, " target"]) -> Reference:
+    """Return the reference of each target, from those of all groups."""
+    return reference.map(lambda tensor: tensor.index_select(0, owners))
 
 
 class PairedStage(Stage):
@@ -131,22 +162,33 @@ class PairedStage(Stage):
         kept = np.flatnonzero(~choice.dropped_references)
         # A batch needs a target.
         kept = kept if len(kept) else np.arange(1)
-        targets = read_items(self.latents, self.text, pairs.targets[kept], choice.targets[kept])
-        references = read_items(self.latents, self.text, pairs.references, choice.references)
-        owners = torch.from_numpy(kept // settings.targets_per_reference)
-        return ExpertBatch(*(part.to(device) for part in (*targets, *references, owners)))
+        return ExpertBatch(
+            targets=self._read(pairs.targets[kept], choice.targets[kept]).to(device),
+            references=self._read(pairs.references, choice.references).to(device),
+            owners=torch.from_numpy(kept // settings.targets_per_reference).to(device),
+        )
 
     def loss(self, batch: Any, generator: torch.Generator) -> StepLoss:
-        family = self._family
-        with torch.no_grad():
-            text, reference_text = self.text.embed(batch.text), self.text.embed(batch.reference_text)
-        reference = family.join_condition(batch.reference_clean, batch.reference_first_frames)
-        given = PairInputs(reference, text, reference_text)
+        given = self.embed(batch)
         noised = self.add_noise(batch, given, generator)
-        channels = family.join_condition(noised.noisy, batch.first_frames)
-        inputs = ForwardInputs(channels, noised.timesteps, text)
-        predicted = family.predict(inputs, given.encode(family, batch.owners))
+        reference = given.encode(self._family)
+        predicted = given.predict(self._family, noised.noisy, noised.timesteps, reference, batch.owners)
         return sum_losses(predicted, noised)
+
+    def embed(self, batch: ExpertBatch) -> PairInputs:
+        """Embed the captions of a batch, and join what networks are given of its references."""
+        targets, references, count = batch.targets, batch.references, batch.references_per_target
+        with torch.no_grad():
+            text, reference_text = self.text.embed(targets.text), self.text.embed(references.text)
+        channels = self._family.join_condition(references.clean, references.first_frames)
+        images = references.image_embeds
+        # (group * reference, ...) -> one (group, ...) for each reference
+        inputs = ReferenceInputs(
+            tuple(channels[place::count] for place in range(count)),
+            tuple(reference_text[place::count] for place in range(count)),
+            None if images is None else tuple(images[place::count] for place in range(count)),
+        )
+        return PairInputs(text, targets.first_frames, targets.image_embeds, inputs)
 
     @abstractmethod
     def add_noise(self, batch: ExpertBatch, given: PairInputs, generator: torch.Generator) -> NoisyLatents:
@@ -159,25 +201,24 @@ class PairedStage(Stage):
         family, batch = self._family, self.batch(0, generator, device)
         owners = batch.owners.unique()[:NUM_SAMPLES]
         places = torch.stack([(batch.owners == owner).nonzero()[0, 0] for owner in owners])
-        clean, first_frames = batch.clean[places], batch.first_frames[places]
-        shown = batch.reference_clean[owners]
-        given = PairInputs(
-            family.join_condition(shown, batch.reference_first_frames[owners]),
-            self.text.embed(batch.text[places]),
-            self.text.embed(batch.reference_text[owners]),
-        )
-        reference = given.encode(family, torch.arange(len(owners), device=device))
+        targets = batch.targets.map(lambda tensor: tensor[places])
+        given = self.embed(replace(batch, targets=targets))
+        reference = given.encode(family)
 
         def predict(noisy: Tensor, timesteps: Tensor) -> Tensor:
-            channels = family.join_condition(noisy, first_frames)
-            return family.predict(ForwardInputs(channels, timesteps, given.text), reference)
+            return given.predict(family, noisy, timesteps, reference, owners)
 
-        made = self.sampler.make(predict, clean, generator)
-        return self.sampler.show({"reference": shown, "made": made, "true": clean})
+        # The last reference of each group is the nearest to the target.
+        shown = batch.references.clean[(owners + 1) * batch.references_per_target - 1]
+        made = self.sampler.make(predict, targets.clean, generator)
+        return self.sampler.show({"reference": shown, "made": made, "true": targets.clean})
 
     def export(self, folder: Path, weights: Weights) -> None:
         """Write `expert/` alone; it goes beside the backbone's `transformer/`."""
         self.transformer.save_expert(folder / "expert")
+
+    def _read(self, picked: NDArray[np.integer], kinds: NDArray[Any]) -> ClipBatch:
+        return read_items(self.latents, self.text, picked, kinds, self._family)
 
 
 class ExpertStage(PairedStage):
@@ -197,7 +238,7 @@ class ExpertStage(PairedStage):
         self.settings, self._path = settings, path
 
     def add_noise(self, batch: ExpertBatch, given: PairInputs, generator: torch.Generator) -> NoisyLatents:
-        return add_noise(batch.clean, self._path, self.settings, generator)
+        return add_noise(batch.targets.clean, self._path, self.settings, generator)
 
 
 class PairedPreparation(ABC):
@@ -215,21 +256,31 @@ class PairedPreparation(ABC):
         self._cache = ArrayCache.open(recipe.latents, choose_device(recipe.training.device))
         announce("loading the backbone")
         backbone = load_component("transformer", parts["transformer"])
-        self._transformer = self.put_expert(backbone, self.inputs["first_frame_fill"])
+        self._transformer = self.put_expert(backbone, self.inputs.get("first_frame_fill"))
 
     @property
     def inputs(self) -> Mapping[str, str]:
-        return self._cache.describe("first_frame")
+        names = [name for name in ("clean", "first_frame", "image") if name in self._cache.arrays]
+        return {key: value for name in names for key, value in self._cache.describe(name).items()}
 
     def begin(self, folder: Path) -> None:
         self._transformer.save_expert(folder / "expert")
 
+    def take_up(self, folder: Path) -> None:
+        """Read the weights that a run begins with, which `begin` or another run has written."""
+        self._transformer.load_expert(folder / "expert")
+
     def build(self, start: Path) -> PairedStage:
         recipe, parts, transformer = self._recipe, self._parts, self._transformer
         check_channels(transformer, self._cache)
-        transformer.load_expert(start / "expert")
+        self.take_up(start)
         choose_attention(cast(AttentionChooser, transformer), recipe.training.device)
         family = choose_family(TransformerAlone(transformer))
+        for name in family.list_arrays():
+            self._cache.describe(name)
+        if "image" in family.list_arrays():
+            images = (find_part(recipe.backbone, part) for part in ("image_encoder", "image_processor"))
+            check_images(self._cache, *images)
         text = find_text(parts, self._cache, family.text_length, reads_padding=family.reads_padding)
         latents = select_conditions(self._cache, find_unseen(self._cache, recipe.unseen), recipe.num_conditions)
         stage = self.make_stage(transformer, text, latents, family.prediction)
@@ -244,12 +295,12 @@ class PairedPreparation(ABC):
         return find_sampler(self._parts, scheduler)
 
     @abstractmethod
-    def put_expert(self, backbone: Any, fill: str) -> ExpertModel:
+    def put_expert(self, backbone: Any, fill: str | None) -> ExpertModel:
         """Return the transformer to train on a backbone, with the expert that it begins with.
 
         Args:
             backbone: The frozen backbone.
-            fill: Kind of the cached first-frame latents.
+            fill: Kind of the cached first-frame latents; None where there are none.
         """
 
     @abstractmethod
@@ -264,15 +315,14 @@ class ExpertPreparation(PairedPreparation):
 
     _recipe: ExpertRecipe
 
-    def put_expert(self, backbone: Any, fill: str) -> ExpertModel:
+    def put_expert(self, backbone: Any, fill: str | None) -> ExpertModel:
         recipe, kind = self._recipe, find_kind(backbone, fill)
         own = {
             "expert_blocks": recipe.expert_blocks,
             "attention_mode": recipe.attention_mode,
             "reference_timestep": recipe.reference_timestep,
-            "first_frame_fill": fill,
-        }
-        model: ExpertModel = kind.from_backbone(backbone, **{name: own[name] for name in kind.own_settings})
+        } | ({"first_frame_fill": fill} if fill in ("grey", "repeat") else {})
+        model: ExpertModel = kind.from_backbone(backbone, **own)
         return model
 
     def make_stage(
@@ -282,7 +332,21 @@ class ExpertPreparation(PairedPreparation):
         return ExpertStage(transformer, text, latents, self._recipe.settings, path)
 
 
-def find_kind(backbone: Any, fill: str) -> Any:
+def load_expert(backbone: Any, folder: Path, fill: str | None) -> Any:
+    """Return a backbone with the expert of a folder; the backbone's modules are shared, not copied.
+
+    Raises:
+        ModelError: The expert is not whole, or is of another backbone.
+        RecipeError: Cached first-frame latents of this kind do not fit the backbone.
+    """
+    kind = find_kind(backbone, fill)
+    config = kind.read_expert_config(folder)
+    model = kind.from_backbone(backbone, **{name: config[name] for name in kind.own_settings})
+    model.load_expert(folder)
+    return model
+
+
+def find_kind(backbone: Any, fill: str | None) -> Any:
     """Return the class that puts experts on a backbone.
 
     Raises:
@@ -290,7 +354,7 @@ def find_kind(backbone: Any, fill: str) -> Any:
     """
     kinds = (WanVideoAsPromptTransformer, CogVideoXVideoAsPromptTransformer)
     kind = next(each for each in kinds if isinstance(backbone, each.backbone_class))
-    if ("first_frame_fill" in kind.own_settings) == (fill == "zeros"):
+    if fill is not None and ("first_frame_fill" in kind.own_settings) == (fill == "zeros"):
         raise RecipeError(
             f"latents with first_frame_fill={fill} do not fit a {type(backbone).__name__}; precompute them with "
             "zeros for CogVideoX, grey or repeat for Wan"

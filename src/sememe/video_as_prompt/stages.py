@@ -1,7 +1,7 @@
 """Train the backbone and the expert: from recipes to networks and data, and what a step of each computes."""
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -31,13 +31,10 @@ from sememe.training.samples import NUM_SAMPLES, Sampler, find_sampler
 from sememe.training.stage import Announce, NoiseLosses, Stage, StepLoss, Weights, make_rng
 from sememe.training.text_source import EncodedText, TextSource
 from sememe.video.sheet import SheetRow
-from sememe.video_as_prompt.families import (
-    TransformerAlone,
-    WanFamily,
-)
+from sememe.video_as_prompt.families import BackboneFamily, TransformerAlone, WanFamily
 from sememe.video_as_prompt.network_wan import WanVideoAsPromptTransformer
 from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
-from sememe.video_as_prompt.shapes import Timesteps, VideoLatents
+from sememe.video_as_prompt.shapes import ImageEmbeds, Timesteps, VideoLatents
 from sememe.video_as_prompt.stage_settings import (
     BackboneRecipe,
     BackboneSettings,
@@ -84,7 +81,10 @@ class LatentSource(Protocol):
         ...
 
     def select(self, name: str, indices: Tensor) -> Tensor:
-        """Entries of items of one bucket, (item, channel, frame, height, width) for "clean" and "first_frame"."""
+        """Entries of items of one bucket: (item, channel, frame, height, width) for "clean" and "first_frame".
+
+        "image" has (item, token, dim).
+        """
         ...
 
 
@@ -92,14 +92,55 @@ Captions = Shaped[Tensor, "batch *text"]
 """Captions in the form of a `TextSource`: numbers of tokens, or embeddings."""
 
 
+@dataclass(frozen=True)
+class ClipBatch:
+    """Clips as networks are trained on them, one entry of each tensor for a clip.
+
+    Attributes:
+        clean: Latents of the clips.
+        text: Captions.
+        first_frames: What the backbone is given of their first frames; None for a text-to-video backbone.
+        image_embeds: Image embeddings of their first frames; None for a backbone that reads none.
+    """
+
+    clean: VideoLatents
+    text: Captions
+    first_frames: VideoLatents | None
+    image_embeds: ImageEmbeds | None
+
+    def to(self, device: torch.device) -> "ClipBatch":
+        """Move all tensors to a device."""
+        return self.map(lambda tensor: tensor.to(device))
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "ClipBatch":
+        """Apply `change` to every tensor."""
+        first, images = self.first_frames, self.image_embeds
+        return ClipBatch(
+            clean=change(self.clean),
+            text=change(self.text),
+            first_frames=None if first is None else change(first),
+            image_embeds=None if images is None else change(images),
+        )
+
+
 def read_items(
-    latents: LatentSource, text: TextSource, picked: NDArray[np.integer], kinds: NDArray[Any]
-) -> list[Tensor]:
-    """Read clean latents, first-frame latents and captions of items; `kinds` says which caption each one has."""
+    latents: LatentSource,
+    text: TextSource,
+    picked: NDArray[np.integer],
+    kinds: NDArray[Any],
+    family: BackboneFamily,
+) -> ClipBatch:
+    """Read items as a backbone is given them; `kinds` says which caption each one has."""
     captions, full = ([each[index] for index in picked] for each in (latents.captions, latents.full_captions))
     indices = torch.from_numpy(picked)
-    parts = [latents.select(name, indices).float() for name in ("clean", "first_frame")]
-    return [*parts, text.pick(pick_captions(kinds, captions, full))]
+    names = ("clean", *family.list_arrays())
+    arrays = {name: latents.select(name, indices).float() for name in names}
+    return ClipBatch(
+        clean=arrays["clean"],
+        text=text.pick(pick_captions(kinds, captions, full)),
+        first_frames=arrays.get("first_frame"),
+        image_embeds=arrays.get("image"),
+    )
 
 
 @dataclass(frozen=True)
@@ -127,15 +168,6 @@ def sum_losses(predicted: VideoLatents, noised: NoisyLatents) -> StepLoss:
     """Return the summed mean squared errors of samples."""
     losses = sample_losses(predicted, noised.target)
     return StepLoss(total=losses.sum(), num_samples=len(losses), by_noise=NoiseLosses(losses, noised.sigma))
-
-
-@dataclass(frozen=True)
-class BackboneBatch:
-    """Clean latents, first-frame latents and captions of clips."""
-
-    clean: VideoLatents
-    first_frames: VideoLatents
-    text: Captions
 
 
 class BackboneStage(Stage):
@@ -171,12 +203,11 @@ class BackboneStage(Stage):
     def modules(self) -> Mapping[str, nn.Module]:
         return {"transformer": self.transformer, "text_encoder": self.text_encoder}
 
-    def batch(self, step: int, generator: torch.Generator, device: torch.device) -> BackboneBatch:
+    def batch(self, step: int, generator: torch.Generator, device: torch.device) -> ClipBatch:
         rng, settings = make_rng(generator), self.settings
         picked = self.items.draw(rng, settings.batch_size)
         choice = draw_captions(settings.captions, rng, num_targets=len(picked), unnamed_targets=self._unnamed[picked])
-        parts = read_items(self.latents, self._text, picked, choice.targets)
-        return BackboneBatch(*(part.to(device) for part in parts))
+        return read_items(self.latents, self._text, picked, choice.targets, self._family).to(device)
 
     def loss(self, batch: Any, generator: torch.Generator) -> StepLoss:
         noised = add_noise(batch.clean, FLOW, self.settings, generator)
@@ -189,17 +220,17 @@ class BackboneStage(Stage):
         if self.sampler is None:
             return ()
         batch = self.batch(0, generator, device)
-        clean, first_frames = batch.clean[:NUM_SAMPLES], batch.first_frames[:NUM_SAMPLES]
-        text = self._text.embed(batch.text[:NUM_SAMPLES])
+        batch = batch.map(lambda tensor: tensor[:NUM_SAMPLES])
+        text = self._text.embed(batch.text)
 
         def predict(noisy: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
             predicted: torch.Tensor = self.transformer(
-                self._family.join_condition(noisy, first_frames), timesteps, text
+                self._family.join_condition(noisy, batch.first_frames), timesteps, text
             ).sample
             return predicted
 
-        made = self.sampler.make(predict, clean, generator)
-        return self.sampler.show({"true": clean, "made": made})
+        made = self.sampler.make(predict, batch.clean, generator)
+        return self.sampler.show({"true": batch.clean, "made": made})
 
     def export(self, folder: Path, weights: Weights) -> None:
         """Write `transformer/`, `text_encoder/` and `tokenizer/`."""

@@ -21,7 +21,13 @@ from sememe.data.cache_index import ClipItem
 from sememe.data.storage import Storage
 from sememe.errors import InputError, RecipeError, VideoError
 from sememe.events import Progress, ProgressHandler, ignore_progress
-from sememe.training.array_encoders import CleanLatents, FirstFrameLatents, GeneratedLatents, TextEmbeddings
+from sememe.training.array_encoders import (
+    CleanLatents,
+    FirstFrameLatents,
+    GeneratedLatents,
+    ImageEmbeddings,
+    TextEmbeddings,
+)
 from sememe.training.clips import ClipCollection
 from sememe.training.dataset_clips import open_clips
 from sememe.training.recipes import ArraysRecipe, LatentsRecipe
@@ -225,6 +231,11 @@ def _list_latents(recipe: LatentsRecipe, clips: ClipCollection, device: torch.de
         text_encoder, tokenizer = (find_part(recipe.text_encoder, part) for part in ("text_encoder", "tokenizer"))
         text = TextEmbeddings(text_encoder, tokenizer, device, recipe.text_length, reads_padding=recipe.reads_padding)
         encoders.append(text)
+    if recipe.image_encoder is not None:
+        image_encoder, processor = (
+            find_part(recipe.image_encoder, each) for each in ("image_encoder", "image_processor")
+        )
+        encoders.append(ImageEmbeddings(image_encoder, processor, clips, device))
     return encoders
 
 

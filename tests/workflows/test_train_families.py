@@ -1,4 +1,4 @@
-"""An expert on CogVideoX: from videos to a model that generates, by the seconds-long recipes."""
+"""Experts on other backbones than those of tiny: from videos to a model that generates, by the seconds-long recipes."""
 
 from pathlib import Path
 
@@ -6,18 +6,19 @@ import numpy as np
 import pytest
 import torch
 
+from sememe.data.array_cache import ArrayCache
 from sememe.data.manifest import VideoSample, write_manifest
 from sememe.errors import RecipeError
 from sememe.training.clips import render_item, world_item
 from sememe.training.progress import read_log
 from sememe.training.recipes import LatentsRecipe
-from sememe.video import write_clip
+from sememe.video import read_clip, resize_clip, write_clip
 from sememe.video_as_prompt.network_cogvideox import CogVideoXVideoAsPromptTransformer
 from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
 from sememe.workflows.precompute import precompute_latents
 from sememe.workflows.recipe_list import resolve_recipe
 from sememe.workflows.train import resolve_training_recipe, train_recipe
-from video_as_prompt.pipeline_factories import make_clip, make_cogvideox_pipeline
+from video_as_prompt.pipeline_factories import make_clip, make_cogvideox_pipeline, make_pipeline
 
 CPU = ["training.device=cpu", "training.num_threads=1"]
 
@@ -86,3 +87,39 @@ def test_latents_for_another_family_are_refused(backbone: Path, tmp_path: Path) 
     given = [*CPU, f"latents={latents}", f"backbone={backbone}"]
     with pytest.raises(RecipeError, match="first_frame_fill=grey"):
         train_recipe(resolve_training_recipe("smoke-cogvideox-expert", given), tmp_path / "run")
+
+
+WAN = ["first_frame_fill=grey", "reads_padding=false"]
+
+
+def test_an_expert_reads_image_embeddings(tmp_path: Path) -> None:
+    """The backbone of Wan2.1-I2V: the cache holds what the pipeline gives it, and only its own encoder is accepted."""
+    pipeline, backbone = make_pipeline(clip=True), tmp_path / "backbone"
+    pipeline.save_pretrained(backbone)
+    latents = precompute(backbone, tmp_path, *WAN, f"image_encoder={backbone}", "text_length=512", "dtype=bfloat16")
+    cache = ArrayCache.open(latents)
+    first = resize_clip(read_clip(tmp_path / "data" / "2.mp4"), 32, 48).frames[0]
+    expected = pipeline.family.encode_pictures([[first]])
+    assert expected is not None
+    torch.testing.assert_close(cache.select("image", [2]).float(), expected, atol=0.02, rtol=0.02)
+
+    given = [*CPU, f"latents={latents}", "training.num_steps=1"]
+    summary = train_recipe(resolve_training_recipe("smoke-expert", [*given, f"backbone={backbone}"]), tmp_path / "run")
+    assert summary.is_complete
+    with torch.no_grad():
+        next(pipeline.image_encoder.parameters()).add_(1.0)
+    pipeline.save_pretrained(tmp_path / "other")
+    with pytest.raises(RecipeError, match="image embeddings were made with the image_encoder"):
+        train_recipe(
+            resolve_training_recipe("smoke-expert", [*given, f"backbone={tmp_path / 'other'}"]), tmp_path / "b"
+        )
+
+
+def test_an_expert_without_a_first_frame(tmp_path: Path) -> None:
+    """The backbone of Wan2.1-T2V."""
+    make_pipeline(in_channels=4).save_pretrained(tmp_path / "backbone")
+    latents = precompute(
+        tmp_path / "backbone", tmp_path, "first_frame_fill=none", "reads_padding=false", "text_length=none"
+    )
+    given = [*CPU, f"latents={latents}", f"backbone={tmp_path / 'backbone'}", "training.num_steps=1"]
+    assert train_recipe(resolve_training_recipe("smoke-expert", given), tmp_path / "run").is_complete
