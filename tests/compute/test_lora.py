@@ -12,7 +12,7 @@ from diffusers.loaders import WanLoraLoaderMixin
 from peft import LoraConfig, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from sememe.compute.lora import EXPERT_LORA_NAME, add_expert_adapter, load_expert_adapter, save_expert_adapter
+from sememe.compute.lora import LORA_NAME, add_expert_adapter, load_expert_adapter, save_expert_adapter
 from sememe.errors import InputError, ModelError
 from video_as_prompt import cogvideox_factories, wan_factories
 from video_as_prompt.pipeline_factories import make_clip, make_cogvideox_pipeline, make_picture, make_pipeline
@@ -250,7 +250,7 @@ def test_an_adapter_of_the_expert_saves_and_loads_alone(family: str, tmp_path: P
     expected = model(**target, reference=random).sample
     assert not torch.allclose(expected, backbone, atol=1e-3)
     save_expert_adapter(model, tmp_path, "style")
-    assert [path.name for path in tmp_path.iterdir()] == [EXPERT_LORA_NAME]
+    assert [path.name for path in tmp_path.iterdir()] == [LORA_NAME]
 
     other = make(family).transformer
     load_expert_adapter(other, tmp_path, "style")

@@ -1,16 +1,23 @@
-"""From an expert to students of it, by the seconds-long recipes."""
+"""From an expert to students and adapters of it, by the seconds-long recipes."""
 
+import math
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from sememe.compute.loading_settings import LoadingSettings
+from sememe.compute.lora import LORA_NAME
 from sememe.errors import ModelError
+from sememe.training.progress import read_log
 from sememe.training.recipes import ModelRecipe
 from sememe.training.run_record import read_run
 from sememe.video_as_prompt.network_wan import WanVideoAsPromptTransformer
 from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
+from sememe.video_as_prompt.system import VIDEO_AS_PROMPT
 from sememe.workflows.assemble import assemble_recipe
+from sememe.workflows.loading import load_model
 from sememe.workflows.recipe_list import resolve_recipe
 from sememe.workflows.train import resolve_training_recipe, train_recipe
 from video_as_prompt.pipeline_factories import make_clip, make_picture
@@ -55,6 +62,37 @@ def test_an_expert_of_few_steps_generates(runs: Path, tmp_path: Path) -> None:
     output = pipeline(make_picture(), references=[make_clip()], generator=torch.Generator().manual_seed(0))
     assert output.clips[0].frames.shape == (9, 16, 16, 3)
     assert forwards == [999.0, 900.0, 750.0, 500.0]
+
+
+def test_an_adapter_of_an_expert_is_loaded_by_its_file(runs: Path, tmp_path: Path) -> None:
+    trained = train("smoke-lora", runs, tmp_path, f"expert={runs / 'expert'}")
+    file = trained / "model" / "lora" / LORA_NAME
+    loading = LoadingSettings(lora=(f"{file}:0.5",), device="cpu")
+    adapted, plain = (
+        load_model(VIDEO_AS_PROMPT, str(runs / "model"), each).pipeline.transformer
+        for each in (loading, LoadingSettings(device="cpu"))
+    )
+    tensors = {name.replace(".base_layer", ""): each for name, each in adapted.state_dict().items()}
+    adapters = {name.replace(".weight", ""): each for name, each in load_file(file).items()}
+    assert len(adapters) > 10
+    for name, tensor in plain.state_dict().items():
+        assert torch.equal(tensors[name], tensor)
+    for name, tensor in adapters.items():
+        assert any(each.startswith(name) and torch.equal(tensors[each], tensor) for each in tensors), name
+    layer = adapted.blocks[0].expert.projection.to_q
+    features = torch.randn(1, 48)
+    name = "blocks.0.expert.projection.to_q.lora_"
+    change = features @ adapters[name + "A"].T @ adapters[name + "B"].T
+    assert bool(change.abs().max() > 0)
+    expected = plain.blocks[0].expert.projection.to_q(features) + 0.5 * change
+    torch.testing.assert_close(layer(features), expected)
+
+
+def test_preferences_are_learned_from_scenes_under_several_conditions(runs: Path, tmp_path: Path) -> None:
+    trained = train("smoke-preference", runs, tmp_path, "training.num_steps=1", f"expert={runs / 'expert'}")
+    (line,) = read_log(trained)
+    assert line["loss"] == pytest.approx(math.log(2), rel=1e-5)
+    assert (trained / "model" / "lora" / LORA_NAME).is_file()
 
 
 def test_a_teacher_without_an_expert(runs: Path, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ _CONFIG_FILES = {
     "image_processor": "preprocessor_config.json",
     "prior_scheduler": "scheduler_config.json",
     "depth_processor": "preprocessor_config.json",
+    "lora": "pytorch_lora_weights.safetensors",
 }
 _DOWNLOADED = ["model_index.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model"]
 

@@ -20,7 +20,7 @@ class LoadingSettings(Record):
         compile: Compile the transformer's blocks: slower to start, faster steps.
         vram: GB of the card, to compute in the fastest way that fits; none is what is free on a CUDA card.
         storage: Weights in fewer bits (fp8, int8wo, nf4 ...), on a card or with vram; approximate.
-        lora: LoRA weights of the backbone, as FILE or FILE:SCALE.
+        lora: LoRA weights of the backbone or of the expert, as FILE or FILE:SCALE.
         expert: Folder of an expert, for a stock model that has none.
         revision: Revision of a model on the hub.
     """

@@ -24,7 +24,8 @@ from sememe.compute.placement import without_offload
 from sememe.compute.storage import ADAPTER_LAYER_PATTERN, find_storage
 from sememe.errors import InputError, ModelError
 
-EXPERT_LORA_NAME = "expert_lora.safetensors"
+LORA_NAME = "pytorch_lora_weights.safetensors"
+"""File of an adapter in a folder, as diffusers names it."""
 _ADAPTER_PART = re.compile(ADAPTER_LAYER_PATTERN + ".*")
 
 
@@ -93,17 +94,23 @@ def save_expert_adapter(model: Any, folder: str | Path, name: str = "default") -
     ]
     if strangers:
         raise ModelError(f"the adapter {name!r} is not one of the expert: it changes {strangers[0]}")
-    model.save_lora_adapter(folder, adapter_name=name, weight_name=EXPERT_LORA_NAME)
+    model.save_lora_adapter(folder, adapter_name=name, weight_name=LORA_NAME)
 
 
-def load_expert_adapter(model: Any, folder: str | Path, name: str = "default") -> None:
+def load_expert_adapter(model: Any, source: str | Path, name: str | None = "default") -> None:
     """Reads what `save_expert_adapter` wrote.
+
+    Args:
+        model: A transformer with experts.
+        source: The folder, or the file in it.
+        name: Name of the adapter; None for one of its own.
 
     Raises:
         ModelError: Where there is no such adapter, it does not fit this model's expert, or the expert cannot be
             changed as it is.
     """
-    path = Path(folder) / EXPERT_LORA_NAME
+    path = Path(source)
+    path = path if path.suffix == ".safetensors" else path / LORA_NAME
     if not path.is_file():
         raise ModelError(f"expected an adapter of an expert at {path}, found nothing there")
     try:
@@ -114,13 +121,27 @@ def load_expert_adapter(model: Any, folder: str | Path, name: str = "default") -
     check_can_adapt(model, of_expert=True)
     with without_injection_warnings(), _refetched(model):
         model.load_lora_adapter(
-            folder,
+            path.parent,
             prefix=None,
             adapter_name=name,
-            weight_name=EXPERT_LORA_NAME,
+            weight_name=path.name,
             use_safetensors=True,
             local_files_only=True,
         )
+
+
+@contextmanager
+def without_adapters(model: Any) -> Iterator[None]:
+    """Turns all adapters of a model off, which is then as it was without them."""
+    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    model.disable_adapters()
+    try:
+        yield
+    finally:
+        model.enable_adapters()
+        # PEFT has all of an adapter trained whenever it is turned on.
+        for parameter, requires_grad in before:
+            parameter.requires_grad_(requires_grad)
 
 
 @contextmanager
@@ -205,8 +226,8 @@ def _first_line(error: Exception) -> str:
 _PREFIX = "transformer."
 
 
-class BackboneAdapterMixin(WanLoraLoaderMixin):
-    """`load_lora_weights` for the pipeline's backbone; the other methods are those of diffusers."""
+class AdapterMixin(WanLoraLoaderMixin):
+    """`load_lora_weights` for the pipeline's backbone or expert; the other methods are those of diffusers."""
 
     _lora_loadable_modules: ClassVar[list[str]] = ["transformer"]
 
@@ -217,10 +238,11 @@ class BackboneAdapterMixin(WanLoraLoaderMixin):
         hotswap: bool = False,  # noqa: FBT001, FBT002 (the stock signature)
         **kwargs: Any,
     ) -> None:
-        """Loads LoRA weights of the backbone, from safetensors only.
+        """Loads LoRA weights of the backbone or of the expert, from safetensors only.
 
         Args:
-            pretrained_model_name_or_path_or_dict: A folder, a file, a repository on the hub, or tensors by name.
+            pretrained_model_name_or_path_or_dict: A folder, a file, a repository on the hub, or tensors by name; those
+                of an expert are in a folder or file, as `save_expert_adapter` writes it.
             adapter_name: Under which it is switched and scaled (`set_adapters`); None for a name of its own.
             hotswap: Whether it takes the place of the loaded adapter of that name.
             kwargs: As diffusers takes them, such as `weight_name`.
@@ -230,6 +252,9 @@ class BackboneAdapterMixin(WanLoraLoaderMixin):
                 stored as 8-bit floats.
         """
         source = pretrained_model_name_or_path_or_dict
+        if not hotswap and not isinstance(source, dict) and _is_of_expert(self.transformer, Path(source), kwargs):
+            load_expert_adapter(self.transformer, source, adapter_name)
+            return
         shown = "the given tensors" if isinstance(source, dict) else str(source)
         low_memory = {key: kwargs.pop(key) for key in ("low_cpu_mem_usage",) if key in kwargs}
         tensors, metadata = self._read_lora(source, shown, kwargs)
@@ -294,6 +319,18 @@ class BackboneAdapterMixin(WanLoraLoaderMixin):
         if hasattr(loader, "_maybe_expand_t2v_lora_for_i2v"):
             tensors = loader._maybe_expand_t2v_lora_for_i2v(self.transformer, tensors)
         return tensors, metadata
+
+
+def _is_of_expert(model: Any, path: Path, options: Mapping[str, Any]) -> bool:
+    """Whether a folder or file holds an adapter of the expert; what cannot be read is refused elsewhere."""
+    file = path if path.suffix == ".safetensors" else path / LORA_NAME
+    if options.get("weight_name") is not None or not file.is_file():
+        return False
+    try:
+        with safetensors.safe_open(file, "pt") as opened:
+            return any(model.key_map.is_expert_key(key) for key in opened.keys())  # noqa: SIM118 (no mapping)
+    except SafetensorError:
+        return False
 
 
 def _check_lora_source(source: Any, weight_name: str | None) -> None:

@@ -3,10 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from sememe.compute.lora import without_injection_warnings
+from sememe.compute.lora import LORA_NAME, without_injection_warnings
 from sememe.errors import InputError
-
-WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 
 
 def add_lora(unet: Any, rank: int) -> None:
@@ -29,8 +27,8 @@ def load_lora(unet: Any, folder: Path) -> None:
     Raises:
         InputError: There is no such folder, or it was made for another model.
     """
-    if not (folder / WEIGHTS_NAME).is_file():
-        raise InputError(f"expected a LoRA ({WEIGHTS_NAME}) in {folder}, found none")
+    if not (folder / LORA_NAME).is_file():
+        raise InputError(f"expected a LoRA ({LORA_NAME}) in {folder}, found none")
     try:
         with without_injection_warnings():
             unet.load_lora_adapter(

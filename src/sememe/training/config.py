@@ -244,6 +244,17 @@ def train_transformer(
     )
 
 
+def train_adapter(*, learning_rate: float, warmup_steps: int, ema_decay: float, max_minutes: float) -> TrainingConfig:
+    """Return how small matrices beside those of a network are trained; arguments as in `train_transformer`.
+
+    By AdamW: Muon would bring all directions of a product of two matrices to one length.
+    """
+    training = train_transformer(
+        learning_rate=learning_rate, warmup_steps=warmup_steps, ema_decay=ema_decay, max_minutes=max_minutes
+    )
+    return dataclasses.replace(training, optimizer="adamw", weight_decay=0.0)
+
+
 def shorten(training: TrainingConfig) -> TrainingConfig:
     """Return the settings of a twin that takes seconds, for tests: four steps, or one in each phase."""
     steps: dict[str, Any] = {"num_steps": 4, "schedule": ScheduleConfig(warmup_steps=1, shape="cosine")}

@@ -118,10 +118,15 @@ class ExpertModel(TwoFolderFiles):
         return [entry for entry in self.named_parameters() if self.key_map.is_expert_key(entry[0])]
 
     def trainable_parameters(self: Any) -> list[nn.Parameter]:
-        """Return the expert's parameters except those after its last attention, whose result is unused."""
+        """Return the expert's parameters except those after its last attention, whose result is unused.
+
+        Of an expert with an adapter these are the adapter's alone.
+        """
         prefix = f"{self.key_map.blocks}.{self.config.expert_blocks[-1]}.expert."
         unread = tuple(prefix + part for part in ("output.", "projection.to_q.", "projection.norm_q."))
-        return [parameter for name, parameter in self.expert_named_parameters() if not name.startswith(unread)]
+        read = {name: each for name, each in self.expert_named_parameters() if not name.startswith(unread)}
+        adapters = {name: each for name, each in read.items() if ".lora_" in name}
+        return list((adapters or read).values())
 
     def add_adapter(self: Any, adapter_config: Any, adapter_name: str = "default") -> None:
         """Add a PEFT adapter to the backbone; for the expert see `sememe.compute.lora`.

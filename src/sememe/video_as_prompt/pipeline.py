@@ -11,7 +11,7 @@ import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
 from sememe.backbones.autoencoder import LatentGrid, decode_latents, format_video, latent_grid, video_to_clips
-from sememe.compute.lora import BackboneAdapterMixin, check_unadapted
+from sememe.compute.lora import AdapterMixin, check_unadapted
 from sememe.compute.offload import sends_modules_back
 from sememe.compute.placement import check_tiling, without_offload
 from sememe.compute.speed import begin_generation, check_generation, check_mask_support
@@ -67,7 +67,7 @@ class VideoAsPromptOutput:
     timings: dict[str, float] = field(default_factory=dict)
 
 
-class VideoAsPromptPipeline(PlacementMixin, SystemPipeline, BackboneAdapterMixin):
+class VideoAsPromptPipeline(PlacementMixin, SystemPipeline, AdapterMixin):
     """Generate clips that start with a picture and show the effect of reference clips.
 
     `from_pretrained` also reads models in the layout of the released ones, and stock Wan and CogVideoX models. To these

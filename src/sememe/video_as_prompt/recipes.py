@@ -5,7 +5,8 @@ small       128x128 pixels, 33 frames, wider and deeper; meant for an accelerato
 smoke       twins of the others that take seconds, whose results are noise: they show that a machine can run the others,
             and let tests run every step
 
-In order: autoencoder, latents, backbone, expert, what learns from an expert (one-way, few-step), model.
+In order: autoencoder, latents, backbone, expert, what learns from an expert (one-way, few-step), adapters of an expert
+(lora, preference), model.
 """
 
 from dataclasses import replace
@@ -13,7 +14,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sememe.data.caption_policy import CaptionPolicy
-from sememe.training.config import UNBOUNDED, ScheduleConfig, TrainingConfig, shorten, train_transformer
+from sememe.training.config import (
+    UNBOUNDED,
+    ScheduleConfig,
+    TrainingConfig,
+    shorten,
+    train_adapter,
+    train_transformer,
+)
 from sememe.training.recipes import (
     AutoencoderRecipe,
     ClipFormat,
@@ -32,8 +40,11 @@ from sememe.video_as_prompt.stage_settings import (
     ExpertSettings,
     FewStepRecipe,
     FewStepSettings,
+    LoraRecipe,
     OneWayRecipe,
     PairedRecipe,
+    PreferenceRecipe,
+    PreferenceSettings,
     VideoAsPromptModelRecipe,
     WanNetwork,
 )
@@ -218,6 +229,32 @@ def _learn_from_teacher() -> TrainingConfig:
     return train_transformer(learning_rate=6e-4, warmup_steps=20, ema_decay=0.98, max_minutes=25.0)
 
 
+def tiny_lora() -> LoraRecipe:
+    """An adapter of the expert; `--set latents=FOLDER` teaches it conditions of one's own."""
+    return LoraRecipe(
+        name="tiny-lora",
+        description="a LoRA on the expert of tiny, which itself stays as it is",
+        latents=Path("runs/tiny-latents"),
+        backbone="runs/tiny-backbone",
+        expert="runs/tiny-expert",
+        settings=tiny_expert().settings,
+        training=train_adapter(learning_rate=1e-3, warmup_steps=20, ema_decay=0.98, max_minutes=25.0),
+    )
+
+
+def tiny_preference() -> PreferenceRecipe:
+    """An adapter that learns from outcomes of one picture, of which one shows what the reference does."""
+    return PreferenceRecipe(
+        name="tiny-preference",
+        description="a LoRA on the expert of tiny that learns to prefer what the reference shows",
+        latents=Path("runs/tiny-latents"),
+        backbone="runs/tiny-backbone",
+        expert="runs/tiny-expert",
+        settings=PreferenceSettings(num_references=8, targets_per_reference=2),
+        training=train_adapter(learning_rate=3e-4, warmup_steps=20, ema_decay=0.98, max_minutes=25.0),
+    )
+
+
 def tiny_few_step_model() -> VideoAsPromptModelRecipe:
     return replace(
         tiny_model(),
@@ -353,6 +390,14 @@ def smoke_one_way() -> OneWayRecipe:
 
 def smoke_few_step() -> FewStepRecipe:
     return _shorten_expert(replace(tiny_few_step(), teacher="runs/smoke-expert"), "smoke-few-step")
+
+
+def smoke_lora() -> LoraRecipe:
+    return _shorten_expert(replace(tiny_lora(), expert="runs/smoke-expert"), "smoke-lora")
+
+
+def smoke_preference() -> PreferenceRecipe:
+    return _shorten_expert(replace(tiny_preference(), expert="runs/smoke-expert"), "smoke-preference")
 
 
 def smoke_model() -> VideoAsPromptModelRecipe:

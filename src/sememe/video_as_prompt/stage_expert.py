@@ -9,17 +9,18 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sememe.checkpoints.components import load_component
 from sememe.checkpoints.zoo import find_part
 from sememe.compute.devices import choose_device
+from sememe.compute.lora import save_expert_adapter
 from sememe.data.array_cache import ArrayCache
 from sememe.data.bucket_pairs import PairItems, make_held_out_pairs, make_pairs
 from sememe.data.pairing import draw_captions
-from sememe.diffusion.objectives import FLOW, NoisePath, PredictionType
+from sememe.diffusion.objectives import FLOW, NoisePath, PredictionType, sample_losses
 from sememe.errors import RecipeError
 from sememe.training.array_encoders import check_images, find_text
 from sememe.training.held_out import choose_held_out_targets
@@ -84,8 +85,9 @@ class PairInputs:
 
     def encode(self, family: BackboneFamily) -> Reference:
         """Encode the references of all groups in the mode of a network."""
-        is_one_way = family.transformer.config.attention_mode == "cached"
-        return (family.encode_reference if is_one_way else family.embed_reference)(self.references)
+        if family.transformer.config.attention_mode == "cached":
+            return family.encode_reference(self.references)
+        return family.embed_reference(self.references)
 
     def predict(
         self,
@@ -117,7 +119,8 @@ def assign(reference: Reference, owners: Int[Tensor, " target"]) -> Reference:
 class PairedStage(Stage):
     """What all trainings of an expert share; see `training.stage.Stage`.
 
-    Targets drawn without a reference are left out, because only the frozen backbone predicts them.
+    Of an expert with an adapter, the adapter alone is trained and written. Targets drawn without a reference are left
+    out, because only the frozen backbone predicts them.
     """
 
     def __init__(
@@ -162,18 +165,28 @@ class PairedStage(Stage):
         kept = np.flatnonzero(~choice.dropped_references)
         # A batch needs a target.
         kept = kept if len(kept) else np.arange(1)
+        targets, owners = self.list_targets(pairs.targets[kept], rng), kept // settings.targets_per_reference
         return ExpertBatch(
-            targets=self._read(pairs.targets[kept], choice.targets[kept]).to(device),
+            targets=self._read(targets.ravel(), np.tile(choice.targets[kept], len(targets))).to(device),
             references=self._read(pairs.references, choice.references).to(device),
-            owners=torch.from_numpy(kept // settings.targets_per_reference).to(device),
+            owners=torch.from_numpy(np.tile(owners, len(targets))).to(device),
         )
+
+    def list_targets(self, picked: NDArray[np.integer], rng: np.random.Generator) -> NDArray[np.integer]:
+        """Return the items that are predicted for each target, (outcome, target); one outcome here."""
+        return picked[None]
 
     def loss(self, batch: Any, generator: torch.Generator) -> StepLoss:
         given = self.embed(batch)
         noised = self.add_noise(batch, given, generator)
-        reference = given.encode(self._family)
-        predicted = given.predict(self._family, noised.noisy, noised.timesteps, reference, batch.owners)
-        return sum_losses(predicted, noised)
+        return sum_losses(self.measure(given, noised, given.encode(self._family), batch.owners), noised)
+
+    def measure(
+        self, given: PairInputs, noised: NoisyLatents, reference: Reference, owners: Int[Tensor, " batch"]
+    ) -> Float[Tensor, " batch"]:
+        """Return the mean squared error for each target, as it reads the references of the group in `owners`."""
+        predicted = given.predict(self._family, noised.noisy, noised.timesteps, reference, owners)
+        return sample_losses(predicted, noised.target)
 
     def embed(self, batch: ExpertBatch) -> PairInputs:
         """Embed the captions of a batch, and join what networks are given of its references."""
@@ -214,8 +227,11 @@ class PairedStage(Stage):
         return self.sampler.show({"reference": shown, "made": made, "true": targets.clean})
 
     def export(self, folder: Path, weights: Weights) -> None:
-        """Write `expert/` alone; it goes beside the backbone's `transformer/`."""
-        self.transformer.save_expert(folder / "expert")
+        """Write `lora/` where the expert has an adapter, else `expert/`, which goes beside the backbone's folder."""
+        if getattr(self.transformer, "peft_config", None):
+            save_expert_adapter(self.transformer, folder / "lora")
+        else:
+            self.transformer.save_expert(folder / "expert")
 
     def _read(self, picked: NDArray[np.integer], kinds: NDArray[Any]) -> ClipBatch:
         return read_items(self.latents, self.text, picked, kinds, self._family)

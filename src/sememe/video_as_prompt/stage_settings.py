@@ -73,6 +73,25 @@ class ExpertSettings(PairSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PreferenceSettings(PairSettings):
+    """How preferences are learned: batches, levels of noise as in `BackboneSettings`, and `strength`.
+
+    `strength` is the factor of the difference of mean squared errors (see `diffusion.preference`). `num_references`
+    times `targets_per_reference` is the number of pairs of outcomes in a batch.
+    """
+
+    sigma_mean: float = 0.0
+    sigma_std: float = 1.3
+    sigma_shift: float = 4.0
+    strength: float = 250.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_noise(self)
+        check_setting(self.strength > 0, f"strength must be above 0, got {self.strength}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class FewStepSettings(PairSettings):
     """How a sampler of few steps is learned from a teacher of many.
 
@@ -211,6 +230,35 @@ class FewStepRecipe(PairedRecipe):
 
 
 @dataclass(frozen=True, kw_only=True)
+class AdaptedRecipe(PairedRecipe):
+    """Trains small matrices of `rank` beside those of the attention of an expert, which stays as it is.
+
+    LoRA (arXiv 2106.09685): a product of two matrices is added to each, and is nothing at first.
+    """
+
+    expert: str
+    rank: int = 16
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_setting(self.rank >= 1, f"rank must be 1 or more, got {self.rank}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraRecipe(AdaptedRecipe):
+    """Trains an adapter of an expert to predict the true clips."""
+
+    settings: ExpertSettings = field(default_factory=ExpertSettings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreferenceRecipe(AdaptedRecipe):
+    """Trains an adapter of an expert to prefer the outcome that a reference shows to another of the same picture."""
+
+    settings: PreferenceSettings = field(default_factory=PreferenceSettings)
+
+
+@dataclass(frozen=True, kw_only=True)
 class VideoAsPromptModelRecipe(ModelRecipe):
     """Assembles a Video-As-Prompt model from the runs of its parts.
 
@@ -229,7 +277,7 @@ class VideoAsPromptModelRecipe(ModelRecipe):
         check_setting(0 <= self.expert_share <= 1, f"expert_share must be between 0 and 1, got {self.expert_share}")
 
 
-def _check_noise(settings: BackboneSettings | ExpertSettings) -> None:
+def _check_noise(settings: BackboneSettings | ExpertSettings | PreferenceSettings) -> None:
     for name in ("sigma_std", "sigma_shift"):
         check_setting(getattr(settings, name) > 0, f"{name} must be above 0, got {getattr(settings, name)}")
 

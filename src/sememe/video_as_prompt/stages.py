@@ -39,6 +39,7 @@ from sememe.video_as_prompt.stage_settings import (
     BackboneRecipe,
     BackboneSettings,
     ExpertSettings,
+    PreferenceSettings,
     VideoAsPromptModelRecipe,
     WanNetwork,
 )
@@ -154,19 +155,24 @@ class NoisyLatents:
 
 
 def add_noise(
-    clean: VideoLatents, path: NoisePath, settings: BackboneSettings | ExpertSettings, generator: torch.Generator
+    clean: VideoLatents,
+    path: NoisePath,
+    settings: BackboneSettings | ExpertSettings | PreferenceSettings,
+    generator: torch.Generator,
+    num_outcomes: int = 1,
 ) -> NoisyLatents:
-    """Add noise at random levels."""
-    sigma = sample_sigma(len(clean), generator, settings.sigma_mean, settings.sigma_std, settings.sigma_shift)
-    noise = torch.randn(clean.shape, generator=generator, device=clean.device)
+    """Add noise at random levels; `num_outcomes` successive parts of the batch get the same noise and levels."""
+    count = len(clean) // num_outcomes
+    sigma = sample_sigma(count, generator, settings.sigma_mean, settings.sigma_std, settings.sigma_shift)
+    noise = torch.randn((count, *clean.shape[1:]), generator=generator, device=clean.device)
+    sigma, noise = sigma.repeat(num_outcomes), noise.repeat(num_outcomes, 1, 1, 1, 1)
     return NoisyLatents(
         path.add_noise(clean, noise, sigma), sigma, path.timesteps(sigma), path.target(clean, noise, sigma)
     )
 
 
-def sum_losses(predicted: VideoLatents, noised: NoisyLatents) -> StepLoss:
-    """Return the summed mean squared errors of samples."""
-    losses = sample_losses(predicted, noised.target)
+def sum_losses(losses: Float[Tensor, " batch"], noised: NoisyLatents) -> StepLoss:
+    """Return the sum of the losses of samples."""
     return StepLoss(total=losses.sum(), num_samples=len(losses), by_noise=NoiseLosses(losses, noised.sigma))
 
 
@@ -213,7 +219,7 @@ class BackboneStage(Stage):
         noised = add_noise(batch.clean, FLOW, self.settings, generator)
         channels = self._family.join_condition(noised.noisy, batch.first_frames)
         predicted = self.transformer(channels, noised.timesteps, self._text.embed(batch.text)).sample
-        return sum_losses(predicted, noised)
+        return sum_losses(sample_losses(predicted, noised.target), noised)
 
     def sample(self, generator: torch.Generator, device: torch.device) -> Sequence[SheetRow]:
         """Continue the first pictures of two clips."""

@@ -10,7 +10,9 @@ from sememe.video_as_prompt.stage_settings import (
     BackboneRecipe,
     ExpertRecipe,
     FewStepRecipe,
+    LoraRecipe,
     OneWayRecipe,
+    PreferenceRecipe,
     VideoAsPromptModelRecipe,
 )
 
@@ -53,6 +55,18 @@ VIDEO_AS_PROMPT = System(
             makes=("expert",),
             preparation="sememe.video_as_prompt.stage_distillation:FewStepPreparation",
             needs={"backbone": _BACKBONE_PARTS, "teacher": ("expert",), "autoencoder": ("vae",)},
+        ),
+        "lora": StageSpec(
+            recipe=LoraRecipe,
+            makes=("lora",),
+            preparation="sememe.video_as_prompt.stage_lora:AdapterPreparation",
+            needs={"backbone": _BACKBONE_PARTS, "expert": ("expert",), "autoencoder": ("vae",)},
+        ),
+        "preference": StageSpec(
+            recipe=PreferenceRecipe,
+            makes=("lora",),
+            preparation="sememe.video_as_prompt.stage_lora:AdapterPreparation",
+            needs={"backbone": _BACKBONE_PARTS, "expert": ("expert",), "autoencoder": ("vae",)},
         ),
     },
     model=ModelSpec(
