@@ -15,6 +15,7 @@ class Latents:
     conditions = tuple(f"condition {index % 2}" for index in range(6))
     scenes = tuple(f"scene {index // 2}" for index in range(6))
     captions = full_captions = tuple(f"{index}" for index in range(6))
+    buckets, references = ("",) * 6, ((),) * 6
 
     def select(self, name: str, indices: Tensor) -> Tensor:
         shape = (6, 3, 20) if name == "image" else (6, 4, 3, 4, 4)

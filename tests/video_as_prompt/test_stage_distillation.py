@@ -1,53 +1,26 @@
 """What students learn from teachers: exact targets, at sizes of a few thousand weights."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
-from diffusers import CogVideoXDDIMScheduler, CogVideoXTransformer3DModel
+from diffusers import CogVideoXDDIMScheduler
 from torch import Tensor
 
 from sememe.diffusion.objectives import FLOW
 from sememe.training.networks import make_scheduler
 from sememe.training.recipes import SchedulerSettings
-from sememe.video_as_prompt.blueprint import RELEASED
 from sememe.video_as_prompt.network_cogvideox import CogVideoXVideoAsPromptTransformer
 from sememe.video_as_prompt.network_wan import WanVideoAsPromptTransformer
-from sememe.video_as_prompt.recipes_released import cogvideox_few_step, cogvideox_one_way
 from sememe.video_as_prompt.references import ReferenceInputs
 from sememe.video_as_prompt.settings import GuidanceSettings
 from sememe.video_as_prompt.stage_distillation import FewStepStage, OneWayStage
 from sememe.video_as_prompt.stage_expert import ExpertStage, PairedStage, PairInputs, assign
 from sememe.video_as_prompt.stage_settings import ExpertSettings, FewStepSettings
 from video_as_prompt import cogvideox_factories, wan_factories
+from video_as_prompt.stage_data import PAIRS, Latents, Texts, generator, gradients
 
-PAIRS: dict[str, Any] = {"num_references": 2, "targets_per_reference": 2, "same_scene_share": 0.0}
 CPU = torch.device("cpu")
-NUM_TRAINED = 5_331_065_984
-"""Parameters of the released expert that have an effect."""
-
-
-class Latents:
-    """Random latents (channel, frame, height, width) of two conditions in three scenes each."""
-
-    conditions = tuple(f"condition {index % 2}" for index in range(6))
-    scenes = tuple(f"scene {index // 2}" for index in range(6))
-    captions = full_captions = tuple(f"{index}" for index in range(6))
-    buckets, references = ("",) * 6, ((),) * 6
-
-    def select(self, name: str, indices: Tensor) -> Tensor:
-        return torch.randn(6, 4, 3, 4, 4, generator=torch.Generator().manual_seed(len(name)))[indices]
-
-
-class Texts:
-    """Captions are numbers, the empty one is 6; each has random embeddings of 5 tokens."""
-
-    def pick(self, captions: Sequence[str]) -> Tensor:
-        return torch.tensor([int(caption or 6) for caption in captions])
-
-    def embed(self, picked: Tensor) -> Tensor:
-        return torch.randn(7, 5, 16, generator=torch.Generator().manual_seed(0))[picked]
 
 
 def make_pair(mode: str) -> tuple[Any, Any]:
@@ -70,18 +43,10 @@ def make_few_step(guidance: GuidanceSettings, teacher_steps: int) -> FewStepStag
     return FewStepStage(student, teacher, Texts(), Latents(), settings, scheduler)
 
 
-def generator() -> torch.Generator:
-    return torch.Generator().manual_seed(5)
-
-
 def draw(stage: PairedStage) -> tuple[Any, PairInputs]:
     """A batch, and what networks are given of it."""
     batch = stage.batch(0, generator(), CPU)
     return batch, stage.embed(batch)
-
-
-def gradients(loss: Tensor, model: Any) -> list[Tensor]:
-    return list(torch.autograd.grad(loss, [each for each in model.parameters() if each.requires_grad]))
 
 
 def test_the_backbone_is_there_once() -> None:
@@ -158,25 +123,3 @@ def test_few_steps_of_v_prediction() -> None:
     stage = FewStepStage(student, teacher, Texts(), Latents(), settings, scheduler)
     batch = stage.batch(0, generator(), CPU)
     assert float(stage.loss(batch, generator()).total.detach()) == pytest.approx(0.0, abs=1e-6)
-
-
-def test_students_of_the_released_size() -> None:
-    """The expert of CogVideoX-5B made one-way, and made for four steps, without memory for weights."""
-    one_way, few_step = cogvideox_one_way(), cogvideox_few_step()
-    with torch.device("meta"):
-        backbone = CogVideoXTransformer3DModel(**RELEASED["cogvideox-5b"].transformer)
-        teacher = CogVideoXVideoAsPromptTransformer.from_backbone(backbone, range(41), "joint", None)
-        student = CogVideoXVideoAsPromptTransformer.from_backbone(
-            backbone, range(41), "cached", one_way.reference_timestep
-        )
-    student.copy_expert(teacher)
-    scheduler = CogVideoXDDIMScheduler(prediction_type="v_prediction", timestep_spacing="trailing")
-    stages: list[PairedStage] = [
-        OneWayStage(student, teacher, Texts(), Latents(), one_way.settings, one_way.true_share, FLOW),
-        FewStepStage(student, teacher, Texts(), Latents(), few_step.settings, scheduler),
-    ]
-    for stage in stages:
-        trained = [each for each in stage.modules()["transformer"].parameters() if each.requires_grad]
-        assert {each.device.type for each in trained} == {"meta"}
-        assert sum(each.numel() for each in trained) == NUM_TRAINED
-    assert not any(each.requires_grad for each in teacher.parameters())

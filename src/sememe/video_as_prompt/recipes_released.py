@@ -1,7 +1,12 @@
 """Recipes at the sizes of released models; each function makes the recipe of its name. Imports no torch.
 
-cogvideox   an expert on CogVideoX-5B image-to-video, as the released one is; reads the folder `CogVideoX-5b-I2V` of the
-            backbone in the layout of diffusers, its twin any model of that layout in `smoke-cogvideox`
+wan-14b     an expert on Wan2.1-I2V-14B, as the released one is; reads the folder `Wan2.1-I2V-14B-480P-Diffusers` of the
+            backbone in the layout of diffusers
+wan-1-3b    an expert on Wan2.1-T2V-1.3B, which has no first frame: the reference and the text say all
+cogvideox   an expert on CogVideoX-5B image-to-video, as the released one is; reads the folder `CogVideoX-5b-I2V`, its
+            twin any model of that layout in `smoke-cogvideox`
+
+None of them was trained. Those on Wan have the twins of tiny in `recipes`.
 """
 
 from dataclasses import replace
@@ -16,8 +21,128 @@ from sememe.video_as_prompt.stage_settings import (
     ExpertSettings,
     FewStepRecipe,
     FewStepSettings,
+    LoraRecipe,
     OneWayRecipe,
+    PreferenceRecipe,
+    PreferenceSettings,
 )
+
+_CAPTIONS = CaptionPolicy(drop_target_caption=0.5, drop_reference_caption=0.5)
+
+
+def wan_14b_latents() -> LatentsRecipe:
+    """Clips at the backbone's own size; `--set dataset=FOLDER` takes those of a dataset."""
+    return LatentsRecipe(
+        name="wan-14b-latents",
+        description="clips of 832x480 pixels and 49 frames, with latents of Wan2.1, texts and image embeddings",
+        clips=ClipFormat(num_frames=49, height=480, width=832, fps=16.0),
+        data=WorldData(num_clips=4_000),
+        autoencoder="Wan2.1-I2V-14B-480P-Diffusers",
+        first_frame_fill="grey",
+        # UMT5-XXL and CLIP in every step would take more than they are worth.
+        text_encoder="Wan2.1-I2V-14B-480P-Diffusers",
+        text_length=512,
+        image_encoder="Wan2.1-I2V-14B-480P-Diffusers",
+        batch_size=1,
+        dtype="bfloat16",
+    )
+
+
+def wan_14b_expert() -> ExpertRecipe:
+    """Two-way, an expert in every fourth block, the reference at timestep 1 (the released configuration)."""
+    return ExpertRecipe(
+        name="wan-14b-expert",
+        description="an expert on Wan2.1-I2V-14B: two-way, flow matching, image embeddings",
+        latents=Path("runs/wan-14b-latents"),
+        backbone="Wan2.1-I2V-14B-480P-Diffusers",
+        attention_mode="joint",
+        expert_blocks=tuple(range(0, 40, 4)),
+        reference_timestep=1.0,
+        settings=ExpertSettings(
+            num_references=1,
+            targets_per_reference=1,
+            same_scene_share=0.0,
+            sigma_std=1.0,
+            sigma_shift=1.0,
+            captions=_CAPTIONS,
+        ),
+        training=_train_at_scale(5e-5),
+    )
+
+
+def wan_14b_lora() -> LoraRecipe:
+    recipe = wan_14b_expert()
+    return LoraRecipe(
+        name="wan-14b-lora",
+        description="a LoRA on an expert on Wan2.1-I2V-14B, such as the released",
+        latents=recipe.latents,
+        backbone=recipe.backbone,
+        expert="runs/wan-14b-expert",
+        rank=32,
+        settings=recipe.settings,
+        training=_train_at_scale(1e-4),
+    )
+
+
+def wan_14b_preference() -> PreferenceRecipe:
+    """Rank and learning rate are those of the released code for CogVideoX."""
+    recipe = wan_14b_expert()
+    return PreferenceRecipe(
+        name="wan-14b-preference",
+        description="a LoRA on an expert on Wan2.1-I2V-14B that learns to prefer what the reference shows",
+        latents=recipe.latents,
+        backbone=recipe.backbone,
+        expert="runs/wan-14b-expert",
+        rank=32,
+        settings=PreferenceSettings(
+            num_references=1, targets_per_reference=1, same_scene_share=0.0, sigma_std=1.0, sigma_shift=1.0
+        ),
+        training=_train_at_scale(5e-5),
+    )
+
+
+def wan_14b_one_way() -> OneWayRecipe:
+    """Makes the released expert, which is two-way, cacheable."""
+    recipe = wan_14b_expert()
+    return OneWayRecipe(
+        name="wan-14b-one-way",
+        description="a one-way expert on Wan2.1-I2V-14B that learns from a two-way one, such as the released",
+        latents=recipe.latents,
+        backbone=recipe.backbone,
+        teacher="runs/wan-14b-expert",
+        settings=recipe.settings,
+        training=recipe.training,
+    )
+
+
+def wan_1_3b_latents() -> LatentsRecipe:
+    return replace(
+        wan_14b_latents(),
+        name="wan-1-3b-latents",
+        description="clips of 832x480 pixels and 49 frames, with latents of Wan2.1 and texts",
+        autoencoder="Wan2.1-T2V-1.3B-Diffusers",
+        first_frame_fill=None,
+        text_encoder="Wan2.1-T2V-1.3B-Diffusers",
+        # Without image embeddings texts may have any length, and have the tokenizer's own.
+        text_length=None,
+        image_encoder=None,
+    )
+
+
+def wan_1_3b_expert() -> ExpertRecipe:
+    """One-way, an expert in every block; captions stay, for no first frame tells who and where."""
+    recipe = wan_14b_expert()
+    return replace(
+        recipe,
+        name="wan-1-3b-expert",
+        description="an expert on Wan2.1-T2V-1.3B: one-way, flow matching, without a first frame",
+        latents=Path("runs/wan-1-3b-latents"),
+        backbone="Wan2.1-T2V-1.3B-Diffusers",
+        attention_mode="cached",
+        expert_blocks=None,
+        settings=replace(recipe.settings, captions=CaptionPolicy(drop_target_caption=0.1, drop_reference_caption=0.5)),
+        training=_train_at_scale(1e-4),
+    )
 
 
 def cogvideox_latents() -> LatentsRecipe:
@@ -56,15 +181,9 @@ def cogvideox_expert() -> ExpertRecipe:
             # About uniform over the timesteps.
             sigma_std=1.7,
             sigma_shift=1.0,
-            captions=CaptionPolicy(drop_target_caption=0.5, drop_reference_caption=0.5),
+            captions=_CAPTIONS,
         ),
-        training=TrainingConfig(
-            num_steps=20_000,
-            learning_rate=1e-4,
-            betas=(0.9, 0.95),
-            schedule=ScheduleConfig(warmup_steps=500, shape="constant_then_decay"),
-            prefetch_batches=1,
-        ),
+        training=_train_at_scale(1e-4),
     )
 
 
@@ -105,6 +224,20 @@ def cogvideox_few_step() -> FewStepRecipe:
     )
 
 
+def cogvideox_lora() -> LoraRecipe:
+    recipe = cogvideox_expert()
+    return LoraRecipe(
+        name="cogvideox-lora",
+        description="a LoRA on an expert on CogVideoX-5B, such as the released",
+        latents=recipe.latents,
+        backbone=recipe.backbone,
+        expert="runs/cogvideox-expert",
+        rank=32,
+        settings=recipe.settings,
+        training=recipe.training,
+    )
+
+
 def smoke_cogvideox_latents() -> LatentsRecipe:
     return replace(
         cogvideox_latents(),
@@ -130,4 +263,14 @@ def smoke_cogvideox_expert() -> ExpertRecipe:
         expert_blocks=None,
         settings=replace(recipe.settings, num_references=2, targets_per_reference=2, same_scene_share=0.5),
         training=shorten(recipe.training),
+    )
+
+
+def _train_at_scale(learning_rate: float) -> TrainingConfig:
+    return TrainingConfig(
+        num_steps=20_000,
+        learning_rate=learning_rate,
+        betas=(0.9, 0.95),
+        schedule=ScheduleConfig(warmup_steps=500, shape="constant_then_decay"),
+        prefetch_batches=1,
     )
