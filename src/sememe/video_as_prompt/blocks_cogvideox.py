@@ -265,7 +265,7 @@ class CogVideoXVideoAsPromptBlock(CogVideoXBlock):
             return super().forward(hidden_states, encoder_hidden_states, temb, image_rotary_emb, attention_kwargs)
         tokens = TextAndVideo(encoder_hidden_states, hidden_states)
         if isinstance(reference, ReferenceStream) and temb is None:
-            needs_output = self.needs_reference_output and not reference.keys_only
+            needs_output = (self.needs_reference_output or reference.finishes) and not reference.keys_only
             return self.expert(tokens, reference, needs_output=needs_output)
 
         assert temb is not None

@@ -253,7 +253,7 @@ class WanVideoAsPromptBlock(WanTransformerBlock):
         if reference is None:
             return super().forward(hidden_states, encoder_hidden_states, temb, rotary_emb)
         if isinstance(reference, ReferenceStream) and temb is None:
-            needs_output = self.needs_reference_output and not reference.keys_only
+            needs_output = (self.needs_reference_output or reference.finishes) and not reference.keys_only
             return self.expert(hidden_states, reference, needs_output=needs_output)
 
         assert temb is not None

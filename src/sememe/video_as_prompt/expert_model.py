@@ -16,7 +16,7 @@ from sememe.compute.speed import check_two_way, enable_checked
 from sememe.errors import ModelError
 from sememe.video_as_prompt.context_parallel import check_ranks, count_ranks, split_reference
 from sememe.video_as_prompt.expert_files import TwoFolderFiles
-from sememe.video_as_prompt.reference_attention import ReferenceAttention
+from sememe.video_as_prompt.reference_attention import ReferenceAttention, ReferenceStream
 from sememe.video_as_prompt.references import ReferenceCache, ReferenceInputs, ReferenceTokens
 from sememe.video_as_prompt.shapes import FrameFirstLatents, Heads, TokenStreams, VideoLatents
 
@@ -42,7 +42,7 @@ class ExpertModel(TwoFolderFiles):
         forward_methods: Methods beside `forward` that run parts of the model in training.
     """
 
-    forward_methods: ClassVar[tuple[str, ...]] = ("embed_reference", "encode_reference")
+    forward_methods: ClassVar[tuple[str, ...]] = ("embed_reference", "encode_reference", "denoise_reference")
     may_follow_target: ClassVar[bool] = False
     has_text_tokens: ClassVar[bool] = False
 
@@ -217,11 +217,18 @@ class ExpertModel(TwoFolderFiles):
                 "this expert was trained two-way (attention_mode 'joint'), so its reference cannot be encoded once "
                 "for all steps; pass approximate=True to do so nevertheless, or use the joint mode"
             )
-        stream, tokens, kept = self._make_stream(reference, **step), self._list_tokens(reference), []
+        _, kept = self._run_experts(reference, self._make_stream(reference, **step))
+        return _make_cache(kept, reference)
+
+    def _run_experts(
+        self: Any, reference: ReferenceTokens, stream: ReferenceStream
+    ) -> tuple[TokenStreams, list[list[Heads]]]:
+        """Run a reference alone; return its tokens, and its keys and values in each expert block."""
+        tokens, kept = self._list_tokens(reference), []
         for index in self.config.expert_blocks:
             tokens, *pair = self._run_block(index, *tokens, *_NO_TARGET, stream)
             kept.append(pair)
-        return _make_cache(kept, reference)
+        return tokens, kept
 
     def _list_tokens(self, reference: ReferenceTokens) -> TokenStreams:
         """Return a reference's tokens as its blocks take them: of its video, and of its captions where they attend."""

@@ -188,6 +188,10 @@ class BackboneFamily(ABC):
         """Compute the KV cache of references."""
         return self.transformer.encode_reference(self.arrange(inputs), approximate=approximate)
 
+    def denoise_reference(self, inputs: ReferenceInputs, timesteps: Timesteps) -> VideoLatents:
+        """Run the expert alone on one noisy reference, and return its prediction for the latents."""
+        return self.rearrange(self.transformer.denoise_reference(self.arrange(inputs), timesteps))
+
     @property
     def keeps_texts(self) -> bool:
         """Whether the keys and values of texts can be cached with the pipeline's current offload and caches."""

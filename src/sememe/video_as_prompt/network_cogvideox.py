@@ -15,6 +15,7 @@ from diffusers.models._modeling_parallel import ContextParallelOutput
 from diffusers.models.embeddings import CogVideoXPatchEmbed, TimestepEmbedding
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.utils import apply_lora_scale
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from jaxtyping import Float, Num
 from torch import Tensor, nn
 
@@ -307,6 +308,20 @@ class CogVideoXVideoAsPromptTransformer(ExpertModel, CogVideoXTransformer3DModel
         video, _ = self._run_blocks((tokens.video, tokens.text), arguments, given, strength, kept, **step)
         sample = self._project_out(video, temb, grid)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
+
+    @apply_forward_hook  # type: ignore[untyped-decorator]
+    def denoise_reference(self, inputs: ReferenceInputs, timestep: Timesteps) -> FrameFirstLatents:
+        """Predict for one noisy reference by the expert alone and the backbone's output head.
+
+        Args:
+            inputs: The reference, its latents noisy.
+            timestep: Its timesteps in 0..1000.
+        """
+        tokens = self._embed_reference(inputs)
+        dtype = tokens.hidden_states.dtype
+        temb = self._embed_time(self.expert_embedder.time_embedding, timestep, dtype, None)
+        (video, _), _ = self._run_experts(tokens, tokens.stream._replace(temb=temb, finishes=True))
+        return self._project_out(video, self._embed_time(self.time_embedding, timestep, dtype, None), tokens.grid)
 
     def _make_stream(
         self, reference: ReferenceTokens, timestep: ReferenceTimestep | None = None, ofs: Offset | None = None

@@ -20,7 +20,7 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.transformers.transformer_wan import WanTimeTextImageEmbedding
 from diffusers.utils import apply_lora_scale
 from diffusers.utils.accelerate_utils import apply_forward_hook
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from torch import Tensor, nn
 
 from sememe.backbones.cross_attention import KeptText, TextAttnProcessor, project_text
@@ -63,8 +63,8 @@ class WanExpertEmbedder(nn.Module):
         )
         self.rope = ReferenceRotaryPosEmbed(config.attention_head_dim, self.patch_size, config.rope_max_seq_len)
 
-    def forward(self, inputs: ReferenceInputs, timestep: float) -> ReferenceTokens:
-        """Embed references at one timestep in 0..1000."""
+    def forward(self, inputs: ReferenceInputs, timestep: Timesteps | Num[Tensor, " 1"]) -> ReferenceTokens:
+        """Embed references at a timestep in 0..1000, of each or of all."""
         # per reference (batch, dim, frame, row, column)
         patches = [self.patch_embedding(latents) for latents in inputs.latents]
         grids = {tuple(patch.shape[-2:]) for patch in patches}
@@ -72,12 +72,10 @@ class WanExpertEmbedder(nn.Module):
             raise ModelError(f"all references must have one size, got {sorted(grids)} (rows, columns of tokens)")
         height, width = grids.pop()
 
-        # One entry serves the whole batch: the timestep of references is fixed.
-        time = torch.full((1,), timestep, device=patches[0].device)
         texts = []
         for index, embeds in enumerate(inputs.text_embeds):
             image = None if inputs.image_embeds is None else inputs.image_embeds[index]
-            _, temb, text, image = self.condition_embedder(time, embeds, image)
+            _, temb, text, image = self.condition_embedder(timestep, embeds, image)
             # (batch, image token + text token, dim)
             texts.append(text if image is None else torch.cat([image, text], dim=1))
         frames, extent = [patch.shape[2] for patch in patches], inputs.extent
@@ -88,7 +86,7 @@ class WanExpertEmbedder(nn.Module):
         stream = ReferenceStream(
             texts=tuple(texts),
             lengths=tuple(count * height * width for count in frames),
-            temb=temb.unflatten(1, (6, -1)),  # (1, 6 * dim) -> (1, 6, dim)
+            temb=temb.unflatten(1, (6, -1)),  # (time_batch, 6 * dim) -> (time_batch, 6, dim)
             rotary=rotary,
         )
         # per reference (batch, dim, frame, row, column) -> (batch, token, dim), joined on the token axis
@@ -189,8 +187,25 @@ class WanVideoAsPromptTransformer(ExpertModel, WanTransformer3DModel):
         if (inputs.image_embeds is None) != (self.config.image_dim is None):
             state = "needs" if self.config.image_dim else "does not take"
             raise ModelError(f"this model {state} image embeddings of its references (image_dim in its config)")
-        tokens: ReferenceTokens = self.expert_embedder(inputs, self.config.reference_timestep)
+        # One entry serves the whole batch: the timestep of references is fixed.
+        time = torch.full((1,), self.config.reference_timestep, device=inputs.latents[0].device)
+        tokens: ReferenceTokens = self.expert_embedder(inputs, time)
         return tokens
+
+    @apply_forward_hook  # type: ignore[untyped-decorator]
+    def denoise_reference(self, inputs: ReferenceInputs, timestep: Timesteps) -> VideoLatents:
+        """Predict the velocity of one noisy reference by the expert alone and the backbone's output head.
+
+        Args:
+            inputs: The reference, its latents noisy.
+            timestep: Its timesteps in 0..1000.
+        """
+        tokens: ReferenceTokens = self.expert_embedder(inputs, timestep)
+        (finished,), _ = self._run_experts(tokens, tokens.stream._replace(finishes=True))
+        embedder = self.condition_embedder
+        temb = embedder.time_embedder(embedder.timesteps_proj(timestep).to(finished.dtype))
+        rows, columns = tokens.grid
+        return self._project_out(finished, temb, torch.Size((finished.shape[1] // (rows * columns), rows, columns)))
 
     def _make_stream(self, reference: ReferenceTokens) -> ReferenceStream:
         return reference.stream

@@ -41,6 +41,7 @@ class ReferenceStream(NamedTuple):
         rotary: Positions; None on a backbone without rotary embedding.
         strength: As in `ReferenceAttention`.
         keys_only: Compute the keys and values of the reference and leave its tokens unchanged.
+        finishes: Compute its tokens after the last expert too, which no target reads.
     """
 
     texts: tuple[Any, ...]
@@ -49,6 +50,7 @@ class ReferenceStream(NamedTuple):
     rotary: RotaryTables | None
     strength: float = 1.0
     keys_only: bool = False
+    finishes: bool = False
 
 
 class ExpertResult(NamedTuple):

@@ -46,6 +46,14 @@ class ReferenceInputs:
         if min(counts) < 1 or len(set(counts)) > 1:
             raise ModelError(f"each reference needs latents and a caption, but their counts are {counts}")
 
+    def split(self) -> tuple["ReferenceInputs", ...]:
+        """Return the inputs of each reference."""
+        images = self.image_embeds or (None,) * len(self.latents)
+        return tuple(
+            replace(self, latents=(latents,), text_embeds=(text,), image_embeds=None if image is None else (image,))
+            for latents, text, image in zip(self.latents, self.text_embeds, images, strict=True)
+        )
+
 
 class BatchedReference(ABC):
     """A reference whose tensors all have the batch as their first axis."""

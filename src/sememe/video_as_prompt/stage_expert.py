@@ -21,6 +21,7 @@ from sememe.data.array_cache import ArrayCache
 from sememe.data.bucket_pairs import PairItems, make_held_out_pairs, make_pairs
 from sememe.data.pairing import draw_captions
 from sememe.diffusion.objectives import FLOW, NoisePath, PredictionType, sample_losses
+from sememe.diffusion.preference import preference_losses
 from sememe.errors import RecipeError
 from sememe.training.array_encoders import check_images, find_text
 from sememe.training.held_out import choose_held_out_targets
@@ -237,8 +238,24 @@ class PairedStage(Stage):
         return read_items(self.latents, self.text, picked, kinds, self._family)
 
 
+MISMATCH_STRENGTH = 250.0
+"""Factor of the differences of mean squared errors by which references are distinguished."""
+
+
 class ExpertStage(PairedStage):
-    """Training of the expert towards the true clips; see `training.stage.Stage`."""
+    """Training of the expert towards the true clips; see `training.stage.Stage`.
+
+    Two losses may join that of the prediction, each with a weight in the settings.
+
+    - Mismatched references: as a denoiser classifies by its errors (arXiv 2303.16203), the error with a target's own
+      reference is to be below that with another condition's, for the same noise. The loss is a logistic one,
+      `diffusion.preference.preference_losses` of the difference.
+    - The references themselves: noise is added to them in a pass of their own, in which the expert reads no target and
+      predicts by the backbone's frozen output head. What targets read stays clean, as in generation.
+
+    Raises:
+        RecipeError: Mismatched references are asked for, and a batch has more references than there are conditions.
+    """
 
     name = "expert"
 
@@ -252,9 +269,45 @@ class ExpertStage(PairedStage):
     ) -> None:
         super().__init__(transformer, text, latents, settings)
         self.settings, self._path = settings, path
+        num_conditions = len(set(latents.conditions))
+        if settings.mismatch_weight and settings.num_references > num_conditions:
+            raise RecipeError(
+                f"mismatch_weight needs references of different conditions, but a batch has {settings.num_references} "
+                f"of {num_conditions} conditions; set settings.num_references to at most that"
+            )
 
     def add_noise(self, batch: ExpertBatch, given: PairInputs, generator: torch.Generator) -> NoisyLatents:
         return add_noise(batch.targets.clean, self._path, self.settings, generator)
+
+    def loss(self, batch: Any, generator: torch.Generator) -> StepLoss:
+        settings, given = self.settings, self.embed(batch)
+        noised = self.add_noise(batch, given, generator)
+        reference = given.encode(self._family)
+        errors = self.measure(given, noised, reference, batch.owners)
+        found = sum_losses(errors, noised)
+        total, metrics = found.total, {}
+        if settings.mismatch_weight:
+            others = self.measure(given, noised, reference, (batch.owners + 1) % settings.num_references)
+            total = total + settings.mismatch_weight * preference_losses(others - errors, MISMATCH_STRENGTH).sum()
+            metrics["matched"] = (others > errors).float().mean()
+        if settings.reference_weight:
+            alone = self._measure_references(batch, given, generator).mean()
+            total = total + settings.reference_weight * alone * len(errors)
+            metrics["reference_loss"] = alone.detach()
+        return replace(found, total=total, metrics=metrics)
+
+    def _measure_references(
+        self, batch: ExpertBatch, given: PairInputs, generator: torch.Generator
+    ) -> Float[Tensor, " noised"]:
+        """Return the mean squared error of the expert alone for each reference, at random levels of noise."""
+        references, count, found = batch.references, batch.references_per_target, []
+        for place, inputs in enumerate(given.references.split()):
+            noised = add_noise(references.clean[place::count], self._path, self.settings, generator)
+            first = references.first_frames
+            channels = self._family.join_condition(noised.noisy, None if first is None else first[place::count])
+            predicted = self._family.denoise_reference(replace(inputs, latents=(channels,)), noised.timesteps)
+            found.append(sample_losses(predicted, noised.target))
+        return torch.cat(found)
 
 
 class PairedPreparation(ABC):

@@ -61,15 +61,28 @@ class PairSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertSettings(PairSettings):
-    """How the expert is trained: its batches, and levels of noise as in `BackboneSettings`."""
+    """How the expert is trained: its batches, and levels of noise as in `BackboneSettings`.
+
+    `mismatch_weight` weighs a second loss: each target is also predicted with the reference of another condition, and
+    it is learned to tell by the errors which reference belongs to it (see `stage_expert.ExpertStage`). It takes a
+    second forward for each target. `reference_weight` weighs a third one: the expert alone denoises the references.
+    """
 
     sigma_mean: float = 0.0
     sigma_std: float = 1.3
     sigma_shift: float = 4.0
+    mismatch_weight: float = 0.0
+    reference_weight: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_noise(self)
+        for name in ("mismatch_weight", "reference_weight"):
+            check_setting(getattr(self, name) >= 0, f"{name} must be 0 or more, got {getattr(self, name)}")
+        check_setting(
+            not self.mismatch_weight or self.num_references > 1,
+            "mismatch_weight needs references of two conditions in a batch; set num_references to 2 or more",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
