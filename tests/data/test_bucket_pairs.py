@@ -92,12 +92,12 @@ def test_one_bucket_without_lists_is_as_none() -> None:
 def test_a_condition_needs_two_scenes_in_a_bucket(caplog: pytest.LogCaptureFixture) -> None:
     conditions, scenes, buckets = ["a", "a", "a", "b", "b"], ["s", "t", "u", "s", "t"], ["x", "x", "y", "y", "y"]
     source = make_pairs(conditions, scenes, buckets, [[]] * 5, same_scene_share=0.0)
-    assert caplog.messages == ["left out of bucket y, because a pair needs two scenes: a"]
+    assert caplog.messages == ["left out of bucket y, because 2 scenes are needed: a"]
     generator = np.random.default_rng(0)
     assert {int(source.draw(generator, 1).references[0]) for _ in range(60)} == {0, 1, 3, 4}
     with pytest.raises(RecipeError, match="same_scene_share has no effect"):
         make_pairs(conditions, scenes, buckets, [[]] * 5, same_scene_share=0.5)
-    with pytest.raises(InputError, match="no condition has two scenes in one bucket"):
+    with pytest.raises(InputError, match="no condition has 2 scenes in one bucket"):
         make_pairs(["a", "a"], ["s", "t"], ["x", "y"], [[], []], same_scene_share=0.0)
 
 

@@ -60,13 +60,21 @@ def test_a_pair_has_one_condition_and_two_scenes() -> None:
         batch = sampler.draw(generator, 8, 3)
         assert batch.references.shape == (8,)
         assert batch.targets.shape == (24,)
-        assert batch.targets_per_reference == 3
         for place, target in enumerate(batch.targets):
             reference = batch.references[place // 3]
             assert CONDITIONS[target] == CONDITIONS[reference]
             assert SCENES[target] != SCENES[reference]
         for targets in batch.targets.reshape(8, 3):
             assert len({SCENES[each] for each in targets}) == 3
+
+
+def test_several_references_are_of_different_scenes() -> None:
+    sampler, generator = PairSampler(CONDITIONS, SCENES, max_references=3), np.random.default_rng(0)
+    for _ in range(50):
+        batch = sampler.draw(generator, 4, 2, 3)
+        for references, targets in zip(batch.references.reshape(4, 3), batch.targets.reshape(4, 2), strict=True):
+            assert len({SCENES[each] for each in (*references, *targets)}) == 5
+            assert len({CONDITIONS[each] for each in (*references, *targets)}) == 1
 
 
 def share_with_other_conditions(share: float) -> float:
@@ -122,7 +130,7 @@ def test_the_same_generator_state_gives_the_same_batch() -> None:
 
 
 def test_what_cannot_be_paired_is_refused() -> None:
-    with pytest.raises(InputError, match="condition 'b' has one scene only"):
+    with pytest.raises(InputError, match="condition 'b' has 1 scenes, and a target with 1 references needs 2"):
         PairSampler(["a", "a", "b", "b"], ["s", "t", "s", "s"])
     with pytest.raises(RecipeError, match="same_scene_share has no effect"):
         PairSampler(["a", "a", "b", "b"], ["s", "t", "u", "v"])

@@ -147,5 +147,5 @@ def test_conditions_keep_two_scenes_to_be_trained_on() -> None:
     ]
     held = choose_held_out_targets(scenes, conditions)
     assert [(scenes[place], conditions[place]) for place in np.flatnonzero(held)] == [(one, "many")]
-    with pytest.raises(RecipeError, match="three scenes at least"):
+    with pytest.raises(RecipeError, match="3 scenes at least"):
         choose_held_out_targets(["a", "b"] * 3, ["melt", "melt", "jump", "jump", "spin", "spin"])

@@ -20,8 +20,15 @@ _TRIES = 8
 class PairSource(Protocol):
     """Draws pairs; `data.pairing.PairSampler` is one."""
 
-    def draw(self, generator: np.random.Generator, num_references: int, targets_per_reference: int = 1, /) -> PairBatch:
-        """Draw groups of one reference and its targets; see `PairSampler.draw`."""
+    def draw(
+        self,
+        generator: np.random.Generator,
+        num_references: int,
+        targets_per_reference: int = 1,
+        references_per_target: int = 1,
+        /,
+    ) -> PairBatch:
+        """Draw groups of references and targets; see `PairSampler.draw`."""
         ...
 
 
@@ -34,12 +41,14 @@ class PairItems:
         scenes: Scene of each.
         buckets: Bucket of each.
         references: Items that may be the reference of each, of its condition; none means all of other scenes.
+        max_references: Largest number of references of a target.
     """
 
     conditions: Sequence[str]
     scenes: Sequence[str]
     buckets: Sequence[str]
     references: Sequence[Sequence[int]]
+    max_references: int = 1
 
     @cached_property
     def groups(self) -> Sequence[str]:
@@ -52,7 +61,7 @@ class PairItems:
 def make_pairs(items: PairItems, *, same_scene_share: float, left_out: np.ndarray | None = None) -> PairSource:
     """Make the source of pairs of some items: of one bucket each, and with listed references where there are some.
 
-    Where there are several buckets, conditions with a single scene in one of them are left out there, with a warning.
+    Where there are several buckets, conditions with too few scenes in one of them are left out there, with a warning.
 
     Args:
         items: Items.
@@ -60,14 +69,18 @@ def make_pairs(items: PairItems, *, same_scene_share: float, left_out: np.ndarra
         left_out: Items that are never drawn, (item,).
 
     Raises:
-        InputError: A pair needs two scenes of one condition, and there are none, or in the only bucket a condition has
-            one.
+        InputError: A target and its references need a scene each of one condition, and there are too few, or in the
+            only bucket a condition has too few.
         RecipeError: The share cannot take effect.
     """
     drawn = np.ones(len(items.conditions), bool) if left_out is None else ~left_out
     if len(set(items.buckets)) == 1:
         pairs: PairSource = PairSampler(
-            items.conditions, items.scenes, same_scene_share=same_scene_share, left_out=left_out
+            items.conditions,
+            items.scenes,
+            same_scene_share=same_scene_share,
+            max_references=items.max_references,
+            left_out=left_out,
         )
     else:
         pairs = _make_bucket_pairs(items, drawn, same_scene_share)
@@ -104,7 +117,7 @@ def _make_bucket_pairs(items: PairItems, drawn: np.ndarray, share: float) -> "Bu
 
     def make(bucket: str) -> PairSource:
         of_bucket = ([each[member] for member in members[bucket]] for each in (items.conditions, items.scenes))
-        return PairSampler(*of_bucket, same_scene_share=shares[bucket])
+        return PairSampler(*of_bucket, same_scene_share=shares[bucket], max_references=items.max_references)
 
     return BucketPairs(members, make)
 
@@ -130,7 +143,7 @@ class BucketPairs:
 
 
 def find_members(items: PairItems, drawn: np.ndarray) -> dict[str, np.ndarray]:
-    """The items of each bucket that may be drawn, except of conditions with a single scene in it.
+    """The items of each bucket that may be drawn, except of conditions with too few scenes in it.
 
     Raises:
         InputError: Nothing is left.
@@ -140,15 +153,19 @@ def find_members(items: PairItems, drawn: np.ndarray) -> dict[str, np.ndarray]:
         groups.setdefault(items.buckets[item], {}).setdefault(items.conditions[item], []).append(item)
     members = {}
     for bucket, found in groups.items():
-        lonely = {condition for condition, each in found.items() if len({items.scenes[item] for item in each}) < 2}
+        scenes = {condition: {items.scenes[item] for item in each} for condition, each in found.items()}
+        lonely = {condition for condition, each in scenes.items() if len(each) <= items.max_references}
         if lonely:
-            names = ", ".join(sorted(lonely))
-            logger.warning("left out of bucket %s, because a pair needs two scenes: %s", bucket, names)
+            names, needed = ", ".join(sorted(lonely)), items.max_references + 1
+            logger.warning("left out of bucket %s, because %d scenes are needed: %s", bucket, needed, names)
         kept = [item for condition, each in found.items() if condition not in lonely for item in each]
         if kept:
             members[bucket] = np.array(sorted(kept), np.int64)
     if not members:
-        raise InputError("no condition has two scenes in one bucket, and a pair needs two; give fewer buckets")
+        raise InputError(
+            f"no condition has {items.max_references + 1} scenes in one bucket, as a target and its references need; "
+            "give fewer buckets"
+        )
     return members
 
 

@@ -81,18 +81,14 @@ def _draw_kinds(
 
 @dataclass(frozen=True)
 class PairBatch:
-    """Indices of items. Target number k belongs to reference number k // targets_per_reference.
+    """Indices of items in groups, each of as many references and targets of one condition, one group after the other.
 
-    `references` has shape (num_references,), `targets` (num_references * targets_per_reference,); int64.
+    `references` has shape (num_references * references_per_target,), `targets` (num_references *
+    targets_per_reference,); int64.
     """
 
     references: np.ndarray
     targets: np.ndarray
-
-    @property
-    def targets_per_reference(self) -> int:
-        """How many targets share a reference."""
-        return len(self.targets) // len(self.references)
 
 
 class PairSampler:
@@ -104,7 +100,8 @@ class PairSampler:
 
     Items for which `left_out` (item,) is True are never drawn.
 
-    Raises `InputError` for a condition with fewer than two scenes, `RecipeError` for a share that cannot take effect.
+    Raises `InputError` for a condition with too few scenes: one more than `max_references`, which is how many a target
+    may read. Raises `RecipeError` for a share that cannot take effect.
     """
 
     def __init__(
@@ -113,6 +110,7 @@ class PairSampler:
         scenes_per_item: Sequence[str],
         *,
         same_scene_share: float = 0.5,
+        max_references: int = 1,
         left_out: np.ndarray | None = None,
     ) -> None:
         if len(conditions_per_item) != len(scenes_per_item) or not len(conditions_per_item):
@@ -128,9 +126,10 @@ class PairSampler:
                 items.setdefault(condition, {}).setdefault(scene, []).append(index)
         self.conditions = tuple(sorted(items))
         for condition in self.conditions:
-            if len(items[condition]) < 2:
+            if len(items[condition]) <= max_references:
                 raise InputError(
-                    f"condition {condition!r} has one scene only, and a pair needs two; add one or leave it out"
+                    f"condition {condition!r} has {len(items[condition])} scenes, and a target with {max_references} "
+                    f"references needs {max_references + 1}; add some or leave it out"
                 )
         self._items = [items[condition] for condition in self.conditions]
         self._scenes = [tuple(each) for each in self._items]
@@ -138,8 +137,21 @@ class PairSampler:
         if same_scene_share and not _is_any_shared(self._scenes):
             raise RecipeError("same_scene_share has no effect: no scene was seen under two conditions; set it to 0")
 
-    def draw(self, generator: np.random.Generator, num_references: int, targets_per_reference: int = 1) -> PairBatch:
-        """Draw one batch. The same generator state gives the same batch."""
+    def draw(
+        self,
+        generator: np.random.Generator,
+        num_references: int,
+        targets_per_reference: int = 1,
+        references_per_target: int = 1,
+    ) -> PairBatch:
+        """Draw one batch. The same generator state gives the same batch.
+
+        Args:
+            generator: Source of randomness.
+            num_references: Number of groups.
+            targets_per_reference: Targets of a group.
+            references_per_target: References of a group, each in a scene of its own.
+        """
         if num_references < 1 or targets_per_reference < 1:
             raise InputError(
                 f"a batch needs at least one reference and target, got {num_references} and {targets_per_reference}"
@@ -153,9 +165,12 @@ class PairSampler:
             others = [each for each in range(number) if conditions[each] != condition]
             if others and generator.random() < self._share:
                 wanted = scenes_drawn[others[int(generator.integers(len(others)))]]
-            own = self._draw_scene(generator, condition, avoid=wanted)
+            own = [self._draw_scene(generator, condition, avoid=wanted)]
+            while len(own) < references_per_target:
+                scene = self._draw_scene(generator, condition, avoid=wanted)
+                own += [] if scene in own else [scene]
             scenes = self._choose_scenes(generator, condition, own, wanted, targets_per_reference)
-            references.append(self._draw_item(generator, condition, own))
+            references += [self._draw_item(generator, condition, scene) for scene in own]
             targets += [self._draw_item(generator, condition, scene) for scene in scenes]
             scenes_drawn.append(scenes)
         return PairBatch(references=np.array(references, np.int64), targets=np.array(targets, np.int64))
@@ -176,15 +191,15 @@ class PairSampler:
         return scene
 
     def _choose_scenes(
-        self, generator: np.random.Generator, condition: int, own: str, wanted: Sequence[str], count: int
+        self, generator: np.random.Generator, condition: int, own: Sequence[str], wanted: Sequence[str], count: int
     ) -> tuple[str, ...]:
         available = self._items[condition]
-        chosen = [scene for scene in wanted if scene in available and scene != own][:count]
+        chosen = [scene for scene in wanted if scene in available and scene not in own][:count]
         scenes = self._scenes[condition]
         while len(chosen) < count:
             scene = scenes[int(generator.integers(len(scenes)))]
-            is_spare = len(chosen) < len(scenes) - 1 and scene in chosen
-            if scene != own and not is_spare:
+            is_spare = len(chosen) < len(scenes) - len(own) and scene in chosen
+            if scene not in own and not is_spare:
                 chosen.append(scene)
         return tuple(chosen)
 
@@ -208,12 +223,18 @@ class HeldOutPairs:
             for name in sorted({*names[held].tolist()})
         ]
 
-    def draw(self, generator: np.random.Generator, num_references: int, targets_per_reference: int = 1) -> PairBatch:
-        """Draw one batch, as `PairSampler.draw`; conditions and targets may occur more than once."""
+    def draw(
+        self,
+        generator: np.random.Generator,
+        num_references: int,
+        targets_per_reference: int = 1,
+        references_per_target: int = 1,
+    ) -> PairBatch:
+        """Draw one batch, as `PairSampler.draw`; conditions and clips may occur more than once."""
         picked = [self._choices[place] for place in generator.integers(len(self._choices), size=num_references)]
-        references = [generator.choice(trained) for trained, _ in picked]
+        references = [generator.choice(trained, size=references_per_target) for trained, _ in picked]
         targets = [generator.choice(held, size=targets_per_reference) for _, held in picked]
-        return PairBatch(references=np.array(references, np.int64), targets=np.concatenate(targets).astype(np.int64))
+        return PairBatch(*(np.concatenate(each).astype(np.int64) for each in (references, targets)))
 
 
 def _is_any_shared(scenes: Sequence[Sequence[str]]) -> bool:

@@ -32,12 +32,15 @@ def choose_held_out(scenes: Sequence[str]) -> NDArray[np.bool_]:
     return np.array([scene in chosen for scene in scenes])
 
 
-def choose_held_out_targets(scenes: Sequence[str], conditions: Sequence[str]) -> NDArray[np.bool_]:
-    """Choose items as `choose_held_out` does, but none of conditions that would be left with fewer than two scenes.
+def choose_held_out_targets(
+    scenes: Sequence[str], conditions: Sequence[str], max_references: int = 1
+) -> NDArray[np.bool_]:
+    """Choose items as `choose_held_out` does, but none of conditions that would be left with too few scenes.
 
     Args:
         scenes: Scene of each item.
         conditions: Condition of each item.
+        max_references: Largest number of references of a target, which need a scene each beside its own.
 
     Raises:
         RecipeError: No item is left to hold out.
@@ -46,11 +49,11 @@ def choose_held_out_targets(scenes: Sequence[str], conditions: Sequence[str]) ->
     left: dict[str, set[str]] = {}
     for scene, condition, is_held in zip(scenes, conditions, held, strict=True):
         left.setdefault(condition, set()).update(() if is_held else (scene,))
-    held &= np.array([len(left[condition]) >= 2 for condition in conditions])
+    held &= np.array([len(left[condition]) > max_references for condition in conditions])
     if not held.any():
         raise RecipeError(
-            "training.validate_every needs conditions in three scenes at least, to hold one out; give 0 to train "
-            "without validation"
+            f"training.validate_every needs conditions in {max_references + 2} scenes at least, to hold one out; give "
+            "0 to train without validation"
         )
     return held
 

@@ -21,6 +21,7 @@ from sememe.records import to_plain
 
 _SUFFIX = "_mot_ref"
 _EMBEDDER = "expert_embedder."
+_WITHOUT_TWIN = _EMBEDDER + "reference_embeddings"
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,17 @@ class KeyMap:
         Raises:
             KeyError: `key` names no expert tensor.
         """
-        if key.startswith(_EMBEDDER):
+        if key.startswith(_EMBEDDER) and key != _WITHOUT_TWIN:
             return key.removeprefix(_EMBEDDER)
         block, path = self._split(key)
         for own, stock in self.parts:
             if path.startswith("expert." + own):
                 return block + stock + path.removeprefix("expert." + own)
         raise KeyError(key)
+
+    def find_twin(self, key: str) -> str | None:
+        """Return the backbone's twin of one of our expert keys; None for the embeddings of references."""
+        return None if key == _WITHOUT_TWIN else self.to_backbone_key(key)
 
     def to_official_key(self, key: str) -> str:
         """Return the name in a released checkpoint of one of our expert keys.
@@ -199,7 +204,7 @@ class TwoFolderFiles:
         twins = {key: (tensor.device, tensor.dtype) for key, tensor in self.state_dict().items()}
         expected = {key: tensor.shape for key, tensor in self.state_dict().items() if self.key_map.is_expert_key(key)}
         for key, tensor in iterate_tensors(Path(folder), expected):
-            device, dtype = twins[self.key_map.to_backbone_key(key)]
+            device, dtype = twins[self.key_map.find_twin(key) or key]
             # A copy: tensors inside a mapped file are not aligned, and another alignment rounds otherwise.
             set_tensor(self, key, tensor.to(device, dtype, copy=True))
 
@@ -259,6 +264,8 @@ class TwoFolderFiles:
             raise ModelError(
                 f"{folder} was expected to hold a {cls.expert_class_name}, its config says {config.get('_class_name')}"
             )
+        # Experts were saved before they could have these.
+        config.setdefault("num_reference_embeddings", 0)
         missing = [name for name in cls.own_settings if name not in config]
         if missing:
             raise ModelError(f"the config of the expert in {folder} lacks {', '.join(missing)}; save the expert again")

@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 import torch
 from accelerate import init_empty_weights
 from diffusers.utils.accelerate_utils import apply_forward_hook
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from sememe.compute.lora import restrict_to_backbone
 from sememe.compute.speed import check_two_way, enable_checked
@@ -18,7 +19,7 @@ from sememe.video_as_prompt.context_parallel import check_ranks, count_ranks, sp
 from sememe.video_as_prompt.expert_files import TwoFolderFiles
 from sememe.video_as_prompt.reference_attention import ReferenceAttention, ReferenceStream
 from sememe.video_as_prompt.references import ReferenceCache, ReferenceInputs, ReferenceTokens
-from sememe.video_as_prompt.shapes import FrameFirstLatents, Heads, TokenStreams, VideoLatents
+from sememe.video_as_prompt.shapes import FrameFirstLatents, Heads, Tokens, TokenStreams, VideoLatents
 
 
 @dataclass(frozen=True)
@@ -83,9 +84,12 @@ class ExpertModel(TwoFolderFiles):
 
     @torch.no_grad()
     def copy_backbone_to_expert(self: Any) -> None:
-        """Set every expert tensor to a copy of the backbone's, with the same dtype and device."""
-        tensors, names = self.state_dict(), self.key_map
-        copies = {key: tensors[names.to_backbone_key(key)].clone() for key in tensors if names.is_expert_key(key)}
+        """Set every expert tensor to a copy of the backbone's, with the same dtype and device; those without to 0."""
+        tensors, names, copies = self.state_dict(), self.key_map, {}
+        like = next(iter(tensors.values()))
+        for key in filter(names.is_expert_key, tensors):
+            twin = names.find_twin(key)
+            copies[key] = like.new_zeros(tensors[key].shape) if twin is None else tensors[twin].clone()
         self.load_state_dict(copies, strict=False, assign=True)
         # Move tables that are computed, not stored, to the device of the weights.
         embedder = self.expert_embedder
@@ -103,7 +107,8 @@ class ExpertModel(TwoFolderFiles):
         """
         tensors, names = self.state_dict(), self.key_map
         for key in filter(names.is_expert_key, tensors):
-            start = tensors[names.to_backbone_key(key)]
+            twin = names.find_twin(key)
+            start = torch.zeros_like(tensors[key]) if twin is None else tensors[twin]
             tensors[key].copy_(start.lerp(tensors[key].to(start), share))
 
     @torch.no_grad()
@@ -364,6 +369,29 @@ class ExpertModel(TwoFolderFiles):
         if torch.is_grad_enabled() and self.gradient_checkpointing:
             return self._gradient_checkpointing_func(block, *arguments)
         return block(*arguments)
+
+
+def add_reference_embedding(
+    tokens: Tokens, embeddings: Float[Tensor, "embedding dim"] | None, place: int, count: int
+) -> Tokens:
+    """Add the learned embedding of a reference to its tokens, where there are such.
+
+    Args:
+        tokens: Tokens of the reference.
+        embeddings: The embeddings, that of the nearest reference first.
+        place: Place of the reference, of which the first is the farthest.
+        count: Number of references.
+
+    Raises:
+        ModelError: There are more references than embeddings.
+    """
+    if embeddings is None:
+        return tokens
+    if count > len(embeddings):
+        raise ModelError(
+            f"expected at most {len(embeddings)} references, as many as the expert has learned, got {count}"
+        )
+    return tokens + embeddings[count - 1 - place]
 
 
 def check_strength(strength: float) -> None:

@@ -28,7 +28,7 @@ from sememe.video_as_prompt.blocks_cogvideox import (
 )
 from sememe.video_as_prompt.context_parallel import SPLIT_TOKENS, TokenSplit, split_rotary
 from sememe.video_as_prompt.expert_files import COGVIDEOX_KEYS, KeyMap
-from sememe.video_as_prompt.expert_model import ExpertModel, check_strength
+from sememe.video_as_prompt.expert_model import ExpertModel, add_reference_embedding, check_strength
 from sememe.video_as_prompt.reference_attention import ReferenceStream
 from sememe.video_as_prompt.references import ReferenceCache, ReferenceInputs, ReferenceTokens
 from sememe.video_as_prompt.rotary import RotaryTables, cogvideox_reference_rotary, cogvideox_rotary
@@ -78,11 +78,14 @@ class CogVideoXExpertEmbedder(nn.Module):
         )
         self.dropout = nn.Dropout(config.dropout)
         self.time_embedding = TimestepEmbedding(dim, config.time_embed_dim, config.timestep_activation_fn)
+        number = config.num_reference_embeddings
+        self.reference_embeddings = nn.Parameter(torch.zeros(number, dim)) if number else None
 
-    def forward(self, text: TextEmbeds, latents: FrameFirstLatents) -> TextAndVideo:
-        """Embed one reference at the same learned or sine positions as a target."""
+    def forward(self, text: TextEmbeds, latents: FrameFirstLatents, place: int, count: int) -> TextAndVideo:
+        """Embed a reference of several at the same learned or sine positions as a target."""
         # (batch, text token + video token, dim)
         both = self.dropout(self.patch_embed(text, latents))
+        both = add_reference_embedding(both, self.reference_embeddings, place, count)
         return TextAndVideo(*both.tensor_split([text.shape[1]], dim=1))
 
 
@@ -95,6 +98,8 @@ class CogVideoXVideoAsPromptTransformer(ExpertModel, CogVideoXTransformer3DModel
         attention_mode: Mode that the expert was trained for, `joint` (two-way) or `cached` (one-way).
         reference_timestep: Fixed timestep of the reference, in 0..1000, which `cached` needs; None for the target's
             timestep, as in the released model.
+        num_reference_embeddings: Largest number of references, each with a learned embedding that is added to its
+            tokens; 0 for any number, without embeddings.
 
     The other arguments are those of the stock class.
     """
@@ -131,6 +136,7 @@ class CogVideoXVideoAsPromptTransformer(ExpertModel, CogVideoXTransformer3DModel
         "expert_blocks": None,
         "attention_mode": "joint",
         "reference_timestep": None,
+        "num_reference_embeddings": 0,
     }
     has_text_tokens: ClassVar[bool] = True
     shared_settings: ClassVar[tuple[str, ...]] = (
@@ -171,6 +177,7 @@ class CogVideoXVideoAsPromptTransformer(ExpertModel, CogVideoXTransformer3DModel
         expert_blocks: Sequence[int] | None = None,
         attention_mode: str = "joint",
         reference_timestep: float | None = None,
+        num_reference_embeddings: int = 0,
         **settings: Any,
     ) -> None:
         super().__init__(*arguments, **settings)
@@ -203,8 +210,8 @@ class CogVideoXVideoAsPromptTransformer(ExpertModel, CogVideoXTransformer3DModel
     def _embed_reference(self, inputs: ReferenceInputs) -> ReferenceTokens:
         height, width = _check_reference(self.config, inputs)
         embedded = [
-            self.expert_embedder(text, latents)
-            for text, latents in zip(inputs.text_embeds, inputs.latents, strict=True)
+            self.expert_embedder(text, latents, place, len(inputs.latents))
+            for place, (text, latents) in enumerate(zip(inputs.text_embeds, inputs.latents, strict=True))
         ]
         num_frames, device = sum(latents.shape[1] for latents in inputs.latents), inputs.latents[0].device
         rotary = None

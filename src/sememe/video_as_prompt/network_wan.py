@@ -30,7 +30,7 @@ from sememe.errors import ModelError
 from sememe.video_as_prompt.blocks_wan import WanVideoAsPromptBlock
 from sememe.video_as_prompt.context_parallel import SPLIT_TOKENS, TokenSplit
 from sememe.video_as_prompt.expert_files import WAN_KEYS, KeyMap
-from sememe.video_as_prompt.expert_model import ExpertModel, check_strength
+from sememe.video_as_prompt.expert_model import ExpertModel, add_reference_embedding, check_strength
 from sememe.video_as_prompt.reference_attention import ReferenceStream
 from sememe.video_as_prompt.references import ReferenceCache, ReferenceInputs, ReferenceTokens
 from sememe.video_as_prompt.rotary import ReferenceRotaryPosEmbed, RotaryTables
@@ -62,6 +62,8 @@ class WanExpertEmbedder(nn.Module):
             pos_embed_seq_len=config.pos_embed_seq_len,
         )
         self.rope = ReferenceRotaryPosEmbed(config.attention_head_dim, self.patch_size, config.rope_max_seq_len)
+        number = config.num_reference_embeddings
+        self.reference_embeddings = nn.Parameter(torch.zeros(number, dim)) if number else None
 
     def forward(self, inputs: ReferenceInputs, timestep: Timesteps | Num[Tensor, " 1"]) -> ReferenceTokens:
         """Embed references at a timestep in 0..1000, of each or of all."""
@@ -90,7 +92,11 @@ class WanExpertEmbedder(nn.Module):
             rotary=rotary,
         )
         # per reference (batch, dim, frame, row, column) -> (batch, token, dim), joined on the token axis
-        tokens = torch.cat([patch.flatten(2).transpose(1, 2) for patch in patches], dim=1).contiguous()
+        streams = [
+            add_reference_embedding(patch.flatten(2).transpose(1, 2), self.reference_embeddings, place, len(patches))
+            for place, patch in enumerate(patches)
+        ]
+        tokens = torch.cat(streams, dim=1).contiguous()
         grid = (height, width) if extent is None else (extent.height, extent.width)
         return ReferenceTokens(tokens, stream, grid)
 
@@ -104,6 +110,8 @@ class WanVideoAsPromptTransformer(ExpertModel, WanTransformer3DModel):
         reference_timestep: Fixed timestep of the reference, in 0..1000. The released models use 1.
         first_frame_fill: Frames that follow the first one in the first-frame latents: `grey`, as in the released
             models, or `repeat` (see `sememe.backbones.first_frame`).
+        num_reference_embeddings: Largest number of references, each with a learned embedding that is added to its
+            tokens; 0 for any number, without embeddings.
 
     The other arguments are those of the stock class.
     """
@@ -139,6 +147,7 @@ class WanVideoAsPromptTransformer(ExpertModel, WanTransformer3DModel):
         "attention_mode": "cached",
         "reference_timestep": 1.0,
         "first_frame_fill": "grey",
+        "num_reference_embeddings": 0,
     }
     shared_settings: ClassVar[tuple[str, ...]] = (
         "patch_size",
@@ -165,6 +174,7 @@ class WanVideoAsPromptTransformer(ExpertModel, WanTransformer3DModel):
         attention_mode: str = "joint",
         reference_timestep: float | None = 1.0,
         first_frame_fill: FirstFrameFill = "grey",
+        num_reference_embeddings: int = 0,
         **settings: Any,
     ) -> None:
         super().__init__(*arguments, **settings)

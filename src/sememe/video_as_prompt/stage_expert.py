@@ -144,14 +144,16 @@ class PairedStage(Stage):
             scenes=latents.scenes,
             buckets=latents.buckets,
             references=latents.references,
+            max_references=settings.max_references,
         )
         self._pairs = make_pairs(self._items, same_scene_share=settings.same_scene_share)
 
     def hold_out(self) -> "PairedStage":
         """Hold out targets; their references are clips that are trained on."""
-        held, other = choose_held_out_targets(self._items.scenes, self._items.groups), copy(self)
-        self._pairs = make_pairs(self._items, same_scene_share=self.pairing.same_scene_share, left_out=held)
-        other._pairs = make_held_out_pairs(self._items, held)
+        items, other = self._items, copy(self)
+        held = choose_held_out_targets(items.scenes, items.groups, items.max_references)
+        self._pairs = make_pairs(items, same_scene_share=self.pairing.same_scene_share, left_out=held)
+        other._pairs = make_held_out_pairs(items, held)
         return other
 
     def modules(self) -> Mapping[str, nn.Module]:
@@ -159,7 +161,8 @@ class PairedStage(Stage):
 
     def batch(self, step: int, generator: torch.Generator, device: torch.device) -> ExpertBatch:
         settings, rng = self.pairing, make_rng(generator)
-        pairs = self._pairs.draw(rng, settings.num_references, settings.targets_per_reference)
+        count = 1 if settings.max_references == 1 else int(rng.integers(1, settings.max_references + 1))
+        pairs = self._pairs.draw(rng, settings.num_references, settings.targets_per_reference, count)
         choice = draw_captions(
             settings.captions, rng, num_targets=len(pairs.targets), num_references=len(pairs.references)
         )
@@ -171,6 +174,7 @@ class PairedStage(Stage):
             targets=self._read(targets.ravel(), np.tile(choice.targets[kept], len(targets))).to(device),
             references=self._read(pairs.references, choice.references).to(device),
             owners=torch.from_numpy(np.tile(owners, len(targets))).to(device),
+            references_per_target=count,
         )
 
     def list_targets(self, picked: NDArray[np.integer], rng: np.random.Generator) -> NDArray[np.integer]:
@@ -285,7 +289,7 @@ class ExpertStage(PairedStage):
         reference = given.encode(self._family)
         errors = self.measure(given, noised, reference, batch.owners)
         found = sum_losses(errors, noised)
-        total, metrics = found.total, {}
+        total, metrics = found.total, dict[str, Tensor | float]()
         if settings.mismatch_weight:
             others = self.measure(given, noised, reference, (batch.owners + 1) % settings.num_references)
             total = total + settings.mismatch_weight * preference_losses(others - errors, MISMATCH_STRENGTH).sum()
@@ -351,7 +355,8 @@ class PairedPreparation(ABC):
             images = (find_part(recipe.backbone, part) for part in ("image_encoder", "image_processor"))
             check_images(self._cache, *images)
         text = find_text(parts, self._cache, family.text_length, reads_padding=family.reads_padding)
-        latents = select_conditions(self._cache, find_unseen(self._cache, recipe.unseen), recipe.num_conditions)
+        unseen, max_references = find_unseen(self._cache, recipe.unseen), recipe.settings.max_references
+        latents = select_conditions(self._cache, unseen, recipe.num_conditions, max_references)
         stage = self.make_stage(transformer, text, latents, family.prediction)
         stage.sampler = self.make_sampler(family.prediction)
         return stage
@@ -390,6 +395,7 @@ class ExpertPreparation(PairedPreparation):
             "expert_blocks": recipe.expert_blocks,
             "attention_mode": recipe.attention_mode,
             "reference_timestep": recipe.reference_timestep,
+            "num_reference_embeddings": recipe.settings.max_references if recipe.reference_embeddings else 0,
         } | ({"first_frame_fill": fill} if fill in ("grey", "repeat") else {})
         model: ExpertModel = kind.from_backbone(backbone, **own)
         return model

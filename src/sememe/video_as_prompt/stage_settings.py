@@ -37,13 +37,15 @@ class BackboneSettings:
 class PairSettings:
     """Which references and targets a batch of an expert's training holds.
 
-    In the one-way mode a reference is encoded once and serves `targets_per_reference` targets, which makes a pair
-    nearly twice as cheap. `full_share` of `captions` is 0: a caption that names the condition would make the
-    reference superfluous (the official recipe names it in nearly every caption; set it to 1 to reproduce that).
+    Every target of a batch reads equally many references of its condition, drawn for the batch from 1 to
+    `max_references`. In the one-way mode a reference is encoded once and serves `targets_per_reference` targets, which
+    makes a pair nearly twice as cheap. `full_share` of `captions` is 0: a caption that names the condition would make
+    the reference superfluous (the official recipe names it in nearly every caption; set it to 1 to reproduce that).
     """
 
     num_references: int = 16
     targets_per_reference: int = 4
+    max_references: int = 1
     same_scene_share: float = 0.5
     captions: CaptionPolicy = field(
         default_factory=lambda: CaptionPolicy(
@@ -52,7 +54,7 @@ class PairSettings:
     )
 
     def __post_init__(self) -> None:
-        for name in ("num_references", "targets_per_reference"):
+        for name in ("num_references", "targets_per_reference", "max_references"):
             check_setting(getattr(self, name) >= 1, f"{name} must be 1 or more, got {getattr(self, name)}")
         check_setting(
             0 <= self.same_scene_share <= 1, f"same_scene_share must be between 0 and 1, got {self.same_scene_share}"
@@ -202,11 +204,14 @@ class ExpertRecipe(PairedRecipe):
 
     `expert_blocks` are the backbone's blocks that carry an expert; none means all. `reference_timestep` none, for
     CogVideoX in the mode "joint", reads the reference at the target's own timestep, as the released model does.
+    `reference_embeddings` learns a vector for each of several references, added to its tokens, from nothing: with it
+    the nearest to the target, the second nearest and so on differ in more than their positions.
     """
 
     attention_mode: Literal["cached", "joint"] = "cached"
     expert_blocks: tuple[int, ...] | None = None
     reference_timestep: float | None = 0.0
+    reference_embeddings: bool = False
     settings: ExpertSettings = field(default_factory=ExpertSettings)
 
     def __post_init__(self) -> None:

@@ -334,10 +334,12 @@ def find_unseen(cache: ArrayCache, names: Collection[str] | None) -> NDArray[np.
     return np.array([condition in names for condition in cache.conditions])
 
 
-def select_conditions(cache: ArrayCache, unseen: NDArray[np.bool_], num_conditions: int | None) -> ArrayCache:
+def select_conditions(
+    cache: ArrayCache, unseen: NDArray[np.bool_], num_conditions: int | None, max_references: int = 1
+) -> ArrayCache:
     """The seen clips, or those of some of their conditions: a smaller number takes a part of a larger one's.
 
-    Conditions with a single scene are left out, with a warning, because a pair needs two.
+    Conditions with too few scenes are left out, with a warning: a target and its references need one each.
 
     Raises:
         RecipeError: There are fewer conditions than that.
@@ -345,9 +347,9 @@ def select_conditions(cache: ArrayCache, unseen: NDArray[np.bool_], num_conditio
     scenes: dict[str, set[str]] = {}
     for place in np.flatnonzero(~unseen).tolist():
         scenes.setdefault(cache.conditions[place], set()).add(cache.scenes[place])
-    lonely = sorted(condition for condition, found in scenes.items() if len(found) < 2)
+    lonely = sorted(condition for condition, found in scenes.items() if len(found) <= max_references)
     if lonely:
-        logger.warning("left out, because a pair needs two scenes: %s", ", ".join(lonely))
+        logger.warning("left out, because %d scenes are needed: %s", max_references + 1, ", ".join(lonely))
     seen = sorted(scenes.keys() - set(lonely))
     kept = set(seen)
     places = [place for place in np.flatnonzero(~unseen).tolist() if cache.conditions[place] in kept]

@@ -69,6 +69,7 @@ class TransformerFormat:
             "attention_mode": "joint",
             "reference_timestep": self.reference_timestep,
             "first_frame_fill": "grey",
+            "num_reference_embeddings": 0,
         }
         return {name: values[name] for name in self.transformer.own_settings}
 
@@ -336,9 +337,9 @@ def save_merged(model: Any, folder: str | Path, max_shard_size: int | str = "5GB
         ModelError: The model is none of ours, or has a setting that such a folder cannot state.
         OutputError: The folder cannot be written.
     """
-    known = format_of_model(model)
+    known, config = format_of_model(model), official_config(model)
     tensors = {known.to_official_name(key): tensor for key, tensor in model.state_dict().items()}
-    write_tensors(Path(folder), tensors, official_config(model), max_shard_size)
+    write_tensors(Path(folder), tensors, config, max_shard_size)
 
 
 def write_merged(
@@ -350,8 +351,9 @@ def write_merged(
         ModelError: As `save_merged`; or a file cannot be read.
         OutputError: The folder cannot be written.
     """
+    config = official_config(stored.skeleton)
     tensors = {stored.format.to_official_name(key): tensor for key, tensor in stored.tensors.items()}
-    write_tensors(Path(folder), tensors, official_config(stored.skeleton), max_shard_size, on_tensor)
+    write_tensors(Path(folder), tensors, config, max_shard_size, on_tensor)
 
 
 def official_config(model: Any) -> dict[str, Any]:
