@@ -43,12 +43,13 @@ def test_most_of_12_references_are_followed() -> None:
     assert len(followed) >= 8, followed
 
 
-def test_clips_get_the_look_of_a_picture_and_keep_their_structure() -> None:
+def test_clips_get_the_look_of_a_picture_or_a_text_and_keep_their_structure() -> None:
     pipeline = Gen1Pipeline.from_pretrained("tiny")
     pipeline.set_progress_bar_config(disable=True)
     settings = pipeline.defaults.override(num_frames=4, num_inference_steps=3)
     estimator = DepthEstimator(pipeline.depth_estimator, pipeline.depth_processor)
-    maker, row = Maker(pipeline, settings, estimator), ROWS[0]
+    maker, rows = Maker(pipeline, settings, estimator), {row.name: row for row in ROWS}
     cases = deal_looks(2, 2, seed=23)
-    results = [maker.judge(row, case, clip) for case, clip in zip(cases, maker.make(row, cases), strict=True)]
+    trials = [(rows["picture"], cases[0]), (rows["picture"], cases[1]), (rows["text"], cases[0])]
+    results = [maker.judge(row, case, maker.make(row, [case])[0]) for row, case in trials]
     assert all(result.is_right and result.structure > 0.5 for result in results), results

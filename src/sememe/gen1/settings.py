@@ -143,6 +143,6 @@ BUILT_IN = Settings().override(
     num_inference_steps=6,
     prior_num_inference_steps=20,
     guidance_scale=2.0,
-    prior_guidance_scale=4.0,
+    prior_guidance_scale=2.0,
 )
 """Settings of the built-in model, chosen by measurement (`docs/evidence.md`)."""
