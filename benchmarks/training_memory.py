@@ -5,8 +5,9 @@ computed. Weights, gradients and the two moments of AdamW count 4 bytes a number
 bfloat16, by a run whose networks are in bfloat16, for one clip. Blocks are alike: two and three of them are measured,
 and the difference stands for each of the others. That is what a GPU needs that holds all of it.
 
-An expert is counted without activations, for several numbers of GPUs over which its model is spread: 4 bytes for each
-frozen number, and 20 for each trained one, whose average is kept too.
+An expert is counted without activations, for several numbers of GPUs over which its model is spread: 2 bytes for each
+frozen number of a linear layer or convolution, in bfloat16, 4 for each other frozen one, and 20 for each trained one,
+whose average is kept too.
 """
 
 from collections.abc import Callable
@@ -36,13 +37,14 @@ from sememe.semanticgen.stage_planner import to_latents
 from sememe.semanticgen.stage_settings import PlannerNetwork, RendererRecipe
 from sememe.semanticgen.stages import make_planner
 from sememe.semanticgen.windows import SliceShape, make_layout
+from sememe.training.frozen_weights import find_rounded
 from sememe.training.sharding import count_kept
 from sememe.video_as_prompt.network_wan import WanVideoAsPromptTransformer
 
 TOWERS = {"3B": 2048, "7B": 3584, "72B": 8192}
 """Widths of the features of Qwen2.5-VL's towers."""
 _BYTES_PER_NUMBER = 16  # weight, gradient and two moments in float32
-_BYTES_WITH_AVERAGE, _BYTES_OF_WEIGHT = 20, 4
+_BYTES_WITH_AVERAGE, _BYTES_OF_WEIGHT, _BYTES_OF_ROUNDED = 20, 4, 2
 _TEXT_DIM, _TEXT_TOKENS, _CHANNELS, _FEATURE_PIXELS = 4096, 512, 16, 28
 
 
@@ -197,10 +199,10 @@ def make_expert() -> WanVideoAsPromptTransformer:
 def count_state(network: nn.Module, shard: int) -> int:
     """Count the bytes that one of `shard` GPUs keeps of a network, and of what goes with its trained parameters."""
     kept = count_kept(network, shard)
-    return sum(
-        kept[name] * (_BYTES_WITH_AVERAGE if parameter.requires_grad else _BYTES_OF_WEIGHT)
-        for name, parameter in network.named_parameters()
-    )
+    frozen = [name for name, each in network.named_parameters() if not each.requires_grad]
+    sizes = dict.fromkeys(kept, _BYTES_WITH_AVERAGE) | dict.fromkeys(frozen, _BYTES_OF_WEIGHT)
+    sizes |= dict.fromkeys(find_rounded(network, [name for name in frozen if "expert" not in name]), _BYTES_OF_ROUNDED)
+    return sum(count * sizes[name] for name, count in kept.items())
 
 
 def main() -> int:

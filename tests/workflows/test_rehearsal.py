@@ -44,6 +44,11 @@ def test_a_rehearsal_tells_what_the_run_then_does(
     # Its small layers outside of the blocks stay whole.
     assert 0.5 < spread["phases"][0]["memory"] / phase["memory"] < 0.75
 
+    rounded = json.loads(run_here(capsys, *words, "--json", "--set", "training.precision=bf16").out)
+    backbone = load_file(runs / "backbone" / "model" / "transformer" / "diffusion_pytorch_model.safetensors")
+    num_rounded = sum(each.numel() for name, each in backbone.items() if "norm" not in name and "table" not in name)
+    assert phase["memory"] - rounded["phases"][0]["memory"] == 2 * num_rounded
+
 
 def test_what_would_stop_a_run_stops_its_rehearsal(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["train", "smoke-expert", "--dry-run", "-o", runs / "expert", *given(runs, "expert")]

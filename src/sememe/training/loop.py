@@ -25,6 +25,7 @@ from sememe.training.checkpoint import (
 )
 from sememe.training.checkpoint_writer import CheckpointWriter, choose_checkpoint
 from sememe.training.config import TrainingConfig
+from sememe.training.frozen_weights import list_rounded, round_weights
 from sememe.training.hang_watch import HangWatch
 from sememe.training.optimizer import (
     ChosenTensors,
@@ -114,6 +115,7 @@ class _Run:
         self._device = distribution.device
         self._modules = stage.modules()
         shard = choose_shard(config.shard, distribution.num_ranks)
+        round_weights(list_rounded(stage, config))
         self._sharding = Sharding(self._modules, stage.always_run(), distribution, shard)
         distribution.share_weights(stage.state().values())
         self._writer = CheckpointWriter(folder / "checkpoints", distribution, shard, config.keep_checkpoints)

@@ -130,6 +130,13 @@ class Stage(ABC):
         """
         return self.modules().keys()
 
+    def only_computed(self) -> Collection[str]:
+        """Names of frozen parameters, as "module.parameter", that `loss` computes with and nothing else reads.
+
+        They are not exported, and not used where autocast is off. By default there are none.
+        """
+        return ()
+
     def state(self) -> Mapping[str, Tensor]:
         """Tensors beside those of the modules that a checkpoint keeps, such as running statistics; changed in place."""
         return {}

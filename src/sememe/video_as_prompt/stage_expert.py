@@ -1,7 +1,7 @@
 """Train an expert: batches of references and targets, and the loss towards the true clips."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -158,6 +158,12 @@ class PairedStage(Stage):
 
     def modules(self) -> Mapping[str, nn.Module]:
         return {"transformer": self.transformer}
+
+    def only_computed(self) -> Collection[str]:
+        """The backbone, of which a run exports nothing."""
+        is_expert_key = self.transformer.key_map.is_expert_key
+        names = [name for name, _ in self.transformer.named_parameters()]
+        return [f"transformer.{name}" for name in names if not is_expert_key(name)]
 
     def batch(self, step: int, generator: torch.Generator, device: torch.device) -> ExpertBatch:
         settings, rng = self.pairing, make_rng(generator)

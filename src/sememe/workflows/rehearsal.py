@@ -17,8 +17,10 @@ from sememe.compute.devices import choose_device
 from sememe.events import Progress, ProgressHandler, ignore_progress
 from sememe.training.checkpoint import count_steps, list_checkpoints
 from sememe.training.config import TrainingConfig
+from sememe.training.frozen_weights import list_rounded
 from sememe.training.optimizer import split_parameters
 from sememe.training.phases import plan_phases
+from sememe.training.process import resolve_precision
 from sememe.training.recipes import TrainingRecipe
 from sememe.training.run_record import check_inputs
 from sememe.training.sharding import count_kept
@@ -27,7 +29,7 @@ from sememe.workflows.beginnings import START_NAME, find_initial, prepare_stage
 from sememe.workflows.systems import qualify_model
 from sememe.workflows.train import RUNS_FOLDER, check_resumable
 
-_FLOAT32 = 4  # bytes
+_FLOAT32, _BFLOAT16 = 4, 2  # bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,14 +109,15 @@ def rehearse(
         if config.validate_every:
             stage.hold_out()
         shard = int(os.environ.get("WORLD_SIZE", "1")) if config.shard == -1 else config.shard
+        device = choose_device(config.device)
         kept = count_kept_numbers(stage, shard)
+        weights = _count_weights(stage, resolve_precision(config, device), kept)
         phases = [
-            _describe_phase(stage, config, phase.settings.name, phase.settings.num_steps, kept)
+            _describe_phase(stage, config, phase.settings.name, phase.settings.num_steps, kept, weights)
             for phase in plan_phases(stage, config)
         ]
         on_progress(Progress("making a batch"))
         stage.enter(phases[0].name)
-        device = choose_device(config.device)
         with torch.no_grad():
             batch = stage.batch(0, step_generator(config.seed, 0, 0, "batch"), device)
     return Rehearsal(
@@ -131,18 +134,26 @@ def rehearse(
     )
 
 
+def _count_weights(stage: Stage, config: TrainingConfig, kept: Mapping[str, int]) -> int:
+    """Count the bytes of all weights and buffers that a process keeps."""
+    rounded = list_rounded(stage, config)
+    # Where weights are spread, modules have copies of what they would share.
+    tensors = nn.ModuleDict(stage.modules()).state_dict(keep_vars=True)
+    names = tensors if config.shard != 1 else {id(each): key for key, each in reversed(tensors.items())}.values()
+    sizes = {key: _BFLOAT16 if key in rounded else tensors[key].element_size() for key in names}
+    return sum(kept.get(key, tensors[key].numel()) * size for key, size in sizes.items())
+
+
 def _describe_phase(
-    stage: Stage, config: TrainingConfig, name: str, num_steps: int, kept: Mapping[str, int]
+    stage: Stage, config: TrainingConfig, name: str, num_steps: int, kept: Mapping[str, int], weights: int
 ) -> RehearsedPhase:
-    """Describe a phase of a run whose processes keep so many numbers of each parameter."""
+    """Describe a phase of a run whose processes keep so many numbers of each parameter, and bytes of weights."""
     stage.enter(name)
     modules = stage.modules()
     split = split_parameters(modules, config)
     trained = (*split.decayed, *split.plain, *split.hidden)
     # Gradients, AdamW's two moments or Muon's one, and the average.
     further = sum(kept[key] for key in trained) * (3 + bool(config.ema_decay)) - sum(kept[key] for key in split.hidden)
-    tensors = nn.ModuleDict(modules).state_dict()
-    weights = sum(kept.get(key, each.numel()) * each.element_size() for key, each in tensors.items())
     sizes = {key: each.numel() for key, each in nn.ModuleDict(modules).named_parameters()}
     num_trained = sum(sizes[key] for key in trained)
     return RehearsedPhase(name=name, num_steps=num_steps, num_trained=num_trained, memory=weights + _FLOAT32 * further)
