@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from sememe.errors import RecipeError
 from sememe.training.sharding import choose_shard, count_kept, find_units
@@ -31,6 +32,13 @@ def test_a_process_keeps_its_rows_of_units_and_the_rest_whole(nested: Nested) ->
     assert counts["encoder.0.weight"] == 256 * 1024
     assert counts["encoder.1.weight"] == 16
     assert sum(count_kept(nested, 1).values()) == sum(parameter.numel() for parameter in nested.parameters())
+
+
+def test_a_torch_that_is_too_old_to_shard_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(FSDPModule, "set_reduce_scatter_unused_params")
+    assert choose_shard(1, 8) == 1
+    with pytest.raises(RecipeError, match=r"torch 2\.13 or newer for training\.shard=-1, got torch 2\."):
+        choose_shard(-1, 8)
 
 
 def test_weights_are_spread_over_a_number_that_divides_the_processes() -> None:

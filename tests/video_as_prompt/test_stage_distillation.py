@@ -8,6 +8,8 @@ from diffusers import CogVideoXDDIMScheduler
 from torch import Tensor
 
 from sememe.diffusion.objectives import FLOW
+from sememe.training.config import TrainingConfig
+from sememe.training.frozen_weights import list_rounded, round_weights
 from sememe.training.networks import make_scheduler
 from sememe.training.recipes import SchedulerSettings
 from sememe.video_as_prompt.network_cogvideox import CogVideoXVideoAsPromptTransformer
@@ -75,6 +77,28 @@ def test_one_way_learns_from_both_targets() -> None:
     found = gradients(stage.loss(batch, generator()).total, student)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+# Said once of norms that autocast leaves in float32, rounded weights or not.
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight:UserWarning")
+def test_frozen_weights_in_bfloat16_change_nothing_under_autocast() -> None:
+    results = []
+    for is_rounded in (False, True):
+        teacher, student = make_pair("joint")
+        stage = OneWayStage(student, teacher, Texts(), Latents(), ExpertSettings(**PAIRS), 0.25, FLOW)
+        batch, _ = draw(stage)
+        rounded = list_rounded(stage, TrainingConfig(num_steps=1, precision="bf16"))
+        assert not list_rounded(stage, TrainingConfig(num_steps=1, precision="fp32"))
+        if is_rounded:
+            round_weights(rounded)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = stage.loss(batch, generator()).total
+        results.append([loss.detach(), *gradients(loss, student)])
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+    names = {name for name, each in student.named_parameters() if each.dtype == torch.bfloat16}
+    assert {"patch_embedding.weight", "blocks.0.attn1.to_q.weight", "proj_out.bias"} <= names
+    assert not any("norm" in name or student.key_map.is_expert_key(name) for name in names)
+    assert any(each.dtype == torch.bfloat16 for _, each in teacher.expert_named_parameters())
 
 
 def test_a_student_that_is_its_teacher_has_nothing_to_learn() -> None:

@@ -7,6 +7,7 @@ goes with it: gradient, moments, average. Everything else is whole on every proc
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -22,6 +23,9 @@ from sememe.training.process import Distribution
 _LARGE_LAYER = 1 << 20
 """Numbers in a layer outside of the blocks from which on it is a unit."""
 
+_NEWEST_METHOD = "set_reduce_scatter_unused_params"
+"""What the oldest torch that can shard a run has and those before it have not."""
+
 
 def choose_shard(shard: int, num_ranks: int) -> int:
     """The number of processes that hold one copy of the weights together.
@@ -31,9 +35,14 @@ def choose_shard(shard: int, num_ranks: int) -> int:
         num_ranks: Processes of the run.
 
     Raises:
-        RecipeError: The processes cannot be divided into groups of that size.
+        RecipeError: The processes cannot be divided into groups of that size, or torch is too old to shard.
     """
     size = num_ranks if shard == -1 else shard
+    if size > 1 and not hasattr(FSDPModule, _NEWEST_METHOD):
+        raise RecipeError(
+            f"expected torch 2.13 or newer for training.shard={shard}, got torch {torch.__version__}; install a newer "
+            "one, or give training.shard=1"
+        )
     if num_ranks % size:
         raise RecipeError(
             f"expected training.shard to divide the number of processes, {num_ranks}, got {shard}; start the run by "
@@ -84,6 +93,9 @@ class Sharding:
         self._reached: set[str] = set()
         self._watched: set[str] = set()
         if shard > 1:
+            seen: set[int] = set()
+            for module in modules.values():
+                _separate(module, seen)
             shape = (distribution.num_ranks // shard, shard)
             mesh = init_device_mesh(distribution.device.type, shape, mesh_dim_names=("replicate", "shard"))
             for name in sharded:
@@ -173,6 +185,24 @@ class Sharding:
                 unit.__class__ = made
             for module, name, parameter in places:
                 module._parameters[name] = parameter
+
+
+def _separate(module: nn.Module, seen: set[int]) -> None:
+    """Give a module copies of what it shares with others, in place: the parts of a unit belong to it alone.
+
+    Args:
+        module: Module, which may share parts with itself.
+        seen: Identities of what the others consist of; those of this one join them.
+    """
+    own = {id(part) for part in (*module.modules(), *module.parameters())}
+    for part in module.modules():
+        for name, child in part.named_children():
+            if id(child) in seen:
+                setattr(part, name, deepcopy(child))
+        for name, parameter in part.named_parameters(recurse=False):
+            if id(parameter) in seen:
+                setattr(part, name, nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad))
+    seen |= own
 
 
 def _list_tensors(module: nn.Module) -> list[Tensor]:

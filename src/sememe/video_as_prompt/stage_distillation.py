@@ -1,11 +1,11 @@
 """Train an expert towards another one: to read references one-way, or to need few steps and no guidance."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sememe.checkpoints.components import load_component
 from sememe.checkpoints.zoo import find_part
@@ -35,7 +35,26 @@ from sememe.video_as_prompt.stage_settings import ExpertSettings, FewStepRecipe,
 from sememe.video_as_prompt.stages import LatentSource, NoisyLatents
 
 
-class OneWayStage(ExpertStage):
+class TaughtStage(PairedStage):
+    """What trainings towards a `teacher` share; see `training.stage.Stage`.
+
+    The teacher is whole on every process, because those that read shares of a step may ask it more often than others.
+    """
+
+    teacher: Any
+
+    def modules(self) -> Mapping[str, nn.Module]:
+        return {**super().modules(), "teacher": self.teacher}
+
+    def always_run(self) -> Collection[str]:
+        return super().modules().keys()
+
+    def only_computed(self) -> Collection[str]:
+        """The backbone, and all of the teacher."""
+        return [*super().only_computed(), *(f"teacher.{name}" for name, _ in self.teacher.named_parameters())]
+
+
+class OneWayStage(TaughtStage, ExpertStage):
     """Training of a one-way expert towards a two-way one; see `training.stage.Stage`.
 
     The loss is (1 - `true_share`) |student - teacher|^2 + `true_share` |student - true|^2 but for what does not depend
@@ -55,18 +74,18 @@ class OneWayStage(ExpertStage):
         path: NoisePath,
     ) -> None:
         super().__init__(transformer, text, latents, settings, path)
-        self.teacher: Any = freeze(teacher)
+        self.teacher = freeze(teacher)
         self._true_share = true_share
 
     @torch.no_grad()
     def add_noise(self, batch: ExpertBatch, given: PairInputs, generator: torch.Generator) -> NoisyLatents:
         noised = super().add_noise(batch, given, generator)
-        family = choose_family(TransformerAlone(self.teacher.to(batch.owners.device)))
+        family = choose_family(TransformerAlone(self.teacher))
         predicted = given.predict(family, noised.noisy, noised.timesteps, given.encode(family), batch.owners)
         return replace(noised, target=torch.lerp(predicted.float(), noised.target, self._true_share))
 
 
-class FewStepStage(PairedStage):
+class FewStepStage(TaughtStage):
     """Training of an expert for few steps, by progressive distillation; see `training.stage.Stage`.
 
     Each target is noised to the beginning of one of the student's steps. The teacher takes several steps from there,
@@ -86,7 +105,7 @@ class FewStepStage(PairedStage):
         scheduler: Any,
     ) -> None:
         super().__init__(transformer, text, latents, settings)
-        self.teacher: Any = freeze(teacher)
+        self.teacher = freeze(teacher)
         # Keeping the texts' keys would pay for a generation of many steps.
         self._settings = Settings(guidance=settings.guidance).override(text_keys="recomputed")
         self._schedule = VideoAsPromptSchedule(settings=self._settings, texts_differ=True)
@@ -99,7 +118,7 @@ class FewStepStage(PairedStage):
         first = torch.randint(steps.num_steps, (1,), generator=generator, device=clean.device)
         places = (torch.arange(len(clean), device=clean.device) + first) % steps.num_steps
         noisy, target = torch.empty_like(clean), torch.empty_like(clean)
-        family = choose_family(TransformerAlone(self.teacher.to(clean.device)))
+        family = choose_family(TransformerAlone(self.teacher))
         reference = assign(given.encode(family), batch.owners)
         for place in places.unique().tolist():
             members = (places == place).nonzero().flatten()
