@@ -19,7 +19,7 @@ unexport PYTHONDONTWRITEBYTECODE
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-demo demo test check-format lint types layers docs unit oldest mutants kills format gallery \
+.PHONY: help install install-demo demo test check-format lint types layers docs unit oldest mutants kills equality format gallery \
 	evidence bench clean
 
 help:  ## list these targets
@@ -68,6 +68,9 @@ kills: install  ## kill training runs at 200 random moments, with one process an
 	PYTHONPATH=src $(BIN)/python tests/training/kills.py --processes 1
 	PYTHONPATH=src $(BIN)/python tests/training/kills.py --processes 2
 	PYTHONPATH=src $(BIN)/python tests/training/kills.py --hang
+
+equality: install  ## train on one process, two and four: how far are the results apart? (minutes)
+	PYTHONPATH=src:tests $(BIN)/python tests/training/equality.py
 
 format: install  ## format and repair what ruff can
 	$(BIN)/ruff check --fix-only --quiet

@@ -49,4 +49,5 @@ class ShareStates:
 
 def _widen(tensor: Tensor) -> Tensor:
     """As a type in which means can be taken."""
-    return tensor.float() if tensor.is_floating_point() else tensor.double()
+    is_narrow = tensor.is_floating_point() and tensor.dtype != torch.float64
+    return tensor.float() if is_narrow else tensor.double()
