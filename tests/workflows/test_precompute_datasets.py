@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -151,3 +152,9 @@ def test_listed_references_are_kept_with_the_clips(data: Path) -> None:
     (data / MANIFEST_NAME).unlink()
     encode(data)
     assert ArrayCache.open(data.parent / "cache").references == ((2,), (), ())
+
+
+@pytest.mark.skipif(find_spec("ray") is not None, reason="Ray is installed")
+def test_a_cluster_needs_ray(data: Path) -> None:
+    with pytest.raises(RecipeError, match=r"pip install sememe\[ray\]"):
+        encode(data, ray="auto")

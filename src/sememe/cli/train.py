@@ -99,6 +99,16 @@ PartOfWork = Annotated[
         rich_help_panel=_RUN,
     ),
 ]
+OnRay = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        help="Encode on the machines of a Ray cluster (extra `ray`), which share data and output folder: its address, "
+        "auto for the one that this machine is of, or local.",
+        metavar="ADDRESS",
+        rich_help_panel=_RUN,
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 ListAll = Annotated[bool, typer.Option("--list", help="List the recipes, or the settings of RECIPE, and stop.")]
 
@@ -173,6 +183,7 @@ def precompute(
     verify: Verify = False,
     prune: Prune = False,
     part: PartOfWork = None,
+    ray: OnRay = None,
     as_json: AsJson = False,
 ) -> None:
     """Encode clips once, for the trainings that read latents; the same command goes on where it was broken off.
@@ -194,9 +205,11 @@ def precompute(
     _keep_memory()
     from sememe.workflows.precompute import Part, precompute_latents
 
+    if part is not None and ray is not None:
+        raise typer.BadParameter("expected --part or --ray, got both; a cluster divides the work among its machines")
     chosen = Part.parse(part or "1/1")
     with show_progress() as on_progress:
-        summary = precompute_latents(resolved, folder, on_progress, verify=verify, prune=prune, part=chosen)
+        summary = precompute_latents(resolved, folder, on_progress, verify=verify, prune=prune, part=chosen, ray=ray)
     if as_json:
         echo_json(
             {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from sememe.compute.devices import choose_device
 from sememe.data.array_writer import ArrayCacheWriter, ArrayEncoder, remove_damaged
 from sememe.data.cache_index import ClipItem
 from sememe.data.storage import Storage
-from sememe.errors import InputError, RecipeError, VideoError
+from sememe.errors import InputError, OutputError, RecipeError, VideoError
 from sememe.events import Progress, ProgressHandler, ignore_progress
 from sememe.training.array_encoders import (
     CleanLatents,
@@ -106,6 +106,7 @@ def precompute_latents(
     verify: bool = False,
     prune: bool = False,
     part: Part = _WHOLE,
+    ray: str | None = None,
 ) -> PrecomputeSummary:
     """Encode the recipe's clips into named arrays, or go on where that was interrupted.
 
@@ -120,12 +121,14 @@ def precompute_latents(
         prune: Remove the entries of clips that are not in the data any more.
         part: The entries to encode, for several processes that share the work. A cache is finished by a call without
             it, which encodes what is still missing.
+        ray: Address of a Ray cluster whose machines encode, "auto" for the one of this machine, "local" for a cluster
+            of this machine alone; None encodes in this process.
 
     Raises:
         ModelError: There is no autoencoder or text encoder where the recipe says.
-        InputError: More than one video in a hundred cannot be read, or the cache is damaged.
+        InputError: More than one video in a hundred cannot be read, the cache is damaged, or there is no such cluster.
         RecipeError: The folder holds arrays of other clips or of another encoder.
-        OutputError: The folder cannot be written.
+        OutputError: The folder cannot be written, or the cluster's machines do not write to the same one.
     """
     begin = time.monotonic()
     on_progress(Progress("listing clips"))
@@ -134,8 +137,10 @@ def precompute_latents(
         on_progress(Progress("verifying"))
     damaged = remove_damaged(output_dir) if verify else ()
     limit_threads(recipe.num_threads or (1 if part.count > 1 else 0))
+    num_far = Counter[str]() if ray is None else _encode_far(recipe, clips, output_dir, ray, on_progress)
     encoding = Encoding(recipe, clips, output_dir)
-    num_new = encoding.encode(part, on_progress)
+    encoding.check_shared(num_far)
+    num_new = Counter(encoding.encode(part, on_progress)) + num_far
     good = encoding.quarantine.list_good()
     if part.count == 1:
         encoding.writer.finish(good, clips.version)
@@ -144,13 +149,21 @@ def precompute_latents(
         folder=str(Storage(output_dir)),
         version=clips.version,
         num_clips=len(good),
-        num_new=num_new,
+        num_new={name: num_new[name] for name in encoding.made_by},
         made_by=encoding.made_by,
         quarantine=encoding.quarantine.clips,
         damaged=damaged,
         num_unused=encoding.count_unused(good, prune=prune),
         seconds=time.monotonic() - begin,
     )
+
+
+def _encode_far(
+    recipe: ArraysRecipe, clips: ClipCollection, folder: Path | str, address: str, on_progress: ProgressHandler
+) -> Counter[str]:
+    from sememe.workflows.precompute_ray import encode_on_cluster
+
+    return encode_on_cluster(recipe, clips, folder, address, on_progress)
 
 
 class Encoding:
@@ -184,6 +197,20 @@ class Encoding:
             encoder.name: encode_array(encoder, self._items, self.writer, size, self.quarantine, on_progress, part)
             for encoder in self._encoders
         }
+
+    def check_shared(self, num_written: Mapping[str, int]) -> None:
+        """Check that the folder holds what other machines have written to it.
+
+        Raises:
+            OutputError: It holds fewer entries.
+        """
+        for encoder in self._encoders:
+            num_found, expected = len(self.writer.begin(encoder)), num_written.get(encoder.name, 0)
+            if num_found < expected:
+                raise OutputError(
+                    f"the cluster encoded {expected} entries of {encoder.name}, but {num_found} are here; give a "
+                    "folder that all of its machines share, or a URL of object storage"
+                )
 
     def count_unused(self, items: Sequence[ClipItem], *, prune: bool) -> int:
         """Count entries of clips that are not among the items, and remove them if they are to be pruned."""
