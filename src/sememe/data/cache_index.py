@@ -84,7 +84,7 @@ def sort_shards(shards: Sequence[Shard]) -> tuple[Shard, ...]:
 def write_index(index: CacheIndex, storage: Storage) -> None:
     """Write an index. Raises `OutputError` if it cannot be written."""
     head = {"format": _FORMAT, "origin": index.origin, "version": index.version, "num_shards": len(index.shards)}
-    lines = [head, *(list(index.columns[name]) for name in FIELDS), *(_describe(shard) for shard in index.shards)]
+    lines = [head, *(_fold(index.columns[name]) for name in FIELDS), *(_describe(shard) for shard in index.shards)]
     content = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
     storage.write(INDEX_NAME, content + json.dumps(hashlib.sha256(content).hexdigest()).encode() + b"\n")
 
@@ -130,7 +130,7 @@ def _parse(content: bytes) -> CacheIndex:
     if not isinstance(head, dict) or head.get("format") != _FORMAT:
         raise ValueError(f"it is not of format {_FORMAT}")
     known: dict[Any, Any] = {}
-    columns = {name: _keep_once(read(), known) for name in FIELDS}
+    columns = {name: _unfold(read(), known) for name in FIELDS}
     shards = [
         replace(shard, keys=_keep_once(shard.keys, known))
         for shard in (parse_shard(read()) for _ in range(head["num_shards"]))
@@ -139,6 +139,19 @@ def _parse(content: bytes) -> CacheIndex:
     if read() != expected:
         raise ValueError("it holds something else than was written to it")
     return CacheIndex(origin=head["origin"], version=head["version"], columns=columns, shards=tuple(shards))
+
+
+def _fold(column: Sequence[Any]) -> Any:
+    """A column as JSON: its values, or the value that all of them have and how many there are."""
+    first = next(iter(column), None)
+    is_one = all(value == first for value in column)
+    return {"value": first, "count": len(column)} if is_one else list(column)
+
+
+def _unfold(line: Any, known: dict[Any, Any]) -> tuple[Any, ...]:
+    if isinstance(line, dict):
+        return _keep_once([line["value"]], known) * int(line["count"])
+    return _keep_once(line, known)
 
 
 def _keep_once(values: Sequence[Any], known: dict[Any, Any]) -> tuple[Any, ...]:
