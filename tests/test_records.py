@@ -166,7 +166,7 @@ def test_what_was_flattened_can_be_set_again() -> None:
 def test_fields_are_documented_in_the_docstring() -> None:
     fields = list_fields(Outer)
     assert list(fields) == list(flatten(Outer()))
-    assert (fields["second.size"].help, fields["second.size"].default) == ("Pixels of a side.", 8)
+    assert (fields["second.size"].help, fields["second.size"].default) == ("Pixels of a side.", 9)
 
 
 def test_the_schema_states_types_bounds_and_documentation() -> None:

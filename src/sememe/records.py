@@ -44,6 +44,8 @@ Count = Annotated[int, Range(least=1)]
 Scale = Annotated[float, Range(least=0)]
 Positive = Annotated[float, Range(above=0)]
 Share = Annotated[float, Range(least=0, most=1)]
+Batching = Literal["sequential", "batched"]
+"""Whether variants of guidance are predicted one after the other, or those of one kind together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +86,23 @@ class Record:
         return {key.rpartition(".")[2]: to_plain(value) for key, value in flatten(self).items()}
 
 
+@dataclass(frozen=True, kw_only=True)
+class SizeSettings(Record):
+    """The shape of a result.
+
+    Attributes:
+        height: Height of the result in pixels.
+        width: Width of the result in pixels.
+        num_frames: Frames of the result.
+        fps: Frames per second of the result.
+    """
+
+    height: Count = 480
+    width: Count = 832
+    num_frames: Count = 81
+    fps: Positive = 16.0
+
+
 @dataclass(frozen=True)
 class Field:
     """One field of a record, or of a group in it.
@@ -101,16 +120,23 @@ class Field:
     help: str
 
 
-def list_fields(kind: type, prefix: str = "") -> dict[str, Field]:
-    """Return the fields of a record class by dotted key, in order."""
+def list_fields(kind: type, prefix: str = "", defaults: object = None) -> dict[str, Field]:
+    """Return the fields of a record class by dotted key, in order.
+
+    Args:
+        kind: Class of the record.
+        prefix: What stands before each key.
+        defaults: Record whose values are the defaults; None for those of the class.
+    """
     hints, docs = _hints(kind), _docs(kind)
     found: dict[str, Field] = {}
     for item in dataclasses.fields(kind):
         key, hint = f"{prefix}{item.name}", hints[item.name]
+        default = item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
+        default = getattr(defaults, item.name, default)
         if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-            found |= list_fields(hint, f"{key}.")
+            found |= list_fields(hint, f"{key}.", None if default is dataclasses.MISSING else default)
         else:
-            default = item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
             found[key] = Field(key, hint, default, docs.get(item.name, ""))
     return found
 
@@ -216,16 +242,23 @@ def find_key(key: str, known: Sequence[str]) -> str:
     raise InputError(f"there is no setting {key}; the nearest is {nearest}")
 
 
-def json_schema(kind: type) -> dict[str, Any]:
-    """Return the JSON schema (2020-12) of a record class, with its documentation and defaults."""
+def json_schema(kind: type, defaults: object = None) -> dict[str, Any]:
+    """Return the JSON schema (2020-12) of a record class, with its documentation and defaults.
+
+    Args:
+        kind: Class of the record.
+        defaults: Record whose values are the defaults; None for those of the class.
+    """
     hints, docs = _hints(kind), _docs(kind)
     properties: dict[str, Any] = {}
     for item in dataclasses.fields(kind):
-        schema = _schema(hints[item.name])
-        if "properties" not in schema:
-            schema |= {"description": docs.get(item.name, "")}
-            if item.default is not dataclasses.MISSING:
-                schema["default"] = to_plain(item.default)
+        hint, default = hints[item.name], getattr(defaults, item.name, item.default)
+        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+            schema = json_schema(hint, None if default is dataclasses.MISSING else default)
+        else:
+            schema = _schema(hint) | {"description": docs.get(item.name, "")}
+            if default is not dataclasses.MISSING:
+                schema["default"] = to_plain(default)
         properties[item.name] = schema
     return {"type": "object", "properties": properties, "additionalProperties": False}
 

@@ -113,8 +113,8 @@ def test_a_step_takes_on_meta_what_it_takes_on_the_cpu(family: str, mode: str, d
 def test_an_autoencoder_takes_on_meta_what_it_takes_on_the_cpu(
     vae: Callable[[], nn.Module], dtype: torch.dtype
 ) -> None:
-    model = nn.Module.to(vae(), dtype)
-    twin = copy_to_meta(model)
+    model: Any = nn.Module.to(vae(), dtype)
+    twin: Any = copy_to_meta(model)
     found = []
     for module, device in ((model, "cpu"), (twin, "meta")):
         video = torch.zeros(1, 3, 9, 64, 48, device=device)

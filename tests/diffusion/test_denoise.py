@@ -18,9 +18,10 @@ from diffusers import (
 
 from diffusion.variants import ALONE, Variant, guide
 from sememe.diffusion.denoise import denoise
-from sememe.diffusion.guidance import Batching, Guidance
+from sememe.diffusion.guidance import Guidance
 from sememe.diffusion.objectives import PredictionType, prediction_of
 from sememe.errors import InputError
+from sememe.records import Batching
 
 CLEAN = torch.tensor([[0.5, -1.0, 2.0]])
 

@@ -5,13 +5,12 @@ such latents only."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from diffusers.utils.torch_utils import get_module_execution_device
 from jaxtyping import Float, UInt8
-from torch import nn
 
 from sememe.errors import InputError, ModelError
 from sememe.video import Clip
@@ -19,6 +18,31 @@ from sememe.video import Clip
 Video = Float[torch.Tensor, "batch 3 frame height width"]
 Latents = Float[torch.Tensor, "batch channel latent_frame latent_height latent_width"]
 Generators = torch.Generator | list[torch.Generator] | None
+
+
+@runtime_checkable
+class Autoencoder(Protocol):
+    """Videos to latents and back, as the autoencoders of diffusers have it; see `latent_grid` for those known here."""
+
+    @property
+    def config(self) -> Any:
+        """Arguments of its constructor, as attributes."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of its weights."""
+
+    def encode(self, x: torch.Tensor) -> Any:
+        """Return the posterior of raw latents, as `latent_dist`."""
+
+    def decode(self, z: torch.Tensor) -> Any:
+        """Return the video of raw latents, as `sample`."""
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        """Return it, moved to a device or cast to a precision."""
+
+    def enable_slicing(self) -> None:
+        """Encode and decode the videos of a batch one by one."""
 
 
 @dataclass(frozen=True)
@@ -95,13 +119,13 @@ class LatentGrid:
         return self.num_channels, frames, height // self.spatial_ratio, width // self.spatial_ratio
 
 
-def latent_grid(vae: nn.Module, patch_size: int = 1) -> LatentGrid:
+def latent_grid(vae: Autoencoder, patch_size: int = 1) -> LatentGrid:
     """The grid of a video autoencoder (ours, Wan's or CogVideoX's), or of Stable Diffusion's, which is for images.
 
     Raises:
         ModelError: For any other class.
     """
-    config: Any = vae.config
+    config = vae.config
     name = type(vae).__name__
     if name == "AutoencoderKLWan":
         return LatentGrid(config.scale_factor_temporal, config.scale_factor_spatial, config.z_dim, patch_size)
@@ -122,7 +146,7 @@ def latent_grid(vae: nn.Module, patch_size: int = 1) -> LatentGrid:
     )
 
 
-def encode_video(vae: nn.Module, video: Video, generator: Generators = None) -> Latents:
+def encode_video(vae: Autoencoder, video: Video, generator: Generators = None) -> Latents:
     """Encodes to normalised latents; deterministic (the mode of the posterior) unless a generator is given.
 
     An autoencoder for images encodes frame by frame, in the memory of one frame.
@@ -135,8 +159,7 @@ def encode_video(vae: nn.Module, video: Video, generator: Generators = None) -> 
     Returns:
         Latents in float32.
     """
-    autoencoder: Any = vae
-    video = video.to(get_module_execution_device(vae), autoencoder.dtype)
+    video = video.to(get_module_execution_device(vae), vae.dtype)
     if generator is None:
         latents = _encode(vae, video)
     else:
@@ -149,16 +172,15 @@ def encode_video(vae: nn.Module, video: Video, generator: Generators = None) -> 
     return (latents - mean) / std
 
 
-def decode_latents(vae: nn.Module, latents: Latents) -> Video:
+def decode_latents(vae: Autoencoder, latents: Latents) -> Video:
     """Decode normalised latents to a video in [-1, 1], in the autoencoder's precision.
 
     Raises:
         InputError: The video is not a number somewhere.
     """
-    autoencoder: Any = vae
     latents = latents.to(get_module_execution_device(vae), torch.float32)
     mean, std = latent_statistics(vae, latents)
-    return finish_video(_decode(vae, (latents * std + mean).to(autoencoder.dtype)))
+    return finish_video(_decode(vae, (latents * std + mean).to(vae.dtype)))
 
 
 def finish_video(decoded: Video) -> Video:
@@ -176,34 +198,32 @@ def finish_video(decoded: Video) -> Video:
     return video
 
 
-def _is_for_images(vae: nn.Module) -> bool:
+def _is_for_images(vae: Autoencoder) -> bool:
     return type(vae).__name__ == "AutoencoderKL"
 
 
-def _encode(vae: nn.Module, video: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-    autoencoder: Any = vae
+def _encode(vae: Autoencoder, video: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
     if _is_for_images(vae):
-        posteriors = [autoencoder.encode(frame).latent_dist for frame in video.unbind(2)]
+        posteriors = [vae.encode(frame).latent_dist for frame in video.unbind(2)]
         return torch.stack([_pick(each, generator) for each in posteriors], dim=2)
-    return _pick(autoencoder.encode(video).latent_dist, generator)
+    return _pick(vae.encode(video).latent_dist, generator)
 
 
 def _pick(posterior: Any, generator: torch.Generator | None) -> torch.Tensor:
     return posterior.mode() if generator is None else posterior.sample(generator)
 
 
-def _decode(vae: nn.Module, latents: torch.Tensor) -> torch.Tensor:
-    autoencoder: Any = vae
+def _decode(vae: Autoencoder, latents: torch.Tensor) -> torch.Tensor:
     if _is_for_images(vae):
-        return torch.stack([autoencoder.decode(frame).sample for frame in latents.unbind(2)], dim=2)
+        return torch.stack([vae.decode(frame).sample for frame in latents.unbind(2)], dim=2)
     if getattr(vae, "is_for_images", False):
-        return torch.cat([autoencoder.decode(frame).sample for frame in latents.split(1, dim=2)], dim=2)
-    return autoencoder.decode(latents).sample
+        return torch.cat([vae.decode(frame).sample for frame in latents.split(1, dim=2)], dim=2)
+    return vae.decode(latents).sample
 
 
-def latent_statistics(vae: nn.Module, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def latent_statistics(vae: Autoencoder, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return mean and deviation of raw latents, each broadcastable over (batch, channel, frame, height, width)."""
-    config: Any = vae.config
+    config = vae.config
     means, deviations = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
     if means is None or deviations is None:
         scale = getattr(config, "scaling_factor", None) or 1.0

@@ -1,15 +1,14 @@
 """Decoding of long videos in chunks, so that frames can be written while later ones are decoded."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 from diffusers.utils.torch_utils import get_module_execution_device
-from torch import nn
 
 from sememe.backbones.autoencoder import (
+    Autoencoder,
     Latents,
     Video,
     decode_latents,
@@ -22,7 +21,7 @@ from sememe.backbones.linear_autoencoder import LinearVideoAutoencoder
 
 @torch.no_grad()
 def decode_in_chunks(
-    vae: nn.Module, latents: Latents, chunk: int = 8, *, span: tuple[int, int] | None = None
+    vae: Autoencoder, latents: Latents, chunk: int = 8, *, span: tuple[int, int] | None = None
 ) -> Iterator[Video]:
     """Decode normalised latents, a few latent frames after the other; together the chunks are the whole video.
 
@@ -57,10 +56,10 @@ def _decode_linear(vae: LinearVideoAutoencoder, latents: Latents, chunk: int, st
     size = vae.num_frames
     for first in range(start, stop, chunk):
         last = min(first + chunk, stop)
-        seen = torch.arange(max(first - 1, 0), min(last + 1, latents.shape[2]), device=latents.device)
+        seen = [*range(max(first - 1, 0), min(last + 1, latents.shape[2]))]
         if first > 1:
-            seen = torch.cat([seen.new_zeros(1), seen])
-        num_before = int((seen < first).sum())
+            seen = [0, *seen]
+        num_before = sum(place < first for place in seen)
         video = decode_latents(vae, latents[:, :, seen])
         # The first latent frame gives one frame, the others `size` each.
         begin = 0 if num_before == 0 else (num_before - 1) * size + 1
@@ -69,22 +68,21 @@ def _decode_linear(vae: LinearVideoAutoencoder, latents: Latents, chunk: int, st
 
 def _decode_causal(vae: AutoencoderKLWan, latents: Latents, chunk: int, start: int, stop: int) -> Iterator[Video]:
     """Decode as the stock method does, which keeps features of earlier frames, but hand frames on in between."""
-    autoencoder: Any = vae
-    hook = getattr(autoencoder, "_hf_hook", None)
+    hook = getattr(vae, "_hf_hook", None)
     if hook is not None:  # as on the stock method: offload brings the autoencoder to its device
-        hook.pre_forward(autoencoder)
-    latents = latents.to(get_module_execution_device(vae), autoencoder.dtype)
+        hook.pre_forward(vae)
+    latents = latents.to(get_module_execution_device(vae), vae.dtype)
     mean, std = latent_statistics(vae, latents)
-    autoencoder.clear_cache()
-    codes, frames = autoencoder.post_quant_conv(latents * std + mean), []
+    vae.clear_cache()
+    codes, frames = vae.post_quant_conv(latents * std + mean), []
     try:
         for index in range(stop):
-            autoencoder._conv_idx = [0]
+            vae._conv_idx = [0]
             first = {"first_chunk": True} if index == 0 else {}
-            video = autoencoder.decoder(
+            video = vae.decoder(
                 codes[:, :, index : index + 1],
-                feat_cache=autoencoder._feat_map,
-                feat_idx=autoencoder._conv_idx,
+                feat_cache=vae._feat_map,
+                feat_idx=vae._conv_idx,
                 **first,
             )
             if index < start:
@@ -92,8 +90,8 @@ def _decode_causal(vae: AutoencoderKLWan, latents: Latents, chunk: int, start: i
             frames.append(video)
             if len(frames) == chunk or index == stop - 1:
                 joined = torch.cat(frames, dim=2)
-                patch = autoencoder.config.patch_size
+                patch = vae.config.patch_size
                 yield finish_video(joined if patch is None else unpatchify(joined, patch_size=patch))
                 frames = []
     finally:
-        autoencoder.clear_cache()
+        vae.clear_cache()

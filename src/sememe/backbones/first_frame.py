@@ -4,13 +4,12 @@ Wan's is the latents of a video that holds the given frames, behind a mask that 
 is the latents of the first frame alone.
 """
 
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
-from torch import nn
 
-from sememe.backbones.autoencoder import Generators, Latents, encode_video, latent_grid
+from sememe.backbones.autoencoder import Autoencoder, Generators, Latents, encode_video, latent_grid
 from sememe.errors import InputError, ModelError
 
 Images = Float[torch.Tensor, "batch 3 height width"]
@@ -21,7 +20,7 @@ ConditionChannels = Float[torch.Tensor, "batch mask_and_channel latent_frame lat
 
 
 def encode_first_frame(
-    vae: nn.Module,
+    vae: Autoencoder,
     images: Images,
     num_frames: int,
     fill: FirstFrameFill = "grey",
@@ -51,7 +50,7 @@ def encode_first_frame(
     return encode_video(vae, torch.cat([images.unsqueeze(2), later], dim=2))
 
 
-def encode_cached_first_frame(vae: nn.Module, images: Images, num_frames: int, fill: CachedFill) -> Latents:
+def encode_cached_first_frame(vae: Autoencoder, images: Images, num_frames: int, fill: CachedFill) -> Latents:
     """What is cached of first frames for training: of the shape of the clip's latents, and without a mask."""
     if fill == "zeros":
         return leading_frame_condition(vae, images, num_frames)
@@ -86,7 +85,7 @@ def mark_first_frame(
 
 
 def frame_condition(
-    vae: nn.Module,
+    vae: Autoencoder,
     images: Images,
     num_frames: int,
     fill: FirstFrameFill = "grey",
@@ -97,7 +96,7 @@ def frame_condition(
     return mark_first_frame(latents, latent_grid(vae).temporal_ratio, has_last_frame=last_images is not None)
 
 
-def leading_frame_condition(vae: nn.Module, images: Images, num_frames: int, generator: Generators = None) -> Latents:
+def leading_frame_condition(vae: Autoencoder, images: Images, num_frames: int, generator: Generators = None) -> Latents:
     """CogVideoX's condition: the picture's own latents in the first latent frame, zeros behind it.
 
     Models of CogVideoX 1.5 take these latents without the scale of all others (`invert_scale_latents`).
@@ -108,9 +107,8 @@ def leading_frame_condition(vae: nn.Module, images: Images, num_frames: int, gen
         num_frames: Frames of the video to be made.
         generator: Source of draws from the posterior; None for its mode.
     """
-    config: Any = vae.config
     latents = encode_video(vae, images.unsqueeze(2), generator)
-    if getattr(config, "invert_scale_latents", False):
-        latents = latents / config.scaling_factor
+    if getattr(vae.config, "invert_scale_latents", False):
+        latents = latents / vae.config.scaling_factor
     num_later = latent_grid(vae).count_latent_frames(num_frames) - 1
     return torch.nn.functional.pad(latents, (0, 0, 0, 0, 0, num_later))

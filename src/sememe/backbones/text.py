@@ -3,29 +3,62 @@
 import html
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import ftfy
 import torch
 from diffusers.utils.torch_utils import get_module_execution_device
 from jaxtyping import Float
-from torch import nn
 
 TextEmbeds = Float[torch.Tensor, "batch token text_dim"]
 
 MAX_SEQUENCE_LENGTH = 512
 
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """Texts to numbers, as the tokenizers of transformers do it.
+
+    Attributes:
+        model_max_length: Numbers per text that it was made for.
+    """
+
+    model_max_length: int
+
+    def __call__(self, text: Any, **options: Any) -> Any:
+        """Return the `input_ids` of a text or of several, and their `attention_mask`."""
+
+    def decode(self, token_ids: Any) -> str:
+        """Return the text of numbers."""
+
+
+@runtime_checkable
+class TextEncoder(Protocol):
+    """Numbers of a text to embeddings, as the text encoders of transformers do it."""
+
+    @property
+    def config(self) -> Any:
+        """Its configuration."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of its weights."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Return embeddings (text, token, dim) of token ids and their mask, as `last_hidden_state`."""
+
+
 _log = logging.getLogger(__name__)
 
 
-def default_sequence_length(tokenizer: Any) -> int:
+def default_sequence_length(tokenizer: Tokenizer) -> int:
     """As many tokens as the tokenizer was made for, at most 512."""
     return min(int(tokenizer.model_max_length), MAX_SEQUENCE_LENGTH)
 
 
 @torch.no_grad()
 def encode_prompts(
-    tokenizer: Any, text_encoder: nn.Module, prompts: Sequence[str], max_sequence_length: int | None = None
+    tokenizer: Tokenizer, text_encoder: TextEncoder, prompts: Sequence[str], max_sequence_length: int | None = None
 ) -> TextEmbeds:
     """Embeds prompts as Wan reads them: cleaned, padding unseen by the encoder, zero behind a prompt's end.
 
@@ -47,7 +80,7 @@ def encode_prompts(
 
 @torch.no_grad()
 def encode_prompts_padded(
-    tokenizer: Any, text_encoder: nn.Module, prompts: Sequence[str], max_sequence_length: int
+    tokenizer: Tokenizer, text_encoder: TextEncoder, prompts: Sequence[str], max_sequence_length: int
 ) -> TextEmbeds:
     """Embeds prompts as CogVideoX reads them: as they are, with the padding read like any other token.
 
@@ -57,7 +90,7 @@ def encode_prompts_padded(
     return text_encoder(ids.to(get_module_execution_device(text_encoder))).last_hidden_state
 
 
-def tokenize_prompts(tokenizer: Any, prompts: list[str], length: int) -> tuple[torch.Tensor, torch.Tensor]:
+def tokenize_prompts(tokenizer: Tokenizer, prompts: list[str], length: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return token ids and mask, each (prompt, token), padded to `length`; warns where a prompt is cut."""
     tokens = tokenizer(
         prompts,
@@ -73,7 +106,7 @@ def tokenize_prompts(tokenizer: Any, prompts: list[str], length: int) -> tuple[t
     return tokens.input_ids, tokens.attention_mask
 
 
-def _warn_of_cut(tokenizer: Any, prompt: str, length: int) -> None:
+def _warn_of_cut(tokenizer: Tokenizer, prompt: str, length: int) -> None:
     ids = tokenizer(prompt, add_special_tokens=False, truncation=False, verbose=False).input_ids
     num_special = len(tokenizer("", add_special_tokens=True).input_ids)
     lost = ids[max(0, length - num_special) :]

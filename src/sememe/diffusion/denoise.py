@@ -7,7 +7,6 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import torch
 
 from sememe.diffusion.guidance import (
-    Batching,
     Guidance,
     GuidanceRow,
     GuidanceSchedule,
@@ -16,7 +15,9 @@ from sememe.diffusion.guidance import (
     combine,
 )
 from sememe.diffusion.objectives import PredictionType, prediction_of
+from sememe.diffusion.schedulers import Scheduler
 from sememe.errors import InputError
+from sememe.records import Batching
 
 _EXPECTED: dict[PredictionType, str] = {
     "flow": "flow matching (FlowMatch..., or prediction_type='flow_prediction' as UniPC has)",
@@ -48,14 +49,14 @@ class Predict(Protocol[_VariantT_contra]):
         """
 
 
-SetTimesteps = Callable[[Any, int, torch.device], None]
+SetTimesteps = Callable[[Scheduler, int, torch.device], None]
 StepCallback = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor | None]
 
 
 @torch.no_grad()
 def denoise(
     predict: Predict[VariantT],
-    scheduler: Any,
+    scheduler: Scheduler,
     latents: torch.Tensor,
     guidance: Guidance[VariantT] | GuidanceSchedule[VariantT],
     num_inference_steps: int,
@@ -114,7 +115,7 @@ def denoise(
     return latents
 
 
-def check_scheduler(scheduler: Any, prediction: PredictionType = "flow") -> None:
+def check_scheduler(scheduler: Scheduler, prediction: PredictionType = "flow") -> None:
     """Refuse schedulers that take a prediction for something else.
 
     Raises:
@@ -132,11 +133,13 @@ def check_scheduler(scheduler: Any, prediction: PredictionType = "flow") -> None
         )
 
 
-def _set_timesteps(scheduler: Any, num_inference_steps: int, device: torch.device) -> None:
+def _set_timesteps(scheduler: Scheduler, num_inference_steps: int, device: torch.device) -> None:
     scheduler.set_timesteps(num_inference_steps, device=device)
 
 
-def _set_steps(scheduler: Any, num_inference_steps: int, device: torch.device, set_timesteps: SetTimesteps) -> None:
+def _set_steps(
+    scheduler: Scheduler, num_inference_steps: int, device: torch.device, set_timesteps: SetTimesteps
+) -> None:
     if num_inference_steps < 1:
         raise InputError(f"num_inference_steps must be at least 1, got {num_inference_steps}")
     try:
@@ -152,7 +155,7 @@ def _set_steps(scheduler: Any, num_inference_steps: int, device: torch.device, s
 class Stepper:
     """Calls a scheduler's step with the arguments that it takes."""
 
-    def __init__(self, scheduler: Any, generator: torch.Generator | list[torch.Generator] | None) -> None:
+    def __init__(self, scheduler: Scheduler, generator: torch.Generator | list[torch.Generator] | None) -> None:
         self.scheduler = scheduler
         known = inspect.signature(scheduler.step).parameters
         self.extra: dict[str, Any] = {"generator": generator} if "generator" in known else {}

@@ -1,13 +1,11 @@
 """Few steps that each stand for several of a teacher: progressive distillation of samplers (arXiv 2202.00512)."""
 
-from typing import Any
-
 import torch
-from torch import Tensor
 
 from sememe.diffusion.denoise import Predict, Stepper, denoise
 from sememe.diffusion.guidance import Guidance, GuidanceSchedule, VariantT
 from sememe.diffusion.objectives import PredictionType, Samples, prediction_of
+from sememe.diffusion.schedulers import NoiseScheduler, Scheduler
 from sememe.errors import RecipeError
 
 
@@ -23,7 +21,7 @@ class FewSteps:
         RecipeError: The scheduler's steps do not begin where every so many of its smaller ones begin.
     """
 
-    def __init__(self, scheduler: Any, num_steps: int, num_parts: int) -> None:
+    def __init__(self, scheduler: Scheduler, num_steps: int, num_parts: int) -> None:
         prediction = prediction_of(scheduler)
         assert prediction is not None, f"no path for prediction_type {scheduler.config.get('prediction_type')}"
         self.prediction: PredictionType = prediction
@@ -42,8 +40,8 @@ class FewSteps:
     def add_noise(self, clean: Samples, noise: Samples, place: int) -> Samples:
         """The latents at the beginning of a step."""
         self._begin(1, place, clean.device)
-        noisy: Tensor = self._scheduler.add_noise(clean, noise, self.timesteps[place].expand(len(clean)))
-        return noisy
+        assert isinstance(self._scheduler, NoiseScheduler), f"{type(self._scheduler).__name__} adds no noise"
+        return self._scheduler.add_noise(clean, noise, self.timesteps[place].expand(len(clean)))
 
     def follow(
         self,

@@ -7,11 +7,11 @@ guidance that is off costs nothing.
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
 
-Batching = Literal["sequential", "batched"]
+from sememe.records import Batching
 
 
 @runtime_checkable

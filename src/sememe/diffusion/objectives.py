@@ -8,10 +8,12 @@ which is the clean latents (arXiv 2204.06125).
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float
+
+from sememe.diffusion.schedulers import NoiseScheduler, Scheduler
 
 Samples = Float[torch.Tensor, "batch ..."]
 PerSample = Float[torch.Tensor, " batch"]
@@ -26,7 +28,7 @@ _BY_SCHEDULER: dict[str | None, PredictionType] = {
 }
 
 
-def prediction_of(scheduler: Any) -> PredictionType | None:
+def prediction_of(scheduler: Scheduler) -> PredictionType | None:
     """What a diffusers scheduler takes a prediction for; None for what no path here predicts."""
     if type(scheduler).__name__.startswith("FlowMatch"):
         return "flow"
@@ -49,11 +51,14 @@ class NoisePath:
         assert (self.prediction == "flow") == (self.signal is None), "diffusion, and only it, has a noise schedule"
 
     @classmethod
-    def of_scheduler(cls, scheduler: Any) -> "NoisePath":
+    def of_scheduler(cls, scheduler: Scheduler) -> "NoisePath":
         """The path that a diffusers scheduler walks back, so that training and sampling share one noise schedule."""
         prediction = prediction_of(scheduler)
         assert prediction is not None, f"no path for prediction_type {scheduler.config.get('prediction_type')}"
-        return cls(prediction, None if prediction == "flow" else scheduler.alphas_cumprod.sqrt())
+        if prediction == "flow":
+            return cls(prediction)
+        assert isinstance(scheduler, NoiseScheduler), f"{type(scheduler).__name__} has no noise schedule"
+        return cls(prediction, scheduler.alphas_cumprod.sqrt())
 
     def timesteps(self, levels: PerSample) -> PerSample:
         """The timesteps in [0, 1000] at which the network is asked; whole numbers in diffusion."""

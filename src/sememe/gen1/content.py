@@ -16,7 +16,7 @@ from diffusers.utils.torch_utils import get_module_execution_device
 from jaxtyping import Float
 from torch import Tensor
 
-from sememe.backbones.text import encode_prompts_padded
+from sememe.backbones.text import TextEncoder, Tokenizer, encode_prompts_padded
 from sememe.errors import InputError, ModelError
 from sememe.gen1.pictures import read_pictures
 from sememe.gen1.prior import PriorSampler
@@ -125,8 +125,8 @@ class PromptEncoder:
         image_dim: Length of the embedding that the IP-Adapter reads; None without one.
     """
 
-    tokenizer: Any
-    text_encoder: Any
+    tokenizer: Tokenizer | None
+    text_encoder: TextEncoder | None
     image_encoder: Any
     image_processor: Any
     image_dim: int | None

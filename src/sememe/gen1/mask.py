@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from sememe.diffusion.schedulers import NoiseScheduler
 from sememe.errors import InputError
 from sememe.video import Clip, resize_clip
 
@@ -76,12 +77,12 @@ class MaskedLatents:
         edited = F.adaptive_max_pool2d(pixels, source.shape[-2:]).unsqueeze(1)
         return cls(source, noise, edited)
 
-    def hold(self, latents: Tensor, scheduler: Any, step: int) -> Tensor:
+    def hold(self, latents: Tensor, scheduler: NoiseScheduler, step: int) -> Tensor:
         """Return latents after a step with those outside the mask replaced by the source at the same noise.
 
         Args:
             latents: Latents after the step.
-            scheduler: Scheduler that took it, with `add_noise`.
+            scheduler: Scheduler that took it.
             step: Number of the step, from 0.
         """
         kept = self.source

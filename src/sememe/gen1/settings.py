@@ -2,12 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated
 
-from sememe.records import Count, Range, Record, Scale
+from sememe.records import Batching, Count, Range, Record, Scale
 
-# Written out here, because the modules that act on them import torch.
-Batching = Literal["sequential", "batched"]
 Level = Annotated[int, Range(least=0, most=7)]
 Whole = Annotated[int, Range(least=0)]
 

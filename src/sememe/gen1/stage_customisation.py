@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sememe.backbones.autoencoder import clips_to_video, encode_video
+from sememe.backbones.autoencoder import Autoencoder, clips_to_video, encode_video
 from sememe.errors import InputError
 from sememe.gen1.content import embed_images
 from sememe.gen1.shapes import Latents, StructureVideo
@@ -93,7 +93,7 @@ class CustomisationStage(Stage):
 
 @torch.no_grad()
 def read_pictures(
-    folder: Path, size: tuple[int, int], vae: nn.Module, estimator: DepthEstimator, image_encoder: Any, processor: Any
+    folder: Path, size: tuple[int, int], vae: Autoencoder, estimator: DepthEstimator, image_encoder: Any, processor: Any
 ) -> Pictures:
     """Read all pictures of a folder, each resized to cover the size, and cropped.
 

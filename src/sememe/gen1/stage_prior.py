@@ -11,6 +11,7 @@ import torch
 from diffusers import DDIMScheduler, PriorTransformer
 from torch import Tensor, nn
 
+from sememe.backbones.text import Tokenizer
 from sememe.data.array_cache import ArrayCache
 from sememe.diffusion.objectives import NoisePath, sample_losses
 from sememe.gen1.arrays import CONTENT_ARRAY, pick_frames
@@ -46,14 +47,14 @@ class PriorStage(Stage):
         self,
         prior: PriorTransformer,
         scheduler: DDIMScheduler,
-        tokenizer: Any,
+        tokenizer: Tokenizer,
         text_encoder: nn.Module,
         cache: ArrayCache,
         settings: PriorSettings,
     ) -> None:
         self.prior: Any = prior.train()
         self.scheduler, self.tokenizer, self.cache, self.settings = scheduler, tokenizer, cache, settings
-        self.text_encoder = text_encoder.eval().requires_grad_(False)
+        self.text_encoder: Any = text_encoder.eval().requires_grad_(False)
         self._path = NoisePath.of_scheduler(scheduler)
         self._known: dict[str, EncodedTexts] = {}
         self.items: ItemPicker = ItemPicker(cache.scenes)

@@ -63,7 +63,8 @@ class UNetStage(Stage):
         self, unet: Gen1UNet, vae: nn.Module, scheduler: DDIMScheduler, cache: ArrayCache, settings: UNetSettings
     ) -> None:
         self.unet: Any = unet.train()
-        self.vae, self.scheduler = vae.eval().requires_grad_(False), scheduler
+        self.vae: Any = vae.eval().requires_grad_(False)
+        self.scheduler = scheduler
         self.cache, self.settings = cache, settings
         self._path = NoisePath.of_scheduler(scheduler)
         self._phase = PHASES[-1]

@@ -1,15 +1,15 @@
 """From plans and pictures to what the renderer is given: layouts, first-frame channels, and spans rendered again."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Bool
-from torch import Tensor, nn
+from torch import Tensor
 
-from sememe.backbones.autoencoder import clips_to_video, encode_video, latent_grid
+from sememe.backbones.autoencoder import Autoencoder, clips_to_video, encode_video, latent_grid
 from sememe.backbones.first_frame import ConditionChannels, FirstFrameFill, frame_condition
 from sememe.diffusion.objectives import FLOW
+from sememe.diffusion.schedulers import FlowScheduler
 from sememe.semanticgen.clocks import LatentClock
 from sememe.semanticgen.shapes import VideoLatents, VideoPart
 from sememe.semanticgen.windows import SliceShape, WindowLayout, make_layout
@@ -49,7 +49,7 @@ class VideoShape:
 
 
 def make_condition(
-    vae: nn.Module, images: list[Image], num_frames: int, size: tuple[int, int], fill: FirstFrameFill
+    vae: Autoencoder, images: list[Image], num_frames: int, size: tuple[int, int], fill: FirstFrameFill
 ) -> ConditionChannels:
     """Return mask and latents of first pictures for all latent frames of a video.
 
@@ -108,7 +108,7 @@ class Retake:
         places = torch.arange(*self.seen)
         return (places < self.span[0]) | (places >= self.span[1])
 
-    def hold(self, latents: VideoPart, noise: VideoPart, scheduler: Any, step: int) -> VideoPart:
+    def hold(self, latents: VideoPart, noise: VideoPart, scheduler: FlowScheduler, step: int) -> VideoPart:
         """Return latents after a step, with those of the kept video at the noise level of the next one."""
         sigma = scheduler.sigmas[step + 1].to(latents).expand(len(latents))
         kept = FLOW.add_noise(self.cut(self.clean).to(latents), noise, sigma)
@@ -128,6 +128,6 @@ def find_span(clock: LatentClock, num_latent_frames: int, span: tuple[float, flo
     return (inside[0], inside[-1] + 1) if inside else (0, 0)
 
 
-def encode_clips(vae: nn.Module, clips: tuple[Clip, ...]) -> VideoLatents:
+def encode_clips(vae: Autoencoder, clips: tuple[Clip, ...]) -> VideoLatents:
     """Return the latents of clips in float32."""
     return encode_video(vae, clips_to_video(clips)).float()

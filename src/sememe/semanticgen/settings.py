@@ -2,24 +2,9 @@
 
 from dataclasses import dataclass
 
-from sememe.records import Count, Positive, Record, Scale
+from sememe.records import Count, Positive, Record, Scale, SizeSettings
 
-
-@dataclass(frozen=True, kw_only=True)
-class SizeSettings(Record):
-    """The shape of the result.
-
-    Attributes:
-        height: Height of the result in pixels.
-        width: Width of the result in pixels.
-        num_frames: Frames of the result.
-        fps: Frames per second of the result.
-    """
-
-    height: Count = 480
-    width: Count = 832
-    num_frames: Count = 81
-    fps: Positive = 16.0
+_SIZE = SizeSettings()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +65,7 @@ class Settings(Record):
         plan: Reading of the plan.
     """
 
-    size: SizeSettings = SizeSettings()
+    size: SizeSettings = _SIZE
     sampling: SamplingSettings = SamplingSettings()
     guidance: GuidanceSettings = GuidanceSettings()
     plan: PlanSettings = PlanSettings()

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from sememe.backbones.autoencoder import encode_video, frames_to_video
+from sememe.backbones.autoencoder import Autoencoder, encode_video, frames_to_video
 from sememe.backbones.first_frame import CachedFill, encode_cached_first_frame
 from sememe.backbones.pictures import encode_pictures
 from sememe.checkpoints.components import load_component
@@ -30,7 +30,7 @@ class CleanLatents:
 
     name, key = "clean", "clip"
 
-    def __init__(self, vae: nn.Module, clips: ClipCollection) -> None:
+    def __init__(self, vae: Autoencoder, clips: ClipCollection) -> None:
         self._vae, self._clips = vae, clips
         self.made_by: Mapping[str, str] = {"autoencoder": fingerprint_encoder(vae)}
 
@@ -51,7 +51,7 @@ class FirstFrameLatents:
 
     name, key = "first_frame", "first_frame"
 
-    def __init__(self, vae: nn.Module, clips: ClipCollection, fill: CachedFill) -> None:
+    def __init__(self, vae: Autoencoder, clips: ClipCollection, fill: CachedFill) -> None:
         self._vae, self._clips, self._fill = vae, clips, fill
         self.made_by: Mapping[str, str] = {"autoencoder": fingerprint_encoder(vae), "first_frame_fill": fill}
 
@@ -82,7 +82,7 @@ class GeneratedLatents:
 
     name, key = "generated", "clip"
 
-    def __init__(self, vae: nn.Module, settings: Regeneration, generate: Callable[[Sequence[int]], Tensor]) -> None:
+    def __init__(self, vae: Autoencoder, settings: Regeneration, generate: Callable[[Sequence[int]], Tensor]) -> None:
         self._generate = generate
         about = {name: str(value) for name, value in asdict(settings).items()}
         self.made_by: Mapping[str, str] = {"autoencoder": fingerprint_encoder(vae), **about}

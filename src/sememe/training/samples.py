@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from sememe.backbones.autoencoder import decode_latents, video_to_clips
+from sememe.backbones.autoencoder import Autoencoder, decode_latents, video_to_clips
 from sememe.checkpoints.components import load_component
 from sememe.diffusion.denoise import denoise
 from sememe.diffusion.guidance import Guidance, GuidanceRow
@@ -40,7 +40,7 @@ class Sampler:
         num_steps: Denoising steps.
     """
 
-    vae: nn.Module
+    vae: Autoencoder
     scheduler: Any
     num_steps: int = 12
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from sememe.records import SizeSettings
 from sememe.video import SheetRow, contact_sheet, read_clip, write_clip, write_image
 from sememe.video_as_prompt.generation import VideoAsPromptInputs
-from sememe.video_as_prompt.settings import SizeSettings
 from sememe.world import EVALUATION_SEED, Scene, can_show, conditions, random_scene, render
 from sememe.world.catalogue import FAMILIES, condition
 from sememe.world.scene import Crop

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from sememe.backbones.autoencoder import latent_grid
+from sememe.backbones.autoencoder import Autoencoder, latent_grid
 from sememe.checkpoints import saving
 from sememe.checkpoints.components import (
     Dtypes,
@@ -144,7 +144,7 @@ def _format_of_index(folder: Path, kind: Kind, index: Mapping[str, Any]) -> Tran
     return known
 
 
-def released_defaults(name: str, transformer: nn.Module, vae: nn.Module) -> dict[str, Any]:
+def released_defaults(name: str, transformer: nn.Module, vae: Autoencoder) -> dict[str, Any]:
     """Return the `generation_defaults` of a released model.
 
     A transformer with learned positions has only one size, which replaces the usual one, and so does the length of
@@ -183,19 +183,21 @@ def find_expert(name: str | Path) -> Path:
     )
 
 
-def read_own_dtype(folder: Path, expert: Path | None = None) -> str:
+def read_own_dtype(source: str | Path, expert: Path | None = None) -> str:
     """Return the precision in which a model is to be computed, by the headers of its files.
 
     Released models are computed in the precision in which most of them is stored; those trained here in float32.
 
     Args:
-        folder: The model's folder.
+        source: Folder of the model, or the name of a released one.
         expert: Folder of an expert that goes with a stock model; None for the model's own.
 
     Raises:
         ModelError: It is not whole.
     """
-    layout = read_layout(folder)
+    if isinstance(source, str):
+        return "bfloat16"
+    folder, layout = source, read_layout(source)
     tensors = [*read_stored_tensors(folder / "transformer").values()]
     if layout.kind != "published":
         apart = expert or folder / EXPERT_FOLDER

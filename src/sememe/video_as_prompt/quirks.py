@@ -1,12 +1,13 @@
 """Official habits that change pictures: see `Quirk` in `sememe.video_as_prompt.settings`."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import PIL.Image
 import torch
+from diffusers import UniPCMultistepScheduler
 
+from sememe.diffusion.schedulers import Scheduler
 from sememe.video import Clip
 
 
@@ -28,13 +29,13 @@ def stretch_clip(clip: Clip, height: int, width: int) -> Clip:
     return Clip(stretch_pictures(list(clip.frames), height, width), clip.fps)
 
 
-def set_truncated_timesteps(scheduler: Any, num_inference_steps: int, device: torch.device) -> None:
+def set_truncated_timesteps(scheduler: Scheduler, num_inference_steps: int, device: torch.device) -> None:
     """Set the steps of UniPC for flow matching as the diffusers in the official Wan code (0.34.0.dev0) has them.
 
     Noise levels are spread from 1 - 1 / 1000 down, before the shift, where they now start at 1; and timesteps lose
     their fractions, which are now rounded. Other schedulers did not change.
     """
-    if type(scheduler).__name__ != "UniPCMultistepScheduler" or not scheduler.config.use_flow_sigmas:
+    if not isinstance(scheduler, UniPCMultistepScheduler) or not scheduler.config["use_flow_sigmas"]:
         scheduler.set_timesteps(num_inference_steps, device=device)
         return
     lowest = 1.0 / scheduler.config.num_train_timesteps

@@ -5,11 +5,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, get_args
 
 from sememe.errors import InputError
-from sememe.records import Count, Positive, Record, Scale, Share, flatten, to_plain
+from sememe.records import Batching, Count, Record, Scale, Share, SizeSettings, flatten, to_plain
 
 # Written out here, because the modules that act on them import torch or PyAV.
 Sampling = Literal["even", "fps", "first"]
-Batching = Literal["sequential", "batched"]
 Quirk = Literal[
     "stretched_frames",
     "uncropped_image_embeds",
@@ -28,21 +27,7 @@ Quirk = Literal[
 """
 
 
-@dataclass(frozen=True, kw_only=True)
-class SizeSettings(Record):
-    """The shape of the result.
-
-    Attributes:
-        height: Height of the result in pixels.
-        width: Width of the result in pixels.
-        num_frames: Frames of the result.
-        fps: Frames per second of the result.
-    """
-
-    height: Count = 480
-    width: Count = 832
-    num_frames: Count = 49
-    fps: Positive = 16.0
+_SIZE = SizeSettings(num_frames=49)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,7 +182,7 @@ class Settings(Record):
         experimental: Controls with negative evidence, and official quirks.
     """
 
-    size: SizeSettings = SizeSettings()
+    size: SizeSettings = _SIZE
     sampling: SamplingSettings = SamplingSettings()
     guidance: GuidanceSettings = GuidanceSettings()
     reference: ReferenceSettings = ReferenceSettings()

@@ -12,6 +12,7 @@ from sememe.checkpoints.zoo import find_part
 from sememe.data.array_cache import ArrayCache
 from sememe.diffusion.few_steps import FewSteps
 from sememe.diffusion.objectives import NUM_TRAIN_TIMESTEPS, NoisePath, PredictionType
+from sememe.diffusion.schedulers import NoiseScheduler
 from sememe.training.networks import make_scheduler
 from sememe.training.recipes import SchedulerSettings
 from sememe.training.samples import Sampler
@@ -102,7 +103,7 @@ class FewStepStage(TaughtStage):
         text: TextSource,
         latents: LatentSource,
         settings: FewStepSettings,
-        scheduler: Any,
+        scheduler: NoiseScheduler,
     ) -> None:
         super().__init__(transformer, text, latents, settings)
         self.teacher = freeze(teacher)
@@ -201,14 +202,14 @@ class FewStepPreparation(DistillationPreparation):
     ) -> FewStepStage:
         recipe = self._recipe
         if prediction == "flow":
-            scheduler: Any = _make_flow_scheduler(recipe.settings)
+            scheduler: NoiseScheduler = _make_flow_scheduler(recipe.settings)
         else:
             find_path(recipe.backbone, prediction)
             scheduler = load_component("scheduler", find_part(recipe.backbone, "scheduler"))
         return FewStepStage(transformer, self._teacher, text, latents, recipe.settings, scheduler)
 
 
-def _make_flow_scheduler(settings: FewStepSettings) -> Any:
+def _make_flow_scheduler(settings: FewStepSettings) -> NoiseScheduler:
     return make_scheduler(SchedulerSettings(kind="euler_trailing", shift=settings.shift))
 
 
