@@ -127,12 +127,12 @@ class Bench:
             ("ours, one-way", "cached", ()),
             ("ours, one-way", "cached", ("expert",)),
         ]
-        for name, mode, resting in runs:
-            if resting and kind not in ("none", "model"):
+        for name, mode, offloaded in runs:
+            if offloaded and kind not in ("none", "model"):
                 continue
             # Made on the device, which is fast at random numbers, and moved to where offloaded weights begin.
             model = see_as(make_model(self.case, self.dtype, self.device).to("cpu"), mode)
-            apply_offload(self._make_pipeline(model), kind, self.device, resting=resting)
+            apply_offload(self._make_pipeline(model), kind, self.device, parts=offloaded)
             given = self._make_inputs()
             parts: dict[str, Any] = {"stock": None, "joint": None, "cached": None, mode: model}
             entry = make_contestants(Models(**parts, inputs=given))[name]
@@ -140,9 +140,9 @@ class Bench:
                 step = partial(run_steps, entry, entry.prepare(), given.latents)
                 step()
             timing = time_in_turns({name: step}, self.num_rounds, self.device, num_warmups=0)[name]
-            row = {"name": name, "resting": list(resting), "peak_bytes": peak(), **timing.to_record()}
+            row = {"name": name, "parts": list(offloaded), "peak_bytes": peak(), **timing.to_record()}
             rows.append(row)
-            print(f"  {kind}, {name} {resting or ''}: {timing.median:.3f} s, {_mebibytes(row['peak_bytes'])}")
+            print(f"  {kind}, {name} {offloaded or ''}: {timing.median:.3f} s, {_mebibytes(row['peak_bytes'])}")
             del model, parts, entry, step
             self._free()
         return rows

@@ -1,6 +1,6 @@
-"""What the pipelines of all systems have in common: how they are loaded, and how a generation is interrupted."""
+"""What the pipelines of all systems have in common: how they are loaded, placed on a card, and interrupted."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -10,6 +10,7 @@ from diffusers import DiffusionPipeline
 from sememe.checkpoints.components import Dtypes, check_components
 from sememe.checkpoints.zoo import find_folder
 from sememe.compute.devices import find_device
+from sememe.errors import InputError
 from sememe.system import System
 
 P = TypeVar("P", bound="SystemPipeline")
@@ -26,13 +27,25 @@ class SystemPipeline(DiffusionPipeline):
     load_components: ClassVar[Callable[..., dict[str, Any]]]
     """Reads the arguments of the constructor from a folder; takes the folder, the precision, the parts that are given,
     the name of the class, and by name the device and the options."""
+    exact_components: ClassVar[tuple[str, ...]] = ()
+    """Components that are always in float32, in files and in memory."""
     known_device: torch.device | None = None
     """The device it computes on, while a call lasts."""
+    current_timestep: float | None = None
+    """Timestep of the current step in 0..1000, which some feature caches read."""
     _interrupt = False
+    _offload: Any = None
+    _part_offloads: Sequence[Any] = ()
 
     @property
     def _execution_device(self) -> torch.device:
         return self.known_device or super()._execution_device
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """Precision in which the network that denoises computes."""
+        dtype: torch.dtype = self.transformer.dtype
+        return dtype
 
     @property
     def interrupt(self) -> bool:
@@ -82,3 +95,32 @@ class SystemPipeline(DiffusionPipeline):
         folder = find_folder(name, revision, cls.system.name, **hub)
         options = {each: parts.pop(each) for each in cls.loading_options if each in parts}
         return cls(**(cls.load_components(folder, torch_dtype, parts, cls.__name__, device=device, **options) | parts))
+
+    @classmethod
+    def from_pipe(  # noqa: PYI019 (as above)
+        cls: type[P], pipeline: DiffusionPipeline, torch_dtype: torch.dtype | None = None, **parts: Any
+    ) -> P:
+        """Make a pipeline of the components of another, which both then share.
+
+        Args:
+            pipeline: A pipeline of any class, with components of the kinds that this one has, by the same names.
+            torch_dtype: Precision to which all of them are cast, in both pipelines; None leaves them as they are.
+            parts: Components to use instead, by name, and other arguments of the constructor.
+
+        Raises:
+            InputError: A component is missing, or an argument is none of the pipeline's.
+            ModelError: A component is of a class that the pipeline cannot use, or they do not go together.
+        """
+        needed, settings = cls._get_signature_keys(cls)
+        check_components((*needed, *settings), parts, torch_dtype)
+        given = {name: part for name, part in pipeline.components.items() if name in needed}
+        given |= {name: pipeline.config[name] for name in settings if name in pipeline.config}
+        given |= parts
+        missing = sorted(set(needed) - set(cls._optional_components) - {k for k, v in given.items() if v is not None})
+        if missing:
+            raise InputError(
+                f"expected a pipeline with {', '.join(needed)}, but a {type(pipeline).__name__} has no "
+                f"{', '.join(missing)}; give what is missing by name"
+            )
+        made = cls(**given)
+        return made if torch_dtype is None else made.to(torch_dtype)

@@ -46,7 +46,7 @@ class CountedDevice:
 
 @contextmanager
 def count_device(
-    pipeline: Any, monkeypatch: pytest.MonkeyPatch, kind: str, level: str = "block", resting: Iterable[str] = ()
+    pipeline: Any, monkeypatch: pytest.MonkeyPatch, kind: str, level: str = "block", parts: Iterable[str] = ()
 ) -> Iterator[CountedDevice]:
     """Puts a pipeline to work as `apply_offload` does, and counts what is on its device from then on."""
     safe = hide_offloaded(monkeypatch)
@@ -74,7 +74,7 @@ def count_device(
         if kind == "none":
             device.add(tensors_of(*modules))
         with _disable_current_modes():
-            apply_offload(pipeline, kind, "cpu", group_level=level, resting=tuple(resting))
+            apply_offload(pipeline, kind, "cpu", group_level=level, parts=tuple(parts))
         memory.reset_peak()
         yield device
 

@@ -182,7 +182,7 @@ def test_weights_that_do_not_fit_are_refused_in_one_line(family: str, tmp_path: 
     (tmp_path / "pickled" / "pytorch_lora_weights.bin").write_bytes(b"x")
     for source, message in (
         (lora(f"{other}.0.attn1.to_q"), f"another model: it changes {other}.0.attn1.to_q"),
-        (lora(f"{own}.3.attn1.to_q"), f"{own}.3.attn1.to_q, which a .* of 3 blocks does not have"),
+        (lora(f"{own}.3.attn1.to_q"), f"{own}.3.attn1.to_q, which a .* such as this does not have"),
         (lora(f"{own}.0.attn1.to_q", 5120), "lora_A.weight has width 5120, where this one has"),
         (lora(f"{own}.0.expert.projection.to_q"), "an adapter of the expert .* use load_expert_adapter"),
         ({"unet.lora_A.weight": torch.zeros(2, 2)}, "no LoRA weights of a transformer"),

@@ -153,14 +153,14 @@ def test_loaded_fused_and_unloaded_under_offload(kind: str, level: str, tmp_path
     torch.testing.assert_close(generate(pipe), plain, atol=1e-5, rtol=1e-4)
 
 
-def test_what_rests_goes_on_resting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offloaded_parts_stay_offloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = make_pipeline("cached", clip=True)
     write_lora(expected, tmp_path)
     expected.load_lora_weights(tmp_path)
     latents = generate(expected)
     pipe = make_pipeline("cached", clip=True)
     safe = hide_offloaded(monkeypatch)
-    apply_offload(pipe, "none", "cpu", resting=["encoders", "expert"])
+    apply_offload(pipe, "none", "cpu", parts=["encoders", "expert"])
     # What has left holds no numbers here; a real pipeline's weights are all there.
     safe.show([*pipe.text_encoder.parameters(), *pipe.image_encoder.parameters(), *pipe.transformer.parameters()])
     pipe.load_lora_weights(tmp_path)

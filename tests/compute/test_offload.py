@@ -110,11 +110,11 @@ def test_nothing_stays_on_the_device_behind_an_error(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("kind", ["none", "model"])
-def test_a_resting_expert_is_gone_while_steps_are_taken(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_offloaded_expert_is_gone_while_steps_are_taken(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = generate(make("cached"))
     pipe = make("cached")
     safe = hide_offloaded(monkeypatch)
-    apply_offload(pipe, kind, "cpu", resting=["expert"])
+    apply_offload(pipe, kind, "cpu", parts=["expert"])
     parts = expert_modules(pipe.transformer)
     seen: list[bool] = []
     pipe.transformer.blocks[1].attn1.register_forward_hook(
@@ -131,11 +131,11 @@ def test_a_resting_expert_is_gone_while_steps_are_taken(kind: str, monkeypatch: 
     assert torch.equal(generate(pipe, references=record), expected)
 
 
-def test_resting_encoders_are_gone_while_steps_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offloaded_encoders_are_gone_while_steps_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = generate(make_pipeline("cached", clip=True, **GUIDANCE))
     pipe = make_pipeline("cached", clip=True, **GUIDANCE)
     safe = hide_offloaded(monkeypatch)
-    apply_offload(pipe, "none", "cpu", resting=["encoders", "expert"])
+    apply_offload(pipe, "none", "cpu", parts=["encoders", "expert"])
     encoders: list[Any] = [pipe.text_encoder, pipe.image_encoder]
     seen: list[bool] = []
     pipe.transformer.blocks[0].attn1.register_forward_hook(
@@ -147,17 +147,17 @@ def test_resting_encoders_are_gone_while_steps_are_taken(monkeypatch: pytest.Mon
     assert all(seen)
 
 
-def test_what_rests_can_be_changed() -> None:
+def test_offload_can_be_changed() -> None:
     expected = generate(make("cached"))
     pipe = make("cached")
-    for kind, resting in (
+    for kind, parts in (
         ("none", ["expert"]),
         ("model", []),
         ("sequential", []),
         ("none", ["encoders"]),
         ("none", []),
     ):
-        apply_offload(pipe, kind, "cpu", resting=resting)
+        apply_offload(pipe, kind, "cpu", parts=parts)
         assert torch.equal(generate(pipe), expected), kind
     assert not pipe.transformer.patch_embedding._forward_pre_hooks
     assert {parameter.device.type for parameter in pipe.transformer.parameters()} == {"cpu"}
@@ -166,7 +166,7 @@ def test_what_rests_can_be_changed() -> None:
 def test_a_refusal_leaves_nothing_behind() -> None:
     pipe = make("joint")
     with pytest.raises(InputError, match="two-way expert"):
-        apply_offload(pipe, "none", "cpu", resting=["encoders", "expert"])
+        apply_offload(pipe, "none", "cpu", parts=["encoders", "expert"])
     assert not hasattr(pipe.text_encoder, "_hf_hook")
     assert not pipe.transformer.patch_embedding._forward_pre_hooks
 
@@ -176,10 +176,10 @@ def test_what_cannot_be_is_refused() -> None:
     for arguments, message in (
         ({"kind": "disk"}, "expected offload to be one of none, model, sequential, group, got 'disk'"),
         ({"kind": "group", "group_level": "row"}, "group_level"),
-        ({"kind": "none", "resting": ["vae"]}, "resting"),
-        ({"kind": "none", "resting": ["expert"]}, "two-way expert is needed at every step"),
-        ({"kind": "sequential", "resting": ["expert"]}, "no effect with offload 'sequential'"),
-        ({"kind": "model", "resting": ["encoders"]}, "no effect with offload 'model'"),
+        ({"kind": "none", "parts": ["vae"]}, "parts"),
+        ({"kind": "none", "parts": ["expert"]}, "two-way expert is needed at every step"),
+        ({"kind": "sequential", "parts": ["expert"]}, "no effect with offload 'sequential'"),
+        ({"kind": "model", "parts": ["encoders"]}, "no effect with offload 'model'"),
         ({"kind": "none", "device": "quantum"}, "device"),
     ):
         settings: dict[str, Any] = {"device": "cpu"} | arguments

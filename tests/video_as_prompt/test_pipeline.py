@@ -16,6 +16,7 @@ from sememe.backbones.autoencoder import clips_to_video, decode_latents
 from sememe.backbones.first_frame import frame_condition
 from sememe.backbones.text import encode_prompts
 from sememe.errors import InputError
+from sememe.semanticgen.pipeline import SemanticGenPipeline
 from sememe.video import Clip, resize_image
 from sememe.video_as_prompt.network_wan import WanVideoAsPromptTransformer
 from sememe.video_as_prompt.pipeline import VideoAsPromptOutput, VideoAsPromptPipeline
@@ -451,3 +452,14 @@ def test_lora_weights_of_the_backbone_load(tmp_path: Path) -> None:
     torch.testing.assert_close(run(other, output_type="latent").frames, expected)
     other.unload_lora_weights()
     torch.testing.assert_close(run(other, output_type="latent").frames, plain)
+
+
+def test_from_pipe_shares_components() -> None:
+    pipe = make_pipeline(num_inference_steps=3)
+    made = VideoAsPromptPipeline.from_pipe(pipe, scheduler=UniPCMultistepScheduler(flow_shift=2.0))
+    assert made.transformer is pipe.transformer
+    assert (made.defaults, type(made.scheduler)) == (pipe.defaults, UniPCMultistepScheduler)
+    with pytest.raises(InputError, match="no compressor, planner, semantic_encoder; give what is missing"):
+        SemanticGenPipeline.from_pipe(pipe)
+    with pytest.raises(InputError, match="expected components of the pipeline, got unet"):
+        VideoAsPromptPipeline.from_pipe(pipe, unet=None)

@@ -6,6 +6,7 @@ as they were made for. An adapter names the layers it changes by endings such as
 have; the functions here restrict PEFT to one of the two."""
 
 import copy
+import logging
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -16,26 +17,29 @@ from typing import Any, ClassVar
 import safetensors.torch
 import torch
 from diffusers.hooks.group_offloading import _maybe_remove_and_reapply_group_offloading
-from diffusers.loaders import PeftAdapterMixin, WanLoraLoaderMixin
+from diffusers.loaders import PeftAdapterMixin
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 
+from sememe.compute.interfaces import ExpertTransformer, KeyMap, Pipeline, Transformer
 from sememe.compute.placement import without_offload
+from sememe.compute.speed import without_feature_cache
 from sememe.compute.storage import ADAPTER_LAYER_PATTERN, find_storage
 from sememe.errors import InputError, ModelError
 
 LORA_NAME = "pytorch_lora_weights.safetensors"
 """File of an adapter in a folder, as diffusers names it."""
+_log = logging.getLogger(__name__)
 _ADAPTER_PART = re.compile(ADAPTER_LAYER_PATTERN + ".*")
 
 
-def check_can_adapt(model: Any, *, of_expert: bool) -> None:
+def check_can_adapt(model: Transformer, *, of_expert: bool) -> None:
     """Checks that new adapters can be put on the expert, or on the backbone.
 
     Raises:
         ModelError: Its weights are 8-bit floats (quantised ones may be adapted), or out of reach.
     """
-    weights = [weight for name, weight in model.named_parameters() if model.key_map.is_expert_key(name) == of_expert]
+    weights = [weight for name, weight in model.named_parameters() if _is_expert_key(model, name) == of_expert]
     part = "expert" if of_expert else "backbone"
     if find_storage(weights) == "fp8":
         raise ModelError(
@@ -49,17 +53,17 @@ def check_can_adapt(model: Any, *, of_expert: bool) -> None:
         )
 
 
-def restrict_to_backbone(model: Any, config: Any) -> Any:
+def restrict_to_backbone(model: ExpertTransformer, config: Any) -> Any:
     """A PEFT configuration whose targets are those of `config` outside the expert."""
     return _exclude(config, _expert_pattern(model))
 
 
-def restrict_to_expert(model: Any, config: Any) -> Any:
+def restrict_to_expert(model: ExpertTransformer, config: Any) -> Any:
     """A PEFT configuration whose targets are those of `config` inside the expert."""
     return _exclude(config, rf"(?!{_expert_pattern(model)}$).*")
 
 
-def add_expert_adapter(model: Any, config: Any, name: str = "default") -> None:
+def add_expert_adapter(model: ExpertTransformer, config: Any, name: str = "default") -> None:
     """Puts a new adapter on the expert alone.
 
     Args:
@@ -79,7 +83,7 @@ def add_expert_adapter(model: Any, config: Any, name: str = "default") -> None:
 
 
 @torch.no_grad()
-def save_expert_adapter(model: Any, folder: str | Path, name: str = "default") -> None:
+def save_expert_adapter(model: ExpertTransformer, folder: str | Path, name: str = "default") -> None:
     """Writes an adapter of the expert, safetensors only.
 
     Raises:
@@ -89,15 +93,13 @@ def save_expert_adapter(model: Any, folder: str | Path, name: str = "default") -
 
     if name not in getattr(model, "peft_config", {}):
         raise ModelError(f"this model has no adapter {name!r}, only {sorted(getattr(model, 'peft_config', {}))}")
-    strangers = [
-        key for key in get_peft_model_state_dict(model, adapter_name=name) if not model.key_map.is_expert_key(key)
-    ]
+    strangers = [key for key in get_peft_model_state_dict(model, adapter_name=name) if not _is_expert_key(model, key)]
     if strangers:
         raise ModelError(f"the adapter {name!r} is not one of the expert: it changes {strangers[0]}")
     model.save_lora_adapter(folder, adapter_name=name, weight_name=LORA_NAME)
 
 
-def load_expert_adapter(model: Any, source: str | Path, name: str | None = "default") -> None:
+def load_expert_adapter(model: ExpertTransformer, source: str | Path, name: str | None = "default") -> None:
     """Reads what `save_expert_adapter` wrote.
 
     Args:
@@ -145,9 +147,9 @@ def without_adapters(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _refetched(model: Any) -> Iterator[None]:
+def _refetched(model: ExpertTransformer) -> Iterator[None]:
     """Under offload 'group', blocks are then fetched with the layers that are new, and a feature cache stays on."""
-    with model._without_feature_cache():
+    with without_feature_cache(model):
         yield
         _maybe_remove_and_reapply_group_offloading(model)
 
@@ -165,7 +167,9 @@ def without_injection_warnings() -> Iterator[None]:
         yield
 
 
-def check_adapter(model: Any, tensors: Mapping[str, torch.Tensor], source: str, *, of_expert: bool) -> None:
+def check_adapter(
+    model: ExpertTransformer, tensors: Mapping[str, torch.Tensor], source: str, *, of_expert: bool
+) -> None:
     """Checks the tensors of an adapter against the layers that they name.
 
     Args:
@@ -180,15 +184,20 @@ def check_adapter(model: Any, tensors: Mapping[str, torch.Tensor], source: str, 
     layers = dict(model.named_modules())
     for key, tensor in tensors.items():
         path = _ADAPTER_PART.sub("", key)
-        if model.key_map.is_expert_key(key) != of_expert:
+        if _is_expert_key(model, key) != of_expert:
             place, advice = ("expert", "load_expert_adapter") if not of_expert else ("backbone", "load_lora_weights")
             raise ModelError(f"{source} holds an adapter of the {place} ({path}); use {advice} for that")
         if path not in layers:
             raise ModelError(
-                f"{source} was made for another model: it changes {path}, which a {type(model).__name__} of "
-                f"{model.config.num_layers} blocks does not have"
+                f"{source} was made for another model: it changes {path}, which a {type(model).__name__} such as this "
+                "does not have"
             )
         _check_shape(layers[path], key, tensor, source)
+
+
+def _is_expert_key(model: Transformer, key: str) -> bool:
+    keys: KeyMap | None = getattr(model, "key_map", None)
+    return keys is not None and keys.is_expert_key(key)
 
 
 def _check_shape(layer: Any, key: str, tensor: torch.Tensor, source: str) -> None:
@@ -205,7 +214,7 @@ def _check_shape(layer: Any, key: str, tensor: torch.Tensor, source: str) -> Non
         )
 
 
-def _expert_pattern(model: Any) -> str:
+def _expert_pattern(model: ExpertTransformer) -> str:
     return rf"(?:{model.key_map.blocks}\.\d+\.expert|expert_embedder)(?:\..*)?"
 
 
@@ -223,13 +232,12 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n", maxsplit=1)[0]
 
 
-_PREFIX = "transformer."
-
-
-class AdapterMixin(WanLoraLoaderMixin):
-    """`load_lora_weights` for the pipeline's backbone or expert; the other methods are those of diffusers."""
+class AdapterMixin:
+    """`load_lora_weights` for the network that denoises; list a loader mixin of diffusers after it among the bases."""
 
     _lora_loadable_modules: ClassVar[list[str]] = ["transformer"]
+    lora_loader: Any
+    """Class of diffusers whose `lora_state_dict` reads files of such weights."""
 
     def load_lora_weights(
         self: Any,
@@ -238,7 +246,7 @@ class AdapterMixin(WanLoraLoaderMixin):
         hotswap: bool = False,  # noqa: FBT001, FBT002 (the stock signature)
         **kwargs: Any,
     ) -> None:
-        """Loads LoRA weights of the backbone or of the expert, from safetensors only.
+        """Load LoRA weights of the network that denoises or of its expert, from safetensors only.
 
         Args:
             pretrained_model_name_or_path_or_dict: A folder, a file, a repository on the hub, or tensors by name; those
@@ -248,30 +256,33 @@ class AdapterMixin(WanLoraLoaderMixin):
             kwargs: As diffusers takes them, such as `weight_name`.
 
         Raises:
-            ModelError: Where there are no such weights, they were made for another backbone, or the backbone is
-                stored as 8-bit floats.
+            ModelError: There are no such weights, they were made for another network, or the network is stored as
+                8-bit floats.
         """
-        source = pretrained_model_name_or_path_or_dict
+        source, (part,) = pretrained_model_name_or_path_or_dict, self._lora_loadable_modules
         if not hotswap and not isinstance(source, dict) and _is_of_expert(self.transformer, Path(source), kwargs):
             load_expert_adapter(self.transformer, source, adapter_name)
             return
         shown = "the given tensors" if isinstance(source, dict) else str(source)
         low_memory = {key: kwargs.pop(key) for key in ("low_cpu_mem_usage",) if key in kwargs}
-        tensors, metadata = self._read_lora(source, shown, kwargs)
-        own = {key.removeprefix(_PREFIX): tensor for key, tensor in tensors.items() if key.startswith(_PREFIX)}
+        tensors, alphas, metadata = self._read_lora(source, shown, kwargs)
+        if not any(key.startswith(f"{part}.") for key in tensors):  # a file of the network alone
+            tensors, metadata = _add_prefix(tensors, metadata, part, self.transformer)
+        own = {key.removeprefix(f"{part}."): each for key, each in tensors.items() if key.startswith(f"{part}.")}
         if not own:
-            raise ModelError(
-                f"{shown} holds no LoRA weights of a transformer ('{_PREFIX}...'); it has {_show(tensors)}"
-            )
+            raise ModelError(f"{shown} holds no LoRA weights of a {part} ('{part}....'); it has {_show(tensors)}")
         check_adapter(self.transformer, own, shown, of_expert=False)
         if not hotswap:
             check_can_adapt(self.transformer, of_expert=False)
         if adapter_name in getattr(self.transformer, "peft_config", {}) and not hotswap:
             raise InputError(f"an adapter {adapter_name!r} is loaded already; choose another adapter_name or unload it")
+        if others := sorted({key.partition(".")[0] for key in tensors if key.startswith("text_encoder")}):
+            _log.warning("%s also holds weights of the %s, which are not read", shown, " and ".join(others))
         with without_injection_warnings(), _changeable(self):
-            self.load_lora_into_transformer(
-                tensors,
-                transformer=self.transformer,
+            self.transformer.load_lora_adapter(
+                {f"{part}.{key}": tensor for key, tensor in own.items()},
+                prefix=part,
+                network_alphas=alphas,
                 adapter_name=adapter_name,
                 metadata=metadata,
                 _pipeline=self,
@@ -280,55 +291,67 @@ class AdapterMixin(WanLoraLoaderMixin):
             )
 
     def fuse_lora(self: Any, *arguments: Any, **settings: Any) -> None:
-        """Adds loaded weights to those of the model, as diffusers does.
+        """Add loaded weights to those of the model, as diffusers does.
 
         Raises:
             InputError: These are stored in fewer bits.
         """
+        settings = settings if arguments else {"components": self._lora_loadable_modules} | settings
         _check_can_fuse(self.transformer)
         with _changeable(self):
-            super().fuse_lora(*arguments, **settings)
+            super().fuse_lora(*arguments, **settings)  # type: ignore[misc]
             _maybe_remove_and_reapply_group_offloading(self.transformer)
 
     def unfuse_lora(self: Any, *arguments: Any, **settings: Any) -> None:
-        """Takes fused weights out again, as diffusers does.
+        """Take fused weights out again, as diffusers does.
 
         Raises:
             InputError: The model's weights are stored in fewer bits.
         """
+        settings = settings if arguments else {"components": self._lora_loadable_modules} | settings
         _check_can_fuse(self.transformer)
         with _changeable(self):
-            super().unfuse_lora(*arguments, **settings)
+            super().unfuse_lora(*arguments, **settings)  # type: ignore[misc]
             _maybe_remove_and_reapply_group_offloading(self.transformer)
 
-    def _read_lora(self: Any, source: Any, shown: str, options: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    def _read_lora(self: Any, source: Any, shown: str, options: dict[str, Any]) -> tuple[dict[str, Any], Any, Any]:
+        """Return tensors, their scales where the file states them apart, and what else the file says."""
         _check_lora_source(source, options.get("weight_name"))
-        loader = self.family.lora_loader
+        loader = self.lora_loader
         given = dict(source) if isinstance(source, dict) else str(source)
         # Without the first of these diffusers falls back on pickled files.
         options = {"use_safetensors": True, "return_lora_metadata": True} | options
         if not options["use_safetensors"]:
             raise InputError("LoRA weights are read from safetensors only; leave use_safetensors out")
         try:
-            tensors, metadata = loader.lora_state_dict(given, **options)
+            tensors, *alphas, metadata = loader.lora_state_dict(given, **options)
         except (OSError, ValueError, SafetensorError, LookupError, TypeError, AttributeError) as error:
             reason = str(error).strip().split("\n", maxsplit=1)[0]
             raise ModelError(
-                f"{shown} holds no LoRA weights for {self.family.name} in safetensors: {reason}"
+                f"{shown} holds no LoRA weights for a {type(self.transformer).__name__} in safetensors: {reason}"
             ) from error
         if hasattr(loader, "_maybe_expand_t2v_lora_for_i2v"):
             tensors = loader._maybe_expand_t2v_lora_for_i2v(self.transformer, tensors)
-        return tensors, metadata
+        return tensors, next(iter(alphas), None), metadata
 
 
-def _is_of_expert(model: Any, path: Path, options: Mapping[str, Any]) -> bool:
+def _add_prefix(
+    tensors: Mapping[str, Any], metadata: Mapping[str, Any] | None, part: str, network: Transformer
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Return tensors and metadata with the network's name before theirs; tensors of other networks as they are."""
+    children = tuple(f"{name}." for name, _ in network.named_children())
+    named = {f"{part}.{key}" if key.startswith(children) else key: tensor for key, tensor in tensors.items()}
+    return named, None if metadata is None else {f"{part}.{key}": value for key, value in metadata.items()}
+
+
+def _is_of_expert(model: Transformer, path: Path, options: Mapping[str, Any]) -> bool:
     """Whether a folder or file holds an adapter of the expert; what cannot be read is refused elsewhere."""
     file = path if path.suffix == ".safetensors" else path / LORA_NAME
     if options.get("weight_name") is not None or not file.is_file():
         return False
     try:
         with safetensors.safe_open(file, "pt") as opened:
-            return any(model.key_map.is_expert_key(key) for key in opened.keys())  # noqa: SIM118 (no mapping)
+            return any(_is_expert_key(model, key) for key in opened.keys())  # noqa: SIM118 (no mapping)
     except SafetensorError:
         return False
 
@@ -353,16 +376,16 @@ def _check_lora_source(source: Any, weight_name: str | None) -> None:
 
 
 @contextmanager
-def _changeable(pipeline: Any) -> Iterator[None]:
+def _changeable(pipeline: Pipeline) -> Iterator[None]:
     """Sets aside what is hooked on the transformer while its layers change, and puts the same on again.
 
     diffusers does so for some offloads, but not to the device that was chosen, and not in the way of a feature cache.
     """
-    with pipeline.transformer._without_feature_cache(), without_offload(pipeline):
+    with without_feature_cache(pipeline.transformer), without_offload(pipeline):
         yield
 
 
-def _check_can_fuse(transformer: Any) -> None:
+def _check_can_fuse(transformer: Transformer) -> None:
     adapted = (module for module in transformer.modules() if isinstance(module, BaseTunerLayer))
     storage = find_storage(weight for module in adapted for weight in module.parameters())
     if storage is not None:
@@ -372,7 +395,7 @@ def _check_can_fuse(transformer: Any) -> None:
         )
 
 
-def check_unadapted(transformer: Any) -> None:
+def check_unadapted(transformer: Transformer) -> None:
     """Raises `InputError` for a transformer that cannot be saved because adapters are loaded."""
     names = sorted(getattr(transformer, "peft_config", {}))
     if names:

@@ -10,10 +10,11 @@ from accelerate import cpu_offload_with_hook
 from diffusers.hooks.group_offloading import GroupOffloadingType, _get_top_level_group_offload_hook
 from torch import nn
 
+from sememe.compute.interfaces import ExpertTransformer, Pipeline, Transformer
 from sememe.errors import InputError
 
-RestingPart = Literal["encoders", "expert"]
-"""What can be on the device only while it is needed."""
+OffloadedPart = Literal["encoders", "expert"]
+"""Parts of a pipeline that can be offloaded where the rest stays on the device."""
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
@@ -39,59 +40,61 @@ def sends_modules_back(method: Callable[_Arguments, _Result]) -> Callable[_Argum
 
 
 @dataclass(frozen=True)
-class Resting:
-    """Modules that come when they are called and leave when the transformer takes a step; `end` stops that."""
+class PartOffload:
+    """Offload of modules that come when they are called and leave when the transformer takes a step.
+
+    Attributes:
+        undo: Removes the hooks.
+    """
 
     undo: tuple[Callable[[], None], ...]
 
     def end(self) -> None:
-        """Modules then stay wherever they are."""
+        """Remove the hooks; modules then stay wherever they are."""
         for step in self.undo:
             step()
 
 
-def rest_expert(transformer: nn.Module, rest_device: torch.device | str = "cpu") -> Resting:
-    """Keeps a one-way expert on `rest_device` but for the passes that encode references.
+def offload_expert(transformer: ExpertTransformer, offload_device: torch.device | str = "cpu") -> PartOffload:
+    """Keep a one-way expert on `offload_device` but for the passes that encode references.
 
     It comes to the backbone's device when a reference is embedded and leaves when the next step begins. In between a
     step needs nothing but the reference's keys and values. The result is the same.
 
     Args:
         transformer: A transformer with experts.
-        rest_device: Where the expert waits.
+        offload_device: Where the expert waits.
 
     Raises:
         InputError: A two-way expert, which is needed at every step.
     """
-    check_can_rest(transformer)
-    model: Any = transformer
+    check_can_offload(transformer)
     gate, parts = _first_module(transformer), expert_modules(transformer)
 
     def fetch(*_: Any) -> None:
         move_modules(parts, next(gate.parameters()).device)
 
     def leave(*_: Any) -> None:
-        move_modules(parts, rest_device)
+        move_modules(parts, offload_device)
 
     leave()
     # Not on the experts themselves: a hook there would break the graph of a compiled block.
-    hooks = (model.expert_embedder.register_forward_pre_hook(fetch), gate.register_forward_pre_hook(leave))
-    return Resting(tuple(hook.remove for hook in hooks))
+    hooks = (parts[0].register_forward_pre_hook(fetch), gate.register_forward_pre_hook(leave))
+    return PartOffload(tuple(hook.remove for hook in hooks))
 
 
-def check_can_rest(transformer: nn.Module) -> None:
-    """Raises `InputError` for a two-way expert, which is needed at every step."""
-    model: Any = transformer
-    if model.config.attention_mode != "cached":
+def check_can_offload(transformer: ExpertTransformer) -> None:
+    """Raise `InputError` for a two-way expert, which is needed at every step."""
+    if transformer.config.attention_mode != "cached":
         raise InputError("a two-way expert is needed at every step, so that it cannot leave the device in between")
 
 
-def rest_encoders(pipeline: Any, device: torch.device | str) -> Resting:
-    """Keeps text and image encoder on the CPU but for the time in which they encode; the result is the same.
+def offload_encoders(pipeline: Pipeline, device: torch.device | str) -> PartOffload:
+    """Keep text and image encoder on the CPU but for the time in which they encode; the result is the same.
 
     They come to `device` when they are called and leave when the transformer's next step begins.
     """
-    encoders = [getattr(pipeline, name) for name in ("text_encoder", "image_encoder")]
+    encoders = [pipeline.components.get(name) for name in ("text_encoder", "image_encoder")]
     # Accelerate's own hook also says where the encoder's inputs have to be.
     hooks = [cpu_offload_with_hook(encoder, torch.device(device))[1] for encoder in encoders if encoder is not None]
 
@@ -100,23 +103,23 @@ def rest_encoders(pipeline: Any, device: torch.device | str) -> Resting:
             hook.offload()
 
     at_step = _first_module(pipeline.transformer).register_forward_pre_hook(leave)
-    return Resting((at_step.remove, *(hook.remove for hook in hooks)))
+    return PartOffload((at_step.remove, *(hook.remove for hook in hooks)))
 
 
-def is_offloaded_by_layer(transformer: nn.Module) -> bool:
+def is_offloaded_by_layer(transformer: Transformer) -> bool:
     """Whether weights come and go within a block: offload 'sequential', or 'group' by single layers."""
     groups = _get_top_level_group_offload_hook(transformer)
     if groups is not None and groups.config.offload_type is GroupOffloadingType.LEAF_LEVEL:
         return True
     # Offload 'model' has its hook on the whole transformer.
-    return any(hasattr(module, "_hf_hook") for module in transformer.modules() if module is not transformer)
+    return any(hasattr(module, "_hf_hook") for name, module in transformer.named_modules() if name)
 
 
-def expert_modules(transformer: nn.Module) -> tuple[nn.Module, ...]:
-    """The modules that hold the expert's weights and nothing else."""
-    model: Any = transformer
-    blocks = getattr(model, model.key_map.blocks)
-    return (model.expert_embedder, *(blocks[index].expert for index in model.config.expert_blocks))
+def expert_modules(transformer: ExpertTransformer) -> tuple[nn.Module, ...]:
+    """Return the modules that hold the expert's weights and nothing else, its embedder first."""
+    blocks, places = transformer.key_map.blocks, transformer.config.expert_blocks
+    names = ("expert_embedder", *(f"{blocks}.{place}.expert" for place in places))
+    return tuple(transformer.get_submodule(name) for name in names)
 
 
 def move_modules(modules: Sequence[nn.Module], device: torch.device | str) -> None:
@@ -139,7 +142,7 @@ def place_without(root: nn.Module, left_out: Sequence[nn.Module], device: torch.
         place_without(child, left_out, device)
 
 
-def _first_module(transformer: nn.Module) -> nn.Module:
-    """The backbone's patch embedding: called once in every step, and never while a reference is encoded."""
-    model: Any = transformer
-    return model.patch_embedding if hasattr(model, "patch_embedding") else model.patch_embed
+def _first_module(transformer: Transformer) -> nn.Module:
+    """Return the patch embedding: called once in every step, and never while a reference is encoded."""
+    children = dict(transformer.named_children())
+    return children["patch_embedding" if "patch_embedding" in children else "patch_embed"]

@@ -10,21 +10,24 @@ from typing import Any, Literal, get_args
 
 import torch
 from accelerate import cpu_offload
+from diffusers import AutoencoderKLCogVideoX, AutoencoderKLWan
 from diffusers.hooks import apply_group_offloading
 from diffusers.hooks.group_offloading import _is_group_offload_enabled
 from diffusers.hooks.layerwise_casting import DEFAULT_SKIP_MODULES_PATTERN, _is_layerwise_casting_active
 from torch import nn
 
+from sememe.backbones.autoencoder import Autoencoder
 from sememe.compute.devices import find_device
+from sememe.compute.interfaces import ExpertTransformer, Pipeline, Transformer
 from sememe.compute.offload import (
-    Resting,
-    RestingPart,
-    check_can_rest,
+    OffloadedPart,
+    PartOffload,
+    check_can_offload,
     expert_modules,
     is_offloaded_by_layer,
+    offload_encoders,
+    offload_expert,
     place_without,
-    rest_encoders,
-    rest_expert,
 )
 from sememe.compute.speed import is_compiled
 from sememe.compute.storage import ADAPTER_LAYER_PATTERN, Parts, Quantization, find_library, quantize_transformer
@@ -34,7 +37,7 @@ from sememe.errors import InputError
 _DEFAULT_TILE = 256
 
 
-def enable_tiling(vae: nn.Module, tile_size: int = _DEFAULT_TILE) -> None:
+def enable_tiling(vae: Autoencoder, tile_size: int = _DEFAULT_TILE) -> None:
     """Encode and decode in square tiles that overlap by a quarter: less memory, with seams that are blended.
 
     Approximate: a tile does not see what lies outside it.
@@ -46,33 +49,30 @@ def enable_tiling(vae: nn.Module, tile_size: int = _DEFAULT_TILE) -> None:
     Raises:
         InputError: An autoencoder that cannot, or a size that does not divide into latents.
     """
-    autoencoder: Any = vae
-    if type(vae).__name__ not in ("AutoencoderKLWan", "AutoencoderKLCogVideoX"):
+    if not isinstance(vae, (AutoencoderKLWan, AutoencoderKLCogVideoX)):
         raise InputError(f"{type(vae).__name__} cannot work in tiles; turn them off, or use slicing for batches")
     step = 4 * _spatial_ratio(vae)
     if tile_size < step or tile_size % step:
         raise InputError(f"tile_size must be a multiple of {step} pixels for this autoencoder, got {tile_size}")
-    if type(vae).__name__ == "AutoencoderKLWan":
-        autoencoder.enable_tiling(tile_size, tile_size, tile_size * 3 // 4, tile_size * 3 // 4)
+    if isinstance(vae, AutoencoderKLWan):
+        vae.enable_tiling(tile_size, tile_size, tile_size * 3 // 4, tile_size * 3 // 4)
     else:
-        autoencoder.enable_tiling(tile_size, tile_size, 0.25, 0.25)
+        vae.enable_tiling(tile_size, tile_size, 0.25, 0.25)
 
 
-def enable_slicing(vae: nn.Module) -> None:
-    """Encodes and decodes the videos of a batch one by one; the result is the same but for rounding."""
-    autoencoder: Any = vae
-    autoencoder.enable_slicing()
+def enable_slicing(vae: Autoencoder) -> None:
+    """Encode and decode the videos of a batch one by one; the result is the same but for rounding."""
+    vae.enable_slicing()
 
 
-def check_tiling(vae: nn.Module) -> None:
+def check_tiling(vae: Autoencoder) -> None:
     """Raises `InputError` where tiling is on but would give a video of another size."""
-    autoencoder: Any = vae
-    if type(vae).__name__ != "AutoencoderKLCogVideoX" or not autoencoder.use_tiling:
+    if not isinstance(vae, AutoencoderKLCogVideoX) or not vae.use_tiling:
         return
     ratio = _spatial_ratio(vae)
     for side in ("height", "width"):
-        latent, pixels = (getattr(autoencoder, f"tile_{space}_min_{side}") for space in ("latent", "sample"))
-        overlap = getattr(autoencoder, f"tile_overlap_factor_{side}")
+        latent, pixels = (getattr(vae, f"tile_{space}_min_{side}") for space in ("latent", "sample"))
+        overlap = getattr(vae, f"tile_overlap_factor_{side}")
         # From tile to tile, and what is kept of each, in pixels: as the stock class rounds them.
         decoded = (int(latent * (1 - overlap)) * ratio, pixels - int(pixels * overlap))
         encoded = (int(pixels * (1 - overlap)), (latent - int(latent * overlap)) * ratio)
@@ -84,11 +84,10 @@ def check_tiling(vae: nn.Module) -> None:
             )
 
 
-def _spatial_ratio(vae: nn.Module) -> int:
-    autoencoder: Any = vae
-    if type(vae).__name__ == "AutoencoderKLWan":
-        return autoencoder.spatial_compression_ratio
-    return 2 ** (len(autoencoder.config.block_out_channels) - 1)
+def _spatial_ratio(vae: Autoencoder) -> int:
+    if isinstance(vae, AutoencoderKLWan):
+        return vae.spatial_compression_ratio
+    return 2 ** (len(vae.config.block_out_channels) - 1)
 
 
 OffloadKind = Literal["none", "model", "sequential", "group"]
@@ -119,19 +118,19 @@ class _Offload:
     device: torch.device
     group_level: str
     host_memory: str
-    resting: tuple[str, ...]
+    parts: tuple[str, ...]
 
 
 def apply_offload(
-    pipeline: Any,
+    pipeline: Pipeline,
     kind: str,
     device: torch.device | str,
     *,
     group_level: str = "block",
     host_memory: str = "lean",
-    resting: Collection[str] = (),
+    parts: Collection[str] = (),
 ) -> None:
-    """Puts a pipeline to work on `device`, with as much of it there as `kind` and `resting` say; exact.
+    """Put a pipeline to work on `device`, with as much of it there as `kind` and `parts` say; exact.
 
     Args:
         pipeline: A `VideoAsPromptPipeline`, its weights on the CPU.
@@ -140,7 +139,8 @@ def apply_offload(
         group_level: For "group": whole blocks, or single layers, which take less memory and more time.
         host_memory: For "group": "lean" pins weights on their way, "pinned" holds them all pinned, which is faster and
             takes about twice the model's size in the host's memory. On the CPU there is no difference.
-        resting: "encoders" leave the device while the transformer works, "expert" (one-way only) while it takes steps.
+        parts: Parts that are offloaded where the kind leaves them on the device: "encoders" while the transformer
+            works, "expert" (one-way only) while it takes steps.
 
     Raises:
         InputError: An unknown kind or device, a combination that cannot be, or a change from group offload to another.
@@ -150,38 +150,38 @@ def apply_offload(
         ("group_level", group_level, GroupLevel),
         ("host_memory", host_memory, HostMemory),
     )
-    for part in resting:
-        _check(("resting", part, RestingPart))
+    for part in parts:
+        _check(("parts", part, OffloadedPart))
     target = find_device(device)
-    chosen = _Offload(kind, target, group_level, host_memory, tuple(resting))
+    chosen = _Offload(kind, target, group_level, host_memory, tuple(parts))
     if any(_is_group_offload_enabled(module) for module in _modules(pipeline).values()):
         raise InputError("this pipeline is under group offload, which cannot be changed; load it again")
-    _check_combination(pipeline, kind, group_level, resting)
+    _check_combination(pipeline, kind, group_level, parts)
     _clear(pipeline)
-    rests: list[Resting] = []
+    offloads: list[PartOffload] = []
     if kind == "none":
-        _place(pipeline, target, resting)
+        _place(pipeline, target, parts)
     elif kind == "model":
         pipeline.enable_model_cpu_offload(device=target)
     elif kind == "sequential":
         _offload_layers(pipeline, target)
     else:
         _offload_groups(pipeline, target, group_level, host_memory)
-    if "encoders" in resting:
-        rests.append(rest_encoders(pipeline, target))
-    if "expert" in resting:
-        rests.append(rest_expert(pipeline.transformer))
-    pipeline._resting = tuple(rests)
+    if "encoders" in parts:
+        offloads.append(offload_encoders(pipeline, target))
+    if "expert" in parts:
+        offloads.append(offload_expert(pipeline.transformer))
+    pipeline._part_offloads = tuple(offloads)
     pipeline._offload = chosen
 
 
 @contextmanager
-def without_offload(pipeline: Any) -> Iterator[None]:
+def without_offload(pipeline: Pipeline) -> Iterator[None]:
     """Takes the hooks of `apply_offload` off, which keep weights out of reach, and puts the same on again.
 
     Those of offload 'group' stay.
     """
-    chosen: _Offload | None = getattr(pipeline, "_offload", None)
+    chosen: _Offload | None = pipeline._offload
     is_on = any(hasattr(module, "_hf_hook") for module in _modules(pipeline).values())
     if chosen is None or chosen.kind == "group" or not is_on:
         yield
@@ -196,7 +196,7 @@ def without_offload(pipeline: Any) -> Iterator[None]:
             chosen.device,
             group_level=chosen.group_level,
             host_memory=chosen.host_memory,
-            resting=chosen.resting,
+            parts=chosen.parts,
         )
 
 
@@ -226,7 +226,7 @@ def name_smaller_plan(device: torch.device | str, plan: MemoryPlan | None) -> It
         raise InputError(f"{where} ran out of memory{used}; {advice}") from error
 
 
-def apply_storage(pipeline: Any, storage: str, parts: str = "both") -> None:
+def apply_storage(pipeline: Pipeline, storage: str, parts: str = "both") -> None:
     """Stores the weights of the transformer's blocks in fewer bits; approximate but for "full".
 
     Args:
@@ -243,6 +243,8 @@ def apply_storage(pipeline: Any, storage: str, parts: str = "both") -> None:
     if storage == "full":
         return
     transformer = pipeline.transformer
+    if parts != "both" and not isinstance(transformer, ExpertTransformer):
+        raise InputError(f"a {type(transformer).__name__} has no expert, so that parts {parts!r} has no meaning")
     if _is_layerwise_casting_active(transformer) or find_library(transformer) is not None:
         raise InputError("the transformer's weights are in fewer bits already; load the pipeline again to change that")
     if is_offloaded_by_layer(transformer) or _is_group_offload_enabled(transformer):
@@ -258,34 +260,34 @@ def apply_storage(pipeline: Any, storage: str, parts: str = "both") -> None:
         quantize_transformer(transformer, storage, parts)
 
 
-def cast_layerwise(transformer: nn.Module, parts: str = "both") -> None:
+def cast_layerwise(transformer: Transformer, parts: str = "both") -> None:
     """Stores layers as 8-bit floats (e4m3) and casts each to its own precision while it computes.
 
     Embedders, norms with what modulates them, the output layer, and adapters stay in full precision.
     """
-    model: Any = transformer
     patterns: tuple[str, ...] = (*DEFAULT_SKIP_MODULES_PATTERN, ADAPTER_LAYER_PATTERN)
     if parts == "backbone":
         patterns += (_EXPERT_PATTERN,)
     elif parts == "expert":
+        assert isinstance(transformer, ExpertTransformer), "only experts are stored apart"
         # Whatever is not under an expert: layers of the blocks themselves.
-        patterns += (rf"^{model.key_map.blocks}\.\d+\.(?!expert(\.|$))\w",)
-    model.enable_layerwise_casting(torch.float8_e4m3fn, model.dtype, skip_modules_pattern=patterns)
+        patterns += (rf"^{transformer.key_map.blocks}\.\d+\.(?!expert(\.|$))\w",)
+    transformer.enable_layerwise_casting(torch.float8_e4m3fn, transformer.dtype, skip_modules_pattern=patterns)
 
 
-def _check_combination(pipeline: Any, kind: str, group_level: str, resting: Collection[str]) -> None:
+def _check_combination(pipeline: Pipeline, kind: str, group_level: str, parts: Collection[str]) -> None:
     is_by_layer = kind == "sequential" or (kind == "group" and group_level == "leaf")
     if is_by_layer and is_compiled(pipeline.transformer):
         raise InputError(
             "compiled blocks cannot be offloaded layer by layer; use offload 'group' by block, 'model' or 'none', or "
             "leave compiling out"
         )
-    if "encoders" in resting and kind != "none":
-        raise InputError(f"resting encoders have no effect with offload {kind!r}, which moves them anyway")
-    if "expert" in resting and kind not in ("none", "model"):
-        raise InputError(f"a resting expert has no effect with offload {kind!r}, which moves it anyway")
-    if "expert" in resting:
-        check_can_rest(pipeline.transformer)
+    if "encoders" in parts and kind != "none":
+        raise InputError(f"parts 'encoders' has no effect with offload {kind!r}, which moves them anyway")
+    if "expert" in parts and kind not in ("none", "model"):
+        raise InputError(f"parts 'expert' has no effect with offload {kind!r}, which moves it anyway")
+    if "expert" in parts:
+        check_can_offload(pipeline.transformer)
     library = find_library(pipeline.transformer)
     if kind == "sequential" and library is not None:
         raise InputError(f"weights of {library} cannot be offloaded layer by layer; use offload 'model' or 'none'")
@@ -295,14 +297,20 @@ def _check_combination(pipeline: Any, kind: str, group_level: str, resting: Coll
         raise InputError("fp8 storage and sequential offload exclude each other; use offload 'group'")
 
 
-def _offload_layers(pipeline: Any, device: torch.device) -> None:
-    for module in _modules(pipeline).values():
+def _offload_layers(pipeline: Pipeline, device: torch.device) -> None:
+    for name, module in _modules(pipeline).items():
+        if name in pipeline._exclude_from_cpu_offload:
+            module.to(device)
+            continue
         # As diffusers does, which however gives every device a number; the CPU with one is another to torch.
         cpu_offload(module, device, offload_buffers=any(True for _ in module.parameters(recurse=False)))
 
 
-def _offload_groups(pipeline: Any, device: torch.device, level: str, host_memory: str) -> None:
+def _offload_groups(pipeline: Pipeline, device: torch.device, level: str, host_memory: str) -> None:
     for name, module in _modules(pipeline).items():
+        if name in pipeline._exclude_from_cpu_offload:
+            module.to(device)
+            continue
         # Methods other than `forward` lead into an autoencoder; only some of them say which blocks those call.
         knows_blocks = name != "vae" or getattr(module, "_group_offload_block_modules", None) is not None
         by_block = level == "block" and knows_blocks
@@ -317,21 +325,21 @@ def _offload_groups(pipeline: Any, device: torch.device, level: str, host_memory
         )
 
 
-def _place(pipeline: Any, device: torch.device, resting: Collection[str]) -> None:
+def _place(pipeline: Pipeline, device: torch.device, parts: Collection[str]) -> None:
     for name, module in _modules(pipeline).items():
-        if "encoders" in resting and name in ("text_encoder", "image_encoder"):
+        if "encoders" in parts and name in ("text_encoder", "image_encoder"):
             continue
-        left_out = expert_modules(module) if name == "transformer" and "expert" in resting else ()
+        left_out = expert_modules(pipeline.transformer) if name == "transformer" and "expert" in parts else ()
         place_without(module, left_out, device)
 
 
-def _clear(pipeline: Any) -> None:
-    for rest in getattr(pipeline, "_resting", ()):
-        rest.end()
+def _clear(pipeline: Pipeline) -> None:
+    for offload in pipeline._part_offloads:
+        offload.end()
     pipeline.remove_all_hooks()
 
 
-def _modules(pipeline: Any) -> dict[str, nn.Module]:
+def _modules(pipeline: Pipeline) -> dict[str, nn.Module]:
     return {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
 
 

@@ -23,6 +23,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from inspect import signature
 from typing import Any
 
@@ -34,8 +35,8 @@ from diffusers.models.attention_dispatch import (
     _check_attention_backend_requirements,
     dispatch_attention_fn,
 )
-from torch import nn
 
+from sememe.compute.interfaces import CachingTransformer, DenoisingPipeline, ExpertTransformer, Pipeline, Transformer
 from sememe.compute.offload import is_offloaded_by_layer
 from sememe.diffusion.denoise import Predict
 from sememe.diffusion.guidance import VariantT
@@ -43,12 +44,12 @@ from sememe.errors import InputError, ModelError
 
 _MOST_GRAPHS = 64
 """Graphs per kind of block, over all models of a process: a way of reading, a size and a strength may each need one.
-torch.compile refuses a ninth by default; older versions have no setting for the limit."""
+torch.compile refuses a ninth by default."""
 
 _MARK = "_is_compiled_beneath_hooks"
 
 
-def compile_blocks(model: Any, **options: Any) -> None:
+def compile_blocks(model: Transformer, **options: Any) -> None:
     """Compiles the forward of each repeated block of a transformer, in whole graphs.
 
     Args:
@@ -58,6 +59,9 @@ def compile_blocks(model: Any, **options: Any) -> None:
     options = {"fullgraph": True} | options
     if "recompile_limit" in signature(torch.compile).parameters:
         options = {"recompile_limit": _MOST_GRAPHS} | options
+    else:  # older versions have one limit for the whole process
+        limits: Any = torch._dynamo.config
+        limits.cache_size_limit = max(limits.cache_size_limit, _MOST_GRAPHS)
     for block in list(_repeated_blocks(model)):
         # Blocks of one kind share their code, and with it the graphs.
         registry = getattr(block, "_diffusers_hook", None)
@@ -71,14 +75,14 @@ def compile_blocks(model: Any, **options: Any) -> None:
         setattr(block, _MARK, True)
 
 
-def is_compiled(model: Any) -> bool:
+def is_compiled(model: Transformer) -> bool:
     """Whether a block of a transformer is compiled."""
     return any(
         block._compiled_call_impl is not None or getattr(block, _MARK, False) for block in _repeated_blocks(model)
     )
 
 
-def _repeated_blocks(model: Any) -> Iterator[Any]:
+def _repeated_blocks(model: Transformer) -> Iterator[Any]:
     """The blocks that `compile_blocks` compiles."""
     return (module for module in model.modules() if type(module).__name__ in (model._repeated_blocks or ()))
 
@@ -92,7 +96,7 @@ _ADVICE = {
 }
 
 
-def enable_checked(model: Any, config: Any, enable: Callable[[Any], None]) -> None:
+def enable_checked(model: ExpertTransformer, config: Any, enable: Callable[[Any], None]) -> None:
     """Enables a feature cache that can take effect.
 
     Args:
@@ -126,6 +130,20 @@ def enable_checked(model: Any, config: Any, enable: Callable[[Any], None]) -> No
         raise ModelError(f"{name} finds nothing to keep in a {type(model).__name__}; {advice}")
 
 
+@contextmanager
+def without_feature_cache(model: Transformer) -> Iterator[None]:
+    """Take the feature cache of a transformer off within the block; what it keeps is lost."""
+    caching: Any = model
+    config = getattr(model, "_cache_config", None)
+    if config is not None:
+        caching.disable_cache()
+    try:
+        yield
+    finally:
+        if config is not None:
+            caching.enable_cache(config)
+
+
 def check_compiled_cache(config: Any) -> None:
     """Raises `ModelError` for a cache (None is no cache) that works within blocks, which compiled ones cannot hold."""
     if config is not None and _name(config) not in _OF_BLOCKS:
@@ -135,7 +153,7 @@ def check_compiled_cache(config: Any) -> None:
         )
 
 
-def check_two_way(model: Any, num_references: int) -> None:
+def check_two_way(model: CachingTransformer, num_references: int) -> None:
     """Check a two-way model's feature cache against the number of references that pass through it.
 
     Raises:
@@ -156,7 +174,9 @@ def check_two_way(model: Any, num_references: int) -> None:
         )
 
 
-def check_generation(model: Any, num_forwards: int, num_inference_steps: int, *, is_limited: bool = False) -> None:
+def check_generation(
+    model: CachingTransformer, num_forwards: int, num_inference_steps: int, *, is_limited: bool = False
+) -> None:
     """Checks the model's feature cache, if it has one, against a generation.
 
     Args:
@@ -186,7 +206,7 @@ def check_generation(model: Any, num_forwards: int, num_inference_steps: int, *,
         )
 
 
-def _find_hooks(model: nn.Module) -> Iterator[tuple[str, str]]:
+def _find_hooks(model: Transformer) -> Iterator[tuple[str, str]]:
     """Names of the modules below a model that have hooks, and of these."""
     for path, module in model.named_modules():
         if path:
@@ -198,7 +218,7 @@ def _name(config: Any) -> str:
     return type(config).__name__
 
 
-def set_attention(pipeline: Any, name: str) -> None:
+def set_attention(pipeline: Pipeline, name: str) -> None:
     """Chooses the backend of every attention of the transformer and its expert, and of no other model.
 
     Args:
@@ -251,7 +271,7 @@ def _find_lack(backend: AttentionBackendName) -> str | None:
     return None
 
 
-def list_usable_attention(pipeline: Any, *, needs_mask: bool = False) -> tuple[str, ...]:
+def list_usable_attention(pipeline: Pipeline, *, needs_mask: bool = False) -> tuple[str, ...]:
     """The attention backends that compute on the pipeline's device, in its precision; each is tried."""
     return tuple(
         backend.value
@@ -260,7 +280,7 @@ def list_usable_attention(pipeline: Any, *, needs_mask: bool = False) -> tuple[s
     )
 
 
-def check_mask_support(pipeline: Any, strength: float) -> None:
+def check_mask_support(pipeline: Pipeline, strength: float) -> None:
     """Checks that the chosen attention can weigh a reference down, for which it has to take a mask.
 
     Args:
@@ -283,14 +303,14 @@ def check_mask_support(pipeline: Any, strength: float) -> None:
             )
 
 
-def list_attention(pipeline: Any) -> tuple[str, ...]:
+def list_attention(pipeline: DenoisingPipeline) -> tuple[str, ...]:
     """The backends that were chosen for the attentions of the transformer and its expert, by name."""
     processors = getattr(pipeline.transformer, "attn_processors", {}).values()
     chosen = {processor._attention_backend for processor in processors}
     return tuple(sorted(AttentionBackendName(backend).value for backend in chosen if backend is not None))
 
 
-def compile_transformer(pipeline: Any, *, backend: str | Callable[..., Any] = "inductor", **options: Any) -> None:
+def compile_transformer(pipeline: Pipeline, *, backend: str | Callable[..., Any] = "inductor", **options: Any) -> None:
     """Compiles the transformer's blocks, with and without experts, each kind once, without graph breaks.
 
     The first step of a generation of a new size then takes longer, by minutes on large models; choose attention, LoRA
@@ -329,7 +349,7 @@ def check_compiler(device: torch.device) -> None:
         raise InputError("compiling needs a C++ compiler on a CPU, and none was found; install one (g++)")
 
 
-def begin_generation(pipeline: Any, predict: Predict[VariantT]) -> Predict[VariantT]:
+def begin_generation(pipeline: Pipeline, predict: Predict[VariantT]) -> Predict[VariantT]:
     """Makes a feature cache of the transformer forget what came before, and tells it how far the generation is.
 
     PyramidAttentionBroadcast and FasterCache ask for the timestep: give them `lambda: pipeline.current_timestep`.
@@ -346,17 +366,13 @@ def begin_generation(pipeline: Any, predict: Predict[VariantT]) -> Predict[Varia
 
 
 @torch.no_grad()
-def _find_obstacle(pipeline: Any, backend: AttentionBackendName, *, needs_mask: bool = False) -> str | None:
+def _find_obstacle(pipeline: Pipeline, backend: AttentionBackendName, *, needs_mask: bool = False) -> str | None:
     """Why a backend cannot be used, or not with a mask; None where it can."""
     lack = _find_lack(backend)
     if lack is not None:
         return lack
-    transformer = pipeline.transformer
-    dtype = transformer.dtype
-    if dtype == torch.float32 and pipeline.defaults.execution.autocast == "bfloat16":
-        dtype = torch.bfloat16
-    size = (1, 16, 2, transformer.config.attention_head_dim)
-    features = torch.zeros(size, device=pipeline._execution_device, dtype=dtype)
+    size = (1, 16, 2, pipeline.transformer.config.attention_head_dim)
+    features = torch.zeros(size, device=pipeline._execution_device, dtype=pipeline.compute_dtype)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 
+from sememe.compute.interfaces import KeyMap, Transformer
 from sememe.errors import InputError, MissingExtraError, ModelError
 
 Library = Literal["torchao", "bitsandbytes"]
@@ -26,7 +27,7 @@ def is_adapter_layer(name: str) -> bool:
     return re.search(ADAPTER_LAYER_PATTERN, name) is not None
 
 
-def find_library(module: nn.Module) -> Library | None:
+def find_library(module: nn.Module | Transformer) -> Library | None:
     """The library that has quantised a weight in `module`, if any has."""
     for parameter in module.parameters():
         library = _library_of(parameter)
@@ -100,7 +101,7 @@ class QuantizationReport:
     bytes_after: int
 
 
-def quantize_transformer(transformer: nn.Module, kind: str, parts: str = "both") -> QuantizationReport:
+def quantize_transformer(transformer: Transformer, kind: str, parts: str = "both") -> QuantizationReport:
     """Quantises the linear layers in a transformer's blocks, in place and for inference only.
 
     Do it before the transformer is moved, offloaded or compiled; LoRA weights may be loaded before or after, and stay
@@ -138,28 +139,29 @@ def check_installed(kind: str) -> None:
         raise MissingExtraError(library, "quant")
 
 
-def quantizable_layers(transformer: nn.Module, parts: str = "both") -> Iterator[tuple[str, nn.Linear]]:
+def quantizable_layers(transformer: Transformer, parts: str = "both") -> Iterator[tuple[str, nn.Linear]]:
     """Names and layers that `quantize_transformer` would change; those of adapters are not among them."""
-    keys: Any = transformer.key_map
+    keys: KeyMap | None = getattr(transformer, "key_map", None)
+    lists = tuple(f"{name}." for name, child in transformer.named_children() if isinstance(child, nn.ModuleList))
     for name, module in transformer.named_modules():
         # CogVideoX's modulated norms hold a linear layer each.
-        if not isinstance(module, nn.Linear) or not name.startswith(f"{keys.blocks}.") or "norm" in name:
+        if not isinstance(module, nn.Linear) or not name.startswith(lists) or "norm" in name:
             continue
         if is_adapter_layer(name):
             continue
-        owner = "expert" if keys.is_expert_key(name) else "backbone"
+        owner = "expert" if keys is not None and keys.is_expert_key(name) else "backbone"
         if parts in (owner, "both"):
             yield name, module
 
 
-def _quantize_with_torchao(transformer: nn.Module, names: frozenset[str], config: str) -> None:
+def _quantize_with_torchao(transformer: Transformer, names: frozenset[str], config: str) -> None:
     quantization: Any = _import_extra("torchao.quantization")
     is_chosen: Callable[[nn.Module, str], bool] = lambda _, name: name in names  # noqa: E731
     quantization.quantize_(transformer, getattr(quantization, config)(), filter_fn=is_chosen)
 
 
 @torch.no_grad()
-def _quantize_with_bitsandbytes(transformer: nn.Module, layers: dict[str, nn.Linear], kind: str) -> None:
+def _quantize_with_bitsandbytes(transformer: Transformer, layers: dict[str, nn.Linear], kind: str) -> None:
     library: Any = _import_extra("bitsandbytes").nn
     for name, layer in layers.items():
         shape: Any = (layer.in_features, layer.out_features, layer.bias is not None)

@@ -124,7 +124,7 @@ def make_released(name: str) -> Blueprint:
     vae = _build(known.vae, {})
     image = known.image_config
     pipeline = VideoAsPromptPipeline(
-        tokenizer=_blank_tokens,
+        tokenizer=_BlankTokenizer(),
         text_encoder=_build(known.text_encoder, known.text_config),
         vae=vae,
         transformer=transformer.eval(),
@@ -145,7 +145,14 @@ def _build(component: Any, config: Mapping[str, Any]) -> Any:
         return component(component.config_class(**own)).eval()
 
 
-def _blank_tokens(prompts: list[str], max_length: int, **_: Any) -> Any:
-    """Stand for a tokenizer, of which memory depends on the number of tokens alone."""
-    tokens = torch.zeros(len(prompts), max_length, dtype=torch.int64)
-    return SimpleNamespace(input_ids=tokens, attention_mask=tokens)
+class _BlankTokenizer:
+    """Stands for a tokenizer, of which memory depends on the number of tokens alone."""
+
+    model_max_length = 512
+
+    def __call__(self, text: Any, *, max_length: int = model_max_length, **_: Any) -> Any:
+        tokens = torch.zeros(len(text), max_length, dtype=torch.int64)
+        return SimpleNamespace(input_ids=tokens, attention_mask=tokens)
+
+    def decode(self, token_ids: Any) -> str:
+        return ""

@@ -1,8 +1,7 @@
 """Share between transformers with experts how experts are added to a backbone and which weights are trained."""
 
 import inspect
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sememe.compute.lora import restrict_to_backbone
-from sememe.compute.speed import check_two_way, enable_checked
+from sememe.compute.speed import check_two_way, enable_checked, without_feature_cache
 from sememe.errors import ModelError
 from sememe.video_as_prompt.context_parallel import check_ranks, count_ranks, split_reference
 from sememe.video_as_prompt.expert_files import TwoFolderFiles
@@ -211,7 +210,8 @@ class ExpertModel(TwoFolderFiles):
         Raises:
             ModelError: If the model was trained two-way and `approximate` is False, or the inputs do not fit.
         """
-        with self._without_feature_cache():
+        # A cache compares successive steps of a target.
+        with without_feature_cache(self):
             return self._encode_tokens(self.embed_reference(inputs), approximate=approximate, **step)
 
     def _encode_tokens(
@@ -239,18 +239,6 @@ class ExpertModel(TwoFolderFiles):
         """Return a reference's tokens as its blocks take them: of its video, and of its captions where they attend."""
         texts = (torch.cat(reference.stream.texts, dim=1),) if self.has_text_tokens else ()
         return (reference.hidden_states, *texts)
-
-    @contextmanager
-    def _without_feature_cache(self: Any) -> Iterator[None]:
-        """Disable the feature cache, which compares successive steps of a target, while a reference is encoded."""
-        cache_config = self._cache_config
-        if cache_config is not None:
-            self.disable_cache()
-        try:
-            yield
-        finally:
-            if cache_config is not None:
-                self.enable_cache(cache_config)
 
     @apply_forward_hook  # type: ignore[untyped-decorator]
     def refresh_reference(

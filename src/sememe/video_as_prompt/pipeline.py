@@ -9,8 +9,18 @@ from typing import Any, Literal, get_args
 
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.loaders import WanLoraLoaderMixin
 
-from sememe.backbones.autoencoder import LatentGrid, decode_latents, format_video, latent_grid, video_to_clips
+from sememe.backbones.autoencoder import (
+    Autoencoder,
+    LatentGrid,
+    decode_latents,
+    format_video,
+    latent_grid,
+    video_to_clips,
+)
+from sememe.backbones.text import TextEncoder, Tokenizer
+from sememe.compute.interfaces import ExpertTransformer
 from sememe.compute.lora import AdapterMixin, check_unadapted
 from sememe.compute.offload import sends_modules_back
 from sememe.compute.placement import check_tiling, without_offload
@@ -18,6 +28,7 @@ from sememe.compute.speed import begin_generation, check_generation, check_mask_
 from sememe.compute.stopwatch import Stopwatch
 from sememe.compute.storage import check_savable
 from sememe.diffusion.denoise import check_scheduler, denoise
+from sememe.diffusion.schedulers import Scheduler
 from sememe.errors import InputError, ModelError
 from sememe.pipeline import SystemPipeline
 from sememe.video import Clip
@@ -67,7 +78,7 @@ class VideoAsPromptOutput:
     timings: dict[str, float] = field(default_factory=dict)
 
 
-class VideoAsPromptPipeline(PlacementMixin, SystemPipeline, AdapterMixin):
+class VideoAsPromptPipeline(PlacementMixin, SystemPipeline, AdapterMixin, WanLoraLoaderMixin):
     """Generate clips that start with a picture and show the effect of reference clips.
 
     `from_pretrained` also reads models in the layout of the released ones, and stock Wan and CogVideoX models. To these
@@ -94,16 +105,14 @@ class VideoAsPromptPipeline(PlacementMixin, SystemPipeline, AdapterMixin):
     model_cpu_offload_seq = "text_encoder->image_encoder->transformer->vae"
     _optional_components = ["image_encoder", "image_processor"]  # noqa: RUF012 (diffusers declares it so)
     _callback_tensor_inputs = ["latents"]  # noqa: RUF012
-    current_timestep: float | None = None
-    """Timestep of the current step in 0..1000, which some feature caches read."""
 
     def __init__(
         self,
-        tokenizer: Any,
-        text_encoder: Any,
-        vae: Any,
-        transformer: Any,
-        scheduler: Any,
+        tokenizer: Tokenizer,
+        text_encoder: TextEncoder | None,
+        vae: Autoencoder,
+        transformer: ExpertTransformer,
+        scheduler: Scheduler | None,
         image_encoder: Any = None,
         image_processor: Any = None,
         generation_defaults: Mapping[str, Any] | None = None,
@@ -121,7 +130,9 @@ class VideoAsPromptPipeline(PlacementMixin, SystemPipeline, AdapterMixin):
         )
         defaults = Settings.from_config(generation_defaults)
         self.register_to_config(generation_defaults=defaults.to_config(), expand_timesteps=expand_timesteps)
-        if not choose_family(self).can_spread_timesteps and expand_timesteps:
+        family = choose_family(self)
+        self.lora_loader = family.lora_loader
+        if not family.can_spread_timesteps and expand_timesteps:
             raise ModelError("expand_timesteps goes with Wan backbones that have no condition channels")
 
     @property
@@ -139,6 +150,12 @@ class VideoAsPromptPipeline(PlacementMixin, SystemPipeline, AdapterMixin):
     def family(self) -> BackboneFamily:
         """Adapter of the backbone; it keeps the target's rotary tables from one generation to the next."""
         return choose_family(self)
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """Precision in which the transformer computes: that of its weights, or of autocast."""
+        is_cast = self.defaults.execution.autocast == "bfloat16" and self.transformer.dtype == torch.float32
+        return torch.bfloat16 if is_cast else super().compute_dtype
 
     def describe(self) -> dict[str, Any]:
         """Return what records of generations say of the model besides its files."""

@@ -117,7 +117,8 @@ class AdapterPreparation(PairedPreparation):
         model.unload_lora()
 
     def take_up(self, folder: Path) -> None:
-        load_expert_adapter(self._transformer, folder / "lora")
+        model: Any = self._transformer
+        load_expert_adapter(model, folder / "lora")
 
     def make_stage(
         self, transformer: ExpertModel, text: TextSource, latents: ArrayCache, prediction: PredictionType
