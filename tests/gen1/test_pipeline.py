@@ -264,3 +264,16 @@ def test_prior_and_encoder_are_a_pair(tmp_path: Path) -> None:
 def test_what_does_not_fit_is_refused(shared_pipe: Gen1Pipeline, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         generate(shared_pipe, **changes)
+
+
+def test_lora_weights_of_stable_diffusion_act_on_the_unet(pipe: Gen1Pipeline, caplog: pytest.LogCaptureFixture) -> None:
+    name = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    layer = pipe.unet.get_submodule(name)
+    ends = {"lora_A.weight": torch.ones(2, layer.in_features), "lora_B.weight": torch.ones(layer.out_features, 2)}
+    tensors = {f"unet.{name}.{end}": tensor for end, tensor in ends.items()}
+    before = layer.weight.clone()
+    pipe.load_lora_weights(tensors | {"text_encoder.layer.lora_A.weight": torch.ones(2, 2)}, adapter_name="style")
+    assert "text_encoder" in caplog.text
+    pipe.set_adapters(["style"], [0.5])
+    pipe.fuse_lora()
+    torch.testing.assert_close(pipe.unet.get_submodule(name).base_layer.weight, before + 1.0)

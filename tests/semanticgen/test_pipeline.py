@@ -266,3 +266,22 @@ def test_plans_of_other_models_and_sizes_are_refused(pipeline: SemanticGenPipeli
 
 def test_the_renderer_is_of_the_room(pipeline: SemanticGenPipeline) -> None:
     assert isinstance(pipeline.transformer, SemanticGenTransformer)
+
+
+def test_lora_weights_act_on_the_renderer() -> None:
+    pipeline = make_pipeline()
+    layer = pipeline.transformer.blocks[0].attn1.to_q
+    tensors = {
+        "transformer.blocks.0.attn1.to_q.lora_A.weight": torch.ones(2, layer.in_features),
+        "transformer.blocks.0.attn1.to_q.lora_B.weight": torch.ones(layer.out_features, 2),
+    }
+    before = layer.weight.clone()
+    pipeline.load_lora_weights(tensors, adapter_name="style")
+    pipeline.set_adapters(["style"], [0.5])
+    pipeline.fuse_lora()
+    # Each of the two ranks adds a half everywhere.
+    torch.testing.assert_close(pipeline.transformer.blocks[0].attn1.to_q.base_layer.weight, before + 1.0)
+    with pytest.raises(InputError, match="style"):
+        pipeline.save_pretrained("nowhere")
+    with pytest.raises(ModelError, match=r"it changes blocks\.9\.to_q"):
+        make_pipeline().load_lora_weights({"transformer.blocks.9.to_q.lora_A.weight": torch.ones(2, 2)})

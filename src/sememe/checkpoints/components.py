@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from sememe.checkpoints.headers import (
@@ -81,7 +82,7 @@ _LEFT_OUT = {"CLIPVisionModel": frozenset({"visual_projection.weight"})}
 Dtypes = torch.dtype | Mapping[str, torch.dtype]
 """One precision for all networks, or one by the name of a component and "default" for the others, as in diffusers."""
 # Their errors of a few per cent are visible, and they are small: these stay in float32 unless they are named.
-_FULL_PRECISION = frozenset({"vae", "image_encoder", "depth_estimator"})
+FULL_PRECISION = frozenset({"vae", "image_encoder", "depth_estimator"})
 _LOADING_ERRORS = (
     OSError,
     ValueError,
@@ -203,7 +204,7 @@ def load_component(
         dtype: Precision of the weights; None for float32. Autoencoders and encoders of pictures have float32 unless
             they are named.
         component: Class, as `find_class` returns it; None for the one that the folder's configuration names.
-        device: Where a network goes; None for the CPU.
+        device: Where a network goes; None for the CPU. On the meta device it has no weights, and none are read.
 
     Raises:
         ModelError: The folder is not whole, does not fit its configuration, or names a class that is not loaded here.
@@ -213,14 +214,40 @@ def load_component(
     component = component or find_class(name, folder)
     if not issubclass(component, torch.nn.Module):
         return _load_without_weights(component, folder)
-    network = load_strictly(component, folder, choose_dtype(name, dtype))
+    precision = choose_dtype(name, dtype)
+    if device is not None and device.type == "meta":
+        network = sketch_network(component, folder)
+        return network if precision == torch.float32 else network.to(precision)
+    network = load_strictly(component, folder, precision)
     return network if device is None else network.to(device)
+
+
+def build_network(component: Any, config: Mapping[str, Any]) -> Any:
+    """Return a network of diffusers or transformers as a configuration describes it, without stored weights."""
+    if not _is_of_transformers(component):
+        return component.from_config(dict(config)).eval()
+    # A whole CLIP configuration holds that of its image encoder.
+    return component(_make_config(component, dict(config.get("vision_config", config)))).eval()
+
+
+def sketch_network(component: Any, folder: Path) -> Any:
+    """Return the network of a folder on the meta device, without its weights.
+
+    Raises:
+        ModelError: The folder's configuration does not describe such a network.
+    """
+    config = read_json(folder / CONFIG_NAME)
+    try:
+        with torch.device("meta"):
+            return build_network(component, config)
+    except (*_LOADING_ERRORS, StrictDataclassError) as error:
+        raise _cannot_load(component, folder, error) from error
 
 
 def choose_dtype(name: str, dtype: Dtypes | None) -> torch.dtype:
     """Return the precision in which a component is loaded, see `load_component`."""
     chosen = dtype if isinstance(dtype, Mapping) else {} if dtype is None else {"default": dtype}
-    return chosen.get(name) or (None if name in _FULL_PRECISION else chosen.get("default")) or torch.float32
+    return chosen.get(name) or (None if name in FULL_PRECISION else chosen.get("default")) or torch.float32
 
 
 @dataclass(frozen=True)

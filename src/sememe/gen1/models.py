@@ -10,9 +10,9 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from diffusers import UNet2DConditionModel, UNetMotionModel
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
-from sememe.backbones.autoencoder import encode_video
+from sememe.backbones.autoencoder import Autoencoder, encode_video
 from sememe.errors import ModelError
 from sememe.gen1.network_unet import Gen1UNet
 from sememe.gen1.shapes import Latents, StructureVideo
@@ -45,7 +45,7 @@ class Model(Protocol):
     def max_frames(self) -> int:
         """Frames that are predicted at once."""
 
-    def condition(self, vae: nn.Module, structure: StructureVideo, level: int) -> Conditions:
+    def condition(self, vae: Autoencoder, structure: StructureVideo, level: int) -> Conditions:
         """Return what the network is given of structure in [0, 1], at a level of detail."""
 
     def predict(
@@ -69,7 +69,7 @@ class InflatedModel:
         """Frames that are predicted at once."""
         return int(self.unet.config.max_frames)
 
-    def condition(self, vae: nn.Module, structure: StructureVideo, level: int) -> Conditions:
+    def condition(self, vae: Autoencoder, structure: StructureVideo, level: int) -> Conditions:
         """Encode structure as a grey video, and add the level's channels."""
         return encode_structure(vae, structure, torch.full((len(structure),), level))
 
@@ -84,7 +84,7 @@ class InflatedModel:
         return predicted
 
 
-def encode_structure(vae: nn.Module, structure: StructureVideo, levels: Int[Tensor, " batch"]) -> Conditions:
+def encode_structure(vae: Autoencoder, structure: StructureVideo, levels: Int[Tensor, " batch"]) -> Conditions:
     """Return the channels that a `Gen1UNet` is given: structure as grey videos, encoded, and its level.
 
     Args:
@@ -121,7 +121,7 @@ class MotionModel:
         # Public adapters have positions for 32 frames, and were trained with 16.
         return min(16, int(self.unet.config.motion_max_seq_length))
 
-    def condition(self, vae: nn.Module, structure: StructureVideo, level: int) -> Conditions:
+    def condition(self, vae: Autoencoder, structure: StructureVideo, level: int) -> Conditions:
         """Return structure as grey pictures in [0, 1]; the level shows in them alone."""
         del vae
         return simplify_structure(structure, level).unsqueeze(1).expand(-1, 3, -1, -1, -1)
@@ -152,6 +152,9 @@ class MotionModel:
         added = None
         if content.images is not None:
             added = {"image_embeds": [content.images.flatten(0, 1).unsqueeze(1).to(images)]}
+        hook = getattr(self.unet, "_hf_hook", None)
+        if hook is not None:  # offload brings the U-Net to its device when it is called, but not the image model
+            hook.pre_forward(self.unet)
         frames = self.image_model(images, timestep, tokens, added_cond_kwargs=added, return_dict=False, **residuals)[0]
         return frames.unflatten(0, (num_videos, num_frames)).transpose(1, 2)
 
@@ -187,7 +190,8 @@ def share_image_model(unet: UNetMotionModel) -> UNet2DConditionModel:
         for name in ("resnets", "attentions", "downsamplers", "upsamplers"):
             if hasattr(own, name):
                 setattr(own, name, getattr(other, name))
-    if any(parameter.is_meta for parameter in shared.parameters()):
+    own = {id(parameter) for parameter in unet.parameters()}
+    if any(id(parameter) not in own for parameter in shared.parameters()):
         raise ModelError("expected a UNetMotionModel of Stable Diffusion 1 or 2, got one with other blocks")
     return shared.eval()
 

@@ -7,10 +7,11 @@ from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from diffusers import UNetMotionModel
-from diffusers.loaders import IPAdapterMixin
+from diffusers.loaders import IPAdapterMixin, StableDiffusionLoraLoaderMixin
 from diffusers.utils.torch_utils import randn_tensor
 
 from sememe.backbones.autoencoder import (
+    Autoencoder,
     LatentGrid,
     clips_to_video,
     decode_latents,
@@ -19,15 +20,17 @@ from sememe.backbones.autoencoder import (
     latent_grid,
     video_to_clips,
 )
+from sememe.backbones.text import TextEncoder, Tokenizer
 from sememe.checkpoints.saving import save_components
-from sememe.compute.lora import check_unadapted
+from sememe.compute.interfaces import Transformer
+from sememe.compute.lora import AdapterMixin, check_unadapted
 from sememe.compute.offload import sends_modules_back
 from sememe.compute.stopwatch import Stopwatch
 from sememe.diffusion.denoise import denoise
 from sememe.diffusion.guidance import Guidance
 from sememe.diffusion.objectives import prediction_of
+from sememe.diffusion.schedulers import Scheduler
 from sememe.errors import InputError, ModelError
-from sememe.gen1.adapters import load_lora
 from sememe.gen1.content import (
     ContentEmbedding,
     ContentEncoder,
@@ -41,11 +44,11 @@ from sememe.gen1.guidance import Content, Variant, gen1_guidance
 from sememe.gen1.inputs import Request, find_structure, make_request
 from sememe.gen1.mask import MaskedLatents, put_over
 from sememe.gen1.model_folders import COMPONENTS, load_components
-from sememe.gen1.models import FrameContents, InflatedModel, MotionModel, make_model
+from sememe.gen1.models import FrameContents, InflatedModel, Model, MotionModel, make_model
 from sememe.gen1.predictor import Predictor, stack_contents
 from sememe.gen1.prior import PriorSampler, check_pair
 from sememe.gen1.settings import Settings
-from sememe.gen1.shapes import Generators
+from sememe.gen1.shapes import Generators, StructureVideo
 from sememe.gen1.structure import DepthEstimator, StructureEstimator, find_edges, find_motion, show_structure
 from sememe.gen1.system import GEN1
 from sememe.gen1.windows import make_windows
@@ -54,6 +57,7 @@ from sememe.video import Clip
 
 OutputType = Literal["np", "pt", "pil", "latent"]
 CallbackOnStepEnd = Callable[["Gen1Pipeline", int, torch.Tensor, dict[str, Any]], dict[str, Any] | None]
+Contents = Mapping[Content, FrameContents]
 OnStepEnd = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor | None]
 
 
@@ -79,7 +83,7 @@ class Gen1Output:
     timings: dict[str, float] = field(default_factory=dict)
 
 
-class Gen1Pipeline(SystemPipeline, IPAdapterMixin):
+class Gen1Pipeline(SystemPipeline, AdapterMixin, StableDiffusionLoraLoaderMixin, IPAdapterMixin):
     """Re-imagine clips: geometry and motion of a source, appearance of a text or a picture.
 
     Args:
@@ -105,6 +109,8 @@ class Gen1Pipeline(SystemPipeline, IPAdapterMixin):
     system = GEN1
     known_parts = COMPONENTS
     load_components = staticmethod(load_components)
+    lora_loader = StableDiffusionLoraLoaderMixin
+    _lora_loadable_modules: ClassVar[list[str]] = ["unet"]
     exact_components: ClassVar[tuple[str, ...]] = ("image_encoder", "depth_estimator")
     """Components whose weights are not rounded in files: a prior knows the image encoder by them."""
     model_cpu_offload_seq = "text_encoder->prior->image_encoder->depth_estimator->unet->vae"
@@ -125,13 +131,13 @@ class Gen1Pipeline(SystemPipeline, IPAdapterMixin):
 
     def __init__(
         self,
-        vae: Any,
-        unet: Any,
-        scheduler: Any,
-        tokenizer: Any = None,
-        text_encoder: Any = None,
+        vae: Autoencoder,
+        unet: Transformer,
+        scheduler: Scheduler,
+        tokenizer: Tokenizer | None = None,
+        text_encoder: TextEncoder | None = None,
         prior: Any = None,
-        prior_scheduler: Any = None,
+        prior_scheduler: Scheduler | None = None,
         image_encoder: Any = None,
         image_processor: Any = None,
         depth_estimator: Any = None,
@@ -173,7 +179,7 @@ class Gen1Pipeline(SystemPipeline, IPAdapterMixin):
         return Settings.from_config(self.config.generation_defaults)
 
     @property
-    def transformer(self) -> Any:
+    def transformer(self) -> Transformer:
         """The network that denoises, by the name that it has in all systems."""
         return self.unet
 
@@ -225,20 +231,6 @@ class Gen1Pipeline(SystemPipeline, IPAdapterMixin):
             raise ModelError(f"expected an IP-Adapter in safetensors, but {path} is no such file")
         super().load_ip_adapter(str(path.parent), subfolder="", weight_name=path.name, image_encoder_folder=None)
 
-    def load_lora_weights(self, folder: str | Path) -> None:
-        """Load a customisation, the folder `lora` of its run's model; `unload_lora_weights` takes it out again.
-
-        Raises:
-            InputError: There is none, it does not fit, or another is loaded.
-        """
-        if getattr(self.unet, "peft_config", {}):
-            raise InputError("a LoRA is loaded already; call unload_lora_weights first")
-        load_lora(self.unet, Path(folder))
-
-    def unload_lora_weights(self) -> None:
-        """Take a customisation out of the model."""
-        self.unet.unload_lora()
-
     @torch.no_grad()
     @sends_modules_back
     def encode_content(
@@ -255,7 +247,7 @@ class Gen1Pipeline(SystemPipeline, IPAdapterMixin):
             InputError: The content is none of these.
             ModelError: The model lacks what it takes to encode it.
         """
-        return encode_content(self._make_encoder(settings or self.defaults), content, generator)
+        return encode_content(self.make_encoder(settings or self.defaults), content, generator)
 
     @torch.no_grad()
     @sends_modules_back
@@ -340,7 +332,12 @@ class Gen1Pipeline(SystemPipeline, IPAdapterMixin):
         shown = [show_structure(each, request.sources[0].fps) for each in maps]
         return Gen1Output(clips, shown, frames, settings, guidance.to_table(), watch.seconds)
 
-    def _make_encoder(self, settings: Settings) -> ContentEncoder:
+    def make_encoder(self, settings: Settings) -> ContentEncoder:
+        """Return what encodes contents for the model.
+
+        Raises:
+            ModelError: An IP-Adapter is loaded without an image encoder.
+        """
         if isinstance(make_model(self.unet, self.controlnet), MotionModel):
             image_dim = None
             if self.unet.encoder_hid_proj is not None:
@@ -362,7 +359,11 @@ class Gen1Pipeline(SystemPipeline, IPAdapterMixin):
         model = make_model(self.unet, self.controlnet, settings.structure.controlnet_scale)
         if isinstance(model, InflatedModel) and settings.structure.controlnet_scale != 1.0:
             raise InputError("controlnet_scale has an effect only on models with a ControlNet; leave it out")
-        encoder = self._make_encoder(settings)
+        contents = self._encode_contents(request, settings, generator)
+        return self.prepare(model, request.num_frames, settings, maps, contents)
+
+    def _encode_contents(self, request: Request, settings: Settings, generator: Generators) -> Contents:
+        encoder = self.make_encoder(settings)
         generators = generator if isinstance(generator, list) else [generator] * len(request.sources)
         given = [
             encode_content(encoder, each, source) for each, source in zip(request.contents, generators, strict=True)
@@ -370,10 +371,19 @@ class Gen1Pipeline(SystemPipeline, IPAdapterMixin):
         negative = settings.guidance.negative_prompt
         nothing = encoder.encode_text(negative, generators[0]) if negative else encoder.encode_nothing()
         length, fps = request.num_frames, request.sources[0].fps
-        contents: dict[Content, FrameContents] = {
+        return {
             "given": stack_contents([spread_content(each, length, fps) for each in given], self._execution_device),
             "none": stack_contents([[nothing] * length] * len(given), self._execution_device),
         }
+
+    def prepare(
+        self, model: Model, length: int, settings: Settings, maps: StructureVideo, contents: Contents
+    ) -> Predictor:
+        """Return what predicts: structure as the model reads it, and content of so many frames in their windows.
+
+        Raises:
+            InputError: The windows are longer than the model can predict, or than their overlap allows.
+        """
         window = settings.windows.window_frames or model.max_frames
         if window > model.max_frames:
             raise InputError(f"expected window_frames of at most {model.max_frames} for this model, got {window}")

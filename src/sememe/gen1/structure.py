@@ -71,12 +71,14 @@ class DepthEstimator:
     @torch.no_grad()
     def estimate(self, frames: UInt8[np.ndarray, "frame height width 3"]) -> Structure:
         """Estimate the depth of each frame on the network's own scale, which has no fixed ends; larger is nearer."""
-        found, device = [], get_module_execution_device(self.model)
-        for start in range(0, len(frames), self.batch_size):
-            pixels = read_pictures(frames[start : start + self.batch_size], self.processor, device)
-            depth = self.model(pixels.to(self.model.dtype)).predicted_depth.float().unsqueeze(1)
-            found.append(F.interpolate(depth, frames.shape[1:3], mode="bilinear", align_corners=False).cpu())
-        return torch.cat(found).squeeze(1)
+        parts = (frames[start : start + self.batch_size] for start in range(0, len(frames), self.batch_size))
+        return torch.cat([self.predict(part).cpu() for part in parts])
+
+    def predict(self, frames: UInt8[np.ndarray, "frame height width 3"]) -> Structure:
+        """Estimate the depth of frames at once, on the network's device."""
+        pixels = read_pictures(frames, self.processor, get_module_execution_device(self.model))
+        depth = self.model(pixels.to(self.model.dtype)).predicted_depth.float().unsqueeze(1)
+        return F.interpolate(depth, frames.shape[1:3], mode="bilinear", align_corners=False).squeeze(1)
 
 
 def find_edges(clip: Clip) -> Structure:

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
+from diffusers.utils.torch_utils import get_module_execution_device
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
@@ -23,7 +24,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTra
 
 from sememe.backbones.autoencoder import clips_to_video, encode_video, latent_grid
 from sememe.backbones.linear_autoencoder import LinearVideoAutoencoder
-from sememe.checkpoints.components import ModelPart, load_component, load_strictly
+from sememe.checkpoints.components import ModelPart, load_component, load_strictly, sketch_network
 from sememe.checkpoints.fingerprint import hash_tensors
 from sememe.checkpoints.headers import CONFIG_NAME, read_json
 from sememe.errors import InputError, ModelError
@@ -191,7 +192,10 @@ class TowerEncoder(ABC):
 
     def encode_frames(self, video: SampledFrames) -> EncoderFeatures:
         """Encode frames that were taken and resized already, such as those of a training batch; differentiable."""
-        mean, std = (torch.tensor(values, device=self.tower.device).view(3, 1, 1, 1) for values in self.colours)
+        mean, std = (
+            torch.tensor(values, device=get_module_execution_device(self.tower)).view(3, 1, 1, 1)
+            for values in self.colours
+        )
         chunks = video.split(self.slices_at_once * self.frames_per_slice, dim=2)
         normalised = (((chunk.to(mean) + 1) / 2 - mean) / std for chunk in chunks)
         return torch.cat([self._run(chunk).float() for chunk in normalised], dim=1)
@@ -414,7 +418,12 @@ _ENCODERS: dict[str, type[TowerEncoder]] = {
 }
 
 
-def load_encoder(folder: Path, fps: float = DEFAULT_FPS, dtype: torch.dtype = torch.float32) -> TowerEncoder:
+def load_encoder(
+    folder: Path,
+    fps: float = DEFAULT_FPS,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | None = None,
+) -> TowerEncoder:
     """Load the encoder of a local folder, in evaluation mode.
 
     Args:
@@ -422,6 +431,7 @@ def load_encoder(folder: Path, fps: float = DEFAULT_FPS, dtype: torch.dtype = to
             autoencoder.
         fps: Frames per second that it is given.
         dtype: Precision of the weights; fingerprints differ between precisions.
+        device: Where the tower goes; None for the CPU. On the meta device it has no weights.
 
     Raises:
         ModelError: It is none of these, or is not whole.
@@ -433,10 +443,12 @@ def load_encoder(folder: Path, fps: float = DEFAULT_FPS, dtype: torch.dtype = to
         raise ModelError(f"expected one of {', '.join(_ENCODERS)} as model_type in {folder / CONFIG_NAME}, got {kind}")
     encoder = _ENCODERS[kind]
     if encoder is LatentEncoder:
-        tower = load_component("vae", folder)
+        tower = load_component("vae", folder, device=device)
+    elif device is not None and device.type == "meta":
+        tower = sketch_network(encoder.tower_class, folder).to(dtype)
     else:
         part = _TOWER_OF_QWEN if kind == "qwen2_5_vl" else None
-        tower = load_strictly(encoder.tower_class, folder, dtype, part=part)
+        tower = load_strictly(encoder.tower_class, folder, dtype, part=part).to(device)
     return encoder(tower.requires_grad_(False), fps, colours=_read_colours(folder))
 
 

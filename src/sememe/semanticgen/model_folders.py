@@ -81,8 +81,8 @@ def load_components(
             parts[name] = load_component(name, folder / name, dtype, component, device)
     colours = None
     if "semantic_encoder" in needed:
-        encoder = load_encoder(folder / "semantic_encoder", parts["compressor"].config.fps)
-        parts["semantic_encoder"] = encoder.tower if device is None else encoder.tower.to(device)
+        encoder = load_encoder(folder / "semantic_encoder", parts["compressor"].config.fps, device=device)
+        parts["semantic_encoder"] = encoder.tower
         colours = encoder.colours
     return parts | {"generation_defaults": index.get("generation_defaults"), "encoder_colours": colours}
 

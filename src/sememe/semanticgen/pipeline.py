@@ -8,13 +8,18 @@ from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
+from diffusers.loaders import WanLoraLoaderMixin
+from torch import nn
 
-from sememe.backbones.autoencoder import Generators, LatentGrid, latent_grid, video_to_clips
+from sememe.backbones.autoencoder import Autoencoder, Generators, LatentGrid, latent_grid, video_to_clips
 from sememe.backbones.decoding import decode_in_chunks
+from sememe.backbones.text import TextEncoder, Tokenizer
 from sememe.checkpoints.components import load_component, load_strictly
+from sememe.compute.lora import AdapterMixin, check_unadapted
 from sememe.compute.offload import sends_modules_back
 from sememe.compute.stopwatch import Stopwatch
 from sememe.diffusion.denoise import check_scheduler
+from sememe.diffusion.schedulers import Scheduler
 from sememe.errors import InputError
 from sememe.pipeline import SystemPipeline
 from sememe.semanticgen.clocks import SliceClock
@@ -71,7 +76,7 @@ class SemanticGenOutput:
         return self.plans[0]
 
 
-class SemanticGenPipeline(SystemPipeline):
+class SemanticGenPipeline(SystemPipeline, AdapterMixin, WanLoraLoaderMixin):
     """Generate clips of any length from a text, by way of a plan that can be kept, edited and given again.
 
     Args:
@@ -91,21 +96,24 @@ class SemanticGenPipeline(SystemPipeline):
     system = SEMANTICGEN
     known_parts = COMPONENTS
     load_components = staticmethod(load_components)
+    lora_loader = WanLoraLoaderMixin
     exact_components: ClassVar[tuple[str, ...]] = ("semantic_encoder", "compressor")
     """Components whose weights are not rounded in files, because plans name them by their fingerprints."""
+    # Their fingerprints are read outside of a forward, where offload by layers has taken the weights away.
+    _exclude_from_cpu_offload = ["semantic_encoder", "compressor"]  # noqa: RUF012
     model_cpu_offload_seq = "text_encoder->semantic_encoder->compressor->planner->transformer->vae"
     _callback_tensor_inputs = ["latents"]  # noqa: RUF012 (diffusers declares it so)
 
     def __init__(
         self,
-        tokenizer: Any,
-        text_encoder: Any,
-        semantic_encoder: Any,
-        compressor: Any,
-        planner: Any,
-        transformer: Any,
-        vae: Any,
-        scheduler: Any,
+        tokenizer: Tokenizer,
+        text_encoder: TextEncoder,
+        semantic_encoder: nn.Module,
+        compressor: SemanticCompressor,
+        planner: SemanticGenTransformer,
+        transformer: SemanticGenTransformer,
+        vae: Autoencoder,
+        scheduler: Scheduler,
         generation_defaults: Mapping[str, Any] | None = None,
         encoder_colours: tuple[Colours, Colours] | None = None,
     ) -> None:
@@ -149,8 +157,10 @@ class SemanticGenPipeline(SystemPipeline):
         """Write a folder for `from_pretrained`.
 
         Raises:
+            InputError: LoRA weights are loaded.
             OutputError: The folder cannot be written.
         """
+        check_unadapted(self.transformer)
         settings = {"generation_defaults": self.config.generation_defaults}
         colours = self.encoder.colours
         save_components(Path(save_directory), self.components, settings, type(self).__name__, colours, max_shard_size)
@@ -238,7 +248,7 @@ class SemanticGenPipeline(SystemPipeline):
         watch.lap("encode")
         plans = work.make_plans(texts) if any(row.variant.has_plan for row in guidance.rows) else []
         watch.lap("plan")
-        latents, retake = work.render(texts, guidance, plans)
+        latents, retake = work.render(texts, plans)
         watch.lap("denoise")
         clips = [] if output_type == "latent" else self._decode_clips(latents, request, retake, settings.size.fps)
         frames = latents if output_type == "latent" else _format_frames(clips, output_type)

@@ -2,16 +2,20 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 
-from sememe.backbones.text import encode_prompts
+from sememe.backbones.autoencoder import Autoencoder, LatentGrid
+from sememe.backbones.text import TextEncoder, Tokenizer, encode_prompts
 from sememe.diffusion.denoise import denoise
 from sememe.diffusion.guidance import Guidance
+from sememe.diffusion.schedulers import FlowScheduler
 from sememe.errors import InputError
-from sememe.semanticgen.clocks import LatentClock
+from sememe.semanticgen.clocks import LatentClock, SliceClock
+from sememe.semanticgen.compressor import SemanticCompressor
+from sememe.semanticgen.encoders import TowerEncoder
 from sememe.semanticgen.guidance import Text, Variant, planning_guidance, rendering_guidance
 from sememe.semanticgen.inputs import Request, check_plan, check_sources
 from sememe.semanticgen.network_renderer import SemanticGenTransformer
@@ -30,6 +34,58 @@ Texts = Mapping[Text, tuple[TextEmbeds, ...]]
 _ROUNDING = 1e-6  # seconds, as in layouts
 
 
+@runtime_checkable
+class PlanningPipeline(Protocol):
+    """A `SemanticGenPipeline`, as far as a generation calls it."""
+
+    tokenizer: Tokenizer
+    text_encoder: TextEncoder
+    compressor: SemanticCompressor
+    planner: SemanticGenTransformer
+    transformer: SemanticGenTransformer
+    vae: Autoencoder
+    scheduler: FlowScheduler
+
+    @property
+    def grid(self) -> LatentGrid:
+        """Which numbers of frames and which sizes it can make."""
+
+    @property
+    def clock(self) -> SliceClock:
+        """How plans divide time."""
+
+    @property
+    def encoder(self) -> TowerEncoder:
+        """The semantic encoder."""
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether the generation is to end before its next step."""
+
+    @property
+    def _execution_device(self) -> torch.device: ...
+
+    def progress_bar(self, *, total: int) -> Any:
+        """Return a bar for so many steps."""
+
+
+@dataclass(frozen=True, eq=False)
+class Steps:
+    """What the steps of denoising need.
+
+    Attributes:
+        predict: Calls planner or renderer.
+        guidance: Table of its variants.
+        noise: Where the steps begin.
+        retake: How a span of a source is rendered again; None for all of a new video.
+    """
+
+    predict: Predictor
+    guidance: Guidance[Variant]
+    noise: VideoLatents
+    retake: Retake | None = None
+
+
 @dataclass(frozen=True)
 class Production:
     """One generation of a pipeline, part by part.
@@ -42,7 +98,7 @@ class Production:
         callback: Called after each step, as the pipeline says.
     """
 
-    pipeline: Any
+    pipeline: PlanningPipeline
     request: Request
     settings: Settings
     generators: list[torch.Generator]
@@ -95,30 +151,39 @@ class Production:
             return [check_plan(plan, model) for plan in request.plans]
         if request.sources:
             return encode_sources(pipeline, request.sources, self.settings)
-        shape = self._plan_shape
-        clock = LatentClock.of_slices(pipeline.clock)
-        layout = make_layout(clock, shape, segment_ends=request.segment_ends)
-        result = self._denoise(
-            Predictor(pipeline.planner, texts, {False: layout}),
-            self._draw((pipeline.compressor.config.semantic_dim, *shape)),
-            planning_guidance(self.settings.guidance.planning_guidance_scale, texts_differ=self._texts_differ),
-            self.settings.sampling.num_planning_steps,
-            "plan",
-        )
-        places = np.searchsorted(request.segment_ends, pipeline.clock.times(shape[0]) + _ROUNDING, side="right")
+        step = self.prepare_planning(texts)
+        result = self._denoise(step, self.settings.sampling.num_planning_steps, "plan")
+        places = np.searchsorted(request.segment_ends, pipeline.clock.times(result.shape[2]) + _ROUNDING, side="right")
         captions = [tuple(each[place] for place in places) for each in request.texts]
         # (batch, number, slice, row, column) -> (batch, slice, row, column, number)
         return wrap_plans(pipeline, result.permute(0, 2, 3, 4, 1), captions)
 
-    def render(
-        self, texts: Texts, guidance: Guidance[Variant], plans: Sequence[Plan]
-    ) -> tuple[VideoLatents, Retake | None]:
+    def prepare_planning(self, texts: Texts) -> Steps:
+        """Return what the planner's steps need."""
+        pipeline, shape = self.pipeline, self._plan_shape
+        clock = LatentClock.of_slices(pipeline.clock)
+        layout = make_layout(clock, shape, segment_ends=self.request.segment_ends)
+        return Steps(
+            Predictor(pipeline.planner, texts, {False: layout}),
+            planning_guidance(self.settings.guidance.planning_guidance_scale, texts_differ=self._texts_differ),
+            self._draw((pipeline.compressor.config.semantic_dim, *shape)),
+        )
+
+    def render(self, texts: Texts, plans: Sequence[Plan]) -> tuple[VideoLatents, Retake | None]:
         """Return the latents, and how they were joined with those of a source."""
-        request, settings, pipeline = self.request, self.settings, self.pipeline
-        shape, device, features = self._latent_shape, pipeline._execution_device, None
+        features = None
         if plans:
-            stacked = torch.from_numpy(np.stack([plan.features for plan in plans])).to(device)
-            features = self._add_noise(stacked, settings.plan.plan_noise)
+            features = torch.from_numpy(np.stack([plan.features for plan in plans]))
+        step = self.prepare_rendering(texts, features)
+        result = self._denoise(step, self.settings.sampling.num_inference_steps, "latents")
+        return (result if step.retake is None else step.retake.put_back(result)), step.retake
+
+    def prepare_rendering(self, texts: Texts, features: PlanFeatures | None) -> Steps:
+        """Return what the renderer's steps need, given the features of the plans that it follows."""
+        request, settings, pipeline, guidance = self.request, self.settings, self.pipeline, self.guidance
+        shape, device = self._latent_shape, pipeline._execution_device
+        if features is not None:
+            features = self._add_noise(features.to(device), settings.plan.plan_noise)
         noise, channels = self._draw(shape), self._make_channels()
         layouts = self._make_shape(features)
         needed = {row.variant.has_plan for row in guidance.rows}
@@ -134,10 +199,7 @@ class Production:
                 features = features[:, slice(*laid_out[True].join(*retake.half_windows).slices)]
             laid_out = {has_plan: layout.cut(*retake.half_windows) for has_plan, layout in laid_out.items()}
             noise, channels = retake.cut(noise), None if channels is None else retake.cut(channels)
-        predictor = Predictor(pipeline.transformer, texts, laid_out, features, channels)
-        steps = settings.sampling.num_inference_steps
-        result = self._denoise(predictor, noise, guidance, steps, "latents", retake)
-        return (result if retake is None else retake.put_back(result)), retake
+        return Steps(Predictor(pipeline.transformer, texts, laid_out, features, channels), guidance, noise, retake)
 
     def _make_shape(self, features: PlanFeatures | None) -> VideoShape:
         pipeline, patch = self.pipeline, self.pipeline.transformer.config.patch_size
@@ -167,30 +229,22 @@ class Production:
         made = make_condition(pipeline.vae, list(images), size.num_frames, (size.height, size.width), fill)
         return made.float().to(pipeline._execution_device)
 
-    def _denoise(
-        self,
-        predictor: Predictor,
-        noise: VideoLatents,
-        guidance: Guidance[Variant],
-        num_steps: int,
-        name: Literal["plan", "latents"],
-        retake: Retake | None = None,
-    ) -> VideoLatents:
-        pipeline = self.pipeline
+    def _denoise(self, given: Steps, num_steps: int, name: Literal["plan", "latents"]) -> VideoLatents:
+        pipeline, retake = self.pipeline, given.retake
         with pipeline.progress_bar(total=num_steps) as bar:
 
             def advance(step: int, timestep: torch.Tensor, current: torch.Tensor) -> torch.Tensor:
                 bar.update()
                 if retake is not None:
-                    current = retake.hold(current, noise, pipeline.scheduler, step)
+                    current = retake.hold(current, given.noise, pipeline.scheduler, step)
                 found = None if self.callback is None else self.callback(pipeline, step, timestep, {name: current})
                 return (found or {}).get(name, current)
 
             return denoise(
-                predictor,
+                given.predict,
                 pipeline.scheduler,
-                noise,
-                guidance,
+                given.noise,
+                given.guidance,
                 num_steps,
                 generator=self.generators if len(self.generators) > 1 else self.generators[0],
                 on_step_end=advance,
@@ -209,7 +263,7 @@ class Production:
         return torch.cat([add_semantic_noise(each, torch.full((1,), level), source) for each, source in pairs])
 
 
-def encode_sources(pipeline: Any, sources: Sequence[Clip], settings: Settings) -> list[Plan]:
+def encode_sources(pipeline: PlanningPipeline, sources: Sequence[Clip], settings: Settings) -> list[Plan]:
     """Return the plans of clips of one length; they are resized to cover the result, and cropped."""
     size, source = settings.size, sources[0]
     picks = pipeline.clock.pick_frames(source.num_frames, source.fps)
@@ -219,7 +273,9 @@ def encode_sources(pipeline: Any, sources: Sequence[Clip], settings: Settings) -
     return wrap_plans(pipeline, pipeline.compressor.encode(found.features.to(pipeline._execution_device)))
 
 
-def wrap_plans(pipeline: Any, features: PlanFeatures, captions: Sequence[tuple[str, ...]] = ()) -> list[Plan]:
+def wrap_plans(
+    pipeline: PlanningPipeline, features: PlanFeatures, captions: Sequence[tuple[str, ...]] = ()
+) -> list[Plan]:
     """Return features as plans of a pipeline's encoder and compressor."""
     compressor, spread = pipeline.compressor, captions or [()] * len(features)
     return [
@@ -228,7 +284,7 @@ def wrap_plans(pipeline: Any, features: PlanFeatures, captions: Sequence[tuple[s
     ]
 
 
-def encode_texts(pipeline: Any, request: Request, settings: Settings) -> Texts:
+def encode_texts(pipeline: PlanningPipeline, request: Request, settings: Settings) -> Texts:
     """Encode each distinct text once: for each segment (batch, token, text_dim)."""
     by_segment = list(zip(*request.texts, strict=True))
     negative = settings.guidance.negative_prompt
