@@ -2,14 +2,22 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, ClassVar, TypeVar
 
 import torch
 from diffusers import DiffusionPipeline
+from torch import nn
 
-from sememe.checkpoints.components import Dtypes, check_components
+from sememe.checkpoints.components import FULL_PRECISION, Dtypes, check_components
 from sememe.checkpoints.zoo import find_folder
-from sememe.compute.devices import find_device
+from sememe.compute.devices import check_vram, choose_device, find_device, read_free_vram
+from sememe.compute.host import read_free_memory
+from sememe.compute.placement import apply_offload, apply_storage, enable_tiling
+from sememe.compute.plan import Planner
+from sememe.compute.rehearsal import Workload, copy_to_meta
+from sememe.compute.speed import compile_transformer, is_compiled
+from sememe.compute.strategy import GIGABYTE, Constraints, MemoryPlan
 from sememe.errors import InputError
 from sememe.system import System
 
@@ -97,6 +105,15 @@ class SystemPipeline(DiffusionPipeline):
         return cls(**(cls.load_components(folder, torch_dtype, parts, cls.__name__, device=device, **options) | parts))
 
     @classmethod
+    def sketch(cls: type[P], folder: Path) -> P:  # noqa: PYI019 (as above)
+        """Read a model folder without its weights: all networks are on the meta device.
+
+        Raises:
+            ModelError: The folder is not a whole model.
+        """
+        return cls(**cls.load_components(folder, None, {}, cls.__name__, device=torch.device("meta")))
+
+    @classmethod
     def from_pipe(  # noqa: PYI019 (as above)
         cls: type[P], pipeline: DiffusionPipeline, torch_dtype: torch.dtype | None = None, **parts: Any
     ) -> P:
@@ -124,3 +141,127 @@ class SystemPipeline(DiffusionPipeline):
             )
         made = cls(**given)
         return made if torch_dtype is None else made.to(torch_dtype)
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """Networks by name, in the order in which offload moves them."""
+        names = (*self.model_cpu_offload_seq.split("->"), *self.components)
+        found = {name: getattr(self, name) for name in dict.fromkeys(names)}
+        return {name: part for name, part in found.items() if isinstance(part, nn.Module)}
+
+    def list_phases(self, name: str = "the model", **generation: Any) -> Workload:
+        """List what a generation does, one part after the other, for memory plans.
+
+        Args:
+            name: Name of the model, for messages.
+            generation: Settings and numbers of inputs, by name.
+
+        Raises:
+            InputError: The model cannot make such a video.
+        """
+        assert self.system.workload is not None, f"{self.system.title} has no memory plans"
+        given = {key.rpartition(".")[2]: value for key, value in generation.items()}
+        found: Workload = resolve_name(self.system.workload)(self, name, **given)
+        return found
+
+    def make_planner(self, name: str, vae_dtype: str | None = None, **generation: Any) -> Planner:
+        """Make a planner for a generation; the pipeline is on any device, and stays as it is.
+
+        Args:
+            name: Name of the model, for messages.
+            vae_dtype: Precision of the autoencoder; None for the one that it has.
+            generation: Further arguments of `list_phases`.
+
+        Raises:
+            InputError: The model cannot make such a video.
+        """
+
+        def build(dtype: str) -> Workload:
+            copied = _copy_to_meta(self, getattr(torch, dtype))
+            if vae_dtype is not None:
+                _cast(copied.vae, getattr(torch, vae_dtype))
+            return copied.list_phases(name, **generation)
+
+        return Planner(build)
+
+    def place(
+        self,
+        vram: float | None = None,
+        device: torch.device | str | None = None,
+        *,
+        storage: str = "full",
+        **generation: Any,
+    ) -> MemoryPlan:
+        """Put the pipeline to work on a card, in the fastest way that fits.
+
+        Args:
+            vram: GB of the card; None for what is free on a CUDA device.
+            device: Where to compute; None for a GPU where there is one.
+            storage: How the blocks of the network that denoises are stored, such as "fp8"; approximate but for "full".
+            generation: What will be generated (`num_frames`, ...): arguments of `list_phases`.
+
+        Returns:
+            The plan; its `explain` says why this way.
+
+        Raises:
+            InputError: Nothing fits the card or the machine; the message names the least that would do.
+        """
+        target = choose_device(device)
+        apply_offload(self, "none", "cpu")
+        if vram is None and target.type != "cuda":
+            raise InputError(f"expected vram, because {target} does not say how much memory it has; give the GB")
+        vram = read_free_vram(target) if vram is None else vram
+        check_vram(target, vram)
+        dtype = str(self.transformer.dtype).removeprefix("torch.")
+        constraints = Constraints(
+            vram=vram,
+            dtypes=(dtype,),
+            own_dtype=dtype,
+            storage=storage,
+            compiles=is_compiled(self.transformer),
+            vae_dtype=str(self.vae.dtype).removeprefix("torch."),
+            host=read_free_memory() / GIGABYTE,
+        )
+        plan = self.make_planner("this model", **generation).choose(constraints)
+        self.apply_plan(plan, target)
+        return plan
+
+    def apply_plan(self, plan: MemoryPlan, device: torch.device | str) -> None:
+        """Compute as planned, from now on; the weights are on the CPU, in the planned precision."""
+        strategy = plan.strategy
+        if strategy.tiles:
+            enable_tiling(self.vae)
+        apply_storage(self, strategy.storage)
+        kind, _, level = strategy.offload.partition("-")
+        apply_offload(self, kind, device, group_level=level or "block", host_memory=plan.host_memory or "lean")
+
+    def compile(self, **options: Any) -> None:
+        """Compile the blocks of the network that denoises, as `compile_transformer` does."""
+        compile_transformer(self, **options)
+
+
+def _copy_to_meta(pipeline: P, dtype: torch.dtype) -> P:
+    """Copy a pipeline to the meta device, in a precision."""
+    parts = dict(pipeline.components)
+    for name, part in parts.items():
+        if isinstance(part, nn.Module):
+            parts[name] = copied = copy_to_meta(part)
+            if name not in (*FULL_PRECISION, *pipeline.exact_components):
+                _cast(copied, dtype)
+            for processor in getattr(copied, "attn_processors", {}).values():
+                # Not all backends compute on meta tensors; their memory is the same.
+                if getattr(processor, "_attention_backend", None) is not None:
+                    processor._attention_backend = None
+    _, settings = pipeline._get_signature_keys(type(pipeline))
+    return type(pipeline)(**parts, **{name: pipeline.config[name] for name in settings if name in pipeline.config})
+
+
+def _cast(module: nn.Module, dtype: torch.dtype) -> None:
+    """Cast as loading does: what a library keeps in float32 stays so."""
+    model: Any = module
+    kept = set(getattr(model, "_keep_in_fp32_modules", None) or ())
+    if dtype != torch.float16 and hasattr(model, "get_input_embeddings"):
+        kept = set()  # transformers keeps its own only where float16 would overflow
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(torch.float32 if kept & set(name.split(".")) else dtype)

@@ -43,8 +43,8 @@ class SystemInputs:
     def check(self, settings: Any) -> None:
         """Raise `InputError` for inputs that do not go with each other or with the settings."""
 
-    def workload(self, settings: Any) -> Mapping[str, int]:
-        """Return what a memory plan counts besides the settings."""
+    def workload(self, settings: Any) -> Mapping[str, float]:
+        """Return what a memory plan is given besides the settings."""
         return {}
 
     def reading(self, settings: Any, place: int, num_places: int) -> Mapping[str, Any]:
@@ -168,11 +168,11 @@ class CheckpointSpec:
 
     Attributes:
         released: Repositories on the hub of released models, by the names that memory plans know them by.
-        blueprint: Function that makes a pipeline without weights, for memory plans, as a `Blueprint`. It is called with
-            the name of a released model, or the folder of a model and that of an expert or None. The system's pipeline
-            then has `apply_plan`.
-        own_dtype: Function that returns the precision in which a model is to be computed, called with the same two
-            folders; without it that is float32.
+        blueprint: Function that makes a pipeline without weights, on the meta device, for memory plans. It is called
+            with the name of a released model, or the folder of a model, and the folder of an expert or None. Without
+            it folders alone are read, by the pipeline's `sketch`.
+        own_dtype: Function that returns the precision in which a model is to be computed, called with the same two;
+            without it that is float32.
         find_expert: Function that returns the folder of an expert that is loaded apart from its backbone, by its name.
     """
 
@@ -180,6 +180,10 @@ class CheckpointSpec:
     blueprint: str | None = None
     own_dtype: str | None = None
     find_expert: str | None = None
+
+    def find_dtype(self, source: str | Path, expert: Path | None) -> str:
+        """Return the precision in which a model is to be computed: a released one by name, or that of a folder."""
+        return "float32" if self.own_dtype is None else str(resolve_name(self.own_dtype)(source, expert))
 
     def find_released(self, name: object) -> str | None:
         """Return the released model of that name, or of that repository on the hub; asks no network."""
@@ -204,6 +208,8 @@ class System:
             `training.recipes.Regeneration`, the clips and their frame rate, and its `generate` with numbers of clips.
         recipes: Functions that make the recipes, by name, in the order in which they are run.
         checkpoints: What is known of models besides how the pipeline reads them.
+        workload: Function that lists the phases of a generation as a `compute.rehearsal.Workload`, for memory plans. It
+            is called with a pipeline, a name for messages, and settings and numbers of inputs by name.
         demo: Function that renders inputs, generates from them and lays all out on a sheet, see `workflows.demo`.
     """
 
@@ -219,6 +225,7 @@ class System:
     evaluation_options: tuple[str, ...] = ()
     regenerator: str | None = None
     checkpoints: CheckpointSpec = field(default_factory=CheckpointSpec)
+    workload: str | None = None
     demo: str | None = None
 
     @property

@@ -12,7 +12,6 @@ from sememe.compute.rehearsal import measure_peak
 from sememe.compute.speed import is_compiled
 from sememe.compute.strategy import Candidate, Constraints, Estimate, MemoryPlan, Strategy
 from sememe.errors import InputError
-from sememe.video_as_prompt.memory_plan import list_phases, make_planner
 from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
 from video_as_prompt.pipeline_factories import make_clip, make_cogvideox_pipeline, make_picture, make_pipeline
 
@@ -52,7 +51,7 @@ def generate(pipeline: VideoAsPromptPipeline, **settings: Any) -> Any:
 def test_a_generation_takes_what_is_planned(make: Callable[[], VideoAsPromptPipeline], num_frames: int) -> None:
     pipeline = make()
     length = {"num_frames": num_frames}
-    planner = make_planner(pipeline, "a model", **(SIZE | SCALES | length))
+    planner = pipeline.make_planner("a model", **(SIZE | SCALES | length))
     estimate = planner.estimate(Strategy("float32"))
     measured = measure_peak(lambda: generate(pipeline, output_type="np", **length))
     # The scheduler's few numbers are not planned for.
@@ -64,7 +63,7 @@ def test_a_generation_takes_what_is_planned(make: Callable[[], VideoAsPromptPipe
 def test_weights_come_and_go_as_planned(offload: Any, low: float) -> None:
     pipeline = make_wan("joint")
     strategy = Strategy("float32", offload=offload, keeps_text_keys=offload != "group")
-    planned = make_planner(pipeline, "a model", **(SIZE | SCALES | LONGER)).estimate(strategy).peak
+    planned = pipeline.make_planner("a model", **(SIZE | SCALES | LONGER)).estimate(strategy).peak
     with torch.no_grad(), pytest.MonkeyPatch.context() as patch, count_device(pipeline, patch, offload) as device:
         generate(pipeline, output_type="np", **LONGER)
         assert low * planned < device.peak_bytes < 1.02 * planned
@@ -74,7 +73,7 @@ def test_settings_that_take_more() -> None:
     pipeline = make_pipeline("joint", "linear")
 
     def count(**settings: Any) -> int:
-        planner = make_planner(pipeline, "a model", **(SIZE | SCALES | settings))
+        planner = pipeline.make_planner("a model", **(SIZE | SCALES | settings))
         return planner.estimate(Strategy("float32")).phases["denoise"].tensors
 
     plain = count()
@@ -89,7 +88,7 @@ def test_settings_that_take_more() -> None:
 
 def test_what_a_plan_may_choose() -> None:
     def names(pipeline: Any, **settings: Any) -> set[tuple[str, Any, Any]]:
-        return {(each.name, each.tiles, each.keeps_text_keys) for each in list_phases(pipeline, **settings).phases}
+        return {(each.name, each.tiles, each.keeps_text_keys) for each in pipeline.list_phases(**settings).phases}
 
     wan = names(make_pipeline(vae="wan"))
     assert {("denoise", None, True), ("denoise", None, False), ("decode", False, None), ("decode", True, None)} < wan

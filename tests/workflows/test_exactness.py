@@ -14,7 +14,6 @@ from model_folders import make_stock, save_model, save_published
 from sememe.compute.loading_settings import LoadingSettings
 from sememe.compute.placement import apply_storage, enable_tiling
 from sememe.video import write_clip, write_image
-from sememe.video_as_prompt.blueprint import read_blueprint
 from sememe.video_as_prompt.generation import VideoAsPromptInputs
 from sememe.video_as_prompt.model_folders import read_own_dtype
 from sememe.video_as_prompt.settings import Settings
@@ -59,7 +58,7 @@ def test_released_models_have_the_precision_of_their_files(dtype: str, tmp_path:
     from sememe.video_as_prompt.transformer_files import load_merged, save_merged
 
     save_merged(load_merged(folder / "transformer", torch_dtype), folder / "transformer")
-    assert read_blueprint(folder).dtype == dtype
+    assert read_own_dtype(folder) == dtype
     for used in ("float32", "bfloat16", "float16"):
         told = label(load_model(VIDEO_AS_PROMPT, str(folder), LoadingSettings(device="cpu", dtype=used)))
         expected = [] if used in (dtype, "float32") else [f"{used} in place of {dtype}"]

@@ -19,7 +19,7 @@ from sememe.errors import InputError, MissingExtraError, ModelError
 from sememe.video import write_clip, write_image
 from sememe.video_as_prompt.blueprint import RELEASED, make_released, read_blueprint
 from sememe.video_as_prompt.generation import VideoAsPromptInputs
-from sememe.video_as_prompt.memory_plan import make_planner
+from sememe.video_as_prompt.model_folders import read_own_dtype
 from sememe.video_as_prompt.system import VIDEO_AS_PROMPT
 from sememe.workflows.generate import GenerationRequest, generate
 from sememe.workflows.loading import load_model
@@ -49,7 +49,7 @@ def few_layers() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def wan(few_layers: None) -> Planner:
-    return make_planner(make_released("wan-14b").pipeline, "wan-14b", **SMALL)
+    return make_released("wan-14b").make_planner("wan-14b", **SMALL)
 
 
 def constraints(vram: float) -> Constraints:
@@ -62,7 +62,7 @@ def test_released_models_have_the_weights_of_their_files() -> None:
         "cogvideox-5b": {"transformer": 22.01, "text_encoder": 9.5, "vae": 0.86},
     }
     for name, sizes in expected.items():
-        components = make_planner(make_released(name).pipeline, name).workload("bfloat16").components
+        components = make_released(name).make_planner(name).workload("bfloat16").components
         found = {part: sum(each.nbytes for each in module.parameters()) / 1e9 for part, module in components.items()}
         assert found == pytest.approx(sizes, abs=0.1)
         assert {each.device.type for module in components.values() for each in module.parameters()} == {"meta"}
@@ -125,15 +125,15 @@ def test_folders_are_read_and_not_loaded(
     loading = LoadingSettings(device="cpu", expert=None if expert is None else str(expert))
     loaded = load_model(VIDEO_AS_PROMPT, str(folder), loading).pipeline
     monkeypatch.setattr("safetensors.safe_open", None)
-    blueprint = read_blueprint(folder, expert)
+    sketched = read_blueprint(folder, expert)
     for name, module in loaded.components.items():
         if isinstance(module, torch.nn.Module):
             shapes = {key: each.shape for key, each in module.state_dict().items()}
-            twin = getattr(blueprint.pipeline, name)
+            twin = getattr(sketched, name)
             assert {key: each.shape for key, each in twin.state_dict().items()} == shapes
             assert next(twin.parameters()).is_meta
-    assert blueprint.pipeline.defaults == loaded.defaults
-    assert blueprint.dtype == "float32"
+    assert sketched.defaults == loaded.defaults
+    assert read_own_dtype(folder, expert) == "float32"
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,8 @@ class Planner:
 
         A candidate that takes no less than a faster one is left out.
         """
-        phases = self.workload(constraints.dtypes[0]).phases
+        workload = self.workload(constraints.dtypes[0])
+        phases = workload.phases
         tilings = sorted({phase.tiles for phase in phases if phase.tiles is not None}) or [False]
         # Keys that are kept save a little in each step; the result is the same.
         alternatives = {phase.keeps_text_keys for phase in phases if phase.keeps_text_keys is not None}
@@ -78,7 +79,7 @@ class Planner:
         for dtype in constraints.dtypes:
             for tiles in tilings:
                 least: float = float("inf")
-                for offload in OFFLOADS:
+                for offload in workload.offloads:
                     # Blocks that come and go have no weights with which to project a text ahead of the steps.
                     for keeps in keepings[-1:] if offload.startswith("group") else keepings:
                         strategy = Strategy(dtype, constraints.storage, offload, tiles, keeps)
@@ -130,6 +131,7 @@ class _Weights:
 
     def __init__(self, workload: Workload, strategy: Strategy) -> None:
         self.strategy, self.offload, self.names = strategy, strategy.offload, [*workload.components]
+        self.whole = frozenset(workload.whole) & frozenset(workload.components)
         self.components = {
             name: _ComponentWeights(module, strategy.storage if name == workload.main else "full")
             for name, module in workload.components.items()
@@ -148,7 +150,7 @@ class _Weights:
         if not name:
             return resident
         if self.offload != "model":
-            return frozenset({name})
+            return self.whole | {name}
         # As accelerate does it: a component sends the one before it in the order away, and no other.
         before = self.names.index(name) - 1
         left = {self.names[before]} if before >= 0 else set()
@@ -159,7 +161,10 @@ class _Weights:
         if self.offload in ("none", "model"):
             present = sum(self.components[name].total for name in resident)
         else:
-            present = sum(self.components[name].fetched(self.offload) for name in resident)
+            sizes = {name: self.components[name] for name in resident | self.whole}
+            present = sum(
+                size.total if name in self.whole else size.fetched(self.offload) for name, size in sizes.items()
+            )
         return present + (self.components[current].widened if current else 0)
 
 

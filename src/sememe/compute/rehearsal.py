@@ -8,7 +8,7 @@ they got, and libraries load late."""
 import copy
 import functools
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, no_type_check
@@ -20,6 +20,8 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from sememe.compute.strategy import OFFLOADS, Offload
 
 # Functions that run for each operation have no_type_check: checking shapes and types took longer than their work.
 
@@ -233,6 +235,8 @@ class Workload:
         components: Networks by name, in the order in which model offload moves them.
         phases: Phases of the computation.
         main: The component whose blocks may be stored in fewer bits.
+        whole: Components that offload by blocks or layers leaves on the device.
+        offloads: Kinds of offload that go with the networks.
         settings: What is computed, as plain values.
     """
 
@@ -240,6 +244,8 @@ class Workload:
     components: Mapping[str, nn.Module]
     phases: Sequence[Phase]
     main: str = "transformer"
+    whole: Collection[str] = ()
+    offloads: Collection[Offload] = OFFLOADS
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 

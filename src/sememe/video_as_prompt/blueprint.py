@@ -9,12 +9,9 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from huggingface_hub.errors import StrictDataclassError
 
-from sememe.checkpoints.headers import CONFIG_NAME, read_json
-from sememe.compute.plan import Planner
+from sememe.checkpoints.components import build_network, load_component
 from sememe.errors import ModelError, SememeError
-from sememe.video_as_prompt.memory_plan import make_planner
 from sememe.video_as_prompt.model_folders import (
     EXPERT_FOLDER,
     OWN_CLASS,
@@ -22,7 +19,6 @@ from sememe.video_as_prompt.model_folders import (
     choose_expert,
     find_component_class,
     read_layout,
-    read_own_dtype,
     released_defaults,
 )
 from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
@@ -38,24 +34,12 @@ _T5_XXL = {
 }
 
 
-@dataclass(frozen=True)
-class Blueprint:
-    """A pipeline without weights, and the precision in which the model is to be computed."""
-
-    pipeline: VideoAsPromptPipeline
-    dtype: str
-
-    def make_planner(self, name: str, vae_dtype: str, **generation: Any) -> Planner:
-        """Make a planner for a generation, as `memory_plan.make_planner` does."""
-        return make_planner(self.pipeline, name, vae_dtype, **generation)
-
-
-def make_blueprint(source: str | Path, expert: Path | None = None) -> Blueprint:
-    """Make the blueprint of a released model, by its name in `RELEASED`, or of a folder; see `read_blueprint`."""
+def make_blueprint(source: str | Path, expert: Path | None = None) -> VideoAsPromptPipeline:
+    """Make the pipeline of a released model, by its name in `RELEASED`, or of a folder; see `read_blueprint`."""
     return make_released(source) if isinstance(source, str) else read_blueprint(source, expert)
 
 
-def read_blueprint(folder: Path, expert: Path | None = None) -> Blueprint:
+def read_blueprint(folder: Path, expert: Path | None = None) -> VideoAsPromptPipeline:
     """Read a model folder, and that of an expert that goes with it, without loading weights.
 
     Raises:
@@ -70,14 +54,13 @@ def read_blueprint(folder: Path, expert: Path | None = None) -> Blueprint:
         for name in ("vae", "text_encoder", "image_encoder"):
             found = find_component_class(layout, name)
             if found is not None:
-                parts[name] = _build(found, read_json(folder / name / CONFIG_NAME))
-        pipeline = VideoAsPromptPipeline.from_pretrained(folder, **parts)
+                parts[name] = load_component(name, folder / name, None, found, torch.device("meta"))
+        return VideoAsPromptPipeline.from_pretrained(folder, **parts)
     except SememeError:
         raise
-    except (LookupError, TypeError, ValueError, AttributeError, StrictDataclassError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise ModelError(f"the configurations in {folder} do not describe a whole model ({reason})") from error
-    return Blueprint(pipeline, read_own_dtype(folder, expert))
 
 
 @dataclass(frozen=True)
@@ -114,7 +97,7 @@ RELEASED: Mapping[str, _Released] = {
 """Video-As-Prompt on Wan2.1-I2V-14B and on CogVideoX-5B-I2V."""
 
 
-def make_released(name: str) -> Blueprint:
+def make_released(name: str) -> VideoAsPromptPipeline:
     """Make a model of `RELEASED` by what is known of it."""
     known = RELEASED[name]
     kind = next(each for each in FORMATS if each.name == known.family)
@@ -123,7 +106,7 @@ def make_released(name: str) -> Blueprint:
         transformer = kind.transformer(**settings)
     vae = _build(known.vae, {})
     image = known.image_config
-    pipeline = VideoAsPromptPipeline(
+    return VideoAsPromptPipeline(
         tokenizer=_BlankTokenizer(),
         text_encoder=_build(known.text_encoder, known.text_config),
         vae=vae,
@@ -133,16 +116,11 @@ def make_released(name: str) -> Blueprint:
         image_processor=None if image is None else transformers.CLIPImageProcessorPil(),
         generation_defaults=released_defaults(known.family, transformer, vae),
     )
-    return Blueprint(pipeline, "bfloat16")
 
 
 def _build(component: Any, config: Mapping[str, Any]) -> Any:
     with torch.device("meta"):
-        if hasattr(component, "from_config"):
-            return component.from_config(dict(config)).eval()
-        # A whole CLIP configuration holds that of its image encoder.
-        own = config.get("vision_config", config)
-        return component(component.config_class(**own)).eval()
+        return build_network(component, config)
 
 
 class _BlankTokenizer:

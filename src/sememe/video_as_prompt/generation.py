@@ -76,8 +76,8 @@ class VideoAsPromptInputs(SystemInputs):
                 f"{len(self.references)}"
             )
 
-    def workload(self, settings: Settings) -> Mapping[str, int]:
-        """Return what a memory plan counts besides the settings."""
+    def workload(self, settings: Settings) -> Mapping[str, float]:
+        """Return what a memory plan is given besides the settings."""
         numbers = {f"num_{name}": len(paths) for name, paths in self.videos(settings).items()}
         if self.encoded_reference is not None:
             numbers["num_references"] = 1  # at least

@@ -27,6 +27,7 @@ from sememe.compute.placement import check_tiling, without_offload
 from sememe.compute.speed import begin_generation, check_generation, check_mask_support
 from sememe.compute.stopwatch import Stopwatch
 from sememe.compute.storage import check_savable
+from sememe.compute.strategy import MemoryPlan
 from sememe.diffusion.denoise import check_scheduler, denoise
 from sememe.diffusion.schedulers import Scheduler
 from sememe.errors import InputError, ModelError
@@ -44,7 +45,6 @@ from sememe.video_as_prompt.inputs import (
     find_embeds,
     make_request,
 )
-from sememe.video_as_prompt.memory_plan import PlacementMixin
 from sememe.video_as_prompt.model_folders import COMPONENTS, load_components, save_components
 from sememe.video_as_prompt.quirks import set_truncated_timesteps
 from sememe.video_as_prompt.reference_files import fingerprint_transformer
@@ -78,7 +78,7 @@ class VideoAsPromptOutput:
     timings: dict[str, float] = field(default_factory=dict)
 
 
-class VideoAsPromptPipeline(PlacementMixin, SystemPipeline, AdapterMixin, WanLoraLoaderMixin):
+class VideoAsPromptPipeline(SystemPipeline, AdapterMixin, WanLoraLoaderMixin):
     """Generate clips that start with a picture and show the effect of reference clips.
 
     `from_pretrained` also reads models in the layout of the released ones, and stock Wan and CogVideoX models. To these
@@ -156,6 +156,13 @@ class VideoAsPromptPipeline(PlacementMixin, SystemPipeline, AdapterMixin, WanLor
         """Precision in which the transformer computes: that of its weights, or of autocast."""
         is_cast = self.defaults.execution.autocast == "bfloat16" and self.transformer.dtype == torch.float32
         return torch.bfloat16 if is_cast else super().compute_dtype
+
+    def apply_plan(self, plan: MemoryPlan, device: torch.device | str) -> None:
+        """Compute as planned, from now on; the weights are on the CPU, in the planned precision."""
+        if not plan.strategy.keeps_text_keys:
+            defaults = self.defaults.override(text_keys="recomputed")
+            self.register_to_config(generation_defaults=defaults.to_config())
+        super().apply_plan(plan, device)
 
     def describe(self) -> dict[str, Any]:
         """Return what records of generations say of the model besides its files."""

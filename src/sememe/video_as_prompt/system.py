@@ -95,5 +95,6 @@ VIDEO_AS_PROMPT = System(
         own_dtype="sememe.video_as_prompt.model_folders:read_own_dtype",
         find_expert="sememe.video_as_prompt.model_folders:find_expert",
     ),
+    workload="sememe.video_as_prompt.memory_plan:list_phases",
     demo="sememe.video_as_prompt.demo:make_demo",
 )

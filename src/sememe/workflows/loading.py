@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, get_args
 
 from sememe.checkpoints.fingerprint import ModelFingerprint, fingerprint_model
@@ -79,8 +78,7 @@ def check_model_request(system: System, name: str, loading: LoadingSettings) -> 
             raise InputError(f"a revision is one of a repository on the hub, but {name} is none; leave it out")
     if loading.vram is not None or loading.storage is not None:
         check_constraints(loading.vram or 1.0, loading.storage or "full", compiles=loading.compile)
-    if loading.adapters and system.checkpoints.own_dtype is None:
-        raise InputError(f"{system.title} takes no LoRA weights when it is loaded; leave lora out")
+    _ = loading.adapters  # which raises for files that are not there
 
 
 def load_model(
@@ -123,7 +121,6 @@ def load_model(
         else:
             pipeline.apply_plan(plan, place)
     _accelerate(pipeline, loading)
-    read_own_dtype = system.checkpoints.own_dtype
     return LoadedModel(
         name=name,
         folder=folder,
@@ -131,7 +128,7 @@ def load_model(
         pipeline=pipeline,
         device=str(place),
         dtype=str(pipeline.transformer.dtype).removeprefix("torch."),
-        own_dtype="float32" if read_own_dtype is None else resolve_name(read_own_dtype)(folder, apart),
+        own_dtype=system.checkpoints.find_dtype(folder, apart),
         expert=None if apart is None else LoadedExpert(apart, fingerprint_model(apart).sha256),
         attention=loading.attention,
         is_compiled=loading.compile,
@@ -148,7 +145,7 @@ def _ask_card(system: System, loading: LoadingSettings, place: "torch.device") -
     """
     from sememe.compute.devices import read_free_vram
 
-    if loading.vram is None and place.type == "cuda" and system.checkpoints.blueprint is not None:
+    if loading.vram is None and place.type == "cuda" and system.workload is not None:
         return replace(loading, vram=read_free_vram(place))
     if loading.vram is None and loading.storage is not None:
         raise InputError("storage has an effect only with vram, the GB of the card to plan for; set both or neither")

@@ -3,33 +3,13 @@
 from collections.abc import Mapping
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from sememe.checkpoints.zoo import is_hub_id, resolve_model
 from sememe.compute.loading_settings import LoadingSettings
 from sememe.compute.strategy import Constraints, MemoryPlan, check_constraints
 from sememe.errors import InputError, ModelError
 from sememe.system import System
-
-
-@runtime_checkable
-class Planning(Protocol):
-    """Chooses a plan, as `compute.plan.Planner` does."""
-
-    def choose(self, constraints: Constraints) -> MemoryPlan:
-        """Return the fastest plan that fits."""
-
-
-@runtime_checkable
-class Blueprint(Protocol):
-    """A pipeline without weights, which `CheckpointSpec.blueprint` makes."""
-
-    @property
-    def dtype(self) -> str:
-        """The precision in which the model is to be computed."""
-
-    def make_planner(self, name: str, vae_dtype: str, **generation: Any) -> Planning:
-        """Make a planner for a generation, by the names of settings and numbers of inputs."""
 
 
 def plan_memory(
@@ -61,24 +41,28 @@ def plan_memory(
     assert loading.vram is not None
     storage = loading.storage or "full"
     check_constraints(loading.vram, storage, compiles=loading.compile)
-    if system.checkpoints.blueprint is None:
+    if system.workload is None:
         raise InputError(f"there are no memory plans for {system.title}; leave vram out")
-    source = _find_source(system, name, loading.expert)
-    blueprint: Blueprint = resolve_name(system.checkpoints.blueprint)(source, find_expert(system, loading))
-    dtypes: list[str] = [loading.dtype or blueprint.dtype]
-    if loading.dtype is None and blueprint.dtype == "float32":
+    source, expert = _find_source(system, name, loading.expert), find_expert(system, loading)
+    make = system.checkpoints.blueprint
+    pipeline = system.import_pipeline().sketch(source) if make is None else resolve_name(make)(source, expert)
+    own_dtype = system.checkpoints.find_dtype(source, expert)
+    dtypes: list[str] = [loading.dtype or own_dtype]
+    if loading.dtype is None and own_dtype == "float32":
         dtypes.append("bfloat16")
     constraints = Constraints(
         vram=loading.vram,
         dtypes=tuple(dtypes),
-        own_dtype=blueprint.dtype,
+        own_dtype=own_dtype,
         storage=storage,
         compiles=loading.compile,
         vae_dtype=loading.vae_dtype,
         host=host,
     )
-    planner = blueprint.make_planner(called or Path(name).name, loading.vae_dtype, **(generation or {}))
-    return planner.choose(constraints)
+    plan: MemoryPlan = pipeline.make_planner(called or Path(name).name, loading.vae_dtype, **(generation or {})).choose(
+        constraints
+    )
+    return plan
 
 
 def find_expert(system: System, loading: LoadingSettings) -> Path | None:

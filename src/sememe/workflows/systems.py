@@ -1,7 +1,9 @@
 """The systems, and what is found in them: the only place that lists their rooms."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
+from sememe.checkpoints.headers import read_json
 from sememe.checkpoints.zoo import qualify_name
 from sememe.errors import ModelError
 from sememe.gen1.system import GEN1
@@ -24,6 +26,19 @@ def find_system(pipeline_name: object) -> System:
             return system
     known = ", ".join(system.pipeline_name for system in SYSTEMS.values())
     raise ModelError(f"expected a model of one of the classes {known}, got {pipeline_name}")
+
+
+def find_model(name: str) -> System:
+    """Return the system of a model, by the name of a built-in one or the folder; Video-As-Prompt where neither says it.
+
+    `tiny` alone, released models and stock ones are Video-As-Prompt's.
+    """
+    owner = name.partition("/")[0]
+    if owner in SYSTEMS and qualify_name(name.partition("/")[2], owner) == name:
+        return SYSTEMS[owner]
+    index = Path(name) / "model_index.json"
+    found = read_json(index).get("_class_name") if index.is_file() else None
+    return next((system for system in SYSTEMS.values() if system.pipeline_name == found), VIDEO_AS_PROMPT)
 
 
 def find_stage(recipe: TrainingRecipe) -> StageSpec:
