@@ -25,6 +25,14 @@ def test_lines_for_a_person(capsys: pytest.CaptureFixture[str]) -> None:
     assert "of the machine's own memory" in lines[-1]
 
 
+def test_other_systems_have_plans(capsys: pytest.CaptureFixture[str]) -> None:
+    outcome = run_here(capsys, "plan", "gen1/tiny", "--vram", 8, "--height", 32, "--width", 32, "--num-frames", 4)
+    assert outcome.out.startswith("tiny, 32x32, 4 frames, on 8 GB: exact")
+    assert "guidance.reference_guidance_scale" in refused(
+        run_here(capsys, "plan", "gen1/tiny", "--vram", 8, "--reference-guidance-scale", 2)
+    )
+
+
 def test_json_for_a_program(capsys: pytest.CaptureFixture[str]) -> None:
     options = (*SIZE, "--num-references", 2, "--set", "text_keys=recomputed", "--set", "storage=fp8", "--json")
     document = json.loads(run_here(capsys, "plan", "tiny", "--vram", 8, *options).out)

@@ -20,12 +20,17 @@ def plan(
     model: Annotated[
         str,
         typer.Argument(
-            help="wan-14b, cogvideox-5b, their names on the hub, a built-in name, or a folder.", show_default=False
+            help="wan-14b, cogvideox-5b, their names on the hub, a built-in name (tiny, gen1/tiny ...), or a folder.",
+            show_default=False,
         ),
     ],
     vram: Annotated[float, typer.Option(help="GB of the card.", metavar="GB", show_default=False)],
-    num_references: Annotated[int, typer.Option(help="Videos that are read.", min=0)] = 1,
-    num_negative_references: Annotated[int, typer.Option(help="Videos to steer away from.", min=0)] = 0,
+    num_references: Annotated[
+        int | None, typer.Option(help="Videos that Video-As-Prompt reads; 1 if not given.", min=0, show_default=False)
+    ] = None,
+    num_negative_references: Annotated[
+        int | None, typer.Option(help="Videos that it steers away from.", min=0, show_default=False)
+    ] = None,
     num_frames: Annotated[int | None, _setting("size.num_frames")] = None,
     height: Annotated[int | None, _setting("size.height")] = None,
     width: Annotated[int | None, _setting("size.width")] = None,
@@ -36,9 +41,10 @@ def plan(
     _help_all: Annotated[bool, make_help_all(Settings)] = False,
 ) -> None:
     """Plan how a model fits a card, without loading it."""
-    from sememe.video_as_prompt.system import VIDEO_AS_PROMPT
     from sememe.workflows.plan import plan_memory
+    from sememe.workflows.systems import find_model
 
+    system = find_model(model)
     flags = {
         "size.num_frames": num_frames,
         "size.height": height,
@@ -47,9 +53,10 @@ def plan(
         "guidance.reference_guidance_scale": reference_guidance_scale,
         "loading.vram": vram,
     }
-    settings, loading = read_overrides(Settings, flags, overrides)
+    settings, loading = read_overrides(system.settings, flags, overrides)
     numbers = {"num_references": num_references, "num_negative_references": num_negative_references}
-    document = plan_memory(VIDEO_AS_PROMPT, model, loading, settings | numbers).to_document()
+    given = {name: number for name, number in numbers.items() if number is not None}
+    document = plan_memory(system, model, loading, settings | given).to_document()
     if as_json:
         echo_json(document)
     else:
@@ -57,9 +64,10 @@ def plan(
 
 
 def _show(document: dict[str, Any]) -> None:
+    references = f", {document['num_references']} reference(s)" if "num_references" in document else ""
     typer.echo(
-        f"{document['model']}, {document['width']}x{document['height']}, {document['num_frames']} frames, "
-        f"{document['num_references']} reference(s), on {document['vram_gb']:g} GB: {document['label']}"
+        f"{document['model']}, {document['width']}x{document['height']}, {document['num_frames']} frames{references}, "
+        f"on {document['vram_gb']:g} GB: {document['label']}"
     )
     for name in ("dtype", "storage", "offload", "text_keys", "vae_tiling", "host_memory"):
         value = document[name]

@@ -59,6 +59,14 @@ class Gen1Inputs(SystemInputs):
         if self.seconds is not None and settings.size.num_frames is not None:
             raise InputError("expected --seconds or size.num_frames, got both; leave one out")
 
+    def workload(self, settings: Settings) -> Mapping[str, float]:
+        from sememe.video.source import survey_video
+
+        survey, size = survey_video(self.source), settings.size
+        count = len(survey.times) if self.seconds is None else max(1, round(self.seconds * survey.fps))
+        found = {"num_frames": count, "height": survey.height, "width": survey.width}
+        return {name: getattr(size, name) or value for name, value in found.items()}
+
     def fit(self, pipeline: Any, settings: Settings) -> Settings:
         from sememe.video import read_clip
         from sememe.video.source import survey_video

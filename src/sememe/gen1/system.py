@@ -70,6 +70,7 @@ GEN1 = System(
     ),
     evaluation="sememe.gen1.evaluation:build_rows",
     evaluation_options=("depth",),
+    workload="sememe.gen1.memory_plan:list_phases",
     demo="sememe.gen1.demo:make_demo",
     # Every public function of that module makes the recipe of its name.
     recipes={

@@ -68,6 +68,20 @@ class SemanticGenInputs(SystemInputs):
         self._read_segments()
         self._read_span()
 
+    def workload(self, settings: Settings) -> Mapping[str, float]:
+        found: dict[str, float] = {"num_images": len(self.images())}
+        segments, plan, seconds = self._read_segments(), self._read_plan(), self.seconds
+        if self.source is not None:
+            from sememe.video.source import survey_video
+
+            survey = survey_video(self.source)
+            seconds = len(survey.times) / survey.fps
+        elif plan is not None:
+            seconds = plan.seconds
+        elif seconds is None and segments:
+            seconds = segments[-1].stop
+        return found if seconds is None else found | {"seconds": seconds}
+
     def reading(self, settings: Settings, place: int, num_places: int) -> Mapping[str, Any]:
         size = {"size": (settings.size.height, settings.size.width)}
         return size if self.span is None else size | {"sampling": "fps", "fps": settings.size.fps}

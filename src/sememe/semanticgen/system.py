@@ -67,6 +67,7 @@ SEMANTICGEN = System(
     ),
     evaluation="sememe.semanticgen.evaluation:build_rows",
     evaluation_options=("reader",),
+    workload="sememe.semanticgen.memory_plan:list_phases",
     recipes={
         name.replace("_", "-"): make
         for name, make in vars(recipes).items()
