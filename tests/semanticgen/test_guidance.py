@@ -12,6 +12,7 @@ def table(*scales: float, texts_differ: bool = True) -> dict[tuple[str, bool], f
 
 def test_scales_of_one_turn_guidance_off() -> None:
     assert table(1.0, 1.0) == {("positive", True): 1.0}
+    assert table(1.0, 2.0) == {("positive", False): -1.0, ("positive", True): 2.0}
 
 
 def test_text_guidance_acts_with_the_plan() -> None:
