@@ -52,7 +52,6 @@ _ATTENTION = "video_as_prompt/reference_attention.py"
 _CONDITIONING = "video_as_prompt/conditioning.py"
 _ROTARY = "video_as_prompt/rotary.py"
 _WAN, _COGVIDEOX = "video_as_prompt/blocks_wan.py", "video_as_prompt/blocks_cogvideox.py"
-_FAMILIES = "video_as_prompt/families.py"
 _FIRST_FRAME = "backbones/first_frame.py"
 MUTANTS = (
     Mutant("strength is squared", _ATTENTION, "= math.log(", "= 2 * math.log("),
@@ -91,10 +90,10 @@ MUTANTS = (
     Mutant(
         "Wan's reference is read at timestep 0",
         "video_as_prompt/network_wan.py",
-        "inputs, self.config.reference_timestep",
-        "inputs, 0.0",
+        "(1,), self.config.reference_timestep",
+        "(1,), 0.0",
     ),
-    Mutant("CLIP's last layer is read", _FAMILIES, "hidden_states[-2]", "hidden_states[-1]"),
+    Mutant("CLIP's last layer is read", "backbones/pictures.py", "hidden_states[-2]", "hidden_states[-1]"),
     Mutant("CLIP sees a reference's last frame", _CONDITIONING, "[[clip.frames[0]] for", "[[clip.frames[-1]] for"),
     Mutant(
         "a reference's condition is its last frame",
