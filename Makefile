@@ -34,7 +34,7 @@ demo: install-demo  ## two reference clips, two pictures doing the same, and a c
 
 test: install  ## everything CI checks: format, lint, types, layers, docs, tests
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target check-format lint layers docs
-	@$(MAKE) --no-print-directory --jobs 2 --output-sync=line types unit
+	@$(MAKE) --no-print-directory --jobs 2 types unit
 
 check-format: install  ## is every file formatted?
 	$(BIN)/ruff format --check

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.results import RESULTS, describe_run, write_result
-from sememe.backbones.autoencoder import encode_video
+from sememe.backbones.autoencoder import Autoencoder, encode_video
 from sememe.backbones.first_frame import encode_cached_first_frame
 from sememe.checkpoints.components import load_component
 from sememe.checkpoints.zoo import find_part
@@ -85,7 +85,7 @@ CONTESTANTS = (
 class OnlineLatents:
     """Latents that are encoded from videos whenever they are asked for; a batch decodes each video once."""
 
-    def __init__(self, clips: ClipCollection, vae: nn.Module, device: torch.device) -> None:
+    def __init__(self, clips: ClipCollection, vae: Autoencoder, device: torch.device) -> None:
         self._clips, self._vae, self._device = clips, vae, device
         items: list[ClipItem] = [clips.item(index) for index in range(len(clips))]
         self.conditions = tuple(item.condition for item in items)
