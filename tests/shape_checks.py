@@ -11,7 +11,7 @@ import torch
 from beartype import BeartypeConf, beartype
 
 # The numeric tower of PEP 484: an int is fine where a float is asked for, as mypy and every user would have it.
-_check_types = beartype(conf=BeartypeConf(is_pep484_tower=True))
+_check_types = beartype(conf=BeartypeConf(is_pep484_tower=True, violation_type=jaxtyping.TypeCheckError))
 _jaxtyped = jaxtyping.jaxtyped
 
 
@@ -50,7 +50,7 @@ def _check_calls(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def call(*arguments: Any, **settings: Any) -> Any:
         nonlocal checked
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or jaxtyping.config.jaxtyping_disable:
             return function(*arguments, **settings)
         if checked is None:
             checked = (

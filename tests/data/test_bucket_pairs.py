@@ -1,3 +1,4 @@
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -91,7 +92,8 @@ def test_one_bucket_without_lists_is_as_none() -> None:
 
 def test_a_condition_needs_two_scenes_in_a_bucket(caplog: pytest.LogCaptureFixture) -> None:
     conditions, scenes, buckets = ["a", "a", "a", "b", "b"], ["s", "t", "u", "s", "t"], ["x", "x", "y", "y", "y"]
-    source = make_pairs(conditions, scenes, buckets, [[]] * 5, same_scene_share=0.0)
+    with caplog.at_level(logging.WARNING):
+        source = make_pairs(conditions, scenes, buckets, [[]] * 5, same_scene_share=0.0)
     assert caplog.messages == ["left out of bucket y, because 2 scenes are needed: a"]
     generator = np.random.default_rng(0)
     assert {int(source.draw(generator, 1).references[0]) for _ in range(60)} == {0, 1, 3, 4}

@@ -36,7 +36,7 @@ def test_a_generation_takes_what_is_planned(make: Callable[..., Gen1Pipeline], t
     measured = measure_peak(lambda: generate(pipeline, structure=make_source(2, 32, 32)))
     planned = {name: phase.tensors for name, phase in estimate.phases.items()}
     computed = max(planned[name] for name in ("content", "prepare", "denoise", "decode"))
-    assert computed == pytest.approx(measured, rel=0.02)
+    assert computed == pytest.approx(measured, rel=0.02), planned
     assert planned["structure"] == pytest.approx(measure_peak(lambda: generate(pipeline)), rel=0.02)
 
 

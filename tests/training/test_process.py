@@ -20,11 +20,12 @@ import resource, sys
 if sys.argv[1] == "keep":
     from sememe.training.process import keep_freed_memory
     assert keep_freed_memory()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(10):
     block = bytearray(64_000_000)
     block[::4096] = b"x" * len(block[::4096])
     del block
-sys.stdout.write(str(resource.getrusage(resource.RUSAGE_SELF).ru_minflt))
+sys.stdout.write(str(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before))
 """
 
 

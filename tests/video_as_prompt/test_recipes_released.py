@@ -66,7 +66,7 @@ def check_cache(stage: PairedStage, latents: LatentsRecipe, arrays: tuple[str, .
     family = stage._family
     assert family.list_arrays() == arrays
     assert (latents.text_length, latents.reads_padding) == (family.text_length, family.reads_padding)
-    assert (latents.first_frame_fill is not None, latents.image_encoder is not None) == (
+    assert (latents.first_frame_fill is not None, latents.first_frame_encoder is not None) == (
         "first_frame" in arrays,
         "image" in arrays,
     )

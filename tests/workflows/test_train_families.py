@@ -96,7 +96,9 @@ def test_an_expert_reads_image_embeddings(tmp_path: Path) -> None:
     """The backbone of Wan2.1-I2V: the cache holds what the pipeline gives it, and only its own encoder is accepted."""
     pipeline, backbone = make_pipeline(clip=True), tmp_path / "backbone"
     pipeline.save_pretrained(backbone)
-    latents = precompute(backbone, tmp_path, *WAN, f"image_encoder={backbone}", "text_length=512", "dtype=bfloat16")
+    latents = precompute(
+        backbone, tmp_path, *WAN, f"first_frame_encoder={backbone}", "text_length=512", "dtype=bfloat16"
+    )
     cache = ArrayCache.open(latents)
     first = resize_clip(read_clip(tmp_path / "data" / "2.mp4"), 32, 48).frames[0]
     expected = pipeline.family.encode_pictures([[first]])

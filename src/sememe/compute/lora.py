@@ -167,13 +167,11 @@ def without_injection_warnings() -> Iterator[None]:
         yield
 
 
-def check_adapter(
-    model: ExpertTransformer, tensors: Mapping[str, torch.Tensor], source: str, *, of_expert: bool
-) -> None:
+def check_adapter(model: Transformer, tensors: Mapping[str, torch.Tensor], source: str, *, of_expert: bool) -> None:
     """Checks the tensors of an adapter against the layers that they name.
 
     Args:
-        model: A transformer with experts.
+        model: A transformer, with experts or without.
         tensors: Tensors by name within the model, with PEFT's endings.
         source: Where the tensors come from, for the message.
         of_expert: Whether they must lie in the expert, or outside it.

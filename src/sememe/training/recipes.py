@@ -242,7 +242,7 @@ class LatentsRecipe(ArraysRecipe):
     With `regeneration` the cache holds what a model generates from the noised latents of the clips, and nothing else.
     `text_encoder` is a model whose embeddings of the captions are kept too, so that a training with a frozen text
     encoder needs none; none leaves them out. `text_length` and `reads_padding` are how its backbone reads texts.
-    `image_encoder` is a model whose CLIP embeddings of first frames are kept, for backbones that read them.
+    `first_frame_encoder` is a model whose CLIP embeddings of first frames are kept, for backbones that read them.
     """
 
     autoencoder: str
@@ -251,7 +251,7 @@ class LatentsRecipe(ArraysRecipe):
     text_encoder: str | None = None
     text_length: int | None = None
     reads_padding: bool = False
-    image_encoder: str | None = None
+    first_frame_encoder: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

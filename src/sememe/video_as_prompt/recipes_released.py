@@ -42,7 +42,7 @@ def wan_14b_latents() -> LatentsRecipe:
         # UMT5-XXL and CLIP in every step would take more than they are worth.
         text_encoder="Wan2.1-I2V-14B-480P-Diffusers",
         text_length=512,
-        image_encoder="Wan2.1-I2V-14B-480P-Diffusers",
+        first_frame_encoder="Wan2.1-I2V-14B-480P-Diffusers",
         batch_size=1,
         dtype="bfloat16",
     )
@@ -125,7 +125,7 @@ def wan_1_3b_latents() -> LatentsRecipe:
         text_encoder="Wan2.1-T2V-1.3B-Diffusers",
         # Without image embeddings texts may have any length, and have the tokenizer's own.
         text_length=None,
-        image_encoder=None,
+        first_frame_encoder=None,
     )
 
 

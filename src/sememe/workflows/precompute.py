@@ -258,9 +258,9 @@ def _list_latents(recipe: LatentsRecipe, clips: ClipCollection, device: torch.de
         text_encoder, tokenizer = (find_part(recipe.text_encoder, part) for part in ("text_encoder", "tokenizer"))
         text = TextEmbeddings(text_encoder, tokenizer, device, recipe.text_length, reads_padding=recipe.reads_padding)
         encoders.append(text)
-    if recipe.image_encoder is not None:
+    if recipe.first_frame_encoder is not None:
         image_encoder, processor = (
-            find_part(recipe.image_encoder, each) for each in ("image_encoder", "image_processor")
+            find_part(recipe.first_frame_encoder, each) for each in ("image_encoder", "image_processor")
         )
         encoders.append(ImageEmbeddings(image_encoder, processor, clips, device))
     return encoders
