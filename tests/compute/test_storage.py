@@ -131,6 +131,7 @@ def test_quantised_backbone_and_both(family: str, kind: str) -> None:
     assert max(distances) < BOUNDS[kind]
     # Scales weigh more here than in a real model, whose rows are a hundred times as long.
     assert max(sizes) < (0.2 if kind == "nf4" else 0.35)
+    assert torch.get_float32_matmul_precision() == "highest", "other networks of the process compute as before"
 
 
 @pytest.mark.parametrize("kind", ["int8wo", "nf4"])

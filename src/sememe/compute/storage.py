@@ -157,7 +157,8 @@ def quantizable_layers(transformer: Transformer, parts: str = "both") -> Iterato
 def _quantize_with_torchao(transformer: Transformer, names: frozenset[str], config: str) -> None:
     quantization: Any = _import_extra("torchao.quantization")
     is_chosen: Callable[[nn.Module, str], bool] = lambda _, name: name in names  # noqa: E731
-    quantization.quantize_(transformer, getattr(quantization, config)(), filter_fn=is_chosen)
+    # Left to itself torchao lets the whole process multiply float32 matrices as TF32, those of the autoencoder too.
+    quantization.quantize_(transformer, getattr(quantization, config)(set_inductor_config=False), filter_fn=is_chosen)
 
 
 @torch.no_grad()
