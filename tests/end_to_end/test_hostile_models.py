@@ -19,6 +19,7 @@ from transformers import AutoTokenizer, UMT5EncoderModel
 from transformers.integrations import hub_kernels
 
 from cli.runs import Outcome, refused, run_here
+from sememe.checkpoints.components import load_component
 from sememe.checkpoints.zoo import find_folder
 from sememe.errors import ModelError
 from sememe.video import write_image
@@ -155,6 +156,14 @@ def test_json_that_would_not_end_is_refused(name: str, folder: Path, generate: R
     path.unlink()
     os.mkfifo(path)
     assert path.name in refused(generate())
+
+
+def test_what_a_library_would_open_beside_is_a_file(folder: Path) -> None:
+    os.mkfifo(folder / "tokenizer" / "special_tokens_map.json")
+    (folder / "scheduler" / "chat_template.jinja").symlink_to("/dev/zero")
+    for part, name in (("tokenizer", "special_tokens_map.json"), ("scheduler", "chat_template.jinja")):
+        with pytest.raises(ModelError, match=f"{name} to be a file of at most 100 MB"):
+            load_component(part, folder / part)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 
 from model_folders import make_stock, save_published
+from sememe.checkpoints.components import load_component
 from sememe.checkpoints.zoo import find_folder, resolve_model
 from sememe.errors import InputError, ModelError
 from sememe.video_as_prompt.model_folders import load_components, save_components
@@ -354,6 +355,16 @@ def test_a_tokenizer_file_is_read_as_it_is(copy: Path) -> None:
     change_index(copy, tokenizer=["transformers", "T5TokenizerFast"])
     parts = load_components(copy, None, {}, "VideoAsPromptPipeline")
     assert parts["tokenizer"]("A RED ball").input_ids == [3, 4, 5, 1]
+
+
+def test_a_tokenizer_needs_its_vocabulary(copy: Path) -> None:
+    folder = copy / "tokenizer"
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.json").write_text("{}")
+    with pytest.raises(
+        ModelError, match=r"vocabulary .* \(tokenizer\.json, vocab\.json with merges\.txt, spiece\.model\)"
+    ):
+        load_component("tokenizer", folder)
 
 
 COMMIT = "0123456789012345678901234567890123456789"

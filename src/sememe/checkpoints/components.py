@@ -83,6 +83,7 @@ Dtypes = torch.dtype | Mapping[str, torch.dtype]
 """One precision for all networks, or one by the name of a component and "default" for the others, as in diffusers."""
 # Their errors of a few per cent are visible, and they are small: these stay in float32 unless they are named.
 FULL_PRECISION = frozenset({"vae", "image_encoder", "depth_estimator"})
+_MAX_FILE = 100_000_000  # bytes; of files beside weights, the largest vocabularies take some tens of millions
 _LOADING_ERRORS = (
     OSError,
     ValueError,
@@ -336,6 +337,10 @@ def _read_class_name(path: Path) -> str:
 
 
 def _load_without_weights(component: Any, folder: Path) -> Any:
+    for path in folder.glob("*"):
+        # The libraries open several files of their own choice; a pipe or a device would never end.
+        if not path.is_dir() and not (path.is_file() and path.stat().st_size <= _MAX_FILE):
+            raise ModelError(f"expected {path} to be a file of at most {_MAX_FILE / 1e6:g} MB")
     for path in sorted(folder.glob("*config.json")):
         config = read_json(path)
         if path.name != "tokenizer_config.json":  # where a number without meaning stands for no limit
@@ -351,9 +356,17 @@ def _load_tokenizer(folder: Path) -> Any:
     # Not AutoTokenizer, which asks to run the code of a folder; T5's own class ignores most of a tokenizer.json.
     from transformers import CLIPTokenizer, PreTrainedTokenizerFast, T5Tokenizer
 
-    if (folder / "tokenizer.json").is_file():
-        return _load_without_weights(PreTrainedTokenizerFast, folder)
-    return _load_without_weights(CLIPTokenizer if (folder / "merges.txt").is_file() else T5Tokenizer, folder)
+    vocabularies: Mapping[Any, Collection[str]] = {
+        PreTrainedTokenizerFast: ["tokenizer.json"],
+        CLIPTokenizer: ["vocab.json", "merges.txt"],
+        T5Tokenizer: ["spiece.model"],
+    }
+    for component, names in vocabularies.items():
+        if all((folder / name).is_file() for name in names):
+            return _load_without_weights(component, folder)
+    # Without one the library would make a tokenizer that knows no word.
+    known = ", ".join(" with ".join(names) for names in vocabularies.values())
+    raise ModelError(f"expected the vocabulary of a tokenizer in {folder} ({known}), it has none; download it again")
 
 
 def _is_of_transformers(component: Any) -> bool:
