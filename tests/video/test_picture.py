@@ -10,7 +10,7 @@ import pytest
 from PIL import ImageCms
 
 from sememe.errors import InputError, OutputError, VideoError
-from sememe.video import VideoLimits, read_image, write_image
+from sememe.video import VideoLimits, read_image, to_picture, write_image
 from video_files import corner_names, quadrants
 
 
@@ -102,6 +102,7 @@ def test_colour_profiles_are_applied(tmp_path: Path, mode: str) -> None:
     image = PIL.Image.fromarray(quadrants(32, 48)).convert(mode)
     image.save(tmp_path / "a.png", icc_profile=swapped_profile())
     assert corner_names(read_image(tmp_path / "a.png")) == "bgrw"
+    assert corner_names(to_picture(PIL.Image.open(tmp_path / "a.png"))) == "bgrw"
 
 
 @pytest.mark.parametrize(
@@ -120,6 +121,29 @@ def test_damaged_avif_pictures_are_refused(tmp_path: Path) -> None:
     start = content.index(b"mdat") + 20
     (tmp_path / "damaged.avif").write_bytes(content[:start] + bytes(64) + content[start + 64 :])
     assert "damaged" in refusal(tmp_path / "damaged.avif")
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [("a.png", "RGB"), ("a.png", "P"), ("a.png", "RGBA"), ("a.jpg", "RGB"), ("a.jpg", "CMYK"), ("a.webp", "RGB")],
+)
+def test_large_pictures_are_scaled_down(tmp_path: Path, name: str, mode: str) -> None:
+    PIL.Image.fromarray(quadrants(64, 96)).convert(mode).save(tmp_path / name, quality=95)
+    assert read_image(tmp_path / name, enough=33).shape == (64, 96, 3)
+    small = read_image(tmp_path / name, enough=16)
+    assert small.shape == (16, 24, 3)
+    assert corner_names(small) == "rgbw"
+
+
+def test_grey_of_sixteen_bits_is_scaled_down(tmp_path: Path) -> None:
+    PIL.Image.fromarray(np.full((64, 96), 90 * 257, np.uint16)).save(tmp_path / "deep.png")
+    assert np.array_equal(read_image(tmp_path / "deep.png", enough=16), np.full((16, 24, 3), 90, np.uint8))
+
+
+def test_heic_is_read_where_its_library_is_installed(tmp_path: Path) -> None:
+    heif = pytest.importorskip("pillow_heif", reason="needs the extra heic")
+    heif.from_pillow(PIL.Image.fromarray(quadrants(64, 96))).save(tmp_path / "a.heic", quality=90)
+    assert corner_names(read_image(tmp_path / "a.heic")) == "rgbw"
 
 
 def test_an_animation_gives_its_first_frame(tmp_path: Path) -> None:

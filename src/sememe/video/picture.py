@@ -2,6 +2,7 @@
 
 import io
 import warnings
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,17 @@ _OTHER_FORMATS = {
 _PICTURE_SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 
-def read_image(path: str | Path, *, limits: VideoLimits | None = None) -> Image:
+def read_image(path: str | Path, *, enough: int | None = None, limits: VideoLimits | None = None) -> Image:
     """Read a picture as a uint8 array (height, width, 3), RGB, upright as its EXIF data say.
 
     What is transparent becomes white. Colour profiles are applied; palettes, grey, 16 bits a channel and CMYK are
-    converted; of an animation the first frame is taken.
+    converted; of an animation the first frame is taken. HEIC is read where the extra `heic` is installed.
+
+    Args:
+        path: Path of the file.
+        enough: Pixels that are enough for the shorter side: a picture that has them twice, three times, ... is scaled
+            down by that number, and then takes far less memory. None keeps its size.
+        limits: What the file is held to, `VideoLimits()` if None.
 
     Raises:
         VideoError: The file is missing, is no picture, is damaged, or is not within the limits
@@ -47,9 +54,12 @@ def read_image(path: str | Path, *, limits: VideoLimits | None = None) -> Image:
         with warnings.catch_warnings():
             # Pillow warns about sizes that our own limit allows, and about damaged metadata, which is not used.
             warnings.simplefilter("ignore")
-            with PIL.Image.open(path, formats=FORMATS) as image:
+            with PIL.Image.open(path, formats=_list_formats()) as image:
                 _check_image_size(path, image.height, image.width, limits)
-                return _to_rgb(path, PIL.ImageOps.exif_transpose(image))
+                if enough is not None:
+                    image.draft(None, (enough, enough))  # JPEG can be decoded at a half or less
+                PIL.ImageOps.exif_transpose(image, in_place=True)
+                return _to_rgb(str(path), image, enough)
     except VideoError:
         raise
     except PIL.Image.DecompressionBombError as error:
@@ -64,6 +74,17 @@ def read_image(path: str | Path, *, limits: VideoLimits | None = None) -> Image:
         raise VideoError(f"{path} cannot be decoded ({reason}); the file is damaged or incomplete") from error
 
 
+@cache
+def _list_formats() -> tuple[str, ...]:
+    """Return the formats that are read, by Pillow's names."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return FORMATS
+    register_heif_opener()
+    return (*FORMATS, "HEIF")
+
+
 def _name_format(path: Path) -> str:
     """Return what a file is that is read by none of the decoders, by how it begins."""
     with path.open("rb") as file:
@@ -72,7 +93,10 @@ def _name_format(path: Path) -> str:
         if start.startswith(magic):
             return f"{name}, which is not read; convert it to png or jpeg first"
     if start[4:8] == b"ftyp" and any(brand in start[8:32] for brand in (b"heic", b"heix", b"hevc", b"mif1")):
-        return "a HEIC picture, which is not read; export it as jpeg (on an iPhone: Settings, Camera, Most Compatible)"
+        is_read = _list_formats() != FORMATS
+        return "a HEIC picture, " + (
+            "and is damaged" if is_read else "which needs pip install 'sememe[heic]'; install it or export it as jpeg"
+        )
     return "none, or is damaged"
 
 
@@ -103,10 +127,7 @@ def to_picture(image: Any) -> np.ndarray:
             raise InputError(f"expected one picture as image, got a clip of {image.num_frames} frames; give one frame")
         return image.frames[0]
     if isinstance(image, PIL.Image.Image):
-        upright = PIL.ImageOps.exif_transpose(image)
-        if upright.has_transparency_data:
-            return over_white(np.asarray(upright.convert("RGBA")))
-        return np.asarray(upright.convert("RGB"))
+        return _to_rgb("the given picture", PIL.ImageOps.exif_transpose(image))
     if isinstance(image, np.ndarray):
         return Clip.from_image(image).frames[0]
     raise InputError(f"expected a PIL image, a uint8 array or a one-frame Clip as image, got {type(image).__name__}")
@@ -125,14 +146,20 @@ def _check_image_size(path: Path, height: int, width: int, limits: VideoLimits) 
         )
 
 
-def _to_rgb(path: Path, image: PIL.Image.Image) -> np.ndarray:
-    if image.mode.startswith("I"):  # 16 bits of grey, which Pillow keeps in one of several wide modes
-        grey = (np.clip(np.asarray(image).astype(np.int64), 0, 65535) + 128) // 257
-        return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
+def _to_rgb(name: str, image: PIL.Image.Image, enough: int | None = None) -> np.ndarray:
     if image.mode == "F":
-        raise VideoError(f"expected 8 or 16 bits a channel, but {path} holds floating-point values; convert it first")
+        raise VideoError(f"expected 8 or 16 bits a channel, but {name} holds floating-point values; convert it first")
+    if image.mode.startswith("I"):  # 16 bits of grey, which Pillow keeps in one of several wide modes
+        grey = np.clip(np.asarray(image), 0, 65535).astype(np.uint32)
+        grey += 128
+        grey //= 257
+        image = PIL.Image.fromarray(grey.astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
+    elif image.mode in {"P", "1"}:
+        image = image.convert("RGB")
+    if enough is not None and min(image.size) >= 2 * enough:
+        image = image.reduce(min(image.size) // enough)
     if image.info.get("icc_profile"):
         image = _to_srgb(image, image.info["icc_profile"])
     if image.has_transparency_data:

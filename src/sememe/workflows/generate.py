@@ -215,7 +215,8 @@ class _OpenedFiles:
     def open(cls, inputs: SystemInputs, settings: Any) -> "_OpenedFiles":
         """Survey the videos, then read the pictures."""
         videos = {name: tuple(map(VideoFile.survey_path, paths)) for name, paths in inputs.videos(settings).items()}
-        return cls({name: ImageFile.read(path) for name, path in inputs.images().items()}, videos)
+        largest = max(settings.size.height or 0, settings.size.width or 0)
+        return cls({name: ImageFile.read(path, largest) for name, path in inputs.images().items()}, videos)
 
     def to_document(self) -> dict[str, Any]:
         images = {name: image.to_document() for name, image in self.images.items()}

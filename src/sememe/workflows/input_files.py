@@ -12,6 +12,8 @@ from sememe.files import hash_file
 from sememe.video import Clip, read_clip, read_image
 from sememe.video.source import Survey, survey_video
 
+_ENOUGH = 2048  # pixels a side, more than models make
+
 
 @dataclass(frozen=True)
 class VideoFile:
@@ -67,13 +69,17 @@ class ImageFile:
     pixels: np.ndarray
 
     @classmethod
-    def read(cls, path: Path) -> "ImageFile":
-        """Read a picture file.
+    def read(cls, path: Path, largest_side: int = 0) -> "ImageFile":
+        """Read a picture file; one that is much larger than any model needs is scaled down.
+
+        Args:
+            path: The file.
+            largest_side: Pixels of the larger side of the result, where that is known.
 
         Raises:
             VideoError: it is missing, is no picture, is damaged, or is over the limits.
         """
-        pixels = read_image(path)
+        pixels = read_image(path, enough=max(_ENOUGH, largest_side))
         return cls(path, hash_file(path), pixels)
 
     def to_document(self) -> dict[str, Any]:
