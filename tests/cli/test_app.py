@@ -1,9 +1,13 @@
 """The command as a whole: help, speed, exit codes and what becomes of errors."""
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +16,7 @@ from cli.runs import refused, run_apart, run_here
 from sememe.cli.app import main
 from sememe.cli.generate import name_flags
 from sememe.errors import ModelError, OutputError
+from sememe.files import atomic_path
 from sememe.workflows import model_list as verb
 
 COMMANDS = [[], ["generate", "video-as-prompt"], ["demo"], ["generate"], ["evaluate"], ["models"], ["convert"]]
@@ -139,11 +144,33 @@ def test_a_traceback_on_request(way: str, capsys: pytest.CaptureFixture[str], mo
     assert "fail_with" in outcome.err or "in fail" in outcome.err
 
 
+@pytest.fixture
+def own_signals() -> Iterator[None]:
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("own_signals")
 def test_main_exits_with_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
     fail_with(ModelError("x"), monkeypatch)
     with pytest.raises(SystemExit) as caught:
         main(["models"])
     assert caught.value.code == 2
+
+
+@pytest.mark.usefixtures("own_signals")
+def test_sigterm_leaves_no_unfinished_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def write() -> None:
+        with atomic_path(tmp_path / "out.bin"):
+            os.kill(os.getpid(), signal.SIGTERM)
+            pytest.fail("it goes on")
+
+    monkeypatch.setattr(verb, "list_built_in_models", write)
+    with pytest.raises(SystemExit) as caught:
+        main(["models"])
+    assert caught.value.code == 143
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_reader_who_leaves_is_no_error() -> None:

@@ -1,10 +1,12 @@
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from sememe.errors import InputError, ModelError, OutputError
+from sememe.files import hash_file
 from sememe.video import read_clip, read_image, write_image
 from sememe.video_as_prompt.demo import choose_conditions
 from sememe.workflows.demo import DemoRequest, run_demo
@@ -34,6 +36,36 @@ def test_your_own_picture_is_used_and_kept(tmp_path: Path, model_folder: Path) -
     assert [pair.image.name for pair in result.pairs] == ["image.png", "own.png"]
     assert own.read_bytes() == before
     assert not (tmp_path / "demo" / "image_2.png").exists()
+
+
+def test_pictures_of_a_person_are_not_overwritten(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = DemoRequest(output_dir=tmp_path, model=str(model_folder))
+    monkeypatch.setattr(sys.modules["sememe.workflows.demo"], "load_model", lambda *_: pytest.fail("too late"))
+    write_image(np.full((32, 48, 3), 90, np.uint8), tmp_path / "image.png")
+    with pytest.raises(OutputError, match=r"but image\.png is another file"):
+        run_demo(request)
+    record = {"inputs": {"image": {"path": "x/image.png", "sha256": hash_file(tmp_path / "image.png")}}}
+    (tmp_path / "result.json").write_text(json.dumps(record))
+    (tmp_path / "sheet.png").touch()
+    with pytest.raises(pytest.fail.Exception, match="too late"):  # a demonstration of before may be replaced
+        run_demo(request)
+    (tmp_path / "image.png").write_bytes(b"changed")
+    with pytest.raises(OutputError, match=r"but image\.png is another file"):
+        run_demo(request)
+
+
+def test_a_demonstration_that_fails_leaves_nothing(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["sememe.workflows.demo"], "generate", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run_demo(DemoRequest(output_dir=tmp_path / "demo", model=str(model_folder)))
+    assert list((tmp_path / "demo").iterdir()) == []
 
 
 def test_the_seed_decides_and_families_take_turns() -> None:

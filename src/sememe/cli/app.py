@@ -1,10 +1,12 @@
 """The `sememe` command: its verbs, and what becomes of errors.
 
-Exit codes: 0; 1 a fault of ours, or a check that did not pass; 2 a mistake of the user, in one line; 130 Ctrl-C.
+Exit codes: 0; 1 a fault of ours, or a check that did not pass; 2 a mistake of the user, in one line; 130 Ctrl-C;
+143 ended by SIGTERM.
 """
 
 import io
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -104,6 +106,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         drop_stderr()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text in this locale
+    # By default it ends the process at once, which would leave unfinished files behind.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     sys.exit(run(argv))
 
 

@@ -9,11 +9,12 @@ from typing import Any
 from sememe.compute.loading_settings import LoadingSettings
 from sememe.errors import InputError, OutputError
 from sememe.events import Progress, ProgressHandler, ignore_progress
-from sememe.files import check_writable, describe_write_error
+from sememe.files import check_writable, describe_write_error, hash_file
 from sememe.system import SystemInputs
 from sememe.workflows.generate import GenerationRequest, check_seed, generate
 from sememe.workflows.input_files import ImageFile
 from sememe.workflows.loading import check_model_request, load_model
+from sememe.workflows.outputs import PICTURE_SUFFIXES, VIDEO_SUFFIXES, read_recorded_hashes
 from sememe.workflows.systems import SYSTEMS
 
 
@@ -49,10 +50,12 @@ class DemoResult:
 def run_demo(request: DemoRequest, on_progress: ProgressHandler = ignore_progress) -> DemoResult:
     """Render inputs, generate from the files, and lay all out on a contact sheet.
 
+    A demonstration that fails leaves none of the files that it has made.
+
     Raises:
         ModelError: there is no such model.
         InputError: the system has no demonstration, the seed is out of range, or the picture is none.
-        OutputError: the folder cannot be made or written.
+        OutputError: the folder cannot be made or written, or holds pictures or videos that no demonstration made.
     """
     shown = {name: (each, each.demo) for name, each in SYSTEMS.items() if each.demo is not None}
     if request.system not in shown:
@@ -69,6 +72,8 @@ def run_demo(request: DemoRequest, on_progress: ProgressHandler = ignore_progres
         raise OutputError(describe_write_error(folder, error)) from error
     sheet = folder / "sheet.png"
     check_writable(sheet)
+    _check_folder(folder)
+    before = set(folder.iterdir())
     on_progress(Progress(f"loading {request.model}"))
     model = load_model(system, request.model, loading)
 
@@ -77,6 +82,25 @@ def run_demo(request: DemoRequest, on_progress: ProgressHandler = ignore_progres
         generate(generation, on_progress, model)
 
     on_progress(Progress("rendering the inputs"))
-    return DemoResult(
-        resolve_name(make)(sheet, request.image, request.seed, model.pipeline.defaults.size, write), sheet
-    )
+    try:
+        pairs = resolve_name(make)(sheet, request.image, request.seed, model.pipeline.defaults.size, write)
+    except BaseException:
+        for path in set(folder.iterdir()) - before:
+            path.unlink()
+        raise
+    return DemoResult(pairs, sheet)
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise `OutputError` for a folder with pictures or videos that an earlier demonstration did not make."""
+    made = dict[str, str]()
+    for path in folder.glob("*.json"):
+        made |= read_recorded_hashes(path)
+    kinds = (*VIDEO_SUFFIXES, *PICTURE_SUFFIXES)
+    for path in sorted(folder.iterdir()):
+        is_made = made.get(path.name) == hash_file(path) if path.suffix.lower() in kinds else True
+        if not is_made and not (made and path.name == "sheet.png"):
+            raise OutputError(
+                f"expected {folder} to be empty or to hold an earlier demonstration, but {path.name} is another file, "
+                "which could be lost; choose another folder (--output-dir)"
+            )

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from sememe.errors import InputError, OutputError
 from sememe.files import atomic_path, check_writable, describe_write_error
@@ -84,14 +85,31 @@ def _check_suffix(path: Path, suffixes: Sequence[str], what: str) -> None:
         raise OutputError(f"expected a name for {what} that ends in {', '.join(suffixes)}, got {path}")
 
 
-def _read_recorded_name(path: Path) -> str | None:
+def read_recorded_hashes(sidecar: Path) -> dict[str, str]:
+    """Return the SHA-256 of each file that a sidecar tells of, by the name of the file; nothing for any other file."""
+    document = _read_document(sidecar)
+    inputs = document.get("inputs")
+    groups = [document.get("output"), *(inputs.values() if isinstance(inputs, dict) else [])]
+    found = [each for group in groups for each in (group if isinstance(group, list) else [group])]
+    return {Path(str(each["path"])).name: each["sha256"] for each in found if _names_file(each)}
+
+
+def _read_recorded_name(sidecar: Path) -> str | None:
     """Return the name of the video that a sidecar describes, or None for any other file."""
+    output = _read_document(sidecar).get("output")
+    return Path(str(output["path"])).name if isinstance(output, dict) and "path" in output else None
+
+
+def _names_file(entry: Any) -> bool:
+    return isinstance(entry, dict) and "path" in entry and isinstance(entry.get("sha256"), str)
+
+
+def _read_document(path: Path) -> dict[str, Any]:
     try:
-        if path.stat().st_size > _MAX_SIDECAR:
-            return None
-        return Path(json.loads(path.read_text(encoding="utf-8"))["output"]["path"]).name
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        return None
+        document = json.loads(path.read_text(encoding="utf-8")) if path.stat().st_size <= _MAX_SIDECAR else None
+    except (OSError, ValueError, RecursionError):
+        document = None
+    return document if isinstance(document, dict) else {}
 
 
 def _probe(path: Path) -> None:
