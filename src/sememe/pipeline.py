@@ -1,6 +1,7 @@
 """What the pipelines of all systems have in common: how they are loaded, placed on a card, and interrupted."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, ClassVar, TypeVar
@@ -13,11 +14,11 @@ from sememe.checkpoints.components import FULL_PRECISION, Dtypes, check_componen
 from sememe.checkpoints.zoo import find_folder
 from sememe.compute.devices import check_vram, choose_device, find_device, read_free_vram
 from sememe.compute.host import read_free_memory
-from sememe.compute.placement import apply_offload, apply_storage, enable_tiling
+from sememe.compute.placement import apply_offload, apply_storage, enable_tiling, store_weights
 from sememe.compute.plan import Planner
 from sememe.compute.rehearsal import Workload, copy_to_meta
 from sememe.compute.speed import compile_transformer, is_compiled
-from sememe.compute.strategy import GIGABYTE, Constraints, MemoryPlan
+from sememe.compute.strategy import GIGABYTE, Constraints, MemoryPlan, check_constraints
 from sememe.errors import InputError
 from sememe.system import System
 
@@ -34,7 +35,7 @@ class SystemPipeline(DiffusionPipeline):
     """Names of what `load_components` takes besides."""
     load_components: ClassVar[Callable[..., dict[str, Any]]]
     """Reads the arguments of the constructor from a folder; takes the folder, the precision, the parts that are given,
-    the name of the class, and by name the device and the options."""
+    the name of the class, and by name the device, what stores the network that denoises, and the options."""
     exact_components: ClassVar[tuple[str, ...]] = ()
     """Components that are always in float32, in files and in memory."""
     known_device: torch.device | None = None
@@ -42,6 +43,7 @@ class SystemPipeline(DiffusionPipeline):
     current_timestep: float | None = None
     """Timestep of the current step in 0..1000, which some feature caches read."""
     _interrupt = False
+    _storage = "full"
     _offload: Any = None
     _part_offloads: Sequence[Any] = ()
 
@@ -75,6 +77,7 @@ class SystemPipeline(DiffusionPipeline):
         token: Any = None,
         local_files_only: bool = False,
         device_map: torch.device | str | None = None,
+        storage: str = "full",
         **parts: Any,
     ) -> P:
         """Load a model.
@@ -91,6 +94,8 @@ class SystemPipeline(DiffusionPipeline):
             local_files_only: Take what the cache of the hub has, without asking the hub.
             device_map: Device, such as "cuda", to which each network goes before the next is read, so that the
                 machine's own memory holds one at a time; None leaves all on the CPU.
+            storage: How the blocks of the network that denoises are stored, such as "nf4", before anything else is
+                read; approximate but for "full".
             parts: Loaded components to use instead of the model's, by name, and options that the class explains.
 
         Raises:
@@ -98,11 +103,15 @@ class SystemPipeline(DiffusionPipeline):
             InputError: If an argument is not a component, or the device is not there; nothing has been read then.
         """
         check_components((*cls.known_parts, *cls.loading_options), parts, torch_dtype)
+        check_constraints(1.0, storage)
         device = None if device_map is None else find_device(device_map)
         hub = {"cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
         folder = find_folder(name, revision, cls.system.name, **hub)
         options = {each: parts.pop(each) for each in cls.loading_options if each in parts}
-        return cls(**(cls.load_components(folder, torch_dtype, parts, cls.__name__, device=device, **options) | parts))
+        options |= {"device": device, "store": partial(store_weights, storage=storage)}
+        made = cls(**(cls.load_components(folder, torch_dtype, parts, cls.__name__, **options) | parts))
+        made._storage = storage
+        return made
 
     @classmethod
     def sketch(cls: type[P], folder: Path) -> P:  # noqa: PYI019 (as above)
@@ -164,12 +173,15 @@ class SystemPipeline(DiffusionPipeline):
         found: Workload = resolve_name(self.system.workload)(self, name, **given)
         return found
 
-    def make_planner(self, name: str, vae_dtype: str | None = None, **generation: Any) -> Planner:
+    def make_planner(
+        self, name: str, vae_dtype: str | None = None, *, stores_last: bool = False, **generation: Any
+    ) -> Planner:
         """Make a planner for a generation; the pipeline is on any device, and stays as it is.
 
         Args:
             name: Name of the model, for messages.
             vae_dtype: Precision of the autoencoder; None for the one that it has.
+            stores_last: As `Planner` takes it.
             generation: Further arguments of `list_phases`.
 
         Raises:
@@ -182,7 +194,7 @@ class SystemPipeline(DiffusionPipeline):
                 _cast(copied.vae, getattr(torch, vae_dtype))
             return copied.list_phases(name, **generation)
 
-        return Planner(build)
+        return Planner(build, stores_last=stores_last)
 
     def place(
         self,
@@ -231,7 +243,8 @@ class SystemPipeline(DiffusionPipeline):
         strategy = plan.strategy
         if strategy.tiles:
             enable_tiling(self.vae)
-        apply_storage(self, strategy.storage)
+        if self._storage != strategy.storage:
+            apply_storage(self, strategy.storage)
         kind, _, level = strategy.offload.partition("-")
         apply_offload(self, kind, device, group_level=level or "block", host_memory=plan.host_memory or "lean")
 

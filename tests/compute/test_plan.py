@@ -216,8 +216,12 @@ def test_the_machine_has_to_hold_what_is_offloaded() -> None:
     assert planner.choose(constraints(1.0, host=NETWORK / 1e9)).host_memory is None
     with pytest.raises(InputError, match=r"machine's own memory than there is: expected 0\.00013 GB"):
         planner.choose(constraints(1.0, host=0.9 * NETWORK / 1e9))
-    with pytest.raises(InputError, match=r"expected 0\.00013 GB"):  # loaded whole before it is stored in fewer bits
-        planner.choose(constraints(1.0, storage="fp8", host=NETWORK / 1e9))
+    assert planner.choose(constraints(1.0, storage="fp8", host=NETWORK / 1e9)).strategy.offload == "none"
+    stored = Strategy("float32", "fp8", "model")
+    others = TOTAL - NETWORK
+    small_network = 3 * BLOCK // 4 + HEAD
+    assert planner.estimate(stored).host_bytes == max(NETWORK, small_network + others), "the main network goes first"
+    assert Planner(build, stores_last=True).estimate(stored).host_bytes == TOTAL
 
 
 def test_running_out_of_memory_names_the_next_smaller_plan() -> None:

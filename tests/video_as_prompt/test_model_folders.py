@@ -14,7 +14,9 @@ from safetensors.torch import load_file, save_file
 from model_folders import make_stock, save_published
 from sememe.checkpoints.components import load_component
 from sememe.checkpoints.zoo import find_folder, resolve_model
+from sememe.compute.storage import find_storage
 from sememe.errors import InputError, ModelError
+from sememe.video_as_prompt import model_folders
 from sememe.video_as_prompt.model_folders import load_components, save_components
 from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
 from sememe.video_as_prompt.transformer_files import format_of_model, load_merged, open_separate, save_merged
@@ -355,6 +357,23 @@ def test_a_tokenizer_file_is_read_as_it_is(copy: Path) -> None:
     change_index(copy, tokenizer=["transformers", "T5TokenizerFast"])
     parts = load_components(copy, None, {}, "VideoAsPromptPipeline")
     assert parts["tokenizer"]("A RED ball").input_ids == [3, 4, 5, 1]
+
+
+def test_weights_are_stored_before_anything_else_is_read(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+
+    def load(name: str, *arguments: Any) -> Any:
+        events.append(name)
+        return load_component(name, *arguments)
+
+    monkeypatch.setattr(model_folders, "load_component", load)
+    load_components(copy, None, {}, "VideoAsPromptPipeline", store=lambda _: events.append("store"))
+    assert events[0] == "store"
+    assert len(events) > 3
+    pipe = VideoAsPromptPipeline.from_pretrained(copy, storage="fp8")
+    assert find_storage(pipe.transformer.parameters()) == "fp8"
+    with pytest.raises(InputError, match="storage to be one of full, fp8"):
+        VideoAsPromptPipeline.from_pretrained(copy, storage="int3")
 
 
 def test_a_tokenizer_needs_its_vocabulary(copy: Path) -> None:

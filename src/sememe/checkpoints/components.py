@@ -4,7 +4,7 @@ Only JSON and safetensors are read, only classes of one table are loaded, and ev
 """
 
 import importlib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,7 +137,7 @@ def read_entry(name: str, folder: Path, entry: object) -> tuple[str, str]:
 _ELSEWHERE = {
     "dtype": "say torch_dtype",
     "variant": "weights come in the precision of torch_dtype, from the files without a variant",
-    "quantization_config": "load the model, then store it in fewer bits with place(vram, storage='nf4')",
+    "quantization_config": "say storage='nf4', or call place(vram, storage='nf4') later",
     "max_memory": "load the model, then call place(vram)",
     "trust_remote_code": "no code of a repository is run",
     "custom_pipeline": "no code of a repository is run",
@@ -196,6 +196,7 @@ def load_component(
     dtype: Dtypes | None = None,
     component: Any = None,
     device: torch.device | None = None,
+    store: Callable[[Any], None] | None = None,
 ) -> Any:
     """Load one component; a network comes in evaluation mode.
 
@@ -206,6 +207,7 @@ def load_component(
             they are named.
         component: Class, as `find_class` returns it; None for the one that the folder's configuration names.
         device: Where a network goes; None for the CPU. On the meta device it has no weights, and none are read.
+        store: Called with a network that is read, before it goes to its device.
 
     Raises:
         ModelError: The folder is not whole, does not fit its configuration, or names a class that is not loaded here.
@@ -220,6 +222,8 @@ def load_component(
         network = sketch_network(component, folder)
         return network if precision == torch.float32 else network.to(precision)
     network = load_strictly(component, folder, precision)
+    if store is not None:
+        store(network)
     return network if device is None else network.to(device)
 
 

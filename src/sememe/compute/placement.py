@@ -239,10 +239,14 @@ def apply_storage(pipeline: Pipeline, storage: str, parts: str = "both") -> None
             by layers or blocks, or is compiled (for fp8).
         MissingExtraError: The library for this quantisation is not installed.
     """
+    store_weights(pipeline.transformer, storage, parts)
+
+
+def store_weights(transformer: Transformer, storage: str, parts: str = "both") -> None:
+    """Store the weights of a transformer's blocks in fewer bits, as `apply_storage` does."""
     _check(("storage", storage, Storage), ("parts", parts, Parts))
     if storage == "full":
         return
-    transformer = pipeline.transformer
     if parts != "both" and not isinstance(transformer, ExpertTransformer):
         raise InputError(f"a {type(transformer).__name__} has no expert, so that parts {parts!r} has no meaning")
     if _is_layerwise_casting_active(transformer) or find_library(transformer) is not None:

@@ -34,10 +34,12 @@ class Planner:
 
     Args:
         build: Makes the workload in a precision.
+        stores_last: Whether weights are stored in fewer bits only when all networks are loaded, and not as each is.
     """
 
-    def __init__(self, build: Callable[[str], Workload]) -> None:
+    def __init__(self, build: Callable[[str], Workload], *, stores_last: bool = False) -> None:
         self._build = build
+        self._stores_last = stores_last
         self._workloads: dict[str, Workload] = {}
         self._measured: dict[tuple[str, int], PhaseMemory] = {}
 
@@ -49,7 +51,7 @@ class Planner:
     def estimate(self, strategy: Strategy) -> Estimate:
         """Add up weights and tensors at every moment of the phases."""
         workload = self.workload(strategy.dtype)
-        weights = _Weights(workload, strategy)
+        weights = _Weights(workload, strategy, stores_last=self._stores_last)
         kept, peaks, resident = 0, {}, frozenset[str]()
         for index, phase in enumerate(workload.phases):
             if not phase.is_chosen(tiles=strategy.tiles, keeps_text_keys=strategy.keeps_text_keys):
@@ -129,8 +131,9 @@ class Planner:
 class _Weights:
     """Bytes of weights on the device under a strategy."""
 
-    def __init__(self, workload: Workload, strategy: Strategy) -> None:
-        self.strategy, self.offload, self.names = strategy, strategy.offload, [*workload.components]
+    def __init__(self, workload: Workload, strategy: Strategy, *, stores_last: bool) -> None:
+        self.offload, self.names, self.main = strategy.offload, [*workload.components], workload.main
+        self.is_stored, self.stores_last = strategy.storage != "full", stores_last
         self.whole = frozenset(workload.whole) & frozenset(workload.components)
         self.components = {
             name: _ComponentWeights(module, strategy.storage if name == workload.main else "full")
@@ -139,9 +142,17 @@ class _Weights:
 
     @property
     def host_bytes(self) -> int:
-        """All wait to be stored in fewer bits or offloaded when they are loaded; else one leaves after another."""
-        sizes = [component.loaded for component in self.components.values()]
-        return max(sizes) if self.offload == "none" and self.strategy.storage == "full" else sum(sizes)
+        """The main network is loaded first, and stored in fewer bits at once.
+
+        With offload "none" each leaves for the device before the next is loaded; otherwise all of them wait.
+        """
+        sizes = {name: component.loaded for name, component in self.components.items()}
+        if self.is_stored and self.stores_last:
+            return sum(sizes.values())
+        if self.offload == "none":
+            return max(sizes.values())
+        main = self.components[self.main]
+        return max(main.loaded, main.total + sum(sizes.values()) - main.loaded)
 
     def bring(self, name: str, resident: frozenset[str]) -> frozenset[str]:
         """Return the components on the device when one is called, given those that were there before."""

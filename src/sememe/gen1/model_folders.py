@@ -1,6 +1,6 @@
 """A Gen-1 model on disk: `model_index.json`, and a folder for each component, as diffusers lays them out."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ def load_components(
     given: Mapping[str, Any],
     class_name: str,
     device: torch.device | None = None,
+    store: Callable[[Any], None] | None = None,
 ) -> dict[str, Any]:
     """Load what `model_index.json` names, except what is given, and the settings of the pipeline.
 
@@ -44,6 +45,7 @@ def load_components(
         given: Components that are not to be loaded.
         class_name: Class of the pipeline.
         device: Where each network goes; None for the CPU.
+        store: Called with the U-Net as soon as it is read, which is before everything else.
 
     Raises:
         ModelError: The folder is not a model of this kind, or is not whole.
@@ -58,9 +60,11 @@ def load_components(
     needed = [name for name in COMPONENTS if name not in given and index.get(name) not in (None, [None, None])]
     check_files(folder, needed)
     parts: dict[str, Any] = dict.fromkeys(COMPONENTS) | dict(given)
-    for name in needed:
+    for name in sorted(needed, key=lambda name: name != "unet"):
         component = _find_class(folder, name, index[name])
-        parts[name] = load_component(name, folder / name, torch_dtype, component, device)
+        parts[name] = load_component(
+            name, folder / name, torch_dtype, component, device, store if name == "unet" else None
+        )
     return parts | {name: index.get(name) for name in _SETTINGS}
 
 

@@ -9,7 +9,7 @@ vae/ text_encoder/ tokenizer/ scheduler/
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ def load_components(
     given: Mapping[str, Any],
     class_name: str,
     device: torch.device | None = None,
+    store: Callable[[Any], None] | None = None,
 ) -> dict[str, Any]:
     """Load what `model_index.json` names, except what is given, and the arguments of the pipeline.
 
@@ -60,6 +61,7 @@ def load_components(
         given: Components that are not to be loaded.
         class_name: Class of the pipeline.
         device: Where each network goes; None for the CPU.
+        store: Called with the renderer as soon as it is read, which is before everything else.
 
     Raises:
         ModelError: The folder is not a model of this kind, or is not whole.
@@ -74,11 +76,13 @@ def load_components(
     needed = [name for name in COMPONENTS if name not in given]
     check_files(folder, needed)
     parts = dict(given)
-    for name in needed:
+    for name in sorted(needed, key=lambda name: name != "transformer"):
         if name != "semantic_encoder":
             dtype = None if name in _EXACT else torch_dtype
             component = _find_class(folder, name, index.get(name))
-            parts[name] = load_component(name, folder / name, dtype, component, device)
+            parts[name] = load_component(
+                name, folder / name, dtype, component, device, store if name == "transformer" else None
+            )
     colours = None
     if "semantic_encoder" in needed:
         encoder = load_encoder(folder / "semantic_encoder", parts["compressor"].config.fps, device=device)

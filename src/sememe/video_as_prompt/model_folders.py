@@ -12,7 +12,7 @@ published   what the released Video-As-Prompt models are: the expert is merged w
 stock       a Wan or CogVideoX folder as diffusers knows it, without any expert
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -219,10 +219,12 @@ def load_components(
     class_name: str,
     expert: str | Path | None = None,
     device: torch.device | None = None,
+    store: Callable[[Any], None] | None = None,
 ) -> dict[str, Any]:
     """Load what `model_index.json` names, except what is given, and the settings of the pipeline `class_name`.
 
-    Precisions, the expert and the device are as in `VideoAsPromptPipeline.from_pretrained`.
+    Precisions, the expert and the device are as in `VideoAsPromptPipeline.from_pretrained`. `store` is called with the
+    transformer as soon as it is read, which is before everything else.
 
     Raises:
         ModelError: The folder is not a model of this kind, is not whole, or has no expert.
@@ -241,10 +243,7 @@ def load_components(
         own = torch.float32 if "transformer" in given else getattr(torch, read_own_dtype(folder, source))
         dtypes["default"] = own
     parts = dict(given)
-    for name in _COMPONENTS:
-        if name not in given:
-            found = find_component_class(layout, name)
-            parts[name] = None if found is None else load_component(name, folder / name, dtypes, found, device)
+    classes = {name: find_component_class(layout, name) for name in _COMPONENTS if name not in given}
     if "transformer" not in given:
         backbone, precision = folder / "transformer", choose_dtype("transformer", dtypes)
         if source is None:
@@ -252,7 +251,11 @@ def load_components(
         else:
             check_pair(backbone, source)
             transformer = layout.format.transformer.from_folders(backbone, source, precision)
+        if store is not None:
+            store(transformer)
         parts["transformer"] = transformer if device is None else transformer.to(device)
+    for name, found in classes.items():
+        parts[name] = None if found is None else load_component(name, folder / name, dtypes, found, device)
     defaults = layout.index.get("generation_defaults")
     if not isinstance(defaults, dict | None):
         raise ModelError(f"expected generation_defaults as an object in the {INDEX_NAME} of {folder}, got {defaults!r}")

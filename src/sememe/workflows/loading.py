@@ -12,7 +12,7 @@ from sememe.compute.loading_settings import LoadingSettings
 from sememe.compute.strategy import GIGABYTE, MemoryPlan, check_constraints
 from sememe.errors import InputError
 from sememe.system import System
-from sememe.workflows.plan import find_expert, plan_memory
+from sememe.workflows.plan import find_expert, plan_memory, stores_last
 
 if TYPE_CHECKING:
     import torch
@@ -170,8 +170,10 @@ def _load_pipeline(
         chosen = {} if precision is None else {"default": precision}
         precision = chosen | {"vae": getattr(torch, loading.vae_dtype)}
     options: dict[str, Any] = {} if expert is None else {"expert": expert}
-    if plan is not None and (plan.strategy.offload, plan.strategy.storage) == ("none", "full"):
-        options["device_map"] = place  # the machine's own memory then holds one network at a time
+    if plan is not None and not stores_last(loading):
+        options["storage"] = plan.strategy.storage
+        if plan.strategy.offload == "none":
+            options["device_map"] = place  # the machine's own memory then holds one network at a time
     pipeline = system.import_pipeline().from_pretrained(folder, torch_dtype=precision, **options)
     pipeline.set_progress_bar_config(disable=True)
     if loading.adapters:

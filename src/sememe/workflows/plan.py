@@ -59,10 +59,16 @@ def plan_memory(
         vae_dtype=loading.vae_dtype,
         host=host,
     )
-    plan: MemoryPlan = pipeline.make_planner(called or Path(name).name, loading.vae_dtype, **(generation or {})).choose(
-        constraints
+    planner = pipeline.make_planner(
+        called or Path(name).name, loading.vae_dtype, stores_last=stores_last(loading), **(generation or {})
     )
+    plan: MemoryPlan = planner.choose(constraints)
     return plan
+
+
+def stores_last(loading: LoadingSettings) -> bool:
+    """Return whether weights can be stored in fewer bits only when all are loaded: LoRA goes before fp8, not on it."""
+    return loading.storage == "fp8" and bool(loading.lora)
 
 
 def find_expert(system: System, loading: LoadingSettings) -> Path | None:
