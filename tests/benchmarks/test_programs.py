@@ -68,14 +68,9 @@ def test_the_reference_is_embedded_once_and_a_result_says_where_it_comes_from(tm
 
 def test_the_rival_is_checked(tmp_path: Path) -> None:
     found = run_cpu(tmp_path, "rival")["rival"]
-    for way in ("as_measured", "at_rate"):
-        costs = [entry["expected"] for forward in found["forwards"] for entry in forward[way]]
-        assert [round(cost, 2) for cost in costs] == [2.48, 1.39]
-        for forward in found["forwards"]:
-            assert found["holds"][way][forward["dtype"]] == all(entry["holds"] for entry in forward[way])
     for forward in found["forwards"]:
-        assert forward["product_flops_per_second"] > 0
-        assert all(sum(shares.values()) == pytest.approx(1.0) for shares in forward["shares"].values())
+        assert [round(entry["expected"], 2) for entry in forward["costs"]] == [2.48, 1.39]
+        assert found["holds"][forward["dtype"]] == all(entry["holds"] for entry in forward["costs"])
 
 
 def test_guided_steps(tmp_path: Path) -> None:
