@@ -42,6 +42,7 @@ def settings(root: Path, part: str) -> list[str]:
     given = [CPU]
     given += [f"frames={folder / 'semantic-frames'}"] if part in ("semantic-encoder", "reader") else []
     given += [f"latents={folder / 'semantic-latents'}"] if part in ("renderer", "planner") else []
-    given += [f"backbone={smoke_runs(root) / 'backbone'}"] if part == "renderer" else []
+    if part == "renderer":
+        given += [f"backbone={smoke_runs(root) / 'backbone'}", f"encoder={folder / 'semantic-encoder'}"]
     given += [f"renderer={folder / 'renderer'}"] if part == "planner" else []
     return given

@@ -9,11 +9,13 @@ import torch
 from safetensors.torch import load_file
 
 from semanticgen.smoke_chain import STAGES, semantic_runs, settings
+from sememe.checkpoints.components import load_strictly
 from sememe.data.array_cache import ArrayCache
 from sememe.errors import ModelError
 from sememe.evaluation.reader import VOCABULARY, name_scene
 from sememe.events import ignore_progress
 from sememe.semanticgen.arrays import ARRAY, LABELS, WORDS_ARRAY, read_clock
+from sememe.semanticgen.compressor import SemanticCompressor
 from sememe.semanticgen.encoders import load_encoder
 from sememe.semanticgen.pipeline import SemanticGenPipeline
 from sememe.semanticgen.recipes import smoke_planner, smoke_semanticgen
@@ -93,7 +95,9 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(part: str, root: Path, tmp_
 
 
 def prepare(part: str, root: Path, folder: Path, *changes: str) -> object:
-    recipe = resolve_training_recipe(f"smoke-{part}", [*settings(root, part), *changes])
+    changed = {change.partition("=")[0] for change in changes}
+    given = [setting for setting in settings(root, part) if setting.partition("=")[0] not in changed]
+    recipe = resolve_training_recipe(f"smoke-{part}", [*given, *changes])
     return prepare_stage(recipe, folder, None, ignore_progress).stage
 
 
@@ -115,7 +119,7 @@ def test_a_loss_is_the_same_when_its_batch_is_made_twice(part: str, root: Path, 
 
 
 def test_a_renderer_without_plans_trains_no_compressor(root: Path, tmp_path: Path) -> None:
-    stage = prepare("renderer", root, tmp_path / "without", "settings.drop_plan=1")
+    stage = prepare("renderer", root, tmp_path / "without", "settings.drop_plan=1", "encoder=none")
     assert isinstance(stage, RendererStage)
     for_batch, for_loss = generators(0)
     batch = stage.batch(0, for_batch, torch.device("cpu"))
@@ -128,7 +132,7 @@ def test_a_renderer_without_plans_trains_no_compressor(root: Path, tmp_path: Pat
 
 
 def test_renderer_and_compressor_learn_together(root: Path, tmp_path: Path) -> None:
-    stage = prepare("renderer", root, tmp_path, "settings.drop_plan=0", "settings.kl_weight=0")
+    stage = prepare("renderer", root, tmp_path, "settings.drop_plan=0", "settings.kl_weight=0", "encoder=none")
     assert isinstance(stage, RendererStage)
     for_batch, for_loss = generators(0)
     before = stage.compressor.channel_std.clone()
@@ -140,6 +144,33 @@ def test_renderer_and_compressor_learn_together(root: Path, tmp_path: Path) -> N
     assert all(parameter.grad is not None for parameter in stage.compressor.parameters())
     assert not torch.equal(stage.compressor.channel_std, before)
     assert found.metrics["flow"] * found.num_samples == pytest.approx(found.total.item(), rel=1e-5)
+
+
+def test_a_compressor_that_was_trained_with_the_encoder_is_kept(root: Path, tmp_path: Path) -> None:
+    stage = prepare("renderer", root, tmp_path, "settings.drop_plan=0")
+    assert isinstance(stage, RendererStage)
+    for_batch, for_loss = generators(0)
+    stage.loss(stage.batch(0, for_batch, torch.device("cpu")), for_loss).total.backward()
+    assert "compressor" not in stage.modules()
+    assert stage.transformer.semantic_embedding is not None
+    assert stage.transformer.semantic_embedding.weight.grad is not None
+    runs = semantic_runs(root)
+    kept, trained = stage.compressor, runs / "semantic-encoder" / "model" / "compressor"
+    others = dict(load_strictly(SemanticCompressor, trained, torch.float32).named_parameters())
+    assert all(torch.equal(parameter, others[name]) for name, parameter in kept.named_parameters())
+    features = ArrayCache.open(runs / "semantic-latents").select(ARRAY, range(6)).float()
+    plans = kept.encode(features).flatten(0, -2)
+    torch.testing.assert_close(plans.mean(dim=0), torch.zeros(4), atol=1e-4, rtol=0)
+    torch.testing.assert_close(plans.std(dim=0, correction=0), torch.ones(4), atol=1e-3, rtol=0)
+
+
+def test_encoder_and_compressor_learn_from_what_plans_tell(root: Path, tmp_path: Path) -> None:
+    stage = prepare("semantic-encoder", root, tmp_path, "settings.kl_weight=0")
+    assert isinstance(stage, EncoderStage)
+    for_batch, for_loss = generators(0)
+    batch = stage.batch(0, for_batch, torch.device("cpu"))
+    stage.loss(batch, for_loss).total.backward()
+    assert all(parameter.grad is not None for parameter in stage.compressor.parameters())
 
 
 def test_the_picture_of_a_clip_is_given_or_not(root: Path, tmp_path: Path) -> None:

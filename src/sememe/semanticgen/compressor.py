@@ -21,9 +21,9 @@ from sememe.errors import ModelError
 from sememe.semanticgen.clocks import SliceClock
 from sememe.semanticgen.shapes import EncoderFeatures, PlanFeatures
 
-PerChannel = Float[Tensor, " semantic_dim"]
 SomeFeatures = Float[Tensor, "_ _ _ _ feature_dim"]
-"""Features of a batch among others, which may be of other lengths and grids."""
+"""Features of a batch among others, which may be of other sizes."""
+PerChannel = Float[Tensor, " semantic_dim"]
 
 _LOG_VARIANCES = (-20.0, 10.0)
 _FIRST_LOG_VARIANCE = -4.0  # narrow, so that the means are seen from the first step on
@@ -91,12 +91,12 @@ class ChannelReport:
         """The same for each channel, on the device of the features."""
         return self.kl < _COLLAPSED
 
-    def describe(self) -> str:
-        """Return one line that names the collapsed channels; empty if there are none."""
+    def warn(self) -> None:
+        """Log a warning that names the collapsed channels, if there are any."""
         if not self.collapsed:
-            return ""
+            return
         stds = ", ".join(f"{self.posterior_std[channel]:.2f}" for channel in self.collapsed)
-        return (
+        _log.warning(
             f"{len(self.collapsed)} of {len(self.kl)} channels of the compressor have collapsed "
             f"({', '.join(map(str, self.collapsed))}; posterior std {stds}); lower the weight of the KL divergence"
         )
@@ -181,6 +181,15 @@ class SemanticCompressor(ModelMixin, ConfigMixin):
         return features * self.channel_std + self.channel_mean
 
     @torch.no_grad()
+    def fit_statistics(self, batches: Iterable[SomeFeatures]) -> None:
+        """Set the statistics to those of the means of features, once training is over."""
+        count = 0
+        for features in batches:
+            means = self(features).mean
+            count += len(means)
+            self.update_statistics(means, len(means) / count)
+
+    @torch.no_grad()
     def update_statistics(self, values: PlanFeatures, momentum: float) -> None:
         """Move the statistics towards those of a batch of compressed features that are not normalised.
 
@@ -194,29 +203,3 @@ class SemanticCompressor(ModelMixin, ConfigMixin):
         square = square.lerp(rows.square().mean(dim=0), momentum)
         self.channel_mean.copy_(mean)
         self.channel_std.copy_((square - mean.square()).clamp_min(1e-12).sqrt())
-
-    @torch.no_grad()
-    def fit_statistics(self, batches: Iterable[SomeFeatures]) -> list[ChannelReport]:
-        """Set the statistics to those of the means of batches of features, once training is over.
-
-        Returns:
-            A report of each batch; collapsed channels of the first are also logged.
-
-        Raises:
-            ModelError: There are no batches, or all channels have collapsed.
-        """
-        reports, count = [], 0
-        for features in batches:
-            posterior = self(features)
-            num_tokens = posterior.mean[..., 0].numel()
-            count += num_tokens
-            self.update_statistics(posterior.mean, num_tokens / count)
-            reports.append(ChannelReport.of(posterior))
-        if not reports:
-            raise ModelError("expected at least one batch of features to take statistics of, got none")
-        problem = reports[0].describe()
-        if len(reports[0].collapsed) == self.config.semantic_dim:
-            raise ModelError(problem)
-        if problem:
-            _log.warning(problem)
-        return reports

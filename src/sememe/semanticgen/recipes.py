@@ -47,10 +47,10 @@ def tiny_semantic_frames() -> SemanticFramesRecipe:
 
 
 def tiny_semantic_encoder() -> EncoderRecipe:
-    """The semantic encoder: the tower of Qwen2.5-VL at small size, taught by the world."""
+    """The semantic encoder, the tower of Qwen2.5-VL at small size, and its compressor, taught by the world."""
     return EncoderRecipe(
         name="tiny-semantic-encoder",
-        description="the semantic encoder of tiny: a small tower of Qwen2.5-VL, taught by the world",
+        description="the semantic encoder of tiny, a tower of Qwen2.5-VL at small size, and its compressor",
         frames=Path("runs/tiny-semantic-frames"),
         training=train_transformer(learning_rate=1e-3, warmup_steps=50, ema_decay=0.995, max_minutes=30.0),
     )
@@ -71,12 +71,13 @@ def tiny_semantic_latents() -> SemanticLatentsRecipe:
 
 
 def tiny_renderer() -> RendererRecipe:
-    """The renderer, from the backbone of Video-As-Prompt, and the compressor."""
+    """The renderer, from the backbone of Video-As-Prompt; it reads plans of the encoder's compressor."""
     return RendererRecipe(
         name="tiny-renderer",
-        description="the renderer of tiny, its compressor and its text encoder, from the backbone of Video-As-Prompt",
+        description="the renderer of tiny and its text encoder, from the backbone of Video-As-Prompt",
         latents=Path("runs/tiny-semantic-latents"),
         backbone="video-as-prompt/tiny",
+        encoder="runs/tiny-semantic-encoder",
         training=train_transformer(learning_rate=1e-3, warmup_steps=60, ema_decay=0.998, max_minutes=120.0),
     )
 
@@ -154,8 +155,9 @@ def tiny_vae_plan_renderer() -> RendererRecipe:
     return replace(
         tiny_renderer(),
         name="tiny-vae-plan-renderer",
-        description="baseline: a renderer of plans of compressed latents",
+        description="baseline: a renderer of plans of compressed latents, and its compressor",
         latents=Path("runs/tiny-vae-plan-latents"),
+        encoder=None,
     )
 
 
@@ -323,6 +325,7 @@ def smoke_semantic_encoder() -> EncoderRecipe:
         description="seconds-long twin of tiny-semantic-encoder, for tests",
         frames=Path("runs/smoke-semantic-frames"),
         network=TowerNetwork(feature_dim=24, depth=1, hidden_size=16, intermediate_size=16, num_heads=2, patch_size=4),
+        compressor=CompressorNetwork(semantic_dim=4, hidden_dim=16),
         settings=EncoderSettings(batch_size=2),
         training=shorten(recipe.training),
     )
@@ -361,6 +364,7 @@ def smoke_renderer() -> RendererRecipe:
         description="seconds-long twin of tiny-renderer, for tests",
         latents=Path("runs/smoke-semantic-latents"),
         backbone="runs/smoke-backbone",
+        encoder="runs/smoke-semantic-encoder",
         temporal_ratio=4,
         compressor=CompressorNetwork(semantic_dim=4, hidden_dim=16),
         settings=replace(recipe.settings, batch_size=2, window_seconds=1.0),

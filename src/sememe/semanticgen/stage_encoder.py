@@ -3,6 +3,9 @@
 The encoders of the paper have learned from videos and texts of the internet what matters in a video. The built-in one
 learns it from the world, which knows: linear probes read subject, nearness and colours at every place of both frames of
 a slice, and kind and colour of the subject and kind of the backdrop of the whole. The probes are thrown away.
+
+The compressor is trained with it: a probe reads the maps of places from the plans that it draws. From a renderer's
+gradient alone it learns slowly what plans are for (docs/log.md, 2026-11-26).
 """
 
 from __future__ import annotations
@@ -20,13 +23,16 @@ from torch.nn import functional
 from sememe.data.array_cache import ArrayCache
 from sememe.evaluation.reader import VOCABULARY
 from sememe.semanticgen.arrays import LABELS, WORDS_ARRAY
-from sememe.semanticgen.encoders import QwenEncoder, SampledFrames
-from sememe.semanticgen.shapes import EncoderFeatures
+from sememe.semanticgen.compressor import ChannelReport, SemanticCompressor
+from sememe.semanticgen.encoders import QwenEncoder, SampledFrames, load_encoder
+from sememe.semanticgen.noise import add_semantic_noise, draw_noise_levels
+from sememe.semanticgen.shapes import EncoderFeatures, PlanFeatures
 from sememe.semanticgen.stage_settings import EncoderSettings
 from sememe.training.dataset_clips import FRAMES_ARRAY
 from sememe.training.held_out import ItemPicker
 from sememe.training.stage import Stage, StepLoss, Weights
 
+_PLAN_NOISE = 0.2  # beside unit variance; without any, three of eight numbers came to carry all
 _NUM_MAPS = 5  # red, green, blue, subject, nearness
 
 Maps = Float[Tensor, "batch slice row column reading"]
@@ -67,23 +73,47 @@ class Probes(nn.Module):
         return self.maps(normed), {name: head(pooled) for name, head in self.labels.items()}
 
 
+def _normalise(drawn: PlanFeatures) -> PlanFeatures:
+    """Give draws zero mean and unit variance by their own statistics.
+
+    Those of the compressor are set by the renderer's training, once its weights are final: averages of statistics lag
+    behind weights that change, and those of averaged weights are others.
+    """
+    std, mean = torch.std_mean(drawn.flatten(0, -2), dim=0, correction=0)
+    return (drawn - mean) / std.clamp_min(1e-6)
+
+
+def _average_error(found: Maps, true: Maps) -> Float[Tensor, " batch"]:
+    """Return the mean squared error of what is read of each clip."""
+    return (found.float() - true).square().mean(dim=(1, 2, 3, 4))
+
+
 class EncoderStage(Stage):
     """Training stage of the built-in semantic encoder; see `training.stage.Stage`.
 
     Args:
         encoder: Encoder with the tower that is trained.
+        compressor: Compressor of its features, which is trained too.
         cache: Scripts as pictures and as words (see `arrays.list_frames`), of a size that the encoder need not resize.
         settings: Settings of the loss.
     """
 
     name = "semantic_encoder"
 
-    def __init__(self, encoder: QwenEncoder, cache: ArrayCache, settings: EncoderSettings) -> None:
+    def __init__(
+        self, encoder: QwenEncoder, compressor: SemanticCompressor, cache: ArrayCache, settings: EncoderSettings
+    ) -> None:
         self.encoder, self.cache, self.settings = encoder, cache, settings
+        self.compressor = compressor.train()
+        self._channels: ChannelReport | None = None
         self.items: ItemPicker = ItemPicker(cache.scenes)
         self.tower = encoder.tower.train().requires_grad_(True)
         label_counts = {name: len(VOCABULARY[name]) for name in LABELS}
         self.probes = Probes(encoder.feature_dim, encoder.frames_per_slice, label_counts).train()
+        # Its name keeps it from Muon, whose steps are small where numbers are few. Zero at first, because plans have
+        # unit variance, and what is read of them has much less.
+        self.plan_head = nn.Linear(compressor.config.semantic_dim, _NUM_MAPS * encoder.frames_per_slice)
+        nn.init.zeros_(self.plan_head.weight)
         num_frames, height, width, _ = cache.arrays[FRAMES_ARRAY].shape
         fps = float(cache.describe(FRAMES_ARRAY)["fps"])
         picks = torch.from_numpy(encoder.clock.pick_frames(num_frames, fps))
@@ -91,7 +121,8 @@ class EncoderStage(Stage):
         self._grid = encoder.choose_grid(height, width)
 
     def modules(self) -> Mapping[str, nn.Module]:
-        return {"semantic_encoder": self.tower, "probes": self.probes}
+        probes = {"probes": self.probes, "plan_head": self.plan_head}
+        return {"semantic_encoder": self.tower, "compressor": self.compressor, **probes}
 
     def batch(self, step: int, generator: torch.Generator, device: torch.device) -> EncoderBatch:
         settings = self.settings
@@ -116,9 +147,23 @@ class EncoderStage(Stage):
         return padded[..., down : down + height, right : right + width].unflatten(0, numbers.shape[:2])
 
     def loss(self, batch: Any, generator: torch.Generator) -> StepLoss:
-        maps, logits = self.probes(self.encoder.encode_frames(batch.video))
-        place = (maps.float() - batch.maps).square().mean(dim=(1, 2, 3, 4))
-        total, metrics = place.sum(), {"places": place.mean().detach()}
+        features = self.encoder.encode_frames(batch.video)
+        posterior = self.compressor(features)
+        plan = _normalise(posterior.sample(generator))
+        levels = draw_noise_levels("half_normal", _PLAN_NOISE, len(plan), generator)
+        plan = add_semantic_noise(plan, levels, generator)
+        maps, logits = self.probes(features)
+        place, plan_place = (_average_error(found, batch.maps) for found in (maps, self.plan_head(plan)))
+        divergence = posterior.kl_loss()
+        total = (place + plan_place).sum() + self.settings.kl_weight * divergence * len(place)
+        with torch.no_grad():
+            self._channels = ChannelReport.of(posterior)
+        metrics = {
+            "places": place.mean().detach(),
+            "plan_places": plan_place.mean().detach(),
+            "kl": divergence.detach(),
+            "collapsed_channels": self._channels.has_collapsed.float().sum(),
+        }
         for name, values in logits.items():
             num_slices = values.shape[1]
             truth = batch.labels[name].repeat_interleave(num_slices)
@@ -136,5 +181,11 @@ class EncoderStage(Stage):
         return split.permute(0, 2, 4, 5, 3, 1).flatten(4)
 
     def export(self, folder: Path, weights: Weights) -> None:
-        """Write `semantic_encoder/`."""
+        """Write `semantic_encoder/` and `compressor/`."""
+        if self._channels is not None:
+            self._channels.warn()
         self.tower.save_pretrained(folder / "semantic_encoder")
+        # The weights are others than those of the encoder that training began with.
+        exported = load_encoder(folder / "semantic_encoder", self.encoder.clock.fps)
+        self.compressor.register_to_config(encoder=exported.fingerprint)
+        self.compressor.save_pretrained(folder / "compressor")

@@ -1,4 +1,7 @@
-"""Train the renderer, and the compressor with it: latents from a text and a plan (arXiv 2512.20619, section 3.3)."""
+"""Train the renderer, and with it a compressor that was not trained before: latents from a text and a plan.
+
+The source is arXiv 2512.20619, section 3.3.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +64,7 @@ class RendererStage(Stage):
 
     Args:
         transformer: Starts from a backbone, which may take a first picture in further channels.
-        compressor: Compressor of the cache's semantic features.
+        compressor: Compressor of the cache's semantic features; frozen if none of its parameters requires a gradient.
         text: Text encoder, which is trained too, and tokenizer; or texts that were embedded by a frozen one.
         cache: Arrays "clean" and "semantic", and "first_frame" if the backbone takes pictures.
         settings: Settings of the losses.
@@ -84,8 +87,11 @@ class RendererStage(Stage):
         sampler: Sampler | None = None,
     ) -> None:
         self.sampler = sampler
-        self.transformer, self.compressor = transformer.train(), compressor.train()
+        self.transformer, self.compressor = transformer.train(), compressor
+        self.trains_compressor = any(parameter.requires_grad for parameter in compressor.parameters())
+        compressor.train(self.trains_compressor)
         self.text, self.cache, self.settings, self._copied = text, cache, settings, copied or {}
+        self._channels: ChannelReport | None = None
         self.items: ItemPicker = ItemPicker(cache.scenes)
         if isinstance(text, EncodedText):
             text.text_encoder.train()
@@ -107,7 +113,8 @@ class RendererStage(Stage):
 
     def modules(self) -> Mapping[str, nn.Module]:
         text = {"text_encoder": self.text.text_encoder} if isinstance(self.text, EncodedText) else {}
-        return {"transformer": self.transformer, "compressor": self.compressor, **text}
+        compressor = {"compressor": self.compressor} if self.trains_compressor else {}
+        return {"transformer": self.transformer, **compressor, **text}
 
     def always_run(self) -> Collection[str]:
         # Batches without a plan have nothing to compress.
@@ -165,7 +172,7 @@ class RendererStage(Stage):
         plan = self.compressor.normalise(drawn)
         levels = draw_noise_levels(settings.plan_noise, settings.plan_noise_tau, len(plan), generator)
         with torch.no_grad():
-            report = ChannelReport.of(posterior)
+            self._channels = report = ChannelReport.of(posterior)
         metrics = {"kl": report.kl.sum(), "collapsed_channels": report.has_collapsed.float().sum()}
         return add_semantic_noise(plan, levels, generator), posterior.kl_loss(), metrics
 
@@ -190,6 +197,8 @@ class RendererStage(Stage):
 
     def export(self, folder: Path, weights: Weights) -> None:
         """Write `transformer/`, `compressor/`, `text_encoder/` and `tokenizer/`."""
+        if self.trains_compressor and self._channels is not None:
+            self._channels.warn()
         self.transformer.save_pretrained(folder / "transformer")
         self.compressor.save_pretrained(folder / "compressor")
         if isinstance(self.text, EncodedText):

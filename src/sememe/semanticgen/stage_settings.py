@@ -53,6 +53,19 @@ class TowerNetwork:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CompressorNetwork:
+    """The compressor of semantic features; see `semanticgen.compressor.SemanticCompressor`."""
+
+    semantic_dim: int = 8
+    hidden_dim: int = 512
+    num_layers: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("semantic_dim", "hidden_dim", "num_layers"):
+            check_setting(getattr(self, name) >= 1, f"compressor.{name} must be 1 or more, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class EncoderSettings:
     """How the built-in semantic encoder is trained.
 
@@ -60,12 +73,16 @@ class EncoderSettings:
     nearness, in both frames of a slice. Of a slice as a whole: kind and colour of the subject and kind of the backdrop,
     whose losses weigh `label_weight`.
 
+    The compressor is trained with it: what is said of every place is read from plans, too, as it draws them.
+    `kl_weight` weighs their KL divergence from a standard Gaussian.
+
     Each clip of a batch shows `num_slices` of its slices, for those of one clip teach much the same, and all are
     shifted by up to `max_shift` pixels, so that where things stand in the grid of patches does not matter.
     """
 
     batch_size: int = 64
     label_weight: float = 0.05
+    kl_weight: float = 3e-4
     num_slices: int = 2
     max_shift: int = 6
 
@@ -73,12 +90,13 @@ class EncoderSettings:
         for name in ("batch_size", "num_slices"):
             check_setting(getattr(self, name) >= 1, f"{name} must be 1 or more, got {getattr(self, name)}")
         check_setting(self.max_shift >= 0, f"max_shift must be 0 or more, got {self.max_shift}")
-        check_setting(self.label_weight >= 0, f"label_weight must be 0 or more, got {self.label_weight}")
+        for name in ("label_weight", "kl_weight"):
+            check_setting(getattr(self, name) >= 0, f"{name} must be 0 or more, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderRecipe:
-    """Trains the built-in semantic encoder on scripts of the world.
+    """Trains the built-in semantic encoder and the compressor of its features on scripts of the world.
 
     `frames` is the cache of a `SemanticFramesRecipe`, and `fps` are the frames per second that the encoder is given.
     """
@@ -88,6 +106,7 @@ class EncoderRecipe:
     frames: Path
     fps: float = 4.0
     network: TowerNetwork = field(default_factory=TowerNetwork)
+    compressor: CompressorNetwork = field(default_factory=CompressorNetwork)
     settings: EncoderSettings = field(default_factory=EncoderSettings)
     training: TrainingConfig
 
@@ -104,19 +123,6 @@ class SemanticLatentsRecipe(LatentsRecipe):
 
     semantic_encoder: str
     semantic_fps: float = 1.6
-
-
-@dataclass(frozen=True, kw_only=True)
-class CompressorNetwork:
-    """The compressor of semantic features; see `semanticgen.compressor.SemanticCompressor`."""
-
-    semantic_dim: int = 8
-    hidden_dim: int = 512
-    num_layers: int = 2
-
-    def __post_init__(self) -> None:
-        for name in ("semantic_dim", "hidden_dim", "num_layers"):
-            check_setting(getattr(self, name) >= 1, f"compressor.{name} must be 1 or more, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,9 +167,11 @@ class RendererSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class RendererRecipe:
-    """Trains the renderer, the compressor and the text encoder on cached arrays (paper section 3.3, stage 1).
+    """Trains the renderer and the text encoder on cached arrays (paper section 3.3, stage 1).
 
-    `backbone` is a model or run whose transformer, text encoder and tokenizer it starts from. `temporal_ratio` are the
+    `backbone` is a model or run whose transformer, text encoder and tokenizer it starts from. `encoder` is a run or
+    model whose compressor is taken, and frozen, so that a planner can be trained at the same time; none trains one of
+    the size `compressor` with the renderer, as the paper does. `temporal_ratio` are the
     frames per latent frame after the first, and `fps` the frames per second of the clips. `autoencoder` is a run or
     model whose autoencoder decodes samples to look at; none makes none.
     """
@@ -172,6 +180,7 @@ class RendererRecipe:
     description: str
     latents: Path
     backbone: str
+    encoder: str | None = None
     autoencoder: str | None = None
     temporal_ratio: int = 8
     fps: float = 8.0

@@ -1,6 +1,6 @@
 """From recipes to stages: the networks and data of SemanticGen's trainings."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -13,16 +13,18 @@ from sememe.data.array_cache import ArrayCache
 from sememe.errors import RecipeError
 from sememe.evaluation.reader import PART, VOCABULARY, SceneReader
 from sememe.semanticgen.arrays import ARRAY, WORDS_ARRAY, open_frames, read_clock
-from sememe.semanticgen.clocks import LatentClock
+from sememe.semanticgen.clocks import LatentClock, SliceClock
 from sememe.semanticgen.compressor import SemanticCompressor
 from sememe.semanticgen.encoders import QwenEncoder, load_encoder
 from sememe.semanticgen.network_encoder import make_built_in_tower
 from sememe.semanticgen.network_renderer import SemanticGenTransformer
+from sememe.semanticgen.shapes import EncoderFeatures
 from sememe.semanticgen.stage_encoder import EncoderStage
 from sememe.semanticgen.stage_planner import PlannerStage
 from sememe.semanticgen.stage_reader import ReaderStage
 from sememe.semanticgen.stage_renderer import RendererStage
 from sememe.semanticgen.stage_settings import (
+    CompressorNetwork,
     EncoderRecipe,
     PlannerNetwork,
     PlannerRecipe,
@@ -57,8 +59,12 @@ class EncoderPreparation:
         return {**self._cache.describe(FRAMES_ARRAY), **self._cache.describe(WORDS_ARRAY)}
 
     def begin(self, folder: Path) -> None:
-        torch.manual_seed(self._recipe.training.seed)
-        make_built_in_tower(self._recipe.network).save_pretrained(folder / "semantic_encoder")
+        recipe = self._recipe
+        torch.manual_seed(recipe.training.seed)
+        make_built_in_tower(recipe.network).save_pretrained(folder / "semantic_encoder")
+        encoder = load_encoder(folder / "semantic_encoder", recipe.fps)
+        compressor = make_compressor(recipe.compressor, encoder.feature_dim, encoder.clock, encoder.fingerprint)
+        compressor.save_pretrained(folder / "compressor")
 
     def build(self, start: Path) -> EncoderStage:
         encoder = load_encoder(start / "semantic_encoder", self._recipe.fps)
@@ -71,7 +77,8 @@ class EncoderPreparation:
                 f"expected frames of a size that the encoder need not resize, got {height}x{width}; use "
                 f"{size[0]}x{size[1]}"
             )
-        return EncoderStage(encoder, self._cache, self._recipe.settings)
+        compressor = load_strictly(SemanticCompressor, start / "compressor", torch.float32)
+        return EncoderStage(encoder, compressor, self._cache, self._recipe.settings)
 
 
 class ReaderPreparation:
@@ -133,20 +140,18 @@ class RendererPreparation:
         backbone = load_component("transformer", self._parts["transformer"])
         if not isinstance(backbone, WanTransformer3DModel):
             raise RecipeError(f"only Wan backbones can render plans, got {type(backbone).__name__}")
+        if recipe.encoder is None:
+            described = cache.describe(ARRAY)
+            feature_dim, encoder = cache.arrays[ARRAY].shape[-1], described["semantic_encoder"]
+            compressor = make_compressor(recipe.compressor, feature_dim, clock, encoder)
+        else:
+            compressor = load_strictly(SemanticCompressor, self._parts["compressor"], torch.float32)
+            compressor.fit_statistics(_read_features(cache))
         described = cache.describe("first_frame") if "first_frame" in cache.arrays else {}
         renderer = SemanticGenTransformer.from_backbone(
             backbone,
-            semantic_dim=recipe.compressor.semantic_dim,
+            semantic_dim=compressor.config.semantic_dim,
             first_frame_fill=described.get("first_frame_fill", "grey"),
-        )
-        compressor = SemanticCompressor(
-            feature_dim=cache.arrays[ARRAY].shape[-1],
-            semantic_dim=recipe.compressor.semantic_dim,
-            hidden_dim=recipe.compressor.hidden_dim,
-            num_layers=recipe.compressor.num_layers,
-            fps=clock.fps,
-            frames_per_slice=clock.frames_per_slice,
-            encoder=cache.describe(ARRAY)["semantic_encoder"],
         )
         renderer.save_pretrained(folder / "transformer")
         compressor.save_pretrained(folder / "compressor")
@@ -158,6 +163,7 @@ class RendererPreparation:
         transformer = load_strictly(SemanticGenTransformer, start / "transformer", torch.float32)
         compressor = load_strictly(SemanticCompressor, start / "compressor", torch.float32)
         compressor.check_encoder(cache.describe(ARRAY)["semantic_encoder"])
+        compressor.requires_grad_(recipe.encoder is None)
         _check_channels(transformer, cache)
         choose_attention(transformer, recipe.training.device)
         is_frozen = "text" in cache.arrays
@@ -202,6 +208,28 @@ class PlannerPreparation:
 
 def _load_text(folder: Path) -> EncodedText:
     return EncodedText(*(load_component(name, folder / name) for name in ("tokenizer", "text_encoder")))
+
+
+def _read_features(cache: ArrayCache) -> Iterator[EncoderFeatures]:
+    """Yield semantic features, those of up to 1,024 clips, which is enough for statistics."""
+    count = min(len(cache), 1024)
+    for start in range(0, count, 64):
+        yield cache.select(ARRAY, range(start, min(start + 64, count))).float().cpu()
+
+
+def make_compressor(
+    network: CompressorNetwork, feature_dim: int, clock: SliceClock, encoder: str
+) -> SemanticCompressor:
+    """Return a compressor with random weights, for features of an encoder of that fingerprint."""
+    return SemanticCompressor(
+        feature_dim=feature_dim,
+        semantic_dim=network.semantic_dim,
+        hidden_dim=network.hidden_dim,
+        num_layers=network.num_layers,
+        fps=clock.fps,
+        frames_per_slice=clock.frames_per_slice,
+        encoder=encoder,
+    )
 
 
 def make_planner(network: PlannerNetwork, semantic_dim: int, text_dim: int) -> SemanticGenTransformer:

@@ -32,14 +32,14 @@ SEMANTICGEN = System(
     stages={
         "semantic_encoder": StageSpec(
             recipe=EncoderRecipe,
-            makes=("semantic_encoder",),
+            makes=("semantic_encoder", "compressor"),
             preparation="sememe.semanticgen.stages:EncoderPreparation",
         ),
         "renderer": StageSpec(
             recipe=RendererRecipe,
             makes=_RENDERER_PARTS,
             preparation="sememe.semanticgen.stages:RendererPreparation",
-            needs={"backbone": ("transformer", *_TEXT_PARTS), "autoencoder": ("vae",)},
+            needs={"backbone": ("transformer", *_TEXT_PARTS), "encoder": ("compressor",), "autoencoder": ("vae",)},
         ),
         "planner": StageSpec(
             recipe=PlannerRecipe,
