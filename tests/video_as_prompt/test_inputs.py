@@ -49,7 +49,7 @@ def test_an_unloaded_encoder_takes_no_memory(offload: str) -> None:
 def test_an_encoded_prompt_serves_batches_and_encoded_references() -> None:
     pipe = make_pipeline(vae="wan", **SCALES)
     pictures = [make_picture(), make_picture(51)]
-    both = {"image": pictures, "prompt": ["a cat", "a red ball"], "generator": None}
+    both: dict[str, Any] = {"image": pictures, "prompt": ["a cat", "a red ball"], "generator": None}
     noise = torch.randn(2, 4, 2, 4, 6, generator=torch.Generator().manual_seed(2))
     expected = generate(pipe, **both, latents=noise, reference_prompts="melts")
     reference = pipe.encode_reference([make_clip()], "melts")

@@ -20,6 +20,7 @@ from sememe.files import lock_folder
 from sememe.training.loop import train
 from sememe.training.progress import CheckpointSaved, TrainingEvent, TrainingProgress, TrainingSummary, read_log
 from sememe.training.run_record import read_run, read_summary
+from sememe.video import Clip
 from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
 from sememe.video_as_prompt.stage_expert import ExpertStage
 from sememe.video_as_prompt.stage_settings import WanNetwork
@@ -63,9 +64,7 @@ def test_the_whole_way_ends_in_a_model(runs: Path) -> None:
     assert "psnr" in card
 
 
-def np_clip() -> object:
-    from sememe.video import Clip
-
+def np_clip() -> Clip:
     return Clip(np.random.default_rng(0).integers(0, 255, (9, 16, 16, 3), np.uint8), 8.0)
 
 

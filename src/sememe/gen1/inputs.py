@@ -2,18 +2,27 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from sememe.backbones.autoencoder import LatentGrid
 from sememe.errors import InputError
-from sememe.gen1.content import Keyframe
+from sememe.gen1.content import ContentEmbedding, Keyframe
 from sememe.gen1.mask import Mask, read_mask
 from sememe.gen1.settings import Settings
 from sememe.gen1.shapes import StructureVideo
 from sememe.gen1.structure import estimate_structure, read_structure
-from sememe.video import Clip, resize_clip
+from sememe.video import Clip, Picture, resize_clip
+
+# What people give. Anything else is refused in words, see `make_request`, and not by a check of types.
+if TYPE_CHECKING:
+    Clips = Clip | list[Clip]
+    GivenContent = str | Picture | ContentEmbedding | list[Keyframe]
+    GivenContents = GivenContent | list[GivenContent]
+    Masks = Picture | list[Picture]
+else:
+    Clips = GivenContent = GivenContents = Masks = Any
 
 
 @dataclass(frozen=True)

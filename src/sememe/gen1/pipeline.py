@@ -41,7 +41,7 @@ from sememe.gen1.content import (
     spread_content,
 )
 from sememe.gen1.guidance import Content, Variant, gen1_guidance
-from sememe.gen1.inputs import Request, find_structure, make_request
+from sememe.gen1.inputs import Clips, GivenContent, GivenContents, Masks, Request, find_structure, make_request
 from sememe.gen1.mask import MaskedLatents, put_over
 from sememe.gen1.model_folders import COMPONENTS, load_components
 from sememe.gen1.models import FrameContents, InflatedModel, Model, MotionModel, make_model
@@ -234,7 +234,7 @@ class Gen1Pipeline(SystemPipeline, AdapterMixin, StableDiffusionLoraLoaderMixin,
     @torch.no_grad()
     @sends_modules_back
     def encode_content(
-        self, content: Any, generator: torch.Generator | None = None, settings: Settings | None = None
+        self, content: GivenContent, generator: torch.Generator | None = None, settings: Settings | None = None
     ) -> ContentEmbedding | list[Keyframe]:
         """Encode a content once, to use it often or to blend it (`blend_contents`).
 
@@ -253,10 +253,10 @@ class Gen1Pipeline(SystemPipeline, AdapterMixin, StableDiffusionLoraLoaderMixin,
     @sends_modules_back
     def __call__(
         self,
-        source: Any = None,
-        content: Any = None,
-        structure: Any = None,
-        mask: Any = None,
+        source: Clips | None = None,
+        content: GivenContents | None = None,
+        structure: Clips | None = None,
+        mask: Masks | None = None,
         structure_level: int | None = None,
         guidance_scale: float | None = None,
         temporal_guidance_scale: float | None = None,

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,7 +12,18 @@ from sememe.semanticgen.clocks import SliceClock
 from sememe.semanticgen.plan import Plan
 from sememe.semanticgen.segments import Segment, join_texts, to_segments
 from sememe.semanticgen.settings import Settings
-from sememe.video import Clip, to_picture
+from sememe.video import Clip, Picture, to_picture
+
+# What people give. Anything else is refused in words, see `make_request`, and not by a check of types.
+if TYPE_CHECKING:
+    GivenTexts = str | Sequence[str]
+    Pictures = Picture | Sequence[Picture]
+    Clips = Clip | Sequence[Clip]
+    Plans = Plan | Sequence[Plan]
+    GivenSegments = Sequence[Segment | tuple[float, str]]
+    Span = tuple[float, float]
+else:
+    GivenTexts = Pictures = Clips = Plans = GivenSegments = Span = Any
 
 
 @dataclass(frozen=True)

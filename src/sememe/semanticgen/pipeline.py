@@ -25,7 +25,18 @@ from sememe.pipeline import SystemPipeline
 from sememe.semanticgen.clocks import SliceClock
 from sememe.semanticgen.compressor import SemanticCompressor
 from sememe.semanticgen.encoders import Colours, TowerEncoder, load_encoder, wrap_tower
-from sememe.semanticgen.inputs import Request, check_sources, make_request, resolve_length
+from sememe.semanticgen.inputs import (
+    Clips,
+    GivenSegments,
+    GivenTexts,
+    Pictures,
+    Plans,
+    Request,
+    Span,
+    check_sources,
+    make_request,
+    resolve_length,
+)
 from sememe.semanticgen.model_folders import COMPONENTS, load_components, save_components
 from sememe.semanticgen.network_renderer import SemanticGenTransformer
 from sememe.semanticgen.plan import Plan
@@ -171,7 +182,7 @@ class SemanticGenPipeline(SystemPipeline, AdapterMixin, WanLoraLoaderMixin):
 
     @torch.no_grad()
     @sends_modules_back
-    def encode_plan(self, source: Any, settings: Settings | None = None) -> list[Plan]:
+    def encode_plan(self, source: Clips, settings: Settings | None = None) -> list[Plan]:
         """Return the plans of clips.
 
         Args:
@@ -190,14 +201,14 @@ class SemanticGenPipeline(SystemPipeline, AdapterMixin, WanLoraLoaderMixin):
     @sends_modules_back
     def __call__(
         self,
-        prompt: Any = "",
+        prompt: GivenTexts = "",
         num_frames: int | None = None,
         seconds: float | None = None,
-        plan: Any = None,
-        source: Any = None,
-        image: Any = None,
-        segments: Any = None,
-        span: Any = None,
+        plan: Plans | None = None,
+        source: Clips | None = None,
+        image: Pictures | None = None,
+        segments: GivenSegments | None = None,
+        span: Span | None = None,
         negative_prompt: str | None = None,
         generator: Generators = None,
         output_type: str = "np",

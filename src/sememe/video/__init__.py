@@ -1,7 +1,7 @@
 """Clips: read, write, resample, resize and lay out. The only package that knows PyAV."""
 
 from sememe.video.clip import Clip, Frames, Image, VideoLimits
-from sememe.video.picture import read_image, to_picture, write_image
+from sememe.video.picture import Picture, read_image, to_picture, write_image
 from sememe.video.reader import read_clip
 from sememe.video.resizing import Fit, Sampling, pick_frames, resample_clip, resize_clip, resize_image
 from sememe.video.sheet import SheetRow, contact_sheet, put_side_by_side
@@ -12,6 +12,7 @@ __all__ = [
     "Fit",
     "Frames",
     "Image",
+    "Picture",
     "Sampling",
     "SheetRow",
     "VideoLimits",

@@ -4,7 +4,7 @@ import io
 import warnings
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import PIL.Image
@@ -16,6 +16,12 @@ from sememe.files import atomic_path
 from sememe.video.clip import Clip, Image, VideoLimits
 from sememe.video.colors import over_white
 from sememe.video.source import checked_path
+
+if TYPE_CHECKING:
+    Picture = PIL.Image.Image | np.ndarray | Clip
+    """What people give as a picture; an array is uint8 (height, width, 3), and a clip has one frame."""
+else:
+    Picture = Any  # anything else is refused in words, see `to_picture`
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
 

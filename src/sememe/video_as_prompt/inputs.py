@@ -3,13 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import PIL.Image
 
 from sememe.errors import InputError, ModelError
-from sememe.video import Clip, to_picture
+from sememe.video import Clip, Picture, to_picture
 from sememe.video_as_prompt.families import BackboneFamily
 from sememe.video_as_prompt.reference_files import fingerprint_transformer, load_reference, save_reference
 from sememe.video_as_prompt.references import ReferenceCache, ReferenceTokens
@@ -70,6 +70,18 @@ class EncodedPrompt:
     reference_prompts: Texts | None
     embeds: Mapping[str, TextEmbeds]
     max_sequence_length: int | None
+
+
+# What people give. Anything else is refused in words, see `make_request`, and not by a check of types.
+if TYPE_CHECKING:
+    Pictures = Picture | Sequence[Picture]
+    GivenTexts = str | Sequence[str]
+    Prompts = GivenTexts | EncodedPrompt
+    GivenClips = Clip | Sequence[Clip | PIL.Image.Image]
+    References = GivenClips | EncodedReference | Sequence[GivenClips | EncodedReference]
+    Captions = str | Sequence[str | Sequence[str]]
+else:
+    Pictures = GivenTexts = Prompts = GivenClips = References = Captions = Any
 
 
 @dataclass(frozen=True)

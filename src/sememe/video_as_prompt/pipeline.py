@@ -37,8 +37,14 @@ from sememe.video_as_prompt.conditioning import ConditionEncoder, Conditions, Pr
 from sememe.video_as_prompt.families import BackboneFamily, Generators, choose_family
 from sememe.video_as_prompt.guidance import VideoAsPromptSchedule
 from sememe.video_as_prompt.inputs import (
+    Captions,
     EncodedPrompt,
     EncodedReference,
+    GivenClips,
+    GivenTexts,
+    Pictures,
+    Prompts,
+    References,
     Request,
     check_references,
     check_texts,
@@ -202,7 +208,7 @@ class VideoAsPromptPipeline(SystemPipeline, AdapterMixin, WanLoraLoaderMixin):
     @torch.no_grad()
     @sends_modules_back
     def encode_reference(
-        self, clips: Any, prompts: Any = None, settings: Settings | None = None, **overrides: Any
+        self, clips: GivenClips, prompts: Prompts | None = None, settings: Settings | None = None, **overrides: Any
     ) -> EncodedReference:
         """Encode references once; pass the result as `references` for many pictures and seeds.
 
@@ -227,9 +233,9 @@ class VideoAsPromptPipeline(SystemPipeline, AdapterMixin, WanLoraLoaderMixin):
     @sends_modules_back
     def encode_prompt(
         self,
-        prompt: Any = "",
-        negative_prompt: Any = None,
-        reference_prompts: Any = None,
+        prompt: GivenTexts = "",
+        negative_prompt: GivenTexts | None = None,
+        reference_prompts: GivenTexts | None = None,
         max_sequence_length: int | None = None,
     ) -> EncodedPrompt:
         """Encode texts once; pass the result as `prompt`, and as `prompts` to `encode_reference`.
@@ -267,12 +273,12 @@ class VideoAsPromptPipeline(SystemPipeline, AdapterMixin, WanLoraLoaderMixin):
     @sends_modules_back
     def __call__(
         self,
-        image: Any = None,
-        references: Any = None,
-        prompt: Any = "",
-        negative_prompt: Any = None,
-        reference_prompts: Any = None,
-        last_image: Any = None,
+        image: Pictures | None = None,
+        references: References | None = None,
+        prompt: Prompts = "",
+        negative_prompt: GivenTexts | None = None,
+        reference_prompts: Captions | None = None,
+        last_image: Pictures | None = None,
         generator: Generators = None,
         latents: torch.Tensor | None = None,
         output_type: str = "np",
