@@ -31,6 +31,7 @@ install-demo: $(RUN_STAMP)  ## make .venv with the package (editable) only
 
 demo: install-demo  ## two reference clips, two pictures doing the same, and a contact sheet
 	$(BIN)/sememe demo
+	@echo "your own files: $(BIN)/sememe generate video-as-prompt --reference any.mp4 --image any.png -o out.mp4"
 
 test: install  ## everything CI checks: format, lint, types, layers, docs, tests
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target check-format lint layers docs

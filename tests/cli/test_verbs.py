@@ -157,6 +157,12 @@ def test_config_files_that_ask_for_something_else(
     assert message in refused(run_here(capsys, "generate", "video-as-prompt", *given))
 
 
+def test_a_config_that_would_not_end_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo(tmp_path / "run.yaml")
+    given = ("--config", tmp_path / "run.yaml", "-o", tmp_path / "out.mp4")
+    assert "to be a file of at most 10 MB" in refused(run_here(capsys, "generate", "video-as-prompt", *given))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -1,5 +1,6 @@
 """Encoded references in files, and read by nothing but the model that encoded them."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,9 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     encoded.save(path)
     path.write_bytes(path.read_bytes()[:-10])
     folder = save_model(tmp_path / "model")
-    for other in (path, next((folder / "vae").glob("*.safetensors")), tmp_path / "absent.safetensors"):
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    others = [tmp_path / "absent.safetensors", tmp_path / "pipe.safetensors"]
+    for other in (path, next((folder / "vae").glob("*.safetensors")), *others):
         with pytest.raises(ModelError, match="expected an encoded reference in"):
             EncodedReference.load(other)
 

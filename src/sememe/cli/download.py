@@ -18,7 +18,10 @@ def download(
     ],
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit; none is the newest.")] = None,
 ) -> None:
-    """Fetch a model of the hub into its cache, and print its folder; a download that was interrupted goes on."""
+    """Fetch a model of the hub into its cache, and print its folder.
+
+    Files that are whole when a download is interrupted are not fetched again.
+    """
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "0"  # before the hub's client is imported, which reads it
     from sememe.workflows.model_list import download_model
 

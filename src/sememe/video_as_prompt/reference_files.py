@@ -102,6 +102,8 @@ def load_reference(path: str | Path) -> tuple[ReferenceCache | ReferenceTokens, 
         ModelError: It is no such file, or is damaged.
     """
     try:
+        if not Path(path).is_file():  # a pipe would never end
+            raise OSError
         with safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {})[_KIND])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)

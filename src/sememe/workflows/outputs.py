@@ -106,7 +106,8 @@ def _names_file(entry: Any) -> bool:
 
 def _read_document(path: Path) -> dict[str, Any]:
     try:
-        document = json.loads(path.read_text(encoding="utf-8")) if path.stat().st_size <= _MAX_SIDECAR else None
+        is_readable = path.is_file() and path.stat().st_size <= _MAX_SIDECAR
+        document = json.loads(path.read_text(encoding="utf-8")) if is_readable else None
     except (OSError, ValueError, RecursionError):
         document = None
     return document if isinstance(document, dict) else {}
