@@ -1,8 +1,7 @@
 """The world's verbs: clips, datasets and the gallery as files."""
 
+import csv
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,13 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sememe.data.manifest import (
-    add_hashes,
-    list_references,
-    read_benchmark,
-    read_manifest,
-    read_vap_data,
-)
+from cli.runs import refused, run_here
+from sememe.data.manifest import add_hashes, read_manifest, read_vap_data
 from sememe.errors import InputError, OutputError
 from sememe.video import read_clip
 from sememe.workflows.gallery import draw_gallery
@@ -75,10 +69,11 @@ def test_a_dataset_is_read_as_vap_data(settings: DatasetSettings) -> None:
     assert len(samples) == 12
     assert {sample.condition for sample in samples} <= set(conditions(split="seen"))
     assert all((settings.folder / sample.path).is_file() for sample in samples)
-    for sample, references in zip(samples, list_references(samples), strict=True):
-        assert references
-        assert all(samples[index].condition == sample.condition for index in references)
-        assert all(samples[index].path != sample.path for index in references)
+    conditions_of = {sample.path: sample.condition for sample in samples}
+    for sample in samples:
+        assert sample.references
+        assert {conditions_of[path] for path in sample.references} == {sample.condition}
+        assert sample.path not in sample.references
     first = read_clip(settings.folder / samples[0].path)
     assert first.frames.shape == (3, 32, 48, 3)
 
@@ -95,13 +90,14 @@ def test_its_manifest_knows_more(settings: DatasetSettings) -> None:
 
 
 def test_its_benchmark_is_of_unseen_conditions(settings: DatasetSettings) -> None:
-    pairs = read_benchmark(settings.folder)
+    with (settings.folder / "benchmark.csv").open(newline="") as file:
+        pairs = list(csv.DictReader(file))
     assert len(pairs) == 2
     for pair in pairs:
-        assert (settings.folder / pair.path).is_file()
-        assert (settings.folder / pair.reference).is_file()
-        assert any(f"_{name}_target" in pair.path for name in conditions(split="unseen"))
-        assert pair.caption != pair.reference_caption
+        assert (settings.folder / pair["video_paths"]).is_file()
+        assert (settings.folder / pair["ref_video_path"]).is_file()
+        assert any(f"_{name}_target" in pair["video_paths"] for name in conditions(split="unseen"))
+        assert pair["tar_video_caption"] != pair["ref_video_caption"]
 
 
 def test_a_dataset_is_repeatable(settings: DatasetSettings, tmp_path: Path) -> None:
@@ -151,19 +147,14 @@ def test_gallery_checks_its_place_first(tmp_path: Path) -> None:
         write_gallery(tmp_path / "no" / "gallery.png")
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "sememe", "world", *arguments], capture_output=True, text=True, check=False
-    )
-
-
-def test_command_line(tmp_path: Path) -> None:
+def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "out.mp4"
-    done = run("render", "melt", "--scene", "3", "--size", "32", "--num-frames", "3", "-o", str(path), "--json")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["full_caption"].endswith("it melts into a puddle")
+    size = ("--size", "32", "--num-frames", "3")
+    done = run_here(capsys, "world", "render", "melt", "--scene", "3", *size, "-o", path, "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["full_caption"].endswith("it melts into a puddle")
     assert path.is_file()
-    listed = json.loads(run("conditions", "--split", "unseen", "--json").stdout)
+    listed = json.loads(run_here(capsys, "world", "conditions", "--split", "unseen", "--json").out)
     assert [row["name"] for row in listed] == conditions(split="unseen")
 
 
@@ -177,8 +168,7 @@ def test_command_line(tmp_path: Path) -> None:
         (("conditions", "--split", "sene"), "expected a split of seen, unseen, novel"),
     ],
 )
-def test_mistakes_on_the_command_line(arguments: tuple[str, ...], message: str) -> None:
-    done = run(*arguments)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert message in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+def test_mistakes_on_the_command_line(
+    arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in refused(run_here(capsys, "world", *arguments))

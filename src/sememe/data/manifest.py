@@ -108,20 +108,6 @@ def read_vap_data(folder: Path | str) -> tuple[VideoSample, ...]:
     )
 
 
-def read_benchmark(folder: Path | str) -> tuple[BenchmarkSample, ...]:
-    """Read `benchmark.csv` of a dataset's folder. Raises `InputError` as `read_vap_data` does."""
-    path = Path(folder) / BENCHMARK_NAME
-    return tuple(
-        BenchmarkSample(
-            path=_check_path(path, number, row["video_paths"]),
-            caption=row["tar_video_caption"],
-            reference=_check_path(path, number, row["ref_video_path"]),
-            reference_caption=row["ref_video_caption"],
-        )
-        for number, row in _read_rows(path, BENCHMARK_COLUMNS)
-    )
-
-
 def write_vap_data(samples: Sequence[VideoSample], folder: Path | str) -> Path:
     """Write `vap_data.csv`; return its path. A missing score becomes 100. Raises `OutputError` if it cannot."""
     rows = [
@@ -188,33 +174,6 @@ def hash_videos(folder: Path, samples: Sequence[VideoSample]) -> tuple[str | Non
 
     with ThreadPoolExecutor(_NUM_READERS) as pool:
         return tuple(pool.map(hash_sample, samples))
-
-
-def list_references(samples: Sequence[VideoSample]) -> tuple[tuple[int, ...], ...]:
-    """For each sample, the indices of those that may serve as its reference.
-
-    These are the ones that its row lists, as far as they are among the samples and of its condition; where none is
-    left, all others of its condition. Never the sample itself. The caption of a reference is that sample's own.
-
-    Raises `InputError` for a sample that is alone in its condition.
-    """
-    by_path = {sample.path: index for index, sample in enumerate(samples)}
-    by_condition: dict[str, list[int]] = {}
-    for index, sample in enumerate(samples):
-        by_condition.setdefault(sample.condition, []).append(index)
-    result = []
-    for index, sample in enumerate(samples):
-        fellows = by_condition[sample.condition]
-        listed = {by_path[path] for path in sample.references if path in by_path}
-        chosen = tuple(each for each in fellows if each in listed and each != index) or tuple(
-            each for each in fellows if each != index
-        )
-        if not chosen:
-            raise InputError(
-                f"condition {sample.condition!r} has {sample.path} alone, and a pair needs two; add one or leave it out"
-            )
-        result.append(chosen)
-    return tuple(result)
 
 
 def _read_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:

@@ -78,17 +78,6 @@ class NoisePath:
             return clean
         return noise - clean if self.prediction == "flow" else noise
 
-    def clean_from(self, noisy: Samples, predicted: Samples, levels: PerSample) -> Samples:
-        """The clean latents that a prediction at `noisy` points to; undefined in epsilon at pure noise."""
-        if self.prediction == "sample":
-            return predicted
-        clean_weight, noise_weight = self._weights(levels, noisy)
-        if self.prediction == "flow":
-            return noisy - noise_weight * predicted
-        if self.prediction == "v":
-            return clean_weight * noisy - noise_weight * predicted
-        return (noisy - noise_weight * predicted) / clean_weight
-
     def _weights(self, levels: torch.Tensor, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The weights of clean latents and noise, each (batch, 1, ...)."""
         if self.signal is None:

@@ -10,6 +10,4 @@ StructureVideo = Float[Tensor, "batch frame height width"]
 Latents = Float[Tensor, "batch channel frame latent_height latent_width"]
 Embedding = Float[Tensor, " dim"]
 """One content, as an image encoder embeds it."""
-ContentTokens = Float[Tensor, "batch token dim"] | Float[Tensor, "batch frame token dim"]
-"""What cross-attention reads: the same for all frames, or tokens for each."""
 Generators = torch.Generator | list[torch.Generator] | None

@@ -95,8 +95,3 @@ class PlannerStage(Stage):
 def to_latents(plans: PlanFeatures) -> VideoLatents:
     """Return plans as latents of a video whose frames are slices: (batch, semantic_dim, slice, row, column)."""
     return plans.permute(0, 4, 1, 2, 3)
-
-
-def to_plans(latents: VideoLatents) -> PlanFeatures:
-    """Invert `to_latents`."""
-    return latents.permute(0, 2, 3, 4, 1)
