@@ -8,11 +8,22 @@ import torch
 from diffusers import (
     CogVideoXDDIMScheduler,
     CogVideoXDPMScheduler,
+    DDIMInverseScheduler,
     DDIMScheduler,
+    DDPMScheduler,
+    DEISMultistepScheduler,
     DPMSolverMultistepScheduler,
+    DPMSolverSinglestepScheduler,
+    EDMEulerScheduler,
+    EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
+    HeunDiscreteScheduler,
+    KDPM2AncestralDiscreteScheduler,
+    KDPM2DiscreteScheduler,
+    PNDMScheduler,
+    SASolverScheduler,
     UniPCMultistepScheduler,
 )
 
@@ -147,6 +158,11 @@ DIFFUSION: dict[str, Any] = {"prediction_type": "v_prediction", "timestep_spacin
         EulerDiscreteScheduler(**DIFFUSION),
         DPMSolverMultistepScheduler(**DIFFUSION),
         UniPCMultistepScheduler(**DIFFUSION),
+        HeunDiscreteScheduler(**DIFFUSION),
+        DEISMultistepScheduler(**DIFFUSION),
+        KDPM2DiscreteScheduler(**DIFFUSION),
+        PNDMScheduler(**DIFFUSION),
+        DPMSolverSinglestepScheduler(prediction_type="v_prediction", use_karras_sigmas=True),
     ],
     ids=lambda scheduler: f"{type(scheduler).__name__}-{prediction_of(scheduler)}",
 )
@@ -159,6 +175,31 @@ def test_schedulers_solve_what_can_be_solved_by_hand(scheduler: Any) -> None:
     result = denoise(predict, scheduler, noise, ALONE, 100, prediction=prediction)
     # A path that begins with less than pure noise is as much narrower.
     torch.testing.assert_close(result / noise, torch.full_like(noise, Gaussian.DEVIATION), atol=0.04, rtol=0)
+
+
+@OLD_NUMPY
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        DDPMScheduler(clip_sample=False, **DIFFUSION),
+        EulerAncestralDiscreteScheduler(**DIFFUSION),
+        KDPM2AncestralDiscreteScheduler(**DIFFUSION),
+        SASolverScheduler(**DIFFUSION),
+        CogVideoXDPMScheduler(**DIFFUSION),
+    ],
+    ids=lambda scheduler: type(scheduler).__name__,
+)
+def test_schedulers_that_draw_noise_end_with_what_is_clean(scheduler: Any) -> None:
+    predict, random = Gaussian(diffusion_levels(scheduler), "v"), torch.Generator().manual_seed(0)
+    noise = torch.randn(1, 2000, generator=random)
+    result = denoise(predict, scheduler, noise, ALONE, 100, prediction="v", generator=random)
+    assert result.std() == pytest.approx(Gaussian.DEVIATION, abs=0.05)
+
+
+def test_schedulers_that_do_something_else_are_refused_by_name() -> None:
+    for scheduler in (DDIMInverseScheduler(**DIFFUSION), EDMEulerScheduler(prediction_type="v_prediction")):
+        with pytest.raises(InputError, match=f"expected one of .*, got a {type(scheduler).__name__}"):
+            denoise(Oracle(), scheduler, torch.ones(1, 3), ALONE, 2, prediction="v")
 
 
 @OLD_NUMPY

@@ -118,8 +118,7 @@ def test_damaged_avif_pictures_are_refused(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
     PIL.Image.fromarray(pixels).save(tmp_path / "whole.avif")
     content = (tmp_path / "whole.avif").read_bytes()
-    start = content.index(b"mdat") + 20
-    (tmp_path / "damaged.avif").write_bytes(content[:start] + bytes(64) + content[start + 64 :])
+    (tmp_path / "damaged.avif").write_bytes(content[: len(content) // 2])
     assert "damaged" in refusal(tmp_path / "damaged.avif")
 
 

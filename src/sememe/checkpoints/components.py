@@ -168,14 +168,14 @@ def check_components(known: Collection[str], given: Mapping[str, Any], dtypes: D
 
 
 def check_files(folder: Path, parts: Collection[str]) -> None:
-    """Check for the files of a model, and name all that are missing at once.
+    """Check for the files of a model, and name all that are missing at once; check the headers of its weights.
 
     Args:
         folder: Folder of the model.
         parts: Names of its folders that are to be read.
 
     Raises:
-        ModelError: Some are missing.
+        ModelError: Some are missing, or weights are damaged or cut short.
     """
     missing = [
         f"{name}/{file}"
@@ -188,6 +188,9 @@ def check_files(folder: Path, parts: Collection[str]) -> None:
             f"expected a whole model in {folder}, {len(missing)} of its files are missing: {', '.join(missing)}; "
             "download it again while the hub can be reached"
         )
+    for name in parts:
+        if any((folder / name).glob("*.safetensors")):
+            read_stored_tensors(folder / name)
 
 
 def load_component(

@@ -9,6 +9,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -231,11 +232,18 @@ def _read_card(path: Path) -> Mapping[str, str]:
 
 def _download(repository: str, revision: str | None, hub: Mapping[str, Any]) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError
+
+    def fetch(**changes: Any) -> Path:
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=_DOWNLOADED, **{**hub, **changes}))
 
     try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=_DOWNLOADED, **hub))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        return fetch()
+    except Exception as error:  # the client's, those of its transport, which differ from version to version, and others
+        if not isinstance(error, HfHubHTTPError):
+            # Without a network some versions ask for a list of files even where the commit is in the cache.
+            with suppress(Exception):
+                return fetch(local_files_only=True)
         reason = " ".join(str(error).split())[:400]
         wanted = repository if revision is None else f"{repository} at revision {revision}"
         raise ModelError(f"{wanted} is no local folder and cannot be had from the hub: {reason}") from error

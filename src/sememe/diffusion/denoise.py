@@ -26,6 +26,16 @@ _EXPECTED: dict[PredictionType, str] = {
     "sample": "prediction of the clean sample (prediction_type='sample', such as DDIMScheduler)",
 }
 
+# Held to solutions by hand in the tests; the last line is for models that were distilled to few steps.
+_SOLVERS = frozenset(
+    f"{name}Scheduler"
+    for name in (
+        *("FlowMatchEulerDiscrete", "FlowMatchHeunDiscrete", "UniPCMultistep", "DPMSolverMultistep", "DDIM", "DDPM"),
+        *("CogVideoXDDIM", "CogVideoXDPM", "EulerDiscrete", "EulerAncestralDiscrete", "HeunDiscrete", "DEISMultistep"),
+        *("KDPM2Discrete", "KDPM2AncestralDiscrete", "DPMSolverSinglestep", "PNDM", "SASolver"),
+        *("LCM", "TCD", "FlowMatchLCM"),
+    )
+)
 
 _VariantT_contra = TypeVar("_VariantT_contra", bound=GuidanceVariant, contravariant=True)
 
@@ -121,6 +131,8 @@ def check_scheduler(scheduler: Scheduler, prediction: PredictionType = "flow") -
     Raises:
         InputError: names what was given.
     """
+    if not _SOLVERS & {each.__name__ for each in type(scheduler).__mro__}:
+        raise InputError(f"expected one of {', '.join(sorted(_SOLVERS))}, got a {type(scheduler).__name__}")
     if scheduler.config.get("use_dynamic_shifting"):
         raise InputError(
             f"expected a scheduler whose steps do not depend on the size of the result, got {type(scheduler).__name__} "

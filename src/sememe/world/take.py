@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import cv2
 import numpy as np
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 
 from sememe.world.stage import Stage
 
-Floats = NDArray[np.floating[Any]]  # float32 between the parts of a take; effects may compute with more
+Floats = NDArray[np.floating]  # float32 between the parts of a take; effects may compute with more
 
 
 @dataclass(slots=True)
