@@ -30,6 +30,8 @@ from workflows import smoke_runs as video_as_prompt_chain
 EXACT, ROUNDED = 1e-9, 1e-6
 # Directions of almost no size, which Muon makes as large as the others, are rounding to a part.
 SETTINGS = ["training.num_shares=4", "training.optimizer=adamw"]
+# Adam divides a gradient by its own size, and one that is rounding for the most part is divided by this instead.
+STEADILY = "training.epsilon=1e-6"
 STEPS, EXACTLY, ROUGHLY = "training.num_steps=10", "training.precision=fp32", "training.precision=bf16"
 
 
@@ -87,23 +89,37 @@ def train_by_recipe(name: str, given: list[str]) -> Callable[[Path, Mapping[str,
     return train
 
 
+def give_inputs(root: Path, part: str) -> list[str]:
+    """Settings of ten steps in float32 of a part of Video-As-Prompt."""
+    return [*video_as_prompt_chain.settings(video_as_prompt_chain.smoke_runs(root), part), STEPS, EXACTLY, STEADILY]
+
+
 def list_parts(root: Path, only: str | None) -> Iterator[tuple[str, Part]]:
     spread = {"one process": (1, {}), "two processes": (2, {}), "two processes, shard 2": (2, {"shard": 2})}
+    shared = {
+        **spread,
+        "two processes, context 2": (2, {"context": 2}),
+        "four processes, context 2, shard 2": (4, {"context": 2, "shard": 2}),
+    }
     if only in (None, "regression"):
         hybrid = {"four processes, shard 2": (4, {"shard": 2})}
         yield "regression in float64", Part(train_regression, {**spread, **hybrid}, EXACT)
     if only in (None, "expert", "one-way"):
-        runs = video_as_prompt_chain.smoke_runs(root)
-        given = [*video_as_prompt_chain.settings(runs, "expert"), STEPS, EXACTLY]
+        given = give_inputs(root, "expert")
         if only != "one-way":
-            yield "expert of Video-As-Prompt", Part(train_by_recipe("smoke-expert", given), spread, ROUNDED)
+            yield "expert of Video-As-Prompt", Part(train_by_recipe("smoke-expert", given), shared, ROUNDED)
+            joint = [*given, "attention_mode=joint"]
+            yield "two-way expert", Part(train_by_recipe("smoke-expert", joint), shared, ROUNDED)
         if only != "expert":
-            taught = [*given, f"teacher={runs / 'expert'}"]
-            yield "one-way expert", Part(train_by_recipe("smoke-one-way", taught), spread, ROUNDED)
-            yield "expert of few steps", Part(train_by_recipe("smoke-few-step", taught), spread, ROUNDED)
+            taught = [*given, f"teacher={video_as_prompt_chain.smoke_runs(root) / 'expert'}"]
+            yield "one-way expert", Part(train_by_recipe("smoke-one-way", taught), shared, ROUNDED)
+            yield "expert of few steps", Part(train_by_recipe("smoke-few-step", taught), shared, ROUNDED)
+    if only in (None, "backbone"):
+        given = give_inputs(root, "backbone")
+        yield "backbone of Video-As-Prompt", Part(train_by_recipe("smoke-backbone", given), shared, ROUNDED)
     if only in (None, "compiled"):
-        given = [*video_as_prompt_chain.settings(video_as_prompt_chain.smoke_runs(root), "expert"), STEPS, EXACTLY]
-        compiled = {name: (size, {**changes, "compile": "blocks"}) for name, (size, changes) in spread.items()}
+        given = give_inputs(root, "expert")
+        compiled = {name: (size, {**changes, "compile": "blocks"}) for name, (size, changes) in shared.items()}
         yield "compiled expert", Part(train_by_recipe("smoke-expert", given), compiled, ROUNDED)
     if only in (None, "bf16"):
         given = [*video_as_prompt_chain.settings(video_as_prompt_chain.smoke_runs(root), "expert"), STEPS, ROUGHLY]
@@ -133,7 +149,7 @@ def compare(one: Path, other: Path) -> float:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", help="regression, expert, one-way, compiled, bf16, renderer or unet")
+    parser.add_argument("--only", help="regression, expert, one-way, backbone, compiled, bf16, renderer or unet")
     only = parser.parse_args().only
     num_failed = 0
     with tempfile.TemporaryDirectory() as temporary:

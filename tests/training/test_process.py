@@ -87,3 +87,11 @@ def test_shares_are_dealt_to_all_processes_evenly() -> None:
     assert [list(rank.take_shares(4)) for rank in ranks] == [[0, 1], [2, 3]]
     with pytest.raises(RecipeError, match="multiple of the number of processes, 2, got 3"):
         ranks[0].take_shares(3)
+
+
+def test_processes_that_share_tokens_have_the_same_shares() -> None:
+    ranks = [Distribution(rank=rank, num_ranks=4, context=2, device=torch.device("cpu")) for rank in range(4)]
+    assert [list(rank.take_shares(4)) for rank in ranks] == [[0, 1], [0, 1], [2, 3], [2, 3]]
+    assert [rank.counts_shares for rank in ranks] == [True, False, True, False]
+    with pytest.raises(RecipeError, match=r"processes divided by training\.context=2, 2, got 3"):
+        ranks[0].take_shares(3)

@@ -1,6 +1,7 @@
 """Two ranks that share out target and reference, each in a process of its own, and what one computes beside it."""
 
 import json
+import os
 import traceback
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,18 @@ import pytest
 import torch
 import torch.distributed as dist
 from diffusers import ContextParallelConfig
+from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
+from sememe.compute.context_parallel import MESH_NAMES, share_tokens
 from sememe.errors import ModelError
+from sememe.training.config import TrainingConfig
+from sememe.training.loop import train
 from sememe.video_as_prompt.references import ReferenceCache, ReferenceInputs, ReferenceTokens
+from sememe.video_as_prompt.stage_expert import ExpertStage
+from sememe.video_as_prompt.stage_settings import ExpertSettings
 from video_as_prompt import cogvideox_factories, wan_factories
+from video_as_prompt.stage_data import PAIRS, Latents, Texts
 
 
 def make_wan(mode: str) -> tuple[Any, dict[str, Any], ReferenceInputs]:
@@ -65,6 +73,9 @@ def compare_all(rank: int, port: int, cases: list[tuple[str, str]], results: str
     for family, mode in cases:
         try:
             compare(family, mode)
+            compare_gradients(family, mode)
+            if family == "wan":
+                compare_runs(mode, rank, Path(results, mode))
         except Exception:
             failures[f"{family}-{mode}"] = traceback.format_exc()
     Path(results, f"{rank}.json").write_text(json.dumps(failures))
@@ -85,3 +96,61 @@ def compare(family: str, mode: str) -> None:
     for got, wanted in zip(predict(model, target, reference), expected, strict=True):
         torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-4)
     assert set(shares) == {18}, "each rank computes half of the 36 tokens"
+
+
+def compare_gradients(family: str, mode: str) -> None:
+    """By shares of different lengths, of three heads, and with blocks that are computed twice."""
+    torch.manual_seed(0)
+    factories = wan_factories if family == "wan" else cogvideox_factories
+    model = factories.make_transformer(attention_mode=mode, num_attention_heads=3, attention_head_dim=16).train()
+    model.freeze_backbone()
+    target, reference = factories.make_target(model), factories.make_reference(num_frames=(1, 2))
+    # Nine tokens a frame, and, on CogVideoX, five of each text.
+    target["hidden_states"] = target["hidden_states"][..., :6, :]
+    if "image_rotary_emb" in target:
+        target["image_rotary_emb"] = model.rotary_tables(3, 6, 6)
+    reference = ReferenceInputs(tuple(each[..., :6, :] for each in reference.latents), reference.text_embeds)
+    alone = ReferenceInputs(reference.latents[:1], reference.text_embeds[:1])
+    expected = differentiate(model, target, reference, alone)
+    share_tokens(model, init_device_mesh("cpu", (1, 1, 2), mesh_dim_names=MESH_NAMES))
+    model.enable_gradient_checkpointing()
+    found = differentiate(model, target, reference, alone)
+    for tensor in found.values():
+        dist.all_reduce(tensor)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+
+
+def differentiate(
+    model: Any, target: dict[str, Tensor], reference: ReferenceInputs, alone: ReferenceInputs
+) -> dict[str, Tensor]:
+    """Gradients of the means of a prediction with references, and of one of a reference alone."""
+    model.zero_grad()
+    total = model(**target, reference=reference).sample.square().mean()
+    total = total + model.denoise_reference(alone, torch.tensor([300.0])).square().mean()
+    total.backward()
+    return {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
+
+
+class OddLatents(Latents):
+    """Of 27 tokens, which two ranks cannot share evenly."""
+
+    def select(self, name: str, indices: Tensor) -> Tensor:
+        return torch.randn((6, 4, 3, 6, 6), generator=torch.Generator().manual_seed(len(name)))[indices]
+
+
+def compare_runs(mode: str, rank: int, folder: Path) -> None:
+    """Ten steps, also on the references alone."""
+    # Adam divides a gradient by its own size, and one that is rounding for the most part is divided by epsilon instead.
+    config: dict[str, Any] = {"num_steps": 10, "learning_rate": 1e-3, "epsilon": 1e-6, "precision": "fp32"}
+    losses = ExpertSettings(**PAIRS, reference_weight=0.5)
+
+    def run(**changes: Any) -> dict[str, Tensor]:
+        stage = ExpertStage(wan_factories.make_transformer(attention_mode=mode), Texts(), OddLatents(), losses)
+        train(stage, TrainingConfig(**config, **changes, device="cpu", num_threads=1), folder / "-".join(changes))
+        return {name: each.detach() for name, each in stage.transformer.named_parameters() if each.requires_grad}
+
+    os.environ |= {"WORLD_SIZE": "2", "RANK": str(rank)}
+    found = run(context=2)
+    os.environ["WORLD_SIZE"] = "1"
+    expected = run() if rank == 0 else found
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)

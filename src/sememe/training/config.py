@@ -94,8 +94,8 @@ class PhaseConfig:
 
 
 FREE_SETTINGS = frozenset(
-    {"prefetch_batches", "device", "num_threads", "shard", "checkpoints_activations", "compile", "log_every"}
-    | {"tensorboard", "save_every", "save_minutes", "keep_checkpoints", "stop_after_minutes"}
+    {"prefetch_batches", "device", "num_threads", "shard", "context", "checkpoints_activations", "compile"}
+    | {"log_every", "tensorboard", "save_every", "save_minutes", "keep_checkpoints", "stop_after_minutes"}
 )
 """Settings of `TrainingConfig` that decide where, how fast and how visibly a run goes, but not on what it computes."""
 
@@ -128,8 +128,9 @@ class TrainingConfig:
     shares of a step, whose gradients are summed. The processes of a run divide the shares among themselves, so that
     their number changes nothing but rounding. `shard` is the number of processes over which one copy of the weights
     is spread, with gradients, moments and averages: 1 keeps all of them in each process, -1 spreads them over all
-    processes, and any other divides the number of processes. With `checkpoints_activations` the blocks of networks are
-    computed once more on the way back, and their activations are not kept.
+    processes, and any other divides the number of processes. `context` is the number of processes that compute one
+    share together, each some of its tokens; it divides the number of processes, too. With `checkpoints_activations`
+    the blocks of networks are computed once more on the way back, and their activations are not kept.
 
     With `validate_every` a part of the data is held out, on which the averaged weights are validated after so many
     steps each time, and at the end of each phase. 0 holds nothing out.
@@ -154,6 +155,7 @@ class TrainingConfig:
     device: str = "auto"
     num_threads: int = 0
     shard: int = 1
+    context: int = 1
     checkpoints_activations: bool = False
     prefetch_batches: int = 0
     seed: int = 0
@@ -169,7 +171,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         self._check_phases()
-        for name in ("num_shares", "log_every", "save_every"):
+        for name in ("num_shares", "context", "log_every", "save_every"):
             check_setting(getattr(self, name) >= 1, f"{name} must be 1 or more, got {getattr(self, name)}")
         for name in ("seed", "num_threads", "prefetch_batches", "weight_decay", "gradient_clip", "validate_every"):
             check_setting(getattr(self, name) >= 0, f"{name} must be 0 or more, got {getattr(self, name)}")

@@ -93,7 +93,7 @@ def train(
     Raises `RecipeError` for settings that do not fit, and, naming the step, when loss or gradients are not finite;
     `ModelError` for checkpoints of another model; `OutputError` if something cannot be written.
     """
-    with open_distribution(config.device) as distribution, listen_for_stop() as request:
+    with open_distribution(config.device, config.context) as distribution, listen_for_stop() as request:
         config = resolve_precision(config, distribution.device)
         with torch_settings(config, distribution.device):
             run = _Run(stage, config, Path(output_dir), distribution, on_event)
@@ -116,7 +116,7 @@ class _Run:
         self._modules = stage.modules()
         shard = choose_shard(config.shard, distribution.num_ranks)
         round_weights(list_rounded(stage, config))
-        self._sharding = Sharding(self._modules, stage.always_run(), distribution, shard)
+        self._sharding = Sharding(stage, distribution, shard)
         distribution.share_weights(stage.state().values())
         self._writer = CheckpointWriter(folder / "checkpoints", distribution, shard, config.keep_checkpoints)
         self._phases = plan_phases(stage, config)
@@ -317,9 +317,10 @@ class _Run:
             result = self._compute_loss(batches.take(), share)
             result.total.backward()
             self._states.add()
-            weight += result.divisor
-            self._num_uncounted += result.num_samples
-            self._meter.add(result)
+            if self._distribution.counts_shares:
+                weight += result.divisor
+                self._num_uncounted += result.num_samples
+                self._meter.add(result)
             self._watch.add(result.total, self._step)
         self._states.finish(self._distribution)
         grad_norm = self._finish_gradients(weight)

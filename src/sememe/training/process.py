@@ -87,10 +87,15 @@ def listen_for_stop() -> Iterator[StopRequest]:
 
 @dataclass(frozen=True, kw_only=True)
 class Distribution:
-    """Which of how many processes this one is, and on which device it trains."""
+    """Which of how many processes this one is, and on which device it trains.
+
+    Attributes:
+        context: Processes that compute each share together; those of successive ranks.
+    """
 
     rank: int = 0
     num_ranks: int = 1
+    context: int = 1
     device: torch.device
     control: dist.ProcessGroup | None = None
     """A group on the CPU, for decisions that all ranks must share; None for a single process."""
@@ -100,19 +105,26 @@ class Distribution:
         """Whether this process writes files and reports."""
         return self.rank == 0
 
+    @property
+    def counts_shares(self) -> bool:
+        """Whether this process, of those that compute the same shares, is the one that counts them."""
+        return self.rank % self.context == 0
+
     def take_shares(self, num_shares: int) -> range:
         """The shares of every step that this process computes.
 
         Raises:
             RecipeError: The shares cannot be divided evenly among the processes.
         """
-        if num_shares % self.num_ranks:
+        num_groups, group = self.num_ranks // self.context, self.rank // self.context
+        if num_shares % num_groups:
+            divided = f" divided by training.context={self.context}" if self.context > 1 else ""
             raise RecipeError(
-                f"expected training.num_shares to be a multiple of the number of processes, {self.num_ranks}, got "
-                f"{num_shares}; set training.num_shares={self.num_ranks}, and the batch size to that of a share"
+                f"expected training.num_shares to be a multiple of the number of processes{divided}, {num_groups}, got "
+                f"{num_shares}; set training.num_shares={num_groups}, and the batch size to that of a share"
             )
-        count = num_shares // self.num_ranks
-        return range(self.rank * count, (self.rank + 1) * count)
+        count = num_shares // num_groups
+        return range(group * count, (group + 1) * count)
 
     def sum_gradients(self, parameters: Mapping[str, Tensor], reached: Collection[str], weight: Tensor) -> None:
         """Replace each gradient, and the weight of the loss, by its sum over the ranks, in place.
@@ -188,9 +200,22 @@ def _rank_device(name: str, local_rank: int) -> torch.device:
 
 
 @contextmanager
-def open_distribution(device_name: str) -> Iterator[Distribution]:
-    """Join the other processes if torchrun started this one, and leave them at the end of the block."""
+def open_distribution(device_name: str, context: int = 1) -> Iterator[Distribution]:
+    """Join the other processes if torchrun started this one, and leave them at the end of the block.
+
+    Args:
+        device_name: As in `TrainingConfig.device`.
+        context: As in `TrainingConfig.context`.
+
+    Raises:
+        RecipeError: The processes cannot be divided into groups of that size.
+    """
     num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    if num_ranks % context:
+        raise RecipeError(
+            f"expected training.context to divide the number of processes, {num_ranks}, got {context}; start the run "
+            f"by torchrun with a multiple of {context} processes, or give training.context=1"
+        )
     if num_ranks == 1:
         yield Distribution(device=_rank_device(device_name, 0))
         return
@@ -200,9 +225,12 @@ def open_distribution(device_name: str) -> Iterator[Distribution]:
         torch.cuda.set_device(device)
     was_joined = dist.is_initialized()
     if not was_joined:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
+        # Numbers of tokens are exchanged on the CPU, so that no GPU is waited for.
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(minutes=30))
     try:
-        yield Distribution(rank=rank, num_ranks=num_ranks, device=device, control=dist.new_group(backend="gloo"))
+        control = dist.new_group(backend="gloo")
+        yield Distribution(rank=rank, num_ranks=num_ranks, context=context, device=device, control=control)
     except Exception as error:
         get_error_handler().record_exception(error)  # for torchrun to tell which process failed first, and why
         raise

@@ -5,7 +5,7 @@ A module is sharded in units, whose weights are gathered while they compute: its
 goes with it: gradient, moments, average. Everything else is whole on every process.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
@@ -17,8 +17,10 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from sememe.compute.context_parallel import MESH_NAMES, share_tokens
 from sememe.errors import RecipeError
 from sememe.training.process import Distribution
+from sememe.training.stage import Stage
 
 _LARGE_LAYER = 1 << 20
 """Numbers in a layer outside of the blocks from which on it is a unit."""
@@ -51,6 +53,15 @@ def choose_shard(shard: int, num_ranks: int) -> int:
     return size
 
 
+def check_context(stage: Stage, context: int) -> None:
+    """Raise `RecipeError` for a stage whose tokens cannot be spread over several processes."""
+    if context > 1 and not stage.split_by_tokens():
+        raise RecipeError(
+            f"expected training.context=1 for the stage {stage.name}, got {context}; its networks do not "
+            "share tokens among processes"
+        )
+
+
 def find_units(module: nn.Module) -> dict[str, nn.Module]:
     """The parts of a module that are sharded, each with all that it contains, by the path to them."""
     units = {
@@ -76,29 +87,37 @@ def _list_outer(module: nn.Module, path: str) -> list[nn.Module]:
 
 
 class Sharding:
-    """Places the modules of a run on its device, the same on all processes, and shards some of them.
+    """Places the modules of a run on its device, the same on all processes, and spreads weights and tokens.
 
     Args:
-        modules: Modules by name.
-        sharded: Names of those that may be sharded.
+        stage: Stage with the modules.
         distribution: The processes.
         shard: Number of processes that hold one copy of the weights together.
+
+    Raises:
+        RecipeError: The tokens of no module can be spread.
     """
 
-    def __init__(
-        self, modules: Mapping[str, nn.Module], sharded: Iterable[str], distribution: Distribution, shard: int
-    ) -> None:
+    def __init__(self, stage: Stage, distribution: Distribution, shard: int) -> None:
+        modules = stage.modules()
         self._modules = nn.ModuleDict(modules)
         self._distribution = distribution
         self._reached: set[str] = set()
         self._watched: set[str] = set()
-        if shard > 1:
+        device, num_ranks, context = distribution.device.type, distribution.num_ranks, distribution.context
+        if max(shard, context) > 1:
             seen: set[int] = set()
             for module in modules.values():
                 _separate(module, seen)
-            shape = (distribution.num_ranks // shard, shard)
-            mesh = init_device_mesh(distribution.device.type, shape, mesh_dim_names=("replicate", "shard"))
-            for name in sharded:
+        if context > 1:
+            check_context(stage, context)
+            # Not a dimension of the mesh of weights: these may be spread over processes that share tokens, too.
+            groups = init_device_mesh(device, (num_ranks // context, 1, context), mesh_dim_names=MESH_NAMES)
+            for name in stage.split_by_tokens():
+                share_tokens(modules[name], groups)
+        if shard > 1:
+            mesh = init_device_mesh(device, (num_ranks // shard, shard), mesh_dim_names=("replicate", "shard"))
+            for name in stage.always_run():
                 self._shard(name, modules[name], mesh)
         for module in modules.values():
             module.to(distribution.device)

@@ -43,7 +43,7 @@ class ShareStates:
         for tensor, before, total in zip(self._tensors, self._before, self._sums, strict=True):
             if distribution.num_ranks > 1:
                 dist.all_reduce(total)
-            changed = _widen(before) + total / self._num_shares
+            changed = _widen(before) + total / (self._num_shares * distribution.context)
             tensor.copy_(changed if tensor.is_floating_point() else changed.round())
 
 

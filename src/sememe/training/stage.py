@@ -130,6 +130,14 @@ class Stage(ABC):
         """
         return self.modules().keys()
 
+    def split_by_tokens(self) -> Collection[str]:
+        """Names of those of `modules()` of whose tokens a process may compute some, for `TrainingConfig.context`.
+
+        Their attention is `compute.context_parallel.attend`, and every gradient comes through their results, of which
+        each process has the whole. By default there are none.
+        """
+        return ()
+
     def only_computed(self) -> Collection[str]:
         """Names of frozen parameters, as "module.parameter", that `loss` computes with and nothing else reads.
 

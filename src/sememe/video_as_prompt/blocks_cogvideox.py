@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import torch
 from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
 from diffusers.models.attention import FeedForward
-from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.attention_processor import Attention, CogVideoXAttnProcessor2_0
 from diffusers.models.normalization import CogVideoXLayerNormZero
 from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXBlock
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sememe.compute.context_parallel import attend
 from sememe.video_as_prompt.reference_attention import (
     ExpertResult,
     IsolatedAttention,
@@ -102,8 +102,7 @@ class CogVideoXDispatchedAttnProcessor(CogVideoXAttnProcessor2_0):
         if self._attention_backend is None and self._parallel_config is None:
             return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
         query, key, value = self._project(attn, hidden_states, encoder_hidden_states, image_rotary_emb)
-        choice = {"backend": self._attention_backend, "parallel_config": self._parallel_config}
-        heads = dispatch_attention_fn(query, key, value, attn_mask=attention_mask, **choice)
+        heads = attend(self, query, key, value, attention_mask)
         result = attn.to_out[1](attn.to_out[0](heads.flatten(2, 3).type_as(query)))
         text, video = result.tensor_split([encoder_hidden_states.shape[1]], dim=1)
         return video, text

@@ -24,6 +24,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sememe.backbones.cross_attention import TextAttnProcessor, TextKeys
+from sememe.compute.context_parallel import attend
 from sememe.video_as_prompt.reference_attention import (
     ExpertResult,
     IsolatedAttention,
@@ -94,7 +95,10 @@ def finish_block(
 
 
 class JointAttnProcessor(WanAttnProcessor):
-    """Wan's self-attention of the target, over the tokens of target and reference."""
+    """Wan's self-attention of the target, alone or over the tokens of target and reference.
+
+    Alone and on one rank it is the stock one, bit for bit.
+    """
 
     def __call__(
         self,
@@ -106,7 +110,7 @@ class JointAttnProcessor(WanAttnProcessor):
         reference: ReferenceAttention | None = None,
     ) -> Float[Tensor, "batch joined_token dim"]:
         """Attend; if the reference has queries, its result before the output projection follows the target's."""
-        if reference is None:
+        if reference is None and self._parallel_config is None:
             return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
 
         assert rotary_emb is not None
@@ -117,9 +121,12 @@ class JointAttnProcessor(WanAttnProcessor):
         value = value.unflatten(2, (attn.heads, -1))
 
         num_target_tokens = query.shape[1]
-        heads = attend_with_reference(self, query, key, value, reference, attention_mask)
+        if reference is None:
+            heads = attend(self, query, key, value, attention_mask).flatten(2, 3).type_as(query)
+        else:
+            heads = attend_with_reference(self, query, key, value, reference, attention_mask)
         target = attn.to_out[1](attn.to_out[0](heads[:, :num_target_tokens]))
-        if reference.query is None:
+        if reference is None or reference.query is None:
             return target
         return torch.cat([target, heads[:, num_target_tokens:].type_as(target)], dim=1)
 
@@ -229,7 +236,6 @@ class WanVideoAsPromptBlock(WanTransformerBlock):
             config.eps,
             config.added_kv_proj_dim,
         )
-        self.attn1.set_processor(JointAttnProcessor())
         self.expert = WanExpert(config)
         # No later block reads the reference, so the last expert computes only its keys and values.
         self.needs_reference_output = not is_last_expert

@@ -188,7 +188,11 @@ class ExpertModel(TwoFolderFiles):
         Raises:
             ModelError: If the inputs do not fit the model.
         """
-        tokens: ReferenceTokens = self._embed_reference(inputs)
+        tokens: ReferenceTokens = self._split_tokens(self._embed_reference(inputs))
+        return tokens
+
+    def _split_tokens(self: Any, tokens: ReferenceTokens) -> ReferenceTokens:
+        """Return this rank's share of references, which is all of them without context parallelism."""
         if self._parallel_config is None:
             return tokens
         num_ranks = count_ranks(self._parallel_config)

@@ -324,7 +324,7 @@ class CogVideoXVideoAsPromptTransformer(ExpertModel, CogVideoXTransformer3DModel
             inputs: The reference, its latents noisy.
             timestep: Its timesteps in 0..1000.
         """
-        tokens = self._embed_reference(inputs)
+        tokens = self._split_tokens(self._embed_reference(inputs))
         dtype = tokens.hidden_states.dtype
         temb = self._embed_time(self.expert_embedder.time_embedding, timestep, dtype, None)
         (video, _), _ = self._run_experts(tokens, tokens.stream._replace(temb=temb, finishes=True))

@@ -27,7 +27,7 @@ from sememe.backbones.cross_attention import KeptText, TextAttnProcessor, projec
 from sememe.backbones.first_frame import FirstFrameFill, check_fill
 from sememe.backbones.stock_arguments import takes_arguments_of
 from sememe.errors import ModelError
-from sememe.video_as_prompt.blocks_wan import WanVideoAsPromptBlock
+from sememe.video_as_prompt.blocks_wan import JointAttnProcessor, WanVideoAsPromptBlock
 from sememe.video_as_prompt.context_parallel import SPLIT_TOKENS, TokenSplit
 from sememe.video_as_prompt.expert_files import WAN_KEYS, KeyMap
 from sememe.video_as_prompt.expert_model import ExpertModel, add_reference_embedding, check_strength
@@ -183,6 +183,7 @@ class WanVideoAsPromptTransformer(ExpertModel, WanTransformer3DModel):
         check_fill(first_frame_fill)
         self._add_experts(WanVideoAsPromptBlock, expert_blocks, attention_mode, reference_timestep)
         for block in self.blocks:
+            block.attn1.set_processor(JointAttnProcessor())
             block.attn2.set_processor(TextAttnProcessor())
         self.expert_embedder = WanExpertEmbedder(self.config)
         self.split = TokenSplit()
@@ -211,11 +212,13 @@ class WanVideoAsPromptTransformer(ExpertModel, WanTransformer3DModel):
             timestep: Its timesteps in 0..1000.
         """
         tokens: ReferenceTokens = self.expert_embedder(inputs, timestep)
+        rows, columns = tokens.grid
+        grid = torch.Size((tokens.hidden_states.shape[1] // (rows * columns), rows, columns))
+        tokens = self._split_tokens(tokens)
         (finished,), _ = self._run_experts(tokens, tokens.stream._replace(finishes=True))
         embedder = self.condition_embedder
         temb = embedder.time_embedder(embedder.timesteps_proj(timestep).to(finished.dtype))
-        rows, columns = tokens.grid
-        return self._project_out(finished, temb, torch.Size((finished.shape[1] // (rows * columns), rows, columns)))
+        return self._project_out(finished, temb, grid)
 
     def _make_stream(self, reference: ReferenceTokens) -> ReferenceStream:
         return reference.stream

@@ -5,10 +5,10 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from diffusers.models.attention import AttentionModuleMixin
-from diffusers.models.attention_dispatch import dispatch_attention_fn
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sememe.compute.context_parallel import attend
 from sememe.video_as_prompt.rotary import RotaryTables
 from sememe.video_as_prompt.shapes import Heads, ReferenceHeads, Tokens, TokenStreams
 
@@ -78,7 +78,7 @@ def attend_with_reference(
     """Attend from a target to its own tokens followed by a reference's.
 
     Args:
-        processor: Attention processor that names the attention backend.
+        processor: Attention processor, as in `attend`.
         query: Rotated queries of the target.
         key: Rotated keys of the target.
         value: Values of the target.
@@ -93,10 +93,9 @@ def attend_with_reference(
     # (batch, target token + reference token, head, head_dim)
     key = _join(key, reference.key.type_as(key))
     value = _join(value, reference.value.type_as(value))
-    backend = {"backend": processor._attention_backend, "parallel_config": processor._parallel_config}
     if reference.strength == 1.0:
         joined = query if own is None else _join(query, own)
-        heads = dispatch_attention_fn(joined, key, value, attn_mask=mask, **backend)
+        heads = attend(processor, joined, key, value, mask)
         return heads.flatten(2, 3).type_as(query)
 
     assert mask is None
@@ -105,9 +104,9 @@ def attend_with_reference(
     # queries attend separately. The bias broadcasts as (batch, head, query, key).
     bias = key.new_zeros(1, 1, 1, key.shape[1])
     bias[..., num_target_tokens:] = math.log(reference.strength)
-    heads = dispatch_attention_fn(query, key, value, attn_mask=bias, **backend)
+    heads = attend(processor, query, key, value, bias)
     if own is not None:
-        heads = torch.cat([heads, dispatch_attention_fn(own, key, value, **backend)], dim=1)
+        heads = torch.cat([heads, attend(processor, own, key, value)], dim=1)
     return heads.flatten(2, 3).type_as(query)
 
 
@@ -129,11 +128,8 @@ class IsolatedAttnProcessor:
     def __call__(self, attn: nn.Module, reference: ReferenceAttention) -> Tokens:
         """Attend within the reference, with the heads merged into one axis."""
         assert reference.query is not None
-        query, key, value = reference.query, reference.key, reference.value
-        heads = dispatch_attention_fn(
-            query, key, value, backend=self._attention_backend, parallel_config=self._parallel_config
-        )
-        return heads.flatten(2, 3).type_as(value)
+        heads = attend(self, reference.query, reference.key, reference.value)
+        return heads.flatten(2, 3).type_as(reference.value)
 
 
 class IsolatedAttention(nn.Module, AttentionModuleMixin):

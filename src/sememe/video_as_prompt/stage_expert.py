@@ -159,6 +159,9 @@ class PairedStage(Stage):
     def modules(self) -> Mapping[str, nn.Module]:
         return {"transformer": self.transformer}
 
+    def split_by_tokens(self) -> Collection[str]:
+        return self.modules().keys()
+
     def only_computed(self) -> Collection[str]:
         """The backbone, of which a run exports nothing."""
         is_expert_key = self.transformer.key_map.is_expert_key

@@ -31,6 +31,7 @@ from sememe.training.samples import NUM_SAMPLES, Sampler, find_sampler
 from sememe.training.stage import Announce, NoiseLosses, Stage, StepLoss, Weights, make_rng
 from sememe.training.text_source import EncodedText, TextSource
 from sememe.video.sheet import SheetRow
+from sememe.video_as_prompt.blocks_wan import JointAttnProcessor
 from sememe.video_as_prompt.families import BackboneFamily, TransformerAlone, WanFamily
 from sememe.video_as_prompt.network_wan import WanVideoAsPromptTransformer
 from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
@@ -187,7 +188,7 @@ class BackboneStage(Stage):
 
     def __init__(
         self,
-        transformer: nn.Module,
+        transformer: Any,
         text_encoder: nn.Module,
         tokenizer: Any,
         latents: LatentSource,
@@ -197,6 +198,8 @@ class BackboneStage(Stage):
     ) -> None:
         self.sampler = sampler
         self.transformer = transformer.train()
+        for block in transformer.blocks:
+            block.attn1.set_processor(JointAttnProcessor())
         self.text_encoder = text_encoder.train()
         self.tokenizer = tokenizer
         self.latents = latents
@@ -208,6 +211,9 @@ class BackboneStage(Stage):
 
     def modules(self) -> Mapping[str, nn.Module]:
         return {"transformer": self.transformer, "text_encoder": self.text_encoder}
+
+    def split_by_tokens(self) -> Collection[str]:
+        return ("transformer",)
 
     def batch(self, step: int, generator: torch.Generator, device: torch.device) -> ClipBatch:
         rng, settings = make_rng(generator), self.settings
@@ -240,7 +246,7 @@ class BackboneStage(Stage):
 
     def export(self, folder: Path, weights: Weights) -> None:
         """Write `transformer/`, `text_encoder/` and `tokenizer/`."""
-        self.transformer.save_pretrained(folder / "transformer")  # type: ignore[operator]
+        self.transformer.save_pretrained(folder / "transformer")
         self.text_encoder.save_pretrained(folder / "text_encoder")  # type: ignore[operator]
         self.tokenizer.save_pretrained(folder / "tokenizer")
 
