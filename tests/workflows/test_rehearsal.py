@@ -40,7 +40,10 @@ def test_a_rehearsal_tells_what_the_run_then_does(
     assert told.code == 0
     assert told.out.startswith(f"smoke-expert goes on at step 4 in {runs / 'expert'}, on cpu\n")
     assert f"phase main: 4 steps, {num_trained:,} parameters trained" in told.out
-    spread = json.loads(run_here(capsys, *words, "--json", "--set", "training.shard=2", "-o", runs / "expert").out)
+    names = [f"training.{each}" for each in ("shard=2", "context=2", "checkpoints_activations=true")]
+    more = [word for setting in names for word in ("--set", setting)]
+    spread = json.loads(run_here(capsys, *words, "--json", *more, "-o", runs / "expert").out)
+    assert 0 < spread["activations"] < found["activations"] / 2
     # Its small layers outside of the blocks stay whole.
     assert 0.5 < spread["phases"][0]["memory"] / phase["memory"] < 0.75
 

@@ -326,6 +326,9 @@ def _rehearse(
             f"  phase {phase.name}: {phase.num_steps:,} steps, {phase.num_trained:,} parameters trained, "
             f"{phase.memory / 1e9:.2f} GB{where} beside activations"
         )
+    if found.activations is not None:
+        where = f" on each of {found.context} processes" if found.context > 1 else ""
+        typer.echo(f"  activations of a share: {found.activations / 1e9:.2f} GB{where}")
     typer.echo(f"  a step: {found.num_shares} x")
     for name, shape in found.batch.items():
         typer.echo(f"    {name}: {shape}")

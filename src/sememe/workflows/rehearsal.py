@@ -23,8 +23,9 @@ from sememe.training.phases import plan_phases
 from sememe.training.process import resolve_precision
 from sememe.training.recipes import TrainingRecipe
 from sememe.training.run_record import check_inputs
-from sememe.training.sharding import count_kept
+from sememe.training.sharding import check_context, count_kept
 from sememe.training.stage import Stage, step_generator
+from sememe.training.step_memory import measure_activations
 from sememe.workflows.beginnings import START_NAME, find_initial, prepare_stage
 from sememe.workflows.systems import qualify_model
 from sememe.workflows.train import RUNS_FOLDER, check_resumable
@@ -42,7 +43,7 @@ class RehearsedPhase:
         num_trained: Parameters that are trained in it.
         memory: Bytes of all weights, and of gradients, moments and averages of what is trained, as far as one process
             keeps them (see `TrainingConfig.shard`); activations, and the weights of the blocks that compute at the
-            time, come on top of it.
+            time, come on top of it (see `Rehearsal.activations`).
     """
 
     name: str
@@ -63,8 +64,12 @@ class Rehearsal:
         modules: Number of parameters of each module that the stage trains, or trains a part of.
         phases: The phases in order.
         batch: Type and shape of each tensor in the batch of a share.
+        activations: Bytes that a share of the first step takes beside weights and gradients, on each of `context`
+            processes, as attention computes on this device; None where only a training can show it. What they do
+            not divide, such as embeddings of texts, is counted as if they did.
         num_shares: Shares of a step.
         shard: Processes that hold one copy of the weights together.
+        context: Processes that compute a share together.
         device: Where it trains.
     """
 
@@ -75,8 +80,10 @@ class Rehearsal:
     modules: Mapping[str, int]
     phases: Sequence[RehearsedPhase]
     batch: Mapping[str, str]
+    activations: int | None
     num_shares: int
     shard: int
+    context: int
     device: str
 
 
@@ -108,10 +115,12 @@ def rehearse(
         stage, config = prepared.stage, recipe.training
         if config.validate_every:
             stage.hold_out()
+        check_context(stage, config.context)
         shard = int(os.environ.get("WORLD_SIZE", "1")) if config.shard == -1 else config.shard
         device = choose_device(config.device)
+        config = resolve_precision(config, device)
         kept = count_kept_numbers(stage, shard)
-        weights = _count_weights(stage, resolve_precision(config, device), kept)
+        weights = _count_weights(stage, config, kept)
         phases = [
             _describe_phase(stage, config, phase.settings.name, phase.settings.num_steps, kept, weights)
             for phase in plan_phases(stage, config)
@@ -120,6 +129,8 @@ def rehearse(
         stage.enter(phases[0].name)
         with torch.no_grad():
             batch = stage.batch(0, step_generator(config.seed, 0, 0, "batch"), device)
+        on_progress(Progress("counting activations"))
+        activations = measure_activations(stage, config, phases[0].name)
     return Rehearsal(
         recipe=recipe.name,
         folder=folder,
@@ -128,8 +139,10 @@ def rehearse(
         modules={name: _count(module.parameters()) for name, module in stage.modules().items()},
         phases=phases,
         batch=_describe_batch(batch),
+        activations=None if activations is None else activations // config.context,
         num_shares=config.num_shares,
         shard=shard,
+        context=config.context,
         device=str(device),
     )
 
