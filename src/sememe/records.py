@@ -152,6 +152,22 @@ def flatten(record: object) -> dict[str, Any]:
     return values
 
 
+def flatten_defaults(record: object) -> dict[str, Any]:
+    """Return what the values of a record by dotted key are where nothing is given, as far as they have a default."""
+    values: dict[str, Any] = {}
+    for name, value in _parts(record).items():
+        if _is_group(value):
+            values |= {f"{name}.{key}": inner for key, inner in flatten_defaults(value).items()}
+    for item in () if isinstance(record, tuple) else dataclasses.fields(record):  # type: ignore[arg-type]
+        if _is_group(getattr(record, item.name)):
+            continue
+        if item.default_factory is not dataclasses.MISSING:
+            values[item.name] = item.default_factory()
+        elif item.default is not dataclasses.MISSING:
+            values[item.name] = item.default
+    return values
+
+
 def _parts(group: Any) -> dict[str, Any]:
     """Return the fields of a record, or the records of a tuple by their names."""
     if isinstance(group, tuple):

@@ -297,6 +297,13 @@ def test_changed_settings_are_refused_or_noted(runs: Path, tmp_path: Path) -> No
         (1, {"training.learning_rate": "0.5", "settings.num_references": "1", "training.log_every": "7"}),
         (1, {"training.seed": "9", "training.log_every": "1"}),
     ]
+    # A setting of a later version: the run went on without it, which its default stands for.
+    content = json.loads((tmp_path / "run" / "run.json").read_text())
+    del content["settings"]["settings.reference_weight"]
+    (tmp_path / "run" / "run.json").write_text(json.dumps(content))
+    resume(*faster, "training.seed=9")
+    with pytest.raises(RecipeError, match=r"begun with settings.reference_weight 0.0, and it is 0.5 now"):
+        resume(*faster, "training.seed=9", "settings.reference_weight=0.5")
     assert record.changes[0].before["training.learning_rate"] == "0.0012"
     assert record.settings["training.seed"] == "9"
 

@@ -75,7 +75,13 @@ class RunSummary:
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
-def check_settings(folder: Path, recipe: str, settings: Mapping[str, str], allowed: Collection[str] = ()) -> None:
+def check_settings(
+    folder: Path,
+    recipe: str,
+    settings: Mapping[str, str],
+    allowed: Collection[str] = (),
+    defaults: Mapping[str, str] | None = None,
+) -> None:
     """Check, before anything slow is done, that a folder holds no run, or one of this recipe and these settings.
 
     Args:
@@ -83,11 +89,12 @@ def check_settings(folder: Path, recipe: str, settings: Mapping[str, str], allow
         recipe: Name of the recipe.
         settings: All settings by dotted key, as text.
         allowed: Names of the settings that may differ from before.
+        defaults: What settings were before they could be chosen, by dotted key.
 
     Raises:
         RecipeError: The folder holds a run of another recipe, or of other settings than are allowed.
     """
-    present = read_run(folder)
+    present = read_run(folder, settings, defaults)
     if present is None:
         return
     if present.recipe != recipe:
@@ -115,7 +122,13 @@ def check_inputs(folder: Path, inputs: Mapping[str, str], allowed: Collection[st
     return changes
 
 
-def write_run(folder: Path, record: RunRecord, step: int = 0, allowed: Collection[str] = ()) -> None:
+def write_run(
+    folder: Path,
+    record: RunRecord,
+    step: int = 0,
+    allowed: Collection[str] = (),
+    defaults: Mapping[str, str] | None = None,
+) -> None:
     """Write `run.json`, or check that the one there is of the same inputs, and add what has changed.
 
     Args:
@@ -123,19 +136,31 @@ def write_run(folder: Path, record: RunRecord, step: int = 0, allowed: Collectio
         record: The run as it is gone on with; its settings have passed `check_settings`.
         step: Steps done so far.
         allowed: Names of the inputs that may differ from before.
+        defaults: As in `check_settings`.
 
     Raises:
         RecipeError: The folder holds a run of other inputs than are allowed.
         OutputError: It cannot be written.
     """
-    present = read_run(folder)
+    present = read_run(folder, record.settings, defaults)
     if present is not None:
         record = _go_on(folder, present, record, step, allowed)
     write_text(folder / RUN_NAME, json.dumps({"format": _FORMAT, **asdict(record)}, indent=1, sort_keys=True) + "\n")
 
 
-def read_run(folder: Path) -> RunRecord | None:
-    """The `run.json` of a folder; None where there is none. Raises `ModelError` if it cannot be read."""
+def read_run(
+    folder: Path, settings: Collection[str] = (), defaults: Mapping[str, str] | None = None
+) -> RunRecord | None:
+    """Read the `run.json` of a folder; None where there is none.
+
+    Args:
+        folder: Folder of the run.
+        settings: Settings that there are now. Those that the run did not have get their value in `defaults`.
+        defaults: As in `check_settings`.
+
+    Raises:
+        ModelError: It cannot be read.
+    """
     content = _read(folder / RUN_NAME)
     if content is None:
         return None
@@ -143,7 +168,9 @@ def read_run(folder: Path) -> RunRecord | None:
         if content.pop("format") != _FORMAT:
             raise ValueError(f"it is of another format than {_FORMAT}")
         changes = tuple(RunChange(**change) for change in content.pop("changes", ()))
-        return RunRecord(**content, changes=changes)
+        found = RunRecord(**content, changes=changes)
+        added = {name: value for name, value in (defaults or {}).items() if name in settings}
+        return replace(found, settings={**added, **found.settings})
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{folder / RUN_NAME} cannot be read: {error}; choose another folder") from error
 

@@ -13,10 +13,18 @@ from typing import TYPE_CHECKING
 from sememe.errors import RecipeError
 from sememe.events import Progress, ProgressHandler, ignore_progress
 from sememe.files import lock_folder
-from sememe.records import flatten
+from sememe.records import flatten, flatten_defaults
 from sememe.training.config import FREE_SETTINGS, TrainingConfig
 from sememe.training.recipes import TrainingRecipe
-from sememe.training.run_record import RUN_NAME, RunRecord, RunSummary, check_settings, write_run, write_summary
+from sememe.training.run_record import (
+    RUN_NAME,
+    RunRecord,
+    RunSummary,
+    check_settings,
+    read_run,
+    write_run,
+    write_summary,
+)
 from sememe.workflows.recipe_list import resolve_recipe
 from sememe.workflows.systems import qualify_model
 
@@ -90,7 +98,8 @@ def train_recipe(
         if _is_main():
             record = _describe(recipe, settings, prepared.inputs, init_from)
             present = list_checkpoints(folder / "checkpoints")
-            write_run(folder, record, count_steps(present[-1]) if present else 0, allow_changes)
+            step = count_steps(present[-1]) if present else 0
+            write_run(folder, record, step, allow_changes, _list_defaults(recipe))
         watcher = _Watcher(recipe, on_progress, on_event)
         checkpoint = None if initial is None else initial.checkpoint
         summary = train(prepared.stage, recipe.training, folder, resume, checkpoint, watcher)
@@ -113,13 +122,19 @@ def check_resumable(
     from sememe.workflows.systems import find_stage
 
     # With weights of another model come its networks: the recipe's own have no effect and are not recorded.
-    unused = () if init_from is None else ("network.", "text.")
+    present = read_run(folder)
+    begins_elsewhere = (init_from or (present and present.init_from)) is not None
+    unused = ("network.", "text.") if begins_elsewhere else ()
     values = flatten(recipe).items()
     settings = {key: str(value) for key, value in values if not key.startswith(unused) and key != "description"}
     # Where a part is read from is free, but what is read there is an input and has to be the same.
     free = {f"training.{name}" for name in FREE_SETTINGS} | find_stage(recipe).needs.keys()
-    check_settings(folder, recipe.name, settings, free.union(allow_changes))
+    check_settings(folder, recipe.name, settings, free.union(allow_changes), _list_defaults(recipe))
     return settings
+
+
+def _list_defaults(recipe: TrainingRecipe) -> dict[str, str]:
+    return {key: str(value) for key, value in flatten_defaults(recipe).items()}
 
 
 class _Watcher:
