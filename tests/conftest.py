@@ -22,15 +22,18 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     if config.getoption("dist", "no") != "no" and not hasattr(config, "workerinput"):
         return
+    gc.disable()  # until all is imported: little is garbage before, and there is much to look at
     for name in ("peft", "diffusers.models.transformers", "diffusers.models.autoencoders", "diffusers.models.unets"):
         importlib.import_module(name)
     install()
 
 
 def pytest_collection_finish() -> None:
-    """Leave the libraries' objects out of garbage collections: each would look at all of them."""
+    """Leave the libraries' objects out of garbage collections, each of which would look at all of them; have few."""
     gc.collect()
     gc.freeze()
+    gc.enable()
+    gc.set_threshold(50_000, 20, 20)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

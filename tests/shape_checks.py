@@ -23,6 +23,7 @@ def install() -> None:
     """
     jaxtyping.jaxtyped = _decorate  # type: ignore[assignment]
     jaxtyping.install_import_hook("sememe", "shape_checks.check_types")
+    _remember_protocols()
 
 
 def check_types(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -74,3 +75,24 @@ def _holds_arrays(hint: Any) -> bool:
     if isinstance(hint, type) and issubclass(hint, jaxtyping.AbstractArray):
         return True
     return any(_holds_arrays(part) for part in typing.get_args(hint))
+
+
+def _remember_protocols() -> None:
+    """Ask the instances of a class only once whether they do what a protocol says.
+
+    Up to Python 3.11 the question reads every property, and the precision of a network is read off all its modules.
+    """
+    meta: Any = type(typing.Protocol)
+    ask = meta.__instancecheck__
+    known: set[tuple[type, type]] = set()
+
+    def remember(protocol: type, instance: Any) -> bool:
+        question = (protocol, type(instance))
+        if question in known:
+            return True
+        answer: bool = ask(protocol, instance)
+        if answer and getattr(protocol, "_is_protocol", False):
+            known.add(question)
+        return answer
+
+    meta.__instancecheck__ = remember

@@ -1,14 +1,19 @@
 """Clips that several tests of this folder use."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pytest
 
-from sememe.video import Clip
+if TYPE_CHECKING:
+    from sememe.video import Clip
 
 
 @pytest.fixture
-def smooth_clip() -> Clip:
+def smooth_clip() -> "Clip":
     """Twelve frames of 48x64 with soft colours that move."""
+    from sememe.video import Clip  # not above: this file may be loaded before the shape checks are installed
+
     rows, columns = np.mgrid[0:48, 0:64]
     frames = [
         np.stack(
