@@ -1,17 +1,17 @@
 """Image embeddings of pictures, as image-to-video backbones read them."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from diffusers.utils.torch_utils import get_module_execution_device
 from jaxtyping import Float
 from torch import Tensor
+from transformers import BaseImageProcessor, CLIPVisionModel
 
 
 def encode_pictures(
-    image_encoder: Any, image_processor: Any, pictures: Sequence[np.ndarray]
+    image_encoder: CLIPVisionModel, image_processor: BaseImageProcessor, pictures: Sequence[np.ndarray]
 ) -> Float[Tensor, "picture image_token image_dim"]:
     """Encode pictures by the last layer but one of a CLIP vision model, as Wan2.1 reads it.
 

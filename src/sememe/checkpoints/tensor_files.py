@@ -130,7 +130,7 @@ def set_tensor(model: nn.Module, key: str, tensor: torch.Tensor) -> None:
         module._parameters[name] = nn.Parameter(tensor, requires_grad=is_trained)
 
 
-def leave_out(stored: Mapping[str, StoredTensor], model: Any) -> dict[str, StoredTensor]:
+def leave_out(stored: Mapping[str, StoredTensor], model: nn.Module) -> dict[str, StoredTensor]:
     """Return the tensors but for those that the model's class ignores when it is loaded, as diffusers does."""
     patterns = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
     return {key: each for key, each in stored.items() if not any(re.search(pattern, key) for pattern in patterns)}

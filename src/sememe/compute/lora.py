@@ -18,6 +18,8 @@ import safetensors.torch
 import torch
 from diffusers.hooks.group_offloading import _maybe_remove_and_reapply_group_offloading
 from diffusers.loaders import PeftAdapterMixin
+from diffusers.loaders.lora_base import LoraBaseMixin
+from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 
@@ -27,6 +29,8 @@ from sememe.compute.speed import without_feature_cache
 from sememe.compute.storage import ADAPTER_LAYER_PATTERN, find_storage
 from sememe.errors import InputError, ModelError
 
+LoraSource = str | Path | dict[str, torch.Tensor]
+"""A folder, a file, a repository on the hub, or tensors by name."""
 LORA_NAME = "pytorch_lora_weights.safetensors"
 """File of an adapter in a folder, as diffusers names it."""
 _log = logging.getLogger(__name__)
@@ -53,17 +57,17 @@ def check_can_adapt(model: Transformer, *, of_expert: bool) -> None:
         )
 
 
-def restrict_to_backbone(model: ExpertTransformer, config: Any) -> Any:
+def restrict_to_backbone(model: ExpertTransformer, config: PeftConfig) -> PeftConfig:
     """A PEFT configuration whose targets are those of `config` outside the expert."""
     return _exclude(config, _expert_pattern(model))
 
 
-def restrict_to_expert(model: ExpertTransformer, config: Any) -> Any:
+def restrict_to_expert(model: ExpertTransformer, config: PeftConfig) -> PeftConfig:
     """A PEFT configuration whose targets are those of `config` inside the expert."""
     return _exclude(config, rf"(?!{_expert_pattern(model)}$).*")
 
 
-def add_expert_adapter(model: ExpertTransformer, config: Any, name: str = "default") -> None:
+def add_expert_adapter(model: ExpertTransformer, config: PeftConfig, name: str = "default") -> None:
     """Puts a new adapter on the expert alone.
 
     Args:
@@ -133,7 +137,7 @@ def load_expert_adapter(model: ExpertTransformer, source: str | Path, name: str 
 
 
 @contextmanager
-def without_adapters(model: Any) -> Iterator[None]:
+def without_adapters(model: PeftAdapterMixin) -> Iterator[None]:
     """Turns all adapters of a model off, which is then as it was without them."""
     before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     model.disable_adapters()
@@ -216,7 +220,7 @@ def _expert_pattern(model: ExpertTransformer) -> str:
     return rf"(?:{model.key_map.blocks}\.\d+\.expert|expert_embedder)(?:\..*)?"
 
 
-def _exclude(config: Any, pattern: str) -> Any:
+def _exclude(config: PeftConfig, pattern: str) -> PeftConfig:
     """The configuration with one more pattern of what it leaves alone."""
     given = getattr(config, "exclude_modules", None)
     if given and not isinstance(given, str):
@@ -230,7 +234,7 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n", maxsplit=1)[0]
 
 
-class AdapterMixin:
+class AdapterMixin(LoraBaseMixin):
     """`load_lora_weights` for the network that denoises; list a loader mixin of diffusers after it among the bases."""
 
     _lora_loadable_modules: ClassVar[list[str]] = ["transformer"]
@@ -238,8 +242,8 @@ class AdapterMixin:
     """Class of diffusers whose `lora_state_dict` reads files of such weights."""
 
     def load_lora_weights(
-        self: Any,
-        pretrained_model_name_or_path_or_dict: str | Path | dict[str, torch.Tensor],
+        self,
+        pretrained_model_name_or_path_or_dict: LoraSource,
         adapter_name: str | None = None,
         hotswap: bool = False,  # noqa: FBT001, FBT002 (the stock signature)
         **kwargs: Any,
@@ -288,7 +292,7 @@ class AdapterMixin:
                 **low_memory,
             )
 
-    def fuse_lora(self: Any, *arguments: Any, **settings: Any) -> None:
+    def fuse_lora(self, *arguments: Any, **settings: Any) -> None:
         """Add loaded weights to those of the model, as diffusers does.
 
         Raises:
@@ -297,10 +301,10 @@ class AdapterMixin:
         settings = settings if arguments else {"components": self._lora_loadable_modules} | settings
         _check_can_fuse(self.transformer)
         with _changeable(self):
-            super().fuse_lora(*arguments, **settings)  # type: ignore[misc]
+            super().fuse_lora(*arguments, **settings)
             _maybe_remove_and_reapply_group_offloading(self.transformer)
 
-    def unfuse_lora(self: Any, *arguments: Any, **settings: Any) -> None:
+    def unfuse_lora(self, *arguments: Any, **settings: Any) -> None:
         """Take fused weights out again, as diffusers does.
 
         Raises:
@@ -309,10 +313,10 @@ class AdapterMixin:
         settings = settings if arguments else {"components": self._lora_loadable_modules} | settings
         _check_can_fuse(self.transformer)
         with _changeable(self):
-            super().unfuse_lora(*arguments, **settings)  # type: ignore[misc]
+            super().unfuse_lora(*arguments, **settings)
             _maybe_remove_and_reapply_group_offloading(self.transformer)
 
-    def _read_lora(self: Any, source: Any, shown: str, options: dict[str, Any]) -> tuple[dict[str, Any], Any, Any]:
+    def _read_lora(self, source: LoraSource, shown: str, options: dict[str, Any]) -> tuple[dict[str, Any], Any, Any]:
         """Return tensors, their scales where the file states them apart, and what else the file says."""
         _check_lora_source(source, options.get("weight_name"))
         loader = self.lora_loader
@@ -354,7 +358,7 @@ def _is_of_expert(model: Transformer, path: Path, options: Mapping[str, Any]) ->
         return False
 
 
-def _check_lora_source(source: Any, weight_name: str | None) -> None:
+def _check_lora_source(source: LoraSource, weight_name: str | None) -> None:
     """Refuse what is not safetensors, which diffusers would unpickle, and a file that does not exist.
 
     Raises:

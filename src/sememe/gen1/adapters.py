@@ -1,13 +1,14 @@
 """LoRA on the U-Net: small matrices beside the image model's attention (arXiv 2106.09685)."""
 
 from pathlib import Path
-from typing import Any
+
+from diffusers.loaders import PeftAdapterMixin
 
 from sememe.compute.lora import LORA_NAME, without_injection_warnings
 from sememe.errors import InputError
 
 
-def add_lora(unet: Any, rank: int) -> None:
+def add_lora(unet: PeftAdapterMixin, rank: int) -> None:
     """Put small matrices beside those of the spatial attention, which change nothing yet."""
     from peft import LoraConfig
 
@@ -21,7 +22,7 @@ def add_lora(unet: Any, rank: int) -> None:
     )
 
 
-def load_lora(unet: Any, folder: Path) -> None:
+def load_lora(unet: PeftAdapterMixin, folder: Path) -> None:
     """Load what a customisation has trained.
 
     Raises:

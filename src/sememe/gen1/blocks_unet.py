@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
+from diffusers.models.attention_processor import Attention
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
@@ -29,7 +30,7 @@ class DispatchedAttention:
 
     def __call__(
         self,
-        attn: Any,
+        attn: Attention,
         hidden_states: Float[Tensor, "batch query dim"],
         encoder_hidden_states: Float[Tensor, "batch key content_dim"] | None = None,
         attention_mask: Float[Tensor, "batch 1 key"] | None = None,

@@ -15,6 +15,7 @@ import torch
 from diffusers.utils.torch_utils import get_module_execution_device
 from jaxtyping import Float
 from torch import Tensor
+from transformers import BaseImageProcessor, CLIPVisionModelWithProjection
 
 from sememe.backbones.text import TextEncoder, Tokenizer, encode_prompts_padded
 from sememe.errors import InputError, ModelError
@@ -64,7 +65,11 @@ class ContentEncoder(Protocol):
         """Return the content that guidance leads away from."""
 
 
-def embed_images(image_encoder: Any, image_processor: Any, images: Sequence[np.ndarray]) -> Float[Tensor, "image dim"]:
+def embed_images(
+    image_encoder: CLIPVisionModelWithProjection | None,
+    image_processor: BaseImageProcessor | None,
+    images: Sequence[np.ndarray],
+) -> Float[Tensor, "image dim"]:
     """Return the embeddings of pictures, each uint8 (height, width, 3), as CLIP projects them.
 
     Raises:
@@ -93,8 +98,8 @@ class ImageSpaceEncoder:
         dim: Length of an embedding.
     """
 
-    image_encoder: Any
-    image_processor: Any
+    image_encoder: CLIPVisionModelWithProjection | None
+    image_processor: BaseImageProcessor | None
     prior: PriorSampler | None
     dim: int
 
@@ -127,8 +132,8 @@ class PromptEncoder:
 
     tokenizer: Tokenizer | None
     text_encoder: TextEncoder | None
-    image_encoder: Any
-    image_processor: Any
+    image_encoder: CLIPVisionModelWithProjection | None
+    image_processor: BaseImageProcessor | None
     image_dim: int | None
 
     def encode_text(self, text: str, generator: torch.Generator | None) -> ContentEmbedding:

@@ -5,10 +5,10 @@ with and without its temporal layers.
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
-from diffusers import UNet2DConditionModel, UNetMotionModel
+from diffusers import ControlNetModel, ModelMixin, UNet2DConditionModel, UNetMotionModel
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -111,7 +111,7 @@ class MotionModel:
         scale: Strength of the ControlNet.
     """
 
-    def __init__(self, unet: UNetMotionModel, controlnet: Any, scale: float = 1.0) -> None:
+    def __init__(self, unet: UNetMotionModel, controlnet: ControlNetModel, scale: float = 1.0) -> None:
         self.unet, self.controlnet, self.scale = unet, controlnet, scale
         self.image_model = share_image_model(unet)
 
@@ -200,7 +200,9 @@ def _name_image_block(name: str) -> str:
     return name.replace("Motion", "2D")
 
 
-def make_model(unet: Any, controlnet: Any, controlnet_scale: float = 1.0) -> InflatedModel | MotionModel:
+def make_model(
+    unet: ModelMixin, controlnet: ControlNetModel | None, controlnet_scale: float = 1.0
+) -> InflatedModel | MotionModel:
     """Return the model of a network.
 
     Raises:

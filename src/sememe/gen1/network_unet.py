@@ -81,7 +81,9 @@ class Gen1UNet(UNet2DConditionModel):
         return UNet2DConditionModel._get_init_keys(UNet2DConditionModel) | {"max_frames"}
 
     @classmethod
-    def from_image_model(cls, image_model: Any, max_frames: int = 8, content_dim: int | None = None) -> "Gen1UNet":
+    def from_image_model(
+        cls, image_model: UNet2DConditionModel, max_frames: int = 8, content_dim: int | None = None
+    ) -> "Gen1UNet":
         """Inflate the U-Net of Stable Diffusion 1 or 2.
 
         The new model takes over the image model's tensors without copying them, so do not use `image_model` afterwards.

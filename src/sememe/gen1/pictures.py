@@ -1,15 +1,16 @@
 """Pictures as the processors of transformers give them to networks."""
 
-from typing import Any
-
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
+from transformers import BaseImageProcessor
 
 
 def read_pictures(
-    frames: UInt8[np.ndarray, "picture height width 3"], processor: Any, device: torch.device | str = "cpu"
+    frames: UInt8[np.ndarray, "picture height width 3"],
+    processor: BaseImageProcessor,
+    device: torch.device | str = "cpu",
 ) -> Float[Tensor, "picture 3 _ _"]:
     """Return pictures as a processor gives them to its network, on a device.
 
@@ -26,13 +27,15 @@ def read_pictures(
     return pixels.to(device)
 
 
-def prepare_pictures(levels: Float[Tensor, "picture height width 3"], processor: Any) -> Float[Tensor, "_ 3 _ _"]:
+def prepare_pictures(
+    levels: Float[Tensor, "picture height width 3"], processor: BaseImageProcessor
+) -> Float[Tensor, "_ 3 _ _"]:
     """Return colours 0 to 255 as a processor of transformers gives pictures that need no resizing to its network."""
     mean, std = levels.new_tensor(processor.image_mean), levels.new_tensor(processor.image_std)
     return ((levels * processor.rescale_factor - mean) / std).permute(0, 3, 1, 2)
 
 
-def _keeps_size(processor: Any, height: int, width: int) -> bool:
+def _keeps_size(processor: BaseImageProcessor, height: int, width: int) -> bool:
     if not (processor.do_resize and processor.do_rescale and processor.do_normalize) or getattr(
         processor, "do_pad", False
     ):

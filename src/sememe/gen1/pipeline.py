@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
-from diffusers import UNetMotionModel
+from diffusers import ControlNetModel, PriorTransformer, UNetMotionModel
 from diffusers.loaders import IPAdapterMixin, StableDiffusionLoraLoaderMixin
 from diffusers.utils.torch_utils import randn_tensor
+from transformers import BaseImageProcessor, CLIPVisionModelWithProjection, PreTrainedModel
 
 from sememe.backbones.autoencoder import (
     Autoencoder,
@@ -136,13 +137,13 @@ class Gen1Pipeline(SystemPipeline, AdapterMixin, StableDiffusionLoraLoaderMixin,
         scheduler: Scheduler,
         tokenizer: Tokenizer | None = None,
         text_encoder: TextEncoder | None = None,
-        prior: Any = None,
+        prior: PriorTransformer | None = None,
         prior_scheduler: Scheduler | None = None,
-        image_encoder: Any = None,
-        image_processor: Any = None,
-        depth_estimator: Any = None,
-        depth_processor: Any = None,
-        controlnet: Any = None,
+        image_encoder: CLIPVisionModelWithProjection | None = None,
+        image_processor: BaseImageProcessor | None = None,
+        depth_estimator: PreTrainedModel | None = None,
+        depth_processor: BaseImageProcessor | None = None,
+        controlnet: ControlNetModel | None = None,
         generation_defaults: Mapping[str, Any] | None = None,
         content_space: str | None = None,
     ) -> None:

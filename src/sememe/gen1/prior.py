@@ -3,13 +3,13 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, PriorTransformer
 from diffusers.utils.torch_utils import get_module_execution_device, randn_tensor
 from jaxtyping import Bool, Float
 from torch import Tensor
+from transformers import CLIPVisionModelWithProjection
 
 from sememe.backbones.text import TextEncoder, Tokenizer, tokenize_prompts
 from sememe.diffusion.denoise import Predict, denoise
@@ -62,7 +62,7 @@ class PriorSampler:
         num_inference_steps: Denoising steps.
     """
 
-    prior: Any
+    prior: PriorTransformer
     scheduler: Scheduler
     tokenizer: Tokenizer
     text_encoder: TextEncoder
@@ -153,14 +153,19 @@ def make_prior_scheduler(scheduler: Scheduler) -> DDIMScheduler:
     return DDIMScheduler(beta_schedule="squaredcos_cap_v2", **settings)
 
 
-def identify_space(image_encoder: Any) -> str:
+def identify_space(image_encoder: CLIPVisionModelWithProjection) -> str:
     """Return what identifies the space of an image encoder's embeddings: a hash of its projection, 16 digits."""
     weight: Tensor = image_encoder.visual_projection.weight
     data = weight.detach().cpu().float().contiguous().numpy().tobytes()
     return hashlib.sha256(data).hexdigest()[:16]
 
 
-def check_pair(prior: Any, text_encoder: TextEncoder, image_encoder: Any, declared: str | None) -> None:
+def check_pair(
+    prior: PriorTransformer,
+    text_encoder: TextEncoder,
+    image_encoder: CLIPVisionModelWithProjection | None,
+    declared: str | None,
+) -> None:
     """Check that a prior makes embeddings of the kind that the image encoder makes.
 
     Args:

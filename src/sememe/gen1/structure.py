@@ -7,7 +7,7 @@ trained on; others, and mixtures, are experiments.
 import itertools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import cv2
 import numpy as np
@@ -16,6 +16,7 @@ from diffusers.utils.torch_utils import get_module_execution_device
 from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
+from transformers import BaseImageProcessor, PreTrainedModel
 
 from sememe.errors import InputError
 from sememe.gen1.pictures import read_pictures
@@ -61,7 +62,7 @@ class DepthEstimator:
         batch_size: Frames that are estimated at once.
     """
 
-    def __init__(self, model: Any, processor: Any, batch_size: int = 4) -> None:
+    def __init__(self, model: PreTrainedModel, processor: BaseImageProcessor, batch_size: int = 4) -> None:
         self.model, self.processor, self.batch_size = model, processor, batch_size
 
     def __call__(self, clip: Clip) -> Structure:
@@ -191,9 +192,3 @@ def embed_level(level: Float[Tensor, " batch"]) -> Float[Tensor, "batch 4"]:
     """Return a structure level as sines and cosines, which enter the network as channels of constant value."""
     angles = [2.0 * math.pi * level / period for period in _PERIODS]
     return torch.stack([wave for angle in angles for wave in (angle.sin(), angle.cos())], dim=1)
-
-
-def read_level(embedded: Float[Tensor, "batch 4"]) -> Float[Tensor, " batch"]:
-    """Return the levels that `embed_level` was given."""
-    angle = torch.atan2(embedded[:, 0], embedded[:, 1]) % (2.0 * math.pi)
-    return angle * _PERIODS[0] / (2.0 * math.pi)

@@ -1,10 +1,11 @@
 """Text embeddings for training: from a text encoder, or from a cache."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from sememe.backbones.text import clean_prompt, default_sequence_length
 from sememe.data.array_cache import ArrayCache
@@ -34,7 +35,12 @@ class EncodedText:
     """
 
     def __init__(
-        self, tokenizer: Any, text_encoder: nn.Module, length: int | None = None, *, reads_padding: bool = False
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        text_encoder: nn.Module,
+        length: int | None = None,
+        *,
+        reads_padding: bool = False,
     ) -> None:
         self.tokenizer, self.text_encoder = tokenizer, text_encoder
         self._length, self._reads_padding = length or default_sequence_length(tokenizer), reads_padding

@@ -8,6 +8,7 @@ the block's. All four meet in one attention.
 from typing import Any, NamedTuple
 
 import torch
+from diffusers.configuration_utils import FrozenDict
 from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
 from diffusers.models.attention import FeedForward
 from diffusers.models.attention_processor import Attention, CogVideoXAttnProcessor2_0
@@ -149,7 +150,7 @@ class CogVideoXJointAttnProcessor(CogVideoXDispatchedAttnProcessor):
 class ExpertProjection(nn.Module):
     """The expert before the attention: modulated norm, queries, keys and values, their norms, rotation."""
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: FrozenDict) -> None:
         super().__init__()
         self.num_heads = config.num_attention_heads
         dim = self.num_heads * config.attention_head_dim
@@ -181,7 +182,7 @@ class ExpertProjection(nn.Module):
 class ExpertOutput(nn.Module):
     """The expert after the attention: output projection, gates, modulated norm, feed-forward."""
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: FrozenDict) -> None:
         super().__init__()
         dim = config.num_attention_heads * config.attention_head_dim
         self.to_out = nn.ModuleList([nn.Linear(dim, dim), nn.Dropout(0.0)])
@@ -197,7 +198,7 @@ class ExpertOutput(nn.Module):
 class CogVideoXExpert(nn.Module):
     """One block's weights for the reference, in three parts; `forward` runs the reference alone (one-way)."""
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: FrozenDict) -> None:
         super().__init__()
         self.projection = ExpertProjection(config)
         self.attention = IsolatedAttention()
@@ -211,7 +212,7 @@ class CogVideoXExpert(nn.Module):
         return ExpertResult((tokens.video, tokens.text), attended.key, attended.value)
 
 
-def _make_norm(config: Any) -> CogVideoXLayerNormZero:
+def _make_norm(config: FrozenDict) -> CogVideoXLayerNormZero:
     dim = config.num_attention_heads * config.attention_head_dim
     return CogVideoXLayerNormZero(
         config.time_embed_dim, dim, config.norm_elementwise_affine, config.norm_eps, bias=True
@@ -226,7 +227,7 @@ class CogVideoXVideoAsPromptBlock(CogVideoXBlock):
         is_last_expert: Whether no later block has an expert.
     """
 
-    def __init__(self, config: Any, *, is_last_expert: bool = False) -> None:
+    def __init__(self, config: FrozenDict, *, is_last_expert: bool = False) -> None:
         super().__init__(
             config.num_attention_heads * config.attention_head_dim,
             config.num_attention_heads,

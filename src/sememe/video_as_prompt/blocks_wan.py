@@ -11,6 +11,7 @@ between calls.
 from typing import Any, NamedTuple
 
 import torch
+from diffusers.configuration_utils import FrozenDict
 from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
 from diffusers.models.attention import FeedForward
 from diffusers.models.normalization import FP32LayerNorm
@@ -145,7 +146,7 @@ class ExpertModulation(nn.Module):
 class ExpertProjection(nn.Module):
     """The expert before the attention: norm, modulation, queries, keys and values, their norms, rotation."""
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: FrozenDict) -> None:
         super().__init__()
         self.num_heads, eps = config.num_attention_heads, config.eps
         dim = self.num_heads * config.attention_head_dim
@@ -173,7 +174,7 @@ class ExpertProjection(nn.Module):
 class ExpertOutput(nn.Module):
     """The expert after the attention: output projection, gate, cross-attention, feed-forward."""
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: FrozenDict) -> None:
         super().__init__()
         dim, eps = config.num_attention_heads * config.attention_head_dim, config.eps
         self.to_out = nn.ModuleList([nn.Linear(dim, dim), nn.Dropout(0.0)])
@@ -200,7 +201,7 @@ class ExpertOutput(nn.Module):
 class WanExpert(nn.Module):
     """One block's weights for the reference, in four parts; `forward` runs the reference alone (one-way)."""
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: FrozenDict) -> None:
         super().__init__()
         self.modulation = ExpertModulation(config.num_attention_heads * config.attention_head_dim)
         self.projection = ExpertProjection(config)
@@ -226,7 +227,7 @@ class WanVideoAsPromptBlock(WanTransformerBlock):
         is_last_expert: Whether no later block has an expert.
     """
 
-    def __init__(self, config: Any, *, is_last_expert: bool = False) -> None:
+    def __init__(self, config: FrozenDict, *, is_last_expert: bool = False) -> None:
         super().__init__(
             config.num_attention_heads * config.attention_head_dim,
             config.ffn_dim,

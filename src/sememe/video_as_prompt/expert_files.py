@@ -7,10 +7,11 @@ component of the path. The twin is also the tensor from which the expert's is in
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import diffusers
 import torch
+from diffusers import ModelMixin
 
 from sememe.checkpoints.components import load_strictly
 from sememe.checkpoints.headers import CONFIG_NAME, read_json
@@ -18,6 +19,8 @@ from sememe.checkpoints.tensor_files import iterate_tensors, set_tensor, write_t
 from sememe.compute.storage import check_savable
 from sememe.errors import ModelError
 from sememe.records import to_plain
+
+E = TypeVar("E", bound="TwoFolderFiles")
 
 _SUFFIX = "_mot_ref"
 _EMBEDDER = "expert_embedder."
@@ -143,7 +146,7 @@ COGVIDEOX_KEYS = KeyMap(
 """The learned positions are a tensor of the patch embedding, and each stream has its own."""
 
 
-class TwoFolderFiles:
+class TwoFolderFiles(ModelMixin):
     """Save and load methods of a transformer with experts.
 
     Attributes:
@@ -155,22 +158,22 @@ class TwoFolderFiles:
         key_map: Names of the expert's tensors.
     """
 
-    backbone_class: ClassVar[Any]
+    backbone_class: ClassVar[type[ModelMixin]]
     expert_class_name: ClassVar[str]
     own_settings: ClassVar[Mapping[str, Any]]
     shared_settings: ClassVar[tuple[str, ...]]
     key_map: ClassVar[KeyMap]
 
-    def save_pretrained(self: Any, *arguments: Any, **settings: Any) -> None:
+    def save_pretrained(self, *arguments: Any, **settings: Any) -> None:
         """Write backbone and expert to one folder, as the stock method does.
 
         Raises:
             ModelError: Weights are stored in fewer bits.
         """
         check_savable(self.parameters())
-        super().save_pretrained(*arguments, **settings)  # type: ignore[misc]
+        super().save_pretrained(*arguments, **settings)
 
-    def save_expert(self: Any, folder: str | Path, max_shard_size: int | str = "5GB") -> None:
+    def save_expert(self, folder: str | Path, max_shard_size: int | str = "5GB") -> None:
         """Write the expert alone: its tensors, its settings and those that its backbone must share.
 
         Raises:
@@ -181,13 +184,13 @@ class TwoFolderFiles:
         tensors = {key: tensor for key, tensor in self.state_dict().items() if self.key_map.is_expert_key(key)}
         write_tensors(Path(folder), tensors, self.expert_config(), max_shard_size)
 
-    def expert_config(self: Any) -> dict[str, Any]:
+    def expert_config(self) -> dict[str, Any]:
         """Return the configuration that an expert's folder holds."""
         names = (*self.own_settings, *self.shared_settings)
         return {"_class_name": self.expert_class_name} | {name: to_plain(self.config[name]) for name in names}
 
     @torch.no_grad()
-    def load_expert(self: Any, folder: str | Path) -> None:
+    def load_expert(self, folder: str | Path) -> None:
         """Read an expert into this model, each tensor in the precision and on the device of its twin.
 
         Raises:
@@ -208,7 +211,7 @@ class TwoFolderFiles:
             # A copy: tensors inside a mapped file are not aligned, and another alignment rounds otherwise.
             set_tensor(self, key, tensor.to(device, dtype, copy=True))
 
-    def save_backbone(self: Any, folder: str | Path, max_shard_size: int | str = "10GB") -> None:
+    def save_backbone(self, folder: str | Path, max_shard_size: int | str = "10GB") -> None:
         """Write the frozen backbone as a folder of the stock class, without the expert.
 
         Raises:
@@ -218,7 +221,7 @@ class TwoFolderFiles:
         tensors = {key: tensor for key, tensor in self.state_dict().items() if not self.key_map.is_expert_key(key)}
         write_tensors(Path(folder), tensors, self.backbone_config(), max_shard_size)
 
-    def backbone_config(self: Any) -> dict[str, Any]:
+    def backbone_config(self) -> dict[str, Any]:
         """Return the configuration of the backbone alone, as diffusers writes it."""
         names = {"_class_name": self.backbone_class.__name__, "_diffusers_version": diffusers.__version__}
         return names | {
@@ -228,13 +231,13 @@ class TwoFolderFiles:
         }
 
     @classmethod
-    def from_folders(
-        cls: Any,
+    def from_folders(  # noqa: PYI019 (beartype checks methods one by one and refuses Self)
+        cls: type[E],
         backbone_folder: str | Path,
         expert_folder: str | Path,
         torch_dtype: torch.dtype | None = None,
         **settings: Any,
-    ) -> Any:
+    ) -> E:
         """Load a stock backbone folder and an expert folder into one model, in evaluation mode.
 
         Args:

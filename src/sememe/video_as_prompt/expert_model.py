@@ -3,10 +3,12 @@
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from accelerate import init_empty_weights
+from diffusers import ModelMixin
+from diffusers.configuration_utils import FrozenDict
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -19,6 +21,8 @@ from sememe.video_as_prompt.expert_files import TwoFolderFiles
 from sememe.video_as_prompt.reference_attention import ReferenceAttention, ReferenceStream
 from sememe.video_as_prompt.references import ReferenceCache, ReferenceInputs, ReferenceTokens
 from sememe.video_as_prompt.shapes import FrameFirstLatents, Heads, Tokens, TokenStreams, VideoLatents
+
+M = TypeVar("M", bound="ExpertModel")
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class ExpertModel(TwoFolderFiles):
     has_text_tokens: ClassVar[bool] = False
 
     @classmethod
-    def from_backbone(cls: Any, backbone: Any, *values: Any, **settings: Any) -> Any:
+    def from_backbone(cls: type[M], backbone: ModelMixin, *values: Any, **settings: Any) -> M:  # noqa: PYI019 (as in `TwoFolderFiles`)
         """Add experts to a backbone, each a copy of its block.
 
         The new model takes over the backbone's modules without copying them, so do not use `backbone` afterwards.
@@ -82,7 +86,7 @@ class ExpertModel(TwoFolderFiles):
         return model.train(backbone.training)
 
     @torch.no_grad()
-    def copy_backbone_to_expert(self: Any) -> None:
+    def copy_backbone_to_expert(self) -> None:
         """Set every expert tensor to a copy of the backbone's, with the same dtype and device; those without to 0."""
         tensors, names, copies = self.state_dict(), self.key_map, {}
         like = next(iter(tensors.values()))
@@ -95,7 +99,7 @@ class ExpertModel(TwoFolderFiles):
         embedder.to(next(embedder.parameters()).device)
 
     @torch.no_grad()
-    def blend_expert_with_backbone(self: Any, share: float) -> None:
+    def blend_expert_with_backbone(self, share: float) -> None:
         """Move every expert tensor from its trained value towards the backbone's, where its training began.
 
         Between the two, a fine-tuned network often serves inputs that it was not trained on better than either end
@@ -111,17 +115,17 @@ class ExpertModel(TwoFolderFiles):
             tensors[key].copy_(start.lerp(tensors[key].to(start), share))
 
     @torch.no_grad()
-    def copy_expert(self: Any, other: "ExpertModel") -> None:
+    def copy_expert(self, other: "ExpertModel") -> None:
         """Set every expert tensor to a copy of that of a model with experts in the same blocks, whatever its mode."""
-        tensors = other.state_dict()  # type: ignore[attr-defined]
+        tensors = other.state_dict()
         copies = {key: tensor.clone() for key, tensor in tensors.items() if self.key_map.is_expert_key(key)}
         self.load_state_dict(copies, strict=False, assign=True)
 
-    def expert_named_parameters(self: Any) -> list[tuple[str, nn.Parameter]]:
+    def expert_named_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """Return names and parameters of the expert."""
         return [entry for entry in self.named_parameters() if self.key_map.is_expert_key(entry[0])]
 
-    def trainable_parameters(self: Any) -> list[nn.Parameter]:
+    def trainable_parameters(self) -> list[nn.Parameter]:
         """Return the expert's parameters except those after its last attention, whose result is unused.
 
         Of an expert with an adapter these are the adapter's alone.
@@ -132,31 +136,31 @@ class ExpertModel(TwoFolderFiles):
         adapters = {name: each for name, each in read.items() if ".lora_" in name}
         return list((adapters or read).values())
 
-    def add_adapter(self: Any, adapter_config: Any, adapter_name: str = "default") -> None:
+    def add_adapter(self, adapter_config: Any, adapter_name: str = "default") -> None:
         """Add a PEFT adapter to the backbone; for the expert see `sememe.compute.lora`.
 
         Args:
             adapter_config: PEFT configuration such as `LoraConfig`; its targets are matched outside the expert only.
             adapter_name: Name of the adapter.
         """
-        super().add_adapter(restrict_to_backbone(self, adapter_config), adapter_name)  # type: ignore[misc]
+        super().add_adapter(restrict_to_backbone(self, adapter_config), adapter_name)
 
-    def enable_cache(self: Any, config: Any) -> None:
+    def enable_cache(self, config: Any) -> None:
         """Enable one of diffusers' feature caches; `sememe.compute.speed` lists those that work.
 
         Raises:
             ModelError: If the cache would have no effect or give wrong results.
         """
-        enable_checked(self, config, super().enable_cache)  # type: ignore[misc]
+        enable_checked(self, config, super().enable_cache)
 
-    def freeze_backbone(self: Any) -> None:
+    def freeze_backbone(self) -> None:
         """Require gradients for `trainable_parameters` only."""
         self.requires_grad_(False)
         for parameter in self.trainable_parameters():
             parameter.requires_grad_(True)
 
     def _add_experts(
-        self: Any,
+        self,
         block_class: type[nn.Module],
         expert_blocks: Sequence[int] | None,
         attention_mode: str,
@@ -182,7 +186,7 @@ class ExpertModel(TwoFolderFiles):
             blocks[index] = block_class(self.config, is_last_expert=index == indices[-1])
 
     @apply_forward_hook  # type: ignore[untyped-decorator]
-    def embed_reference(self: Any, inputs: ReferenceInputs) -> ReferenceTokens:
+    def embed_reference(self, inputs: ReferenceInputs) -> ReferenceTokens:
         """Embed references once, for all steps of a two-way model.
 
         Raises:
@@ -191,7 +195,7 @@ class ExpertModel(TwoFolderFiles):
         tokens: ReferenceTokens = self._split_tokens(self._embed_reference(inputs))
         return tokens
 
-    def _split_tokens(self: Any, tokens: ReferenceTokens) -> ReferenceTokens:
+    def _split_tokens(self, tokens: ReferenceTokens) -> ReferenceTokens:
         """Return this rank's share of references, which is all of them without context parallelism."""
         if self._parallel_config is None:
             return tokens
@@ -199,9 +203,7 @@ class ExpertModel(TwoFolderFiles):
         return split_reference(self.split, tokens, num_ranks, has_text_tokens=self.has_text_tokens)
 
     @apply_forward_hook  # type: ignore[untyped-decorator]
-    def encode_reference(
-        self: Any, inputs: ReferenceInputs, *, approximate: bool = False, **step: Any
-    ) -> ReferenceCache:
+    def encode_reference(self, inputs: ReferenceInputs, *, approximate: bool = False, **step: Any) -> ReferenceCache:
         """Run references through the expert alone and keep their keys and values; differentiable.
 
         Args:
@@ -218,9 +220,7 @@ class ExpertModel(TwoFolderFiles):
         with without_feature_cache(self):
             return self._encode_tokens(self.embed_reference(inputs), approximate=approximate, **step)
 
-    def _encode_tokens(
-        self: Any, reference: ReferenceTokens, *, approximate: bool = False, **step: Any
-    ) -> ReferenceCache:
+    def _encode_tokens(self, reference: ReferenceTokens, *, approximate: bool = False, **step: Any) -> ReferenceCache:
         if self.config.attention_mode != "cached" and not approximate:
             raise ModelError(
                 "this expert was trained two-way (attention_mode 'joint'), so its reference cannot be encoded once "
@@ -230,7 +230,7 @@ class ExpertModel(TwoFolderFiles):
         return _make_cache(kept, reference)
 
     def _run_experts(
-        self: Any, reference: ReferenceTokens, stream: ReferenceStream
+        self, reference: ReferenceTokens, stream: ReferenceStream
     ) -> tuple[TokenStreams, list[list[Heads]]]:
         """Run a reference alone; return its tokens, and its keys and values in each expert block."""
         tokens, kept = self._list_tokens(reference), []
@@ -246,7 +246,7 @@ class ExpertModel(TwoFolderFiles):
 
     @apply_forward_hook  # type: ignore[untyped-decorator]
     def refresh_reference(
-        self: Any, *arguments: Any, reference: ReferenceTokens, reference_strength: float = 1.0, **settings: Any
+        self, *arguments: Any, reference: ReferenceTokens, reference_strength: float = 1.0, **settings: Any
     ) -> RefreshedPrediction:
         """Run a two-way forward and return the reference's KV cache too, for `forward` at the steps that follow.
 
@@ -275,7 +275,7 @@ class ExpertModel(TwoFolderFiles):
         return RefreshedPrediction(output.sample, _make_cache(kept, reference))
 
     def _prepare_reference(
-        self: Any,
+        self,
         reference: ReferenceCache | ReferenceTokens | ReferenceInputs | None,
         grid: tuple[int, int],
         batch_size: int,
@@ -312,7 +312,7 @@ class ExpertModel(TwoFolderFiles):
         return prepared.expand(batch_size)
 
     def _run_blocks(
-        self: Any,
+        self,
         tokens: TokenStreams,
         arguments: Sequence[tuple[Any, ...]],
         reference: ReferenceCache | ReferenceTokens | None,
@@ -356,7 +356,7 @@ class ExpertModel(TwoFolderFiles):
             tokens, source = zip(*halves, strict=True)
         return tokens
 
-    def _run_block(self: Any, index: int, *arguments: Any) -> Any:
+    def _run_block(self, index: int, *arguments: Any) -> Any:
         block = getattr(self, self.key_map.blocks)[index]
         if torch.is_grad_enabled() and self.gradient_checkpointing:
             return self._gradient_checkpointing_func(block, *arguments)
@@ -405,7 +405,7 @@ def _make_cache(kept: Sequence[Sequence[Heads]], reference: ReferenceTokens) -> 
     return ReferenceCache(keys, values, reference.grid, reference.num_ranks)
 
 
-def _check_cache(cache: ReferenceCache, config: Any) -> None:
+def _check_cache(cache: ReferenceCache, config: FrozenDict) -> None:
     expected = (len(config.expert_blocks), config.num_attention_heads, config.attention_head_dim)
     got = (len(cache.keys), *cache.keys[0].shape[2:])
     if got != expected:

@@ -11,9 +11,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from diffusers import DiffusionPipeline, ModelMixin
 from diffusers.configuration_utils import FrozenDict
 from diffusers.hooks.group_offloading import _is_group_offload_enabled
 from diffusers.loaders import CogVideoXLoraLoaderMixin, WanLoraLoaderMixin
+from diffusers.loaders.lora_base import LoraBaseMixin
 from diffusers.utils.torch_utils import randn_tensor
 from jaxtyping import Float, Num
 from torch import Tensor
@@ -73,7 +75,7 @@ class BackboneFamily(ABC):
 
     name: ClassVar[str]
     prediction: ClassVar[PredictionType]
-    lora_loader: ClassVar[Any]
+    lora_loader: ClassVar[type[LoraBaseMixin]]
     """Loader of diffusers that reads LoRA weights of the backbone."""
     has_sampled_latents: ClassVar[bool] = False
     """Whether the official pipeline draws its latents from the posterior."""
@@ -82,12 +84,12 @@ class BackboneFamily(ABC):
     reads_padding: ClassVar[bool] = False
     """Whether the text encoder reads padding like any other token."""
 
-    def __init__(self, pipeline: Any) -> None:
-        self.pipeline = pipeline
+    def __init__(self, pipeline: "DiffusionPipeline | TransformerAlone") -> None:
+        self.pipeline: DiffusionPipeline = pipeline
         self._rotary: dict[tuple[Any, ...], RotaryTables | None] = {}
 
     @property
-    def transformer(self) -> Any:
+    def transformer(self) -> ModelMixin:
         return self.pipeline.transformer
 
     @property
@@ -249,7 +251,7 @@ class WanFamily(BackboneFamily):
 
     name: ClassVar[str] = "wan"
     prediction: ClassVar[PredictionType] = "flow"
-    lora_loader: ClassVar[Any] = WanLoraLoaderMixin
+    lora_loader: ClassVar[type[LoraBaseMixin]] = WanLoraLoaderMixin
     supports_coarse_references: ClassVar[bool] = True
 
     @property
@@ -364,7 +366,7 @@ class CogVideoXFamily(BackboneFamily):
 
     name: ClassVar[str] = "cogvideox"
     prediction: ClassVar[PredictionType] = "v"
-    lora_loader: ClassVar[Any] = CogVideoXLoraLoaderMixin
+    lora_loader: ClassVar[type[LoraBaseMixin]] = CogVideoXLoraLoaderMixin
     has_sampled_latents: ClassVar[bool] = True
     reads_padding: ClassVar[bool] = True
 
@@ -435,11 +437,11 @@ _BY_TRANSFORMER: dict[str, type[BackboneFamily]] = {
 class TransformerAlone:
     """What a family needs in training, where latents and text embeddings come from elsewhere than a pipeline."""
 
-    transformer: Any
+    transformer: ModelMixin
     config: FrozenDict = field(default_factory=lambda: FrozenDict(expand_timesteps=False))
 
 
-def choose_family(pipeline: Any) -> BackboneFamily:
+def choose_family(pipeline: DiffusionPipeline | TransformerAlone) -> BackboneFamily:
     """The family of the transformer of a pipeline, or of a `TransformerAlone`.
 
     Raises:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from diffusers.configuration_utils import FrozenDict
 from torch import nn
 
 from sememe.backbones.autoencoder import Autoencoder, latent_grid
@@ -151,7 +152,7 @@ def released_defaults(name: str, transformer: nn.Module, vae: Autoencoder) -> di
     text for which it was made. `name` is one of `RELEASED`.
     """
     settings = RELEASED[name]
-    config: Any = transformer.config
+    config: FrozenDict = transformer.config
     if name == "cogvideox":
         settings = settings.override(max_sequence_length=config.max_text_seq_length)
         if config.use_learned_positional_embeddings:

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from diffusers import CogVideoXTransformer3DModel
-from diffusers.configuration_utils import register_to_config
+from diffusers import CogVideoXTransformer3DModel, ModelMixin
+from diffusers.configuration_utils import FrozenDict, register_to_config
 from diffusers.models._modeling_parallel import ContextParallelOutput
 from diffusers.models.embeddings import CogVideoXPatchEmbed, TimestepEmbedding
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
@@ -56,7 +56,7 @@ class CogVideoXExpertEmbedder(nn.Module):
     target's timestep.
     """
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: FrozenDict) -> None:
         super().__init__()
         dim = config.num_attention_heads * config.attention_head_dim
         self.patch_embed = CogVideoXPatchEmbed(
@@ -130,7 +130,7 @@ class CogVideoXVideoAsPromptTransformer(ExpertModel, CogVideoXTransformer3DModel
         "proj_out",
     ]
     may_follow_target: ClassVar[bool] = True
-    backbone_class: ClassVar[Any] = CogVideoXTransformer3DModel
+    backbone_class: ClassVar[type[ModelMixin]] = CogVideoXTransformer3DModel
     expert_class_name: ClassVar[str] = "CogVideoXVideoAsPromptExpert"
     own_settings: ClassVar[Mapping[str, Any]] = {
         "expert_blocks": None,
@@ -368,7 +368,7 @@ class CogVideoXVideoAsPromptTransformer(ExpertModel, CogVideoXTransformer3DModel
         return tokens.permute(0, 1, 5, 4, 2, 6, 3, 7).flatten(6, 7).flatten(4, 5).flatten(1, 2)
 
 
-def _check_reference(config: Any, inputs: ReferenceInputs) -> tuple[int, int]:
+def _check_reference(config: FrozenDict, inputs: ReferenceInputs) -> tuple[int, int]:
     """Check references against the model's configuration and return their (height, width) in latents.
 
     Raises:

@@ -13,8 +13,8 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
-from diffusers import WanTransformer3DModel
-from diffusers.configuration_utils import register_to_config
+from diffusers import ModelMixin, WanTransformer3DModel
+from diffusers.configuration_utils import FrozenDict, register_to_config
 from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.transformers.transformer_wan import WanTimeTextImageEmbedding
@@ -48,7 +48,7 @@ from sememe.video_as_prompt.shapes import (
 class WanExpertEmbedder(nn.Module):
     """Embed references as tokens: patches, captions, timestep and positions."""
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: FrozenDict) -> None:
         super().__init__()
         dim = config.num_attention_heads * config.attention_head_dim
         self.patch_size = tuple(config.patch_size)
@@ -140,7 +140,7 @@ class WanVideoAsPromptTransformer(ExpertModel, WanTransformer3DModel):
         "norm_out",
         "proj_out",
     ]
-    backbone_class: ClassVar[Any] = WanTransformer3DModel
+    backbone_class: ClassVar[type[ModelMixin]] = WanTransformer3DModel
     expert_class_name: ClassVar[str] = "WanVideoAsPromptExpert"
     own_settings: ClassVar[Mapping[str, Any]] = {
         "expert_blocks": None,

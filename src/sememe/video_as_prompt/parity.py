@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from sememe.checkpoints.headers import read_json
 from sememe.errors import InputError
 from sememe.video import Clip
+from sememe.video_as_prompt.expert_model import ExpertModel
 from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
 from sememe.video_as_prompt.references import ReferenceInputs
 from sememe.video_as_prompt.settings import Quirk
@@ -119,7 +120,7 @@ def _compare_forward(folder: Path, given: Tensors, expected: Tensors) -> ParityR
     return ParityResult("forward", known.name, error, TOLERANCE, ok=error <= TOLERANCE)
 
 
-def _set_reference_timestep(model: Any, given: Tensors) -> None:
+def _set_reference_timestep(model: ExpertModel, given: Tensors) -> None:
     """Take the reference's timestep from the vectors, which may be another than the released models use."""
     times = given.get("timestep_mot_ref")
     follows_target = model.config.reference_timestep is None
@@ -130,7 +131,7 @@ def _set_reference_timestep(model: Any, given: Tensors) -> None:
     model.register_to_config(reference_timestep=float(times.flatten()[0]))
 
 
-def _run_wan(model: Any, given: Tensors) -> torch.Tensor:
+def _run_wan(model: ExpertModel, given: Tensors) -> torch.Tensor:
     image = given.get("encoder_hidden_states_image_mot_ref")
     reference = ReferenceInputs(
         (given["hidden_states_mot_ref"],),
@@ -147,7 +148,7 @@ def _run_wan(model: Any, given: Tensors) -> torch.Tensor:
     )[0]
 
 
-def _run_cogvideox(model: Any, given: Tensors) -> torch.Tensor:
+def _run_cogvideox(model: ExpertModel, given: Tensors) -> torch.Tensor:
     latents, text = given["hidden_states"], given["encoder_hidden_states"]
     _, num_frames, _, height, width = latents.shape
     # References are concatenated on the frame axis, their captions on the token axis.

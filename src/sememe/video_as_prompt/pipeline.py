@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.loaders import WanLoraLoaderMixin
+from transformers import BaseImageProcessor, CLIPVisionModel
 
 from sememe.backbones.autoencoder import (
     Autoencoder,
@@ -119,8 +120,8 @@ class VideoAsPromptPipeline(SystemPipeline, AdapterMixin, WanLoraLoaderMixin):
         vae: Autoencoder,
         transformer: ExpertTransformer,
         scheduler: Scheduler | None,
-        image_encoder: Any = None,
-        image_processor: Any = None,
+        image_encoder: CLIPVisionModel | None = None,
+        image_processor: BaseImageProcessor | None = None,
         generation_defaults: Mapping[str, Any] | None = None,
         expand_timesteps: bool = False,  # noqa: FBT001, FBT002 (the stock signature)
     ) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline, ModelMixin
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
@@ -25,7 +26,7 @@ _KIND = "sememe_reference"
 _SAMPLE = 8  # values of each tensor
 
 
-def fingerprint_transformer(transformer: Any) -> str:
+def fingerprint_transformer(transformer: ModelMixin) -> str:
     """Return a hash of a transformer's weights, by a few values of each, wherever they are.
 
     It is the same in every precision in which weights are loaded, and another with LoRA weights or with weights in
@@ -127,7 +128,11 @@ def _list_tensors(tensors: Mapping[str, torch.Tensor], name: str) -> tuple[torch
 
 
 def encode_files(
-    pipeline: Any, videos: Sequence[Path], captions: Sequence[str], output: Path, settings: Mapping[str, Any]
+    pipeline: DiffusionPipeline,
+    videos: Sequence[Path],
+    captions: Sequence[str],
+    output: Path,
+    settings: Mapping[str, Any],
 ) -> None:
     """Encode reference videos and write them as one file.
 

@@ -8,9 +8,10 @@ farthest in time.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
+from diffusers.configuration_utils import FrozenDict
 from diffusers.models.embeddings import get_1d_rotary_pos_embed
 from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 from jaxtyping import Float
@@ -100,7 +101,7 @@ class ReferenceRotaryPosEmbed(WanRotaryPosEmbed):
 
 
 def cogvideox_rotary(
-    config: Any, num_frames: int, height: int, width: int, device: torch.device | str | None = None
+    config: FrozenDict, num_frames: int, height: int, width: int, device: torch.device | str | None = None
 ) -> RotaryTables:
     """Make CogVideoX's tables of a target, equal to those of the stock pipelines.
 
@@ -120,7 +121,7 @@ def cogvideox_rotary(
 
 
 def cogvideox_reference_rotary(
-    config: Any, num_frames: int, height: int, width: int, device: torch.device | str | None = None
+    config: FrozenDict, num_frames: int, height: int, width: int, device: torch.device | str | None = None
 ) -> RotaryTables:
     """Make CogVideoX's tables of references of the target's size, with `num_frames` latent frames in total.
 
@@ -142,7 +143,7 @@ def rotate(features: Heads, cos: RotaryTable, sin: RotaryTable) -> Heads:
 
 
 def _make_cogvideox_tables(
-    config: Any, first: int, num_steps: int, height: int, width: int, device: torch.device | str | None
+    config: FrozenDict, first: int, num_steps: int, height: int, width: int, device: torch.device | str | None
 ) -> RotaryTables:
     """Make tables for the temporal indices first..first + num_steps - 1."""
     rows, columns = _cogvideox_places(config, height // config.patch_size, width // config.patch_size)
@@ -156,7 +157,7 @@ def _make_cogvideox_tables(
 
 
 def _cogvideox_places(
-    config: Any, num_rows: int, num_columns: int
+    config: FrozenDict, num_rows: int, num_columns: int
 ) -> tuple[Float[Tensor, " row"], Float[Tensor, " column"]]:
     """Place rows and columns of tokens on the grid that the model was trained with.
 

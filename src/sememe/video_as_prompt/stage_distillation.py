@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from diffusers import ModelMixin
 from torch import Tensor, nn
 
 from sememe.checkpoints.components import load_component
@@ -42,7 +43,7 @@ class TaughtStage(PairedStage):
     The teacher is whole on every process, because those that read shares of a step may ask it more often than others.
     """
 
-    teacher: Any
+    teacher: ExpertModel
 
     def modules(self) -> Mapping[str, nn.Module]:
         return {**super().modules(), "teacher": self.teacher}
@@ -155,11 +156,11 @@ class DistillationPreparation(PairedPreparation):
 
     _recipe: OneWayRecipe | FewStepRecipe
 
-    def put_expert(self, backbone: Any, fill: str | None) -> ExpertModel:
+    def put_expert(self, backbone: ModelMixin, fill: str | None) -> ExpertModel:
         # Both share the modules of the backbone, which stay as they are.
-        self._teacher: Any = load_expert(backbone, self._parts["expert"], fill)
+        self._teacher = load_expert(backbone, self._parts["expert"], fill)
         own = {name: self._teacher.config[name] for name in self._teacher.own_settings}
-        student: ExpertModel = self._teacher.from_backbone(backbone, **{**own, **self.find_changes()})
+        student = self._teacher.from_backbone(backbone, **{**own, **self.find_changes()})
         student.copy_expert(self._teacher)
         return student
 
@@ -213,6 +214,6 @@ def _make_flow_scheduler(settings: FewStepSettings) -> NoiseScheduler:
     return make_scheduler(SchedulerSettings(kind="euler_trailing", shift=settings.shift))
 
 
-def freeze(model: Any) -> Any:
+def freeze(model: ModelMixin) -> ModelMixin:
     """Return a model that is not trained, in evaluation mode."""
     return model.requires_grad_(False).eval()

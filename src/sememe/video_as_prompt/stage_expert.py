@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from diffusers import ModelMixin
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -132,7 +133,7 @@ class PairedStage(Stage):
         settings: PairSettings,
     ) -> None:
         transformer.freeze_backbone()
-        self.transformer: Any = transformer.train()  # type: ignore[attr-defined]
+        self.transformer: ExpertModel = transformer.train()
         self.text = text
         self.latents = latents
         self.pairing = settings
@@ -378,7 +379,7 @@ class PairedPreparation(ABC):
         return find_sampler(self._parts, scheduler)
 
     @abstractmethod
-    def put_expert(self, backbone: Any, fill: str | None) -> ExpertModel:
+    def put_expert(self, backbone: ModelMixin, fill: str | None) -> ExpertModel:
         """Return the transformer to train on a backbone, with the expert that it begins with.
 
         Args:
@@ -398,7 +399,7 @@ class ExpertPreparation(PairedPreparation):
 
     _recipe: ExpertRecipe
 
-    def put_expert(self, backbone: Any, fill: str | None) -> ExpertModel:
+    def put_expert(self, backbone: ModelMixin, fill: str | None) -> ExpertModel:
         recipe, kind = self._recipe, find_kind(backbone, fill)
         own = {
             "expert_blocks": recipe.expert_blocks,
@@ -406,8 +407,7 @@ class ExpertPreparation(PairedPreparation):
             "reference_timestep": recipe.reference_timestep,
             "num_reference_embeddings": recipe.settings.max_references if recipe.reference_embeddings else 0,
         } | ({"first_frame_fill": fill} if fill in ("grey", "repeat") else {})
-        model: ExpertModel = kind.from_backbone(backbone, **own)
-        return model
+        return kind.from_backbone(backbone, **own)
 
     def make_stage(
         self, transformer: ExpertModel, text: TextSource, latents: ArrayCache, prediction: PredictionType
@@ -416,7 +416,7 @@ class ExpertPreparation(PairedPreparation):
         return ExpertStage(transformer, text, latents, self._recipe.settings, path)
 
 
-def load_expert(backbone: Any, folder: Path, fill: str | None) -> Any:
+def load_expert(backbone: ModelMixin, folder: Path, fill: str | None) -> ExpertModel:
     """Return a backbone with the expert of a folder; the backbone's modules are shared, not copied.
 
     Raises:
@@ -430,7 +430,7 @@ def load_expert(backbone: Any, folder: Path, fill: str | None) -> Any:
     return model
 
 
-def find_kind(backbone: Any, fill: str | None) -> Any:
+def find_kind(backbone: ModelMixin, fill: str | None) -> type[ExpertModel]:
     """Return the class that puts experts on a backbone.
 
     Raises:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import ModelMixin
 from numpy.typing import NDArray
 from peft import LoraConfig
 
@@ -105,19 +106,18 @@ class AdapterPreparation(PairedPreparation):
 
     _recipe: LoraRecipe | PreferenceRecipe
 
-    def put_expert(self, backbone: Any, fill: str | None) -> ExpertModel:
-        model: ExpertModel = load_expert(backbone, self._parts["expert"], fill)
-        return model
+    def put_expert(self, backbone: ModelMixin, fill: str | None) -> ExpertModel:
+        return load_expert(backbone, self._parts["expert"], fill)
 
     def begin(self, folder: Path) -> None:
-        model: Any = self._transformer
+        model = self._transformer
         torch.manual_seed(self._recipe.training.seed)
         add_expert_adapter(model, make_lora(self._recipe.rank))
         save_expert_adapter(model, folder / "lora")
         model.unload_lora()
 
     def take_up(self, folder: Path) -> None:
-        model: Any = self._transformer
+        model = self._transformer
         load_expert_adapter(model, folder / "lora")
 
     def make_stage(

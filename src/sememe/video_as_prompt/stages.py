@@ -8,10 +8,11 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from diffusers import WanTransformer3DModel
+from diffusers import ModelMixin, WanTransformer3DModel
 from jaxtyping import Float, Shaped
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from sememe.checkpoints.components import load_component
 from sememe.compute.devices import choose_device
@@ -190,7 +191,7 @@ class BackboneStage(Stage):
         self,
         transformer: Any,
         text_encoder: nn.Module,
-        tokenizer: Any,
+        tokenizer: PreTrainedTokenizerBase,
         latents: LatentSource,
         settings: BackboneSettings,
         unnamed: NDArray[np.bool_] | None = None,
@@ -368,7 +369,7 @@ def select_conditions(
     return cache.only([place for place in places if cache.conditions[place] in chosen])
 
 
-def check_channels(transformer: Any, cache: ArrayCache) -> None:
+def check_channels(transformer: ModelMixin, cache: ArrayCache) -> None:
     """Raise `RecipeError` for latents of another number of channels than the transformer's."""
     expected, channels = transformer.config.out_channels, cache.arrays["clean"].shapes[0][0]
     if channels != expected:

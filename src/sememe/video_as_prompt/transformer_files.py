@@ -15,12 +15,14 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
+from diffusers import ModelMixin
 
 from sememe.checkpoints.headers import CONFIG_NAME, STEMS, StoredTensor, check_sizes, read_json, read_stored_tensors
 from sememe.checkpoints.tensor_files import check_tensors, iterate_stored, leave_out, set_tensor, write_tensors
 from sememe.errors import ModelError
 from sememe.records import to_plain
 from sememe.video_as_prompt.expert_files import KeyMap
+from sememe.video_as_prompt.expert_model import ExpertModel
 from sememe.video_as_prompt.network_cogvideox import CogVideoXVideoAsPromptTransformer
 from sememe.video_as_prompt.network_wan import WanVideoAsPromptTransformer
 
@@ -40,7 +42,7 @@ class TransformerFormat:
     """
 
     name: str
-    transformer: Any
+    transformer: type[ExpertModel]
     official_class: str
     unique_argument: str
     reference_timestep: float | None
@@ -108,7 +110,7 @@ COGVIDEOX = TransformerFormat(
 FORMATS = (WAN, COGVIDEOX)
 
 
-def format_of_model(model: Any) -> TransformerFormat:
+def format_of_model(model: ModelMixin) -> TransformerFormat:
     """Return the format of one of our transformers.
 
     Raises:
@@ -150,11 +152,11 @@ class StoredTransformer:
 
     format: TransformerFormat
     settings: Mapping[str, Any]
-    skeleton: Any
+    skeleton: ExpertModel
     tensors: Mapping[str, StoredTensor]
 
 
-def build_on_meta(transformer: Any, settings: Mapping[str, Any], path: Path) -> Any:
+def build_on_meta(transformer: type[ExpertModel], settings: Mapping[str, Any], path: Path) -> ExpertModel:
     """Return one of our transformers without memory for its tensors.
 
     Raises:
@@ -330,7 +332,7 @@ def load_merged(folder: str | Path, torch_dtype: torch.dtype | None = None, stem
     return model.eval()
 
 
-def save_merged(model: Any, folder: str | Path, max_shard_size: int | str = "5GB") -> None:
+def save_merged(model: ModelMixin, folder: str | Path, max_shard_size: int | str = "5GB") -> None:
     """Write one of our transformers as a released folder: backbone and expert in one, under the official names.
 
     Raises:
@@ -356,7 +358,7 @@ def write_merged(
     write_tensors(Path(folder), tensors, config, max_shard_size, on_tensor)
 
 
-def official_config(model: Any) -> dict[str, Any]:
+def official_config(model: ModelMixin) -> dict[str, Any]:
     """Return the configuration with which a released folder describes one of our transformers.
 
     Raises:
