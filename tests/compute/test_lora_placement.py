@@ -1,6 +1,7 @@
 """LoRA on a backbone whose weights are in fewer bits, or not on the device: the same, or one line that says why not."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,28 @@ from sememe.compute.storage import find_storage, is_adapter_layer, quantizable_l
 from sememe.errors import InputError, ModelError
 from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
 from video_as_prompt.pipeline_factories import make_clip, make_picture, make_pipeline
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Latents of a pipeline that is not offloaded: plain, and with an adapter, loaded and fused; and the adapter."""
+
+    plain: torch.Tensor
+    loaded: torch.Tensor
+    fused: torch.Tensor
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> Expected:
+    pipe, folder = make("wan"), tmp_path_factory.mktemp("adapter")
+    plain = generate(pipe)
+    write_lora(pipe, folder)
+    pipe.load_lora_weights(folder)
+    loaded = generate(pipe)
+    pipe.fuse_lora()
+    return Expected(plain, loaded, generate(pipe), folder)
+
 
 KINDS = [("model", "block"), ("sequential", "block"), ("group", "block"), ("group", "leaf")]
 
@@ -111,7 +134,7 @@ def test_adapters_of_an_expert_out_of_reach_are_refused(tmp_path: Path) -> None:
         add_expert_adapter(offloaded.transformer, config)
 
 
-@pytest.mark.parametrize("kind", ["fp8", "int8wo", "int8", "nf4"])
+@pytest.mark.parametrize("kind", ["fp8", "int8wo", "nf4"])
 def test_nothing_is_fused_with_weights_in_fewer_bits(kind: str, tmp_path: Path) -> None:
     pipe = make("wan")
     write_lora(pipe, tmp_path)
@@ -128,29 +151,22 @@ def test_nothing_is_fused_with_weights_in_fewer_bits(kind: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(("kind", "level"), KINDS[:2] + KINDS[3:])
-def test_loaded_fused_and_unloaded_under_offload(kind: str, level: str, tmp_path: Path) -> None:
-    expected = make("wan")
-    plain = generate(expected)
-    write_lora(expected, tmp_path)
-    expected.load_lora_weights(tmp_path)
-    loaded = generate(expected)
+def test_loaded_fused_and_unloaded_under_offload(kind: str, level: str, expected: Expected) -> None:
     pipe = make("wan")
     apply_offload(pipe, kind, "cpu", group_level=level)
-    pipe.load_lora_weights(tmp_path)
-    assert torch.equal(generate(pipe), loaded)
+    pipe.load_lora_weights(expected.folder)
+    assert torch.equal(generate(pipe), expected.loaded)
     if kind == "model":
         assert pipe.transformer._hf_hook.execution_device.type == "cpu"
     elif kind == "sequential":
         assert {weight.device.type for weight in pipe.transformer.parameters()} == {"meta"}
     pipe.fuse_lora()
-    expected.fuse_lora()
-    assert torch.equal(generate(pipe), generate(expected))
+    assert torch.equal(generate(pipe), expected.fused)
     pipe.unfuse_lora()
     pipe.unload_lora_weights()
-    torch.testing.assert_close(generate(pipe), plain, atol=1e-5, rtol=1e-4)
     with pytest.raises(ModelError, match="no LoRA weights"):
-        pipe.load_lora_weights(tmp_path / "nowhere", local_files_only=True)
-    torch.testing.assert_close(generate(pipe), plain, atol=1e-5, rtol=1e-4)
+        pipe.load_lora_weights(expected.folder / "nowhere", local_files_only=True)
+    torch.testing.assert_close(generate(pipe), expected.plain, atol=1e-5, rtol=1e-4)
 
 
 def test_offloaded_parts_stay_offloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,8 +223,7 @@ def test_a_feature_cache_stays_as_layers_change(tmp_path: Path) -> None:
     assert len(calls) == 2, "of two steps, the second uses what the first gave"
 
 
-@pytest.mark.parametrize("kind", ["fp8", "int8wo", "int8", "nf4"])
-@each_family
+@pytest.mark.parametrize(("family", "kind"), [("wan", "fp8"), ("wan", "int8wo"), ("wan", "nf4"), ("cogvideox", "int8")])
 def test_weights_in_fewer_bits_are_not_saved(family: str, kind: str, tmp_path: Path) -> None:
     pipe = make(family)
     apply_storage(pipe, kind, "backbone")
@@ -227,10 +242,11 @@ def test_weights_in_fewer_bits_are_not_saved(family: str, kind: str, tmp_path: P
 
 
 @pytest.mark.parametrize(("kind", "level"), KINDS)
-def test_an_offloaded_pipeline_is_saved_whole(kind: str, level: str, tmp_path: Path) -> None:
-    pipe = make("wan")
-    expected = generate(pipe)
+def test_an_offloaded_pipeline_is_saved_whole(kind: str, level: str, expected: Expected, tmp_path: Path) -> None:
+    pipe, plain = make("wan"), make("wan").transformer.state_dict()
     apply_offload(pipe, kind, "cpu", group_level=level)
     pipe.save_pretrained(tmp_path)
-    torch.testing.assert_close(generate(VideoAsPromptPipeline.from_pretrained(tmp_path)), expected)
-    assert torch.equal(generate(pipe), expected)
+    saved = VideoAsPromptPipeline.from_pretrained(tmp_path).transformer.state_dict()
+    assert saved.keys() == plain.keys()
+    assert all(torch.equal(saved[name], tensor) for name, tensor in plain.items())
+    assert torch.equal(generate(pipe), expected.plain)
