@@ -116,6 +116,8 @@ class _Run:
         self._modules = stage.modules()
         shard = choose_shard(config.shard, distribution.num_ranks)
         round_weights(list_rounded(stage, config))
+        # Before weights are spread, which gives blocks classes of other names.
+        compile_modules(self._modules, config)
         self._sharding = Sharding(stage, distribution, shard)
         distribution.share_weights(stage.state().values())
         self._writer = CheckpointWriter(folder / "checkpoints", distribution, shard, config.keep_checkpoints)
@@ -152,7 +154,6 @@ class _Run:
         found = None if loaded is None else loaded.state.get("validation")
         self._enter(find_phase(self._phases, self._step), optimizer, average or {}, found and ValidationRecord(**found))
         checkpoint_activations(self._modules, self._config)
-        compile_modules(self._modules, self._config)
 
     def _enter(
         self,

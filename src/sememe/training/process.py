@@ -16,7 +16,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from sememe.compute.devices import choose_device, is_fast_in_bfloat16
@@ -253,11 +252,6 @@ def compile_modules(modules: Mapping[str, nn.Module], config: TrainingConfig) ->
     if not able:
         raise RecipeError(
             "compile=blocks has no effect: no module of the stage names repeated blocks; use compile=none"
-        )
-    if any(isinstance(module, FSDPModule) for module in able):
-        raise RecipeError(
-            "training.compile=blocks does not go with training.shard yet, which gives blocks another class; "
-            "give training.compile=none"
         )
     for module in able:
         module.compile_repeated_blocks()  # type: ignore[operator]
