@@ -76,7 +76,8 @@ def test_more_memory_never_makes_it_slower(wan: Planner) -> None:
         assert chosen is not None
         assert order.index(chosen.strategy) <= place
     assert order[0].offload == "none"
-    assert {each.offload for each in order} >= {"none", "group", "group-leaf"}
+    assert {each.offload for each in order} >= {"none", "group"}
+    assert {each.offload for each in order} & {"group-leaf", "sequential"}, "by layer in one way or the other"
 
 
 def test_nothing_fits_and_the_least_does(wan: Planner) -> None:

@@ -82,7 +82,7 @@ def test_no_condition_jumps_at_once() -> None:
             if name in WITH_SEAMS:
                 assert difference.mean() < 2, name
             else:
-                assert difference.max() <= 2, name
+                assert difference.max() <= 5, name  # OpenCV before 5 warps by 32nds of a pixel
 
 
 @pytest.mark.parametrize("scene", [random_scene(9_900_000), *KINDS.values()], ids=["of evaluation", *KINDS])

@@ -57,7 +57,7 @@ def test_every_condition_begins_from_the_state_of_the_one_before() -> None:
         if can_follow([before], name):
             last = film(perform(stage, 1, [act(before, 1)])).frames.astype(int)
             first = film(perform(stage, 1, [act(before, 1), act(name, 0)])).frames.astype(int)
-            limit = 8 if name in WITH_SEAMS else 0.01
+            limit = 8 if name in WITH_SEAMS else 0.02  # OpenCV before 5 warps by 32nds of a pixel
             assert np.abs(first - last).mean() < limit, (before, name)
 
 

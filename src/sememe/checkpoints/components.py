@@ -4,6 +4,7 @@ Only JSON and safetensors are read, only classes of one table are loaded, and ev
 """
 
 import importlib
+import inspect
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +95,7 @@ _LOADING_ERRORS = (
     AttributeError,
     ArithmeticError,
     MemoryError,
+    StrictDataclassError,
 )
 
 
@@ -248,7 +250,7 @@ def sketch_network(component: Any, folder: Path) -> Any:
     try:
         with torch.device("meta"):
             return build_network(component, config)
-    except (*_LOADING_ERRORS, StrictDataclassError) as error:
+    except _LOADING_ERRORS as error:
         raise _cannot_load(component, folder, error) from error
 
 
@@ -310,6 +312,8 @@ def load_strictly(
             left_out = _LEFT_OUT.get(component.__name__, frozenset())
             kept = {key: stored for key, stored in tensors.items() if key not in left_out}
             settings |= {"config": _make_config(component, config), "state_dict": dict(iterate_stored(kept))}
+        else:
+            _check_numbers(component, config)
         model, info = component.from_pretrained(
             None if "config" in settings else folder,
             use_safetensors=True,
@@ -380,6 +384,13 @@ def _is_of_transformers(component: Any) -> bool:
     from transformers import PreTrainedModel
 
     return issubclass(component, PreTrainedModel)
+
+
+def _check_numbers(component: Any, config: Mapping[str, Any]) -> None:
+    """Raise `TypeError` where a network of diffusers wants a fraction and would fail in the middle of a generation."""
+    for name, parameter in inspect.signature(component).parameters.items():
+        if isinstance(parameter.default, float) and not isinstance(config.get(name), int | float | None):
+            raise TypeError(f"expected a number as {name}, got {config[name]!r}")
 
 
 def _make_config(component: Any, config: dict[str, Any]) -> Any:

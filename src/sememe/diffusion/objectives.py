@@ -32,7 +32,7 @@ def prediction_of(scheduler: Scheduler) -> PredictionType | None:
     """What a diffusers scheduler takes a prediction for; None for what no path here predicts."""
     if type(scheduler).__name__.startswith("FlowMatch"):
         return "flow"
-    return _BY_SCHEDULER.get(scheduler.config.get("prediction_type"))
+    return _BY_SCHEDULER.get(str(scheduler.config.get("prediction_type")))
 
 
 @dataclass(frozen=True)
