@@ -81,6 +81,7 @@ def kernels(monkeypatch: pytest.MonkeyPatch, canary: Path) -> None:
         raise ValueError("fetched")
 
     monkeypatch.setattr(hub_kernels, "is_kernels_available", lambda: True)
+    monkeypatch.setattr(hub_kernels, "_kernels_available", True, raising=False)  # what older versions ask
     monkeypatch.setattr(hub_kernels, "get_kernel", get_kernel)
 
 
