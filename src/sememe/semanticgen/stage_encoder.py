@@ -110,10 +110,11 @@ class EncoderStage(Stage):
         self.tower = encoder.tower.train().requires_grad_(True)
         label_counts = {name: len(VOCABULARY[name]) for name in LABELS}
         self.probes = Probes(encoder.feature_dim, encoder.frames_per_slice, label_counts).train()
-        # Its name keeps it from Muon, whose steps are small where numbers are few. Zero at first, because plans have
-        # unit variance, and what is read of them has much less.
+        # Its name keeps it from Muon, whose steps are small where numbers are few. At first it says the middle of what
+        # there is to read, because plans have unit variance, and that has much less.
         self.plan_head = nn.Linear(compressor.config.semantic_dim, _NUM_MAPS * encoder.frames_per_slice)
         nn.init.zeros_(self.plan_head.weight)
+        nn.init.constant_(self.plan_head.bias, 0.5)
         num_frames, height, width, _ = cache.arrays[FRAMES_ARRAY].shape
         fps = float(cache.describe(FRAMES_ARRAY)["fps"])
         picks = torch.from_numpy(encoder.clock.pick_frames(num_frames, fps))
