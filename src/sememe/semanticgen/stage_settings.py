@@ -82,7 +82,7 @@ class EncoderSettings:
 
     batch_size: int = 64
     label_weight: float = 0.003
-    kl_weight: float = 3e-4
+    kl_weight: float = 1e-4
     num_slices: int = 2
     max_shift: int = 6
 
