@@ -89,16 +89,16 @@ def find_edges(clip: Clip) -> Structure:
 
 
 def find_motion(clip: Clip) -> Structure:
-    """Find the speed of each pixel, not its direction, by DIS optical flow to the next frame; 1 is the clip's fastest.
+    """Find the speed of each pixel, not its direction, by Farneback's optical flow to the next frame; 1 is the fastest.
 
-    The last frame has the speeds of the one before it; a clip of one frame has none.
+    The last frame has the speeds of the one before it; a clip of one frame has none. OpenCV's DIS flow is not used,
+    because that of OpenCV 5.0.0 once ended the process (a read of memory that was not its own).
     """
     grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in clip.frames]
-    if len(grey) < 2 or min(clip.size) < 12:  # the method needs a patch of 8 pixels at half the size
+    if len(grey) < 2:
         return torch.zeros(clip.num_frames, *clip.size)
-    flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    empty = np.empty((*clip.size, 2), np.float32)
-    speeds = [np.linalg.norm(flow.calc(*pair, empty.copy()), axis=2) for pair in itertools.pairwise(grey)]
+    flows = [cv2.calcOpticalFlowFarneback(*pair, None, 0.5, 3, 15, 3, 5, 1.2, 0) for pair in itertools.pairwise(grey)]  # type: ignore[call-overload]
+    speeds = [np.linalg.norm(flow, axis=2) for flow in flows]
     maps = torch.from_numpy(np.stack([*speeds, speeds[-1]])).float()
     return maps / maps.max().clamp(min=1e-6)
 
