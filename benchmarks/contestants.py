@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from sememe.diffusion.denoise import Predict, denoise
 from sememe.diffusion.guidance import Guidance
 from sememe.video_as_prompt.conditioning import Conditions, Predictor
 from sememe.video_as_prompt.expert_model import ExpertModel
-from sememe.video_as_prompt.families import BackboneFamily, CogVideoXFamily, Reference, WanFamily
+from sememe.video_as_prompt.families import BackboneFamily, CogVideoXFamily, Reference, TransformerAlone, WanFamily
 from sememe.video_as_prompt.guidance import ReferenceChoice, Text, Variant, video_as_prompt_guidance
 from sememe.video_as_prompt.network_cogvideox import CogVideoXVideoAsPromptTransformer
 from sememe.video_as_prompt.network_wan import WanVideoAsPromptTransformer
@@ -108,11 +107,17 @@ def encode_reference(model: Any, given: StepInputs) -> Reference:
         return encode(given.reference)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _TransformerOn(TransformerAlone):
+    """A transformer that computes on a device, where its weights may be for a moment only."""
+
+    _execution_device: torch.device
+
+
 def make_family(model: Any, device: torch.device) -> BackboneFamily:
     """What a pipeline knows of a transformer, with nothing around it."""
     family = CogVideoXFamily if isinstance(model, CogVideoXVideoAsPromptTransformer) else WanFamily
-    config = SimpleNamespace(expand_timesteps=False)
-    return family(SimpleNamespace(transformer=model, _execution_device=device, config=config))
+    return family(_TransformerOn(transformer=model, _execution_device=device))
 
 
 def _make_ours(

@@ -58,8 +58,8 @@ MUTANTS = (
     Mutant(
         "strength acts on the reference's queries",
         _ATTENTION,
-        "dispatch_attention_fn(own, key, value, **backend)",
-        "dispatch_attention_fn(own, key, value, attn_mask=bias, **backend)",
+        "attend(processor, own, key, value)",
+        "attend(processor, own, key, value, bias)",
     ),
     Mutant(
         "strength acts on the target's keys", _ATTENTION, "[..., num_target_tokens:] =", "[..., :num_target_tokens] ="

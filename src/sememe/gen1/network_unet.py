@@ -7,7 +7,7 @@ gives two predictions, that of the image model, frame by frame, and that of the 
 from typing import Any, ClassVar
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import ModelMixin, UNet2DConditionModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -82,7 +82,7 @@ class Gen1UNet(UNet2DConditionModel):
 
     @classmethod
     def from_image_model(
-        cls, image_model: UNet2DConditionModel, max_frames: int = 8, content_dim: int | None = None
+        cls, image_model: ModelMixin, max_frames: int = 8, content_dim: int | None = None
     ) -> "Gen1UNet":
         """Inflate the U-Net of Stable Diffusion 1 or 2.
 
