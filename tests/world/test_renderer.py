@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 
@@ -29,6 +30,8 @@ KINDS = {"drawn": DRAWN, "textured": TEXTURED, "before a photograph": BEFORE_PHO
 EVERYTHING = conditions() + conditions(split="novel")
 # Their pieces and copies touch along soft edges: hairlines may show from the very start of the film.
 WITH_SEAMS = {"explode", "lose_head", "multiply", "shatter", "slice_bands", "split_halves", "shatter+sepia"}
+# Older versions of OpenCV warp by 32nds of a pixel.
+WARPS_EXACTLY = int(cv2.__version__.split(".")[0]) >= 5
 
 
 def everything(scene: Scene) -> list[str]:
@@ -82,7 +85,7 @@ def test_no_condition_jumps_at_once() -> None:
             if name in WITH_SEAMS:
                 assert difference.mean() < 2, name
             else:
-                assert difference.max() <= 5, name  # OpenCV before 5 warps by 32nds of a pixel
+                assert difference.max() <= (2 if WARPS_EXACTLY else 5), name
 
 
 @pytest.mark.parametrize("scene", [random_scene(9_900_000), *KINDS.values()], ids=["of evaluation", *KINDS])

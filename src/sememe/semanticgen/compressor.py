@@ -176,10 +176,6 @@ class SemanticCompressor(ModelMixin, ConfigMixin):
         """Give compressed features zero mean and unit variance per channel."""
         return (values - self.channel_mean) / self.channel_std
 
-    def denormalise(self, features: PlanFeatures) -> PlanFeatures:
-        """Invert `normalise`."""
-        return features * self.channel_std + self.channel_mean
-
     @torch.no_grad()
     def fit_statistics(self, batches: Iterable[SomeFeatures]) -> None:
         """Set the statistics to those of the means of features, once training is over."""

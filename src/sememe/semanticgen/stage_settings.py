@@ -73,8 +73,8 @@ class EncoderSettings:
     nearness, in both frames of a slice. Of a slice as a whole: kind and colour of the subject and kind of the backdrop,
     whose losses weigh `label_weight`.
 
-    The compressor is trained with it: what is said of every place is read from plans, too, as it draws them.
-    `kl_weight` weighs their KL divergence from a standard Gaussian.
+    The compressor is trained with it: another linear probe reads the same numbers of every place from the plans that
+    the compressor draws. `kl_weight` is the weight of their KL divergence from a standard Gaussian.
 
     Each clip of a batch shows `num_slices` of its slices, for those of one clip teach much the same, and all are
     shifted by up to `max_shift` pixels, so that where things stand in the grid of patches does not matter.
