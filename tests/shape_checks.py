@@ -18,8 +18,8 @@ _jaxtyped = jaxtyping.jaxtyped
 def install() -> None:
     """Have every function of sememe checked on every call, and every record when it is made.
 
-    jaxtyping's import hook puts its decorator on all functions and records. Here this is another one, which leaves the
-    names of sizes to jaxtyping only where there are arrays: it checks arguments twice, and binds them before.
+    jaxtyping's import hook puts its decorator on all functions and records, which checks arguments twice, and binds
+    them before. Functions have another one here, which checks them once, and leaves the names of sizes to jaxtyping.
     """
     jaxtyping.jaxtyped = _decorate  # type: ignore[assignment]
     jaxtyping.install_import_hook("sememe", "shape_checks.check_types")
@@ -54,27 +54,46 @@ def _check_calls(function: Callable[..., Any]) -> Callable[..., Any]:
         if torch.compiler.is_compiling() or jaxtyping.config.jaxtyping_disable:
             return function(*arguments, **settings)
         if checked is None:
-            checked = (
-                _jaxtyped(typechecker=_check_types)(function) if _takes_arrays(function) else _check_types(function)
-            )
+            checked = _make_checks(function)
         return checked(*arguments, **settings)
 
     return call
 
 
-def _takes_arrays(function: Callable[..., Any]) -> bool:
-    """Say whether an annotation of the function names the sizes of an array; true if they cannot be read."""
+def _make_checks(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function with its checks."""
+    dims = _list_dims(function)
+    if dims is None:  # a name that only a type checker imports, which jaxtyping does not ask for
+        tolerant: Callable[..., Any] = _jaxtyped(typechecker=_check_types)(function)
+        return tolerant
+    checked = check_types(function)
+    if any("{" in each for each in dims):  # of a size that is an argument, for which all are bound
+        named: Callable[..., Any] = _jaxtyped(typechecker=None)(checked)
+        return named
+    if not dims:
+        return checked
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **settings: Any) -> Any:
+        with _jaxtyped("context"):  # in which sizes of one name are equal
+            return checked(*arguments, **settings)
+
+    return call
+
+
+def _list_dims(function: Callable[..., Any]) -> list[str] | None:
+    """List the sizes of the arrays that the annotations of a function name; None if they cannot be read."""
     try:
         hints = inspect.get_annotations(function, eval_str=True).values()
     except NameError:
-        return True
-    return any(_holds_arrays(hint) for hint in hints)
+        return None
+    return [dims for hint in hints for dims in _find_dims(hint)]
 
 
-def _holds_arrays(hint: Any) -> bool:
+def _find_dims(hint: Any) -> list[str]:
     if isinstance(hint, type) and issubclass(hint, jaxtyping.AbstractArray):
-        return True
-    return any(_holds_arrays(part) for part in typing.get_args(hint))
+        return [hint.dim_str]
+    return [dims for part in typing.get_args(hint) for dims in _find_dims(part)]
 
 
 def _remember_protocols() -> None:
