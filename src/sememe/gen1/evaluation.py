@@ -214,8 +214,7 @@ class PartialScheduler(DDIMScheduler):
     def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
         """Take the last of the steps."""
         super().set_timesteps(num_inference_steps, device=device)
-        own: Any = self
-        own.timesteps = own.timesteps[-max(1, round(self.strength * num_inference_steps)) :]
+        self.timesteps: torch.Tensor = self.timesteps[-max(1, round(self.strength * num_inference_steps)) :]
 
 
 class Maker:

@@ -13,11 +13,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import (
+    BaseImageProcessor,
     CLIPImageProcessorPil,
     CLIPTextConfig,
     CLIPTextModelWithProjection,
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
+    PreTrainedTokenizerBase,
 )
 
 from sememe.backbones.text import tokenize_prompts
@@ -56,9 +58,9 @@ class ClipStage(Stage):
     def __init__(
         self,
         image_encoder: CLIPVisionModelWithProjection,
-        image_processor: Any,
+        image_processor: BaseImageProcessor,
         text_encoder: CLIPTextModelWithProjection,
-        tokenizer: Any,
+        tokenizer: PreTrainedTokenizerBase,
         cache: ArrayCache,
         settings: ClipSettings,
     ) -> None:
@@ -136,7 +138,7 @@ def make_image_processor(image_size: int) -> CLIPImageProcessorPil:
     )
 
 
-def make_text_encoder(network: ClipNetwork, tokenizer: Any) -> CLIPTextModelWithProjection:
+def make_text_encoder(network: ClipNetwork, tokenizer: PreTrainedTokenizerBase) -> CLIPTextModelWithProjection:
     """Return a tower of texts with random weights, whose embedding is read off the tokenizer's end of a text."""
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),

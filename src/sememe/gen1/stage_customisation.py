@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers import BaseImageProcessor, CLIPVisionModelWithProjection
 
 from sememe.backbones.autoencoder import Autoencoder, clips_to_video, encode_video
 from sememe.errors import InputError
@@ -93,7 +94,12 @@ class CustomisationStage(Stage):
 
 @torch.no_grad()
 def read_pictures(
-    folder: Path, size: tuple[int, int], vae: Autoencoder, estimator: DepthEstimator, image_encoder: Any, processor: Any
+    folder: Path,
+    size: tuple[int, int],
+    vae: Autoencoder,
+    estimator: DepthEstimator,
+    image_encoder: CLIPVisionModelWithProjection,
+    processor: BaseImageProcessor,
 ) -> Pictures:
     """Read all pictures of a folder, each resized to cover the size, and cropped.
 

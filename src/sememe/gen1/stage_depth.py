@@ -48,7 +48,11 @@ class DepthStage(Stage):
     name = "depth"
 
     def __init__(
-        self, model: DepthAnythingForDepthEstimation, processor: Any, cache: ArrayCache, settings: DepthSettings
+        self,
+        model: DepthAnythingForDepthEstimation,
+        processor: DPTImageProcessorPil,
+        cache: ArrayCache,
+        settings: DepthSettings,
     ) -> None:
         self.model, self.processor, self.cache, self.settings = model.train(), processor, cache, settings
         self.items: ItemPicker = ItemPicker(cache.scenes)

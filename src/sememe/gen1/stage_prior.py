@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from diffusers import DDIMScheduler, PriorTransformer
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from sememe.backbones.text import Tokenizer
 from sememe.data.array_cache import ArrayCache
@@ -48,13 +49,13 @@ class PriorStage(Stage):
         prior: PriorTransformer,
         scheduler: DDIMScheduler,
         tokenizer: Tokenizer,
-        text_encoder: nn.Module,
+        text_encoder: PreTrainedModel,
         cache: ArrayCache,
         settings: PriorSettings,
     ) -> None:
-        self.prior: Any = prior.train()
+        self.prior = prior.train()
         self.scheduler, self.tokenizer, self.cache, self.settings = scheduler, tokenizer, cache, settings
-        self.text_encoder: Any = text_encoder.eval().requires_grad_(False)
+        self.text_encoder = text_encoder.eval().requires_grad_(False)
         self._path = NoisePath.of_scheduler(scheduler)
         self._known: dict[str, EncodedTexts] = {}
         self.items: ItemPicker = ItemPicker(cache.scenes)
@@ -114,9 +115,8 @@ def make_prior(network: PriorNetwork, dim: int, num_tokens: int) -> PriorTransfo
 def set_statistics(prior: PriorTransformer, cache: ArrayCache) -> None:
     """Write mean and standard deviation of each number of the cached embeddings into a prior."""
     embeddings: Tensor = cache.select(CONTENT_ARRAY, range(len(cache))).flatten(0, 1).float()
-    model: Any = prior
-    model.clip_mean.copy_(embeddings.mean(dim=0, keepdim=True))
-    model.clip_std.copy_(embeddings.std(dim=0, keepdim=True).clamp_min(1e-3))
+    prior.clip_mean.copy_(embeddings.mean(dim=0, keepdim=True))
+    prior.clip_std.copy_(embeddings.std(dim=0, keepdim=True).clamp_min(1e-3))
 
 
 def make_scheduler() -> DDIMScheduler:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers import DDIMScheduler, ModelMixin, UNet2DConditionModel
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -60,10 +60,10 @@ class UNetStage(Stage):
     name = "unet"
 
     def __init__(
-        self, unet: Gen1UNet, vae: nn.Module, scheduler: DDIMScheduler, cache: ArrayCache, settings: UNetSettings
+        self, unet: Gen1UNet, vae: ModelMixin, scheduler: DDIMScheduler, cache: ArrayCache, settings: UNetSettings
     ) -> None:
-        self.unet: Any = unet.train()
-        self.vae: Any = vae.eval().requires_grad_(False)
+        self.unet = unet.train()
+        self.vae = vae.eval().requires_grad_(False)
         self.scheduler = scheduler
         self.cache, self.settings = cache, settings
         self._path = NoisePath.of_scheduler(scheduler)

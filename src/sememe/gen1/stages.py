@@ -181,8 +181,8 @@ class UNetPreparation:
         torch.manual_seed(recipe.training.seed)
         content_dim, network = arrays[CONTENT_ARRAY].shape[-1], recipe.network
         if recipe.image_model is None:
-            unet: Any = stage_unet.make_unet(network, arrays["clean"].shape[0], content_dim)
-            scheduler: Any = stage_unet.make_scheduler()
+            unet = stage_unet.make_unet(network, arrays["clean"].shape[0], content_dim)
+            scheduler = stage_unet.make_scheduler()
         else:
             parts = inflate_stable_diffusion(recipe.image_model, network.max_frames, content_dim)
             unet, scheduler = parts["unet"], parts["scheduler"]

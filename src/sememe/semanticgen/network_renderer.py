@@ -88,7 +88,7 @@ class SemanticGenTransformer(WanTransformer3DModel):
         super().__init__(*arguments, **settings)
         # A file holds a list.
         self.register_to_config(patch_size=tuple(self.config.patch_size))
-        config: Any = self.config
+        config = self.config
         if config.patch_size[0] != 1:
             raise ModelError(f"expected patches of one latent frame (patch_size 1,...), got {list(config.patch_size)}")
         dim = config.num_attention_heads * config.attention_head_dim

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +12,7 @@ from sememe.checkpoints.components import load_component
 from sememe.diffusion.denoise import denoise
 from sememe.diffusion.guidance import Guidance, GuidanceRow
 from sememe.diffusion.objectives import prediction_of
+from sememe.diffusion.schedulers import Scheduler
 from sememe.video.sheet import SheetRow
 
 NUM_SAMPLES = 2
@@ -41,7 +41,7 @@ class Sampler:
     """
 
     vae: Autoencoder
-    scheduler: Any
+    scheduler: Scheduler
     num_steps: int = 12
 
     def make(self, predict: Predict, like: Tensor, generator: torch.Generator) -> Tensor:
@@ -83,7 +83,7 @@ def lay_out(videos: Mapping[str, Tensor]) -> list[SheetRow]:
     return [SheetRow(name, each[number]) for number in range(count) for name, each in clips.items()]
 
 
-def find_sampler(parts: Mapping[str, Path], scheduler: Any) -> Sampler | None:
+def find_sampler(parts: Mapping[str, Path], scheduler: Scheduler) -> Sampler | None:
     """Return a sampler with the autoencoder among the folders of parts; None where there is none."""
     if "vae" not in parts:
         return None
