@@ -69,9 +69,17 @@ def find_changed(found: torch.Tensor, expected: torch.Tensor, axis: int, toleran
     return ((found - expected).abs().amax(others) > tolerance).nonzero().flatten()
 
 
-@pytest.mark.parametrize("axis", [-1, -2])
-@pytest.mark.parametrize("way", ["encode", "decode"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("name", "way", "axis"),
+    [
+        ("wan", "encode", -1),
+        ("wan", "decode", -2),
+        ("wan-patches", "encode", -2),
+        ("wan-patches", "decode", -1),
+        ("cogvideox", "encode", -2),
+        ("cogvideox", "decode", -1),
+    ],
+)
 @torch.no_grad()
 def test_what_no_tile_edge_reaches_is_as_without_tiles(name: str, way: str, axis: int) -> None:
     # In double precision, in which it can be seen how far a change reaches, however faint.

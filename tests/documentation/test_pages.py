@@ -1,7 +1,8 @@
 """What README and docs show is true: Python blocks run, commands parse, links lead somewhere.
 
-The Python blocks of a page run one after the other in one namespace, in a folder with the files that they read. A
-comment `<!-- not run: why -->` before a block excuses it from running; it must still compile, and import what exists.
+The Python blocks of a page run one after the other in one namespace, in a folder with the files that they read, and
+with two denoising steps. A comment `<!-- not run: why -->` before a block excuses it from running; it must still
+compile, and import what exists.
 """
 
 import ast
@@ -18,6 +19,7 @@ import typer
 import sememe
 from sememe import resolve_training_recipe, write_clip, write_image
 from sememe.cli.app import Session, make_app
+from sememe.diffusion.denoise import denoise
 from sememe.world import random_scene, render
 
 ROOT = Path(__file__).parents[2]
@@ -81,11 +83,16 @@ def test_pages_import_public_names_only() -> None:
     assert not {name for _, module, name in names if module == "sememe" and name not in sememe.__all__}
 
 
+def take_two_steps(predict: Any, scheduler: Any, latents: Any, guidance: Any, _: int, **settings: Any) -> Any:
+    return denoise(predict, scheduler, latents, guidance, 2, **settings)
+
+
 @pytest.mark.parametrize("page", sorted({block.page for block in PYTHON}))
 def test_python_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_clip(render(random_scene(1), "melt").clip, tmp_path / "any.mp4")
     write_image(render(random_scene(2), None).clip.frames[0], tmp_path / "any.png")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sememe.video_as_prompt.pipeline.denoise", take_two_steps)
     namespace: dict[str, Any] = {}
     for block in PYTHON:
         if block.page == page:

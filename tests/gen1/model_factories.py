@@ -24,7 +24,7 @@ from sememe.gen1.pipeline import Gen1Pipeline
 from sememe.gen1.prior import identify_space
 from sememe.video import Clip
 
-STEPS = 3
+STEPS = 2
 
 
 def make_vae() -> AutoencoderKL:

@@ -201,7 +201,8 @@ def test_callbacks_see_and_replace_latents_and_stop(pipe: Gen1Pipeline) -> None:
         own.interrupt = step == 1
         return {"latents": tensors["latents"] * 0}
 
-    out = pipe(source=make_source(), content=make_picture(), callback_on_step_end=stop, output_type="latent")
+    given: dict[str, Any] = {"source": make_source(), "content": make_picture(), "num_inference_steps": 3}
+    out = pipe(**given, callback_on_step_end=stop, output_type="latent")
     assert seen == [0, 1]
     assert out.frames.abs().max() == 0
     assert out.clips == []

