@@ -9,6 +9,15 @@ from sememe.errors import InputError
 from sememe.semanticgen.clocks import LatentClock, SliceClock
 
 
+def test_latent_frames_show_the_moments_of_their_frames() -> None:
+    # Frame 0 alone, frames 1 to 4, frames 5 to 8; frame i is shown from i / 8 seconds on.
+    starts = np.arange(9) / 8
+    shown = [0, 1, 1, 1, 1, 2, 2, 2, 2]
+    clock = LatentClock(4, 8.0)
+    assert clock.frames_at(starts).tolist() == clock.frames_at(starts + 0.12).tolist() == shown
+    assert LatentClock(1, 8.0).frames_at(starts).tolist() == list(range(9))
+
+
 def test_slices_of_the_built_in_rate_lie_within_latent_frames() -> None:
     clock = SliceClock(fps=4.0)
     assert clock.slice_seconds == 0.5

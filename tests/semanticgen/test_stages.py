@@ -164,6 +164,28 @@ def test_a_compressor_that_was_trained_with_the_encoder_is_kept(root: Path, tmp_
     torch.testing.assert_close(plans.std(dim=0, correction=0), torch.ones(4), atol=1e-3, rtol=0)
 
 
+def test_semantic_tokens_begin_as_the_nearest_to_tokens_of_clean_latents(root: Path, tmp_path: Path) -> None:
+    stage = prepare("renderer", root, tmp_path)
+    assert isinstance(stage, RendererStage)
+    projection = stage.transformer.semantic_embedding
+    assert projection is not None
+    plans = stage.compressor.encode(stage.cache.select(ARRAY, range(6)).float())
+    clean = stage.cache.select("clean", range(6)).float()
+    channels = torch.zeros(6, stage.transformer.config.in_channels, *clean.shape[2:])
+    channels[:, : clean.shape[1]] = clean
+    with torch.no_grad():
+        tokens = stage.transformer.patch_embedding(channels)
+        # Slices have their centres at 2, 6, 10 and 14 eighths of a second, and 4 frames make a latent frame.
+        targets = torch.stack([tokens[:, :, frame] for frame in (1, 2, 3, 4)], dim=2)
+        cells = targets.unflatten(4, (plans.shape[3], -1)).unflatten(3, (plans.shape[2], -1)).mean(dim=(4, 6))
+        errors = projection(plans) - cells.permute(0, 2, 3, 4, 1)
+    # What least squares leaves is orthogonal to all that it fits with.
+    assert errors.square().mean() < 0.99 * cells.var()
+    torch.testing.assert_close(errors.flatten(0, 3).mean(dim=0), torch.zeros(errors.shape[-1]), atol=1e-4, rtol=0)
+    products = plans.flatten(0, 3).T @ errors.flatten(0, 3) / errors[..., 0].numel()
+    torch.testing.assert_close(products, torch.zeros_like(products), atol=1e-4, rtol=0)
+
+
 def test_encoder_and_compressor_learn_from_what_plans_tell(root: Path, tmp_path: Path) -> None:
     stage = prepare("semantic-encoder", root, tmp_path, "settings.kl_weight=0")
     assert isinstance(stage, EncoderStage)

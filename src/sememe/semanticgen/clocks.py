@@ -107,6 +107,11 @@ class LatentClock:
         frames = np.arange(num_latent_frames) * ratio - (ratio - 1) / 2
         return (np.maximum(frames, 0.0) + 0.5) / self.fps
 
+    def frames_at(self, times: Times) -> Int[np.ndarray, " moment"]:
+        """Return the latent frames that show moments at or after 0 seconds."""
+        frames = times * self.fps - 1.0
+        return np.floor((frames + _ROUNDING) / self.temporal_ratio).astype(np.int64) + 1
+
     def positions(self, times: Times) -> Times:
         """Return moments as positions among latent frames, linear between their centres; inverts `times`."""
         frames, ratio = times * self.fps - 0.5, self.temporal_ratio

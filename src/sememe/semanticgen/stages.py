@@ -18,6 +18,7 @@ from sememe.semanticgen.compressor import SemanticCompressor
 from sememe.semanticgen.encoders import QwenEncoder, load_encoder
 from sememe.semanticgen.network_encoder import make_built_in_tower
 from sememe.semanticgen.network_renderer import SemanticGenTransformer
+from sememe.semanticgen.renderer_start import fit_semantic_embedding
 from sememe.semanticgen.shapes import EncoderFeatures
 from sememe.semanticgen.stage_encoder import EncoderStage
 from sememe.semanticgen.stage_planner import PlannerStage
@@ -146,13 +147,14 @@ class RendererPreparation:
             compressor = make_compressor(recipe.compressor, feature_dim, clock, encoder)
         else:
             compressor = load_strictly(SemanticCompressor, self._parts["compressor"], torch.float32)
-            compressor.fit_statistics(_read_features(cache))
+        compressor.fit_statistics(_read_features(cache))
         described = cache.describe("first_frame") if "first_frame" in cache.arrays else {}
         renderer = SemanticGenTransformer.from_backbone(
             backbone,
             semantic_dim=compressor.config.semantic_dim,
             first_frame_fill=described.get("first_frame_fill", "grey"),
         )
+        fit_semantic_embedding(renderer, compressor, cache, LatentClock(recipe.temporal_ratio, recipe.fps))
         renderer.save_pretrained(folder / "transformer")
         compressor.save_pretrained(folder / "compressor")
         for name in () if "text" in cache.arrays else _TEXT_PARTS:
