@@ -9,10 +9,15 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import gc
 import importlib
 
+import hypothesis
 import pytest
 import torch
 
 from shape_checks import install
+
+# A test judges results and no times, which depend on what else the machine does.
+hypothesis.settings.register_profile("sememe", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("sememe")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -109,7 +109,7 @@ def energy(maps: torch.Tensor) -> float:
 
 
 @given(seed=st.integers(0, 999), height=st.integers(9, 70), width=st.integers(9, 70))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_less_is_left_the_higher_the_level(seed: int, height: int, width: int) -> None:
     maps = torch.rand(1, 2, height, width, generator=torch.Generator().manual_seed(seed))
     levels = [simplify_structure(maps, level) for level in range(8)]

@@ -25,7 +25,7 @@ def attend(
     return torch.nn.functional.scaled_dot_product_attention(query, key, value, mask)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     num_frames=LENGTHS,
     num_slices=st.integers(0, 13),

@@ -16,7 +16,7 @@ from sememe.video import Clip, read_clip, write_clip, writer
 from video_files import counting_frames
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     num_frames=st.integers(1, 5),
     height=st.integers(1, 40),
