@@ -3,6 +3,8 @@
 import json
 import os
 import traceback
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,14 @@ from sememe.compute.context_parallel import MESH_NAMES, share_tokens
 from sememe.errors import ModelError
 from sememe.training.config import TrainingConfig
 from sememe.training.loop import train
+from sememe.training.networks import make_text_encoder, train_tokenizer
+from sememe.training.optimizer import trained_parameters
+from sememe.training.stage import Stage
+from sememe.video_as_prompt.recipes import smoke_backbone
 from sememe.video_as_prompt.references import ReferenceCache, ReferenceInputs, ReferenceTokens
 from sememe.video_as_prompt.stage_expert import ExpertStage
 from sememe.video_as_prompt.stage_settings import ExpertSettings
+from sememe.video_as_prompt.stages import BackboneStage, make_transformer
 from video_as_prompt import cogvideox_factories, wan_factories
 from video_as_prompt.stage_data import PAIRS, Latents, Texts
 
@@ -72,10 +79,13 @@ def compare_all(rank: int, port: int, cases: list[tuple[str, str]], results: str
     failures: dict[str, str] = {}
     for family, mode in cases:
         try:
+            if mode == "backbone":
+                compare_runs(make_backbone, rank, Path(results, mode))
+                continue
             compare(family, mode)
             compare_gradients(family, mode)
             if family == "wan":
-                compare_runs(mode, rank, Path(results, mode))
+                compare_runs(partial(make_expert, mode), rank, Path(results, mode))
         except Exception:
             failures[f"{family}-{mode}"] = traceback.format_exc()
     Path(results, f"{rank}.json").write_text(json.dumps(failures))
@@ -138,16 +148,31 @@ class OddLatents(Latents):
         return torch.randn((6, 4, 3, 6, 6), generator=torch.Generator().manual_seed(len(name)))[indices]
 
 
-def compare_runs(mode: str, rank: int, folder: Path) -> None:
-    """Ten steps, also on the references alone."""
+def make_expert(mode: str) -> Stage:
+    """A stage that also learns from the references alone."""
+    model = wan_factories.make_transformer(attention_mode=mode, num_layers=2)
+    return ExpertStage(model, Texts(), OddLatents(), ExpertSettings(**PAIRS, reference_weight=0.5))
+
+
+def make_backbone() -> Stage:
+    torch.manual_seed(0)
+    recipe, latents = smoke_backbone(), OddLatents()
+    tokenizer = train_tokenizer(latents.full_captions, recipe.text)
+    text_encoder = make_text_encoder(recipe.text, len(tokenizer))
+    return BackboneStage(
+        make_transformer(recipe.network, 4, recipe.text.d_model), text_encoder, tokenizer, latents, recipe.settings
+    )
+
+
+def compare_runs(make: Callable[[], Stage], rank: int, folder: Path) -> None:
+    """Ten steps."""
     # Adam divides a gradient by its own size, and one that is rounding for the most part is divided by epsilon instead.
     config: dict[str, Any] = {"num_steps": 10, "learning_rate": 1e-3, "epsilon": 1e-6, "precision": "fp32"}
-    losses = ExpertSettings(**PAIRS, reference_weight=0.5)
 
     def run(**changes: Any) -> dict[str, Tensor]:
-        stage = ExpertStage(wan_factories.make_transformer(attention_mode=mode), Texts(), OddLatents(), losses)
+        stage = make()
         train(stage, TrainingConfig(**config, **changes, device="cpu", num_threads=1), folder / "-".join(changes))
-        return {name: each.detach() for name, each in stage.transformer.named_parameters() if each.requires_grad}
+        return {name: each.detach() for name, each in trained_parameters(stage.modules()).items()}
 
     os.environ |= {"WORLD_SIZE": "2", "RANK": str(rank)}
     found = run(context=2)

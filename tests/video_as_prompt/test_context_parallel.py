@@ -9,7 +9,7 @@ from torch.multiprocessing.spawn import start_processes
 
 from video_as_prompt.context_parallel_ranks import compare_all
 
-CASES = [("wan", "joint"), ("wan", "cached"), ("cogvideox", "joint"), ("cogvideox", "cached")]
+CASES = [("wan", "joint"), ("wan", "cached"), ("cogvideox", "joint"), ("cogvideox", "cached"), ("wan", "backbone")]
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from diffusers.models._modeling_parallel import (
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from jaxtyping import Float
 from torch import Tensor
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.distributed.device_mesh import DeviceMesh
 from torch.nn import functional as F
 
@@ -53,7 +54,7 @@ def _attend_shared(
     query: Queries, key: Keys, value: Keys, mask: Tensor | None, backend: Any, mesh: DeviceMesh
 ) -> Queries:
     group, num_heads = mesh.get_group(), query.shape[2]
-    num_queries, num_keys = (gather_size_by_comm(each.shape[1], group) for each in (query, key))
+    num_queries, num_keys = (_gather_lengths(each, 1, group) for each in (query, key))
     if mask is not None:
         mask = _join(mask, mask.ndim - 1, num_keys, group)
     heads = dispatch_attention_fn(
@@ -104,6 +105,14 @@ def _gather_heads(
     return received.unflatten(0, (size, own)).permute(2, 1, 0, 3, 4).flatten(2, 3)
 
 
+def _gather_lengths(tensor: Tensor, dim: int, group: dist.ProcessGroup) -> list[int]:
+    """The lengths of the tensors of all ranks along a dimension."""
+    # In a rehearsal tensors have no values, but lengths do.
+    with unset_fake_temporarily():
+        lengths: list[int] = gather_size_by_comm(tensor.shape[dim], group)
+    return lengths
+
+
 def _join(tensor: Tensor, dim: int, lengths: list[int], group: dist.ProcessGroup) -> Tensor:
     """Join the tensors of all ranks along a dimension. Gradients come back to the own one from this process alone."""
     own, size = tensor.movedim(dim, 0), len(lengths)
@@ -135,10 +144,13 @@ def share_tokens(network: Any, mesh: DeviceMesh) -> None:
             processor._parallel_config = config
     plan, group = network._cp_plan, shared._ulysses_mesh.get_group()
     outputs = {path: entry.gather_dim for path, entry in plan.items() if isinstance(entry, ContextParallelOutput)}
-    apply_context_parallel(network, shared, {path: entry for path, entry in plan.items() if path not in outputs})
+    # What Wan's plan has for the network itself is a timestep for each token, which no stage gives; the hook for it
+    # refuses every result that is not a plain tensor.
+    inputs = {path: entry for path, entry in plan.items() if path and path not in outputs}
+    apply_context_parallel(network, shared, inputs)
     for path, dim in outputs.items():
 
         def join(_module: Any, _inputs: Any, part: Tensor, dim: int = dim) -> Tensor:
-            return _join(part, dim, gather_size_by_comm(part.shape[dim], group), group)
+            return _join(part, dim, _gather_lengths(part, dim, group), group)
 
         network.get_submodule(path).register_forward_hook(join)

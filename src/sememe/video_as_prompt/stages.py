@@ -287,14 +287,16 @@ class BackbonePreparation:
                 f"only Wan backbones are trained as a whole, got {type(transformer).__name__}; train an expert"
             )
         check_channels(transformer, cache)
-        choose_attention(transformer, recipe.training.device)
         text_encoder, tokenizer = (
             load_component("text_encoder", start / "text_encoder"),
             load_component("tokenizer", start / "tokenizer"),
         )
         unnamed = find_unseen(cache, recipe.unseen)
         sampler = find_sampler(self._parts, make_scheduler(SchedulerSettings()))
-        return BackboneStage(transformer, text_encoder, tokenizer, cache, recipe.settings, unnamed, sampler)
+        stage = BackboneStage(transformer, text_encoder, tokenizer, cache, recipe.settings, unnamed, sampler)
+        # The stage gives the blocks processors of its own, which the choice is written to.
+        choose_attention(transformer, recipe.training.device)
+        return stage
 
 
 def build_pipeline(recipe: VideoAsPromptModelRecipe, parts: Mapping[str, Path]) -> VideoAsPromptPipeline:
