@@ -121,6 +121,7 @@ class ArrayCache:
         picked: Tensor,
     ) -> None:
         self._index, self._values, self._entries, self._picked = index, values, entries, picked
+        self._is_whole = torch.equal(picked, torch.arange(index.num_items))
         self._numbers: dict[str, dict[str, int]] = {}
         self.origin, self.version, self.arrays = index.origin, index.version, dict(arrays)
         self.conditions = self._column("condition")
@@ -227,7 +228,7 @@ class ArrayCache:
 
     def _column(self, name: str) -> tuple[Any, ...]:
         column = self._index.columns[name]
-        return tuple(column[place] for place in self._picked.tolist())
+        return column if self._is_whole else tuple(map(column.__getitem__, self._picked.tolist()))
 
 
 def _describe(shards: Sequence[Shard]) -> ArrayRecord:
@@ -252,10 +253,10 @@ def _number(keys: Sequence[str]) -> dict[str, int]:
 
 
 def _find_places(name: str, numbers: Mapping[str, int], keys: Sequence[str]) -> Tensor:
-    lacking = next((key for key in keys if key not in numbers), None)
-    if lacking is not None:
-        raise InputError(f"the cache has no {name} for {lacking!r}; precompute it")
-    return torch.tensor([numbers[key] for key in keys], dtype=torch.int64)
+    try:
+        return torch.tensor(list(map(numbers.__getitem__, keys)), dtype=torch.int64)
+    except KeyError as error:
+        raise InputError(f"the cache has no {name} for {error}; precompute it") from None
 
 
 def _find_starts(lengths: Sequence[int]) -> Tensor:

@@ -129,12 +129,13 @@ def _parse(content: bytes) -> CacheIndex:
     head = read()
     if not isinstance(head, dict) or head.get("format") != _FORMAT:
         raise ValueError(f"it is not of format {_FORMAT}")
-    known: dict[Any, Any] = {}
-    columns = {name: _unfold(read(), known) for name in FIELDS}
-    shards = [
-        replace(shard, keys=_keep_once(shard.keys, known))
-        for shard in (parse_shard(read()) for _ in range(head["num_shards"]))
-    ]
+    columns: dict[str, tuple[Any, ...]] = {}
+    for name in FIELDS:
+        values = _unfold(read())
+        same = next((column for column in columns.values() if column == values), None)
+        columns[name] = _keep_once(values) if same is None else same
+    keys = _SharedKeys(columns)
+    shards = [keys.share(parse_shard(read())) for _ in range(head["num_shards"])]
     expected = digest.hexdigest()
     if read() != expected:
         raise ValueError("it holds something else than was written to it")
@@ -148,13 +149,35 @@ def _fold(column: Sequence[Any]) -> Any:
     return {"value": first, "count": len(column)} if is_one else list(column)
 
 
-def _unfold(line: Any, known: dict[Any, Any]) -> tuple[Any, ...]:
-    if isinstance(line, dict):
-        return _keep_once([line["value"]], known) * int(line["count"])
-    return _keep_once(line, known)
+def _unfold(line: Any) -> tuple[Any, ...]:
+    values: Any = [line["value"]] if isinstance(line, dict) else line
+    if values and isinstance(values[0], list):
+        values = map(tuple, values)
+    return tuple(values) * (int(line["count"]) if isinstance(line, dict) else 1)
 
 
-def _keep_once(values: Sequence[Any], known: dict[Any, Any]) -> tuple[Any, ...]:
+def _keep_once(values: Sequence[Any]) -> tuple[Any, ...]:
     """The values, equal ones as one object: most texts are there many times."""
-    plain = (tuple(value) if isinstance(value, list) else value for value in values)
-    return tuple(known.setdefault(value, value) for value in plain)
+    known: dict[Any, Any] = {}
+    return tuple(map(known.setdefault, values, values))
+
+
+class _SharedKeys:
+    """Has shards hold the texts of the columns that their keys are from, in place of equal ones.
+
+    Args:
+        columns: Values of the clips by field.
+    """
+
+    def __init__(self, columns: Mapping[str, tuple[Any, ...]]) -> None:
+        self._columns = columns
+        self._places: dict[str, dict[Any, int]] = {}
+
+    def share(self, shard: Shard) -> Shard:
+        column = self._columns.get(shard.about.key, ())
+        if shard.about.key not in self._places:
+            self._places[shard.about.key] = {key: place for place, key in enumerate(column)}
+        # The keys of a shard stand together in most caches, as they were encoded.
+        start = self._places[shard.about.key].get(shard.keys[0], 0) if shard.keys else 0
+        keys = column[start : start + len(shard.keys)]
+        return replace(shard, keys=keys) if keys == shard.keys else shard

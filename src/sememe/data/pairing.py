@@ -120,10 +120,16 @@ class PairSampler:
             )
         if not 0.0 <= same_scene_share <= 1.0:
             raise RecipeError(f"same_scene_share must be between 0 and 1, got {same_scene_share}")
-        items: dict[str, dict[str, list[int]]] = {}
+        # Most scenes of large data are seen once, and a number takes less memory and time than a list of it.
+        items: dict[str, dict[str, int | list[int]]] = {}
         for index, (condition, scene) in enumerate(zip(conditions_per_item, scenes_per_item, strict=True)):
             if left_out is None or not left_out[index]:
-                items.setdefault(condition, {}).setdefault(scene, []).append(index)
+                of_condition = items.setdefault(condition, {})
+                found = of_condition.setdefault(scene, index)
+                if isinstance(found, list):
+                    found.append(index)
+                elif found != index:
+                    of_condition[scene] = [found, index]
         self.conditions = tuple(sorted(items))
         for condition in self.conditions:
             if len(items[condition]) <= max_references:
@@ -205,7 +211,7 @@ class PairSampler:
 
     def _draw_item(self, generator: np.random.Generator, condition: int, scene: str) -> int:
         items = self._items[condition][scene]
-        return items[int(generator.integers(len(items)))] if len(items) > 1 else items[0]
+        return items if isinstance(items, int) else items[int(generator.integers(len(items)))]
 
 
 class HeldOutPairs:
