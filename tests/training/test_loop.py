@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sememe.errors import InputError, MissingExtraError, ModelError, RecipeError
+from sememe.errors import InputError, ModelError, RecipeError
 from sememe.training.checkpoint import Checkpoint, find_latest, list_checkpoints, load_checkpoint
 from sememe.training.checkpoint_writer import CheckpointWriter
 from sememe.training.config import ScheduleConfig, TrainingConfig
@@ -292,7 +292,7 @@ def test_folders_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         train(SmallStage(), make_config(), tmp_path)
 
 
-def test_settings_that_cannot_take_effect_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_that_cannot_take_effect_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="checkpoints_activations has no effect"):
         train(SmallStage(), make_config(checkpoints_activations=True), tmp_path)
     with pytest.raises(RecipeError, match="compile=blocks has no effect"):
@@ -310,6 +310,3 @@ def test_settings_that_cannot_take_effect_are_refused(tmp_path: Path, monkeypatc
     frozen.network.requires_grad_(requires_grad=False)
     with pytest.raises(RecipeError, match="no parameter to train"):
         train(frozen, make_config(), tmp_path)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match="tensorboard"):
-        train(SmallStage(), make_config(tensorboard=True), tmp_path)

@@ -95,7 +95,7 @@ class PhaseConfig:
 
 FREE_SETTINGS = frozenset(
     {"prefetch_batches", "device", "num_threads", "shard", "context", "checkpoints_activations", "compile"}
-    | {"log_every", "tensorboard", "save_every", "save_minutes", "keep_checkpoints", "stop_after_minutes"}
+    | {"log_every", "trackers", "save_every", "save_minutes", "keep_checkpoints", "stop_after_minutes"}
 )
 """Settings of `TrainingConfig` that decide where, how fast and how visibly a run goes, but not on what it computes."""
 
@@ -103,6 +103,8 @@ _OF_PHASES = ("num_steps", "learning_rate", "learning_rate_factors", "schedule")
 
 
 Precision = Literal["auto", "bf16", "fp32"]
+TrackerName = Literal["tensorboard", "wandb"]
+"""Programs that show a run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +133,8 @@ class TrainingConfig:
     processes, and any other divides the number of processes. `context` is the number of processes that compute one
     share together, each some of its tokens; it divides the number of processes, too. With `checkpoints_activations`
     the blocks of networks are computed once more on the way back, and their activations are not kept.
+
+    `trackers` are programs that show figures and samples beside `log.jsonl`: TensorBoard, Weights & Biases.
 
     With `validate_every` a part of the data is held out, on which the averaged weights are validated after so many
     steps each time, and at the end of each phase. 0 holds nothing out.
@@ -163,7 +167,7 @@ class TrainingConfig:
     time_decay: bool = False
     stop_after_minutes: float | None = None
     log_every: int = 20
-    tensorboard: bool = False
+    trackers: tuple[TrackerName, ...] = ()
     save_every: int = 1000
     save_minutes: float | None = 10.0
     keep_checkpoints: int = 2

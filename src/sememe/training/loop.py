@@ -212,7 +212,7 @@ class _Run:
         """Train until the end of the run, of its time, or of this call."""
         is_main = self._distribution.is_main
         self._started = time.monotonic()
-        self._log = RunLog(self._folder, self._step, use_tensorboard=self._config.tensorboard) if is_main else None
+        self._log = RunLog(self._folder, self._step, self._config.trackers) if is_main else None
         self._meter.start_clock()
         try:
             while (ending := self._run_phase(request)) is None:

@@ -1,10 +1,9 @@
-"""What a run reports: events for a caller, a JSON-lines log, TensorBoard on request."""
+"""What a run reports: events for a caller, and a log of JSON lines."""
 
-import importlib.util
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -12,10 +11,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from sememe.errors import MissingExtraError, OutputError, RecipeError
+from sememe.errors import OutputError, RecipeError
 from sememe.files import describe_write_error, write_text
+from sememe.training.config import TrackerName
 from sememe.training.process import Distribution
 from sememe.training.stage import NoiseLosses, StepLoss
+from sememe.training.trackers import open_trackers
 from sememe.video.clip import Image
 from sememe.video.picture import write_image
 
@@ -242,19 +243,27 @@ class FiniteWatch:
 
 
 class RunLog:
-    """The log of a run: `log.jsonl`, one JSON object a line, and TensorBoard's files beside it on request.
+    """The log of a run: `log.jsonl`, one JSON object a line, sheets of samples, and other programs that show both.
+
+    Args:
+        folder: Folder of the run.
+        step: Steps that it has done.
+        trackers: Names of the programs.
 
     Raises:
         OutputError: It cannot be written.
+        MissingExtraError: A program is not installed.
     """
 
-    def __init__(self, folder: Path, step: int, *, use_tensorboard: bool = False) -> None:
+    def __init__(self, folder: Path, step: int, trackers: Collection[TrackerName] = ()) -> None:
         self._path = folder / "log.jsonl"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._board = _open_tensorboard(folder / "tensorboard", step) if use_tensorboard else None
+            self._trackers = open_trackers(trackers, folder, step)
             self._drop_lines_after(step)
             self._file = self._path.open("a", buffering=1)
+        except OutputError:
+            raise
         except OSError as error:
             raise OutputError(describe_write_error(folder, error)) from error
 
@@ -268,27 +277,26 @@ class RunLog:
             self._file.write(json.dumps(clean) + "\n")
         except OSError as error:
             raise OutputError(describe_write_error(self._path, error)) from error
-        if self._board is not None and "step" in record:
-            for key, value in record.items():
-                if key != "step" and isinstance(value, int | float):
-                    self._board.add_scalar(key, value, record["step"])
+        figures = {key: value for key, value in record.items() if key != "step" and isinstance(value, int | float)}
+        for tracker in self._trackers:
+            tracker.add(figures, record["step"])
 
     def show(self, sheet: Image, step: int) -> None:
-        """Write a contact sheet to `samples/`, for TensorBoard too."""
+        """Write a contact sheet to `samples/`."""
         folder = self._path.parent / "samples"
         try:
             folder.mkdir(exist_ok=True)
         except OSError as error:
             raise OutputError(describe_write_error(folder, error)) from error
         write_image(sheet, folder / f"step_{step:06}.png")
-        if self._board is not None:
-            self._board.add_image("samples", sheet, step, dataformats="HWC")
+        for tracker in self._trackers:
+            tracker.show(sheet, step)
 
     def close(self) -> None:
         """Close the files."""
         self._file.close()
-        if self._board is not None:
-            self._board.close()
+        for tracker in self._trackers:
+            tracker.close()
 
     def _drop_lines_after(self, step: int) -> None:
         # Steps after the checkpoint that a killed run goes on from are done again; their lines would be there twice.
@@ -309,11 +317,3 @@ def _is_until(line: str, step: int) -> bool:
         return int(json.loads(line)["step"]) <= step
     except (ValueError, KeyError, TypeError):
         return False
-
-
-def _open_tensorboard(folder: Path, step: int) -> Any:
-    if importlib.util.find_spec("tensorboard") is None:
-        raise MissingExtraError("tensorboard", "train")
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(folder), purge_step=step)

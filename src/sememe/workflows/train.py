@@ -84,7 +84,7 @@ def train_recipe(
         OutputError: the folder cannot be written, or another process trains in it.
     """
     folder = RUNS_FOLDER / recipe.name if output_dir is None else Path(output_dir)
-    _check_compiler(recipe.training)
+    check_machine(recipe.training)
     from sememe.training.checkpoint import count_steps, list_checkpoints
     from sememe.training.loop import BEST_NAME, train
     from sememe.training.process import open_distribution
@@ -178,10 +178,19 @@ def _check_resume(folder: Path, resume: Resume) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def _check_compiler(config: TrainingConfig) -> None:
+def check_machine(config: TrainingConfig) -> None:
+    """Check that this machine has what a run needs beside its device.
+
+    Raises:
+        MissingExtraError: A program of `TrainingConfig.trackers` is not installed.
+        RecipeError: There is no compiler for `TrainingConfig.compile`.
+    """
+    from sememe.compute.devices import choose_device
+    from sememe.training.trackers import check_trackers
+
+    check_trackers(config.trackers)
     if config.compile == "none":
         return
-    from sememe.compute.devices import choose_device
 
     if choose_device(config.device).type != "cpu":
         return

@@ -1,0 +1,119 @@
+"""Programs that show the figures and samples of a run, beside its own files."""
+
+import importlib.util
+import os
+import secrets
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from sememe.errors import MissingExtraError, OutputError
+from sememe.files import write_text
+from sememe.training.config import TrackerName
+from sememe.training.run_record import read_run
+from sememe.video.clip import Image
+
+_EXTRAS: Mapping[TrackerName, str] = {"tensorboard": "train", "wandb": "wandb"}
+
+
+@runtime_checkable
+class Tracker(Protocol):
+    """A program that figures and samples are given to."""
+
+    def add(self, figures: Mapping[str, float], step: int) -> None:
+        """Show figures by name, as they are after so many steps."""
+        ...
+
+    def show(self, sheet: Image, step: int) -> None:
+        """Show a contact sheet of samples."""
+        ...
+
+    def close(self) -> None:
+        """Write what is not written yet."""
+        ...
+
+
+class TensorBoardTracker:
+    """Writes the files of TensorBoard to `tensorboard/` in a run's folder; see `open_trackers`."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+
+    def add(self, figures: Mapping[str, float], step: int) -> None:
+        for name, value in figures.items():
+            self._writer.add_scalar(name, value, step)
+
+    def show(self, sheet: Image, step: int) -> None:
+        self._writer.add_image("samples", sheet, step, dataformats="HWC")
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WandbTracker:
+    """Gives figures to Weights & Biases, as one run however often it is broken off; see `open_trackers`.
+
+    Its own variables, such as WANDB_MODE=offline, say where they go. Files lie in `wandb/` in the run's folder, with
+    the number that the run has there.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        import wandb
+
+        record, path = read_run(folder), folder / "wandb" / "run-id"
+        if not step or not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, secrets.token_hex(8))
+        self._make_image = wandb.Image
+        try:
+            self._run: Any = wandb.init(
+                project=os.environ.get("WANDB_PROJECT", "sememe"),
+                dir=str(folder),
+                id=path.read_text(),
+                name=folder.resolve().name,
+                config={} if record is None else dict(record.settings),
+                allow_val_change=True,
+                resume="allow",
+                settings=wandb.Settings(console="off"),
+            )
+        except wandb.Error as error:
+            reason = " ".join(str(error).split())
+            raise OutputError(
+                f"Weights & Biases does not take the run: {reason}; log in with `wandb login`, set WANDB_MODE=offline, "
+                "or leave wandb out of training.trackers"
+            ) from error
+
+    def add(self, figures: Mapping[str, float], step: int) -> None:
+        self._run.log(dict(figures), step=step)
+
+    def show(self, sheet: Image, step: int) -> None:
+        self._run.log({"samples": self._make_image(sheet)}, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def check_trackers(names: Collection[TrackerName]) -> None:
+    """Raise `MissingExtraError` for a program that is not installed."""
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise MissingExtraError(name, _EXTRAS[name])
+
+
+def open_trackers(names: Collection[TrackerName], folder: Path, step: int) -> list[Tracker]:
+    """Begin to show a run, or go on with it.
+
+    Args:
+        names: Names of the programs.
+        folder: Folder of the run.
+        step: Steps that the run has done.
+
+    Raises:
+        MissingExtraError: A program is not installed.
+        OutputError: A program does not take the run.
+    """
+    check_trackers(names)
+    kinds: Mapping[TrackerName, type[Any]] = {"tensorboard": TensorBoardTracker, "wandb": WandbTracker}
+    return [kinds[name](folder, step) for name in names]
