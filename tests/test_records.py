@@ -37,7 +37,7 @@ def test_overrides_are_read_by_the_type_of_the_setting() -> None:
             "training.learning_rate=1e-3",
             "training.num_steps=20",
             "training.betas=0.8, 0.95",
-            "training.muon_exclude=first,last",
+            "training.trackers=tensorboard,wandb",
             "training.learning_rate_factors=vae.*:0.1,*embed*:2",
             "training.max_minutes=2",
             "training.save_minutes=none",
@@ -50,7 +50,7 @@ def test_overrides_are_read_by_the_type_of_the_setting() -> None:
     )
     training = recipe.training
     assert (training.learning_rate, training.num_steps, training.betas) == (1e-3, 20, (0.8, 0.95))
-    assert (training.muon_exclude, training.max_minutes, training.save_minutes) == (("first", "last"), 2.0, None)
+    assert (training.trackers, training.max_minutes, training.save_minutes) == (("tensorboard", "wandb"), 2.0, None)
     assert training.learning_rate_factors == {"vae.*": 0.1, "*embed*": 2.0}
     assert (training.schedule.shape, training.time_decay) == ("cosine", True)
     assert (recipe.folder, recipe.is_mirrored, recipe.size) == (Path("there"), True, (32, 48))
@@ -71,9 +71,9 @@ def test_overrides_are_read_by_the_type_of_the_setting() -> None:
         ("training.schedule=cosine", "is a group of settings; set one of them: training.schedule.warmup_steps"),
         ("training.betas=0.9", "must be 2 values"),
         ("training.learning_rate", "must look like key=value"),
-        ("training.learning_rate=-1", "learning_rate must be above 0, got -1.0"),
+        ("training.learning_rate=-1", "expected training.learning_rate above 0, got -1.0"),
         ("training.learning_rate_factors=embed", "training.learning_rate_factors for '' must be a number, got 'embed'"),
-        ("training.keep_checkpoints=1", "must be 2 or more"),
+        ("training.keep_checkpoints=1", "expected training.keep_checkpoints of at least 2, got 1"),
         ("training.time_decay=true", "set max_minutes"),
     ],
 )

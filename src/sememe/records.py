@@ -29,6 +29,7 @@ class Range:
     least: float | None = None
     above: float | None = None
     most: float | None = None
+    multiple_of: int | None = None
 
     def check(self, value: float, name: str) -> None:
         """Raise `InputError` for a number out of bounds (NaN always is)."""
@@ -38,9 +39,12 @@ class Range:
             raise InputError(f"expected {name} above {self.above:g}, got {value}")
         if self.most is not None and not value <= self.most:
             raise InputError(f"expected {name} of at most {self.most:g}, got {value}")
+        if self.multiple_of is not None and value % self.multiple_of:
+            raise InputError(f"expected {name} as a multiple of {self.multiple_of}, got {value}")
 
 
 Count = Annotated[int, Range(least=1)]
+Whole = Annotated[int, Range(least=0)]
 Scale = Annotated[float, Range(least=0)]
 Positive = Annotated[float, Range(above=0)]
 Share = Annotated[float, Range(least=0, most=1)]
@@ -413,7 +417,7 @@ _JSON_TYPES = {bool: "boolean", int: "integer", float: "number", str: "string", 
 def _schema(kind: Any) -> dict[str, Any]:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Annotated:
-        bounds = {"minimum": "least", "exclusiveMinimum": "above", "maximum": "most"}
+        bounds = {"minimum": "least", "exclusiveMinimum": "above", "maximum": "most", "multipleOf": "multiple_of"}
         found = {name: getattr(arguments[1], bound) for name, bound in bounds.items()}
         return _schema(arguments[0]) | {name: bound for name, bound in found.items() if bound is not None}
     if origin in (typing.Union, types.UnionType):

@@ -11,7 +11,7 @@ def factors(config: TrainingConfig, seconds: float = 0.0) -> list[float]:
 
 
 def test_the_schedule_warms_up_stays_and_decays() -> None:
-    config = TrainingConfig(num_steps=10, schedule=ScheduleConfig(warmup_steps=4, decay_steps=4, final_ratio=0.2))
+    config = TrainingConfig(num_steps=10, schedule=ScheduleConfig(warmup_steps=4, decay_fraction=0.4, final_ratio=0.2))
     assert factors(config) == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0, 0.8, 0.6, 0.4]
     cosine = TrainingConfig(num_steps=10, schedule=ScheduleConfig(shape="cosine", warmup_steps=2))
     assert factors(cosine)[:3] == [0.5, 1.0, 1.0]

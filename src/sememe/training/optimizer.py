@@ -16,6 +16,11 @@ from sememe.training.config import PhaseConfig, TrainingConfig
 from sememe.training.muon import Muon
 from sememe.training.sharding import is_sharded, spread_like, take_rows
 
+_MOMENTUM = 0.95
+"""Of Muon."""
+_NOT_HIDDEN = ("embed", "proj_out", "head")
+"""What the names of first and last layers contain, whose matrices Muon does not train."""
+
 
 class WeightAverage:
     """An exponential moving average of parameters, in float32, updated by a few calls for all of them.
@@ -189,15 +194,11 @@ def split_parameters(modules: Mapping[str, nn.Module], config: TrainingConfig) -
     for name, parameter in trained_parameters(modules).items():
         if name in embeddings or parameter.ndim < 2:
             plain.append(name)
-        elif config.optimizer == "muon" and _is_hidden_matrix(name, parameter, config):
+        elif config.optimizer == "muon" and parameter.ndim == 2 and not any(part in name for part in _NOT_HIDDEN):
             hidden.append(name)
         else:
             decayed.append(name)
     return ParameterSplit(decayed=tuple(decayed), plain=tuple(plain), hidden=tuple(hidden))
-
-
-def _is_hidden_matrix(name: str, parameter: Tensor, config: TrainingConfig) -> bool:
-    return parameter.ndim == 2 and not any(part in name for part in config.muon_exclude)
 
 
 class NamedOptimizer:
@@ -240,7 +241,7 @@ class NamedOptimizer:
         return Muon(
             self._group(split.hidden),
             lr=self._learning_rate,
-            momentum=config.muon_momentum,
+            momentum=_MOMENTUM,
             weight_decay=config.weight_decay,
         )
 

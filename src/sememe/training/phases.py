@@ -34,10 +34,7 @@ def _decay(phase: PhaseConfig, progress: float) -> float:
         start = min(schedule.warmup_steps / phase.num_steps, 1.0)
         share = max(0.0, progress - start) / max(1.0 - start, 1e-9)
         return schedule.final_ratio + (1.0 - schedule.final_ratio) * 0.5 * (1.0 + math.cos(math.pi * share))
-    fraction = schedule.decay_fraction
-    if schedule.decay_steps is not None:
-        fraction = min(1.0, schedule.decay_steps / phase.num_steps)
-    share = max(0.0, progress - (1.0 - fraction)) / fraction
+    share = max(0.0, progress - (1.0 - schedule.decay_fraction)) / schedule.decay_fraction
     return 1.0 - (1.0 - schedule.final_ratio) * min(share, 1.0)
 
 

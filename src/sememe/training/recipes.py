@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal, Protocol, runtime_checkable
+from typing import Annotated, ClassVar, Literal, Protocol, runtime_checkable
 
 from sememe.data.buckets import Bucket
+from sememe.records import Count, Positive, Range, Record, Whole
 from sememe.training.config import AutoencoderSettings, TrainingConfig, check_setting
 
 
@@ -36,7 +37,7 @@ class TrainingRecipe(Recipe, Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClipFormat:
+class ClipFormat(Record):
     """Length and size of clips, whatever they come from.
 
     The world renders `fps` frames a second. Videos of a dataset are sampled by `sampling` (see `video.resizing`), at
@@ -47,17 +48,15 @@ class ClipFormat:
     change the speed.
     """
 
-    num_frames: int = 17
-    height: int = 64
-    width: int = 64
-    fps: float = 8.0
+    num_frames: Count = 17
+    height: Count = 64
+    width: Count = 64
+    fps: Positive = 8.0
     sampling: Literal["even", "fps", "first"] = "even"
     buckets: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("num_frames", "height", "width"):
-            check_setting(getattr(self, name) >= 1, f"clips.{name} must be 1 or more, got {getattr(self, name)}")
-        check_setting(self.fps > 0, f"clips.fps must be above 0, got {self.fps}")
+        super().__post_init__()
         lengths = {bucket.num_frames for bucket in self.list_buckets()}
         check_setting(
             len(lengths) == 1 or self.sampling != "even",
@@ -76,7 +75,7 @@ class ClipFormat:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WorldData:
+class WorldData(Record):
     """Which clips of the procedural world are taken.
 
     `kind` "conditions" films one condition at a time, each scene under `clips_per_scene` of them (see
@@ -86,15 +85,13 @@ class WorldData:
     often as a condition alone; none is a pair that the evaluation holds out.
     """
 
-    num_clips: int = 40_000
-    clips_per_scene: int = 8
+    num_clips: Count = 40_000
+    clips_per_scene: Count = 8
     kind: Literal["conditions", "scripts", "looks"] = "conditions"
-    num_pairs: int = 0
+    num_pairs: Whole = 0
 
     def __post_init__(self) -> None:
-        for name in ("num_clips", "clips_per_scene"):
-            check_setting(getattr(self, name) >= 1, f"data.{name} must be 1 or more, got {getattr(self, name)}")
-        check_setting(self.num_pairs >= 0, f"data.num_pairs must be 0 or more, got {self.num_pairs}")
+        super().__post_init__()
         check_setting(
             self.kind == "conditions" or not self.num_pairs,
             f"data.num_pairs has no effect on {self.kind}, got {self.num_pairs}; use 0",
@@ -106,7 +103,7 @@ class WorldData:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LinearNetwork:
+class LinearNetwork(Record):
     """A `LinearVideoAutoencoder`: a linear code of blocks, and a small network that refines what is decoded.
 
     A block is `patch_size` pixels in height and width, and as many frames, or `temporal_patch_size`: 1 for images.
@@ -114,44 +111,28 @@ class LinearNetwork:
     assumes in latents.
     """
 
-    latent_channels: int = 48
-    patch_size: int = 8
-    temporal_patch_size: int | None = None
-    hidden_channels: int = 64
-    num_layers: int = 2
+    latent_channels: Count = 48
+    patch_size: Annotated[int, Range(least=2, multiple_of=2)] = 8
+    temporal_patch_size: Count | None = None
+    hidden_channels: Annotated[int, Range(least=8, multiple_of=8)] = 64
+    num_layers: Count = 2
     noise_level: float = 0.4
-    num_start_clips: int = 900
+    num_start_clips: Count = 900
     whitening: float = 0.5
-
-    def __post_init__(self) -> None:
-        for name in ("patch_size", "hidden_channels"):
-            least = 2 if name == "patch_size" else 8
-            value = getattr(self, name)
-            check_setting(
-                value >= least and value % least == 0, f"network.{name} must be a multiple of {least}, got {value}"
-            )
-        for name in ("latent_channels", "num_layers", "num_start_clips", "temporal_patch_size"):
-            value = getattr(self, name)
-            check_setting(value is None or value >= 1, f"network.{name} must be 1 or more, got {value}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextNetwork:
+class TextNetwork(Record):
     """A `UMT5EncoderModel` and the tokenizer of its captions, which is trained on every `caption_stride`-th of them."""
 
-    vocab_size: int = 1200
-    d_model: int = 192
-    d_kv: int = 32
-    d_ff: int = 384
-    num_layers: int = 2
-    num_heads: int = 6
-    max_tokens: int = 32
-    caption_stride: int = 3
-
-    def __post_init__(self) -> None:
-        for name in ("d_model", "d_kv", "d_ff", "num_layers", "num_heads", "max_tokens", "caption_stride"):
-            check_setting(getattr(self, name) >= 1, f"text.{name} must be 1 or more, got {getattr(self, name)}")
-        check_setting(self.vocab_size >= 64, f"text.vocab_size must be 64 or more, got {self.vocab_size}")
+    vocab_size: Annotated[int, Range(least=64)] = 1200
+    d_model: Count = 192
+    d_kv: Count = 32
+    d_ff: Count = 384
+    num_layers: Count = 2
+    num_heads: Count = 6
+    max_tokens: Count = 32
+    caption_stride: Count = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +158,7 @@ class AutoencoderRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Regeneration:
+class Regeneration(Record):
     """How latents get the errors that a model makes: noise is added to true ones, and the model denoises them.
 
     It starts part of the way, of which the shares `min_strength` to `max_strength` are left (of `num_inference_steps`
@@ -185,15 +166,12 @@ class Regeneration:
     """
 
     model: str
-    num_inference_steps: int = 6
+    num_inference_steps: Count = 6
     min_strength: float = 0.25
     max_strength: float = 0.85
 
     def __post_init__(self) -> None:
-        check_setting(
-            self.num_inference_steps >= 1,
-            f"regeneration.num_inference_steps must be 1 or more, got {self.num_inference_steps}",
-        )
+        super().__post_init__()
         check_setting(
             0 < self.min_strength <= self.max_strength <= 1,
             f"regeneration strengths must rise within 0 and 1, got {self.min_strength} and {self.max_strength}",
@@ -201,7 +179,7 @@ class Regeneration:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ArraysRecipe:
+class ArraysRecipe(Record):
     """Keeps named arrays of the clips of the world, or of those of `dataset`: a dataset's folder, or a cache of frames.
 
     A system says which arrays there are. Videos of a dataset whose score (VAP-Data's `reference_alignment_score`, 0 to
@@ -216,16 +194,14 @@ class ArraysRecipe:
     clips: ClipFormat = field(default_factory=ClipFormat)
     data: WorldData = field(default_factory=WorldData)
     dataset: Path | None = None
-    min_score: float = 0.0
-    batch_size: int = 32
+    min_score: Annotated[float, Range(least=0, most=100)] = 0.0
+    batch_size: Count = 32
     dtype: Literal["float16", "bfloat16", "uint8"] = "float16"
-    num_threads: int = 0
+    num_threads: Whole = 0
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        check_setting(self.batch_size >= 1, f"batch_size must be 1 or more, got {self.batch_size}")
-        check_setting(self.num_threads >= 0, f"num_threads must be 0 or more, got {self.num_threads}")
-        check_setting(0 <= self.min_score < 100, f"min_score must be 0 or more and below 100, got {self.min_score}")
+        super().__post_init__()
         check_setting(
             self.dataset is not None or not self.min_score,
             f"min_score has no effect on clips of the world, got {self.min_score}; give a dataset, or 0",
@@ -255,7 +231,7 @@ class LatentsRecipe(ArraysRecipe):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SchedulerSettings:
+class SchedulerSettings(Record):
     """The scheduler for flow matching that a model comes with.
 
     `kind` "euler" is `FlowMatchEulerDiscreteScheduler`, "unipc" `UniPCMultistepScheduler` in its flow-matching form.
@@ -265,10 +241,7 @@ class SchedulerSettings:
     """
 
     kind: Literal["euler", "unipc", "euler_trailing"] = "euler"
-    shift: float = 3.0
-
-    def __post_init__(self) -> None:
-        check_setting(self.shift > 0, f"scheduler.shift must be above 0, got {self.shift}")
+    shift: Positive = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
