@@ -63,7 +63,7 @@ def test_every_stage_is_validated_in_each_of_its_phases(root: Path) -> None:
     assert len(list((gen1_runs(root) / "unet" / "samples").iterdir())) == 4
 
 
-def test_cached_frames_are_those_that_are_rendered(root: Path) -> None:
+def test_a_training_on_cached_frames_is_that_on_rendered_ones(root: Path, tmp_path: Path) -> None:
     recipe = smoke_gen1_frames()
     looks, cached = LookClips(recipe.clips, recipe.data), CachedClips(gen1_runs(root) / "frames", recipe.clips)
     assert (len(cached), cached.version) == (4, looks.version)
@@ -73,6 +73,10 @@ def test_cached_frames_are_those_that_are_rendered(root: Path) -> None:
     # Two looks of one scene differ in the caption and share all else that the scene decides on.
     assert looks.item(0).scene == looks.item(1).scene != looks.item(2).scene
     assert looks.item(0).caption != looks.item(1).caption
+    given = ["dataset=none", "training.device=cpu", "training.validate_every=2"]
+    train_recipe(resolve_training_recipe("smoke-gen1-autoencoder", given), tmp_path)
+    weights = "model/vae/diffusion_pytorch_model.safetensors"
+    assert (tmp_path / weights).read_bytes() == (gen1_runs(root) / "autoencoder" / weights).read_bytes()
 
 
 def test_texts_alone_are_fitted_to_a_tower_of_pictures(root: Path, tmp_path: Path) -> None:

@@ -3,11 +3,10 @@
 Which scene and condition the n-th clip of the world shows is a pure function of n. Every scene is filmed under several
 conditions, so that one batch can hold the same scene under different ones."""
 
-from __future__ import annotations
-
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +16,11 @@ from sememe.data.cache_index import ClipItem
 from sememe.training.recipes import ClipFormat, WorldData
 from sememe.world import (
     EVALUATION_SEED,
+    WORLD_VERSION,
     RenderedClip,
     RenderedScript,
     Scene,
+    Script,
     can_show,
     conditions,
     random_scene,
@@ -28,11 +29,9 @@ from sememe.world import (
     render_script,
     repaint,
 )
+from sememe.world.captions import full_caption, neutral_caption, script_caption
 from sememe.world.catalogue import CATALOGUE, parts_of, training_pairs
 from sememe.world.scene import PHOTOGRAPH_SHARE
-
-if TYPE_CHECKING:
-    from sememe.world import Scene, Script
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,40 +123,71 @@ class ClipCollection(ClipSource, Protocol):
         ...
 
 
-class WorldClips:
+class _RenderedClips(ABC):
     """Clips of the world, rendered when they are asked for."""
 
     def __init__(self, clips: ClipFormat, data: WorldData) -> None:
         self._format, self._data = clips, data
-        self._buckets = clips.list_buckets()
+
+    def __len__(self) -> int:
+        return self._data.num_clips
 
     @property
     def origin(self) -> str:
-        from sememe.world import WORLD_VERSION
-
-        pairs = f", {self._data.num_pairs} pairs" if self._data.num_pairs else ""
-        scenes = f"{self._data.clips_per_scene} clips a scene"
-        return f"world {WORLD_VERSION}, {_describe_format(self._format)}, {scenes}{pairs}"
+        clips = self._format
+        return f"{self._kind} {WORLD_VERSION}, {clips.describe()} at {clips.fps:g} fps{self._details}"
 
     @property
     def version(self) -> str:
         return f"{self.origin}, {len(self)} clips"
 
     def count_frames(self, index: int) -> int:
-        return self._find_bucket(self._item(index)).num_frames
-
-    def __len__(self) -> int:
-        return self._data.num_clips
+        return self._format.num_frames
 
     def frames(self, index: int) -> NDArray[np.uint8]:
+        frames: NDArray[np.uint8] = self.shot(index).clip.frames
+        return frames
+
+    def first_frame(self, index: int) -> NDArray[np.uint8]:
+        return self.frames(index)[0]
+
+    @abstractmethod
+    def shot(self, index: int) -> RenderedClip | RenderedScript:
+        """Film a clip."""
+
+    _kind: ClassVar[str]
+    """What clips are of, before the world's version."""
+
+    @property
+    @abstractmethod
+    def _details(self) -> str:
+        """What else decides on the clips."""
+
+
+class WorldClips(_RenderedClips):
+    """Scenes of the world under one condition each."""
+
+    _kind = "world"
+
+    def __init__(self, clips: ClipFormat, data: WorldData) -> None:
+        super().__init__(clips, data)
+        self._buckets = clips.list_buckets()
+
+    @property
+    def _details(self) -> str:
+        pairs = f", {self._data.num_pairs} pairs" if self._data.num_pairs else ""
+        return f", {self._data.clips_per_scene} clips a scene{pairs}"
+
+    def count_frames(self, index: int) -> int:
+        return self._find_bucket(self._item(index)).num_frames
+
+    def shot(self, index: int) -> RenderedClip:
         item = self._item(index)
         bucket = self._find_bucket(item)
         size = (bucket.height, bucket.width)
-        return render_item(item, num_frames=bucket.num_frames, size=size, fps=self._format.fps).clip.frames
+        return render_item(item, num_frames=bucket.num_frames, size=size, fps=self._format.fps)
 
     def item(self, index: int) -> ClipItem:
-        from sememe.world.captions import full_caption, neutral_caption
-
         item = self._item(index)
         scene = _scene(item.scene)
         return ClipItem(
@@ -172,15 +202,9 @@ class WorldClips:
         )
 
     def first_frame(self, index: int) -> NDArray[np.uint8]:
-        from sememe.world import render
-
         item = self._item(index)
         bucket = self._find_bucket(item)
-        # Nothing has happened yet in the first frame, whatever the condition is.
-        frames: NDArray[np.uint8] = render(
-            _scene(item.scene), None, num_frames=1, size=(bucket.height, bucket.width)
-        ).clip.frames
-        return frames[0]
+        return _film_first_frame(_scene(item.scene), (bucket.height, bucket.width))
 
     def _item(self, index: int) -> WorldItem:
         return world_item(index, self._data.clips_per_scene, self._data.num_pairs)
@@ -189,28 +213,10 @@ class WorldClips:
         return self._buckets[item.scene % len(self._buckets)]
 
 
-class ScriptClips:
-    """Stories of the world, rendered when they are asked for; number n is `world.random_script(n)`."""
+class ScriptClips(_RenderedClips):
+    """Stories of the world; number n is `world.random_script(n)`."""
 
-    def __init__(self, clips: ClipFormat, data: WorldData) -> None:
-        self._format, self._data = clips, data
-        self._size = (clips.height, clips.width)
-
-    @property
-    def origin(self) -> str:
-        from sememe.world import WORLD_VERSION
-
-        return f"scripts of world {WORLD_VERSION}, {_describe_format(self._format)}"
-
-    @property
-    def version(self) -> str:
-        return f"{self.origin}, {len(self)} clips"
-
-    def count_frames(self, index: int) -> int:
-        return self._format.num_frames
-
-    def __len__(self) -> int:
-        return self._data.num_clips
+    _kind, _details = "scripts of world", ""
 
     @property
     def fps(self) -> float:
@@ -218,18 +224,10 @@ class ScriptClips:
         return self._format.fps
 
     def shot(self, index: int) -> RenderedScript:
-        """Film a clip."""
         script = self.script(index)
         return render_script(script.scene, script.spans, size=self._size, fps=self._format.fps)
 
-    def frames(self, index: int) -> NDArray[np.uint8]:
-        frames: NDArray[np.uint8] = self.shot(index).clip.frames
-        return frames
-
     def item(self, index: int) -> ClipItem:
-        from sememe.world.captions import neutral_caption, script_caption
-        from sememe.world.catalogue import parts_of
-
         script = self.script(index)
         scene = str(script.scene.seed)
         return ClipItem(
@@ -242,25 +240,28 @@ class ScriptClips:
         )
 
     def first_frame(self, index: int) -> NDArray[np.uint8]:
-        from sememe.world import render
-
-        frames: NDArray[np.uint8] = render(self.script(index).scene, None, num_frames=1, size=self._size).clip.frames
-        return frames[0]
+        return _film_first_frame(self.script(index).scene, self._size)
 
     def script(self, index: int) -> Script:
         """Return the scene of a clip and what happens in it."""
         return random_script(index, seconds=self._format.num_frames / self._format.fps)
 
+    @property
+    def _size(self) -> tuple[int, int]:
+        return self._format.height, self._format.width
 
-class LookClips:
-    """Scenes of the world in several looks each, rendered when they are asked for.
+
+class LookClips(_RenderedClips):
+    """Scenes of the world in several looks each.
 
     In each clip the subject or the camera moves; nothing changes the look. Scenes that are a whole photograph are left
     out, because all of it is equally far away.
     """
 
+    _kind = "looks of world"
+
     def __init__(self, clips: ClipFormat, data: WorldData) -> None:
-        self._format, self._data = clips, data
+        super().__init__(clips, data)
         count = -(-data.num_clips // data.clips_per_scene)
         self._scenes: list[int] = []
         seed = 0
@@ -272,34 +273,14 @@ class LookClips:
         self._moves = (*conditions("motion"), *conditions("camera"))
 
     @property
-    def origin(self) -> str:
-        from sememe.world import WORLD_VERSION
-
-        return f"looks of world {WORLD_VERSION}, {_describe_format(self._format)}, {self._data.clips_per_scene} a scene"
-
-    @property
-    def version(self) -> str:
-        return f"{self.origin}, {len(self)} clips"
-
-    def count_frames(self, index: int) -> int:
-        return self._format.num_frames
-
-    def __len__(self) -> int:
-        return self._data.num_clips
+    def _details(self) -> str:
+        return f", {self._data.clips_per_scene} a scene"
 
     def shot(self, index: int) -> RenderedClip:
-        """Film a clip."""
         clips, (scene, condition) = self._format, self._choose(index)
         return render(scene, condition, num_frames=clips.num_frames, size=(clips.height, clips.width), fps=clips.fps)
 
-    def frames(self, index: int) -> NDArray[np.uint8]:
-        frames: NDArray[np.uint8] = self.shot(index).clip.frames
-        return frames
-
     def item(self, index: int) -> ClipItem:
-        from sememe.world.captions import full_caption, neutral_caption
-        from sememe.world.catalogue import parts_of
-
         scene, condition = self._choose(index)
         return ClipItem(
             clip=str(index),
@@ -310,9 +291,6 @@ class LookClips:
             full_caption=full_caption(scene, parts_of(condition)),
         )
 
-    def first_frame(self, index: int) -> NDArray[np.uint8]:
-        return self.frames(index)[0]
-
     def _choose(self, index: int) -> tuple[Scene, str]:
         place, look = divmod(index, self._data.clips_per_scene)
         scene = _scene(self._scenes[place])
@@ -322,19 +300,17 @@ class LookClips:
         return painted, moves[int(rng.permutation(len(moves))[look % len(moves)])]
 
 
-def _describe_format(clips: ClipFormat) -> str:
-    return f"{clips.describe()} at {clips.fps:g} fps"
+def _film_first_frame(scene: Scene, size: tuple[int, int]) -> NDArray[np.uint8]:
+    # Nothing has happened yet in the first frame, whatever the condition is.
+    frames: NDArray[np.uint8] = render(scene, None, num_frames=1, size=size).clip.frames
+    return frames[0]
 
 
 @lru_cache(maxsize=1)
 def _unseen_conditions() -> frozenset[str]:
-    from sememe.world import conditions
-
     return frozenset(conditions(split="unseen"))
 
 
 @lru_cache(maxsize=64)
 def _scene(seed: int) -> Scene:
-    from sememe.world import random_scene
-
     return random_scene(seed)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
@@ -167,16 +167,7 @@ def make_scheduler(settings: SchedulerSettings) -> FlowMatchEulerDiscreteSchedul
     )
 
 
-@runtime_checkable
-class AttentionChooser(Protocol):
-    """A network whose attention backend can be chosen, as all diffusers transformers."""
-
-    def set_attention_backend(self, backend: str) -> None:
-        """Choose the backend by name."""
-        ...
-
-
-def choose_attention(transformer: AttentionChooser, device: str) -> None:
+def choose_attention(transformer: Any, device: str) -> None:
     """Choose the attention of a diffusers transformer that trains on a device, by the setting's name."""
     if choose_device(device).type == "cpu":
         # On a CPU the backward of torch's fused attention is slow in bfloat16.

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from sememe.diffusion.preference import preference_losses
 from sememe.errors import RecipeError
 from sememe.training.array_encoders import check_images, find_text
 from sememe.training.held_out import choose_held_out_targets
-from sememe.training.networks import AttentionChooser, choose_attention, make_scheduler
+from sememe.training.networks import choose_attention, make_scheduler
 from sememe.training.recipes import SchedulerSettings
 from sememe.training.samples import NUM_SAMPLES, Sampler, find_sampler
 from sememe.training.stage import Announce, Stage, StepLoss, Weights, make_rng
@@ -357,7 +357,7 @@ class PairedPreparation(ABC):
         recipe, parts, transformer = self._recipe, self._parts, self._transformer
         check_channels(transformer, self._cache)
         self.take_up(start)
-        choose_attention(cast(AttentionChooser, transformer), recipe.training.device)
+        choose_attention(transformer, recipe.training.device)
         family = choose_family(TransformerAlone(transformer))
         for name in family.list_arrays():
             self._cache.describe(name)
