@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, UniPCMultistepScheduler
 
-from sememe.video_as_prompt.model_folders import PUBLISHED_CLASSES
 from sememe.video_as_prompt.transformer_files import format_of_model, save_merged
 from video_as_prompt import cogvideox_factories, wan_factories
 from video_as_prompt.pipeline_factories import make_pipeline
@@ -47,8 +46,9 @@ def save_published(folder: Path, family: str = "wan") -> Path:
     save_merged(transformer, folder / "transformer")
     parts = {"tokenizer": pipeline.tokenizer, "text_encoder": pipeline.text_encoder, "vae": vae, "scheduler": scheduler}
     parts |= {name: pipeline.components[name] for name in ("image_encoder", "image_processor")}
-    index: dict[str, Any] = {"_class_name": PUBLISHED_CLASSES[family], "_diffusers_version": "0.34.0.dev0"}
-    index["transformer"] = ["diffusers", format_of_model(transformer).official_class]
+    known = format_of_model(transformer)
+    index: dict[str, Any] = {"_class_name": known.official_pipeline, "_diffusers_version": "0.34.0.dev0"}
+    index["transformer"] = ["diffusers", known.official_class]
     for name, part in parts.items():
         if part is not None:
             part.save_pretrained(folder / name)

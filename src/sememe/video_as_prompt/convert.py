@@ -26,7 +26,6 @@ from sememe.video_as_prompt.model_folders import (
     COMPONENTS,
     EXPERT_FOLDER,
     OWN_CLASS,
-    PUBLISHED_CLASSES,
     ModelLayout,
     check_whole,
     find_expert,
@@ -214,7 +213,7 @@ def _make_index(layout: ModelLayout, target: str) -> dict[str, Any]:
     transformer = {"transformer": ["diffusers", known.official_class]}
     # The official code does not know our settings; it says so and goes on. Where there are none, none are written.
     kept = {name: value for name, value in defaults.items() if value is not None}
-    return components | kept | version | transformer | {"_class_name": PUBLISHED_CLASSES[known.name]}
+    return components | kept | version | transformer | {"_class_name": known.official_pipeline}
 
 
 def _describe(

@@ -48,8 +48,6 @@ from sememe.video_as_prompt.transformer_files import (
 
 EXPERT_FOLDER = "expert"
 OWN_CLASS = "VideoAsPromptPipeline"
-# The official classes, which diffusers lacks.
-PUBLISHED_CLASSES = {"wan": "WanImageToVideoMOTPipeline", "cogvideox": "CogVideoXImageToVideoMOTPipeline"}
 STOCK_CLASSES = frozenset(
     {"WanImageToVideoPipeline", "WanPipeline", "CogVideoXImageToVideoPipeline", "CogVideoXPipeline"}
 )
@@ -87,6 +85,11 @@ class ModelLayout:
         """Whether each token has its own timestep, as in Wan2.2-TI2V."""
         return bool(self.index.get("expand_timesteps"))
 
+    @property
+    def defaults_name(self) -> str:
+        """The name in `RELEASED` of the settings that such a model has if its folder states none."""
+        return f"{self.format.name}-ti2v" if self.has_token_timesteps else self.format.name
+
 
 def read_layout(folder: Path) -> ModelLayout:
     """Read the index of a model folder.
@@ -96,14 +99,15 @@ def read_layout(folder: Path) -> ModelLayout:
     """
     index = read_json(folder / INDEX_NAME)
     class_name = str(index.get("_class_name"))
+    published = [known.official_pipeline for known in FORMATS]
     if class_name == OWN_CLASS:
         kind: Kind = "own"
-    elif class_name in PUBLISHED_CLASSES.values():
+    elif class_name in published:
         kind = "published"
     elif class_name in STOCK_CLASSES:
         kind = "stock"
     else:
-        known = ", ".join([OWN_CLASS, *PUBLISHED_CLASSES.values(), *sorted(STOCK_CLASSES)])
+        known = ", ".join([OWN_CLASS, *published, *sorted(STOCK_CLASSES)])
         raise ModelError(
             f"expected a model of one of the classes {known} in {folder}, its {INDEX_NAME} names {class_name}"
         )
@@ -114,7 +118,7 @@ def read_layout(folder: Path) -> ModelLayout:
             "which is not supported; use a model with one"
         )
     layout = ModelLayout(folder, kind, _format_of_index(folder, kind, index), index)
-    if layout.has_token_timesteps and layout.format.name != "wan":
+    if layout.defaults_name not in RELEASED:
         raise ModelError(
             f"expected expand_timesteps with a Wan transformer alone, but {folder} has a {layout.format.stock_class}; "
             f"take it out of its {INDEX_NAME}"
@@ -153,15 +157,15 @@ def released_defaults(name: str, transformer: nn.Module, vae: Autoencoder) -> di
     """
     settings = RELEASED[name]
     config: FrozenDict = transformer.config
-    if name == "cogvideox":
+    if config.get("max_text_seq_length") is not None:
         settings = settings.override(max_sequence_length=config.max_text_seq_length)
-        if config.use_learned_positional_embeddings:
-            ratio = latent_grid(vae).spatial_ratio
-            settings = settings.override(
-                height=config.sample_height * ratio,
-                width=config.sample_width * ratio,
-                num_frames=config.sample_frames,
-            )
+    if config.get("use_learned_positional_embeddings"):
+        ratio = latent_grid(vae).spatial_ratio
+        settings = settings.override(
+            height=config.sample_height * ratio,
+            width=config.sample_width * ratio,
+            num_frames=config.sample_frames,
+        )
     return settings.to_config()
 
 
@@ -261,8 +265,7 @@ def load_components(
     if not isinstance(defaults, dict | None):
         raise ModelError(f"expected generation_defaults as an object in the {INDEX_NAME} of {folder}, got {defaults!r}")
     if defaults is None:
-        name = f"{layout.format.name}-ti2v" if layout.has_token_timesteps else layout.format.name
-        defaults = released_defaults(name, parts["transformer"], parts["vae"])
+        defaults = released_defaults(layout.defaults_name, parts["transformer"], parts["vae"])
     settings = {"generation_defaults": defaults, "expand_timesteps": layout.has_token_timesteps}
     return {name: parts[name] for name in ("transformer", *_COMPONENTS)} | settings
 

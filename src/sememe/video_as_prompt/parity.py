@@ -4,6 +4,7 @@ A folder of parity vectors holds a tiny configuration, its weights under the off
 forward pass of the transformer, or of a whole generation.
 """
 
+import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -18,6 +19,7 @@ from sememe.checkpoints.headers import read_json
 from sememe.errors import InputError
 from sememe.video import Clip
 from sememe.video_as_prompt.expert_model import ExpertModel
+from sememe.video_as_prompt.families import ForwardInputs, TransformerAlone, choose_family
 from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
 from sememe.video_as_prompt.references import ReferenceInputs
 from sememe.video_as_prompt.settings import Quirk
@@ -115,8 +117,7 @@ def _compare_forward(folder: Path, given: Tensors, expected: Tensors) -> ParityR
         raise InputError(f"expected the arguments of a Wan or CogVideoX transformer in {folder / 'config.json'}")
     model = load_merged(folder, stems=("weights",))
     _set_reference_timestep(model, given)
-    run = _run_cogvideox if known.name == "cogvideox" else _run_wan
-    error = _difference("sample", run(model, given), expected["sample"])
+    error = _difference("sample", _run(model, given), expected["sample"])
     return ParityResult("forward", known.name, error, TOLERANCE, ok=error <= TOLERANCE)
 
 
@@ -131,43 +132,34 @@ def _set_reference_timestep(model: ExpertModel, given: Tensors) -> None:
     model.register_to_config(reference_timestep=float(times.flatten()[0]))
 
 
-def _run_wan(model: ExpertModel, given: Tensors) -> torch.Tensor:
+def _run(model: ExpertModel, given: Tensors) -> torch.Tensor:
+    family = choose_family(TransformerAlone(model))
     image = given.get("encoder_hidden_states_image_mot_ref")
-    reference = ReferenceInputs(
-        (given["hidden_states_mot_ref"],),
-        (given["encoder_hidden_states_mot_ref"],),
-        None if image is None else (image,),
-    )
-    return model(
-        given["hidden_states"],
-        given["timestep"],
-        given["encoder_hidden_states"],
-        given.get("encoder_hidden_states_image"),
-        return_dict=False,
-        reference=reference,
-    )[0]
-
-
-def _run_cogvideox(model: ExpertModel, given: Tensors) -> torch.Tensor:
-    latents, text = given["hidden_states"], given["encoder_hidden_states"]
-    _, num_frames, _, height, width = latents.shape
     # References are concatenated on the frame axis, their captions on the token axis.
-    references, captions = given["hidden_states_mot_ref"], given["encoder_hidden_states_mot_ref"]
-    count = captions.shape[1] // text.shape[1]
-    if count < 1 or captions.shape[1] % text.shape[1] or references.shape[1] % count:
+    references = family.rearrange(given["hidden_states_mot_ref"])
+    captions = given["encoder_hidden_states_mot_ref"]
+    num_tokens = family.text_length or captions.shape[1]
+    count = captions.shape[1] // num_tokens
+    if count < 1 or captions.shape[1] % num_tokens or references.shape[2] % count:
         raise InputError(
-            f"expected captions of {text.shape[1]} tokens for references of equal length, got {captions.shape[1]} "
-            f"tokens and {references.shape[1]} latent frames"
+            f"expected captions of {num_tokens} tokens for references of equal length, got {captions.shape[1]} "
+            f"tokens and {references.shape[2]} latent frames"
         )
-    return model(
-        latents,
-        text,
-        given["timestep"],
-        ofs=given.get("ofs"),
-        image_rotary_emb=model.rotary_tables(num_frames, height, width, latents.device),
-        return_dict=False,
-        reference=ReferenceInputs(references.chunk(count, dim=1), captions.chunk(count, dim=1)),
-    )[0]
+    reference = ReferenceInputs(
+        references.chunk(count, dim=2),
+        captions.chunk(count, dim=1),
+        None if image is None else image.chunk(count, dim=1),
+    )
+    positional, named = family.forward_arguments(
+        ForwardInputs(
+            family.rearrange(given["hidden_states"]),
+            given["timestep"],
+            given["encoder_hidden_states"],
+            given.get("encoder_hidden_states_image"),
+        )
+    )
+    later = {name: given[name] for name in ("ofs",) if name in given}  # an input of CogVideoX 1.5 alone
+    return model(*positional, **named, **later, reference=family.arrange(reference), return_dict=False)[0]
 
 
 # A whole generation.
@@ -184,19 +176,18 @@ class _Recording:
 def _compare_generation(folder: Path, given: Tensors, expected: Tensors) -> ParityResult:
     pipe = VideoAsPromptPipeline.from_pretrained(folder / "checkpoint", torch.float32)
     pipe.set_progress_bar_config(disable=True)
-    family = pipe.family.name
+    family = pipe.family
     arguments = _read_arguments(read_json(folder / "call.json"), given)
-    # The official layout of CogVideoX has frames before channels.
-    axes = (1, 2) if family == "cogvideox" else (1, 1)
+    initial = family.rearrange(given["initial_latents"])
     with _record(pipe) as recording:
         # Texts are recomputed because the official transformer is given their embeddings.
-        out = pipe(**arguments, latents=given["initial_latents"].transpose(*axes), text_keys="recomputed")
-    got = _name_calls(family, recording)
+        out = pipe(**arguments, latents=initial, text_keys="recomputed")
+    got = _name_calls(recording, num_calls=2 if any(name.startswith("second_call.") for name in expected) else 1)
     names = [name for name in expected if name.startswith(("first_call.", "second_call."))]
     error = max(_difference(name, got[name], expected[name]) for name in names)
-    latents_error = _difference("latents", out.frames.transpose(*axes), expected["latents"])
+    latents_error = _difference("latents", out.frames, family.rearrange(expected["latents"]))
     is_ok = error <= TOLERANCE and latents_error <= LATENTS_TOLERANCE
-    return ParityResult("pipeline", family, error, TOLERANCE, is_ok, latents_error, LATENTS_TOLERANCE)
+    return ParityResult("pipeline", family.name, error, TOLERANCE, is_ok, latents_error, LATENTS_TOLERANCE)
 
 
 def _read_arguments(call: Mapping[str, Any], given: Tensors) -> dict[str, Any]:
@@ -228,21 +219,20 @@ def _read_arguments(call: Mapping[str, Any], given: Tensors) -> dict[str, Any]:
 @contextmanager
 def _record(pipe: VideoAsPromptPipeline) -> Iterator[_Recording]:
     """Write down what passes through the transformer."""
-    recording, transformer, family = _Recording(), pipe.transformer, pipe.family.name
-    positions = ["hidden_states", "timestep", "encoder_hidden_states", "encoder_hidden_states_image"]
-    if family == "cogvideox":
-        positions = ["hidden_states", "encoder_hidden_states", "timestep"]
+    recording, transformer, family = _Recording(), pipe.transformer, pipe.family
+    parameters = inspect.signature(transformer.forward)
 
     def note_call(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        bound = dict(zip(positions, args, strict=False)) | kwargs
-        named = {name: value for name, value in bound.items() if isinstance(value, torch.Tensor)}
+        given = parameters.bind(*args, **kwargs).arguments
+        named = {name: value for name, value in given.items() if isinstance(value, torch.Tensor)}
         recording.calls.append(named | {"sample": output[0]})
 
     embed = transformer.embed_reference
 
     def note_reference(inputs: ReferenceInputs) -> Any:
+        joined = torch.cat([family.rearrange(latents) for latents in inputs.latents], dim=2)
         noted = {
-            "hidden_states": torch.cat(inputs.latents, dim=1 if family == "cogvideox" else 2),
+            "hidden_states": family.rearrange(joined),  # two axes are swapped, or none: twice brings them back
             "encoder_hidden_states": torch.cat(inputs.text_embeds, dim=1),
         }
         if inputs.image_embeds is not None:
@@ -259,7 +249,7 @@ def _record(pipe: VideoAsPromptPipeline) -> Iterator[_Recording]:
         del transformer.embed_reference
 
 
-def _name_calls(family: str, recording: _Recording) -> dict[str, torch.Tensor]:
+def _name_calls(recording: _Recording, num_calls: int) -> dict[str, torch.Tensor]:
     """Name the first step officially.
 
     Our one call holds the negative prompt's half and then the positive one's, as CogVideoX's does; Wan's official
@@ -267,7 +257,7 @@ def _name_calls(family: str, recording: _Recording) -> dict[str, torch.Tensor]:
     """
     call = recording.calls[0]
     positive, negative = recording.references[:2]
-    if family == "cogvideox":
+    if num_calls == 1:
         joined = {name: torch.cat([negative[name], positive[name]]) for name in positive}
         return {f"first_call.{name}": tensor for name, tensor in (call | joined).items()}
     halves = {name: tensor.chunk(2) for name, tensor in call.items()}

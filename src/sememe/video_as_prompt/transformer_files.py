@@ -35,19 +35,23 @@ class TransformerFormat:
         name: `wan` or `cogvideox`.
         transformer: Our class.
         official_class: Class in a released folder, where the expert is merged with the backbone.
+        official_pipeline: Class of a released model, which diffusers lacks.
         unique_argument: Argument that only this kind's configuration has.
         reference_timestep: Timestep at which the released models read their reference; None for the target's own.
         released_num_layers: Number of blocks of the released model.
         released_expert_blocks: Those of them that have an expert.
+        ablations: Settings of the official training's ablations, which a released configuration states as off.
     """
 
     name: str
     transformer: type[ExpertModel]
     official_class: str
+    official_pipeline: str
     unique_argument: str
     reference_timestep: float | None
     released_num_layers: int
     released_expert_blocks: tuple[int, ...]
+    ablations: tuple[str, ...] = ()
 
     @property
     def stock_class(self) -> str:
@@ -93,6 +97,7 @@ WAN = TransformerFormat(
     name="wan",
     transformer=WanVideoAsPromptTransformer,
     official_class="WanTransformer3DMOTModel",
+    official_pipeline="WanImageToVideoMOTPipeline",
     unique_argument="added_kv_proj_dim",
     reference_timestep=1.0,
     released_num_layers=40,
@@ -102,10 +107,12 @@ COGVIDEOX = TransformerFormat(
     name="cogvideox",
     transformer=CogVideoXVideoAsPromptTransformer,
     official_class="CogVideoXTransformer3DMOTModel",
+    official_pipeline="CogVideoXImageToVideoMOTPipeline",
     unique_argument="max_text_seq_length",
     reference_timestep=None,
     released_num_layers=42,
     released_expert_blocks=tuple(range(41)),
+    ablations=("ablation_single_encoder", "ablation_residual_addition"),
 )
 FORMATS = (WAN, COGVIDEOX)
 
@@ -267,10 +274,7 @@ _UNSUPPORTED = {
     "reference_train_mode": "an expert with an output of its own for the reference",
     "supported_effect_types": "learned embeddings of named effects",
     "num_ref_embeddings": "learned embeddings of the references' places",
-    "ablation_single_encoder": "an ablation of the official training",
-    "ablation_residual_addition": "an ablation of the official training",
 }
-_ONLY_COGVIDEOX = ("ablation_single_encoder", "ablation_residual_addition")
 
 logger = logging.getLogger(__name__)
 
@@ -373,18 +377,18 @@ def official_config(model: ModelMixin) -> dict[str, Any]:
                 f"expected a model with {name} = {value}, which is what a released folder always means, got "
                 f"{given[name]}; keep the expert of this model in a folder of its own"
             )
-    ablations = dict.fromkeys(_ONLY_COGVIDEOX, False) if known.name == "cogvideox" else {}
     return (
         {name: value for name, value in given.items() if name not in released}
-        | dict.fromkeys(name for name in _UNSUPPORTED if name not in _ONLY_COGVIDEOX)
-        | ablations
+        | dict.fromkeys(_UNSUPPORTED)
+        | dict.fromkeys(known.ablations, False)
         | {"_class_name": known.official_class, BLOCKS_SETTING: given["expert_blocks"]}
     )
 
 
 def _read_settings(path: Path, config: Mapping[str, Any], known: TransformerFormat) -> dict[str, Any]:
     """Return the arguments of our class, from those of the official one."""
-    for name, what in _UNSUPPORTED.items():
+    ablations = dict.fromkeys(known.ablations, "an ablation of the official training")
+    for name, what in (_UNSUPPORTED | ablations).items():
         if config.get(name):
             raise ModelError(
                 f"expected a model as the released ones are, but {path} asks for {what} ({name} = "
