@@ -15,7 +15,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, UMT5EncoderModel
+from transformers import AutoTokenizer, CLIPImageProcessorPil, UMT5EncoderModel
 from transformers.integrations import hub_kernels
 
 from cli.runs import Outcome, refused, run_here
@@ -193,6 +193,24 @@ def test_settings_that_no_model_has_are_refused_before_anything_is_built(
     with pytest.raises(ModelError, match=message) as caught:
         VideoAsPromptPipeline.from_pretrained(folder)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"crop_size": {"height": 8, "width": 1.5}}, "whole pixels as width of its crop_size, got 1.5"),
+        ({"size": {"height": 100_000, "width": 100_000}}, "whole pixels as height of its size, got 100000"),
+        ({"image_mean": [0.5, 0.5]}, "CLIPImageProcessorPil"),
+    ],
+)
+def test_a_processor_that_can_take_no_picture_is_refused(
+    settings: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    CLIPImageProcessorPil(size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8}).save_pretrained(tmp_path)
+    load_component("image_processor", tmp_path)
+    change(tmp_path / "preprocessor_config.json", **settings)
+    with pytest.raises(ModelError, match=message):
+        load_component("image_processor", tmp_path)
 
 
 def test_a_setting_of_a_later_version_is_left_out(folder: Path) -> None:

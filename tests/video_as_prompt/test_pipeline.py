@@ -15,7 +15,7 @@ from peft import LoraConfig, get_peft_model_state_dict
 from sememe.backbones.autoencoder import clips_to_video, decode_latents
 from sememe.backbones.first_frame import frame_condition
 from sememe.backbones.text import encode_prompts
-from sememe.errors import InputError
+from sememe.errors import InputError, ModelError
 from sememe.semanticgen.pipeline import SemanticGenPipeline
 from sememe.video import Clip, resize_image
 from sememe.video_as_prompt.network_wan import WanVideoAsPromptTransformer
@@ -339,6 +339,13 @@ def test_clip_sees_first_frames_and_its_last_layer_but_one_is_read(monkeypatch: 
     assert torch.equal(images, clips_to_video([clip])[:, :, 0])
     assert (last_images, num_frames) == (None, 5)
     assert torch.equal(seen["encode_pictures result"][0], torch.as_tensor(outputs[0]))
+
+
+def test_a_processor_of_another_encoder_is_refused() -> None:
+    pipe = make_pipeline("joint", clip=True)
+    pipe.image_processor.crop_size = {"height": 8, "width": 12}
+    with pytest.raises(ModelError, match=r"pictures of 16x16 pixels.*it gives 12x8"):
+        pipe.encode_reference([make_clip(height=32, width=48, num_frames=5)])
 
 
 def test_model_offload_moves_components_in_turn() -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
@@ -85,6 +86,7 @@ Dtypes = torch.dtype | Mapping[str, torch.dtype]
 # Their errors of a few per cent are visible, and they are small: these stay in float32 unless they are named.
 FULL_PRECISION = frozenset({"vae", "image_encoder", "depth_estimator"})
 _MAX_FILE = 100_000_000  # bytes; of files beside weights, the largest vocabularies take some tens of millions
+_MAX_SIDE = 2048  # pixels; processors give 224 to 518 a side
 _LOADING_ERRORS = (
     OSError,
     ValueError,
@@ -348,6 +350,8 @@ def _read_class_name(path: Path) -> str:
 
 
 def _load_without_weights(component: Any, folder: Path) -> Any:
+    from transformers import BaseImageProcessor
+
     for path in folder.glob("*"):
         # The libraries open several files of their own choice; a pipe or a device would never end.
         if not path.is_dir() and not (path.is_file() and path.stat().st_size <= _MAX_FILE):
@@ -357,9 +361,22 @@ def _load_without_weights(component: Any, folder: Path) -> Any:
         if path.name != "tokenizer_config.json":  # where a number without meaning stands for no limit
             check_sizes(path, config)
     try:
-        return component.from_pretrained(folder, local_files_only=True)
+        loaded = component.from_pretrained(folder, local_files_only=True)
+        if isinstance(loaded, BaseImageProcessor):
+            _try_picture(loaded)
     except _LOADING_ERRORS as error:
         raise _cannot_load(component, folder, error) from error
+    return loaded
+
+
+def _try_picture(processor: Any) -> None:
+    """Raise an error where a processor of pictures has settings with which it cannot take one."""
+    for name in ("size", "crop_size", "pad_size"):
+        sides = {key: side for key, side in dict(getattr(processor, name, None) or {}).items() if side is not None}
+        for key, side in sides.items():
+            if not (isinstance(side, int) and 1 <= side <= _MAX_SIDE):
+                raise ValueError(f"expected 1 to {_MAX_SIDE} whole pixels as {key} of its {name}, got {side!r}")
+    processor(images=[np.zeros((8, 8, 3), np.uint8)], return_tensors="pt")
 
 
 def _load_tokenizer(folder: Path) -> Any:

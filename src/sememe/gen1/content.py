@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import BaseImageProcessor, CLIPVisionModelWithProjection
 
+from sememe.backbones.pictures import check_size
 from sememe.backbones.text import TextEncoder, Tokenizer, encode_prompts_padded
 from sememe.errors import InputError, ModelError
 from sememe.gen1.pictures import read_pictures
@@ -73,7 +74,7 @@ def embed_images(
     """Return the embeddings of pictures, each uint8 (height, width, 3), as CLIP projects them.
 
     Raises:
-        ModelError: There is no image encoder.
+        ModelError: There is no image encoder, or the processor gives pictures of another size than it reads.
     """
     if image_encoder is None or image_processor is None:
         raise ModelError("content by picture needs image_encoder and image_processor, which this model lacks")
@@ -81,6 +82,7 @@ def embed_images(
     one_size = len({image.shape for image in images}) == 1
     batches = [np.stack(images)] if one_size else [image[None] for image in images]
     pixels = torch.cat([read_pictures(batch, image_processor, device) for batch in batches])
+    check_size(image_encoder, pixels)
     embeddings: Tensor = image_encoder(pixels.to(image_encoder.dtype)).image_embeds
     return embeddings
 
