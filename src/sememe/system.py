@@ -36,6 +36,10 @@ class SystemInputs:
         """Return the video files by name."""
         return {}
 
+    def section(self) -> Mapping[str, float | None]:
+        """Return `start` and `end` for `read_clip`, in seconds, where only a section of the videos is read."""
+        return {}
+
     def texts(self) -> Mapping[str, Any]:
         """Return the texts by name."""
         return {}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sememe.errors import InputError, VideoError
-from sememe.video import Clip, read_clip
+from sememe.video import Clip, VideoLimits, read_clip
 from video_files import Recipe, corner_names, counting_frames, encode, frame_numbers, patch_display_matrix, quadrants
 
 
@@ -83,6 +83,21 @@ def test_a_section_is_read_as_a_file_of_its_own(tmp_path: Path) -> None:
         read_clip(path, start=7.0)
     with pytest.raises(InputError, match="and rising, got 2"):
         read_clip(path, start=2.0, end=1.0)
+
+
+def test_only_the_section_of_a_long_video_is_held_to_the_limits(tmp_path: Path) -> None:
+    path = encode(tmp_path / "a.mp4", counting_frames(60), Recipe(rate=10, options={"g": "5", "bf": "0"}))
+    limits = VideoLimits(max_duration=1.5, max_frames=20, max_total_pixels=20 * 32 * 48)
+    with pytest.raises(VideoError, match=r"at most 20 frames.*a section of it"):
+        read_clip(path, limits=limits)
+    assert frame_numbers(read_clip(path, start=3.1, end=3.5, limits=limits)) == [31, 32, 33, 34]
+    assert frame_numbers(read_clip(path, num_frames=2, start=5.0, limits=limits)) == [50, 59]
+    with pytest.raises(VideoError, match=r"at most 1\.5 s of video, but .* lasts 3\.0 s"):
+        read_clip(path, start=3.0, limits=limits)
+    # Its one group of frames has to be decoded up to the section.
+    path = encode(tmp_path / "b.mp4", counting_frames(60), Recipe(rate=10, options={"g": "60"}))
+    with pytest.raises(VideoError, match="at most 20 frames"):
+        read_clip(path, start=3.1, end=3.5, limits=limits)
 
 
 def test_short_videos_repeat_frames(tmp_path: Path) -> None:

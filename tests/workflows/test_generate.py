@@ -276,6 +276,8 @@ def test_a_still_is_no_reference(request_of_files: GenerationRequest) -> None:
     write_clip(make_clip(num_frames=1), still)
     with pytest.raises(VideoError, match=r"at least 2 frames, but .* has 1"):
         run(request_of_files, references=(still,))
+    with pytest.raises(VideoError, match=r"at least 2 frames, but .* has 1 in the section that is read"):
+        run(request_of_files, reference_end=0.01)
 
 
 def test_an_input_is_never_overwritten(request_of_files: GenerationRequest) -> None:

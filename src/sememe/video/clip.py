@@ -16,7 +16,8 @@ class VideoLimits:
     """Bounds that a video or picture is held to, checked before a frame is made and again while decoding.
 
     The defaults let a minute of 4K at 60 frames a second pass and refuse small files that unfold to hundreds of
-    gigabytes.
+    gigabytes. Where a section of a video is read, it alone is held to them, with the frames that it cannot be decoded
+    without.
 
     Attributes:
         max_pixels: Pixels of one frame of a video.
@@ -36,7 +37,7 @@ class VideoLimits:
     max_duration: float = 600.0
     max_total_pixels: int = 40_000_000_000
     max_kept_bytes: int = 2 * 1024**3
-    max_image_pixels: int = 52_000_000  # a photograph of 50 megapixels passes; scaled down it takes up to 0.9 GB
+    max_image_pixels: int = 52_000_000  # a photograph of 50 megapixels passes; scaled down it takes up to 0.7 GB
     min_image_side: int = 8
 
     def __post_init__(self) -> None:

@@ -24,7 +24,7 @@ from sememe.video.resizing import (
     resampled_rate,
     resize_image,
 )
-from sememe.video.source import Source, Survey, check_frame_size, open_source
+from sememe.video.source import Source, Survey, check_frame_size, open_source, survey_video
 
 
 def read_clip(
@@ -60,8 +60,8 @@ def read_clip(
             with `size`.
         start: Seconds from the first frame; earlier frames count as cut off. None for the first frame.
         end: Seconds from the first frame; frames from then on count as cut off. None for the end.
-        limits: What the file is held to, `VideoLimits()` if None.
-        survey: What `survey_video` found in this file, to spare a second pass over it.
+        limits: What the file, or its section from `start` to `end`, is held to, `VideoLimits()` if None.
+        survey: What `survey_video` found in this file between the same `start` and `end`, to spare a second pass.
 
     Returns:
         the clip. Its rate is `fps` if that is given; the file's own (mean) rate if all or the first frames are taken;
@@ -77,14 +77,12 @@ def read_clip(
     """
     limits = limits or VideoLimits()
     _check_arguments(num_frames, sampling, fps, size, max_size)
+    survey = survey or survey_video(path, limits, start=start, end=end)
     with open_source(path, limits, survey) as source:
-        survey = source.survey
         geometry = _geometry(source, size, max_size)
         # Checked before the frames are picked as well: the list of picks alone could fill the memory.
         _check_kept(source, (num_frames or 0) * geometry.height * geometry.width * 3, limits)
-        first, last = _find_section(source, start, end)
-        picks, rate = _pick(survey.times[first:last], survey.fps, num_frames, sampling, fps)
-        picks += first
+        picks, rate = _pick(survey.times, survey.fps, num_frames, sampling, fps)
         _check_kept(source, len(picks) * geometry.height * geometry.width * 3, limits)
         return Clip(_collect(source, picks, geometry, limits), rate)
 
@@ -130,19 +128,6 @@ def _pick(
         return np.arange(len(times)), own_rate
     picks = pick_frames_at(times, num_frames, sampling, target_fps=fps)
     return picks, resampled_rate(sampling, len(picks), len(times), own_rate, fps)
-
-
-def _find_section(source: Source, start: float | None, end: float | None) -> tuple[int, int]:
-    """Return the first frame that is shown from `start` on, and the first from `end` on."""
-    times = source.survey.times - source.survey.times[0]
-    low, high = start or 0.0, np.inf if end is None else end
-    if not 0 <= low < high:
-        raise InputError(f"expected a section of a video as start and end, 0 or more and rising, got {low} and {high}")
-    slack = 1e-6  # time stamps are rounded
-    first, last = np.searchsorted(times, [low - slack, high - slack])
-    if first == last:
-        raise VideoError(f"expected frames from {low:g} s on, but {source.path} lasts {times[-1]:g} s")
-    return int(first), int(last)
 
 
 def _check_kept(source: Source, num_bytes: int, limits: VideoLimits) -> None:

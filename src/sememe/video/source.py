@@ -6,9 +6,10 @@ enough (VP9 in WebM, say); the limits are handed to it for that as well.
 """
 
 import os
+from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -18,8 +19,9 @@ from av.codec.codec import UnknownCodecError
 from av.container import InputContainer
 from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
+from jaxtyping import Int
 
-from sememe.errors import VideoError
+from sememe.errors import InputError, VideoError
 from sememe.video.clip import VideoLimits
 from sememe.video.resizing import Times, mean_rate
 
@@ -36,6 +38,9 @@ _OTHER_CONTAINERS = {
     "an Ogg file": b"OggS",
     "a PNG picture or animation": b"\x89PNG",
 }
+_NO_TIME = -(2**63)  # FFmpeg's own sign for a time stamp that is not there
+_MOST_SKIPPED = 100  # times the frames that a video may have, a longer one may have from which a section is read
+Integers = Int[np.ndarray, " _"]
 _ALIGNMENT = 64  # decoders round sides up to whole blocks before they compare with max_pixels
 
 
@@ -82,26 +87,40 @@ class Source:
     survey: Survey
 
 
-def survey_video(path: str | Path, limits: VideoLimits | None = None) -> Survey:
-    """Check and survey a video file without decoding it.
+def survey_video(
+    path: str | Path, limits: VideoLimits | None = None, *, start: float | None = None, end: float | None = None
+) -> Survey:
+    """Check and survey a video file, or a section of one, without decoding it.
+
+    Args:
+        path: Path of the file.
+        limits: What the section is held to, `VideoLimits()` if None; the rest of the file may be longer.
+        start: Seconds from the first frame at which the section begins. None for the first frame.
+        end: Seconds from the first frame at which it ends. None for the end.
 
     Raises:
-        VideoError: There is no such file, or it is no video, is damaged, or is not within the limits.
+        VideoError: There is no such file, or it is no video, is damaged, has no frame in the section, or is not within
+            the limits.
+        InputError: The section does not begin at 0 or later, or ends before it begins.
     """
     path, limits = checked_path(path, _EXPECTED), limits or VideoLimits()
+    low, high = start or 0.0, np.inf if end is None else end
+    if not 0 <= low < high:
+        raise InputError(f"expected a section of a video as start and end, 0 or more and rising, got {low} and {high}")
     with _translated(path), _open(path, limits) as container:
         stream = _video_stream(path, container)
-        return _survey(path, container, stream, limits, _checked_size(path, stream, limits))
+        size, is_whole = _checked_size(path, stream, limits), (start, end) == (None, None)
+        whole = _survey(path, container, stream, size, limits.max_frames * (1 if is_whole else _MOST_SKIPPED))
+    return _cut(path, whole, low, high, limits)
 
 
 @contextmanager
-def open_source(path: str | Path, limits: VideoLimits, survey: Survey | None = None) -> Iterator[Source]:
-    """Open a video file, and survey it unless that was done. FFmpeg's errors come out of the block as `VideoError`.
+def open_source(path: str | Path, limits: VideoLimits, survey: Survey) -> Iterator[Source]:
+    """Open a video file that was surveyed. FFmpeg's errors come out of the block as `VideoError`.
 
     Raises:
         VideoError: There is no such file, or it is no video, is damaged, or is not within the limits.
     """
-    survey = survey or survey_video(path, limits)
     path = checked_path(path, _EXPECTED)
     # Opened again rather than rewound: seeking to the start has exceptions in every container.
     with _translated(path), _open(path, limits) as container:
@@ -230,14 +249,13 @@ def _pixel_aspect(stream: VideoStream) -> float:
 
 
 def _survey(
-    path: Path, container: InputContainer, stream: VideoStream, limits: VideoLimits, size: tuple[int, int]
+    path: Path, container: InputContainer, stream: VideoStream, size: tuple[int, int], max_frames: int
 ) -> Survey:
     promised = _promised_packets(container, stream)
     tick = stream.time_base or Fraction(1, 1000)
     rate = float(stream.average_rate or stream.guessed_rate or 0) or None
-    stamps: list[int | None] = []
-    groups: list[int] = []
-    starts: list[int | None] = []
+    # For each frame its time stamp and its group, and for each group that of its keyframe; hours of video fit.
+    stamps, groups, starts = array("q"), array("q"), array("q")
     num_packets, end = 0, 0.0
     for packet in container.demux():
         if packet.size == 0:
@@ -248,47 +266,56 @@ def _survey(
             continue
         num_packets += 1
         if packet.is_keyframe or not starts:
-            starts.append(packet.pts)
+            starts.append(_NO_TIME if packet.pts is None else packet.pts)
         if packet.is_corrupt:
             raise VideoError(f"{path} breaks off after {num_packets} frames; the file is damaged or incomplete")
         if not packet.is_discard:  # of what an edit list cuts away, only the decoder hears
-            stamps.append(packet.pts)
+            stamps.append(_NO_TIME if packet.pts is None else packet.pts)
             groups.append(len(starts) - 1)
-        if num_packets > limits.max_frames:
-            raise VideoError(
-                f"expected at most {limits.max_frames} frames, but {path} holds more; cut it, or in Python raise "
-                f"max_frames in VideoLimits"
-            )
+        if num_packets > max_frames:
+            raise _too_many_frames(path, max_frames)
     _check_complete(path, container, num_packets, promised, end)
     if not stamps:
         raise VideoError(f"expected at least one frame, but {path} holds none")
-    survey = _ordered(size, stamps, groups, starts, tick, rate)
-    _check_extent(path, survey, limits)
-    return survey
+    pieces = (np.array(stamps, np.int64), np.array(groups, np.int64), np.array(starts, np.int64))
+    return _ordered(size, *pieces, tick, rate)
 
 
 def _ordered(
     size: tuple[int, int],
-    stamps: list[int | None],
-    groups: list[int],
-    starts: list[int | None],
+    stamps: Integers,
+    groups: Integers,
+    starts: Integers,
     tick: Fraction,
     rate: float | None,
 ) -> Survey:
     """Bring what was found in the order of storage into the order of presentation."""
-    known = [stamp for stamp in [*stamps, *starts] if stamp is not None]
-    if len(known) < len(stamps) + len(starts):
+    if _NO_TIME in stamps or _NO_TIME in starts:
         fps = rate or 25.0
         counted: Times = np.arange(len(stamps)) / fps
         return Survey(*size, counted, np.zeros(len(stamps), np.int64), np.zeros(1), fps, float(tick), timed=False)
-    array = np.array(stamps, dtype=np.int64)
-    order = np.argsort(array, kind="stable")
-    times: Times = (array[order] * float(tick)).astype(np.float64)
+    order = np.argsort(stamps, kind="stable")
+    times: Times = (stamps[order] * float(tick)).astype(np.float64)
     mean = mean_rate(times)
     # The nominal rate is exact where it is right; a mean over rounded times is not.
     fps = rate if rate and (mean is None or abs(mean - rate) < 0.02 * rate) else (mean or 25.0)
-    group_starts: Times = (np.array(starts, dtype=np.int64) * float(tick)).astype(np.float64)
-    return Survey(*size, times, np.array(groups)[order], group_starts, fps, float(tick), timed=True)
+    group_starts: Times = (starts * float(tick)).astype(np.float64)
+    return Survey(*size, times, groups[order], group_starts, fps, float(tick), timed=True)
+
+
+def _cut(path: Path, survey: Survey, start: float, end: float, limits: VideoLimits) -> Survey:
+    """Keep what is shown from `start` on and before `end`, and hold it to the limits."""
+    times = survey.times - survey.times[0]
+    slack = 1e-6  # time stamps are rounded
+    first, last = np.searchsorted(times, [start - slack, end - slack])
+    if first == last:
+        raise VideoError(f"expected frames from {start:g} s on, but {path} lasts {times[-1]:g} s")
+    section = replace(survey, times=survey.times[first:last], groups=survey.groups[first:last])
+    # Whole groups are decoded, and the one before them, which leading pictures may need.
+    low, high = section.groups.min() - 1, section.groups.max()
+    num_decoded = int(((survey.groups >= low) & (survey.groups <= high)).sum())
+    _check_extent(path, section, num_decoded, limits)
+    return section
 
 
 def _promised_packets(container: InputContainer, stream: VideoStream) -> int:
@@ -311,14 +338,23 @@ def _check_complete(path: Path, container: InputContainer, num_packets: int, pro
         )
 
 
-def _check_extent(path: Path, survey: Survey, limits: VideoLimits) -> None:
+def _too_many_frames(path: Path, most: int) -> VideoError:
+    return VideoError(
+        f"expected at most {most} frames, but {path} holds more; cut it, read a section of it (start and end), or in "
+        f"Python raise max_frames in VideoLimits"
+    )
+
+
+def _check_extent(path: Path, survey: Survey, num_decoded: int, limits: VideoLimits) -> None:
     duration = survey.times[-1] - survey.times[0] + 1 / survey.fps
     if duration > limits.max_duration:
         raise VideoError(
             f"expected at most {limits.max_duration:g} s of video, but {path} lasts {duration:.1f} s; "
-            f"cut it, or in Python raise max_duration in VideoLimits"
+            f"cut it, read a section of it (start and end), or in Python raise max_duration in VideoLimits"
         )
-    total = len(survey.times) * survey.height * survey.width
+    if num_decoded > limits.max_frames:
+        raise _too_many_frames(path, limits.max_frames)
+    total = num_decoded * survey.height * survey.width
     if total > limits.max_total_pixels:
         raise VideoError(
             f"expected at most {limits.max_total_pixels / 1e9:.3g} gigapixels over all frames, but {path} unfolds to "

@@ -47,6 +47,10 @@ class VideoAsPromptInputs(SystemInputs):
         negative = tuple(map(Path, settings.experimental.negative_references))
         return {"references": self.references} | ({"negative_references": negative} if negative else {})
 
+    def section(self) -> Mapping[str, float | None]:
+        """Return where references begin and end, in seconds."""
+        return {"start": self.reference_start, "end": self.reference_end}
+
     def texts(self) -> Mapping[str, Any]:
         """Return the texts by name, with a caption for each reference."""
         captions = self.reference_prompts or ("",)
@@ -88,7 +92,7 @@ class VideoAsPromptInputs(SystemInputs):
         reading = settings.read_reference(place, num_places)._asdict()
         # Stretching, and showing CLIP the whole frame, need the whole frame.
         whole = {"size": None} if settings.experimental.official_quirks else {}
-        return reading | whole | {"start": self.reference_start, "end": self.reference_end}
+        return reading | whole
 
     def arguments(
         self, settings: Settings, images: Mapping[str, Any], videos: Mapping[str, Sequence[Any]]

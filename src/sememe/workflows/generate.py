@@ -214,7 +214,11 @@ class _OpenedFiles:
     @classmethod
     def open(cls, inputs: SystemInputs, settings: Any) -> "_OpenedFiles":
         """Survey the videos, then read the pictures."""
-        videos = {name: tuple(map(VideoFile.survey_path, paths)) for name, paths in inputs.videos(settings).items()}
+        section = inputs.section()
+        videos = {
+            name: tuple(VideoFile.survey_path(path, section) for path in paths)
+            for name, paths in inputs.videos(settings).items()
+        }
         largest = max(settings.size.height or 0, settings.size.width or 0)
         return cls({name: ImageFile.read(path, largest) for name, path in inputs.images().items()}, videos)
 

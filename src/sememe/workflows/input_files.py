@@ -17,35 +17,39 @@ _ENOUGH = 2048  # pixels a side, more than models make
 
 @dataclass(frozen=True)
 class VideoFile:
-    """A video file of at least 2 frames, of which no frame has been decoded.
+    """A video file, or a section of one, of at least 2 frames, of which no frame has been decoded.
 
     Attributes:
         path: The file.
         sha256: Hash of the file.
-        survey: What its packets say.
+        survey: What its packets say of the section.
+        section: `start` and `end` for `read_clip`, in seconds; empty for the whole file.
     """
 
     path: Path
     sha256: str
     survey: Survey
+    section: Mapping[str, Any]
 
     @classmethod
-    def survey_path(cls, path: Path) -> "VideoFile":
-        """Survey a video file.
+    def survey_path(cls, path: Path, section: Mapping[str, Any]) -> "VideoFile":
+        """Survey a video file, or a section of one.
 
         Raises:
             VideoError: it is missing, is no video, is damaged or cut short, is over the limits, or is a still.
+            InputError: The section ends before it begins.
         """
-        survey = survey_video(path)
+        survey = survey_video(path, **section)
         if len(survey.times) < 2:
+            where = " in the section that is read" if any(section.values()) else ""
             raise VideoError(
-                f"expected a video of at least 2 frames, but {path} has 1: a still shows no motion to copy"
+                f"expected a video of at least 2 frames, but {path} has 1{where}: a still shows no motion to copy"
             )
-        return cls(path, hash_file(path), survey)
+        return cls(path, hash_file(path), survey, section)
 
     def read(self, reading: Mapping[str, Any]) -> Clip:
-        """Decode just what a model reads; `reading` holds arguments of `read_clip`."""
-        return read_clip(self.path, survey=self.survey, **reading)
+        """Decode just what a model reads; `reading` holds arguments of `read_clip` besides those of the section."""
+        return read_clip(self.path, survey=self.survey, **self.section, **reading)
 
     def to_document(self) -> dict[str, Any]:
         """Return path, hash and shape, as plain values."""
