@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
-from PIL import ImageCms
+from PIL import ImageCms, WebPImagePlugin
 
 from sememe.errors import InputError, OutputError, VideoError
 from sememe.video import VideoLimits, read_image, to_picture, write_image
+from sememe.video.colors import over_white
 from video_files import corner_names, quadrants
 
 
@@ -145,10 +146,28 @@ def test_heic_is_read_where_its_library_is_installed(tmp_path: Path) -> None:
     assert corner_names(read_image(tmp_path / "a.heic")) == "rgbw"
 
 
-def test_an_animation_gives_its_first_frame(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["a.gif", "a.webp"])
+def test_an_animation_gives_its_first_frame(tmp_path: Path, name: str) -> None:
     first, second = PIL.Image.fromarray(quadrants(32, 48)), PIL.Image.new("RGB", (48, 32))
-    first.save(tmp_path / "a.gif", save_all=True, append_images=[second])
-    assert corner_names(read_image(tmp_path / "a.gif")) == "rgbw"
+    first.save(tmp_path / name, save_all=True, append_images=[second])
+    assert corner_names(read_image(tmp_path / name)) == "rgbw"
+    if name == "a.webp":  # its decoder keeps several copies
+        with pytest.raises(VideoError, match=r"frames of at most .* 48x32"):
+            read_image(tmp_path / name, limits=VideoLimits(max_pixels=32 * 32))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_a_webp_still_is_decoded_without_pillows_four_copies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 32, len(mode)), np.uint8)
+    image = PIL.Image.fromarray(pixels)
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "a.webp", lossless=True, exact=True, exif=exif)
+    monkeypatch.setattr(WebPImagePlugin.WebPImageFile, "load", None)
+    upright = np.rot90(pixels, -1)
+    assert np.array_equal(read_image(tmp_path / "a.webp"), upright if mode == "RGB" else over_white(upright))
 
 
 def png_header(height: int, width: int) -> bytes:

@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import cv2
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
@@ -15,7 +16,7 @@ from sememe.errors import InputError, OutputError, VideoError
 from sememe.files import atomic_path
 from sememe.video.clip import Clip, Image, VideoLimits
 from sememe.video.colors import over_white
-from sememe.video.source import checked_path
+from sememe.video.source import check_frame_size, checked_path
 
 if TYPE_CHECKING:
     Picture = PIL.Image.Image | np.ndarray | Clip
@@ -52,7 +53,8 @@ def read_image(path: str | Path, *, enough: int | None = None, limits: VideoLimi
 
     Raises:
         VideoError: The file is missing, is no picture, is damaged, or is not within the limits
-            (`VideoLimits.max_image_pixels` and `min_image_side`, checked before pixels are decoded).
+            (`VideoLimits.max_image_pixels` and `min_image_side`, and `max_pixels` of an animated WebP; checked before
+            pixels are decoded).
     """
     limits = limits or VideoLimits()
     path = checked_path(path, _EXPECTED)
@@ -64,8 +66,9 @@ def read_image(path: str | Path, *, enough: int | None = None, limits: VideoLimi
                 _check_image_size(path, image.height, image.width, limits)
                 if enough is not None:
                     image.draft(None, (enough, enough))  # JPEG can be decoded at a half or less
-                PIL.ImageOps.exif_transpose(image, in_place=True)
-                return _to_rgb(str(path), image, enough)
+                still = _decode_webp(path, image, limits) if image.format == "WEBP" else image
+                PIL.ImageOps.exif_transpose(still, in_place=True)
+                return _to_rgb(str(path), still, enough)
     except VideoError:
         raise
     except PIL.Image.DecompressionBombError as error:
@@ -152,6 +155,20 @@ def _check_image_size(path: Path, height: int, width: int, limits: VideoLimits) 
         )
 
 
+def _decode_webp(path: Path, image: PIL.Image.Image, limits: VideoLimits) -> PIL.Image.Image:
+    """Decode a still. Pillow takes it for an animation, of which it keeps four copies (0.8 GB of 50 megapixels)."""
+    if getattr(image, "is_animated", False):
+        check_frame_size(path, image.height, image.width, limits)
+        return image
+    pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None or pixels.shape[:2] != (image.height, image.width):
+        return image  # Pillow says what is wrong
+    cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGBA if pixels.shape[2] == 4 else cv2.COLOR_BGR2RGB, dst=pixels)
+    decoded = PIL.Image.fromarray(pixels)
+    decoded.info = image.info
+    return decoded
+
+
 def _to_rgb(name: str, image: PIL.Image.Image, enough: int | None = None) -> np.ndarray:
     if image.mode == "F":
         raise VideoError(f"expected 8 or 16 bits a channel, but {name} holds floating-point values; convert it first")
@@ -160,7 +177,7 @@ def _to_rgb(name: str, image: PIL.Image.Image, enough: int | None = None) -> np.
         grey += 128
         grey //= 257
         image = PIL.Image.fromarray(grey.astype(np.uint8))
-    if image.has_transparency_data:
+    if image.has_transparency_data and image.mode != "RGBA":
         image = image.convert("RGBA")
     elif image.mode in {"P", "1"}:
         image = image.convert("RGB")
