@@ -30,13 +30,18 @@ CONTROLS: dict[str, Any] = {
 
 @lru_cache
 def make(family: str) -> VideoAsPromptPipeline:
-    """Make a two-way pipeline whose stock weights are disturbed: norms begin at ones, where mistakes do not show."""
+    """Make a two-way pipeline whose stock weights are disturbed: norms begin at ones, where mistakes do not show.
+
+    Those of the encoders are drawn here as a whole, because versions of transformers begin with different ones.
+    """
     pipe = make_pipeline("joint", "wan", clip=True) if family == "wan" else make_cogvideox_pipeline()
     torch.manual_seed(3)
     with torch.no_grad():
-        for part in (pipe.transformer, pipe.text_encoder, pipe.image_encoder):
-            for parameter in [] if part is None else part.parameters():
-                parameter.add_(0.1 * torch.randn_like(parameter))
+        for parameter in pipe.transformer.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        for encoder in filter(None, (pipe.text_encoder, pipe.image_encoder)):
+            for name, parameter in sorted(encoder.named_parameters()):
+                parameter.normal_(1.0 if "norm" in name and name.endswith("weight") else 0.0, 0.2)
     return pipe
 
 
