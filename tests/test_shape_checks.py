@@ -17,7 +17,8 @@ Found = TypeVar("Found")
 
 def _checked(found: Found) -> Found:
     """Put on it what the import hook puts on all that sememe has."""
-    made: Found = jaxtyping.jaxtyped(typechecker=check_types)(found)
+    check: Any = jaxtyping.jaxtyped(typechecker=check_types)
+    made: Found = check(found)
     return made
 
 
