@@ -7,7 +7,7 @@ from sememe.records import apply_overrides, flatten
 from sememe.system import System
 from sememe.training.recipes import Regeneration
 from sememe.video_as_prompt.recipes import tiny_autoencoder, tiny_expert
-from sememe.video_as_prompt.stage_settings import BackboneSettings, ExpertRecipe, ExpertSettings
+from sememe.video_as_prompt.stage_settings import BackboneSettings, ExpertRecipe, ExpertSettings, WanNetwork
 from sememe.workflows.recipe_list import find_recipe, recipes
 from sememe.workflows.systems import SYSTEMS, kind_of
 
@@ -75,15 +75,16 @@ def test_what_cannot_be_built_is_refused(settings: list[str], message: str) -> N
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: BackboneSettings(sigma_std=0), "sigma_std must be above 0"),
-        (lambda: BackboneSettings(batch_size=0), "batch_size must be 1"),
-        (lambda: ExpertSettings(num_references=0), "num_references must be 1"),
-        (lambda: ExpertSettings(same_scene_share=2), "same_scene_share must be between"),
-        (lambda: replace(tiny_expert(), num_conditions=1), "num_conditions must be 2"),
-        (lambda: replace(tiny_expert(), reference_timestep=-1.0), "reference_timestep must be between"),
+        (lambda: BackboneSettings(sigma_std=0), "sigma_std above 0"),
+        (lambda: BackboneSettings(batch_size=0), "batch_size of at least 1"),
+        (lambda: ExpertSettings(num_references=0), "num_references of at least 1"),
+        (lambda: ExpertSettings(same_scene_share=2), "same_scene_share of at most 1"),
+        (lambda: replace(tiny_expert(), num_conditions=1), "num_conditions of at least 2"),
+        (lambda: replace(tiny_expert(), reference_timestep=-1.0), "reference_timestep of at least 0"),
+        (lambda: WanNetwork(attention_head_dim=25), "attention_head_dim as a multiple of 2"),
         (lambda: Regeneration(model="a", min_strength=0.0), "strengths must rise"),
     ],
 )
 def test_settings_that_make_no_sense(make: object, message: str) -> None:
-    with pytest.raises(RecipeError, match=message):
+    with pytest.raises(InputError, match=message):
         make()  # type: ignore[operator]

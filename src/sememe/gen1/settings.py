@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from sememe.records import Batching, Count, Range, Record, Scale
+from sememe.records import Batching, Count, Range, Record, Scale, Whole
 
 Level = Annotated[int, Range(least=0, most=7)]
-Whole = Annotated[int, Range(least=0)]
 
 
 @dataclass(frozen=True, kw_only=True)

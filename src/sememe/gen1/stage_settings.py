@@ -4,24 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from sememe.gen1.settings import BUILT_IN, Settings
+from sememe.records import Count, Positive, Range, Record, Scale, Share
 from sememe.training.config import TrainingConfig, check_setting
 from sememe.training.recipes import ArraysRecipe, LatentsRecipe, ModelRecipe
 
 PHASES = ("content", "time", "structure", "levels")
 """Phases of the U-Net's training in the order of the paper (supplement)."""
-
-
-def _check_counts(record: object, group: str, *names: str) -> None:
-    for name in names:
-        check_setting(getattr(record, name) >= 1, f"{group}{name} must be 1 or more, got {getattr(record, name)}")
-
-
-def _check_shares(record: object, *names: str) -> None:
-    for name in names:
-        check_setting(0 <= getattr(record, name) <= 1, f"{name} must be from 0 to 1, got {getattr(record, name)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,23 +23,19 @@ class Gen1FramesRecipe(ArraysRecipe):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DepthNetwork:
+class DepthNetwork(Record):
     """A `DepthAnythingForDepthEstimation`: a Dinov2 of `num_layers` layers, and a head of convolutions."""
 
-    hidden_size: int = 96
-    num_layers: int = 4
-    num_heads: int = 3
-    patch_size: int = 8
-    fusion_size: int = 16
-    head_size: int = 16
-
-    def __post_init__(self) -> None:
-        _check_counts(self, "network.", "hidden_size", "num_heads", "patch_size", "fusion_size", "head_size")
-        check_setting(self.num_layers >= 4, f"network.num_layers must be 4 or more, got {self.num_layers}")
+    hidden_size: Count = 96
+    num_layers: Annotated[int, Range(least=4)] = 4
+    num_heads: Count = 3
+    patch_size: Count = 8
+    fusion_size: Count = 16
+    head_size: Count = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class DepthSettings:
+class DepthSettings(Record):
     """How depth is learned: mean absolute error of the nearness, which is 1 / distance, and of its differences.
 
     Attributes:
@@ -56,11 +43,8 @@ class DepthSettings:
         gradient_weight: Weight of the error of differences between neighbouring pixels.
     """
 
-    batch_size: int = 32
-    gradient_weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        _check_counts(self, "", "batch_size")
+    batch_size: Count = 32
+    gradient_weight: Scale = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,28 +60,24 @@ class DepthRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClipNetwork:
+class ClipNetwork(Record):
     """A CLIP: towers for pictures and texts of one width, which is also the length of embeddings.
 
     The tokenizer is trained on every `caption_stride`-th caption.
     """
 
-    hidden_size: int = 128
-    num_image_layers: int = 4
-    num_text_layers: int = 3
-    num_heads: int = 4
-    patch_size: int = 8
-    vocab_size: int = 600
-    max_tokens: int = 32
-    caption_stride: int = 1
-
-    def __post_init__(self) -> None:
-        names = ("hidden_size", "num_image_layers", "num_text_layers", "num_heads", "patch_size", "max_tokens")
-        _check_counts(self, "network.", *names, "vocab_size", "caption_stride")
+    hidden_size: Count = 128
+    num_image_layers: Count = 4
+    num_text_layers: Count = 3
+    num_heads: Count = 4
+    patch_size: Count = 8
+    vocab_size: Count = 600
+    max_tokens: Count = 32
+    caption_stride: Count = 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClipSettings:
+class ClipSettings(Record):
     """How pictures and texts are brought together: each picks its partner out of the batch (arXiv 2103.00020).
 
     Attributes:
@@ -107,13 +87,9 @@ class ClipSettings:
             is: texts are then fitted to its embeddings (arXiv 2111.07991).
     """
 
-    num_scenes: int = 32
-    temperature: float = 0.05
+    num_scenes: Count = 32
+    temperature: Positive = 0.05
     trains_images: bool = True
-
-    def __post_init__(self) -> None:
-        _check_counts(self, "", "num_scenes")
-        check_setting(self.temperature > 0, f"temperature must be above 0, got {self.temperature}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,19 +119,16 @@ class Gen1LatentsRecipe(LatentsRecipe):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PriorNetwork:
+class PriorNetwork(Record):
     """A `PriorTransformer`."""
 
-    num_layers: int = 3
-    num_heads: int = 4
-    head_dim: int = 32
-
-    def __post_init__(self) -> None:
-        _check_counts(self, "network.", "num_layers", "num_heads", "head_dim")
+    num_layers: Count = 3
+    num_heads: Count = 4
+    head_dim: Count = 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class PriorSettings:
+class PriorSettings(Record):
     """How the prior is trained.
 
     Attributes:
@@ -163,12 +136,8 @@ class PriorSettings:
         drop_text: Share of texts that are left empty, for guidance.
     """
 
-    batch_size: int = 128
-    drop_text: float = 0.1
-
-    def __post_init__(self) -> None:
-        _check_counts(self, "", "batch_size")
-        _check_shares(self, "drop_text")
+    batch_size: Count = 128
+    drop_text: Share = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,18 +154,18 @@ class PriorRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
-class UNetNetwork:
+class UNetNetwork(Record):
     """A `Gen1UNet`; `attention_levels` are those of `block_out_channels`, from 0, that have transformers."""
 
     block_out_channels: tuple[int, ...] = (64, 96, 128)
     attention_levels: tuple[int, ...] = (1, 2)
-    layers_per_block: int = 1
-    num_heads: int = 4
-    norm_num_groups: int = 8
-    max_frames: int = 8
+    layers_per_block: Count = 1
+    num_heads: Count = 4
+    norm_num_groups: Count = 8
+    max_frames: Count = 8
 
     def __post_init__(self) -> None:
-        _check_counts(self, "network.", "layers_per_block", "num_heads", "norm_num_groups", "max_frames")
+        super().__post_init__()
         levels = range(len(self.block_out_channels))
         check_setting(
             len(levels) > 0 and set(self.attention_levels) <= set(levels),
@@ -205,7 +174,7 @@ class UNetNetwork:
 
 
 @dataclass(frozen=True, kw_only=True)
-class UNetSettings:
+class UNetSettings(Record):
     """How the U-Net is trained.
 
     Attributes:
@@ -216,14 +185,10 @@ class UNetSettings:
         drop_content: Share of samples without content, for guidance. The paper does not give it.
     """
 
-    batch_size: int = 4
-    image_batch_size: int = 32
-    image_share: float = 0.125
-    drop_content: float = 0.1
-
-    def __post_init__(self) -> None:
-        _check_counts(self, "", "batch_size", "image_batch_size")
-        _check_shares(self, "image_share", "drop_content")
+    batch_size: Count = 4
+    image_batch_size: Count = 32
+    image_share: Share = 0.125
+    drop_content: Share = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,7 +217,7 @@ class UNetRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CustomisationSettings:
+class CustomisationSettings(Record):
     """How a model is customised.
 
     Attributes:
@@ -261,15 +226,9 @@ class CustomisationSettings:
         preservation_weight: Weight of these; 0 forgets them.
     """
 
-    rank: int = 8
-    batch_size: int = 4
-    preservation_weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        _check_counts(self, "", "rank", "batch_size")
-        check_setting(
-            self.preservation_weight >= 0, f"preservation_weight must be 0 or more, got {self.preservation_weight}"
-        )
+    rank: Count = 8
+    batch_size: Count = 4
+    preservation_weight: Scale = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)

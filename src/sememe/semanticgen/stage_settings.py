@@ -4,27 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from sememe.data.caption_policy import CaptionPolicy
+from sememe.records import Count, Positive, Range, Record, Scale, Share, Whole
 from sememe.semanticgen.settings import BUILT_IN, Settings
-from sememe.training.config import TrainingConfig, check_setting
+from sememe.training.config import TrainingConfig
 from sememe.training.recipes import ArraysRecipe, LatentsRecipe, ModelRecipe, SchedulerSettings
 
 NoiseLaw = Literal["half_normal", "uniform", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class NoiseLevels:
+class NoiseLevels(Record):
     """How noise levels are drawn: logit-normal with `mean` and `std`, then moved towards the noisy end by `shift`."""
 
     mean: float = 0.0
-    std: float = 1.3
-    shift: float = 3.0
-
-    def __post_init__(self) -> None:
-        for name in ("std", "shift"):
-            check_setting(getattr(self, name) > 0, f"noise.{name} must be above 0, got {getattr(self, name)}")
+    std: Positive = 1.3
+    shift: Positive = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,36 +34,28 @@ class SemanticFramesRecipe(ArraysRecipe):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TowerNetwork:
+class TowerNetwork(Record):
     """The vision tower of the built-in encoder; see `semanticgen.network_encoder.make_built_in_tower`."""
 
-    feature_dim: int = 256
-    depth: int = 6
-    hidden_size: int = 192
-    intermediate_size: int = 512
-    num_heads: int = 3
-    patch_size: int = 8
-
-    def __post_init__(self) -> None:
-        for name in ("feature_dim", "depth", "hidden_size", "intermediate_size", "num_heads", "patch_size"):
-            check_setting(getattr(self, name) >= 1, f"network.{name} must be 1 or more, got {getattr(self, name)}")
+    feature_dim: Count = 256
+    depth: Count = 6
+    hidden_size: Count = 192
+    intermediate_size: Count = 512
+    num_heads: Count = 3
+    patch_size: Count = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompressorNetwork:
+class CompressorNetwork(Record):
     """The compressor of semantic features; see `semanticgen.compressor.SemanticCompressor`."""
 
-    semantic_dim: int = 8
-    hidden_dim: int = 512
-    num_layers: int = 2
-
-    def __post_init__(self) -> None:
-        for name in ("semantic_dim", "hidden_dim", "num_layers"):
-            check_setting(getattr(self, name) >= 1, f"compressor.{name} must be 1 or more, got {getattr(self, name)}")
+    semantic_dim: Count = 8
+    hidden_dim: Count = 512
+    num_layers: Count = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncoderSettings:
+class EncoderSettings(Record):
     """How the built-in semantic encoder is trained.
 
     Linear probes read the world from its features. At every place: how much of it is subject, its mean colour and its
@@ -80,18 +69,11 @@ class EncoderSettings:
     shifted by up to `max_shift` pixels, so that where things stand in the grid of patches does not matter.
     """
 
-    batch_size: int = 64
-    label_weight: float = 0.003
-    kl_weight: float = 1e-4
-    num_slices: int = 2
-    max_shift: int = 6
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "num_slices"):
-            check_setting(getattr(self, name) >= 1, f"{name} must be 1 or more, got {getattr(self, name)}")
-        check_setting(self.max_shift >= 0, f"max_shift must be 0 or more, got {self.max_shift}")
-        for name in ("label_weight", "kl_weight"):
-            check_setting(getattr(self, name) >= 0, f"{name} must be 0 or more, got {getattr(self, name)}")
+    batch_size: Count = 64
+    label_weight: Scale = 0.003
+    kl_weight: Scale = 1e-4
+    num_slices: Count = 2
+    max_shift: Whole = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +108,7 @@ class SemanticLatentsRecipe(LatentsRecipe):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RendererSettings:
+class RendererSettings(Record):
     """How the renderer is trained, and the compressor with it.
 
     Attributes:
@@ -141,32 +123,21 @@ class RendererSettings:
         window_seconds: Length of the attention windows; none attends over the whole clip.
     """
 
-    batch_size: int = 32
+    batch_size: Count = 32
     noise: NoiseLevels = field(default_factory=NoiseLevels)
     captions: CaptionPolicy = field(
         default_factory=lambda: CaptionPolicy(drop_target_caption=0.15, drop_reference_caption=0.0, full_share=0.9)
     )
-    drop_plan: float = 0.1
-    image_share: float = 0.2
-    kl_weight: float = 1e-3
+    drop_plan: Share = 0.1
+    image_share: Share = 0.2
+    kl_weight: Scale = 1e-3
     plan_noise: NoiseLaw = "half_normal"
-    plan_noise_tau: float = 0.4
-    window_seconds: float | None = 4.0
-
-    def __post_init__(self) -> None:
-        check_setting(self.batch_size >= 1, f"batch_size must be 1 or more, got {self.batch_size}")
-        for name in ("drop_plan", "image_share"):
-            check_setting(0 <= getattr(self, name) <= 1, f"{name} must be from 0 to 1, got {getattr(self, name)}")
-        for name in ("kl_weight", "plan_noise_tau"):
-            check_setting(getattr(self, name) >= 0, f"{name} must be 0 or more, got {getattr(self, name)}")
-        check_setting(
-            self.window_seconds is None or self.window_seconds > 0,
-            f"window_seconds must be above 0 or none, got {self.window_seconds}",
-        )
+    plan_noise_tau: Scale = 0.4
+    window_seconds: Positive | None = 4.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class RendererRecipe:
+class RendererRecipe(Record):
     """Trains the renderer and the text encoder on cached arrays (paper section 3.3, stage 1).
 
     `backbone` is a model or run whose transformer, text encoder and tokenizer it starts from. `encoder` is a run or
@@ -182,34 +153,26 @@ class RendererRecipe:
     backbone: str
     encoder: str | None = None
     autoencoder: str | None = None
-    temporal_ratio: int = 8
-    fps: float = 8.0
+    temporal_ratio: Count = 8
+    fps: Positive = 8.0
     compressor: CompressorNetwork = field(default_factory=CompressorNetwork)
     settings: RendererSettings = field(default_factory=RendererSettings)
     training: TrainingConfig
 
-    def __post_init__(self) -> None:
-        check_setting(self.temporal_ratio >= 1, f"temporal_ratio must be 1 or more, got {self.temporal_ratio}")
-        check_setting(self.fps > 0, f"fps must be above 0, got {self.fps}")
-
 
 @dataclass(frozen=True, kw_only=True)
-class PlannerNetwork:
+class PlannerNetwork(Record):
     """The planner, a `WanTransformer3DModel` over the tokens of plans."""
 
-    num_layers: int = 8
-    num_attention_heads: int = 4
-    attention_head_dim: int = 64
-    ffn_dim: int = 1024
-    freq_dim: int = 256
-
-    def __post_init__(self) -> None:
-        for name in ("num_layers", "num_attention_heads", "attention_head_dim", "ffn_dim", "freq_dim"):
-            check_setting(getattr(self, name) >= 1, f"network.{name} must be 1 or more, got {getattr(self, name)}")
+    num_layers: Count = 8
+    num_attention_heads: Count = 4
+    attention_head_dim: Count = 64
+    ffn_dim: Count = 1024
+    freq_dim: Count = 256
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlannerSettings:
+class PlannerSettings(Record):
     """How the planner is trained.
 
     Attributes:
@@ -220,16 +183,12 @@ class PlannerSettings:
             up to that of the clips are known; their captions still say what happens in the whole clip.
     """
 
-    batch_size: int = 64
+    batch_size: Count = 64
     noise: NoiseLevels = field(default_factory=lambda: NoiseLevels(shift=2.0))
     captions: CaptionPolicy = field(
         default_factory=lambda: CaptionPolicy(drop_target_caption=0.15, drop_reference_caption=0.0, full_share=1.0)
     )
-    crop_share: float = 0.2
-
-    def __post_init__(self) -> None:
-        check_setting(self.batch_size >= 1, f"batch_size must be 1 or more, got {self.batch_size}")
-        check_setting(0 <= self.crop_share <= 1, f"crop_share must be from 0 to 1, got {self.crop_share}")
+    crop_share: Share = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,25 +221,17 @@ class SemanticGenModelRecipe(ModelRecipe):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReaderNetwork:
+class ReaderNetwork(Record):
     """The network that reads clips in the evaluation; see `evaluation.reader.SceneReader`."""
 
-    width: int = 32
-    feature_dim: int = 192
-    fps: float = 4.0
-    size: int = 32
-
-    def __post_init__(self) -> None:
-        check_setting(
-            self.width >= 4 and self.width % 4 == 0, f"network.width must be a multiple of 4, got {self.width}"
-        )
-        check_setting(self.feature_dim >= 1, f"network.feature_dim must be 1 or more, got {self.feature_dim}")
-        check_setting(self.fps > 0, f"network.fps must be above 0, got {self.fps}")
-        check_setting(self.size >= 8 and self.size % 8 == 0, f"network.size must be a multiple of 8, got {self.size}")
+    width: Annotated[int, Range(least=4, multiple_of=4)] = 32
+    feature_dim: Count = 192
+    fps: Positive = 4.0
+    size: Annotated[int, Range(least=8, multiple_of=8)] = 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReaderSettings:
+class ReaderSettings(Record):
     """How the reader is trained.
 
     Attributes:
@@ -290,16 +241,10 @@ class ReaderSettings:
         max_shift: Most pixels by which a clip is shifted, up or down and left or right.
     """
 
-    batch_size: int = 8
-    blurred_share: float = 0.3
-    max_noise: float = 0.15
-    max_shift: int = 2
-
-    def __post_init__(self) -> None:
-        check_setting(self.batch_size >= 1, f"batch_size must be 1 or more, got {self.batch_size}")
-        check_setting(0 <= self.blurred_share <= 1, f"blurred_share must be from 0 to 1, got {self.blurred_share}")
-        for name in ("max_noise", "max_shift"):
-            check_setting(getattr(self, name) >= 0, f"{name} must be 0 or more, got {getattr(self, name)}")
+    batch_size: Count = 8
+    blurred_share: Share = 0.3
+    max_noise: Scale = 0.15
+    max_shift: Whole = 2
 
 
 @dataclass(frozen=True, kw_only=True)

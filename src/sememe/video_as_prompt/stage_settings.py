@@ -4,37 +4,36 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from sememe.data.caption_policy import CaptionPolicy
+from sememe.records import Count, Positive, Range, Record, Scale, Share
 from sememe.training.config import TrainingConfig, check_setting
 from sememe.training.recipes import ModelRecipe, SchedulerSettings, TextNetwork
 from sememe.video_as_prompt.settings import BUILT_IN, GuidanceSettings, Settings
 
+Timestep = Annotated[float, Range(least=0, most=1000)]
+
 
 @dataclass(frozen=True, kw_only=True)
-class BackboneSettings:
+class BackboneSettings(Record):
     """How the backbone is trained.
 
     Noise levels are drawn from a logit-normal distribution with `sigma_mean` and `sigma_std`; `sigma_shift` moves them
     towards the noisy end, where it is decided what happens. Captions follow `captions`.
     """
 
-    batch_size: int = 64
+    batch_size: Count = 64
     sigma_mean: float = 0.0
-    sigma_std: float = 1.5
-    sigma_shift: float = 2.0
+    sigma_std: Positive = 1.5
+    sigma_shift: Positive = 2.0
     captions: CaptionPolicy = field(
         default_factory=lambda: CaptionPolicy(drop_target_caption=0.4, drop_reference_caption=0.0, full_share=0.75)
     )
 
-    def __post_init__(self) -> None:
-        check_setting(self.batch_size >= 1, f"batch_size must be 1 or more, got {self.batch_size}")
-        _check_noise(self)
-
 
 @dataclass(frozen=True, kw_only=True)
-class PairSettings:
+class PairSettings(Record):
     """Which references and targets a batch of an expert's training holds.
 
     Every target of a batch reads equally many references of its condition, drawn for the batch from 1 to
@@ -43,22 +42,15 @@ class PairSettings:
     the reference superfluous (the official recipe names it in nearly every caption; set it to 1 to reproduce that).
     """
 
-    num_references: int = 16
-    targets_per_reference: int = 4
-    max_references: int = 1
-    same_scene_share: float = 0.5
+    num_references: Count = 16
+    targets_per_reference: Count = 4
+    max_references: Count = 1
+    same_scene_share: Share = 0.5
     captions: CaptionPolicy = field(
         default_factory=lambda: CaptionPolicy(
             drop_target_caption=0.7, drop_reference_caption=0.7, drop_reference=0.0, full_share=0.0
         )
     )
-
-    def __post_init__(self) -> None:
-        for name in ("num_references", "targets_per_reference", "max_references"):
-            check_setting(getattr(self, name) >= 1, f"{name} must be 1 or more, got {getattr(self, name)}")
-        check_setting(
-            0 <= self.same_scene_share <= 1, f"same_scene_share must be between 0 and 1, got {self.same_scene_share}"
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,16 +63,13 @@ class ExpertSettings(PairSettings):
     """
 
     sigma_mean: float = 0.0
-    sigma_std: float = 1.3
-    sigma_shift: float = 4.0
-    mismatch_weight: float = 0.0
-    reference_weight: float = 0.0
+    sigma_std: Positive = 1.3
+    sigma_shift: Positive = 4.0
+    mismatch_weight: Scale = 0.0
+    reference_weight: Scale = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_noise(self)
-        for name in ("mismatch_weight", "reference_weight"):
-            check_setting(getattr(self, name) >= 0, f"{name} must be 0 or more, got {getattr(self, name)}")
         check_setting(
             not self.mismatch_weight or self.num_references > 1,
             "mismatch_weight needs references of two conditions in a batch; set num_references to 2 or more",
@@ -96,14 +85,9 @@ class PreferenceSettings(PairSettings):
     """
 
     sigma_mean: float = 0.0
-    sigma_std: float = 1.3
-    sigma_shift: float = 4.0
-    strength: float = 250.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_noise(self)
-        check_setting(self.strength > 0, f"strength must be above 0, got {self.strength}")
+    sigma_std: Positive = 1.3
+    sigma_shift: Positive = 4.0
+    strength: Positive = 250.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,43 +98,28 @@ class FewStepSettings(PairSettings):
     teacher's `guidance`; the student is used without any. `shift` is that of the steps in flow matching.
     """
 
-    num_steps: int = 4
-    teacher_steps: int = 3
+    num_steps: Count = 4
+    teacher_steps: Count = 3
     guidance: GuidanceSettings = BUILT_IN.guidance
-    shift: float = 3.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("num_steps", "teacher_steps"):
-            check_setting(getattr(self, name) >= 1, f"{name} must be 1 or more, got {getattr(self, name)}")
-        check_setting(self.shift > 0, f"shift must be above 0, got {self.shift}")
+    shift: Positive = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class WanNetwork:
+class WanNetwork(Record):
     """A `WanTransformer3DModel`; its other channels follow from the latents.
 
     A token stands for one latent frame of `patch_size` x `patch_size` latents. There is one mask channel for each frame
     of a latent frame.
     """
 
-    patch_size: int = 2
-    num_mask_channels: int = 8
-    num_layers: int = 8
-    num_attention_heads: int = 6
-    attention_head_dim: int = 64
-    ffn_dim: int = 1024
-    freq_dim: int = 256
-    rope_max_seq_len: int = 128
-
-    def __post_init__(self) -> None:
-        sizes = ("patch_size", "num_mask_channels", "num_layers", "num_attention_heads")
-        for name in (*sizes, "attention_head_dim", "ffn_dim", "freq_dim"):
-            check_setting(getattr(self, name) >= 1, f"network.{name} must be 1 or more, got {getattr(self, name)}")
-        check_setting(
-            self.attention_head_dim % 2 == 0,
-            f"network.attention_head_dim must be even, got {self.attention_head_dim}",
-        )
+    patch_size: Count = 2
+    num_mask_channels: Count = 8
+    num_layers: Count = 8
+    num_attention_heads: Count = 6
+    attention_head_dim: Annotated[int, Range(least=2, multiple_of=2)] = 64
+    ffn_dim: Count = 1024
+    freq_dim: Count = 256
+    rope_max_seq_len: Count = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +142,7 @@ class BackboneRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairedRecipe:
+class PairedRecipe(Record):
     """Trains an expert on a frozen backbone, on cached latents of the seen conditions.
 
     Conditions in `unseen` are left out; none means clips of another split than "train". `num_conditions` takes that
@@ -187,15 +156,9 @@ class PairedRecipe:
     autoencoder: str | None = None
     backbone: str
     unseen: tuple[str, ...] | None = None
-    num_conditions: int | None = None
+    num_conditions: Annotated[int, Range(least=2)] | None = None
     settings: PairSettings
     training: TrainingConfig
-
-    def __post_init__(self) -> None:
-        check_setting(
-            self.num_conditions is None or self.num_conditions >= 2,
-            f"num_conditions must be 2 or more, or none, got {self.num_conditions}",
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,13 +173,9 @@ class ExpertRecipe(PairedRecipe):
 
     attention_mode: Literal["cached", "joint"] = "cached"
     expert_blocks: tuple[int, ...] | None = None
-    reference_timestep: float | None = 0.0
+    reference_timestep: Timestep | None = 0.0
     reference_embeddings: bool = False
     settings: ExpertSettings = field(default_factory=ExpertSettings)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_timestep(self.reference_timestep)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,14 +188,9 @@ class OneWayRecipe(PairedRecipe):
     """
 
     teacher: str
-    reference_timestep: float | None = None
-    true_share: float = 0.25
+    reference_timestep: Timestep | None = None
+    true_share: Share = 0.25
     settings: ExpertSettings = field(default_factory=ExpertSettings)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_timestep(self.reference_timestep)
-        check_setting(0 <= self.true_share <= 1, f"true_share must be between 0 and 1, got {self.true_share}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,11 +209,7 @@ class AdaptedRecipe(PairedRecipe):
     """
 
     expert: str
-    rank: int = 16
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_setting(self.rank >= 1, f"rank must be 1 or more, got {self.rank}")
+    rank: Count = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,7 +227,7 @@ class PreferenceRecipe(AdaptedRecipe):
 
 
 @dataclass(frozen=True, kw_only=True)
-class VideoAsPromptModelRecipe(ModelRecipe):
+class VideoAsPromptModelRecipe(ModelRecipe, Record):
     """Assembles a Video-As-Prompt model from the runs of its parts.
 
     `expert_share` is the share of the way from the backbone's weights, with which its training began, to the trained
@@ -287,20 +237,6 @@ class VideoAsPromptModelRecipe(ModelRecipe):
     autoencoder: str
     backbone: str
     expert: str
-    expert_share: float = 1.0
+    expert_share: Share = 1.0
     scheduler: SchedulerSettings = field(default_factory=SchedulerSettings)
     generation: Settings = BUILT_IN
-
-    def __post_init__(self) -> None:
-        check_setting(0 <= self.expert_share <= 1, f"expert_share must be between 0 and 1, got {self.expert_share}")
-
-
-def _check_noise(settings: BackboneSettings | ExpertSettings | PreferenceSettings) -> None:
-    for name in ("sigma_std", "sigma_shift"):
-        check_setting(getattr(settings, name) > 0, f"{name} must be above 0, got {getattr(settings, name)}")
-
-
-def _check_timestep(timestep: float | None) -> None:
-    check_setting(
-        timestep is None or 0 <= timestep <= 1000, f"reference_timestep must be between 0 and 1000, got {timestep}"
-    )
