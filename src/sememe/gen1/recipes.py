@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from sememe.gen1.settings import BUILT_IN
 from sememe.gen1.stage_settings import (
@@ -35,7 +34,7 @@ from sememe.training.config import (
     PhaseConfig,
     ScheduleConfig,
     TrainingConfig,
-    shorten,
+    make_twin,
     train_transformer,
 )
 from sememe.training.recipes import AutoencoderRecipe, ClipFormat, LinearNetwork, WorldData
@@ -47,7 +46,6 @@ _SMOKE_DATA = WorldData(num_clips=4, clips_per_scene=2, kind="looks")
 
 
 def tiny_gen1_frames() -> Gen1FramesRecipe:
-    """1,800 scenes of the world in three looks each, and their depth."""
     return Gen1FramesRecipe(
         name="tiny-gen1-frames",
         description="5,400 clips of the world, three looks of each scene, 64x64 pixels and 8 frames, with their depth",
@@ -76,7 +74,6 @@ def tiny_gen1_autoencoder() -> AutoencoderRecipe:
 
 
 def tiny_gen1_depth() -> DepthRecipe:
-    """The depth network: a small Depth-Anything, taught by the world."""
     return DepthRecipe(
         name="tiny-gen1-depth",
         description="the depth network of tiny: a small Depth-Anything, taught by the world",
@@ -96,7 +93,6 @@ def tiny_gen1_clip() -> ClipRecipe:
 
 
 def tiny_gen1_latents() -> Gen1LatentsRecipe:
-    """The clips as latents, their estimated depth, and the content of each frame."""
     return Gen1LatentsRecipe(
         name="tiny-gen1-latents",
         description="the clips of tiny-gen1-frames as latents, their structure and content",
@@ -110,7 +106,6 @@ def tiny_gen1_latents() -> Gen1LatentsRecipe:
 
 
 def tiny_gen1_prior() -> PriorRecipe:
-    """The prior: content from a text."""
     return PriorRecipe(
         name="tiny-gen1-prior",
         description="the prior of tiny: image embeddings from captions",
@@ -133,7 +128,6 @@ def tiny_gen1_unet() -> UNetRecipe:
 
 
 def tiny_gen1() -> Gen1ModelRecipe:
-    """The whole model."""
     return Gen1ModelRecipe(
         name="tiny-gen1",
         description="64x64 pixels, any length; small enough for two CPU cores",
@@ -192,14 +186,12 @@ def gen1_unet() -> UNetRecipe:
 
 
 def smoke_gen1_frames() -> Gen1FramesRecipe:
-    """Twin of `tiny-gen1-frames`."""
-    return _shorten(tiny_gen1_frames(), clips=_SMOKE_CLIPS, data=_SMOKE_DATA)
+    return make_twin(tiny_gen1_frames(), clips=_SMOKE_CLIPS, data=_SMOKE_DATA)
 
 
 def smoke_gen1_autoencoder() -> AutoencoderRecipe:
-    """Twin of `tiny-gen1-autoencoder`."""
     recipe = tiny_gen1_autoencoder()
-    return _shorten(
+    return make_twin(
         recipe,
         clips=_SMOKE_CLIPS,
         data=_SMOKE_DATA,
@@ -210,8 +202,7 @@ def smoke_gen1_autoencoder() -> AutoencoderRecipe:
 
 
 def smoke_gen1_depth() -> DepthRecipe:
-    """Twin of `tiny-gen1-depth`."""
-    return _shorten(
+    return make_twin(
         tiny_gen1_depth(),
         frames=Path("runs/smoke-gen1-frames"),
         network=DepthNetwork(hidden_size=8, num_heads=2, patch_size=4, fusion_size=4, head_size=4),
@@ -220,8 +211,7 @@ def smoke_gen1_depth() -> DepthRecipe:
 
 
 def smoke_gen1_clip() -> ClipRecipe:
-    """Twin of `tiny-gen1-clip`."""
-    return _shorten(
+    return make_twin(
         tiny_gen1_clip(),
         frames=Path("runs/smoke-gen1-frames"),
         network=ClipNetwork(hidden_size=16, num_image_layers=1, num_text_layers=1, num_heads=2, vocab_size=100),
@@ -230,8 +220,7 @@ def smoke_gen1_clip() -> ClipRecipe:
 
 
 def smoke_gen1_latents() -> Gen1LatentsRecipe:
-    """Twin of `tiny-gen1-latents`."""
-    return _shorten(
+    return make_twin(
         tiny_gen1_latents(),
         clips=_SMOKE_CLIPS,
         data=_SMOKE_DATA,
@@ -243,8 +232,7 @@ def smoke_gen1_latents() -> Gen1LatentsRecipe:
 
 
 def smoke_gen1_prior() -> PriorRecipe:
-    """Twin of `tiny-gen1-prior`."""
-    return _shorten(
+    return make_twin(
         tiny_gen1_prior(),
         latents=Path("runs/smoke-gen1-latents"),
         clip="runs/smoke-gen1-clip",
@@ -254,8 +242,7 @@ def smoke_gen1_prior() -> PriorRecipe:
 
 
 def smoke_gen1_unet() -> UNetRecipe:
-    """Twin of `tiny-gen1-unet`."""
-    return _shorten(
+    return make_twin(
         tiny_gen1_unet(),
         latents=Path("runs/smoke-gen1-latents"),
         autoencoder="runs/smoke-gen1-autoencoder",
@@ -265,8 +252,7 @@ def smoke_gen1_unet() -> UNetRecipe:
 
 
 def smoke_gen1_customisation() -> CustomisationRecipe:
-    """Twin of `tiny-gen1-customisation`."""
-    return _shorten(
+    return make_twin(
         tiny_gen1_customisation(),
         latents=Path("runs/smoke-gen1-latents"),
         settings=CustomisationSettings(rank=2, batch_size=2),
@@ -274,8 +260,7 @@ def smoke_gen1_customisation() -> CustomisationRecipe:
 
 
 def smoke_gen1() -> Gen1ModelRecipe:
-    """Twin of `tiny-gen1`."""
-    return _shorten(
+    return make_twin(
         tiny_gen1(),
         autoencoder="runs/smoke-gen1-autoencoder",
         depth="runs/smoke-gen1-depth",
@@ -296,11 +281,3 @@ def _train_in_phases(num_steps: dict[str, int], learning_rate: float) -> Trainin
     falls = ScheduleConfig(warmup_steps=20, shape="cosine", final_ratio=0.02)
     phases.append(PhaseConfig(name=last, num_steps=num_steps[last], learning_rate=learning_rate, schedule=falls))
     return TrainingConfig(phases=tuple(phases), ema_decay=0.995, save_minutes=5.0)
-
-
-def _shorten(recipe: Any, **changes: Any) -> Any:
-    """Return the twin of a recipe."""
-    name = recipe.name.replace("tiny-", "smoke-")
-    if hasattr(recipe, "training"):
-        changes["training"] = shorten(recipe.training)
-    return replace(recipe, name=name, description=f"seconds-long twin of {recipe.name}, for tests", **changes)

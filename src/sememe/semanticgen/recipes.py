@@ -28,7 +28,7 @@ from sememe.semanticgen.stage_settings import (
     SemanticLatentsRecipe,
     TowerNetwork,
 )
-from sememe.training.config import ScheduleConfig, TrainingConfig, shorten, train_transformer
+from sememe.training.config import ScheduleConfig, TrainingConfig, make_twin, train_transformer
 from sememe.training.recipes import ClipFormat, WorldData
 
 _SCRIPTS = ClipFormat(num_frames=33)  # 4 seconds after the first frame
@@ -37,7 +37,6 @@ _SMOKE_CLIPS = ClipFormat(num_frames=17, height=16, width=16)
 
 
 def tiny_semantic_frames() -> SemanticFramesRecipe:
-    """20,000 scripts of the world, rendered once."""
     return SemanticFramesRecipe(
         name="tiny-semantic-frames",
         description="20,000 scripts of the world, 64x64 pixels and 33 frames, with what is known of them",
@@ -47,7 +46,6 @@ def tiny_semantic_frames() -> SemanticFramesRecipe:
 
 
 def tiny_semantic_encoder() -> EncoderRecipe:
-    """The semantic encoder, the tower of Qwen2.5-VL at small size, and its compressor, taught by the world."""
     return EncoderRecipe(
         name="tiny-semantic-encoder",
         description="the semantic encoder of tiny, a tower of Qwen2.5-VL at small size, and its compressor",
@@ -57,7 +55,6 @@ def tiny_semantic_encoder() -> EncoderRecipe:
 
 
 def tiny_semantic_latents() -> SemanticLatentsRecipe:
-    """The scripts of `tiny-semantic-frames` as latents and semantic features."""
     return SemanticLatentsRecipe(
         name="tiny-semantic-latents",
         description="the scripts of tiny-semantic-frames as latents and semantic features",
@@ -83,7 +80,6 @@ def tiny_renderer() -> RendererRecipe:
 
 
 def tiny_renderer_ct() -> RendererRecipe:
-    """Baseline: the same training without a plan (Base-CT of the paper)."""
     recipe = tiny_renderer()
     return replace(
         recipe,
@@ -94,7 +90,6 @@ def tiny_renderer_ct() -> RendererRecipe:
 
 
 def tiny_renderer_swin_ct() -> RendererRecipe:
-    """Baseline: the same without a plan, in windows (Base-Swin-CT of the paper)."""
     recipe = tiny_renderer()
     return replace(
         recipe,
@@ -105,7 +100,6 @@ def tiny_renderer_swin_ct() -> RendererRecipe:
 
 
 def tiny_planner() -> PlannerRecipe:
-    """The planner."""
     return PlannerRecipe(
         name="tiny-planner",
         description="the planner of tiny: a text to compressed semantic features",
@@ -116,7 +110,6 @@ def tiny_planner() -> PlannerRecipe:
 
 
 def tiny_semanticgen() -> SemanticGenModelRecipe:
-    """The whole model."""
     return SemanticGenModelRecipe(
         name="tiny-semanticgen",
         description="64x64 pixels, 4 seconds and more; small enough for two CPU cores",
@@ -128,7 +121,6 @@ def tiny_semanticgen() -> SemanticGenModelRecipe:
 
 
 def tiny_reader() -> ReaderRecipe:
-    """The reader of the evaluation."""
     return ReaderRecipe(
         name="tiny-reader",
         description="the reader of the evaluation: who, where, in which colour, and what happens when",
@@ -141,7 +133,6 @@ def tiny_reader() -> ReaderRecipe:
 
 
 def tiny_vae_plan_latents() -> SemanticLatentsRecipe:
-    """The clips of `tiny-semantic-latents`, with latents of the autoencoder in place of semantic features."""
     return replace(
         tiny_semantic_latents(),
         name="tiny-vae-plan-latents",
@@ -151,7 +142,6 @@ def tiny_vae_plan_latents() -> SemanticLatentsRecipe:
 
 
 def tiny_vae_plan_renderer() -> RendererRecipe:
-    """Renderer and compressor, with plans of the same size."""
     return replace(
         tiny_renderer(),
         name="tiny-vae-plan-renderer",
@@ -162,7 +152,6 @@ def tiny_vae_plan_renderer() -> RendererRecipe:
 
 
 def tiny_vae_plan_planner() -> PlannerRecipe:
-    """Its planner."""
     return replace(
         tiny_planner(),
         name="tiny-vae-plan-planner",
@@ -173,7 +162,6 @@ def tiny_vae_plan_planner() -> PlannerRecipe:
 
 
 def tiny_vae_plan() -> SemanticGenModelRecipe:
-    """The whole model of the baseline."""
     return replace(
         tiny_semanticgen(),
         name="tiny-vae-plan",
@@ -230,7 +218,6 @@ def wan_1_3b_planner() -> PlannerRecipe:
 
 
 def wan_1_3b_semanticgen() -> SemanticGenModelRecipe:
-    """The whole model."""
     return SemanticGenModelRecipe(
         name="wan-1-3b-semanticgen",
         description="832x480 pixels, 5 seconds and more, at the size of Wan2.1-T2V-1.3B",
@@ -255,7 +242,6 @@ def wan_14b_semantic_latents() -> SemanticLatentsRecipe:
 
 
 def wan_14b_renderer() -> RendererRecipe:
-    """Renderer and compressor."""
     return replace(
         wan_1_3b_renderer(),
         name="wan-14b-renderer",
@@ -266,7 +252,6 @@ def wan_14b_renderer() -> RendererRecipe:
 
 
 def wan_14b_planner() -> PlannerRecipe:
-    """A planner of the backbone's size."""
     return replace(
         wan_1_3b_planner(),
         name="wan-14b-planner",
@@ -278,7 +263,6 @@ def wan_14b_planner() -> PlannerRecipe:
 
 
 def wan_14b_semanticgen() -> SemanticGenModelRecipe:
-    """The whole model."""
     return replace(
         wan_1_3b_semanticgen(),
         name="wan-14b-semanticgen",
@@ -306,37 +290,22 @@ def _train_at_scale(num_steps: int) -> TrainingConfig:
 
 
 def smoke_semantic_frames() -> SemanticFramesRecipe:
-    """Twin of `tiny-semantic-frames`."""
-    return replace(
-        tiny_semantic_frames(),
-        name="smoke-semantic-frames",
-        description="seconds-long twin of tiny-semantic-frames, for tests",
-        clips=_SMOKE_CLIPS,
-        data=replace(_SCRIPT_DATA, num_clips=6),
-    )
+    return make_twin(tiny_semantic_frames(), clips=_SMOKE_CLIPS, data=replace(_SCRIPT_DATA, num_clips=6))
 
 
 def smoke_semantic_encoder() -> EncoderRecipe:
-    """Twin of `tiny-semantic-encoder`."""
-    recipe = tiny_semantic_encoder()
-    return replace(
-        recipe,
-        name="smoke-semantic-encoder",
-        description="seconds-long twin of tiny-semantic-encoder, for tests",
+    return make_twin(
+        tiny_semantic_encoder(),
         frames=Path("runs/smoke-semantic-frames"),
         network=TowerNetwork(feature_dim=24, depth=1, hidden_size=16, intermediate_size=16, num_heads=2, patch_size=4),
         compressor=CompressorNetwork(semantic_dim=4, hidden_dim=16),
         settings=EncoderSettings(batch_size=2),
-        training=shorten(recipe.training),
     )
 
 
 def smoke_semantic_latents() -> SemanticLatentsRecipe:
-    """Twin of `tiny-semantic-latents`."""
-    return replace(
+    return make_twin(
         tiny_semantic_latents(),
-        name="smoke-semantic-latents",
-        description="seconds-long twin of tiny-semantic-latents, for tests",
         clips=_SMOKE_CLIPS,
         data=replace(_SCRIPT_DATA, num_clips=6),
         dataset=Path("runs/smoke-semantic-frames"),
@@ -346,7 +315,6 @@ def smoke_semantic_latents() -> SemanticLatentsRecipe:
 
 
 def smoke_vae_plan_latents() -> SemanticLatentsRecipe:
-    """Twin of `tiny-vae-plan-latents`."""
     return replace(
         smoke_semantic_latents(),
         name="smoke-vae-plan-latents",
@@ -356,43 +324,32 @@ def smoke_vae_plan_latents() -> SemanticLatentsRecipe:
 
 
 def smoke_renderer() -> RendererRecipe:
-    """Twin of `tiny-renderer`."""
     recipe = tiny_renderer()
-    return replace(
+    return make_twin(
         recipe,
-        name="smoke-renderer",
-        description="seconds-long twin of tiny-renderer, for tests",
         latents=Path("runs/smoke-semantic-latents"),
         backbone="runs/smoke-backbone",
         encoder="runs/smoke-semantic-encoder",
         temporal_ratio=4,
         compressor=CompressorNetwork(semantic_dim=4, hidden_dim=16),
         settings=replace(recipe.settings, batch_size=2, window_seconds=1.0),
-        training=shorten(recipe.training),
     )
 
 
 def smoke_planner() -> PlannerRecipe:
-    """Twin of `tiny-planner`."""
     recipe = tiny_planner()
-    return replace(
+    return make_twin(
         recipe,
-        name="smoke-planner",
-        description="seconds-long twin of tiny-planner, for tests",
         latents=Path("runs/smoke-semantic-latents"),
         renderer="runs/smoke-renderer",
         network=PlannerNetwork(num_layers=1, num_attention_heads=2, attention_head_dim=12, ffn_dim=16, freq_dim=16),
         settings=replace(recipe.settings, batch_size=2),
-        training=shorten(recipe.training),
     )
 
 
 def smoke_semanticgen() -> SemanticGenModelRecipe:
-    """Twin of `tiny-semanticgen`."""
-    return replace(
+    return make_twin(
         tiny_semanticgen(),
-        name="smoke-semanticgen",
-        description="seconds-long twin of tiny-semanticgen, for tests",
         autoencoder="runs/smoke-autoencoder",
         encoder="runs/smoke-semantic-encoder",
         renderer="runs/smoke-renderer",
@@ -404,14 +361,9 @@ def smoke_semanticgen() -> SemanticGenModelRecipe:
 
 
 def smoke_reader() -> ReaderRecipe:
-    """Twin of `tiny-reader`."""
-    recipe = tiny_reader()
-    return replace(
-        recipe,
-        name="smoke-reader",
-        description="seconds-long twin of tiny-reader, for tests",
+    return make_twin(
+        tiny_reader(),
         frames=Path("runs/smoke-semantic-frames"),
         network=ReaderNetwork(width=4, feature_dim=8, size=16),
         settings=ReaderSettings(batch_size=2),
-        training=shorten(recipe.training),
     )

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from sememe.errors import RecipeError
 from sememe.records import Count, Positive, Range, Record, Scale, Share, Whole
+
+RecipeT = TypeVar("RecipeT")
 
 
 def check_setting(is_valid: object, message: str) -> None:
@@ -209,8 +211,22 @@ def train_adapter(*, learning_rate: float, warmup_steps: int, ema_decay: float, 
     return dataclasses.replace(training, optimizer="adamw", weight_decay=0.0)
 
 
-def shorten(training: TrainingConfig) -> TrainingConfig:
-    """Return the settings of a twin that takes seconds, for tests: four steps, or one in each phase."""
+def make_twin(recipe: RecipeT, **changes: Any) -> RecipeT:
+    """Return a recipe's twin that takes seconds, for tests; its name begins with "smoke-" in place of "tiny-".
+
+    Args:
+        recipe: A record with a name and a description, and settings of a training where it is one.
+        changes: Further fields.
+    """
+    own: Any = recipe
+    if hasattr(own, "training"):
+        changes["training"] = _shorten(own.training)
+    about = f"seconds-long twin of {own.name}, for tests"
+    return dataclasses.replace(own, name=f"smoke-{own.name.removeprefix('tiny-')}", description=about, **changes)
+
+
+def _shorten(training: TrainingConfig) -> TrainingConfig:
+    """Take four steps, or one in each phase."""
     steps: dict[str, Any] = {"num_steps": 4, "schedule": ScheduleConfig(warmup_steps=1, shape="cosine")}
     if training.phases:
         phases = (dataclasses.replace(phase, num_steps=1, schedule=ScheduleConfig()) for phase in training.phases)

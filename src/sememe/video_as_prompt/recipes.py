@@ -18,7 +18,7 @@ from sememe.training.config import (
     UNBOUNDED,
     ScheduleConfig,
     TrainingConfig,
-    shorten,
+    make_twin,
     train_adapter,
     train_transformer,
 )
@@ -337,74 +337,58 @@ _SMOKE_CLIPS = ClipFormat(num_frames=9, height=16, width=16)
 
 def smoke_autoencoder() -> AutoencoderRecipe:
     recipe = tiny_autoencoder()
-    return replace(
+    return make_twin(
         recipe,
-        name="smoke-autoencoder",
-        description="seconds-long twin of tiny-autoencoder, for tests",
         clips=_SMOKE_CLIPS,
         data=_SMOKE_DATA,
         network=LinearNetwork(latent_channels=4, patch_size=4, hidden_channels=8, num_layers=1, num_start_clips=16),
         settings=replace(recipe.settings, batch_size=2),
-        training=shorten(recipe.training),
     )
 
 
 def smoke_latents() -> LatentsRecipe:
-    return replace(
-        tiny_latents(),
-        name="smoke-latents",
-        description="seconds-long twin of tiny-latents, for tests",
-        clips=_SMOKE_CLIPS,
-        data=_SMOKE_DATA,
-        autoencoder="runs/smoke-autoencoder",
-    )
+    return make_twin(tiny_latents(), clips=_SMOKE_CLIPS, data=_SMOKE_DATA, autoencoder="runs/smoke-autoencoder")
 
 
 def smoke_backbone() -> BackboneRecipe:
-    recipe = tiny_backbone()
-    return replace(
-        recipe,
-        name="smoke-backbone",
-        description="seconds-long twin of tiny-backbone, for tests",
+    return make_twin(
+        tiny_backbone(),
         latents=Path("runs/smoke-latents"),
         network=WanNetwork(
             num_mask_channels=4, num_layers=2, num_attention_heads=2, attention_head_dim=24, ffn_dim=32, freq_dim=16
         ),
         text=TextNetwork(vocab_size=200, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2),
         settings=BackboneSettings(batch_size=4),
-        training=shorten(recipe.training),
     )
 
 
 def smoke_expert() -> ExpertRecipe:
-    return _shorten_expert(tiny_expert(), "smoke-expert")
+    return _shorten_expert(tiny_expert())
 
 
 def smoke_expert_joint() -> ExpertRecipe:
-    return _shorten_expert(tiny_expert_joint(), "smoke-expert-joint")
+    return _shorten_expert(tiny_expert_joint())
 
 
 def smoke_one_way() -> OneWayRecipe:
-    return _shorten_expert(replace(tiny_one_way(), teacher="runs/smoke-expert-joint"), "smoke-one-way")
+    return _shorten_expert(tiny_one_way(), teacher="runs/smoke-expert-joint")
 
 
 def smoke_few_step() -> FewStepRecipe:
-    return _shorten_expert(replace(tiny_few_step(), teacher="runs/smoke-expert"), "smoke-few-step")
+    return _shorten_expert(tiny_few_step(), teacher="runs/smoke-expert")
 
 
 def smoke_lora() -> LoraRecipe:
-    return _shorten_expert(replace(tiny_lora(), expert="runs/smoke-expert"), "smoke-lora")
+    return _shorten_expert(tiny_lora(), expert="runs/smoke-expert")
 
 
 def smoke_preference() -> PreferenceRecipe:
-    return _shorten_expert(replace(tiny_preference(), expert="runs/smoke-expert"), "smoke-preference")
+    return _shorten_expert(tiny_preference(), expert="runs/smoke-expert")
 
 
 def smoke_model() -> VideoAsPromptModelRecipe:
-    return replace(
+    return make_twin(
         tiny_model(),
-        name="smoke-model",
-        description="seconds-long twin of tiny-model, for tests",
         autoencoder="runs/smoke-autoencoder",
         backbone="runs/smoke-backbone",
         expert="runs/smoke-expert",
@@ -416,13 +400,11 @@ def smoke_model() -> VideoAsPromptModelRecipe:
 _PairedT = TypeVar("_PairedT", bound=PairedRecipe)
 
 
-def _shorten_expert(recipe: _PairedT, name: str) -> _PairedT:
-    return replace(
+def _shorten_expert(recipe: _PairedT, **changes: str) -> _PairedT:
+    return make_twin(
         recipe,
-        name=name,
-        description=f"seconds-long twin of {recipe.name}, for tests",
         latents=Path("runs/smoke-latents"),
         backbone="runs/smoke-backbone",
         settings=replace(recipe.settings, num_references=2, targets_per_reference=2),
-        training=shorten(recipe.training),
+        **changes,
     )

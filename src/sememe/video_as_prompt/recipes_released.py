@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sememe.data.caption_policy import CaptionPolicy
-from sememe.training.config import ScheduleConfig, TrainingConfig, shorten
+from sememe.training.config import ScheduleConfig, TrainingConfig, make_twin
 from sememe.training.recipes import ClipFormat, LatentsRecipe, WorldData
 from sememe.video_as_prompt.settings import GuidanceSettings
 from sememe.video_as_prompt.stage_settings import (
@@ -71,17 +71,8 @@ def wan_14b_expert() -> ExpertRecipe:
 
 
 def wan_14b_lora() -> LoraRecipe:
-    recipe = wan_14b_expert()
-    return LoraRecipe(
-        name="wan-14b-lora",
-        description="a LoRA on an expert on Wan2.1-I2V-14B, such as the released",
-        latents=recipe.latents,
-        backbone=recipe.backbone,
-        expert="runs/wan-14b-expert",
-        rank=32,
-        settings=recipe.settings,
-        training=_train_at_scale(1e-4),
-    )
+    about = "a LoRA on an expert on Wan2.1-I2V-14B, such as the released"
+    return _adapt("wan-14b-lora", about, wan_14b_expert(), _train_at_scale(1e-4))
 
 
 def wan_14b_preference() -> PreferenceRecipe:
@@ -226,23 +217,26 @@ def cogvideox_few_step() -> FewStepRecipe:
 
 def cogvideox_lora() -> LoraRecipe:
     recipe = cogvideox_expert()
+    about = "a LoRA on an expert on CogVideoX-5B, such as the released"
+    return _adapt("cogvideox-lora", about, recipe, recipe.training)
+
+
+def _adapt(name: str, about: str, expert: ExpertRecipe, training: TrainingConfig) -> LoraRecipe:
     return LoraRecipe(
-        name="cogvideox-lora",
-        description="a LoRA on an expert on CogVideoX-5B, such as the released",
-        latents=recipe.latents,
-        backbone=recipe.backbone,
-        expert="runs/cogvideox-expert",
+        name=name,
+        description=about,
+        latents=expert.latents,
+        backbone=expert.backbone,
+        expert=f"runs/{expert.name}",
         rank=32,
-        settings=recipe.settings,
-        training=recipe.training,
+        settings=expert.settings,
+        training=training,
     )
 
 
 def smoke_cogvideox_latents() -> LatentsRecipe:
-    return replace(
+    return make_twin(
         cogvideox_latents(),
-        name="smoke-cogvideox-latents",
-        description="seconds-long twin of cogvideox-latents, for tests",
         clips=ClipFormat(num_frames=9, height=32, width=48),
         data=WorldData(num_clips=308, clips_per_scene=154),
         autoencoder="smoke-cogvideox",
@@ -254,15 +248,12 @@ def smoke_cogvideox_latents() -> LatentsRecipe:
 
 def smoke_cogvideox_expert() -> ExpertRecipe:
     recipe = cogvideox_expert()
-    return replace(
+    return make_twin(
         recipe,
-        name="smoke-cogvideox-expert",
-        description="seconds-long twin of cogvideox-expert, for tests",
         latents=Path("runs/smoke-cogvideox-latents"),
         backbone="smoke-cogvideox",
         expert_blocks=None,
         settings=replace(recipe.settings, num_references=2, targets_per_reference=2, same_scene_share=0.5),
-        training=shorten(recipe.training),
     )
 
 
