@@ -10,8 +10,6 @@ from sememe.backbones.text import default_sequence_length
 from sememe.checkpoints.components import load_component, load_strictly
 from sememe.checkpoints.fingerprint import fingerprint_encoder
 from sememe.checkpoints.zoo import resolve_model
-from sememe.compute.devices import choose_device
-from sememe.data.array_cache import ArrayCache
 from sememe.errors import RecipeError
 from sememe.gen1 import stage_clip, stage_customisation, stage_depth, stage_prior, stage_unet
 from sememe.gen1.adapters import add_lora, load_lora
@@ -32,28 +30,36 @@ from sememe.gen1.stage_settings import (
 from sememe.gen1.structure import DepthEstimator
 from sememe.training.dataset_clips import FRAMES_ARRAY
 from sememe.training.networks import train_tokenizer
+from sememe.training.preparation import CachedPreparation
 from sememe.training.recipes import TextNetwork
 from sememe.training.run_record import read_run
 from sememe.training.stage import Announce
 
 
-class DepthPreparation:
-    """Frames with their depth, for the training of a depth network; see `training.stage.Preparation`.
+class FramesPreparation(CachedPreparation):
+    """Frames of the world.
 
     Raises:
-        InputError: The frames are not there, or not finished.
-        RecipeError: The frames are not square.
+        RecipeError: The frames are not square, or have no depth.
     """
 
-    def __init__(self, recipe: DepthRecipe, parts: Mapping[str, Path], announce: Announce) -> None:
-        assert not parts, parts
-        announce("reading frames")
-        self._recipe, self._cache = recipe, ArrayCache.open(recipe.frames, choose_device(recipe.training.device))
-        self._size = _read_size(self._cache)
+    source, arrays = "frames", (FRAMES_ARRAY,)
 
-    @property
-    def inputs(self) -> Mapping[str, str]:
-        return self._cache.describe(FRAMES_ARRAY)
+    def __init__(self, recipe: DepthRecipe | ClipRecipe, parts: Mapping[str, Path], announce: Announce) -> None:
+        super().__init__(recipe, parts, announce)
+        _, height, width, channels = self._cache.arrays[FRAMES_ARRAY].shape
+        if height != width or channels != 4:
+            raise RecipeError(
+                f"expected square frames with their depth, got {width}x{height} with {channels} channels; make them "
+                "with sememe precompute tiny-gen1-frames"
+            )
+        self._size = int(height)
+
+
+class DepthPreparation(FramesPreparation):
+    """Frames with their depth, for the training of a depth network."""
+
+    _recipe: DepthRecipe
 
     def begin(self, folder: Path) -> None:
         torch.manual_seed(self._recipe.training.seed)
@@ -67,23 +73,10 @@ class DepthPreparation:
         return stage_depth.DepthStage(model, processor, self._cache, self._recipe.settings)
 
 
-class ClipPreparation:
-    """Frames with captions, for the training of a CLIP; see `training.stage.Preparation`.
+class ClipPreparation(FramesPreparation):
+    """Frames with captions, for the training of a CLIP."""
 
-    Raises:
-        InputError: The frames are not there, or not finished.
-        RecipeError: The frames are not square.
-    """
-
-    def __init__(self, recipe: ClipRecipe, parts: Mapping[str, Path], announce: Announce) -> None:
-        assert not parts, parts
-        announce("reading frames")
-        self._recipe, self._cache = recipe, ArrayCache.open(recipe.frames, choose_device(recipe.training.device))
-        self._size = _read_size(self._cache)
-
-    @property
-    def inputs(self) -> Mapping[str, str]:
-        return self._cache.describe(FRAMES_ARRAY)
+    _recipe: ClipRecipe
 
     def begin(self, folder: Path) -> None:
         network = self._recipe.network
@@ -112,24 +105,20 @@ class ClipPreparation:
         )
 
 
-class PriorPreparation:
-    """Cached embeddings and the text encoder, for the training of a prior; see `training.stage.Preparation`.
+class PriorPreparation(CachedPreparation):
+    """Cached embeddings and the text encoder, for the training of a prior.
 
     Raises:
-        InputError: The embeddings are not there, or not finished.
         ModelError: A part is not whole.
         RecipeError: The embeddings are of another encoder than the text encoder's.
     """
 
-    def __init__(self, recipe: PriorRecipe, parts: Mapping[str, Path], announce: Announce) -> None:
-        self._recipe, self._parts = recipe, parts
-        announce("reading embeddings")
-        self._cache = ArrayCache.open(recipe.latents, choose_device(recipe.training.device))
-        check_space(self.inputs, identify_space(load_component("image_encoder", parts["image_encoder"])), recipe.clip)
+    arrays = (CONTENT_ARRAY,)
+    _recipe: PriorRecipe
 
-    @property
-    def inputs(self) -> Mapping[str, str]:
-        return self._cache.describe(CONTENT_ARRAY)
+    def __init__(self, recipe: PriorRecipe, parts: Mapping[str, Path], announce: Announce) -> None:
+        super().__init__(recipe, parts, announce)
+        check_space(self.inputs, identify_space(load_component("image_encoder", parts["image_encoder"])), recipe.clip)
 
     def begin(self, folder: Path) -> None:
         torch.manual_seed(self._recipe.training.seed)
@@ -151,30 +140,25 @@ class PriorPreparation:
         )
 
 
-class UNetPreparation:
-    """Cached arrays and the autoencoder, for the training of a U-Net; see `training.stage.Preparation`.
+class UNetPreparation(CachedPreparation):
+    """Cached arrays and the autoencoder, for the training of a U-Net.
 
     Raises:
-        InputError: The arrays are not there, or not finished.
         ModelError: A part is not whole, or the image model is of another architecture.
         RecipeError: The arrays do not fit the autoencoder or the network.
     """
 
+    arrays = ("clean", STRUCTURE_ARRAY, CONTENT_ARRAY)
+    _recipe: UNetRecipe
+
     def __init__(self, recipe: UNetRecipe, parts: Mapping[str, Path], announce: Announce) -> None:
-        self._recipe = recipe
-        announce("reading latents")
-        self._cache = ArrayCache.open(recipe.latents, choose_device(recipe.training.device))
+        super().__init__(recipe, parts, announce)
         self._vae = load_component("vae", parts["vae"])
         found, expected = self.inputs["autoencoder"], fingerprint_encoder(self._vae)
         if found != expected:
             raise RecipeError(
                 f"expected latents of the autoencoder {recipe.autoencoder} ({expected[:16]}), got those of {found[:16]}"
             )
-
-    @property
-    def inputs(self) -> Mapping[str, str]:
-        described = [self._cache.describe(name) for name in ("clean", STRUCTURE_ARRAY, CONTENT_ARRAY)]
-        return {name: value for each in described for name, value in each.items()}
 
     def begin(self, folder: Path) -> None:
         recipe, arrays = self._recipe, self._cache.arrays
@@ -201,34 +185,32 @@ class UNetPreparation:
         return stage_unet.UNetStage(unet, self._vae, scheduler, self._cache, self._recipe.settings)
 
 
-class CustomisationPreparation:
-    """Pictures, and the parts of a model that read them; see `training.stage.Preparation`.
+class CustomisationPreparation(CachedPreparation):
+    """Pictures, and the parts of a model that read them.
 
     Raises:
-        InputError: There are no pictures, or the arrays are not there.
+        InputError: There are no pictures.
         ModelError: A part is not whole.
         RecipeError: The arrays are of another autoencoder or image encoder than the model's.
     """
 
+    arrays = ("clean", CONTENT_ARRAY)
+    _recipe: CustomisationRecipe
+
     def __init__(self, recipe: CustomisationRecipe, parts: Mapping[str, Path], announce: Announce) -> None:
-        self._recipe = recipe
-        self._cache = ArrayCache.open(recipe.latents, choose_device(recipe.training.device))
-        self._parts = {name: load_component(name, folder) for name, folder in parts.items() if name != "unet"}
+        super().__init__(recipe, parts, announce)
+        self._loaded = {name: load_component(name, folder) for name, folder in parts.items() if name != "unet"}
         self._unet = load_strictly(Gen1UNet, parts["unet"], torch.float32)
-        check_space(self.inputs, identify_space(self._parts["image_encoder"]), recipe.model)
+        check_space(self.inputs, identify_space(self._loaded["image_encoder"]), recipe.model)
         announce("reading pictures")
         self._pictures = stage_customisation.read_pictures(
             recipe.pictures,
             self._cache.arrays[STRUCTURE_ARRAY].shape[1:],  # type: ignore[arg-type]
-            self._parts["vae"],
-            DepthEstimator(self._parts["depth_estimator"], self._parts["depth_processor"]),
-            self._parts["image_encoder"],
-            self._parts["image_processor"],
+            self._loaded["vae"],
+            DepthEstimator(self._loaded["depth_estimator"], self._loaded["depth_processor"]),
+            self._loaded["image_encoder"],
+            self._loaded["image_processor"],
         )
-
-    @property
-    def inputs(self) -> Mapping[str, str]:
-        return {**self._cache.describe("clean"), **self._cache.describe(CONTENT_ARRAY)}
 
     def begin(self, folder: Path) -> None:
         torch.manual_seed(self._recipe.training.seed)
@@ -240,7 +222,7 @@ class CustomisationPreparation:
         settings = self._recipe.settings
         load_lora(self._unet, start / stage_customisation.LORA_FOLDER)
         kept = UNetSettings(image_batch_size=settings.batch_size, image_share=1.0)
-        images = stage_unet.UNetStage(self._unet, self._parts["vae"], self._parts["scheduler"], self._cache, kept)
+        images = stage_unet.UNetStage(self._unet, self._loaded["vae"], self._loaded["scheduler"], self._cache, kept)
         return stage_customisation.CustomisationStage(
             images, self._pictures, settings.batch_size, settings.preservation_weight
         )
@@ -278,15 +260,3 @@ def check_space(inputs: Mapping[str, str], space: str, source: object) -> None:
             f"expected embeddings of one image encoder, got those of {found} and of {space} beside {source}; "
             "precompute and train with the same one"
         )
-
-
-def _read_size(cache: ArrayCache) -> int:
-    """Return the side of the frames of a cache, with their depth."""
-    cache.describe(FRAMES_ARRAY)
-    _, height, width, channels = cache.arrays[FRAMES_ARRAY].shape
-    if height != width or channels != 4:
-        raise RecipeError(
-            f"expected square frames with their depth, got {width}x{height} with {channels} channels; make them with "
-            "sememe precompute tiny-gen1-frames"
-        )
-    return int(height)

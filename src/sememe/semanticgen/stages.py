@@ -35,6 +35,7 @@ from sememe.semanticgen.stage_settings import (
 from sememe.training.array_encoders import find_text
 from sememe.training.dataset_clips import FRAMES_ARRAY
 from sememe.training.networks import choose_attention, make_scheduler
+from sememe.training.preparation import CachedPreparation
 from sememe.training.recipes import SchedulerSettings
 from sememe.training.samples import find_sampler
 from sememe.training.stage import Announce
@@ -117,23 +118,16 @@ class ReaderPreparation:
         return ReaderStage(network, self._cache, self._recipe.settings)
 
 
-class RendererPreparation:
-    """Cached arrays and a backbone, for the training of the renderer; see `training.stage.Preparation`.
+class RendererPreparation(CachedPreparation):
+    """Cached arrays and a backbone, for the training of the renderer.
 
     Raises:
-        InputError: The arrays are not there, or not finished.
         ModelError: The backbone is not whole.
         RecipeError: The arrays do not fit the backbone.
     """
 
-    def __init__(self, recipe: RendererRecipe, parts: Mapping[str, Path], announce: Announce) -> None:
-        self._recipe, self._parts = recipe, parts
-        announce("reading latents")
-        self._cache = ArrayCache.open(recipe.latents, choose_device(recipe.training.device))
-
-    @property
-    def inputs(self) -> Mapping[str, str]:
-        return {**self._cache.describe("clean"), **self._cache.describe(ARRAY)}
+    arrays = ("clean", ARRAY)
+    _recipe: RendererRecipe
 
     def begin(self, folder: Path) -> None:
         recipe, cache, clock = self._recipe, self._cache, read_clock(self._cache)
@@ -176,24 +170,20 @@ class RendererPreparation:
         return RendererStage(transformer, compressor, text, cache, recipe.settings, clock, copied, sampler)
 
 
-class PlannerPreparation:
-    """Cached features and the renderer's frozen parts, for the planner; see `training.stage.Preparation`.
+class PlannerPreparation(CachedPreparation):
+    """Cached features and the renderer's frozen parts, for the planner.
 
     Raises:
-        InputError: The arrays are not there, or not finished.
         ModelError: A part is not whole, or the compressor is one of another encoder.
     """
 
+    arrays = (ARRAY,)
+    _recipe: PlannerRecipe
+
     def __init__(self, recipe: PlannerRecipe, parts: Mapping[str, Path], announce: Announce) -> None:
-        self._recipe, self._parts = recipe, parts
-        announce("reading features")
-        self._cache = ArrayCache.open(recipe.latents, choose_device(recipe.training.device))
+        super().__init__(recipe, parts, announce)
         self._compressor = load_strictly(SemanticCompressor, parts["compressor"], torch.float32)
         self._compressor.check_encoder(self.inputs["semantic_encoder"])
-
-    @property
-    def inputs(self) -> Mapping[str, str]:
-        return self._cache.describe(ARRAY)
 
     def begin(self, folder: Path) -> None:
         torch.manual_seed(self._recipe.training.seed)

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from sememe.checkpoints.components import load_component
 from sememe.checkpoints.zoo import find_part
-from sememe.compute.devices import choose_device
 from sememe.compute.lora import save_expert_adapter
 from sememe.data.array_cache import ArrayCache
 from sememe.data.bucket_pairs import PairItems, make_held_out_pairs, make_pairs
@@ -27,6 +26,7 @@ from sememe.errors import RecipeError
 from sememe.training.array_encoders import check_images, find_text
 from sememe.training.held_out import choose_held_out_targets
 from sememe.training.networks import choose_attention, make_scheduler
+from sememe.training.preparation import CachedPreparation
 from sememe.training.recipes import SchedulerSettings
 from sememe.training.samples import NUM_SAMPLES, Sampler, find_sampler
 from sememe.training.stage import Announce, Stage, StepLoss, Weights, make_rng
@@ -324,19 +324,18 @@ class ExpertStage(PairedStage):
         return torch.cat(found)
 
 
-class PairedPreparation(ABC):
-    """Latents and the frozen backbone for the training of an expert; see `training.stage.Preparation`.
+class PairedPreparation(CachedPreparation, ABC):
+    """Latents and the frozen backbone for the training of an expert.
 
     Raises:
-        InputError: The latents are not there, or not finished.
         ModelError: The backbone is not whole.
         RecipeError: The latents are of another kind than the backbone's.
     """
 
+    _recipe: PairedRecipe
+
     def __init__(self, recipe: PairedRecipe, parts: Mapping[str, Path], announce: Announce) -> None:
-        self._recipe, self._parts = recipe, parts
-        announce("reading latents")
-        self._cache = ArrayCache.open(recipe.latents, choose_device(recipe.training.device))
+        super().__init__(recipe, parts, announce)
         announce("loading the backbone")
         backbone = load_component("transformer", parts["transformer"])
         self._transformer = self.put_expert(backbone, self.inputs.get("first_frame_fill"))

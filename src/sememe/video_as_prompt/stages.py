@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from sememe.checkpoints.components import load_component
-from sememe.compute.devices import choose_device
 from sememe.data.array_cache import ArrayCache
 from sememe.data.pairing import draw_captions, pick_captions
 from sememe.diffusion.objectives import FLOW, NoisePath, sample_losses, sample_sigma
@@ -27,9 +26,10 @@ from sememe.training.networks import (
     make_text_encoder,
     train_tokenizer,
 )
+from sememe.training.preparation import CachedPreparation
 from sememe.training.recipes import SchedulerSettings
 from sememe.training.samples import NUM_SAMPLES, Sampler, find_sampler
-from sememe.training.stage import Announce, NoiseLosses, Stage, StepLoss, Weights, make_rng
+from sememe.training.stage import NoiseLosses, Stage, StepLoss, Weights, make_rng
 from sememe.training.text_source import EncodedText, TextSource
 from sememe.video.sheet import SheetRow
 from sememe.video_as_prompt.blocks_wan import JointAttnProcessor
@@ -252,21 +252,11 @@ class BackboneStage(Stage):
         self.tokenizer.save_pretrained(folder / "tokenizer")
 
 
-class BackbonePreparation:
-    """Latents for the training of a backbone and its text encoder; see `training.stage_autoencoder.Preparation`.
+class BackbonePreparation(CachedPreparation):
+    """Latents for the training of a backbone and its text encoder."""
 
-    Raises:
-        InputError: The latents are not there, or not finished.
-    """
-
-    def __init__(self, recipe: BackboneRecipe, parts: Mapping[str, Path], announce: Announce) -> None:
-        self._recipe, self._parts, self._announce = recipe, parts, announce
-        announce("reading latents")
-        self._cache = ArrayCache.open(recipe.latents, choose_device(recipe.training.device))
-
-    @property
-    def inputs(self) -> Mapping[str, str]:
-        return self._cache.describe("first_frame")
+    arrays = ("first_frame",)
+    _recipe: BackboneRecipe
 
     def begin(self, folder: Path) -> None:
         recipe, cache = self._recipe, self._cache
@@ -287,10 +277,7 @@ class BackbonePreparation:
                 f"only Wan backbones are trained as a whole, got {type(transformer).__name__}; train an expert"
             )
         check_channels(transformer, cache)
-        text_encoder, tokenizer = (
-            load_component("text_encoder", start / "text_encoder"),
-            load_component("tokenizer", start / "tokenizer"),
-        )
+        text_encoder, tokenizer = (load_component(name, start / name) for name in ("text_encoder", "tokenizer"))
         unnamed = find_unseen(cache, recipe.unseen)
         sampler = find_sampler(self._parts, make_scheduler(SchedulerSettings()))
         stage = BackboneStage(transformer, text_encoder, tokenizer, cache, recipe.settings, unnamed, sampler)
