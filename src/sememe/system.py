@@ -3,10 +3,12 @@
 What needs torch is named as "module:attribute" and imported when it is used, so that listing stays fast.
 """
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from pkgutil import resolve_name
+from types import ModuleType
 from typing import Any, ClassVar
 
 from sememe.errors import InputError
@@ -240,6 +242,16 @@ class System:
     def import_pipeline(self) -> Any:
         """Return the class of the pipeline."""
         return resolve_name(self.pipeline)
+
+
+def list_recipes(*modules: ModuleType) -> dict[str, Callable[[], Recipe]]:
+    """Return the recipes of modules, each of whose public functions makes the recipe of its name."""
+    return {
+        name.replace("_", "-"): make
+        for module in modules
+        for name, make in vars(module).items()
+        if inspect.isfunction(make) and make.__module__ == module.__name__ and not name.startswith("_")
+    }
 
 
 AUTOENCODER = StageSpec(

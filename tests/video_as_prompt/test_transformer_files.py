@@ -23,7 +23,6 @@ from sememe.video_as_prompt.transformer_files import (
     open_merged,
     open_separate,
     save_merged,
-    write_merged,
     write_separate,
 )
 from video_as_prompt import cogvideox_factories, wan_factories
@@ -202,10 +201,6 @@ def test_the_kind_of_a_configuration_is_told() -> None:
     assert format_of_model(make_cogvideox()) is COGVIDEOX
 
 
-def ignore() -> None:
-    """For whoever does not want to know of every tensor."""
-
-
 def save_both(model: Any, folder: Path) -> None:
     model.save_backbone(folder / "transformer")
     model.save_expert(folder / "expert")
@@ -239,7 +234,7 @@ def test_merging_writes_what_saving_writes(make: Make, tmp_path: Path) -> None:
     save_merged(model, tmp_path / "saved")
     save_both(model, tmp_path)
     stored = open_separate(tmp_path / "transformer", tmp_path / "expert")
-    write_merged(stored, tmp_path / "merged", "20KB", ignore)
+    save_merged(stored.skeleton, tmp_path / "merged", "20KB", stored.tensors)
     shards = json.loads((tmp_path / "merged" / INDEX_NAME).read_text())["weight_map"]
     merged: dict[str, torch.Tensor] = {}
     for name in set(shards.values()):
@@ -294,7 +289,6 @@ def test_tensors_that_do_not_fit_are_named(tmp_path: Path, part: str) -> None:
 
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
-    save_merged(make_wan(), tmp_path / "merged")
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="cannot write"):
-        write_merged(open_merged(tmp_path / "merged"), tmp_path / "file" / "below", "5GB", ignore)
+        save_merged(make_wan(), tmp_path / "file" / "below")

@@ -128,7 +128,7 @@ def test_a_report_of_other_settings_is_refused(settings: EvaluationSettings, tmp
 
 def test_the_true_target_is_recognised(settings: EvaluationSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     """The ceiling row with an autoencoder that loses nothing."""
-    monkeypatch.setattr(Maker, "_through_autoencoder", lambda _, clips: clips)
+    monkeypatch.setattr("sememe.video_as_prompt.evaluation.reconstruct_clips", lambda _, clips: clips)
     report = evaluate(replace(settings, rows=("ceiling",)))
     summary = report.rows[0].summary
     assert isinstance(summary, RowSummary)

@@ -183,6 +183,12 @@ def decode_latents(vae: Autoencoder, latents: Latents) -> Video:
     return finish_video(_decode(vae, (latents * std + mean).to(vae.dtype)))
 
 
+@torch.no_grad()
+def reconstruct_clips(vae: Autoencoder, clips: Sequence[Clip]) -> list[Clip]:
+    """Encode clips of one shape and decode them again, which is the best that any model of their latents can show."""
+    return video_to_clips(decode_latents(vae, encode_video(vae, clips_to_video(clips))), clips[0].fps)
+
+
 def finish_video(decoded: Video) -> Video:
     """Return what an autoencoder decoded, within [-1, 1].
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from diffusers import DDIMScheduler
 
-from sememe.backbones.autoencoder import clips_to_video, decode_latents, encode_video, video_to_clips
+from sememe.backbones.autoencoder import clips_to_video, encode_video, reconstruct_clips
 from sememe.checkpoints.components import load_component
 from sememe.checkpoints.zoo import find_part
 from sememe.evaluation.metrics import psnr
@@ -240,7 +240,7 @@ class Maker:
         if row.method == "source":
             return [self.source(case).clip for case in cases]
         if row.method == "autoencoder":
-            return self._through_autoencoder([self.truth(case).clip for case in cases])
+            return reconstruct_clips(self.pipeline.vae, [self.truth(case).clip for case in cases])
         settings, made = self.settings.override(**row.changes), []
         for case in cases:
             given: dict[str, Any] = {"source": self.source(case).clip, "content": self.content(row, case)}
@@ -306,11 +306,6 @@ class Maker:
         looks = range(first_look, first_look + NUM_LOOKS)
         painted = {str(look): repaint(_scene(scene), look) for look in looks}
         return Oracle({name: self._render(each, condition).clip for name, each in painted.items()})
-
-    @torch.no_grad()
-    def _through_autoencoder(self, clips: Sequence[Clip]) -> list[Clip]:
-        vae = self.pipeline.vae
-        return video_to_clips(decode_latents(vae, encode_video(vae, clips_to_video(clips))), clips[0].fps)
 
     @torch.no_grad()
     def _edit(self, settings: Settings, given: Mapping[str, Any], generator: torch.Generator) -> list[Clip]:

@@ -1,7 +1,5 @@
 """Gen-1 for the shared processes: its stages, recipes and pipeline."""
 
-import inspect
-
 from sememe.gen1 import recipes
 from sememe.gen1.generation import Gen1Inputs
 from sememe.gen1.settings import Settings
@@ -13,7 +11,7 @@ from sememe.gen1.stage_settings import (
     PriorRecipe,
     UNetRecipe,
 )
-from sememe.system import AUTOENCODER, GenerationSpec, ModelSpec, StageSpec, System
+from sememe.system import AUTOENCODER, GenerationSpec, ModelSpec, StageSpec, System, list_recipes
 
 _DEPTH_PARTS = ("depth_estimator", "depth_processor")
 _CLIP_PARTS = ("image_encoder", "image_processor", "text_encoder", "tokenizer")
@@ -72,10 +70,5 @@ GEN1 = System(
     evaluation_options=("depth",),
     workload="sememe.gen1.memory_plan:list_phases",
     demo="sememe.gen1.demo:make_demo",
-    # Every public function of that module makes the recipe of its name.
-    recipes={
-        name.replace("_", "-"): make
-        for name, make in vars(recipes).items()
-        if inspect.isfunction(make) and make.__module__ == recipes.__name__ and not name.startswith("_")
-    },
+    recipes=list_recipes(recipes),
 )

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -70,36 +70,8 @@ class SemanticFeatures:
         return slices, rows, columns
 
 
-@runtime_checkable
-class SemanticEncoder(Protocol):
-    """Turns clips into features with their times and grid."""
-
-    @property
-    def clock(self) -> SliceClock:
-        """How it divides time."""
-        ...
-
-    @property
-    def feature_dim(self) -> int:
-        """Numbers per feature."""
-        ...
-
-    @property
-    def fingerprint(self) -> str:
-        """Identifies all that decides on features: weights, rate, resizing and normalisation."""
-        ...
-
-    def choose_grid(self, height: int, width: int) -> tuple[int, int]:
-        """Return rows and columns of the features of clips of a size in pixels."""
-        ...
-
-    def encode(self, clips: Sequence[Clip]) -> SemanticFeatures:
-        """Encode clips of one shape and rate."""
-        ...
-
-
 class TowerEncoder(ABC):
-    """What all encoders share: taking frames, resizing, normalising, and encoding in chunks.
+    """A semantic encoder: takes frames, resizes, normalises and encodes them in chunks.
 
     Args:
         tower: Network of transformers.

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from sememe.backbones.autoencoder import clips_to_video, decode_latents, encode_video, video_to_clips
+from sememe.backbones.autoencoder import reconstruct_clips
 from sememe.checkpoints.zoo import WEIGHTS_FOLDER
 from sememe.errors import ModelError
 from sememe.evaluation.drift import MEASURES, Drift, measure_consistency, measure_drift
@@ -285,7 +285,7 @@ class Maker:
         """Make one clip for each case."""
         if row.method in ("truth", "autoencoder"):
             true = [self.film(row, case).clip for case in cases]
-            return true if row.method == "truth" else self._through_autoencoder(true)
+            return true if row.method == "truth" else reconstruct_clips(self.pipeline.vae, true)
         if row.is_long:
             return [clip for case in cases for clip in self._generate(row, [case])]
         return self._generate(row, cases)
@@ -361,11 +361,6 @@ class Maker:
         size = self.settings.size
         script = _draw_script(seed, num_frames / size.fps, names)
         return render_script(script.scene, script.spans, size=(size.height, size.width), fps=size.fps)
-
-    @torch.no_grad()
-    def _through_autoencoder(self, clips: Sequence[Clip]) -> list[Clip]:
-        vae = self.pipeline.vae
-        return video_to_clips(decode_latents(vae, encode_video(vae, clips_to_video(clips))), clips[0].fps)
 
 
 @lru_cache(maxsize=1024)

@@ -1,7 +1,5 @@
 """SemanticGen for the shared processes: its stages, recipes and pipeline."""
 
-import inspect
-
 from sememe.semanticgen import recipes
 from sememe.semanticgen.generation import SemanticGenInputs
 from sememe.semanticgen.settings import Settings
@@ -12,7 +10,7 @@ from sememe.semanticgen.stage_settings import (
     RendererRecipe,
     SemanticGenModelRecipe,
 )
-from sememe.system import GenerationSpec, ModelSpec, StageSpec, System
+from sememe.system import GenerationSpec, ModelSpec, StageSpec, System, list_recipes
 
 _TEXT_PARTS = ("text_encoder", "tokenizer")
 _RENDERER_PARTS = ("transformer", "compressor", *_TEXT_PARTS)
@@ -68,9 +66,5 @@ SEMANTICGEN = System(
     evaluation="sememe.semanticgen.evaluation:build_rows",
     evaluation_options=("reader",),
     workload="sememe.semanticgen.memory_plan:list_phases",
-    recipes={
-        name.replace("_", "-"): make
-        for name, make in vars(recipes).items()
-        if inspect.isfunction(make) and make.__module__ == recipes.__name__ and not name.startswith("_")
-    },
+    recipes=list_recipes(recipes),
 )

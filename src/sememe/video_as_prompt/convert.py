@@ -36,7 +36,7 @@ from sememe.video_as_prompt.transformer_files import (
     StoredTransformer,
     open_merged,
     open_separate,
-    write_merged,
+    save_merged,
     write_separate,
 )
 
@@ -194,7 +194,7 @@ def _write_transformer(
 ) -> None:
     transformer, size = folder / "transformer", request.max_shard_size
     if request.layout == "published":
-        write_merged(stored, transformer, size, on_tensor)
+        save_merged(stored.skeleton, transformer, size, stored.tensors, on_tensor)
     else:
         write_separate(stored, transformer, folder / EXPERT_FOLDER, size, on_tensor)
 

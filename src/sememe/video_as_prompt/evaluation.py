@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from sememe.backbones.autoencoder import clips_to_video, decode_latents, encode_video, video_to_clips
+from sememe.backbones.autoencoder import reconstruct_clips
 from sememe.errors import InputError
 from sememe.evaluation.cases import Case, SeedRanges, condition_groups, deal_cases, split_conditions
 from sememe.evaluation.oracle import SceneOracles
@@ -168,7 +168,7 @@ class Maker:
                 for place, case in enumerate(cases)
             ]
         if row.method == "autoencoder":
-            return self._through_autoencoder([self.truth(row, case) for case in cases])
+            return reconstruct_clips(self.pipeline.vae, [self.truth(row, case) for case in cases])
         return self._generate(row, cases)
 
     def truth(self, row: RowSettings, case: Case) -> Clip:
@@ -226,11 +226,6 @@ class Maker:
         )
         clips: list[Clip] = output.clips
         return clips
-
-    @torch.no_grad()
-    def _through_autoencoder(self, clips: Sequence[Clip]) -> list[Clip]:
-        vae = self.pipeline.vae
-        return video_to_clips(decode_latents(vae, encode_video(vae, clips_to_video(clips))), clips[0].fps)
 
 
 def paste_changes(picture: np.ndarray, reference: Clip) -> Clip:

@@ -180,9 +180,7 @@ class TwoFolderFiles(ModelMixin):
             ModelError: The expert's weights are stored in fewer bits.
             OutputError: The folder cannot be written.
         """
-        check_savable(weight for name, weight in self.named_parameters() if self.key_map.is_expert_key(name))
-        tensors = {key: tensor for key, tensor in self.state_dict().items() if self.key_map.is_expert_key(key)}
-        write_tensors(Path(folder), tensors, self.expert_config(), max_shard_size)
+        self._save_part(folder, self.expert_config(), max_shard_size, is_expert=True)
 
     def expert_config(self) -> dict[str, Any]:
         """Return the configuration that an expert's folder holds."""
@@ -217,9 +215,14 @@ class TwoFolderFiles(ModelMixin):
         Raises:
             ModelError: Its weights are stored in fewer bits.
         """
-        check_savable(weight for name, weight in self.named_parameters() if not self.key_map.is_expert_key(name))
-        tensors = {key: tensor for key, tensor in self.state_dict().items() if not self.key_map.is_expert_key(key)}
-        write_tensors(Path(folder), tensors, self.backbone_config(), max_shard_size)
+        self._save_part(folder, self.backbone_config(), max_shard_size, is_expert=False)
+
+    def _save_part(
+        self, folder: str | Path, config: Mapping[str, Any], max_shard_size: int | str, *, is_expert: bool
+    ) -> None:
+        check_savable(each for key, each in self.named_parameters() if self.key_map.is_expert_key(key) == is_expert)
+        tensors = {key: each for key, each in self.state_dict().items() if self.key_map.is_expert_key(key) == is_expert}
+        write_tensors(Path(folder), tensors, config, max_shard_size)
 
     def backbone_config(self) -> dict[str, Any]:
         """Return the configuration of the backbone alone, as diffusers writes it."""

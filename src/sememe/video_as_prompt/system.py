@@ -1,8 +1,6 @@
 """Video-As-Prompt for the shared processes: its stages, recipes and pipeline."""
 
-import inspect
-
-from sememe.system import AUTOENCODER, CheckpointSpec, GenerationSpec, ModelSpec, StageSpec, System
+from sememe.system import AUTOENCODER, CheckpointSpec, GenerationSpec, ModelSpec, StageSpec, System, list_recipes
 from sememe.video_as_prompt import recipes, recipes_released
 from sememe.video_as_prompt.generation import VideoAsPromptInputs
 from sememe.video_as_prompt.settings import Settings
@@ -79,13 +77,7 @@ VIDEO_AS_PROMPT = System(
     evaluation="sememe.video_as_prompt.evaluation:build_rows",
     evaluation_options=("negative_reference",),
     regenerator="sememe.video_as_prompt.generations:Regenerator",
-    # Every public function of these modules makes the recipe of its name.
-    recipes={
-        name.replace("_", "-"): make
-        for module in (recipes, recipes_released)
-        for name, make in vars(module).items()
-        if inspect.isfunction(make) and make.__module__ == module.__name__ and not name.startswith("_")
-    },
+    recipes=list_recipes(recipes, recipes_released),
     checkpoints=CheckpointSpec(
         released={
             "wan-14b": "ByteDance/Video-As-Prompt-Wan2.1-14B",

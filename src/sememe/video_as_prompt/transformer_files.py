@@ -336,29 +336,30 @@ def load_merged(folder: str | Path, torch_dtype: torch.dtype | None = None, stem
     return model.eval()
 
 
-def save_merged(model: ModelMixin, folder: str | Path, max_shard_size: int | str = "5GB") -> None:
+def save_merged(
+    model: ModelMixin,
+    folder: str | Path,
+    max_shard_size: int | str = "5GB",
+    stored: Mapping[str, StoredTensor] | None = None,
+    on_tensor: Callable[[], None] = lambda: None,
+) -> None:
     """Write one of our transformers as a released folder: backbone and expert in one, under the official names.
 
+    Args:
+        model: The transformer.
+        folder: Folder to write.
+        max_shard_size: Size of each file.
+        stored: Its tensors in other files by our names, for a model on the meta device; None for the model's own.
+        on_tensor: Called after each tensor that was read from another file.
+
     Raises:
-        ModelError: The model is none of ours, or has a setting that such a folder cannot state.
+        ModelError: The model is none of ours, or has a setting that such a folder cannot state; or a file cannot be
+            read.
         OutputError: The folder cannot be written.
     """
     known, config = format_of_model(model), official_config(model)
-    tensors = {known.to_official_name(key): tensor for key, tensor in model.state_dict().items()}
-    write_tensors(Path(folder), tensors, config, max_shard_size)
-
-
-def write_merged(
-    stored: StoredTransformer, folder: str | Path, max_shard_size: int | str, on_tensor: Callable[[], None]
-) -> None:
-    """Copy a transformer from other files to a released folder, as `save_merged` would write it.
-
-    Raises:
-        ModelError: As `save_merged`; or a file cannot be read.
-        OutputError: The folder cannot be written.
-    """
-    config = official_config(stored.skeleton)
-    tensors = {stored.format.to_official_name(key): tensor for key, tensor in stored.tensors.items()}
+    found: Mapping[str, Any] = model.state_dict() if stored is None else stored
+    tensors = {known.to_official_name(key): tensor for key, tensor in found.items()}
     write_tensors(Path(folder), tensors, config, max_shard_size, on_tensor)
 
 
