@@ -164,11 +164,7 @@ class Reading:
 
 
 class ClipReader:
-    """A trained reader.
-
-    Args:
-        network: Network in evaluation mode.
-    """
+    """A trained reader."""
 
     def __init__(self, network: SceneReader) -> None:
         self.network = network

@@ -107,15 +107,7 @@ class RowSummary:
 
 
 def judge_case(case: Case, clip: Clip, truth: Clip, oracle: Oracle, grid: LatentGrid) -> CaseResult:
-    """Compare a clip with all candidates and with its true target.
-
-    Args:
-        case: What was asked for.
-        clip: Clip that was made.
-        truth: The true target.
-        oracle: Oracle for the case's scene.
-        grid: Latent grid of the autoencoder that decoded the clip.
-    """
+    """Compare a clip with all candidates and with its true target."""
     verdict = oracle.judge(clip, case.condition)
     return CaseResult(
         case=case,
@@ -130,12 +122,7 @@ def judge_case(case: Case, clip: Clip, truth: Clip, oracle: Oracle, grid: Latent
 
 
 def read_result(values: Mapping[str, Any], case: type[Case] = Case) -> CaseResult:
-    """The result that `dataclasses.asdict` made these values of.
-
-    Args:
-        values: Plain values.
-        case: Class of its case.
-    """
+    """The result that `dataclasses.asdict` made these values of."""
     grids = {name: GridDifferences(**values[name]) for name in ("differences", "true_differences")}
     return CaseResult(**(dict(values) | grids | {"case": case(**values["case"])}))
 

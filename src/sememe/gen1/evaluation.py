@@ -179,13 +179,7 @@ ROWS = (
 
 
 def deal_looks(generations: int, per_scene: int, seed: int) -> tuple[LookCase, ...]:
-    """Deal looks to scenes that training never saw.
-
-    Args:
-        generations: Number of cases.
-        per_scene: Cases that share a scene, its movement and its source.
-        seed: Seed of the draw.
-    """
+    """Deal looks to scenes that training never saw."""
     rng = np.random.Generator(np.random.PCG64(seed))
     moves = (*conditions("motion"), *conditions("camera"))
     cases: list[LookCase] = []
@@ -218,13 +212,7 @@ class PartialScheduler(DDIMScheduler):
 
 
 class Maker:
-    """Make and judge the clips of cases.
-
-    Args:
-        pipeline: Pipeline that makes the clips.
-        settings: Settings of the generations.
-        estimator: Depth network that judges.
-    """
+    """Make and judge the clips of cases."""
 
     def __init__(self, pipeline: Gen1Pipeline, settings: Settings, estimator: DepthEstimator) -> None:
         self.pipeline, self.estimator = pipeline, estimator

@@ -163,9 +163,6 @@ def share_image_model(unet: UNetMotionModel) -> UNet2DConditionModel:
     """Return the image model within a model with motion modules: the same modules, but for these.
 
     Weights, adapters and attention processors are those of `unet`, wherever they move.
-
-    Args:
-        unet: Stable Diffusion with motion modules.
     """
     config = dict(unet.config)
     config |= {

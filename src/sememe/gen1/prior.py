@@ -71,12 +71,7 @@ class PriorSampler:
 
     @torch.no_grad()
     def sample(self, texts: Sequence[str], generator: torch.Generator | None = None) -> ImageEmbeddings:
-        """Sample an embedding for each text; the same for equal texts and noise.
-
-        Args:
-            texts: Texts.
-            generator: Source of the noise.
-        """
+        """Sample an embedding for each text; the same for equal texts and noise."""
         device, dtype = get_module_execution_device(self.prior), self.prior.dtype
         noise = randn_tensor(
             (len(texts), self.prior.config.embedding_dim), generator=generator, device=device, dtype=torch.float32
@@ -119,13 +114,7 @@ class PriorSampler:
 
 
 def encode_texts(tokenizer: Tokenizer, text_encoder: TextEncoder, texts: Sequence[str]) -> EncodedTexts:
-    """Encode texts by the text encoder of a CLIP, on its device.
-
-    Args:
-        tokenizer: Its tokenizer.
-        text_encoder: `CLIPTextModelWithProjection`.
-        texts: Texts.
-    """
+    """Encode texts by the text encoder of a CLIP, on its device."""
     device = get_module_execution_device(text_encoder)
     ids, mask = tokenize_prompts(tokenizer, list(texts), int(tokenizer.model_max_length))
     encoded = text_encoder(ids.to(device))

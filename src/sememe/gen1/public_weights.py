@@ -176,12 +176,7 @@ def check_stable_diffusion(folder: str | Path) -> Path:
 
 
 def make_scheduler(folder: Path, **settings: Any) -> DDIMScheduler:
-    """Return a DDIM scheduler with the noise schedule of a Stable Diffusion folder.
-
-    Args:
-        folder: Folder of Stable Diffusion.
-        settings: What differs from it.
-    """
+    """Return a DDIM scheduler with the noise schedule of a Stable Diffusion folder."""
     stated = read_json(folder / "scheduler" / "scheduler_config.json")
     known = {name: stated[name] for name in (*_BETAS, "prediction_type", "beta_schedule") if name in stated}
     return DDIMScheduler(**(dict(_BETAS) | {"clip_sample": False, "steps_offset": 1} | known | settings))

@@ -42,16 +42,7 @@ class ClipBatch:
 
 
 class ClipStage(Stage):
-    """Training stage of a CLIP; see `training.stage.Stage`.
-
-    Args:
-        image_encoder: Tower of pictures.
-        image_processor: Its processor.
-        text_encoder: Tower of texts.
-        tokenizer: Its tokenizer.
-        cache: Frames with captions.
-        settings: Settings of the loss.
-    """
+    """Training stage of a CLIP; see `training.stage.Stage`."""
 
     name = "clip"
 

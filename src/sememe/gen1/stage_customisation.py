@@ -103,14 +103,6 @@ def read_pictures(
 ) -> Pictures:
     """Read all pictures of a folder, each resized to cover the size, and cropped.
 
-    Args:
-        folder: Folder with pictures.
-        size: Height and width of the training images.
-        vae: Autoencoder.
-        estimator: Estimator of structure.
-        image_encoder: Encoder of content.
-        processor: Its processor.
-
     Raises:
         InputError: There are none.
         VideoError: One cannot be read.

@@ -36,14 +36,7 @@ class DepthBatch:
 
 
 class DepthStage(Stage):
-    """Training stage of a depth network; see `training.stage.Stage`.
-
-    Args:
-        model: Depth network, which says what is nearer.
-        processor: Its processor.
-        cache: Frames with their depth.
-        settings: Settings of the loss.
-    """
+    """Training stage of a depth network; see `training.stage.Stage`."""
 
     name = "depth"
 

@@ -31,16 +31,7 @@ class PriorBatch:
 
 
 class PriorStage(Stage):
-    """Training stage of the prior; see `training.stage.Stage`.
-
-    Args:
-        prior: Predicts normalised embeddings; its statistics stay as they are.
-        scheduler: Its noise schedule.
-        tokenizer: Tokenizer of the text encoder.
-        text_encoder: Text encoder of the CLIP; frozen.
-        cache: Image embeddings, with captions.
-        settings: Settings of the loss.
-    """
+    """Training stage of the prior; see `training.stage.Stage`."""
 
     name = "prior"
 

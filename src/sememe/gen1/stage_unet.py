@@ -163,13 +163,7 @@ class UNetStage(Stage):
 
 
 def make_unet(network: UNetNetwork, num_channels: int, content_dim: int) -> Gen1UNet:
-    """Return a U-Net with random weights, whose layers for time and structure change nothing yet.
-
-    Args:
-        network: Shape of the network.
-        num_channels: Channels of latents.
-        content_dim: Length of content embeddings.
-    """
+    """Return a U-Net with random weights, whose layers for time and structure change nothing yet."""
     levels = range(len(network.block_out_channels))
     attends = [level in network.attention_levels for level in levels]
     image_model = UNet2DConditionModel(

@@ -42,9 +42,6 @@ class StructureEstimator(Protocol):
     def __call__(self, clip: Clip) -> Structure:
         """Estimate.
 
-        Args:
-            clip: Frames of any size.
-
         Returns:
             A map of each frame, of its size, in [0, 1].
         """

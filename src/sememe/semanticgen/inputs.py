@@ -172,10 +172,6 @@ def _list_lengths(request: Request, clock: SliceClock) -> dict[str, float]:
 def check_plan(plan: Plan, model: Plan) -> Plan:
     """Return a plan as a model can follow it, in float32.
 
-    Args:
-        plan: Plan that is given.
-        model: A plan as the model makes them, of any features.
-
     Raises:
         PlanError: It is one of another encoder or compressor, or has another grid or rate.
     """

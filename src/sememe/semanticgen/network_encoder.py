@@ -36,9 +36,6 @@ def use_all_slices_at_once(tower: Qwen2_5_VisionTransformerPretrainedModel) -> N
 
     transformers computes the attention of one slice after another, and embeds patches by a convolution of as many
     places: neither keeps a GPU busy.
-
-    Args:
-        tower: Tower, whose weights stay as they are.
     """
     # In the blocks that are named here attention is over whole slices, in others over parts of different sizes.
     for layer in tower.config.fullatt_block_indexes:

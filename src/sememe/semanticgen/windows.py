@@ -102,12 +102,7 @@ class WindowLayout:
         )
 
     def cut(self, first: int, last: int) -> "WindowLayout":
-        """Return the layout of some consecutive half windows alone; windows and positions stay as they are.
-
-        Args:
-            first: First half window.
-            last: Last half window.
-        """
+        """Return the layout of some consecutive half windows alone; windows and positions stay as they are."""
         whole = self.join(first, last)
         pieces = tuple(
             replace(

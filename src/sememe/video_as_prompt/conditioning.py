@@ -74,13 +74,7 @@ class Conditions:
 
 
 class ConditionEncoder:
-    """Turns a request into conditioning.
-
-    Args:
-        family: Backbone.
-        settings: Settings of the generation.
-        known: Embeddings of texts that were encoded ahead.
-    """
+    """Turns a request into conditioning."""
 
     def __init__(
         self, family: BackboneFamily, settings: Settings, known: Mapping[str, TextEmbeds] | None = None

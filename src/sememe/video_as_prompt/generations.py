@@ -16,13 +16,7 @@ from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
 
 
 class Regenerator:
-    """Adds noise to true latents and has a model denoise them, shown another clip of the same condition.
-
-    Args:
-        settings: Model that denoises, and how much noise is added.
-        clips: Clips to generate again.
-        fps: Frame rate of the clips.
-    """
+    """Adds noise to true latents and has a model denoise them, shown another clip of the same condition."""
 
     def __init__(self, settings: Regeneration, clips: ClipCollection, fps: float) -> None:
         self.settings, self.clips, self.fps = settings, clips, fps

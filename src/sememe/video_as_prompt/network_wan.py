@@ -230,12 +230,7 @@ class WanVideoAsPromptTransformer(ExpertModel, WanTransformer3DModel):
 
     @apply_forward_hook  # type: ignore[untyped-decorator]
     def cache_text(self, text_embeds: TextEmbeds, image_embeds: ImageEmbeds | None = None) -> KeptText:
-        """Project a text to the keys and values of every block, for `forward` at all steps.
-
-        Args:
-            text_embeds: Output of the text encoder.
-            image_embeds: Output of the image encoder, for backbones that read it.
-        """
+        """Project a text to the keys and values of every block, for `forward` at all steps."""
         text = self.condition_embedder.text_embedder(text_embeds)
         if image_embeds is not None:
             text = torch.cat([self.condition_embedder.image_embedder(image_embeds), text], dim=1)

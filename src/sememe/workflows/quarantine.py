@@ -27,11 +27,7 @@ class QuarantinedClip:
 
 
 class Quarantine:
-    """Clips that cannot be used, with reasons.
-
-    Args:
-        items: All clips of the data.
-    """
+    """Clips that cannot be used, with reasons."""
 
     def __init__(self, items: Sequence[ClipItem]) -> None:
         self._items = items
