@@ -59,6 +59,18 @@ class ArrayEncoder(Protocol):
         ...
 
 
+class ClipArray:
+    """An array with an entry for each clip, kept as it is read; a base class of `ArrayEncoder`s."""
+
+    key = "clip"
+
+    def list_entries(self, items: Sequence[ClipItem]) -> Mapping[str, Any]:
+        return {item.clip: index for index, item in enumerate(items)}
+
+    def encode(self, inputs: Tensor) -> Tensor:
+        return inputs
+
+
 class ArrayCacheWriter:
     """Writes a cache, or goes on with one: entries whose keys `begin` returns are safe in its folder.
 

@@ -1,7 +1,6 @@
 """Frames with their depth, structure and content of clips as named arrays of a cache."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,8 +11,7 @@ from sememe.checkpoints.components import load_component
 from sememe.checkpoints.fingerprint import fingerprint_model
 from sememe.checkpoints.zoo import find_part
 from sememe.data.array_cache import ArrayCache
-from sememe.data.array_writer import ArrayEncoder
-from sememe.data.cache_index import ClipItem
+from sememe.data.array_writer import ArrayEncoder, ClipArray
 from sememe.errors import RecipeError
 from sememe.gen1.content import embed_images
 from sememe.gen1.prior import identify_space
@@ -27,37 +25,26 @@ _FRAMES_AT_ONCE = 256
 Frames = UInt8[Tensor, "clip frame height width 3"]
 
 
-class FramesAndDepth:
+class FramesAndDepth(ClipArray):
     """Frames, colours 0 to 255, and the distance of every pixel as a fourth channel."""
 
-    name, key = FRAMES_ARRAY, "clip"
+    name = FRAMES_ARRAY
 
     def __init__(self, clips: LookClips) -> None:
         self._clips = clips
         self.made_by: Mapping[str, str] = {"depth": "distance"}
-
-    def list_entries(self, items: Sequence[ClipItem]) -> Mapping[str, Any]:
-        return {item.clip: index for index, item in enumerate(items)}
 
     def preprocess(self, entries: Sequence[int]) -> Float[Tensor, "clip frame height width 4"]:
         shots = [self._clips.shot(index) for index in entries]
         joined = [np.concatenate([shot.clip.frames, shot.depth[..., None]], axis=-1) for shot in shots]
         return torch.from_numpy(np.stack(joined).astype(np.float32))
 
-    def encode(self, inputs: Tensor) -> Tensor:
-        return inputs
 
-
-class _OfFrames:
+class _OfFrames(ClipArray):
     """What a network says of frames."""
-
-    key = "clip"
 
     def __init__(self, clips: ClipCollection) -> None:
         self._clips = clips
-
-    def list_entries(self, items: Sequence[ClipItem]) -> Mapping[str, Any]:
-        return {item.clip: index for index, item in enumerate(items)}
 
     def preprocess(self, entries: Sequence[int]) -> Frames:
         return torch.from_numpy(np.stack([self._clips.frames(index) for index in entries]))

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,8 +11,7 @@ from torch import Tensor
 from sememe.backbones.autoencoder import frames_to_video
 from sememe.checkpoints.zoo import find_part
 from sememe.data.array_cache import ArrayCache
-from sememe.data.array_writer import ArrayEncoder
-from sememe.data.cache_index import ClipItem
+from sememe.data.array_writer import ArrayEncoder, ClipArray
 from sememe.errors import InputError, RecipeError
 from sememe.evaluation.reader import NOTHING, VOCABULARY, name_scene
 from sememe.semanticgen.clocks import SliceClock
@@ -32,17 +30,14 @@ _NEAREST = 0.5  # distance from the camera that is stored as the largest nearnes
 _NUM_CHANNELS = 5
 
 
-class ScriptFrames:
+class ScriptFrames(ClipArray):
     """Scripts as pictures: colours, how much of each pixel is subject, and how near it is; all from 0 to 255."""
 
-    name, key = FRAMES_ARRAY, "clip"
+    name = FRAMES_ARRAY
 
     def __init__(self, clips: ScriptClips) -> None:
         self._clips = clips
         self.made_by: Mapping[str, str] = {"fps": repr(clips.fps), "channels": "red green blue cover nearness"}
-
-    def list_entries(self, items: Sequence[ClipItem]) -> Mapping[str, Any]:
-        return {item.clip: index for index, item in enumerate(items)}
 
     def preprocess(self, entries: Sequence[int]) -> UInt8[Tensor, "clip frame height width channel"]:
         shots = [self._clips.shot(index) for index in entries]
@@ -51,28 +46,19 @@ class ScriptFrames:
         joined = [np.concatenate([shot.clip.frames, each], axis=-1) for shot, each in zip(shots, levels, strict=True)]
         return torch.from_numpy(np.stack(joined))
 
-    def encode(self, inputs: Tensor) -> Tensor:
-        return inputs
 
-
-class ScriptWords:
+class ScriptWords(ClipArray):
     """Scripts as words: the number of each of `LABELS`, then of what happens in each frame."""
 
-    name, key = WORDS_ARRAY, "clip"
+    name = WORDS_ARRAY
 
     def __init__(self, clips: ScriptClips) -> None:
         self._clips = clips
         self._numbers = {name: {value: i for i, value in enumerate(values)} for name, values in VOCABULARY.items()}
         self.made_by: Mapping[str, str] = {"words": ", ".join(f"{name} {len(VOCABULARY[name])}" for name in VOCABULARY)}
 
-    def list_entries(self, items: Sequence[ClipItem]) -> Mapping[str, Any]:
-        return {item.clip: index for index, item in enumerate(items)}
-
     def preprocess(self, entries: Sequence[int]) -> UInt8[Tensor, "clip word"]:
         return torch.tensor([self._name(index) for index in entries], dtype=torch.uint8)
-
-    def encode(self, inputs: Tensor) -> Tensor:
-        return inputs
 
     def _name(self, index: int) -> list[int]:
         script, numbers = self._clips.script(index), self._numbers
@@ -108,10 +94,10 @@ def open_frames(folder: Path, device: torch.device) -> ArrayCache:
     return cache
 
 
-class SemanticArray:
+class SemanticArray(ClipArray):
     """Features of a semantic encoder, (clip, slice, row, column, feature_dim); see `data.array_writer.ArrayEncoder`."""
 
-    name, key = ARRAY, "clip"
+    name = ARRAY
 
     def __init__(self, encoder: TowerEncoder, clips: ClipCollection, fps: float, device: torch.device) -> None:
         encoder.tower.to(device)
@@ -121,9 +107,6 @@ class SemanticArray:
             "semantic_fps": repr(encoder.clock.fps),
             "frames_per_slice": str(encoder.clock.frames_per_slice),
         }
-
-    def list_entries(self, items: Sequence[ClipItem]) -> Mapping[str, Any]:
-        return {item.clip: index for index, item in enumerate(items)}
 
     def preprocess(self, entries: Sequence[int]) -> SampledFrames:
         """Sampled frames of clips."""

@@ -17,6 +17,7 @@ from sememe.backbones.pictures import encode_pictures
 from sememe.checkpoints.components import load_component
 from sememe.checkpoints.fingerprint import fingerprint_encoder, fingerprint_model
 from sememe.data.array_cache import ArrayCache
+from sememe.data.array_writer import ClipArray
 from sememe.data.cache_index import ClipItem
 from sememe.errors import RecipeError
 from sememe.training.clips import ClipCollection
@@ -25,17 +26,14 @@ from sememe.training.recipes import Regeneration
 from sememe.training.text_source import CachedText, EncodedText, TextSource
 
 
-class CleanLatents:
+class CleanLatents(ClipArray):
     """Latents of whole clips."""
 
-    name, key = "clean", "clip"
+    name = "clean"
 
     def __init__(self, vae: Autoencoder, clips: ClipCollection) -> None:
         self._vae, self._clips = vae, clips
         self.made_by: Mapping[str, str] = {"autoencoder": fingerprint_encoder(vae)}
-
-    def list_entries(self, items: Sequence[ClipItem]) -> Mapping[str, Any]:
-        return {item.clip: index for index, item in enumerate(items)}
 
     def preprocess(self, entries: Sequence[int]) -> Tensor:
         """(clip, 3, frame, height, width) in [-1, 1]."""
@@ -77,18 +75,15 @@ def list_first_frames(items: Sequence[ClipItem]) -> dict[str, int]:
     return entries
 
 
-class GeneratedLatents:
+class GeneratedLatents(ClipArray):
     """What a model generates from the noised latents of clips."""
 
-    name, key = "generated", "clip"
+    name = "generated"
 
     def __init__(self, vae: Autoencoder, settings: Regeneration, generate: Callable[[Sequence[int]], Tensor]) -> None:
         self._generate = generate
         about = {name: str(value) for name, value in asdict(settings).items()}
         self.made_by: Mapping[str, str] = {"autoencoder": fingerprint_encoder(vae), **about}
-
-    def list_entries(self, items: Sequence[ClipItem]) -> Mapping[str, Any]:
-        return {item.clip: index for index, item in enumerate(items)}
 
     def preprocess(self, entries: Sequence[int]) -> Tensor:
         """Numbers of clips, (clip,)."""
