@@ -2,12 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from sememe.errors import InputError
 from sememe.gen1.settings import Settings
 from sememe.system import SystemInputs
+
+if TYPE_CHECKING:
+    from sememe.video.source import Survey
 
 _LONG = 60.0  # seconds
 _PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif"})
@@ -60,25 +64,18 @@ class Gen1Inputs(SystemInputs):
             raise InputError("expected --seconds or size.num_frames, got both; leave one out")
 
     def workload(self, settings: Settings) -> Mapping[str, float]:
-        from sememe.video.source import survey_video
-
-        survey, size = survey_video(self.source), settings.size
-        count = len(survey.times) if self.seconds is None else max(1, round(self.seconds * survey.fps))
-        found = {"num_frames": count, "height": survey.height, "width": survey.width}
-        return {name: getattr(size, name) or value for name, value in found.items()}
+        size = settings.size
+        height, width = size.height or self._survey.height, size.width or self._survey.width
+        return {"num_frames": self._count_frames(settings), "height": height, "width": width}
 
     def fit(self, pipeline: Any, settings: Settings) -> Settings:
         from sememe.video import read_clip
-        from sememe.video.source import survey_video
 
-        survey = survey_video(self.source)
-        count = len(survey.times)
-        wanted = count if self.seconds is None else max(1, round(self.seconds * survey.fps))
-        wanted = settings.size.num_frames or wanted
+        wanted, count = self._count_frames(settings), len(self._survey.times)
         if wanted > count:
             raise InputError(
-                f"expected a source of at least {wanted} frames, got {count} ({count / survey.fps:.2f} seconds) in "
-                f"{self.source}; ask for less"
+                f"expected a source of at least {wanted} frames, got {count} ({count / self._survey.fps:.2f} seconds) "
+                f"in {self.source}; ask for less"
             )
         first = read_clip(self.source, num_frames=1, sampling="first")
         return settings.override(
@@ -88,11 +85,9 @@ class Gen1Inputs(SystemInputs):
         )
 
     def announce(self, settings: Settings) -> str | None:
-        from sememe.video.source import survey_video
-
         size = settings.size
         assert size.num_frames is not None, "the size was fitted"
-        seconds = size.num_frames / survey_video(self.source).fps
+        seconds = size.num_frames / self._survey.fps
         if seconds < _LONG:
             return None
         return (
@@ -125,6 +120,17 @@ class Gen1Inputs(SystemInputs):
         from sememe.video import write_clip
 
         write_clip(output.structure[0], path)
+
+    @cached_property
+    def _survey(self) -> "Survey":
+        from sememe.video.source import survey_video
+
+        return survey_video(self.source)
+
+    def _count_frames(self, settings: Settings) -> int:
+        if settings.size.num_frames is not None:
+            return settings.size.num_frames
+        return len(self._survey.times) if self.seconds is None else max(1, round(self.seconds * self._survey.fps))
 
     @staticmethod
     def _is_picture(path: Path | None) -> bool:
