@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -36,14 +37,21 @@ def test_a_rehearsal_tells_what_the_run_then_does(
     assert (phase["name"], phase["num_steps"], phase["num_trained"]) == ("main", 4, num_trained)
     num_kept = num_trained + sum(tensor.numel() for tensor in (*average.values(), *moments.values()))
     assert phase["memory"] == 4 * (found["modules"]["transformer"] + num_kept)
+    # Matrix products of forward and backward, of two references with two targets each, and a measured time.
+    assert phase["cost"]["operations"] > 6 * 4 * num_trained
+    assert phase["is_measured"]
+    assert not list(runs.glob("**/timed"))
     told = run_here(capsys, *words, "-o", runs / "expert")
     assert told.code == 0
+    assert re.search(r"\d s a step, as measured here, blocks not compiled: 4 steps in \d+ seconds\n", told.out)
     assert told.out.startswith(f"smoke-expert goes on at step 4 in {runs / 'expert'}, on cpu\n")
     assert f"phase main: 4 steps, {num_trained:,} parameters trained" in told.out
     names = [f"training.{each}" for each in ("shard=2", "context=2", "checkpoints_activations=true")]
     more = [word for setting in names for word in ("--set", setting)]
     spread = json.loads(run_here(capsys, *words, "--json", *more, "-o", runs / "expert").out)
-    assert 0 < spread["activations"] < found["activations"] / 2
+    assert 0 < spread["phases"][0]["cost"]["activations"] < phase["cost"]["activations"]
+    # Twice the shares take twice as long at least.
+    assert not spread["phases"][0]["is_measured"]
     # Its small layers outside of the blocks stay whole.
     assert 0.5 < spread["phases"][0]["memory"] / phase["memory"] < 0.75
 

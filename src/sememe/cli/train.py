@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sememe.training.progress import TrainingSummary
     from sememe.training.recipes import TrainingRecipe
     from sememe.workflows.precompute import PrecomputeSummary
+    from sememe.workflows.rehearsal import RehearsedPhase
 
 _RUN, _RECIPE, _RESULT = "Run", "Recipe", "Result"
 
@@ -56,7 +57,7 @@ DryRun = Annotated[
     bool,
     typer.Option(
         "--dry-run",
-        help="Read and build everything, tell data, sizes and memory, and train and write nothing.",
+        help="Read and build everything, tell data, sizes, memory and time, and train and write nothing.",
         rich_help_panel=_RUN,
     ),
 ]
@@ -326,12 +327,35 @@ def _rehearse(
             f"  phase {phase.name}: {phase.num_steps:,} steps, {phase.num_trained:,} parameters trained, "
             f"{phase.memory / 1e9:.2f} GB{where} beside activations"
         )
-    if found.activations is not None:
-        where = f" on each of {found.context} processes" if found.context > 1 else ""
-        typer.echo(f"  activations of a share: {found.activations / 1e9:.2f} GB{where}")
+        if phase.cost is not None:
+            gigabytes, operations = phase.cost.activations / 1e9, phase.cost.operations / 1e12
+            where = f" on each of {found.context} processes" if found.context > 1 else ""
+            typer.echo(f"    a share of a step: {gigabytes:.2f} GB of activations, {operations:.3g} TFLOP{where}")
+        if phase.seconds is not None:
+            typer.echo(f"    {_tell_time(phase, recipe.training.max_minutes)}")
     typer.echo(f"  a step: {found.num_shares} x")
     for name, shape in found.batch.items():
         typer.echo(f"    {name}: {shape}")
+
+
+def _tell_time(phase: "RehearsedPhase", max_minutes: float | None) -> str:
+    """How long a step and the phase take, or how many of its steps the run's time is enough for."""
+    assert phase.seconds is not None
+    how = "as measured here, blocks not compiled" if phase.is_measured else "at least, its shares one after another"
+    whole = phase.num_steps * phase.seconds
+    if max_minutes is not None and 60 * max_minutes < whole:
+        bound = "about" if phase.is_measured else "at most"
+        rest = f"{bound} {60 * max_minutes / phase.seconds:,.0f} steps in {max_minutes:g} minutes"
+    else:
+        rest = f"{phase.num_steps:,} steps in {_tell_duration(whole)}"
+    return f"{phase.seconds:.3g} s a step, {how}: {rest}"
+
+
+def _tell_duration(seconds: float) -> str:
+    for size, name in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {name}"
+    return f"{seconds:.0f} seconds"
 
 
 def _tell_precomputed(summary: "PrecomputeSummary", *, is_pruned: bool) -> None:

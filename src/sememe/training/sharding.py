@@ -5,7 +5,7 @@ A module is sharded in units, whose weights are gathered while they compute: its
 goes with it: gradient, moments, average. Everything else is whole on every process.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
@@ -104,19 +104,13 @@ class Sharding:
         self._distribution = distribution
         self._reached: set[str] = set()
         self._watched: set[str] = set()
-        device, num_ranks, context = distribution.device.type, distribution.num_ranks, distribution.context
-        if max(shard, context) > 1:
-            seen: set[int] = set()
-            for module in modules.values():
-                _separate(module, seen)
-        if context > 1:
-            check_context(stage, context)
-            # Not a dimension of the mesh of weights: these may be spread over processes that share tokens, too.
-            groups = init_device_mesh(device, (num_ranks // context, 1, context), mesh_dim_names=MESH_NAMES)
-            for name in stage.split_by_tokens():
-                share_tokens(modules[name], groups)
+        if max(shard, distribution.context) > 1:
+            separate(modules.values())
+        if distribution.context > 1:
+            share_stage_tokens(stage, distribution)
         if shard > 1:
-            mesh = init_device_mesh(device, (num_ranks // shard, shard), mesh_dim_names=("replicate", "shard"))
+            sizes = (distribution.num_ranks // shard, shard)
+            mesh = init_device_mesh(distribution.device.type, sizes, mesh_dim_names=("replicate", "shard"))
             for name in stage.always_run():
                 self._shard(name, modules[name], mesh)
         for module in modules.values():
@@ -206,22 +200,40 @@ class Sharding:
                 module._parameters[name] = parameter
 
 
-def _separate(module: nn.Module, seen: set[int]) -> None:
-    """Give a module copies of what it shares with others, in place: the parts of a unit belong to it alone.
+def share_stage_tokens(stage: Stage, distribution: Distribution) -> None:
+    """Have the processes that compute a share together share the tokens of a stage's networks.
 
     Args:
-        module: Module, which may share parts with itself.
-        seen: Identities of what the others consist of; those of this one join them.
+        stage: Stage, whose modules share nothing with each other.
+        distribution: The processes.
+
+    Raises:
+        RecipeError: The tokens of no module can be spread.
     """
-    own = {id(part) for part in (*module.modules(), *module.parameters())}
-    for part in module.modules():
-        for name, child in part.named_children():
-            if id(child) in seen:
-                setattr(part, name, deepcopy(child))
-        for name, parameter in part.named_parameters(recurse=False):
-            if id(parameter) in seen:
-                setattr(part, name, nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad))
-    seen |= own
+    context = distribution.context
+    check_context(stage, context)
+    # Not a dimension of the mesh of weights: these may be spread over processes that share tokens, too.
+    sizes = (distribution.num_ranks // context, 1, context)
+    groups = init_device_mesh(distribution.device.type, sizes, mesh_dim_names=MESH_NAMES)
+    for name in stage.split_by_tokens():
+        share_tokens(stage.modules()[name], groups)
+
+
+def separate(modules: Iterable[nn.Module]) -> None:
+    """Give modules copies of what they share with those before, in place: the parts of a unit belong to it alone."""
+    seen: set[int] = set()
+    for module in modules:
+        # A module may share parts with itself.
+        own = {id(part) for part in (*module.modules(), *module.parameters())}
+        for part in module.modules():
+            for name, child in part.named_children():
+                if id(child) in seen:
+                    setattr(part, name, deepcopy(child))
+            for name, parameter in part.named_parameters(recurse=False):
+                if id(parameter) in seen:
+                    copied = nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad)
+                    setattr(part, name, copied)
+        seen |= own
 
 
 def _list_tensors(module: nn.Module) -> list[Tensor]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,23 +15,26 @@ import torch
 from torch import Tensor, nn
 
 from sememe.compute.devices import choose_device
+from sememe.compute.host import read_free_memory
 from sememe.events import Progress, ProgressHandler, ignore_progress
 from sememe.training.checkpoint import count_steps, list_checkpoints
 from sememe.training.config import TrainingConfig
 from sememe.training.frozen_weights import list_rounded
 from sememe.training.optimizer import split_parameters
 from sememe.training.phases import plan_phases
-from sememe.training.process import resolve_precision
+from sememe.training.process import resolve_precision, torch_settings
 from sememe.training.recipes import TrainingRecipe
 from sememe.training.run_record import check_inputs
 from sememe.training.sharding import check_context, count_kept
 from sememe.training.stage import Stage, step_generator
-from sememe.training.step_memory import measure_activations
-from sememe.workflows.beginnings import START_NAME, find_initial, prepare_stage
+from sememe.training.step_cost import StepCost, count_costs, measure_rate, time_steps
+from sememe.workflows.beginnings import START_NAME, PreparedStage, find_initial, prepare_stage
 from sememe.workflows.systems import qualify_model
-from sememe.workflows.train import RUNS_FOLDER, check_resumable
+from sememe.workflows.train import RUNS_FOLDER, check_machine, check_resumable
 
 _FLOAT32, _BFLOAT16 = 4, 2  # bytes
+_MOST_SECONDS = 5.0
+"""What a step of each phase takes at least, above which none is timed. They take several times as long, three each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,13 +47,21 @@ class RehearsedPhase:
         num_trained: Parameters that are trained in it.
         memory: Bytes of all weights, and of gradients, moments and averages of what is trained, as far as one process
             keeps them (see `TrainingConfig.shard`); activations, and the weights of the blocks that compute at the
-            time, come on top of it (see `Rehearsal.activations`).
+            time, come on top of it.
+        cost: Memory and operations of a share of its first step, on each of `Rehearsal.context` processes; None where
+            only a training can show them.
+        seconds: Seconds of a step, all of its shares after one another; None where they are not known.
+        is_measured: Whether `seconds` were measured, of steps on this device without compiled blocks. Else they are the
+            operations divided by those that products of matrices reach here in a second, and a training takes longer.
     """
 
     name: str
     num_steps: int
     num_trained: int
     memory: int
+    cost: StepCost | None = None
+    seconds: float | None = None
+    is_measured: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +76,6 @@ class Rehearsal:
         modules: Number of parameters of each module that the stage trains, or trains a part of.
         phases: The phases in order.
         batch: Type and shape of each tensor in the batch of a share.
-        activations: Bytes that a share of the first step takes beside weights and gradients, on each of `context`
-            processes, as attention computes on this device; None where only a training can show it. What they do
-            not divide, such as embeddings of texts, is counted as if they did.
         num_shares: Shares of a step.
         shard: Processes that hold one copy of the weights together.
         context: Processes that compute a share together.
@@ -80,7 +89,6 @@ class Rehearsal:
     modules: Mapping[str, int]
     phases: Sequence[RehearsedPhase]
     batch: Mapping[str, str]
-    activations: int | None
     num_shares: int
     shard: int
     context: int
@@ -97,7 +105,8 @@ def rehearse(
 ) -> Rehearsal:
     """Read and build everything that a run needs, and make its first batch; arguments are those of `train_recipe`.
 
-    What would keep the run from beginning is raised here as it is there. Nothing is written.
+    What would keep the run from beginning is raised here as it is there. Nothing is written. Where a few steps fit into
+    the memory that is free, and into a minute, they are taken and timed.
 
     Raises:
         RecipeError: Settings do not fit together, or the folder holds a run of others.
@@ -105,20 +114,21 @@ def rehearse(
         InputError: Clips or latents cannot be read.
     """
     folder = RUNS_FOLDER / recipe.name if output_dir is None else Path(output_dir)
+    check_machine(recipe.training)
     check_resumable(recipe, folder, init_from, allow_changes)
     initial = None if init_from is None else find_initial(qualify_model(init_from, recipe))
     checkpoints = list_checkpoints(folder / "checkpoints")
     with TemporaryDirectory() as temporary:
         place = folder if (folder / START_NAME).is_dir() else Path(temporary)
-        prepared = prepare_stage(recipe, place, initial, on_progress)
+        prepare = partial(prepare_stage, recipe, place, initial, on_progress)
+        prepared = prepare()
         check_inputs(folder, prepared.inputs, allow_changes)
         stage, config = prepared.stage, recipe.training
         if config.validate_every:
             stage.hold_out()
         check_context(stage, config.context)
         shard = int(os.environ.get("WORLD_SIZE", "1")) if config.shard == -1 else config.shard
-        device = choose_device(config.device)
-        config = resolve_precision(config, device)
+        config = resolve_precision(config, device := choose_device(config.device))
         kept = count_kept_numbers(stage, shard)
         weights = _count_weights(stage, config, kept)
         phases = [
@@ -129,22 +139,47 @@ def rehearse(
         stage.enter(phases[0].name)
         with torch.no_grad():
             batch = stage.batch(0, step_generator(config.seed, 0, 0, "batch"), device)
-        on_progress(Progress("counting activations"))
-        activations = measure_activations(stage, config, phases[0].name)
+        sizes = {name: _count(module.parameters()) for name, module in stage.modules().items()}
+        on_progress(Progress("counting activations and operations, and timing steps"))
+        phases = _add_costs(prepare, stage, replace(config, shard=shard), phases)
     return Rehearsal(
         recipe=recipe.name,
         folder=folder,
         step=count_steps(checkpoints[-1]) if checkpoints else 0,
         inputs=prepared.inputs,
-        modules={name: _count(module.parameters()) for name, module in stage.modules().items()},
+        modules=sizes,
         phases=phases,
         batch=_describe_batch(batch),
-        activations=None if activations is None else activations // config.context,
         num_shares=config.num_shares,
         shard=shard,
         context=config.context,
         device=str(device),
     )
+
+
+def _add_costs(
+    prepare: Callable[[], PreparedStage], stage: Stage, config: TrainingConfig, phases: Sequence[RehearsedPhase]
+) -> list[RehearsedPhase]:
+    """Say what the steps of phases cost; the times of all are measured, or estimated from their operations."""
+    found, device = count_costs(stage, config), choose_device(config.device)
+    costs = [found[phase.name] for phase in phases if phase.name in found]
+    if len(costs) < len(phases):
+        return [replace(phase, cost=found.get(phase.name)) for phase in phases]
+    with torch_settings(config, device):
+        rate = measure_rate(device, torch.bfloat16 if config.precision == "bf16" else torch.float32)
+        seconds = [config.num_shares * cost.operations / rate for cost in costs]
+        needed = max(phase.memory + cost.activations for phase, cost in zip(phases, costs, strict=True))
+        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else read_free_memory()
+        is_alone = max(config.shard, config.context, int(os.environ.get("WORLD_SIZE", "1"))) == 1
+        is_measured = is_alone and needed < free and sum(seconds) < _MOST_SECONDS
+        if is_measured:
+            # Stages keep some of what they compute, and what they have kept by now has no values.
+            with TemporaryDirectory() as folder:
+                seconds = list(time_steps(prepare().stage, config, Path(folder)).values())
+    return [
+        replace(phase, cost=cost, seconds=each, is_measured=is_measured)
+        for phase, cost, each in zip(phases, costs, seconds, strict=True)
+    ]
 
 
 def _count_weights(stage: Stage, config: TrainingConfig, kept: Mapping[str, int]) -> int:
