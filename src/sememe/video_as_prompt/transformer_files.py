@@ -388,7 +388,7 @@ def official_config(model: ModelMixin) -> dict[str, Any]:
 
 def _read_settings(path: Path, config: Mapping[str, Any], known: TransformerFormat) -> dict[str, Any]:
     """Return the arguments of our class, from those of the official one."""
-    ablations = dict.fromkeys(known.ablations, "an ablation of the official training")
+    ablations = {name: "an ablation of the official training" for each in FORMATS for name in each.ablations}
     for name, what in (_UNSUPPORTED | ablations).items():
         if config.get(name):
             raise ModelError(
