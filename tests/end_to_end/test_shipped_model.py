@@ -2,13 +2,14 @@
 
 from itertools import count
 
+import numpy as np
 import torch
 
-from sememe import Clip, Gen1Pipeline, VideoAsPromptPipeline
+from sememe import Clip, Gen1Pipeline, SemanticGenPipeline, VideoAsPromptPipeline
 from sememe.evaluation.oracle import Oracle
 from sememe.gen1.evaluation import ROWS, Maker, deal_looks
 from sememe.gen1.structure import DepthEstimator
-from sememe.world import can_show, conditions, random_scene, render
+from sememe.world import can_show, conditions, random_scene, random_script, render, render_script
 
 # Drawn scenes of the range that is for choosing; references come from scenes of their own.
 SCENES = (30_000_101, 30_000_102, 30_000_106)
@@ -53,3 +54,19 @@ def test_clips_get_the_look_of_a_picture_or_a_text_and_keep_their_structure() ->
     trials = [(rows["picture"], cases[0]), (rows["picture"], cases[1]), (rows["text"], cases[0])]
     results = [maker.judge(row, case, maker.make(row, [case])[0]) for row, case in trials]
     assert all(result.is_right and result.structure > 0.5 for result in results), results
+
+
+def test_videos_follow_the_plan_of_their_source() -> None:
+    pipeline = SemanticGenPipeline.from_pretrained("tiny")
+    pipeline.set_progress_bar_config(disable=True)
+    scripts = [random_script(seed, seconds=2.125) for seed in SCENES[:2]]
+    sources = [render_script(script.scene, script.spans, fps=8, size=64).clip for script in scripts]
+    made = pipeline(
+        ["", ""],
+        source=sources,
+        generator=[torch.Generator().manual_seed(seed) for seed in (0, 1)],
+        num_inference_steps=4,  # a third of the default
+    ).clips
+    errors = [[np.square(clip.frames / 255.0 - source.frames / 255.0).mean() for source in sources] for clip in made]
+    assert errors[0][0] < 0.6 * errors[0][1], errors
+    assert errors[1][1] < 0.6 * errors[1][0], errors

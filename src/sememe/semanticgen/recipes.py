@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from sememe.data.caption_policy import CaptionPolicy
 from sememe.semanticgen.settings import BUILT_IN, Settings
 from sememe.semanticgen.stage_settings import (
     CompressorNetwork,
@@ -75,7 +76,15 @@ def tiny_renderer() -> RendererRecipe:
         latents=Path("runs/tiny-semantic-latents"),
         backbone="video-as-prompt/tiny",
         encoder="runs/tiny-semantic-encoder",
-        training=train_transformer(learning_rate=1e-3, warmup_steps=60, ema_decay=0.998, max_minutes=120.0),
+        # Texts are left out often, for a clip without one asks most for its plan.
+        settings=RendererSettings(
+            batch_size=8,
+            captions=CaptionPolicy(drop_target_caption=0.4, drop_reference_caption=0.0, full_share=0.9),
+            drop_plan=0.05,
+            image_share=0.1,
+            plan_noise_tau=0.3,
+        ),
+        training=train_transformer(learning_rate=5e-4, warmup_steps=10, ema_decay=0.99, max_minutes=120.0),
     )
 
 
@@ -105,7 +114,8 @@ def tiny_planner() -> PlannerRecipe:
         description="the planner of tiny: a text to compressed semantic features",
         latents=Path("runs/tiny-semantic-latents"),
         renderer="runs/tiny-renderer",
-        training=train_transformer(learning_rate=1.5e-3, warmup_steps=80, ema_decay=0.998, max_minutes=60.0),
+        settings=PlannerSettings(batch_size=32),
+        training=train_transformer(learning_rate=1.5e-3, warmup_steps=20, ema_decay=0.99, max_minutes=60.0),
     )
 
 

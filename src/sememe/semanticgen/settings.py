@@ -76,6 +76,14 @@ class Settings(Record):
 
 
 BUILT_IN = Settings().override(
-    height=64, width=64, num_frames=33, fps=8.0, num_inference_steps=12, num_planning_steps=24, window_seconds=4.0
+    height=64,
+    width=64,
+    num_frames=33,
+    fps=8.0,
+    num_inference_steps=12,
+    num_planning_steps=24,
+    guidance_scale=1.0,
+    planning_guidance_scale=3.0,
+    window_seconds=4.0,
 )
 """Settings that the built-in model starts from; those it ships with are chosen by measurement."""

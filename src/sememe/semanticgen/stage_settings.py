@@ -39,9 +39,9 @@ class TowerNetwork(Record):
 
     feature_dim: Count = 256
     depth: Count = 6
-    hidden_size: Count = 192
-    intermediate_size: Count = 512
-    num_heads: Count = 3
+    hidden_size: Count = 128
+    intermediate_size: Count = 384
+    num_heads: Count = 2
     patch_size: Count = 8
 
 
@@ -72,7 +72,7 @@ class EncoderSettings(Record):
     batch_size: Count = 64
     label_weight: Scale = 0.003
     kl_weight: Scale = 1e-4
-    num_slices: Count = 2
+    num_slices: Count = 1
     max_shift: Whole = 6
 
 
@@ -164,10 +164,10 @@ class RendererRecipe(Record):
 class PlannerNetwork(Record):
     """The planner, a `WanTransformer3DModel` over the tokens of plans."""
 
-    num_layers: Count = 8
-    num_attention_heads: Count = 4
+    num_layers: Count = 6
+    num_attention_heads: Count = 3
     attention_head_dim: Count = 64
-    ffn_dim: Count = 1024
+    ffn_dim: Count = 768
     freq_dim: Count = 256
 
 
