@@ -1,6 +1,6 @@
 import pytest
 
-from sememe.errors import InputError
+from sememe.errors import InputError, RecipeError
 from sememe.records import apply_overrides, flatten
 from sememe.training.config import PhaseConfig, ScheduleConfig, TrainingConfig
 from sememe.training.phases import schedule_factor
@@ -37,3 +37,9 @@ def test_phases_are_reached_by_name() -> None:
     assert flatten(config)["phases.clips.num_steps"] == 7
     with pytest.raises(InputError, match="no setting phases"):
         apply_overrides(config, ["phases.image.num_steps=2"])
+
+
+def test_decays_of_one_are_refused() -> None:
+    for changes in ({"ema_decay": 1.0}, {"betas": (0.9, 1.0)}):
+        with pytest.raises(RecipeError, match=f"{next(iter(changes))} must be below 1"):
+            TrainingConfig(num_steps=1, **changes)

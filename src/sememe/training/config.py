@@ -146,6 +146,7 @@ class TrainingConfig(Record):
         self._check_phases()
         check_setting(self.shard >= 1 or self.shard == -1, f"shard must be 1 or more, or -1 for all, got {self.shard}")
         check_setting(max(self.betas) < 1, f"betas must be below 1, got {self.betas}")
+        check_setting(self.ema_decay < 1, f"ema_decay must be below 1, got {self.ema_decay}")
         self._check_time_decay()
 
     def list_phases(self) -> tuple[PhaseConfig, ...]:
