@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from benchmarks.results import RESULTS, describe_run, write_result
-from sememe.evaluation.reader import find_path, name_scene
+from sememe.evaluation.paths import correlate_paths, find_path
+from sememe.evaluation.reader import name_scene
 from sememe.evaluation.statistics import Estimate, bootstrap_interval, format_mean, format_share, wilson_interval
-from sememe.semanticgen.evaluation import correlate_paths
 from sememe.semanticgen.pipeline import SemanticGenPipeline
 from sememe.video import Clip
 from sememe.world import random_script, render_script

@@ -11,10 +11,13 @@ import torch
 
 from semanticgen.semantic_pipelines import make_pipeline
 from sememe.compute.loading_settings import LoadingSettings
-from sememe.errors import ModelError
+from sememe.errors import InputError
+from sememe.evaluation.drift import measure_drift
 from sememe.evaluation.reader import VOCABULARY, SceneReader
+from sememe.evaluation.statistics import wilson_interval
 from sememe.semanticgen import evaluation
-from sememe.semanticgen.evaluation import LONG, STRICTNESS, Maker, RowSettings, ScriptCase, correlate_paths, list_rows
+from sememe.semanticgen.evaluation import LONG, NO_READER, STRICTNESS, Maker, RowSettings, list_rows
+from sememe.semanticgen.judgements import Likeness, ScriptCase, ScriptResult, compare_renders, summarise
 from sememe.video import Clip, read_image
 from sememe.workflows.evaluate import EvaluationSettings, evaluate
 from sememe.world import EVALUATION_SEED
@@ -52,8 +55,10 @@ def test_every_row_gives_figures(settings: EvaluationSettings, tmp_path: Path, m
     for name in names:
         is_other = [case["case"]["look"] != case["case"]["script"] for case in cases[name]]
         assert is_other == [name == "source" or name.startswith("noise")]
-    assert (document["rows"]["long"]["about"]["num_frames"], len(cases["long"][0]["asked_conditions"])) == (33, 2)
-    assert all(word in report.to_markdown() for word in (*names, "subject", "drift of contrast"))
+    long = cases["long"][0]["reading"]["asked_conditions"]
+    assert (document["rows"]["long"]["about"]["num_frames"], len(long)) == (33, 2)
+    assert all(word in report.to_markdown() for word in (*names, "subject", "drift of contrast", "read path"))
+    assert document["notes"] == []
     # What is read from a report is what was measured.
     again = evaluate(replace(settings, rows=("truth",), output=output, sheet=sheet)).rows
     assert [(row.results, row.summary) for row in again] == [(row.results, row.summary) for row in report.rows]
@@ -90,23 +95,53 @@ def test_plans_texts_and_settings_are_those_of_the_row(
     assert changed["floor"].plan.plan_noise == 0  # type: ignore[attr-defined]
 
 
-def test_paths_correlate_by_their_movement_alone() -> None:
-    true = np.array([[0.2, 0.5], [0.4, 0.5], [0.6, 0.5], [0.8, 0.5]])
-    assert correlate_paths(true, 0.5 * true + 0.1) == 1
-    assert correlate_paths(true, 1 - true) == -1
-    assert correlate_paths(true, np.full_like(true, np.nan)) == 0
-    assert correlate_paths(np.full_like(true, 0.5), true) is None
-    # Where the truth is hidden nothing is asked; where only the result is, it counts as its mean.
-    hidden = np.where(np.arange(4)[:, None] < 1, np.nan, true)
-    assert correlate_paths(hidden, true) == 1
-    lost = correlate_paths(true, hidden)
-    assert lost is not None
-    assert 0 < lost < 1
-
-
-def test_without_a_reader_it_is_said_how_to_get_one(
+def test_without_a_reader_clips_are_compared_with_renders(
     settings: EvaluationSettings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(evaluation, "READER", tmp_path / "none")
-    with pytest.raises(ModelError, match="sememe train tiny-reader"):
-        evaluate(replace(settings, options={}))
+    output, sheet = tmp_path / "report.json", tmp_path / "sheet.png"
+    rows = ("truth", "prompt", "source", "source_ceiling")
+    alone = replace(settings, options={}, rows=rows, generations=3, output=output, sheet=sheet)
+    report = evaluate(alone)
+    document = json.loads(output.read_text())
+    assert document["notes"] == [NO_READER]
+    assert report.to_markdown().endswith(NO_READER)
+    assert "subject |" not in report.to_markdown()
+    cases = {name: row["cases"] for name, row in document["rows"].items()}
+    assert [case["likeness"]["rank"] for case in cases["truth"]] == [1, 1, 1]
+    assert all(case["likeness"]["psnr"] == 100 > case["likeness"]["others"] for case in cases["truth"])
+    assert all(case["likeness"]["psnr"] < 50 for case in cases["prompt"])
+    # No render shows what is asked of a source; paths are followed where the script moves the subject.
+    assert [case["likeness"] for case in cases["source"]] == [None] * 3
+    assert [case["moving_path"] for case in cases["prompt"]] == [None] * 3
+    assert all(isinstance(case["moving_path"], float) for case in (*cases["source"], *cases["source_ceiling"]))
+    assert all(case["reading"] is None for each in cases.values() for case in each)
+    assert [ScriptResult.from_values(case) for case in cases["source"]] == [*report.rows[2].results]
+    with pytest.raises(InputError, match="another"):  # what one reader finds is not what another does
+        evaluate(replace(alone, options=settings.options))
+
+
+def test_a_clip_is_nearest_to_its_own_render_or_not() -> None:
+    renders = [Clip(np.full((2, 16, 16, 3), level, np.uint8), 8.0) for level in (0, 100, 200)]
+    clip = Clip(np.full((2, 16, 16, 3), 110, np.uint8), 8.0)
+    near, far = compare_renders(clip, renders, 1), compare_renders(clip, renders, 0)
+    assert (near.rank, far.rank) == (1, 3)
+    assert near.psnr == pytest.approx(20 * np.log10(255 / 10), abs=1e-3)
+    assert far.psnr == pytest.approx(20 * np.log10(255 / 110), abs=1e-3)
+    assert far.others == pytest.approx(10 * np.log10(255 / 10) + 10 * np.log10(255 / 90), abs=1e-3)
+    assert compare_renders(clip, renders[:1], 0).others is None
+
+
+def test_the_figures_of_a_row() -> None:
+    drift = measure_drift(Clip(np.full((2, 16, 16, 3), 110, np.uint8), 8.0))
+    results = [
+        ScriptResult(ScriptCase(1, 1, 0), Likeness(20.0, 1, 10.0), 0.5, drift),
+        ScriptResult(ScriptCase(2, 2, 0), Likeness(10.0, 2, 12.0), None, drift),
+    ]
+    summary = summarise(results)
+    assert [result.is_right for result in results] == [True, False]
+    assert (summary.nearest, summary.reading) == (wilson_interval(1, 2), None)
+    means = [each.value for each in (summary.psnr, summary.others, summary.moving_path) if each is not None]
+    assert means == [15.0, 11.0, 0.5]
+    assert summary.to_cells()["nearest"] == "50.0 % (9.5–90.5)"
+    assert summary.to_cells()["read path"] is None

@@ -23,6 +23,7 @@ from sememe.checkpoints.components import load_strictly
 from sememe.checkpoints.fingerprint import hash_tensors
 from sememe.checkpoints.zoo import find_part
 from sememe.errors import InputError
+from sememe.evaluation.paths import Path2D, find_path
 from sememe.video import Clip, resize_clip
 from sememe.video.resizing import pick_frames
 from sememe.world import Scene, conditions
@@ -40,11 +41,7 @@ VOCABULARY: Mapping[str, tuple[str, ...]] = {
 }
 """What there is to say of a clip as a whole, and of each of its moments."""
 
-_LEAST_COVER = 0.008  # share of the picture that the subject must cover to have a place
 _SHORTEST_SECONDS = 0.75  # of what happens, less than scripts have
-
-Path2D = Float[np.ndarray, "moment 2"]
-"""Centre of the subject as x and y from 0 to 1, at each moment; not a number where none is seen."""
 
 
 def name_scene(scene: Scene) -> dict[str, str]:
@@ -211,21 +208,6 @@ class ClipReader:
             find_path(found.cover[0].sigmoid().numpy()),
             functional.normalize(found.features[0], dim=-1).numpy(),
         )
-
-
-def find_path(cover: Float[np.ndarray, "moment row column"]) -> Path2D:
-    """Return the centre of the subject.
-
-    Args:
-        cover: How much of each cell is subject, 0 to 1.
-    """
-    _, rows, columns = cover.shape
-    total = cover.sum(axis=(1, 2))
-    x = cover.sum(axis=1) @ ((np.arange(columns) + 0.5) / columns)
-    y = cover.sum(axis=2) @ ((np.arange(rows) + 0.5) / rows)
-    is_seen = total >= _LEAST_COVER * rows * columns
-    path = np.stack([x, y], axis=1) / np.maximum(total, 1e-9)[:, None]
-    return np.where(is_seen[:, None], path, np.nan).astype(np.float64)
 
 
 def find_sequence(scores: Float[np.ndarray, "moment value"], count: int, shortest: int) -> tuple[int, ...]:

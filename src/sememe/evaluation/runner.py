@@ -82,12 +82,14 @@ class EvaluationReport:
         identity: All that the results depend on, plain values; a report is only continued with the same.
         environment: Software and machine, plain values.
         rows: In the order in which they were measured.
+        notes: What is to be known beside the figures, such as what was not judged.
     """
 
     system: str
     identity: Mapping[str, Any]
     environment: Mapping[str, Any]
     rows: tuple[RowReport[Any], ...] = ()
+    notes: tuple[str, ...] = ()
 
     def to_document(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -96,6 +98,7 @@ class EvaluationReport:
             "system": self.system,
             "identity": dict(self.identity),
             "environment": dict(self.environment),
+            "notes": list(self.notes),
             "is_complete": all(row.is_complete for row in self.rows),
             "rows": {
                 row.name: {
@@ -111,14 +114,15 @@ class EvaluationReport:
         }
 
     def to_markdown(self) -> str:
-        """Tabulate the headline figures of rows that have results, and their accuracy by group of conditions."""
+        """Tabulate the headline figures of rows that have results, and their accuracy by group, if there are any."""
         rows = {row.name: row.summary for row in self.rows if row.summary is not None}
         headline = [{"row": name} | dict(row.to_cells()) for name, row in rows.items()]
         groups = [
             {"row": name} | {group: format_share(share) for group, share in row.by_group.items()}
             for name, row in rows.items()
         ]
-        return f"{to_markdown(headline)}\n\n{to_markdown(groups)}"
+        tables = [to_markdown(headline), *([to_markdown(groups)] if any(len(line) > 1 for line in groups) else [])]
+        return "\n\n".join([*tables, *self.notes])
 
 
 def write_report(report: EvaluationReport, path: Path) -> None:
@@ -217,10 +221,12 @@ class SystemRows(Generic[CaseT, ResultT]):
     Attributes:
         rows: All there are.
         identity: What their results depend on besides model, settings and seed, as plain values.
+        notes: What is to be known beside the figures of all rows.
     """
 
     rows: tuple[Row[CaseT, ResultT], ...]
     identity: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
 
 
 def choose_rows(rows: Sequence[Row[CaseT, ResultT]], names: Sequence[str] | None) -> tuple[Row[CaseT, ResultT], ...]:
