@@ -13,6 +13,7 @@ from model_folders import save_model
 from sememe.checkpoints import zoo
 from sememe.compute.loading_settings import LoadingSettings
 from sememe.records import list_fields, replace_fields
+from sememe.semanticgen.demo import DemoFilm
 from sememe.video_as_prompt import parity
 from sememe.video_as_prompt.demo import DemoPair
 from sememe.video_as_prompt.generation import VideoAsPromptInputs
@@ -269,6 +270,15 @@ def test_the_demo_tells_where_everything_is(
     assert document["sheet"] == "d/sheet.png"
     assert document["pairs"] == [
         {"condition": "melt", "reference": "d/reference.mp4", "image": "d/image.png", "result": "d/result.mp4"}
+    ]
+    monkeypatch.setattr(
+        demo, "run_demo", lambda *_: DemoResult((DemoFilm("a cat", None, Path("p"), Path("r")),), Path("s"))
+    )
+    assert [line.split(maxsplit=1) for line in run_here(capsys, "demo", "semanticgen").out.splitlines()] == [
+        ["prompt", "a cat"],
+        ["plan", "p"],
+        ["result", "r"],
+        ["sheet", "s"],
     ]
     assert requests == [
         DemoRequest(output_dir=Path("demo")),

@@ -79,8 +79,8 @@ def test_the_seed_decides_and_families_take_turns() -> None:
 def test_mistakes_are_told_before_anything_is_made(tmp_path: Path, model_folder: Path) -> None:
     with pytest.raises(ModelError, match="'huge' is neither"):
         run_demo(DemoRequest(output_dir=tmp_path / "demo", model="huge"))
-    with pytest.raises(InputError, match=r"demonstration \(video-as-prompt, gen1\), got 'semanticgen'"):
-        run_demo(DemoRequest(output_dir=tmp_path / "demo", system="semanticgen"))
+    with pytest.raises(InputError, match=r"demonstration \(video-as-prompt, semanticgen, gen1\), got 'dreams'"):
+        run_demo(DemoRequest(output_dir=tmp_path / "demo", system="dreams"))
     with pytest.raises(InputError, match="expected a seed of 0 to"):
         run_demo(DemoRequest(output_dir=tmp_path / "demo", model=str(model_folder), seed=-1))
     assert not (tmp_path / "demo").exists()

@@ -15,9 +15,13 @@ def register(app: typer.Typer) -> None:
 
 
 def demo(
-    system: Annotated[str, typer.Argument(metavar="[SYSTEM]", help="video-as-prompt or gen1.")] = "video-as-prompt",
+    system: Annotated[
+        str, typer.Argument(metavar="[SYSTEM]", help="video-as-prompt, semanticgen or gen1.")
+    ] = "video-as-prompt",
     output_dir: Annotated[Path, typer.Option(help="Folder for the files; made if it is not there.")] = Path("demo"),
-    image: Annotated[Path | None, typer.Option(help="Your picture, instead of a rendered one.")] = None,
+    image: Annotated[
+        Path | None, typer.Option(help="Your picture, instead of a rendered one, or where the model takes one.")
+    ] = None,
     model: Annotated[str, typer.Option(help="Built-in name (see `sememe models`) or folder.")] = "tiny",
     seed: Annotated[int, typer.Option(help="Of what happens, where, and the noise.")] = 0,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; a GPU if there is one.")] = None,
@@ -25,15 +29,15 @@ def demo(
 ) -> None:
     """Render inputs, generate from them, and lay all out on a contact sheet.
 
-    Video-As-Prompt: two references, and two pictures that do the same. Gen-1: a clip in the look of a picture, and of a
-    text.
+    Video-As-Prompt: two references, and two pictures that do the same. SemanticGen: a text, planned and rendered, and a
+    clip that is rendered anew under another text. Gen-1: a clip in the look of a picture, and of a text.
     """
     from sememe.workflows.demo import DemoRequest, run_demo
 
     with show_progress() as on_progress:
         request = DemoRequest(output_dir=output_dir, system=system, image=image, model=model, seed=seed, device=device)
         result = run_demo(request, on_progress)
-    pairs = [{name: str(value) for name, value in asdict(pair).items()} for pair in result.pairs]
+    pairs = [{name: str(value) for name, value in asdict(pair).items() if value is not None} for pair in result.pairs]
     if as_json:
         echo_json({"pairs": pairs, "sheet": str(result.sheet)})
         return

@@ -66,5 +66,6 @@ SEMANTICGEN = System(
     evaluation="sememe.semanticgen.evaluation:build_rows",
     evaluation_options=("reader",),
     workload="sememe.semanticgen.memory_plan:list_phases",
+    demo="sememe.semanticgen.demo:make_demo",
     recipes=list_recipes(recipes),
 )

@@ -10,6 +10,7 @@ from sememe.compute.loading_settings import LoadingSettings
 from sememe.errors import InputError, OutputError
 from sememe.events import Progress, ProgressHandler, ignore_progress
 from sememe.files import check_writable, describe_write_error, hash_file
+from sememe.semanticgen.plan_files import PLAN_SUFFIX
 from sememe.system import SystemInputs
 from sememe.workflows.generate import GenerationRequest, check_seed, generate
 from sememe.workflows.input_files import ImageFile
@@ -25,7 +26,7 @@ class DemoRequest:
     Attributes:
         output_dir: folder for the files; made if it is not there.
         system: name of the system that is shown.
-        image: picture file to use instead of a rendered one.
+        image: picture file to use instead of a rendered one, or, where none is rendered, beside the text.
         model: a model of the system, by name or folder.
         seed: Seed of all that is drawn and of the results.
         device: where to compute; None for a GPU where there is one, the CPU otherwise.
@@ -55,7 +56,7 @@ def run_demo(request: DemoRequest, on_progress: ProgressHandler = ignore_progres
     Raises:
         ModelError: there is no such model.
         InputError: the system has no demonstration, the seed is out of range, or the picture is none.
-        OutputError: the folder cannot be made or written, or holds pictures or videos that no demonstration made.
+        OutputError: the folder cannot be made or written, or holds pictures, videos or plans that none made.
     """
     shown = {name: (each, each.demo) for name, each in SYSTEMS.items() if each.demo is not None}
     if request.system not in shown:
@@ -92,11 +93,11 @@ def run_demo(request: DemoRequest, on_progress: ProgressHandler = ignore_progres
 
 
 def _check_folder(folder: Path) -> None:
-    """Raise `OutputError` for a folder with pictures or videos that an earlier demonstration did not make."""
+    """Raise `OutputError` for a folder with pictures, videos or plans that an earlier demonstration did not make."""
     made = dict[str, str]()
     for path in folder.glob("*.json"):
         made |= read_recorded_hashes(path)
-    kinds = (*VIDEO_SUFFIXES, *PICTURE_SUFFIXES)
+    kinds = (*VIDEO_SUFFIXES, *PICTURE_SUFFIXES, PLAN_SUFFIX)
     for path in sorted(folder.iterdir()):
         is_made = made.get(path.name) == hash_file(path) if path.suffix.lower() in kinds else True
         if not is_made and not (made and path.name == "sheet.png"):

@@ -88,8 +88,8 @@ def _check_suffix(path: Path, suffixes: Sequence[str], what: str) -> None:
 def read_recorded_hashes(sidecar: Path) -> dict[str, str]:
     """Return the SHA-256 of each file that a sidecar tells of, by the name of the file; nothing for any other file."""
     document = _read_document(sidecar)
-    inputs = document.get("inputs")
-    groups = [document.get("output"), *(inputs.values() if isinstance(inputs, dict) else [])]
+    parts = [part for part in (document.get("inputs"), document.get("output")) if isinstance(part, dict)]
+    groups = [document.get("output"), *(group for part in parts for group in part.values())]
     found = [each for group in groups for each in (group if isinstance(group, list) else [group])]
     return {Path(str(each["path"])).name: each["sha256"] for each in found if _names_file(each)}
 

@@ -1,0 +1,85 @@
+"""The demonstration: a text planned and rendered, a clip rendered anew under another text, and a sheet of them all."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sememe.records import SizeSettings
+from sememe.semanticgen.generation import SemanticGenInputs
+from sememe.semanticgen.plan import Plan
+from sememe.semanticgen.plan_picture import colour_plan
+from sememe.video import Clip, SheetRow, contact_sheet, read_clip, write_clip, write_image
+from sememe.world import EVALUATION_SEED, Script, random_script, render_script
+from sememe.world.captions import script_caption
+from sememe.world.catalogue import parts_of
+
+
+@dataclass(frozen=True)
+class DemoFilm:
+    """A text, the clip whose plan is rendered under it (None where the text is planned), the plan, and the result."""
+
+    prompt: str
+    source: Path | None
+    plan: Path
+    result: Path
+
+
+def make_demo(
+    sheet: Path,
+    image: Path | None,
+    seed: int,
+    size: SizeSettings,
+    generate: Callable[[SemanticGenInputs, Path], None],
+) -> tuple[DemoFilm, ...]:
+    """Make a video of a text, and another from a rendered clip's plan, and lay all out on a contact sheet.
+
+    Args:
+        sheet: Picture to write; the other files are written beside it.
+        image: Picture file that the first video begins with; None for a text alone.
+        seed: Seed of the scenes and of what happens in them.
+        size: The model's own size.
+        generate: Writes the video of some inputs.
+    """
+    folder, (told, filmed, other) = sheet.parent, _draw_scripts(seed, size.num_frames / size.fps)
+    source = folder / "source.mp4"
+    films = (
+        DemoFilm(_describe(told), None, folder / "result.plan", folder / "result.mp4"),
+        # What happens in the source is told of another scene.
+        DemoFilm(
+            _describe(Script(other.scene, filmed.spans)), source, folder / "result_2.plan", folder / "result_2.mp4"
+        ),
+    )
+    shot = render_script(filmed.scene, filmed.spans, size=(size.height, size.width), fps=size.fps)
+    write_clip(shot.clip, source)
+    for film, picture in zip(films, (image, None), strict=True):
+        inputs = SemanticGenInputs(prompt=film.prompt, source=film.source, image=picture, save_plan=film.plan)
+        generate(inputs, film.result)
+    _write_sheet(films, shot.full_caption, sheet)
+    return films
+
+
+def _draw_scripts(seed: int, seconds: float) -> list[Script]:
+    """Draw scripts that no training has shown."""
+    rng = np.random.Generator(np.random.PCG64(seed))
+    seeds = EVALUATION_SEED + rng.choice(EVALUATION_SEED, size=3, replace=False)
+    return [random_script(int(each), seconds=seconds) for each in seeds]
+
+
+def _describe(script: Script) -> str:
+    return script_caption(script.scene, [parts_of(name) for name, _ in script.spans])
+
+
+def _write_sheet(films: tuple[DemoFilm, ...], source_caption: str, sheet: Path) -> None:
+    """Show each result below the plan that it follows, and that below the source."""
+    rows = []
+    for film in films:
+        plan = Plan.load(film.plan)
+        rows += [] if film.source is None else [SheetRow(f"source: {source_caption}", read_clip(film.source))]
+        origin = "its plan" if film.source else "plan of a text"
+        rows += [
+            SheetRow(f"{origin}: {plan.num_slices} slices", Clip(colour_plan(plan), 1.0 / plan.slice_seconds)),
+            SheetRow(film.prompt, read_clip(film.result)),
+        ]
+    write_image(contact_sheet(rows), sheet)
