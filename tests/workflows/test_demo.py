@@ -38,7 +38,7 @@ def test_your_own_picture_is_used_and_kept(tmp_path: Path, model_folder: Path) -
     assert not (tmp_path / "demo" / "image_2.png").exists()
 
 
-def test_pictures_of_a_person_are_not_overwritten(
+def test_files_of_a_person_are_not_overwritten(
     tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request = DemoRequest(output_dir=tmp_path, model=str(model_folder))
@@ -51,6 +51,11 @@ def test_pictures_of_a_person_are_not_overwritten(
     (tmp_path / "sheet.png").touch()
     with pytest.raises(pytest.fail.Exception, match="too late"):  # a demonstration of before may be replaced
         run_demo(request)
+    (tmp_path / ".hidden").touch()
+    (tmp_path / "other.json").write_text('{"a": 1}')
+    with pytest.raises(OutputError, match=r"but other\.json is another file"):
+        run_demo(request)
+    (tmp_path / "other.json").unlink()
     (tmp_path / "image.png").write_bytes(b"changed")
     with pytest.raises(OutputError, match=r"but image\.png is another file"):
         run_demo(request)

@@ -30,7 +30,7 @@ def demo(
     """Render inputs, generate from them, and lay all out on a contact sheet.
 
     Video-As-Prompt: two references, and two pictures that do the same. SemanticGen: a text, planned and rendered, and a
-    clip that is rendered anew under another text. Gen-1: a clip in the look of a picture, and of a text.
+    clip that is rendered again under another text. Gen-1: a clip in the look of a picture, and of a text.
     """
     from sememe.workflows.demo import DemoRequest, run_demo
 

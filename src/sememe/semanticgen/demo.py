@@ -1,4 +1,4 @@
-"""The demonstration: a text planned and rendered, a clip rendered anew under another text, and a sheet of them all."""
+"""The demonstration: a text planned and rendered, a clip rendered again under another text, and a sheet of them all."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,11 +42,11 @@ def make_demo(
         size: The model's own size.
         generate: Writes the video of some inputs.
     """
-    folder, (told, filmed, other) = sheet.parent, _draw_scripts(seed, size.num_frames / size.fps)
+    folder, (written, filmed, other) = sheet.parent, _draw_scripts(seed, size.num_frames / size.fps)
     source = folder / "source.mp4"
     films = (
-        DemoFilm(_describe(told), None, folder / "result.plan", folder / "result.mp4"),
-        # What happens in the source is told of another scene.
+        DemoFilm(_describe(written), None, folder / "result.plan", folder / "result.mp4"),
+        # What happens in the source is said of another scene.
         DemoFilm(
             _describe(Script(other.scene, filmed.spans)), source, folder / "result_2.plan", folder / "result_2.mp4"
         ),

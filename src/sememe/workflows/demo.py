@@ -10,12 +10,11 @@ from sememe.compute.loading_settings import LoadingSettings
 from sememe.errors import InputError, OutputError
 from sememe.events import Progress, ProgressHandler, ignore_progress
 from sememe.files import check_writable, describe_write_error, hash_file
-from sememe.semanticgen.plan_files import PLAN_SUFFIX
 from sememe.system import SystemInputs
 from sememe.workflows.generate import GenerationRequest, check_seed, generate
 from sememe.workflows.input_files import ImageFile
 from sememe.workflows.loading import check_model_request, load_model
-from sememe.workflows.outputs import PICTURE_SUFFIXES, VIDEO_SUFFIXES, read_recorded_hashes
+from sememe.workflows.outputs import read_recorded_hashes
 from sememe.workflows.systems import SYSTEMS
 
 
@@ -56,7 +55,7 @@ def run_demo(request: DemoRequest, on_progress: ProgressHandler = ignore_progres
     Raises:
         ModelError: there is no such model.
         InputError: the system has no demonstration, the seed is out of range, or the picture is none.
-        OutputError: the folder cannot be made or written, or holds pictures, videos or plans that none made.
+        OutputError: the folder cannot be made or written, or holds files that no demonstration made.
     """
     shown = {name: (each, each.demo) for name, each in SYSTEMS.items() if each.demo is not None}
     if request.system not in shown:
@@ -93,15 +92,14 @@ def run_demo(request: DemoRequest, on_progress: ProgressHandler = ignore_progres
 
 
 def _check_folder(folder: Path) -> None:
-    """Raise `OutputError` for a folder with pictures, videos or plans that an earlier demonstration did not make."""
-    made = dict[str, str]()
-    for path in folder.glob("*.json"):
-        made |= read_recorded_hashes(path)
-    kinds = (*VIDEO_SUFFIXES, *PICTURE_SUFFIXES, PLAN_SUFFIX)
+    """Raise `OutputError` for a folder with files that an earlier demonstration did not make; hidden ones may be."""
+    sidecars = {path.name: read_recorded_hashes(path) for path in folder.glob("*.json")}
+    made = {name: sha256 for recorded in sidecars.values() for name, sha256 in recorded.items()}
     for path in sorted(folder.iterdir()):
-        is_made = made.get(path.name) == hash_file(path) if path.suffix.lower() in kinds else True
-        if not is_made and not (made and path.name == "sheet.png"):
-            raise OutputError(
-                f"expected {folder} to be empty or to hold an earlier demonstration, but {path.name} is another file, "
-                "which could be lost; choose another folder (--output-dir)"
-            )
+        is_own = bool(sidecars.get(path.name)) or (path.name == "sheet.png" and bool(made))
+        if path.name.startswith(".") or not path.is_file() or is_own or made.get(path.name) == hash_file(path):
+            continue
+        raise OutputError(
+            f"expected {folder} to be empty or to hold an earlier demonstration, but {path.name} is another file, "
+            "which could be lost; choose another folder (--output-dir)"
+        )
