@@ -165,7 +165,7 @@ class RendererStage(Stage):
     ) -> tuple[PlanFeatures, Tensor, dict[str, Tensor]]:
         """Return the plan that the renderer sees, the KL divergence, and what the channels carry."""
         settings = self.settings
-        posterior = self.compressor(features)
+        posterior = self.compressor.to(features.device)(features)  # a frozen one is no module of this stage
         drawn = posterior.sample(generator)
         if self.compressor.training:
             self.compressor.update_statistics(drawn.detach(), momentum)
@@ -182,7 +182,7 @@ class RendererStage(Stage):
             return ()
         batch = self.batch(0, generator, device)
         clean, text = batch.clean[:NUM_SAMPLES], self.text.embed(batch.text[:NUM_SAMPLES])
-        plan = None if batch.semantic is None else self.compressor.encode(batch.semantic[:NUM_SAMPLES])
+        plan = None if batch.semantic is None else self.compressor.to(device).encode(batch.semantic[:NUM_SAMPLES])
 
         def predict(noisy: Tensor, timesteps: Tensor) -> Tensor:
             channels = noisy
