@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from semanticgen.semantic_pipelines import FPS, make_pipeline
+from sememe.cli.app import run
 from sememe.errors import InputError, PlanError
 from sememe.events import Progress
 from sememe.semanticgen.generation import SemanticGenInputs
@@ -47,6 +48,22 @@ def test_a_text_becomes_a_video_and_a_plan(model: Path, tmp_path: Path) -> None:
     assert steps[3:] == [("generating: rendering", step) for step in range(3)]
     again = generate(ask(model, tmp_path / "b.mkv", prompt="a cat", segments=segments, plan=tmp_path / "a.plan"))
     assert again.document["plan_sha256"] == document["output"]["plan"]["sha256"]
+
+
+def test_the_plan_of_a_video_is_that_of_a_generation_from_it(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    video, output = tmp_path / "source.mp4", tmp_path / "a.plan"
+    write_clip(make_clip(num_frames=13, height=32, width=40, fps=FPS), video)
+    assert run(["plans", "encode", str(video), "-o", str(output), "--model", str(model), "--device", "cpu"]) == 0
+    assert capsys.readouterr().out == f"{output}: 3 slices of 0.5 s\n"
+    generate(ask(model, tmp_path / "b.mp4", source=video, save_plan=tmp_path / "b.plan"))
+    found, expected = Plan.load(output), Plan.load(tmp_path / "b.plan")
+    np.testing.assert_array_equal(found.features, expected.features)
+    expected.check(found.encoder, found.compressor)
+    assert run(["plans", "encode", str(tmp_path / "none.mp4"), "-o", str(output), "--model", str(model)]) == 2
+    assert run(["plans", "encode", str(video), "-o", str(tmp_path / "a.mp4")]) == 2
+    assert "name for the plan that ends in .plan" in capsys.readouterr().err
 
 
 def test_a_span_of_a_source_keeps_the_rest(model: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`sememe plans ...`: plans of SemanticGen, shown and edited."""
+"""`sememe plans ...`: plans of SemanticGen, made of videos, shown and edited."""
 
 from collections.abc import Callable
 from functools import partial
@@ -6,6 +6,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from sememe.cli.console import show_progress
+from sememe.cli.setting_options import Device, ModelName, Overrides, read_overrides
+from sememe.semanticgen.settings import Settings
 
 PlanFile = Annotated[Path, typer.Argument(help="Plan file.", show_default=False)]
 OtherFile = Annotated[Path, typer.Argument(help="Another plan file, of the same encoder and grid.", show_default=False)]
@@ -16,9 +20,31 @@ Start = Annotated[float, typer.Option(help="Seconds; the nearest slice begins th
 def register(app: typer.Typer) -> None:
     """Add the verb."""
     group = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
-    for command in (show, cut, splice, repeat, reverse, hold, blend, replace_span):
+    for command in (encode, show, cut, splice, repeat, reverse, hold, blend, replace_span):
         group.command(command.__name__.replace("_", "-"))(command)
-    app.add_typer(group, name="plans", help="Show and edit plans of SemanticGen.")
+    app.add_typer(group, name="plans", help="Plans of SemanticGen: of videos, shown and edited.")
+
+
+def encode(
+    video: Annotated[Path, typer.Argument(help="Video file.", show_default=False)],
+    output: Output,
+    model: ModelName = "tiny",
+    device: Device = None,
+    overrides: Overrides = None,
+) -> None:
+    """Write the plan of a video, as generating from it as the source would take it, and render nothing."""
+    from sememe.events import Progress
+    from sememe.semanticgen.plan_files import check_plan_name, encode_plan
+    from sememe.semanticgen.system import SEMANTICGEN
+    from sememe.workflows.loading import load_model
+
+    settings, loading = read_overrides(Settings, {"loading.device": device}, overrides)
+    check_plan_name(output)
+    with show_progress() as on_progress:
+        on_progress(Progress(f"loading {model}"))
+        pipeline = load_model(SEMANTICGEN, model, loading).pipeline
+        made = encode_plan(pipeline, video, output, pipeline.defaults.override(**settings))
+    typer.echo(f"{output}: {made.num_slices} slices of {made.slice_seconds:g} s")
 
 
 def show(
