@@ -159,9 +159,7 @@ class ArrayCache:
                 values[name] = HeldValues(storage, shards[name], device)
                 left -= size
             else:
-                logger.info(
-                    "%s of %s is read from its files: %.1f GB do not fit into memory", name, storage, size / 1e9
-                )
+                logger.info("%s of %s (%.1f GB) is read from its files, entry by entry", name, storage, size / 1e9)
                 values[name] = StoredValues(storage, shards[name])
         arrays = {name: _describe(group) for name, group in shards.items()}
         entries = {name: _find_entries(name, record.keys, index.columns[record.key]) for name, record in arrays.items()}

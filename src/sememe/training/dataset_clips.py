@@ -30,8 +30,8 @@ FRAMES_ARRAY = "frames"
 class CachedClips:
     """The clips of a cache that holds their frames, which are of one length and size."""
 
-    def __init__(self, folder: Path, clips: ClipFormat) -> None:
-        self.cache = ArrayCache.open(folder)
+    def __init__(self, folder: Path, clips: ClipFormat, memory_bytes: int | None = None) -> None:
+        self.cache = ArrayCache.open(folder, memory_bytes=memory_bytes)
         self.cache.describe(FRAMES_ARRAY)
         found, expected = self.cache.arrays[FRAMES_ARRAY].shape[:3], (clips.num_frames, clips.height, clips.width)
         if found != expected:
@@ -160,13 +160,22 @@ class DatasetClips:
         return choose_bucket(buckets, num_frames, *first.size)
 
 
-def open_clips(clips: ClipFormat, data: WorldData, dataset: Path | None, min_score: float = 0.0) -> ClipCollection:
-    """The clips of a dataset, those above a score, or of a cache if there is one, else the world's."""
+def open_clips(
+    clips: ClipFormat,
+    data: WorldData,
+    dataset: Path | None,
+    min_score: float = 0.0,
+    memory_bytes: int | None = None,
+) -> ClipCollection:
+    """The clips of a dataset, those above a score, or of a cache if there is one, else the world's.
+
+    `memory_bytes` is what a cache may hold in memory (see `ArrayCache.open`).
+    """
     if dataset is not None:
         if not has_index(Storage(dataset)):
             return DatasetClips(dataset, clips, min_score)
         _check_one_size(clips, f"the cache {dataset}")
-        return CachedClips(dataset, clips)
+        return CachedClips(dataset, clips, memory_bytes)
     if data.kind != "conditions":
         _check_one_size(clips, f"data.kind {data.kind}")
     kinds: dict[str, type[WorldClips | ScriptClips | LookClips]] = {

@@ -132,7 +132,8 @@ def precompute_latents(
     """
     begin = time.monotonic()
     on_progress(Progress("listing clips"))
-    clips = open_clips(recipe.clips, recipe.data, recipe.dataset, recipe.min_score)
+    # Each clip is read once, and several processes may encode parts: none holds all of them.
+    clips = open_clips(recipe.clips, recipe.data, recipe.dataset, recipe.min_score, memory_bytes=0)
     if verify:
         on_progress(Progress("verifying"))
     damaged = remove_damaged(output_dir) if verify else ()

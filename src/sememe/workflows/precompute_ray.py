@@ -35,7 +35,9 @@ class PartEncoder:
         limit_threads(recipe.num_threads or 1)
         self._num_parts = num_parts
         self._encoding = Encoding(
-            recipe, clips or open_clips(recipe.clips, recipe.data, recipe.dataset, recipe.min_score), url
+            recipe,
+            clips or open_clips(recipe.clips, recipe.data, recipe.dataset, recipe.min_score, memory_bytes=0),
+            url,
         )
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
