@@ -1,6 +1,7 @@
 """Files to files: what the process of generating makes of the inputs of SemanticGen."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,12 @@ def test_a_span_of_a_source_keeps_the_rest(model: Path, tmp_path: Path) -> None:
 
 def test_what_a_long_video_takes_is_announced() -> None:
     inputs, hour = SemanticGenInputs(prompt="a cat", seconds=3600), Settings().override(num_frames=57601, fps=16.0)
-    assert (inputs.announce(hour) or "").startswith("57601 frames of 832x480 pixels, 60.0 minutes, 69.01 GB")
+    text = inputs.announce(hour) or ""
+    assert text.startswith("57601 frames of 832x480 pixels, 60.0 minutes, 69.01 GB")
+    assert "planned as a whole, which takes up to four times as long for twice the length, and rendered in 721" in text
+    whole = replace(hour, plan=replace(hour.plan, window_seconds=None))
+    planned = SemanticGenInputs(prompt="a cat", plan=Path("a.plan")).announce(whole) or ""
+    assert "compressed, rendered as a whole; the time left" in planned
     assert inputs.announce(Settings()) is None
 
 

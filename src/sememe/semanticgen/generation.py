@@ -1,5 +1,6 @@
 """What the process of generating files asks of this system. Imports no torch, and numpy only when it is used."""
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -100,9 +101,15 @@ class SemanticGenInputs(SystemInputs):
         if seconds < _LONG:
             return None
         gigabytes = 3 * size.num_frames * size.height * size.width / 1e9
+        does = []
+        if any(name == "plan" for name in self.list_steps(settings)):
+            does.append("planned as a whole, which takes up to four times as long for twice the length")
+        window = settings.plan.window_seconds
+        does.append("rendered as a whole" if window is None else f"rendered in {math.ceil(seconds / window)} windows")
         return (
             f"{size.num_frames} frames of {size.width}x{size.height} pixels, {seconds / 60:.1f} minutes, "
-            f"{gigabytes:.2f} GB before they are compressed; the time left is known after two steps"
+            f"{gigabytes:.2f} GB before they are compressed, {', and '.join(does)}; the time left is known after two "
+            "steps of each"
         )
 
     def arguments(
