@@ -13,7 +13,6 @@ from diffusers.models._modeling_parallel import (
     ContextParallelConfig,
     ContextParallelOutput,
     ParallelConfig,
-    gather_size_by_comm,
 )
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from jaxtyping import Float
@@ -107,10 +106,14 @@ def _gather_heads(
 
 def _gather_lengths(tensor: Tensor, dim: int, group: dist.ProcessGroup) -> list[int]:
     """The lengths of the tensors of all ranks along a dimension."""
+    # Where the group can, without an accelerator: a build of torch for one may run on a machine that has none.
+    device = "cpu" if "cpu" in dist.get_backend_config(group) else tensor.device
     # In a rehearsal tensors have no values, but lengths do.
     with unset_fake_temporarily():
-        lengths: list[int] = gather_size_by_comm(tensor.shape[dim], group)
-    return lengths
+        own = torch.tensor([tensor.shape[dim]], device=device)
+        lengths = [torch.empty_like(own) for _ in range(group.size())]
+        dist.all_gather(lengths, own, group=group)
+        return [int(length) for length in lengths]
 
 
 def _join(tensor: Tensor, dim: int, lengths: list[int], group: dist.ProcessGroup) -> Tensor:
