@@ -59,7 +59,8 @@ def test_the_reference_is_embedded_once_and_a_result_says_where_it_comes_from(tm
     }
     run = record["run"]
     assert {"date", "commit", "uncommitted_changes", "versions", "machine"} <= run.keys()
-    assert run["versions"]["torch"] == torch.__version__
+    # Packages from PyPI leave the name of the build out of their own version.
+    assert run["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert run["machine"]["num_threads"] == torch.get_num_threads()
     assert record["kind"].startswith("quick")
     assert str(ROOT) not in json.dumps(run), "no path of one machine"
