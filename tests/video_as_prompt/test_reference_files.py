@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from accelerate import cpu_offload
@@ -12,7 +13,7 @@ from peft import LoraConfig
 from cli.runs import refused, run_here
 from model_folders import save_model
 from sememe.errors import InputError, ModelError
-from sememe.video import write_clip, write_image
+from sememe.video import Clip, write_clip, write_image
 from sememe.video_as_prompt.inputs import EncodedReference
 from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
 from sememe.video_as_prompt.reference_files import fingerprint_transformer
@@ -71,18 +72,37 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 
 def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = save_model(tmp_path / "model")
-    write_clip(make_clip(), tmp_path / "reference.mp4")
+    video, encoded = tmp_path / "reference.mp4", tmp_path / "reference.safetensors"
+    frames = np.concatenate([make_clip(seed).frames for seed in range(2)])
+    write_clip(Clip(np.pad(frames, ((0, 0), (0, 0), (0, 8), (0, 0))), 8.0), video)
     write_image(make_picture(), tmp_path / "image.png")
-    encoded = tmp_path / "reference.safetensors"
-    shared = ("--model", folder, "--device", "cpu")
-    outcome = run_here(capsys, "encode-reference", tmp_path / "reference.mp4", "-o", encoded, *shared)
+    # The official pipelines stretch frames, which needs all of them.
+    shared = ("--model", folder, "--device", "cpu", "--set", "official_quirks=stretched_frames")
+    section = ("--start", 0.5, "--end", 1.25)
+    outcome = run_here(capsys, "encode-reference", video, "-o", encoded, *section, *shared)
     assert (outcome.code, outcome.out) == (0, f"{encoded}\n")
     given = ("generate", "video-as-prompt", "--image", tmp_path / "image.png", "--seed", 1, *shared)
-    frames = []
-    for flag, reference in (("--reference", tmp_path / "reference.mp4"), ("--encoded-reference", encoded)):
-        output = tmp_path / f"{flag}.gif"
-        assert run_here(capsys, *given, flag, reference, "-o", output).code == 0
-        frames.append(output.read_bytes())
-    assert frames[0] == frames[1]
-    both = ("--reference", tmp_path / "reference.mp4", "--encoded-reference", encoded, "-o", tmp_path / "c.gif")
+    results: list[bytes] = []
+    for source in (
+        ("--reference", video, "--reference-start", 0.5, "--reference-end", 1.25),
+        ("--encoded-reference", encoded),
+        ("--reference", video),
+    ):
+        output = tmp_path / f"{len(results)}.gif"
+        assert run_here(capsys, *given, *source, "-o", output).code == 0
+        results.append(output.read_bytes())
+    assert results[0] == results[1] != results[2]
+    both = ("--reference", video, "--encoded-reference", encoded, "-o", tmp_path / "c.gif")
     assert "as videos or encoded, got both" in refused(run_here(capsys, *given, *both))
+
+
+def test_mistakes_are_found_before_the_model_is_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    video, still = tmp_path / "reference.mp4", tmp_path / "still.mp4"
+    write_clip(make_clip(), video)
+    write_clip(Clip(make_clip().frames[:1], 8.0), still)
+    encode = ("encode-reference", "--model", tmp_path / "absent", "-o")
+    encoded = tmp_path / "reference.safetensors"
+    assert r"ends in .safetensors" in refused(run_here(capsys, *encode, tmp_path / "reference.pt", video))
+    assert "there is no file" in refused(run_here(capsys, *encode, encoded, tmp_path / "absent.mp4"))
+    assert "a still shows no motion" in refused(run_here(capsys, *encode, encoded, still))
+    assert "got 2.0 and 1.0" in refused(run_here(capsys, *encode, encoded, video, "--start", 2, "--end", 1))

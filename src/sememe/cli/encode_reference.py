@@ -21,6 +21,10 @@ def encode_reference(
     caption: Annotated[
         list[str] | None, typer.Option(help="Caption of the references: one for all, or repeated for each.")
     ] = None,
+    start: Annotated[
+        float | None, typer.Option(help="Seconds at which a reference begins; what comes before is not read.")
+    ] = None,
+    end: Annotated[float | None, typer.Option(help="Seconds at which a reference ends.")] = None,
     model: ModelName = "tiny",
     device: Device = None,
     overrides: Overrides = None,
@@ -28,14 +32,22 @@ def encode_reference(
 ) -> None:
     """Encode references for `sememe generate video-as-prompt --encoded-reference`, with the same model and size."""
     from sememe.events import Progress
-    from sememe.video_as_prompt.reference_files import encode_files
+    from sememe.video_as_prompt.generation import list_reading
+    from sememe.video_as_prompt.reference_files import check_name
     from sememe.video_as_prompt.system import VIDEO_AS_PROMPT
+    from sememe.workflows.input_files import VideoFile
     from sememe.workflows.loading import load_model
 
     settings, loading = read_overrides(Settings, {"loading.device": device}, overrides)
+    check_name(output)
     with show_progress() as on_progress:
+        on_progress(Progress("reading the inputs"))
+        files = [VideoFile.survey_path(path, {"start": start, "end": end}) for path in videos]
         on_progress(Progress(f"loading {model}"))
         pipeline = load_model(VIDEO_AS_PROMPT, model, loading).pipeline
+        resolved = pipeline.defaults.override(**settings)
+        clips = [file.read(list_reading(resolved, place, len(files))) for place, file in enumerate(files)]
         on_progress(Progress("encoding"))
-        encode_files(pipeline, videos, caption or (), output, settings)
+        captions = caption[0] if caption is not None and len(caption) == 1 else caption
+        pipeline.encode_reference(clips, captions, resolved).save(output)
     typer.echo(str(output))

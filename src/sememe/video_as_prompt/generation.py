@@ -11,6 +11,18 @@ from sememe.system import SystemInputs
 from sememe.video_as_prompt.settings import Settings
 
 
+def list_reading(settings: Settings, place: int, num_places: int) -> dict[str, Any]:
+    """Return the arguments with which `read_clip` reads one of several references; `place` counts from 0.
+
+    Raises:
+        InputError: `num_reference_frames` is not one number per reference.
+    """
+    reading = settings.read_reference(place, num_places)._asdict()
+    # Stretching, and showing CLIP the whole frame, need the whole frame.
+    whole = {"size": None} if settings.experimental.official_quirks else {}
+    return reading | whole
+
+
 @dataclass(frozen=True, kw_only=True)
 class VideoAsPromptInputs(SystemInputs):
     """Files and texts of a generation.
@@ -89,10 +101,7 @@ class VideoAsPromptInputs(SystemInputs):
 
     def reading(self, settings: Settings, place: int, num_places: int) -> Mapping[str, Any]:
         """Return the arguments with which `read_clip` reads a video among those of its name."""
-        reading = settings.read_reference(place, num_places)._asdict()
-        # Stretching, and showing CLIP the whole frame, need the whole frame.
-        whole = {"size": None} if settings.experimental.official_quirks else {}
-        return reading | whole
+        return list_reading(settings, place, num_places)
 
     def arguments(
         self, settings: Settings, images: Mapping[str, Any], videos: Mapping[str, Sequence[Any]]

@@ -2,12 +2,12 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, ModelMixin
+from diffusers import ModelMixin
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
@@ -15,7 +15,6 @@ from sememe.checkpoints.tensor_files import save_tensors
 from sememe.errors import InputError, ModelError
 from sememe.files import atomic_path
 from sememe.records import flatten, to_plain
-from sememe.video import Clip, read_clip
 from sememe.video_as_prompt.reference_attention import ReferenceStream
 from sememe.video_as_prompt.references import ReferenceCache, ReferenceTokens
 from sememe.video_as_prompt.rotary import RotaryTables
@@ -62,6 +61,18 @@ def _find_value(module: nn.Module, name: str, parameter: torch.Tensor) -> torch.
     return parameter
 
 
+def check_name(path: str | Path) -> Path:
+    """Return the path of a file for an encoded reference.
+
+    Raises:
+        InputError: The name does not end in .safetensors.
+    """
+    path = Path(path)
+    if path.suffix != _SUFFIX:
+        raise InputError(f"expected a name for the reference that ends in {_SUFFIX}, got {path}")
+    return path
+
+
 def save_reference(
     payload: ReferenceCache | ReferenceTokens, settings: Settings, fingerprint: str, path: str | Path
 ) -> None:
@@ -71,9 +82,7 @@ def save_reference(
         InputError: The name does not end in .safetensors.
         OutputError: It cannot be written.
     """
-    path = Path(path)
-    if path.suffix != _SUFFIX:
-        raise InputError(f"expected a name for the reference that ends in {_SUFFIX}, got {path}")
+    path = check_name(path)
     assert payload.num_ranks == 1
     kept = {key: to_plain(value) for key, value in flatten(settings).items() if not key.endswith("negative_references")}
     about: dict[str, Any] = {"grid": payload.grid, "fingerprint": fingerprint, "settings": kept}
@@ -125,31 +134,3 @@ def load_reference(path: str | Path) -> tuple[ReferenceCache | ReferenceTokens, 
 def _list_tensors(tensors: Mapping[str, torch.Tensor], name: str) -> tuple[torch.Tensor, ...]:
     count = sum(key.startswith(f"{name}.") for key in tensors)
     return tuple(tensors[f"{name}.{index}"] for index in range(count))
-
-
-def encode_files(
-    pipeline: DiffusionPipeline,
-    videos: Sequence[Path],
-    captions: Sequence[str],
-    output: Path,
-    settings: Mapping[str, Any],
-) -> None:
-    """Encode reference videos and write them as one file.
-
-    Args:
-        pipeline: A `VideoAsPromptPipeline`.
-        videos: Video files.
-        captions: One for all, or one each; without any they are empty.
-        output: File to write.
-        settings: Changes to the model's settings, those of the generations to come.
-
-    Raises:
-        VideoError: A video cannot be read.
-        InputError: A setting is not valid, or the name of the file is not.
-        OutputError: The file cannot be written.
-    """
-    resolved = pipeline.defaults.override(**settings)
-    readings = [resolved.read_reference(place, len(videos)) for place in range(len(videos))]
-    clips: list[Clip] = [read_clip(path, **reading._asdict()) for path, reading in zip(videos, readings, strict=True)]
-    texts = None if not captions else captions[0] if len(captions) == 1 else list(captions)
-    pipeline.encode_reference(clips, texts, resolved).save(output)
