@@ -1,5 +1,7 @@
 """Files to files: what the process of generating makes of the inputs of Gen-1."""
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +9,10 @@ import numpy as np
 import pytest
 
 from gen1.model_factories import make_picture, make_pipeline, make_source
-from sememe.errors import InputError
+from sememe.errors import InputError, VideoError
 from sememe.gen1.generation import Gen1Inputs
 from sememe.gen1.settings import Settings
-from sememe.video import Clip, read_clip, read_image, write_clip, write_image
+from sememe.video import Clip, VideoLimits, read_clip, read_image, write_clip, write_image
 from sememe.workflows.generate import GenerationRequest, generate
 from sememe.workflows.loading import LoadedModel, load_model
 from sememe.workflows.systems import SYSTEMS
@@ -97,7 +99,7 @@ def test_mistakes_are_found_before_a_file_is_read(inputs: dict[str, Any], messag
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        ({"seconds": 2.0}, "source of at least 16 frames, got 6 .0.75 seconds"),
+        ({"seconds": 2.0}, "source of at least 2 seconds, got 0.75 in"),
         ({"structure": "short.mkv"}, "structure clip of at least the source's 6 frames, got 3"),
         ({"mask": "short.mkv"}, "mask of 1 frame or of the source's 6, got 3"),
         ({"mask": "square.png"}, "mask with the proportions of the source"),
@@ -111,6 +113,22 @@ def test_files_that_do_not_fit_the_source_are_refused(
     given = {name: files / value if isinstance(value, str) else value for name, value in inputs.items()}
     with pytest.raises(InputError, match=message):
         generate(ask(files, tmp_path / "out.mp4", content="gold", **given), loaded=loaded)
+
+
+def test_more_frames_than_the_source_has_are_refused(files: Path, loaded: LoadedModel, tmp_path: Path) -> None:
+    request = replace(ask(files, tmp_path / "out.mp4", content="gold"), settings={"num_frames": 7})
+    with pytest.raises(InputError, match=r"source of at least 7 frames, got 6 \(0\.75 seconds\)"):
+        generate(request, loaded=loaded)
+
+
+def test_of_a_source_of_any_length_the_beginning_is_read(
+    files: Path, loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sememe.video.source.VideoLimits", partial(VideoLimits, max_duration=0.6))
+    with pytest.raises(VideoError, match=r"at most 0\.6 s of video, but .* lasts 0\.8 s"):
+        generate(ask(files, tmp_path / "out.mp4", content="gold"), loaded=loaded)
+    result = generate(ask(files, tmp_path / "out.mp4", content="gold", seconds=0.5), loaded=loaded)
+    assert read_clip(result.output).num_frames == 4
 
 
 def test_a_long_source_is_announced(files: Path) -> None:

@@ -85,6 +85,19 @@ def test_a_section_is_read_as_a_file_of_its_own(tmp_path: Path) -> None:
         read_clip(path, start=2.0, end=1.0)
 
 
+def test_a_section_has_its_own_rate_where_rates_vary(tmp_path: Path) -> None:
+    times = [number / 50 for number in range(10)] + [0.2 + number / 10 for number in range(20)]
+    path = encode(tmp_path / "a.mkv", counting_frames(30), Recipe(times=times))
+    assert read_clip(path).fps == pytest.approx(29 / 2.1)
+    begun = read_clip(path, end=0.2)
+    assert begun.num_frames == 10
+    assert begun.fps == pytest.approx(50)
+    assert read_clip(path, start=0.2).fps == pytest.approx(10)
+    # Of time stamps in whole milliseconds, two frames at 30 a second have an error of a fiftieth.
+    even = encode(tmp_path / "b.mkv", counting_frames(12), Recipe(rate=30))
+    assert {read_clip(even, start=number / 30 - 0.01, end=number / 30 + 0.05).fps for number in range(1, 10)} == {30.0}
+
+
 def test_only_the_section_of_a_long_video_is_held_to_the_limits(tmp_path: Path) -> None:
     path = encode(tmp_path / "a.mp4", counting_frames(60), Recipe(rate=10, options={"g": "5", "bf": "0"}))
     limits = VideoLimits(max_duration=1.5, max_frames=20, max_total_pixels=20 * 32 * 48)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sememe.video.source import Survey
 
 _LONG = 60.0  # seconds
+_ROUNDING = 1e-6  # seconds, of time stamps
 _PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif"})
 
 
@@ -50,6 +51,10 @@ class Gen1Inputs(SystemInputs):
         given = {"source": self.source, "mask": mask, "structure": self.structure}
         return {name: (path,) for name, path in given.items() if path is not None}
 
+    def section(self) -> Mapping[str, float | None]:
+        # What lies over the source may have another rate, and is then compared with the whole of it.
+        return {} if self._has_video_over_source else {"start": None, "end": self.seconds}
+
     def texts(self) -> Mapping[str, Any]:
         return {"content": self.content}
 
@@ -71,13 +76,19 @@ class Gen1Inputs(SystemInputs):
     def fit(self, pipeline: Any, settings: Settings) -> Settings:
         from sememe.video import read_clip
 
-        wanted, count = self._count_frames(settings), len(self._survey.times)
+        survey = self._survey
+        wanted, count = self._count_frames(settings), len(survey.times)
         if wanted > count:
             raise InputError(
-                f"expected a source of at least {wanted} frames, got {count} ({count / self._survey.fps:.2f} seconds) "
+                f"expected a source of at least {wanted} frames, got {count} ({count / survey.fps:.2f} seconds) "
                 f"in {self.source}; ask for less"
             )
-        first = read_clip(self.source, num_frames=1, sampling="first")
+        if self.seconds is not None and self.seconds > survey.file_duration + 0.5 / survey.fps:
+            raise InputError(
+                f"expected a source of at least {self.seconds:g} seconds, got {survey.file_duration:.3g} in "
+                f"{self.source}; ask for less"
+            )
+        first = read_clip(self.source, num_frames=1, sampling="first", survey=survey)
         return settings.override(
             height=settings.size.height or pipeline.grid.nearest_size(first.height),
             width=settings.size.width or pipeline.grid.nearest_size(first.width),
@@ -125,12 +136,17 @@ class Gen1Inputs(SystemInputs):
     def _survey(self) -> "Survey":
         from sememe.video.source import survey_video
 
-        return survey_video(self.source)
+        return survey_video(self.source, end=self.section().get("end"))
 
     def _count_frames(self, settings: Settings) -> int:
         if settings.size.num_frames is not None:
             return settings.size.num_frames
-        return len(self._survey.times) if self.seconds is None else max(1, round(self.seconds * self._survey.fps))
+        times = self._survey.times - self._survey.times[0]
+        return len(times) if self.seconds is None else int((times < self.seconds - _ROUNDING).sum())
+
+    @property
+    def _has_video_over_source(self) -> bool:
+        return self.structure is not None or (self.mask is not None and not self._is_picture(self.mask))
 
     @staticmethod
     def _is_picture(path: Path | None) -> bool:

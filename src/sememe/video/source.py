@@ -56,6 +56,7 @@ class Survey:
             in.
         group_starts: For each group, the seconds at which its keyframe is shown.
         fps: Frames a second, the mean.
+        file_duration: Seconds that the whole file lasts, also where a section of it was surveyed.
         tick: Seconds, the unit of the file's time stamps.
         timed: Whether `times` come from the file; otherwise they are counted up from 0 at the nominal rate.
     """
@@ -66,6 +67,7 @@ class Survey:
     groups: np.ndarray
     group_starts: np.ndarray
     fps: float
+    file_duration: float
     tick: float
     timed: bool
 
@@ -293,14 +295,16 @@ def _ordered(
     if _NO_TIME in stamps or _NO_TIME in starts:
         fps = rate or 25.0
         counted: Times = np.arange(len(stamps)) / fps
-        return Survey(*size, counted, np.zeros(len(stamps), np.int64), np.zeros(1), fps, float(tick), timed=False)
+        groups, duration = np.zeros(len(stamps), np.int64), len(stamps) / fps
+        return Survey(*size, counted, groups, np.zeros(1), fps, duration, float(tick), timed=False)
     order = np.argsort(stamps, kind="stable")
     times: Times = (stamps[order] * float(tick)).astype(np.float64)
     mean = mean_rate(times)
     # The nominal rate is exact where it is right; a mean over rounded times is not.
     fps = rate if rate and (mean is None or abs(mean - rate) < 0.02 * rate) else (mean or 25.0)
     group_starts: Times = (starts * float(tick)).astype(np.float64)
-    return Survey(*size, times, groups[order], group_starts, fps, float(tick), timed=True)
+    duration = float(times[-1] - times[0]) + 1 / fps
+    return Survey(*size, times, groups[order], group_starts, fps, duration, float(tick), timed=True)
 
 
 def _cut(path: Path, survey: Survey, start: float, end: float, limits: VideoLimits) -> Survey:
@@ -310,12 +314,22 @@ def _cut(path: Path, survey: Survey, start: float, end: float, limits: VideoLimi
     first, last = np.searchsorted(times, [start - slack, end - slack])
     if first == last:
         raise VideoError(f"expected frames from {start:g} s on, but {path} lasts {times[-1]:g} s")
-    section = replace(survey, times=survey.times[first:last], groups=survey.groups[first:last])
+    kept: Times = survey.times[first:last]
+    section = replace(survey, times=kept, groups=survey.groups[first:last], fps=_section_rate(survey, kept))
     # Whole groups are decoded, and the one before them, which leading pictures may need.
     low, high = section.groups.min() - 1, section.groups.max()
     num_decoded = int(((survey.groups >= low) & (survey.groups <= high)).sum())
     _check_extent(path, section, num_decoded, limits)
     return section
+
+
+def _section_rate(survey: Survey, times: Times) -> float:
+    """Return the mean rate of a section, which is the file's unless more than rounding tells them apart."""
+    mean = mean_rate(times)
+    if mean is None:
+        return survey.fps
+    rounding = 0.02 / survey.fps + survey.tick / (len(times) - 1)
+    return survey.fps if abs(1 / mean - 1 / survey.fps) < rounding else mean
 
 
 def _promised_packets(container: InputContainer, stream: VideoStream) -> int:
