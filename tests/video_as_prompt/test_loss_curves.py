@@ -74,6 +74,11 @@ def make_wan() -> tuple[BackboneStage, WanVideoAsPromptTransformer]:
     recipe, latents = smoke_backbone(), MadeUpLatents()
     tokenizer = train_tokenizer(latents.full_captions, recipe.text)
     text_encoder = make_text_encoder(recipe.text, len(tokenizer))
+    # Drawn here: versions of transformers begin with different weights, and draw more or fewer numbers for them.
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in sorted(text_encoder.named_parameters()):
+            parameter.normal_(1.0 if "norm" in name else 0.0, 0.2)
     backbone = make_transformer(recipe.network, 4, recipe.text.d_model)
     return BackboneStage(backbone, text_encoder, tokenizer, latents, recipe.settings), backbone
 
