@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
     for command in (encode, show, cut, splice, repeat, reverse, hold, blend, replace_span):
         group.command(command.__name__.replace("_", "-"))(command)
-    app.add_typer(group, name="plans", help="Plans of SemanticGen: of videos, shown and edited.")
+    app.add_typer(group, name="plans", help="Make plans of videos; show and edit plans.")
 
 
 def encode(
@@ -32,7 +32,7 @@ def encode(
     device: Device = None,
     overrides: Overrides = None,
 ) -> None:
-    """Write the plan of a video, as generating from it as the source would take it, and render nothing."""
+    """Write the plan that a generation from a video would follow, without rendering anything."""
     from sememe.events import Progress
     from sememe.semanticgen.plan_files import check_plan_name, encode_plan
     from sememe.semanticgen.system import SEMANTICGEN
