@@ -26,7 +26,7 @@ from sememe.world import EVALUATION_SEED
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> EvaluationSettings:
     folder = tmp_path_factory.mktemp("evaluation")
-    make_pipeline().save_pretrained(folder / "model")
+    make_pipeline(takes_image=True).save_pretrained(folder / "model")
     torch.manual_seed(0)
     SceneReader(VOCABULARY, width=4, feature_dim=8, size=16).save_pretrained(folder / "reader")
     return EvaluationSettings(
@@ -46,7 +46,7 @@ def test_every_row_gives_figures(settings: EvaluationSettings, tmp_path: Path, m
     chosen = ("table", STRICTNESS, LONG)
     report = evaluate(replace(settings, rows=chosen, output=output))
     document = json.loads(output.read_text())
-    names = [row.name for row in list_rows(17, 33)]
+    names = [row.name for row in list_rows(17, 33, takes_image=True)]
     assert [*document["rows"]] == names
     assert document["is_complete"]
     cases = {name: row["cases"] for name, row in document["rows"].items()}
@@ -85,9 +85,10 @@ def test_plans_texts_and_settings_are_those_of_the_row(
             self.pipeline = pipeline
 
     monkeypatch.setattr(Maker, "_generate", watched)
-    evaluate(replace(settings, rows=("no_plan", "floor", "noise_0.5")))
+    evaluate(replace(settings, rows=("no_plan", "floor", "noise_0.5", "picture")))
     assert calls["floor"]["prompt"] == [""] != calls["no_plan"]["prompt"]
-    assert "source" not in calls["no_plan"]
+    assert not {"source", "image"} & calls["no_plan"].keys()
+    assert [np.shape(each) for each in calls["picture"]["image"]] == [(16, 24, 3)]  # type: ignore[attr-defined]
     assert len(calls["noise_0.5"]["source"]) == 1  # type: ignore[arg-type]
     changed = {name: given["settings"] for name, given in calls.items()}
     assert changed["no_plan"].guidance.plan_guidance_scale == 0  # type: ignore[attr-defined]
@@ -145,3 +146,10 @@ def test_the_figures_of_a_row() -> None:
     assert means == [15.0, 11.0, 0.5]
     assert summary.to_cells()["nearest"] == "50.0 % (9.5–90.5)"
     assert summary.to_cells()["read path"] is None
+
+
+def test_a_renderer_without_pictures_is_given_none() -> None:
+    names = {
+        takes_image: {row.name for row in list_rows(17, 33, takes_image=takes_image)} for takes_image in (True, False)
+    }
+    assert names[True] - names[False] == {"picture"}

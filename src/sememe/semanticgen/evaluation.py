@@ -66,6 +66,7 @@ class RowSettings:
         names: Conditions of the scripts; None for all.
         changes: Settings of the generation that differ.
         has_text: Whether there is a text.
+        has_image: Whether the first picture of the true render is given.
         has_own_look: Whether the text names the script's own scene, and not another one.
         group: Group of the row.
     """
@@ -77,6 +78,7 @@ class RowSettings:
     names: tuple[str, ...] | None = None
     changes: tuple[tuple[str, Any], ...] = ()
     has_text: bool = True
+    has_image: bool = False
     has_own_look: bool = True
     group: str = TABLE
 
@@ -89,19 +91,22 @@ class RowSettings:
         return self.names == MOVING
 
 
-def list_rows(num_frames: int, longer: int) -> tuple[RowSettings, ...]:
+def list_rows(num_frames: int, longer: int, *, takes_image: bool) -> tuple[RowSettings, ...]:
     """List all rows.
 
     Args:
         num_frames: Frames of a video as long as those of the training.
         longer: Frames of one that is many times as long.
+        takes_image: Whether the renderer takes a first picture.
     """
     row = partial(RowSettings, num_frames=num_frames)
     follow = partial(row, method="source", names=MOVING, has_own_look=False)
     still = tuple(name for name in conditions(family="motion") if name in PASSING)
     long = partial(RowSettings, num_frames=longer, names=still, group=LONG)
+    pictured = row("picture", "a text and the true render's first picture: planned by the text alone", has_image=True)
     return (
         row("prompt", "a text alone: planned, then rendered"),
+        *([pictured] if takes_image else []),
         row("no_plan", "the same renderer without a plan", changes=(("plan_guidance_scale", 0.0),)),
         row("true_plan", "the plan of the true render: what a perfect planner would give", method="source"),
         row("plan_alone", "the same plan without a text", method="source", has_text=False),
@@ -220,6 +225,8 @@ class Maker:
         texts = [script_caption(each.scene, [parts_of(name) for name, _ in each.spans]) for each in asked]
         if row.method == "source":
             given["source"] = [self.film(row, case).clip for case in cases]
+        if row.has_image:
+            given["image"] = [self.film(row, case).clip.frames[0] for case in cases]
         output = self.pipeline(
             "" if row.is_long else texts if row.has_text else [""] * len(cases),
             num_frames=row.num_frames,
@@ -273,7 +280,12 @@ def build_rows(
     source = READER if reader is None and READER.is_dir() else reader
     judge = None if source is None else ClipReader.load(source)
     maker, size = Maker(pipeline, settings, judge), settings.size
-    rows = list_rows(size.num_frames, pipeline.grid.nearest_num_frames(LENGTHS * size.num_frames))
+    config: Any = pipeline.transformer.config
+    rows = list_rows(
+        size.num_frames,
+        pipeline.grid.nearest_num_frames(LENGTHS * size.num_frames),
+        takes_image=config.in_channels > config.out_channels,
+    )
     cases = {row.name: deal_row(row, generations, seed) for row in rows}
     built = tuple(
         Row(
