@@ -15,8 +15,10 @@ LENGTHS = st.integers(1, 13)
 SECONDS = st.sampled_from([0.1, 0.7, 1.0, 2.5, 4.0, 5.0, 100.0])
 
 
-def window_of(times: np.ndarray, seconds: float, layer: int) -> np.ndarray:
-    return np.floor((2 * times / seconds + 1e-6 + layer % 2) // 2)
+def window_of(times: np.ndarray, end: float, seconds: float, layer: int) -> np.ndarray:
+    """The window of each moment, of which the last half one is full."""
+    halves = np.minimum(np.floor(2 * times / seconds + 1e-6), max(1, np.floor(2 * end / seconds + 1e-6)) - 1)
+    return (halves + layer % 2) // 2
 
 
 def attend(
@@ -55,7 +57,8 @@ def test_windows_equal_masked_attention(
 
     joint = torch.cat([latents, semantic], dim=1)
     times = np.concatenate([clock.times(num_frames).repeat(4), slice_times.repeat(2)])
-    windows = torch.from_numpy(window_of(times, seconds, layer))
+    end = ((num_frames - 1) * clock.temporal_ratio + 1) / clock.fps
+    windows = torch.from_numpy(window_of(times, end, seconds, layer))
     expected = attend(joint, joint, joint, windows[:, None] == windows[None])[:, : 4 * num_frames]
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
@@ -70,6 +73,18 @@ def test_windows_shift_by_half_and_do_not_wrap() -> None:
     assert sizes(layout, 0) == [5 * 12 + 8 * 4, 4 * 12 + 8 * 4]
     assert sizes(layout, 1) == [3 * 12 + 4 * 4, 4 * 12 + 8 * 4, 2 * 12 + 4 * 4]
     assert sizes(layout, 2) == sizes(layout, 0)
+
+
+def test_what_does_not_fill_half_a_window_joins_the_half_before() -> None:
+    # 9.1 seconds: one more latent frame and two more slices than 8 seconds have.
+    layout = lay_out(10, 18, window_seconds=4.0)
+    assert sizes(layout, 0) == [5 * 12 + 8 * 4, 5 * 12 + 10 * 4]
+    assert sizes(layout, 1) == [3 * 12 + 4 * 4, 4 * 12 + 8 * 4, 3 * 12 + 6 * 4]
+    # 10.1 seconds: another half, which is full.
+    layout = lay_out(11, 20, window_seconds=4.0)
+    assert sizes(layout, 0) == [5 * 12 + 8 * 4, 4 * 12 + 8 * 4, 2 * 12 + 4 * 4]
+    # Shorter than half a window.
+    assert sizes(lay_out(2, 2, window_seconds=4.0), 1) == [2 * 12 + 2 * 4]
 
 
 @pytest.mark.parametrize("layer", [0, 1])

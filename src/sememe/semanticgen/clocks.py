@@ -107,6 +107,10 @@ class LatentClock:
         frames = np.arange(num_latent_frames) * ratio - (ratio - 1) / 2
         return (np.maximum(frames, 0.0) + 0.5) / self.fps
 
+    def end(self, num_latent_frames: int) -> float:
+        """Return the seconds at which the last latent frame ends."""
+        return ((num_latent_frames - 1) * self.temporal_ratio + 1) / self.fps
+
     def frames_at(self, times: Times) -> Int[np.ndarray, " moment"]:
         """Return the latent frames that show moments at or after 0 seconds."""
         frames = times * self.fps - 1.0

@@ -5,7 +5,7 @@ in even layers, whose windows begin at multiples of the window's length, and in 
 window. Attention in windows is then a reshape of tokens into the batch; no mask is built and no token is padded.
 
 The paper does not say how windows end. Here nothing wraps around: in odd layers the first half window stands alone,
-and the last window of any layer holds what is left.
+and the last window of any layer holds what is left, in a last half that may be up to twice as long as others.
 """
 
 from collections.abc import Iterable, Sequence
@@ -212,7 +212,8 @@ def make_layout(
 ) -> WindowLayout:
     """Lay out the tokens of a video.
 
-    A latent frame or slice belongs to the window and segment that its centre lies in.
+    A latent frame or slice belongs to the window and segment that its centre lies in. What is left at the end and does
+    not fill half a window joins the half before it: no training meets a window with a single latent frame.
 
     Args:
         clock: Times of the latent frames.
@@ -234,7 +235,8 @@ def make_layout(
     num_frames, *grid = latent_shape
     slice_times = np.zeros(0) if slices is None else slices.times
     latent_times = clock.times(num_frames)
-    marks = [_mark(times, window_seconds, ends) for times in (latent_times, slice_times)]
+    end = clock.end(num_frames)
+    marks = [_mark(times, end, window_seconds, ends) for times in (latent_times, slice_times)]
     latent_stops, slice_stops = ({key: stop for stop, key in enumerate(keys, 1)} for keys in marks)
     pieces, latent, piece_slice = [], 0, 0
     for key in sorted(latent_stops.keys() | slice_stops.keys()):
@@ -251,9 +253,15 @@ def make_layout(
     )
 
 
-def _mark(times: Times, window_seconds: float | None, ends: Float[np.ndarray, " end"]) -> list[tuple[int, int]]:
-    """Return half window and segment of each moment; both rise with time."""
-    half = np.zeros(len(times)) if window_seconds is None else np.floor(2 * times / window_seconds + _ROUNDING)
+def _mark(
+    times: Times, end: float, window_seconds: float | None, ends: Float[np.ndarray, " end"]
+) -> list[tuple[int, int]]:
+    """Return half window and segment of each moment of a video that ends at `end`; both rise with time."""
+    if window_seconds is None:
+        half = np.zeros(len(times))
+    else:
+        num_full = max(1, int(2 * end / window_seconds + _ROUNDING))
+        half = np.minimum(np.floor(2 * times / window_seconds + _ROUNDING), num_full - 1)
     segments = np.searchsorted(ends, times + _ROUNDING, side="right")
     return list(zip(half.astype(int).tolist(), segments.tolist(), strict=True))
 
