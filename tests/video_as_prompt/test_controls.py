@@ -15,6 +15,7 @@ from sememe.video_as_prompt.inputs import check_references, make_request
 from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
 from sememe.video_as_prompt.quirks import stretch_clip, stretch_pictures
 from sememe.video_as_prompt.references import ReferenceCache, ReferenceTokens
+from sememe.video_as_prompt.settings import OFFICIAL_NEGATIVE_PROMPT
 from video_as_prompt.pipeline_factories import make_clip, make_cogvideox_pipeline, make_picture, make_pipeline
 
 
@@ -295,6 +296,17 @@ def test_each_quirk_changes_the_result() -> None:
     for quirk in ("stretched_frames", "uncropped_image_embeds", "negative_reference_prompt"):
         quirky = generate(pipe, reference_prompts="melts", official_quirks=[quirk])
         assert not torch.allclose(base, quirky, atol=1e-6), quirk
+
+
+def test_the_official_negative_prompt_stands_where_there_is_none() -> None:
+    pipe = make_pipeline(guidance_scale=3.0, num_inference_steps=1)
+    quirk: dict[str, Any] = {"official_quirks": ["long_negative_prompt"]}
+    quirky = generate(pipe, **quirk)
+    assert torch.equal(quirky, generate(pipe, negative_prompt=OFFICIAL_NEGATIVE_PROMPT))
+    assert not torch.allclose(quirky, generate(pipe), atol=1e-6)
+    assert torch.equal(generate(pipe, negative_prompt="", **quirk), generate(pipe))
+    stated = make_pipeline(guidance_scale=3.0, num_inference_steps=1, negative_prompt="blurry")
+    assert torch.equal(generate(stated, **quirk), generate(stated))
 
 
 def test_what_has_the_target_shape_already_is_not_stretched() -> None:

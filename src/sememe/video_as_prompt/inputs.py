@@ -13,7 +13,7 @@ from sememe.video import Clip, Picture, to_picture
 from sememe.video_as_prompt.families import BackboneFamily
 from sememe.video_as_prompt.reference_files import fingerprint_transformer, load_reference, save_reference
 from sememe.video_as_prompt.references import ReferenceCache, ReferenceTokens
-from sememe.video_as_prompt.settings import ExperimentalSettings, Settings
+from sememe.video_as_prompt.settings import OFFICIAL_NEGATIVE_PROMPT, ExperimentalSettings, Settings
 from sememe.video_as_prompt.shapes import TextEmbeds
 
 Texts = str | tuple[str, ...]
@@ -172,6 +172,9 @@ def make_request(
         negative_prompt = prompt.negative_prompt if negative_prompt is None else negative_prompt
         reference_prompts = prompt.reference_prompts if reference_prompts is None else reference_prompts
         prompt = prompt.prompt
+    if negative_prompt is None and not settings.guidance.negative_prompt:
+        quirks = settings.experimental.official_quirks
+        negative_prompt = OFFICIAL_NEGATIVE_PROMPT if "long_negative_prompt" in quirks else None
     settings = settings.override(negative_prompt=negative_prompt)
     needs_reference = settings.guidance.reference_guidance_scale != 0
     negative_references = settings.experimental.negative_references

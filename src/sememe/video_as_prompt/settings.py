@@ -13,6 +13,7 @@ Quirk = Literal[
     "stretched_frames",
     "uncropped_image_embeds",
     "negative_reference_prompt",
+    "long_negative_prompt",
     "sampled_latents",
     "truncated_timesteps",
 ]
@@ -21,6 +22,8 @@ Quirk = Literal[
 - `stretched_frames`: pictures and references are stretched to the target's shape instead of cropped.
 - `uncropped_image_embeds`: CLIP sees pictures and references as they were passed, not as the backbone sees them.
 - `negative_reference_prompt`: under the negative prompt the reference's caption is the negative prompt too.
+- `long_negative_prompt`: where neither the call nor the model has a negative prompt, it is the official one, as
+  released models have it without this.
 - `sampled_latents`: CogVideoX's references and first frames are drawn from the autoencoder's posterior with the
   generation's generator (whose noise is laid out with frames before channels), instead of being its mode.
 - `truncated_timesteps`: Wan's UniPC takes slightly different steps, those of an older diffusers.
