@@ -9,9 +9,12 @@ import pytest
 import torch
 from accelerate import cpu_offload
 from peft import LoraConfig
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from cli.runs import refused, run_here
 from model_folders import save_model
+from sememe.compute.placement import apply_storage
 from sememe.errors import InputError, ModelError
 from sememe.video import Clip, write_clip, write_image
 from sememe.video_as_prompt.inputs import EncodedReference
@@ -20,19 +23,34 @@ from sememe.video_as_prompt.reference_files import fingerprint_transformer
 from video_as_prompt.pipeline_factories import make_clip, make_cogvideox_pipeline, make_picture, make_pipeline
 
 
-def generate(pipe: VideoAsPromptPipeline, references: Any) -> torch.Tensor:
+def generate(pipe: VideoAsPromptPipeline, references: Any, **size: Any) -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
-    return pipe(make_picture(), references, generator=generator, output_type="latent").frames
+    return pipe(make_picture(), references, generator=generator, output_type="latent", **size).frames
 
 
-@pytest.mark.parametrize("kind", ["cached", "joint", "cogvideox"])
+@pytest.mark.parametrize("kind", ["cached", "joint", "cogvideox", "clip", "approximate", "coarse"])
 def test_a_reference_from_a_file_is_the_reference(kind: str, tmp_path: Path) -> None:
-    pipe = make_cogvideox_pipeline() if kind == "cogvideox" else make_pipeline(kind)
-    encoded = pipe.encode_reference([make_clip(), make_clip(1)], "a cat")
+    if kind == "cogvideox":
+        pipe = make_cogvideox_pipeline()
+    else:
+        pipe = make_pipeline("cached" if kind == "cached" else "joint", clip=kind == "clip")
+    size: dict[str, Any] = {"reference_downscale": 2, "height": 64, "width": 64} if kind == "coarse" else {}
+    clips = [make_clip(), make_clip(1)]
+    encoded = pipe.encode_reference(clips, "a cat", approximate=kind == "approximate", **size)
     encoded.save(tmp_path / "reference.safetensors")
     loaded = EncodedReference.load(tmp_path / "reference.safetensors")
     assert (loaded.settings, loaded.fingerprint) == (encoded.settings, encoded.fingerprint)
-    assert torch.equal(generate(pipe, loaded), generate(pipe, encoded))
+    assert loaded.payload is None
+    assert torch.equal(generate(pipe, loaded, **size), generate(pipe, encoded, **size))
+
+
+def test_a_file_holds_what_the_expert_reads(tmp_path: Path) -> None:
+    """Not what it makes of it, which is larger by the widths of tokens over those of latents, and by its blocks."""
+    encoded = make_pipeline("joint").encode_reference(make_clip())
+    encoded.save(tmp_path / "reference.safetensors")
+    held = load_file(tmp_path / "reference.safetensors")
+    assert held.keys() == {"latents.0", "text.0"}
+    assert torch.equal(held["latents.0"], encoded.inputs.latents[0])
 
 
 def test_a_fingerprint_is_that_of_the_weights() -> None:
@@ -50,7 +68,10 @@ def test_a_fingerprint_is_that_of_the_weights() -> None:
     adapted = make_pipeline()
     adapted.transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q"]), "quick")
     found.add(fingerprint_transformer(adapted.transformer))
-    assert len(found) == 3
+    small = make_pipeline()
+    apply_storage(small, "fp8")
+    found.add(fingerprint_transformer(small.transformer))
+    assert len(found) == 4
     with pytest.raises(ModelError, match="encoded by this model"):
         generate(adapted, pipe.encode_reference(make_clip()))
 
@@ -59,12 +80,16 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     encoded = make_pipeline().encode_reference(make_clip())
     with pytest.raises(InputError, match=r"ends in \.safetensors"):
         encoded.save(tmp_path / "reference.pt")
+    encoded.save(tmp_path / "whole.safetensors")
     path = tmp_path / "reference.safetensors"
     encoded.save(path)
     path.write_bytes(path.read_bytes()[:-10])
     folder = save_model(tmp_path / "model")
     os.mkfifo(tmp_path / "pipe.safetensors")
-    others = [tmp_path / "absent.safetensors", tmp_path / "pipe.safetensors"]
+    with safe_open(tmp_path / "whole.safetensors", "pt") as file:
+        about = file.metadata()
+    save_file({"latents.0": torch.zeros(4, 2), "text.0": torch.zeros(1, 2, 4)}, tmp_path / "flat.safetensors", about)
+    others = [tmp_path / f"{name}.safetensors" for name in ("absent", "pipe", "flat")]
     for other in (path, next((folder / "vae").glob("*.safetensors")), *others):
         with pytest.raises(ModelError, match="expected an encoded reference in"):
             EncodedReference.load(other)

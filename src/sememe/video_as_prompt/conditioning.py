@@ -124,20 +124,27 @@ class ConditionEncoder:
         self._encoded.clear()
         return found
 
-    def encode_clips(self, entries: Sequence[ReferenceClips], generator: Generators = None) -> Reference:
-        """Encode a batch of references in one pass of the expert; each entry has the same number of clips."""
-        encodes_once = self.settings.experimental.encodes_once
-        if encodes_once and self.family.transformer.config.reference_timestep is None:
+    def encode_clips(self, entries: Sequence[ReferenceClips], generator: Generators = None) -> ReferenceInputs:
+        """Encode a batch of references for the expert; each entry has the same number of clips."""
+        if self.settings.experimental.encodes_once and self.family.transformer.config.reference_timestep is None:
             raise InputError(
                 "this model reads its reference at the target's timestep, which changes from step to step, so it "
                 "cannot be encoded once; give reference_refresh with approximate"
             )
         source = self._posterior_source(generator)
         # A reference that all pictures share uses the generator of the first picture.
-        inputs = self._make_inputs(entries, source[: len(entries)] if isinstance(source, list) else source)
+        return self._make_inputs(entries, source[: len(entries)] if isinstance(source, list) else source)
+
+    def run_expert(self, inputs: ReferenceInputs, *, once: bool) -> Reference:
+        """Run the expert on a batch of references in one pass.
+
+        Args:
+            inputs: References.
+            once: Whether that of a two-way model serves all steps, which is approximate.
+        """
         with precision(self.family.device, self.settings, self.family.transformer.dtype):
-            if encodes_once or self.family.transformer.config.attention_mode == "cached":
-                return self.family.encode_reference(inputs, approximate=encodes_once)
+            if once or self.family.transformer.config.attention_mode == "cached":
+                return self.family.encode_reference(inputs, approximate=once)
             return self.family.embed_reference(inputs)
 
     def encode_texts(self, prompts: Sequence[str]) -> TextEmbeds:
@@ -164,15 +171,25 @@ class ConditionEncoder:
     def _encode_entries(self, entries: Sequence[ReferenceClips | EncodedReference], generator: Generators) -> Reference:
         clips = [entry for entry in entries if isinstance(entry, ReferenceClips)]
         if len(clips) == len(entries):
-            return self.encode_clips(clips, generator)
+            return self._read_clips(clips, generator)
         return join_references(
             [
-                entry.payload.to(self.family.device, self.family.transformer.dtype)
+                self._read_encoded(entry)
                 if isinstance(entry, EncodedReference)
-                else self.encode_clips([entry], generator)
+                else self._read_clips([entry], generator)
                 for entry in entries
             ]
         )
+
+    def _read_clips(self, clips: Sequence[ReferenceClips], generator: Generators) -> Reference:
+        inputs = self.encode_clips(clips, generator)
+        return self.run_expert(inputs, once=self.settings.experimental.encodes_once)
+
+    def _read_encoded(self, entry: EncodedReference) -> Reference:
+        place = (self.family.device, self.family.transformer.dtype)
+        if entry.payload is not None:
+            return entry.payload.to(*place)
+        return self.run_expert(entry.inputs.to(*place), once=entry.settings.experimental.encodes_once)
 
     def _make_inputs(self, entries: Sequence[ReferenceClips], generator: Generators) -> ReferenceInputs:
         dtype = self.family.transformer.dtype

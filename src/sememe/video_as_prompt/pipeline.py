@@ -227,8 +227,9 @@ class VideoAsPromptPipeline(SystemPipeline, AdapterMixin, WanLoraLoaderMixin):
         known = find_embeds(prompts, settings) if isinstance(prompts, EncodedPrompt) else {}
         captions = prompts.reference_prompts if isinstance(prompts, EncodedPrompt) else prompts
         encoder = ConditionEncoder(self.family, settings, known)
-        payload = encoder.encode_clips([check_references(clips, captions, settings.size.fps)])
-        return EncodedReference(payload, settings, fingerprint_transformer(self.transformer))
+        inputs = encoder.encode_clips([check_references(clips, captions, settings.size.fps)])
+        payload = encoder.run_expert(inputs, once=settings.experimental.encodes_once)
+        return EncodedReference(inputs, settings, fingerprint_transformer(self.transformer), payload)
 
     @torch.no_grad()
     @sends_modules_back

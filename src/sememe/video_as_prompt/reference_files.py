@@ -3,8 +3,8 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import ModelMixin
@@ -15,9 +15,8 @@ from sememe.checkpoints.tensor_files import save_tensors
 from sememe.errors import InputError, ModelError
 from sememe.files import atomic_path
 from sememe.records import flatten, to_plain
-from sememe.video_as_prompt.reference_attention import ReferenceStream
-from sememe.video_as_prompt.references import ReferenceCache, ReferenceTokens
-from sememe.video_as_prompt.rotary import RotaryTables
+from sememe.video_as_prompt.references import ReferenceInputs
+from sememe.video_as_prompt.rotary import TokenExtent
 from sememe.video_as_prompt.settings import Settings
 
 _SUFFIX = ".safetensors"
@@ -73,40 +72,28 @@ def check_name(path: str | Path) -> Path:
     return path
 
 
-def save_reference(
-    payload: ReferenceCache | ReferenceTokens, settings: Settings, fingerprint: str, path: str | Path
-) -> None:
-    """Write an encoded reference as one safetensors file.
+def save_reference(inputs: ReferenceInputs, settings: Settings, fingerprint: str, path: str | Path) -> None:
+    """Write an encoded reference as one safetensors file: what the expert reads, far less than what it makes of it.
 
     Raises:
         InputError: The name does not end in .safetensors.
         OutputError: It cannot be written.
     """
     path = check_name(path)
-    assert payload.num_ranks == 1
     kept = {key: to_plain(value) for key, value in flatten(settings).items() if not key.endswith("negative_references")}
-    about: dict[str, Any] = {"grid": payload.grid, "fingerprint": fingerprint, "settings": kept}
-    tensors: dict[str, torch.Tensor] = {}
-    if isinstance(payload, ReferenceCache):
-        for name, found in (("key", payload.keys), ("value", payload.values)):
-            tensors |= {f"{name}.{index}": tensor for index, tensor in enumerate(found)}
-    else:
-        about["lengths"] = payload.stream.lengths
-        tensors["hidden_states"] = payload.hidden_states
-        tensors |= {f"text.{index}": text for index, text in enumerate(payload.stream.texts)}
-        if payload.stream.temb is not None:
-            tensors["temb"] = payload.stream.temb
-        if payload.stream.rotary is not None:
-            tensors |= payload.stream.rotary._asdict()
+    extent = None if inputs.extent is None else asdict(inputs.extent)
+    about = {"fingerprint": fingerprint, "settings": kept, "extent": extent}
+    groups = {"latents": inputs.latents, "text": inputs.text_embeds, "image": inputs.image_embeds or ()}
+    tensors = {f"{name}.{index}": each.clone() for name, found in groups.items() for index, each in enumerate(found)}
     with atomic_path(path) as part:
-        save_tensors({name: tensor.clone() for name, tensor in tensors.items()}, part, {_KIND: json.dumps(about)})
+        save_tensors(tensors, part, {_KIND: json.dumps(about)})
 
 
-def load_reference(path: str | Path) -> tuple[ReferenceCache | ReferenceTokens, Settings, str]:
+def load_reference(path: str | Path) -> tuple[ReferenceInputs, Settings, str]:
     """Read what `save_reference` wrote.
 
     Returns:
-        Payload on the CPU, settings and fingerprint.
+        Inputs of the expert on the CPU, settings and fingerprint.
 
     Raises:
         ModelError: It is no such file, or is damaged.
@@ -117,20 +104,16 @@ def load_reference(path: str | Path) -> tuple[ReferenceCache | ReferenceTokens, 
         with safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {})[_KIND])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        grid = (int(about["grid"][0]), int(about["grid"][1]))
         settings = Settings().override(**{str(key): value for key, value in about["settings"].items()})
-        fingerprint = str(about["fingerprint"])
-        if "hidden_states" not in tensors:
-            keys, values = (_list_tensors(tensors, name) for name in ("key", "value"))
-            return ReferenceCache(keys, values, grid), settings, fingerprint
-        rotary = RotaryTables(tensors["cos"], tensors["sin"]) if "cos" in tensors else None
-        lengths = tuple(int(length) for length in about["lengths"])
-        stream = ReferenceStream(_list_tensors(tensors, "text"), lengths, tensors.get("temb"), rotary)
-        return ReferenceTokens(tensors["hidden_states"], stream, grid), settings, fingerprint
-    except (OSError, SafetensorError, LookupError, TypeError, ValueError, InputError) as error:
+        latents, texts, images = (_list_tensors(tensors, *of) for of in (("latents", 5), ("text", 3), ("image", 3)))
+        extent = None if about["extent"] is None else TokenExtent(**about["extent"])
+        return ReferenceInputs(latents, texts, images or None, extent), settings, str(about["fingerprint"])
+    except (OSError, SafetensorError, LookupError, TypeError, ValueError, InputError, ModelError) as error:
         raise ModelError(f"expected an encoded reference in {path}, but it is none or is damaged") from error
 
 
-def _list_tensors(tensors: Mapping[str, torch.Tensor], name: str) -> tuple[torch.Tensor, ...]:
-    count = sum(key.startswith(f"{name}.") for key in tensors)
-    return tuple(tensors[f"{name}.{index}"] for index in range(count))
+def _list_tensors(tensors: Mapping[str, torch.Tensor], name: str, ndim: int) -> tuple[torch.Tensor, ...]:
+    found = tuple(tensors[f"{name}.{index}"] for index in range(sum(key.startswith(f"{name}.") for key in tensors)))
+    if any(each.ndim != ndim or not each.is_floating_point() for each in found):
+        raise ValueError
+    return found

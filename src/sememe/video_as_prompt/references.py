@@ -46,6 +46,15 @@ class ReferenceInputs:
         if min(counts) < 1 or len(set(counts)) > 1:
             raise ModelError(f"each reference needs latents and a caption, but their counts are {counts}")
 
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "ReferenceInputs":
+        """Move the inputs to a device, in a precision."""
+
+        def move(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return tuple(tensor.to(device=device, dtype=dtype) for tensor in tensors)
+
+        images = None if self.image_embeds is None else move(self.image_embeds)
+        return replace(self, latents=move(self.latents), text_embeds=move(self.text_embeds), image_embeds=images)
+
     def split(self) -> tuple["ReferenceInputs", ...]:
         """Return the inputs of each reference."""
         images = self.image_embeds or (None,) * len(self.latents)
