@@ -20,6 +20,7 @@ from sememe.files import describe_write_error
 _STEM = "diffusion_pytorch_model"
 WEIGHTS_NAME = f"{_STEM}.safetensors"
 INDEX_NAME = f"{WEIGHTS_NAME}.index.json"
+_ALIGNMENT = 64  # bytes, that of tensors which torch makes itself
 SHARD_PATTERN = _STEM + "{suffix}.safetensors"
 
 
@@ -116,6 +117,17 @@ def iterate_tensors(folder: Path, expected: Mapping[str, torch.Size]) -> Iterato
     stored = read_stored_tensors(folder, (_STEM,))
     check_tensors(folder, expected, stored)
     yield from iterate_stored(stored)
+
+
+def align_weights(module: nn.Module) -> None:
+    """Copy weights that lie where a mapped file has them: with another alignment products round otherwise."""
+    for parameter in module.parameters():
+        if (
+            type(parameter.data) is torch.Tensor
+            and parameter.device.type == "cpu"
+            and parameter.data_ptr() % _ALIGNMENT
+        ):
+            parameter.data = parameter.data.clone()
 
 
 def set_tensor(model: nn.Module, key: str, tensor: torch.Tensor) -> None:

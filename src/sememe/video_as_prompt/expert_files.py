@@ -15,7 +15,7 @@ from diffusers import ModelMixin
 
 from sememe.checkpoints.components import load_strictly
 from sememe.checkpoints.headers import CONFIG_NAME, read_json
-from sememe.checkpoints.tensor_files import iterate_tensors, set_tensor, write_tensors
+from sememe.checkpoints.tensor_files import align_weights, iterate_tensors, set_tensor, write_tensors
 from sememe.compute.storage import check_savable
 from sememe.errors import ModelError
 from sememe.records import to_plain
@@ -254,6 +254,7 @@ class TwoFolderFiles(ModelMixin):
         """
         config = cls.read_expert_config(expert_folder)
         backbone = load_strictly(cls.backbone_class, backbone_folder, torch_dtype, **settings)
+        align_weights(backbone)
         model = cls.from_backbone(backbone, **{name: config[name] for name in cls.own_settings})
         model.load_expert(expert_folder)
         return model
