@@ -8,6 +8,7 @@ import pytest
 
 from sememe.errors import InputError, VideoError
 from sememe.video import Clip, VideoLimits, read_clip
+from sememe.video.source import survey_video
 from video_files import Recipe, corner_names, counting_frames, encode, frame_numbers, patch_display_matrix, quadrants
 
 
@@ -129,6 +130,23 @@ def test_decoded_frames_are_let_go(tmp_path: Path) -> None:
     finally:
         gc.enable()
     assert held <= 1
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        (VideoLimits(max_frames=11), "unfolds to more than its header says"),
+        (VideoLimits(max_total_pixels=11 * 32 * 48), "unfolds to more than its header says"),
+        (VideoLimits(max_pixels=32 * 47), "those of .* are 48x32"),
+    ],
+)
+def test_frames_are_held_to_the_limits_again_as_they_are_decoded(
+    limits: VideoLimits, message: str, tmp_path: Path
+) -> None:
+    path = encode(tmp_path / "a.mp4", counting_frames(12))
+    promised = survey_video(path)  # as a header that lies would have passed
+    with pytest.raises(VideoError, match=message):
+        read_clip(path, limits=limits, survey=promised)
 
 
 def test_one_frame(tmp_path: Path) -> None:

@@ -152,6 +152,18 @@ def test_released_files_as_they_are(tmp_path: Path) -> None:
     assert open_separate(tmp_path / "backbone", tmp_path / "expert").tensors.keys() == transformer.state_dict().keys()
 
 
+@pytest.mark.parametrize("name", ["shared.weight", "encoder.embed_tokens.weight"])
+def test_the_embedding_of_a_text_encoder_has_either_name(name: str, copy: Path) -> None:
+    path = next((copy / "text_encoder").glob("*.safetensors"))
+    tensors = load_file(path)
+    (stored,) = {"shared.weight", "encoder.embed_tokens.weight"} & tensors.keys()
+    embedding = tensors.pop(stored)
+    save_file({**tensors, name: embedding}, path, {"format": "pt"})
+    encoder = VideoAsPromptPipeline.from_pretrained(copy).text_encoder
+    assert torch.equal(encoder.get_input_embeddings().weight, embedding)
+    assert torch.equal(encoder.encoder.embed_tokens.weight, embedding)
+
+
 def change_index(folder: Path, **changes: Any) -> None:
     path = folder / "model_index.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
