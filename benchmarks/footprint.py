@@ -179,7 +179,9 @@ def _measure_ours(size: Size, mode: AttentionMode, stock_peak: int) -> dict[str,
         )
 
     expert = sum(parameter.numel() * parameter.element_size() for _, parameter in transformer.expert_named_parameters())
-    record = record_bytes(pipeline.encode_reference([reference]).payload)
+    encoded = pipeline.encode_reference([reference]).payload
+    assert encoded is not None
+    record = record_bytes(encoded)
     weights = sum(count_bytes(part) for part in (parts["vae"], parts["text_encoder"], transformer))
     activations = _track(generate)
     peak, allowed = weights + activations, stock_peak + expert + record

@@ -121,6 +121,8 @@ def test_damaged_avif_pictures_are_refused(tmp_path: Path) -> None:
     content = (tmp_path / "whole.avif").read_bytes()
     (tmp_path / "damaged.avif").write_bytes(content[: len(content) // 2])
     assert "damaged" in refusal(tmp_path / "damaged.avif")
+    (tmp_path / "damaged.avif").write_bytes(content[:60])
+    assert "HEIC" not in refusal(tmp_path / "damaged.avif")
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,8 @@ def _name_format(path: Path) -> str:
     for name, magic in _OTHER_FORMATS.items():
         if start.startswith(magic):
             return f"{name}, which is not read; convert it to png or jpeg first"
-    if start[4:8] == b"ftyp" and any(brand in start[8:32] for brand in (b"heic", b"heix", b"hevc", b"mif1")):
+    brands = start[8:32] if start[4:8] == b"ftyp" else b""
+    if b"avif" not in brands and any(brand in brands for brand in (b"heic", b"heix", b"hevc", b"mif1")):
         is_read = _list_formats() != FORMATS
         return "a HEIC picture, " + (
             "and is damaged" if is_read else "which needs pip install 'sememe[heic]'; install it or export it as jpeg"
