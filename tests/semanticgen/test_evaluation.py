@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from sememe.evaluation.reader import VOCABULARY, SceneReader
 from sememe.evaluation.statistics import wilson_interval
 from sememe.semanticgen import evaluation
 from sememe.semanticgen.evaluation import LONG, NO_READER, STRICTNESS, Maker, RowSettings, list_rows
-from sememe.semanticgen.judgements import Likeness, ScriptCase, ScriptResult, compare_renders, summarise
+from sememe.semanticgen.judgements import Likeness, ScriptCase, ScriptResult, Sighting, compare_renders, summarise
 from sememe.video import Clip, read_image
 from sememe.workflows.evaluate import EvaluationSettings, evaluate
 from sememe.world import EVALUATION_SEED
@@ -116,6 +116,9 @@ def test_without_a_reader_clips_are_compared_with_renders(
     assert [case["likeness"] for case in cases["source"]] == [None] * 3
     assert [case["moving_path"] for case in cases["prompt"]] == [None] * 3
     assert all(isinstance(case["moving_path"], float) for case in (*cases["source"], *cases["source_ceiling"]))
+    seen = [case["sighting"] for each in cases.values() for case in each]
+    assert all(each["seen_conditions"] == each["asked_conditions"] for each in seen[:3])
+    assert seen[0]["asked"].keys() == seen[0]["seen"].keys() == {"subject", "place", "colour"}
     assert all(case["reading"] is None for each in cases.values() for case in each)
     assert [ScriptResult.from_values(case) for case in cases["source"]] == [*report.rows[2].results]
     with pytest.raises(InputError, match="another"):  # what one reader finds is not what another does
@@ -135,13 +138,26 @@ def test_a_clip_is_nearest_to_its_own_render_or_not() -> None:
 
 def test_the_figures_of_a_row() -> None:
     drift = measure_drift(Clip(np.full((2, 16, 16, 3), 110, np.uint8), 8.0))
+    look: dict[str, str] = {"subject": "cat", "place": "hills", "colour": "red"}
+    spans: tuple[str | None, ...] = ("jump", None)
     results = [
-        ScriptResult(ScriptCase(1, 1, 0), Likeness(20.0, 1, 10.0), 0.5, drift),
-        ScriptResult(ScriptCase(2, 2, 0), Likeness(10.0, 2, 12.0), None, drift),
+        ScriptResult(ScriptCase(1, 1, 0), Likeness(20.0, 1, 10.0), 0.5, drift, Sighting(look, look, spans, spans)),
+        ScriptResult(
+            ScriptCase(2, 2, 0),
+            Likeness(10.0, 2, 12.0),
+            None,
+            drift,
+            Sighting(look, look | {"place": "city"}, spans, ("jump", "night")),
+        ),
     ]
     summary = summarise(results)
     assert [result.is_right for result in results] == [True, False]
     assert (summary.nearest, summary.reading) == (wilson_interval(1, 2), None)
+    assert summary.sighting is not None
+    shares = {field.name: getattr(summary.sighting, field.name).value for field in fields(summary.sighting)}
+    halves = {"place": 0.5, "order": 0.5, "everything": 0.5}
+    assert shares == {"subject": 1.0, "colour": 1.0, "condition": 0.75} | halves
+    assert [ScriptResult.from_values(json.loads(json.dumps(asdict(each)))) for each in results] == results
     means = [each.value for each in (summary.psnr, summary.others, summary.moving_path) if each is not None]
     assert means == [15.0, 11.0, 0.5]
     assert summary.to_cells()["nearest"] == "50.0 % (9.5–90.5)"

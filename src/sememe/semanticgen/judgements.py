@@ -1,4 +1,4 @@
-"""What is found of the clips of the evaluation, with a reader and without one, and the figures of a row."""
+"""What is found of the clips of the evaluation, by nearest renders and by a reader, and the figures of a row."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -11,9 +11,11 @@ from sememe.evaluation.metrics import psnr
 from sememe.evaluation.paths import Path2D
 from sememe.evaluation.reader import ClipReader, name_scene
 from sememe.evaluation.rows import Share, estimate_share
+from sememe.evaluation.span_oracle import read_spans
 from sememe.evaluation.statistics import Estimate, bootstrap_interval, format_mean, format_share, wilson_interval
-from sememe.video import Clip
-from sememe.world import Script
+from sememe.evaluation.still_oracle import StillOracle, name_look
+from sememe.video import Clip, resize_clip
+from sememe.world import Scene, Script
 from sememe.world.catalogue import parts_of
 
 
@@ -45,6 +47,27 @@ class Likeness:
     psnr: float
     rank: int
     others: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """What the nearest renders say of a clip.
+
+    Attributes:
+        asked: Words for the scene that the text names, by label; one word for places that look the same.
+        seen: Words for the nearest still of the first frame.
+        asked_conditions: What should happen, one after another; None for nothing.
+        seen_conditions: What the nearest renders of each span show.
+    """
+
+    asked: dict[str, str]
+    seen: dict[str, str]
+    asked_conditions: tuple[str | None, ...]
+    seen_conditions: tuple[str | None, ...]
+
+    @property
+    def is_right(self) -> bool:
+        return self.asked == self.seen and self.asked_conditions == self.seen_conditions
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +105,7 @@ class ScriptResult:
         moving_path: Correlation of the path of what moves with the subject's in the script; None where that is not
             asked.
         drift: Drift by the name of its measure.
+        sighting: What the nearest renders say; None of long videos.
         reading: What the reader finds; None without one.
         read_path: The same as `moving_path` of the path that the reader finds.
     """
@@ -90,19 +114,24 @@ class ScriptResult:
     likeness: Likeness | None
     moving_path: float | None
     drift: dict[str, Drift]
+    sighting: Sighting | None = None
     reading: ScriptReading | None = None
     read_path: float | None = None
 
     @property
     def is_right(self) -> bool:
-        if self.reading is not None:
-            return self.reading.is_right
+        for found in (self.reading, self.sighting):
+            if found is not None:
+                return found.is_right
         return self.likeness is not None and self.likeness.rank == 1
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> "ScriptResult":
         """Return the result that `dataclasses.asdict` made these values of."""
-        likeness, reading = values["likeness"], values["reading"]
+        likeness, sighting, reading = values["likeness"], values["sighting"], values["reading"]
+        if sighting is not None:
+            lists = {name: tuple(sighting[name]) for name in ("asked_conditions", "seen_conditions")}
+            sighting = Sighting(**(sighting | lists))
         if reading is not None:
             lists = {name: tuple(reading[name]) for name in ("asked_conditions", "read_conditions")}
             reading = ScriptReading(**(reading | lists))
@@ -110,6 +139,7 @@ class ScriptResult:
             "case": ScriptCase(**values["case"]),
             "likeness": None if likeness is None else Likeness(**likeness),
             "drift": {name: Drift(**each) for name, each in values["drift"].items()},
+            "sighting": sighting,
             "reading": reading,
         }
         return cls(**(dict(values) | made))
@@ -129,6 +159,25 @@ def compare_renders(clip: Clip, renders: Sequence[Clip], place: int) -> Likeness
         psnr=round(float(found[place]), 4),
         rank=1 + int((others > found[place]).sum()),
         others=round(float(others.mean()), 4) if len(others) else None,
+    )
+
+
+def see_script(oracle: StillOracle, clip: Clip, asked: Script, scene: Scene | None) -> Sighting:
+    """Compare a clip with renders of every place, subject and condition.
+
+    Args:
+        oracle: Oracle of the first frame.
+        clip: Clip of a whole script.
+        asked: What the text asks for.
+        scene: Scene in which conditions are looked for; None for the one that the first frame shows.
+    """
+    found = oracle.read(clip.frames[0])
+    small = resize_clip(clip, max(16, clip.height // 2), max(16, clip.width // 2), "stretch")
+    return Sighting(
+        asked=name_look(asked.scene),
+        seen=name_look(found),
+        asked_conditions=tuple(name for name, _ in asked.spans),
+        seen_conditions=read_spans(small, scene or found, [seconds for _, seconds in asked.spans]),
     )
 
 
@@ -163,6 +212,31 @@ def _cut(clip: Clip, script: Script) -> list[Clip]:
     """Cut a video where spans end."""
     ends = np.floor(np.cumsum([seconds for _, seconds in script.spans]) * clip.fps + 0.5).astype(int)
     return [Clip(frames, clip.fps) for frames in np.split(clip.frames, ends[:-1])]
+
+
+@dataclass(frozen=True, slots=True)
+class SightingSummary:
+    """The figures of a row by nearest renders: how many clips follow what was asked for.
+
+    Attributes:
+        subject: Share of clips with the right subject.
+        place: The same of the place.
+        colour: The same of the subject's colour.
+        condition: Share of spans that show their condition.
+        order: Share of clips in which all spans do.
+        everything: Share of clips in which all of this is right.
+    """
+
+    subject: Estimate
+    place: Estimate
+    colour: Estimate
+    condition: Estimate
+    order: Estimate
+    everything: Estimate
+
+    def to_cells(self) -> dict[str, str]:
+        """The figures, by their column in a table."""
+        return {f"{field.name} seen": format_share(getattr(self, field.name)) for field in fields(self)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +283,7 @@ class ScriptSummary:
         moving_path: Mean correlation of the path of what moves; None where that is not asked.
         read_path: The same of the path that the reader finds.
         drift: Mean start-end contrast, slope (without sign) and worst part by measure, in per cent.
+        sighting: What the nearest renders say; None where no clip was compared with them.
         reading: What the reader found; None without one.
         by_group: Share of found conditions by family; empty without a reader.
     """
@@ -220,6 +295,7 @@ class ScriptSummary:
     moving_path: Estimate | None
     read_path: Estimate | None
     drift: dict[str, dict[str, Estimate]]
+    sighting: SightingSummary | None
     reading: ReadingSummary | None
     by_group: dict[str, Estimate]
 
@@ -232,6 +308,7 @@ class ScriptSummary:
             "nearest": None if self.nearest is None else format_share(self.nearest),
             **{name: None if mean is None else format_mean(mean, "dB") for name, mean in levels.items()},
             **{name: None if mean is None else format_mean(mean, digits=2) for name, mean in paths.items()},
+            **({} if self.sighting is None else self.sighting.to_cells()),
             **({} if self.reading is None else self.reading.to_cells()),
             **{f"drift of {name}": format_mean(values["start_end"], "%") for name, values in self.drift.items()},
         }
@@ -241,6 +318,7 @@ def summarise(results: Sequence[ScriptResult]) -> ScriptSummary:
     """Return the figures of finished cases."""
     scripts = [result.case.script for result in results]
     likenesses = [result.likeness for result in results if result.likeness is not None]
+    sightings = [result.sighting for result in results if result.sighting is not None]
     readings = [(result.case.script, result.reading) for result in results if result.reading is not None]
     families: dict[str, list[bool]] = {}
     for _, reading in readings:
@@ -262,6 +340,7 @@ def summarise(results: Sequence[ScriptResult]) -> ScriptSummary:
             }
             for name in MEASURES
         },
+        sighting=_summarise_sightings(sightings) if sightings else None,
         reading=_summarise_readings(readings) if readings else None,
         by_group={family: wilson_interval(sum(hits), len(hits)) for family, hits in sorted(families.items())},
     )
@@ -271,6 +350,19 @@ def _average(values: Sequence[float | None]) -> Estimate | None:
     """Return the mean of the values that there are, each of a script of its own."""
     known = [value for value in values if value is not None]
     return bootstrap_interval(known) if known else None
+
+
+def _summarise_sightings(sightings: Sequence[Sighting]) -> SightingSummary:
+    def share(hits: Sequence[bool]) -> Estimate:
+        return wilson_interval(sum(hits), len(hits))
+
+    pairs = [zip(each.asked_conditions, each.seen_conditions, strict=True) for each in sightings]
+    return SightingSummary(
+        **{name: share([each.asked[name] == each.seen[name] for each in sightings]) for name in sightings[0].asked},
+        condition=share([asked == seen for spans in pairs for asked, seen in spans]),
+        order=share([each.asked_conditions == each.seen_conditions for each in sightings]),
+        everything=share([each.is_right for each in sightings]),
+    )
 
 
 def _summarise_readings(found: Sequence[tuple[int, ScriptReading]]) -> ReadingSummary:
