@@ -1,4 +1,4 @@
-"""Temporal guidance: its algebra, and how many predictions it takes."""
+"""Guidance by time, content and structure: its algebra, and how many predictions it takes."""
 
 import itertools
 
@@ -7,9 +7,11 @@ import torch
 
 from sememe.diffusion.guidance import combine
 from sememe.errors import InputError
-from sememe.gen1.guidance import Variant, gen1_guidance
+from sememe.gen1.guidance import Variant, gen1_guidance, make_table
+from sememe.gen1.settings import Settings
 
 ALONE, TOGETHER, GIVEN = Variant("alone", "none"), Variant("together", "none"), Variant("together", "given")
+LEAST = Variant("together", "given", structure="least")
 SCALES = (0.0, 0.5, 1.0, 1.2, 7.5)
 
 
@@ -37,6 +39,24 @@ def test_it_is_the_sum_of_the_paper() -> None:
 )
 def test_only_needed_predictions_are_made(scale: float, temporal_scale: float, expected: set[Variant]) -> None:
     assert {row.variant for row in gen1_guidance(scale, temporal_scale).rows} == expected
+
+
+def test_structure_guidance_adds_what_detail_adds() -> None:
+    random = torch.Generator().manual_seed(0)
+    predictions = {variant: torch.randn(6, generator=random) for variant in (ALONE, TOGETHER, GIVEN, LEAST)}
+    for scale, temporal_scale, structure_scale in itertools.product(SCALES, SCALES, SCALES):
+        rows = gen1_guidance(scale, temporal_scale, structure_scale).rows
+        found = combine(rows, [predictions[row.variant] for row in rows])
+        rows = gen1_guidance(scale, temporal_scale).rows
+        without = combine(rows, [predictions[row.variant] for row in rows])
+        expected = without + (structure_scale - 1.0) * (predictions[GIVEN] - predictions[LEAST])
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_highest_level_has_nothing_to_be_guided_from() -> None:
+    settings = Settings().override(structure_guidance_scale=1.5, structure_level=7)
+    assert LEAST not in {row.variant for row in make_table(settings).rows}
+    assert LEAST in {row.variant for row in make_table(settings.override(structure_level=6)).rows}
 
 
 def test_variants_of_the_video_model_share_a_forward() -> None:

@@ -93,6 +93,14 @@ def test_only_needed_predictions_are_made(
     assert [kind for _, kind in calls] == expected * STEPS
 
 
+def test_structure_guidance_predicts_once_more_and_changes_the_result(pipe: Gen1Pipeline) -> None:
+    plain = generate(pipe)
+    calls = count_predictions(pipe)
+    guided = generate(pipe, structure_guidance_scale=2.0)
+    assert [kind for _, kind in calls] == [True] * 3 * STEPS
+    assert not np.array_equal(plain, guided)
+
+
 def test_batched_guidance_and_batches_of_sources_change_rounding_only(pipe: Gen1Pipeline) -> None:
     def run(**arguments: Any) -> torch.Tensor:
         return pipe(output_type="latent", temporal_guidance_scale=1.2, **arguments).frames

@@ -26,8 +26,8 @@ from sememe.evaluation.statistics import (
 from sememe.gen1.content import embed_images
 from sememe.gen1.pipeline import Gen1Pipeline
 from sememe.gen1.prior import encode_texts
-from sememe.gen1.settings import Settings
-from sememe.gen1.structure import MAX_LEVEL, DepthEstimator
+from sememe.gen1.settings import MAX_LEVEL, Settings
+from sememe.gen1.structure import DepthEstimator
 from sememe.video import Clip, SheetRow
 from sememe.world import EVALUATION_SEED, RenderedClip, Scene, can_show, conditions, random_scene, render, repaint
 

@@ -11,7 +11,7 @@ from sememe.compute.strategy import OFFLOADS
 from sememe.compute.workloads import rehearse_step
 from sememe.errors import InputError
 from sememe.gen1.content import ContentEmbedding, ContentEncoder, ImageSpaceEncoder, PromptEncoder
-from sememe.gen1.guidance import gen1_guidance
+from sememe.gen1.guidance import make_table
 from sememe.gen1.models import MotionModel, make_model
 from sememe.gen1.pipeline import Contents, Gen1Pipeline
 from sememe.gen1.predictor import stack_contents
@@ -73,7 +73,7 @@ class _Rehearsal:
         self.pipeline, self.settings, self.shape = pipeline, settings, shape
         self.device = pipeline._execution_device
         self.model = make_model(pipeline.unet, pipeline.controlnet, settings.structure.controlnet_scale)
-        self.guidance = gen1_guidance(settings.guidance.guidance_scale, settings.guidance.temporal_guidance_scale)
+        self.guidance = make_table(settings)
         found = pipeline.estimators.get("depth") if "depth" in settings.structure.structure_kinds else None
         self.depth = found if isinstance(found, DepthEstimator) else None
 

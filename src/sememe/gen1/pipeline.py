@@ -41,14 +41,14 @@ from sememe.gen1.content import (
     encode_content,
     spread_content,
 )
-from sememe.gen1.guidance import Content, Variant, gen1_guidance
+from sememe.gen1.guidance import Content, Detail, Variant, make_table
 from sememe.gen1.inputs import Clips, GivenContent, GivenContents, Masks, Request, find_structure, make_request
 from sememe.gen1.mask import MaskedLatents, put_over
 from sememe.gen1.model_folders import COMPONENTS, load_components
-from sememe.gen1.models import FrameContents, InflatedModel, Model, MotionModel, make_model
+from sememe.gen1.models import Conditions, FrameContents, InflatedModel, Model, MotionModel, make_model
 from sememe.gen1.predictor import Predictor, stack_contents
 from sememe.gen1.prior import PriorSampler, check_pair
-from sememe.gen1.settings import Settings
+from sememe.gen1.settings import MAX_LEVEL, Settings
 from sememe.gen1.shapes import Generators, StructureVideo
 from sememe.gen1.structure import DepthEstimator, StructureEstimator, find_edges, find_motion, show_structure
 from sememe.gen1.system import GEN1
@@ -316,7 +316,7 @@ class Gen1Pipeline(SystemPipeline, AdapterMixin, StableDiffusionLoraLoaderMixin,
     ) -> Gen1Output:
         if output_type not in get_args(OutputType):
             raise InputError(f"expected output_type of {', '.join(get_args(OutputType))}, got {output_type!r}")
-        guidance = gen1_guidance(settings.guidance.guidance_scale, settings.guidance.temporal_guidance_scale)
+        guidance = make_table(settings)
         _check_generators(generator, len(request.sources))
         watch = Stopwatch(self._execution_device)
         self._interrupt = False
@@ -390,8 +390,13 @@ class Gen1Pipeline(SystemPipeline, AdapterMixin, StableDiffusionLoraLoaderMixin,
             raise InputError(f"expected window_frames of at most {model.max_frames} for this model, got {window}")
         overlap = settings.windows.window_overlap
         windows = make_windows(length, window, window // 2 if overlap is None else overlap)
-        structure = model.condition(self.vae, maps.to(self._execution_device), settings.structure.structure_level)
-        return Predictor(model, structure, contents, windows, window)
+        maps = maps.to(self._execution_device)
+        structures: dict[Detail, Conditions] = {
+            "given": model.condition(self.vae, maps, settings.structure.structure_level)
+        }
+        if settings.guidance.structure_guidance_scale != 1.0:
+            structures["least"] = model.condition(self.vae, maps, MAX_LEVEL)
+        return Predictor(model, structures, contents, windows, window)
 
     def _make_noise(self, request: Request, generator: Generators, given: torch.Tensor | None) -> torch.Tensor:
         source = request.sources[0]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sememe.errors import InputError
 from sememe.gen1.content import ContentEmbedding
-from sememe.gen1.guidance import Content, Variant
+from sememe.gen1.guidance import Content, Detail, Variant
 from sememe.gen1.models import Conditions, FrameContents, Model
 from sememe.gen1.windows import Window, predict_windows
 
@@ -19,14 +19,14 @@ class Predictor:
 
     Attributes:
         model: Network.
-        structure: What it is given of structure, for all frames.
+        structures: What it is given of structure, for all frames, in each detail.
         contents: Content of all frames, for each choice of it.
         windows: Runs of frames that the video model predicts together.
         batch_frames: Frames of a clip that the image model predicts at once, each alone.
     """
 
     model: Model
-    structure: Conditions
+    structures: Mapping[Detail, Conditions]
     contents: Mapping[Content, FrameContents]
     windows: tuple[Window, ...]
     batch_frames: int
@@ -41,7 +41,7 @@ class Predictor:
         together = together and any(len(window.weights) > 1 for window in self.windows)
         num_frames = latents.shape[2]
         stacked = latents.repeat(len(variants), 1, 1, 1, 1)
-        structure = self.structure.repeat(len(variants), 1, 1, 1, 1)
+        structure = torch.cat([self.structures[variant.structure] for variant in variants])
         content = join_contents([self.contents[variant.content] for variant in variants])
 
         def predict(frames: slice) -> Tensor:

@@ -6,7 +6,9 @@ from typing import Annotated
 
 from sememe.records import Batching, Count, Range, Record, Scale, Whole
 
-Level = Annotated[int, Range(least=0, most=7)]
+MAX_LEVEL = 7
+"""Rounds of blur after which least is left of structure."""
+Level = Annotated[int, Range(least=0, most=MAX_LEVEL)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,17 +41,20 @@ class SamplingSettings(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class GuidanceSettings(Record):
-    """How strongly content steers, and how much frames hang together.
+    """How strongly content and structure steer, and how much frames hang together.
 
     Attributes:
         guidance_scale: Strength of the content; 1 is off. The paper does not state its value.
         temporal_guidance_scale: Above 1 frames resemble each other more, below 1 less; 1 is off and saves a prediction.
+        structure_guidance_scale: Above 1 geometry follows the source more closely than the network alone would have it;
+            1 is off and saves a prediction. The paper has no such guidance.
         negative_prompt: Text to steer away from; an empty one stands for no content.
         prior_guidance_scale: Strength of the text in the prior; 1 is off.
     """
 
     guidance_scale: Scale = 7.5
     temporal_guidance_scale: Scale = 1.0
+    structure_guidance_scale: Scale = 1.0
     negative_prompt: str = ""
     prior_guidance_scale: Scale = 4.0
 
@@ -140,6 +145,7 @@ BUILT_IN = Settings().override(
     num_inference_steps=6,
     prior_num_inference_steps=20,
     guidance_scale=2.0,
+    structure_guidance_scale=1.5,
     prior_guidance_scale=2.0,
 )
 """Settings of the built-in model, chosen by measurement (`docs/evidence.md`)."""

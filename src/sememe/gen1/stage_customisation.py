@@ -20,9 +20,10 @@ from transformers import BaseImageProcessor, CLIPVisionModelWithProjection
 from sememe.backbones.autoencoder import Autoencoder, clips_to_video, encode_video
 from sememe.errors import InputError
 from sememe.gen1.content import embed_images
+from sememe.gen1.settings import MAX_LEVEL
 from sememe.gen1.shapes import Latents, StructureVideo
 from sememe.gen1.stage_unet import UNetBatch, UNetStage
-from sememe.gen1.structure import MAX_LEVEL, DepthEstimator
+from sememe.gen1.structure import DepthEstimator
 from sememe.training.stage import Stage, StepLoss, Weights, make_rng
 from sememe.video import Clip, read_image, resize_clip
 

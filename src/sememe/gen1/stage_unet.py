@@ -20,9 +20,9 @@ from sememe.gen1.arrays import CONTENT_ARRAY, STRUCTURE_ARRAY, pick_frames
 from sememe.gen1.blocks_unet import TemporalConv, TemporalTransformer
 from sememe.gen1.models import Conditions, encode_structure
 from sememe.gen1.network_unet import Gen1UNet
+from sememe.gen1.settings import MAX_LEVEL
 from sememe.gen1.shapes import Latents, StructureVideo
 from sememe.gen1.stage_settings import PHASES, UNetNetwork, UNetSettings
-from sememe.gen1.structure import MAX_LEVEL
 from sememe.training.held_out import ItemPicker
 from sememe.training.samples import NUM_SAMPLES, Sampler
 from sememe.training.stage import NoiseLosses, Stage, StepLoss, Weights, make_rng

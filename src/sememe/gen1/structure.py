@@ -20,13 +20,13 @@ from transformers import BaseImageProcessor, PreTrainedModel
 
 from sememe.errors import InputError
 from sememe.gen1.pictures import read_pictures
+from sememe.gen1.settings import MAX_LEVEL
 from sememe.gen1.shapes import Structure
 from sememe.video import Clip, resize_clip
 
 Maps = Float[Tensor, "batch frame height width"]
 Kind = Literal["depth", "edges", "motion"]
 
-MAX_LEVEL = 7
 NUM_LEVEL_CHANNELS = 4
 # The longest period spans all levels once and a gap, so that the first pair alone tells them apart.
 _PERIODS = (2.0 * (MAX_LEVEL + 1), 4.0)
