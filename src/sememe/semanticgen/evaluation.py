@@ -91,11 +91,6 @@ class RowSettings:
         return self.group == LONG
 
     @property
-    def shows_own_scene(self) -> bool:
-        """Whether clips begin, or are planned, as the script's own scene looks."""
-        return self.has_own_look and (self.has_image or self.method != "text")
-
-    @property
     def has_path(self) -> bool:
         return self.names == MOVING
 
@@ -198,7 +193,7 @@ class Maker:
         sighting: Sighting | None = None
         if not row.is_long:
             asked = self.asked(row, case)
-            sighting = see_script(_draw_stills(), clip, asked, asked.scene if row.shows_own_scene else None)
+            sighting = see_script(_draw_stills(), clip, asked)
         if self.reader is not None:
             reading, path = read_script(self.reader, clip, self.asked(row, case), by_span=row.is_long)
             read_path = None if row.is_long else self._correlate(row, case, path, self.reader.network.config.fps)

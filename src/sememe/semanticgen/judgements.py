@@ -15,7 +15,7 @@ from sememe.evaluation.span_oracle import read_spans
 from sememe.evaluation.statistics import Estimate, bootstrap_interval, format_mean, format_share, wilson_interval
 from sememe.evaluation.still_oracle import StillOracle, name_look
 from sememe.video import Clip, resize_clip
-from sememe.world import Scene, Script
+from sememe.world import Script
 from sememe.world.catalogue import parts_of
 
 
@@ -162,14 +162,13 @@ def compare_renders(clip: Clip, renders: Sequence[Clip], place: int) -> Likeness
     )
 
 
-def see_script(oracle: StillOracle, clip: Clip, asked: Script, scene: Scene | None) -> Sighting:
-    """Compare a clip with renders of every place, subject and condition.
+def see_script(oracle: StillOracle, clip: Clip, asked: Script) -> Sighting:
+    """Compare a clip with renders of every place and subject, and of every condition in the scene that was found.
 
     Args:
         oracle: Oracle of the first frame.
         clip: Clip of a whole script.
         asked: What the text asks for.
-        scene: Scene in which conditions are looked for; None for the one that the first frame shows.
     """
     found = oracle.read(clip.frames[0])
     small = resize_clip(clip, max(16, clip.height // 2), max(16, clip.width // 2), "stretch")
@@ -177,7 +176,7 @@ def see_script(oracle: StillOracle, clip: Clip, asked: Script, scene: Scene | No
         asked=name_look(asked.scene),
         seen=name_look(found),
         asked_conditions=tuple(name for name, _ in asked.spans),
-        seen_conditions=read_spans(small, scene or found, [seconds for _, seconds in asked.spans]),
+        seen_conditions=read_spans(small, found, [seconds for _, seconds in asked.spans]),
     )
 
 
