@@ -73,7 +73,7 @@ def _make_call(lengths: Lengths, unet: Gen1UNet, num_frames: int, variant: Varia
     conditions = count_channels(lengths.num_channels) - lengths.num_channels
     predictor = Predictor(
         InflatedModel(unet),
-        torch.randn(1, conditions, *shape),
+        {"given": torch.randn(1, conditions, *shape)},
         {"given": content, "none": content},
         make_windows(num_frames, window, window // 2),
         window,
