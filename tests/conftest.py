@@ -1,6 +1,8 @@
 """What every test shares: shape checks on the package's public functions, and a modest number of threads."""
 
 import os
+import sys
+from collections.abc import Iterator
 
 # Before numpy and torch load: tests run beside other work, and results must not depend on the number of cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -48,3 +50,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu") is not None:
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def same_attention_backend() -> Iterator[None]:
+    """Put back diffusers' attention backend, which is one for the process, after a test that chose another."""
+    module = sys.modules.get("diffusers.models.attention_dispatch")
+    before = None if module is None else module._AttentionBackendRegistry._active_backend
+    yield
+    if module is not None:
+        module._AttentionBackendRegistry._active_backend = before
