@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from cli.runs import refused, run_here
+from model_folders import save_model
 from sememe.video import write_clip, write_image
 from video_as_prompt.pipeline_factories import make_clip, make_picture
 
@@ -33,9 +34,10 @@ def test_other_systems_have_plans(capsys: pytest.CaptureFixture[str]) -> None:
     )
 
 
-def test_json_for_a_program(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_for_a_program(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    folder = save_model(tmp_path / "model")
     options = (*SIZE, "--num-references", 2, "--set", "text_keys=recomputed", "--set", "storage=fp8", "--json")
-    document = json.loads(run_here(capsys, "plan", "tiny", "--vram", 8, *options).out)
+    document = json.loads(run_here(capsys, "plan", folder, "--vram", 8, *options).out)
     assert (document["height"], document["width"], document["num_frames"]) == (32, 96, 9)
     assert (document["num_references"], document["text_keys"], document["storage"]) == (2, "recomputed", "fp8")
     assert (document["offload"], document["label"]) == ("none", "approximate")
@@ -46,7 +48,6 @@ def test_json_for_a_program(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (("tiny", "--vram", 8, "--guidance-scale", -1), "guidance_scale"),
         (("tiny", "--vram", 8, "--set", "expert=nowhere"), "nowhere"),
-        (("tiny", "--vram", 1e-6), "does not fit in 1e-06 GB; the least that would do is"),
         (("tiny", "--vram", -1), "above 0"),
         (("tiny", "--vram", 8, "--height", 33), "height"),
         (("tiny", "--vram", 8, "--set", "loading.dtype=float8"), "float8"),
@@ -56,6 +57,14 @@ def test_json_for_a_program(capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_mistakes(arguments: tuple[object, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert message in refused(run_here(capsys, "plan", *arguments))
+
+
+def test_too_small_a_card_is_told_what_would_do(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """All ways to compute are tried before, so the model is a small one."""
+    arguments = (save_model(tmp_path / "model"), "--vram", 1e-6, "--set", "loading.dtype=float32")
+    message = refused(run_here(capsys, "plan", *arguments))
+    assert "does not fit in 1e-06 GB; the least that would do is" in message
+    assert "(float32, offload sequential" in message
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="refuses a missing CUDA device, and this machine has one")

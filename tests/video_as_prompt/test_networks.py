@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 from diffusers.hooks._helpers import TransformerBlockRegistry
-from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 
 from sememe.errors import ModelError
 from sememe.video_as_prompt.blocks_cogvideox import CogVideoXJointAttnProcessor, CogVideoXVideoAsPromptBlock
@@ -290,7 +289,7 @@ def test_what_does_not_fit_is_named(family: Any) -> None:
 
 
 @both_families
-def test_diffusers_knows_the_blocks(family: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_diffusers_knows_the_blocks(family: Any) -> None:
     model = family.make_transformer()
     block = type(getattr(model, model.key_map.blocks)[0])
     metadata = TransformerBlockRegistry.get(block)
@@ -298,8 +297,6 @@ def test_diffusers_knows_the_blocks(family: Any, monkeypatch: pytest.MonkeyPatch
     assert (metadata.return_hidden_states_index, metadata.return_encoder_hidden_states_index) == (0, text_place)
     assert block.__name__ in model._repeated_blocks
     assert block.__name__ in model._no_split_modules
-    # diffusers makes the last choice that of all models without one; here it ends with the test.
-    monkeypatch.setattr(_AttentionBackendRegistry, "_active_backend", _AttentionBackendRegistry._active_backend)
     model.set_attention_backend("_native_math")
     processors = model.attn_processors
     # Wan's experts have a cross-attention too.

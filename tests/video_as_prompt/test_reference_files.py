@@ -96,7 +96,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 
 
 def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = save_model(tmp_path / "model")
+    folder = save_model(tmp_path / "model", num_inference_steps=1, reference_guidance_scale=1.0)
     video, encoded = tmp_path / "reference.mp4", tmp_path / "reference.safetensors"
     frames = np.concatenate([make_clip(seed).frames for seed in range(2)])
     write_clip(Clip(np.pad(frames, ((0, 0), (0, 0), (0, 8), (0, 0))), 8.0), video)
