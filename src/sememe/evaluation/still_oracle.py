@@ -35,6 +35,7 @@ from sememe.world.scene import (
     Color,
     Subject,
     name_color,
+    random_look,
 )
 from sememe.world.stage import MARGIN
 from sememe.world.subjects import draw_subject
@@ -211,13 +212,7 @@ def _draw_silhouettes(rng: np.random.Generator, num_looks: int) -> _Silhouettes:
                 accent_name="slate",
                 accent=_BLACK,
                 texture=TEXTURES[look % len(TEXTURES)],
-                has_face=kind not in OBJECTS and (kind in CREATURES or rng.random() < 0.75),
-                has_legs=kind not in OBJECTS and rng.random() < 0.6,
-                has_arms=kind not in OBJECTS and rng.random() < 0.5,
-                top=str(rng.choice(("none", "none", "hat", "antenna", "bow", "crown"))) if kind in BODIES else "none",
-                eye_size=float(rng.uniform(0.13, 0.2)),
-                mouth=str(rng.choice(("smile", "open", "flat"))),
-                wobble=int(rng.integers(1 << 30)),
+                **random_look(rng, kind),
                 x=0.0,
                 y=0.0,
                 size=0.0,

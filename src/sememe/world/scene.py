@@ -12,6 +12,7 @@ Coordinates: x to the right, y down, the picture spans y from -1 to 1 and x from
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TypedDict
 
 import numpy as np
 
@@ -101,6 +102,18 @@ class Subject:
     x: float
     y: float
     size: float  # half height, in half picture heights
+
+
+class Look(TypedDict):
+    """Fields of a `Subject` that its kind decides upon, and chance."""
+
+    has_face: bool
+    has_legs: bool
+    has_arms: bool
+    top: str
+    eye_size: float
+    mouth: str
+    wobble: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +244,16 @@ def _random_subject(rng: np.random.Generator, backdrop: Backdrop) -> Subject:
         accent_name=accent_name,
         accent=jitter(rng, COLORS[accent_name]),
         texture=str(rng.choice(TEXTURES)),
+        **random_look(rng, kind),
+        x=float(rng.uniform(-0.18, 0.18)),
+        y=float(rng.uniform(0.02, 0.22)),
+        size=float(rng.uniform(0.42, 0.54)),
+    )
+
+
+def random_look(rng: np.random.Generator, kind: str) -> Look:
+    """Draw what a subject of a kind looks like besides its colours, texture and place."""
+    return Look(
         has_face=kind not in OBJECTS and (kind in CREATURES or rng.random() < 0.75),
         has_legs=kind not in OBJECTS and rng.random() < 0.6,
         has_arms=kind not in OBJECTS and rng.random() < 0.5,
@@ -238,9 +261,6 @@ def _random_subject(rng: np.random.Generator, backdrop: Backdrop) -> Subject:
         eye_size=float(rng.uniform(0.13, 0.2)),
         mouth=str(rng.choice(("smile", "open", "flat"))),
         wobble=int(rng.integers(1 << 30)),
-        x=float(rng.uniform(-0.18, 0.18)),
-        y=float(rng.uniform(0.02, 0.22)),
-        size=float(rng.uniform(0.42, 0.54)),
     )
 
 
