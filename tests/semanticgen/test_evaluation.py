@@ -16,7 +16,7 @@ from sememe.evaluation.drift import measure_drift
 from sememe.evaluation.reader import VOCABULARY, SceneReader
 from sememe.evaluation.statistics import wilson_interval
 from sememe.semanticgen import evaluation
-from sememe.semanticgen.evaluation import LONG, NO_READER, STRICTNESS, Maker, RowSettings, list_rows
+from sememe.semanticgen.evaluation import DRIFT, NO_READER, STRICTNESS, Maker, RowSettings, list_rows
 from sememe.semanticgen.judgements import Likeness, ScriptCase, ScriptResult, Sighting, compare_renders, summarise
 from sememe.video import Clip, read_image
 from sememe.workflows.evaluate import EvaluationSettings, evaluate
@@ -43,7 +43,7 @@ def test_every_row_gives_figures(settings: EvaluationSettings, tmp_path: Path, m
     monkeypatch.setattr(evaluation, "LENGTHS", 2)
     monkeypatch.setattr(evaluation, "LEVELS", (0.5,))
     output, sheet = tmp_path / "report.json", tmp_path / "sheet.png"
-    chosen = ("table", STRICTNESS, LONG)
+    chosen = ("table", STRICTNESS, DRIFT)
     report = evaluate(replace(settings, rows=chosen, output=output))
     document = json.loads(output.read_text())
     names = [row.name for row in list_rows(17, 33, takes_image=True)]

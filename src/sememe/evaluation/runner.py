@@ -149,7 +149,7 @@ def read_saved_rows(
         readers: Functions that make a result of its plain values, by row.
 
     Raises:
-        InputError: If the file is something else, or of another identity.
+        InputError: If the file is something else, of another identity, or of a version that judged otherwise.
     """
     if not path.exists():
         return {}
@@ -157,11 +157,8 @@ def read_saved_rows(
         document = json.loads(path.read_text(encoding="utf-8"))
         if document["kind"] != REPORT_KIND:
             raise KeyError("kind")
-        saved_identity = document["identity"]
-        rows = {
-            name: SavedRow(tuple(readers[name](case) for case in row["cases"]), row["seconds"])
-            for name, row in document["rows"].items()
-        }
+        saved_identity, saved_rows = document["identity"], document["rows"]
+        saved_cases = {name: (row["cases"], row["seconds"]) for name, row in saved_rows.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} exists and is no report of an evaluation; choose another output") from error
     current = json.loads(to_json(dict(identity)))
@@ -172,7 +169,16 @@ def read_saved_rows(
         raise InputError(
             f"{path} holds a report with another {', '.join(sorted(differing))}; choose another output or remove it"
         )
-    return rows
+    try:
+        return {
+            name: SavedRow(tuple(readers[name](case) for case in cases), seconds)
+            for name, (cases, seconds) in saved_cases.items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path} holds rows of another version, whose cases were judged otherwise; choose another output, or "
+            "remove it to measure them again"
+        ) from error
 
 
 def _plain(record: Any) -> dict[str, Any]:
@@ -230,24 +236,26 @@ class SystemRows(Generic[CaseT, ResultT]):
 
 
 def choose_rows(rows: Sequence[Row[CaseT, ResultT]], names: Sequence[str] | None) -> tuple[Row[CaseT, ResultT], ...]:
-    """The rows with these names, in this order.
+    """The rows with these names, in this order, each once.
 
     Args:
-        rows: All there are.
+        rows: All there are; no group has the name of a row.
         names: Names of rows or groups; None for the group `TABLE`.
 
     Raises:
-        InputError: A row does not exist or comes twice.
+        InputError: A row does not exist, or none is named.
     """
     groups = {
         group: tuple(row for row in rows if row.group == group) for group in dict.fromkeys(row.group for row in rows)
     }
-    by_name = {row.name: (row,) for row in rows} | groups
+    singles = {row.name: (row,) for row in rows}
+    assert singles.keys().isdisjoint(groups)
+    by_name = singles | groups
     names = (TABLE,) if names is None else names
-    chosen = [row for name in names for row in by_name.get(name, ())]
-    if not by_name.keys() >= set(names) or len({row.name for row in chosen}) != len(chosen) or not chosen:
-        raise InputError(f"expected different rows of {', '.join(by_name)}, got {', '.join(names) or 'none'}")
-    return tuple(chosen)
+    chosen = {row.name: row for name in names for row in by_name.get(name, ())}
+    if not by_name.keys() >= set(names) or not chosen:
+        raise InputError(f"expected rows of {', '.join(by_name)}, got {', '.join(names) or 'none'}")
+    return tuple(chosen.values())
 
 
 class Runner(Generic[CaseT, ResultT]):

@@ -37,7 +37,7 @@ from sememe.world.catalogue import parts_of
 from sememe.world.scripts import PASSING
 
 Method = Literal["text", "source", "truth", "autoencoder"]
-STRICTNESS, LONG = "strictness", "long"
+STRICTNESS, DRIFT = "strictness", "drift"
 """Groups of rows: the curve over noise on plans, and videos that are many times as long as those of the training."""
 LENGTHS = 8
 """How many times as long these are."""
@@ -88,7 +88,7 @@ class RowSettings:
 
     @property
     def is_long(self) -> bool:
-        return self.group == LONG
+        return self.group == DRIFT
 
     @property
     def has_path(self) -> bool:
@@ -106,7 +106,7 @@ def list_rows(num_frames: int, longer: int, *, takes_image: bool) -> tuple[RowSe
     row = partial(RowSettings, num_frames=num_frames)
     follow = partial(row, method="source", names=MOVING, has_own_look=False)
     still = tuple(name for name in conditions(family="motion") if name in PASSING)
-    long = partial(RowSettings, num_frames=longer, names=still, group=LONG)
+    long = partial(RowSettings, num_frames=longer, names=still, group=DRIFT)
     pictured = row("picture", "a text and the true render's first picture: planned by the text alone", has_image=True)
     return (
         row("prompt", "a text alone: planned, then rendered"),
