@@ -7,7 +7,8 @@ and the difference stands for each of the others. That is what a GPU needs that 
 
 An expert is counted without activations, for several numbers of GPUs over which its model is spread: 2 bytes for each
 frozen number of a linear layer or convolution, in bfloat16, 4 for each other frozen one, and 20 for each trained one,
-whose average is kept too.
+whose average is kept too. The teacher of a distillation comes on top of it: whole on every GPU, and on a single one
+without the backbone, which it shares with its student.
 """
 
 from collections.abc import Callable
@@ -205,11 +206,22 @@ def count_state(network: nn.Module, shard: int) -> int:
     return sum(count * sizes[name] for name, count in kept.items())
 
 
+def count_teacher(network: WanVideoAsPromptTransformer, shard: int) -> int:
+    """Count the bytes of the teacher of such an expert on one of `shard` GPUs, all of which is frozen."""
+    own = dict(network.named_parameters() if shard > 1 else network.expert_named_parameters())
+    rounded = find_rounded(network, own)
+    return sum(
+        each.numel() * (_BYTES_OF_ROUNDED if name in rounded else _BYTES_OF_WEIGHT) for name, each in own.items()
+    )
+
+
 def main() -> int:
     expert = make_expert()
     for shard in (1, 8, 48):
+        state, teacher = count_state(expert, shard) / GIGABYTE, count_teacher(expert, shard) / GIGABYTE
         print(
-            f"wan-14b with ten experts on {shard:2} GPUs: {count_state(expert, shard) / GIGABYTE:6.1f} GB of state each"
+            f"wan-14b with ten experts on {shard:2} GPUs: {state:6.1f} GB of state each, "
+            f"{state + teacher:6.1f} GB with a teacher"
         )
     for name, need in list_needs().items():
         state, activations = need.state_bytes / GIGABYTE, need.activation_bytes / GIGABYTE

@@ -8,7 +8,8 @@ from diffusers.loaders import PeftAdapterMixin
 
 from sememe.compute.lora import restrict_to_expert
 from sememe.diffusion.objectives import FLOW
-from sememe.training.recipes import LatentsRecipe
+from sememe.training.networks import make_scheduler
+from sememe.training.recipes import LatentsRecipe, SchedulerSettings
 from sememe.video_as_prompt.blueprint import RELEASED
 from sememe.video_as_prompt.network_cogvideox import CogVideoXVideoAsPromptTransformer
 from sememe.video_as_prompt.network_wan import WanVideoAsPromptTransformer
@@ -21,6 +22,7 @@ from sememe.video_as_prompt.recipes_released import (
     wan_1_3b_expert,
     wan_1_3b_latents,
     wan_14b_expert,
+    wan_14b_few_step,
     wan_14b_latents,
     wan_14b_lora,
     wan_14b_one_way,
@@ -84,6 +86,10 @@ def test_wan_14b() -> None:
     assert (
         count_trained(OneWayStage(student, model, *DATA, one_way.settings, one_way.true_share, FLOW)) == 3_928_023_296
     )
+    few_step, scheduler = wan_14b_few_step().settings, make_scheduler(SchedulerSettings(kind="euler_trailing"))
+    student = put_expert(WanVideoAsPromptTransformer, backbone, sft)
+    student.copy_expert(model)
+    assert count_trained(FewStepStage(student, model, *DATA, few_step, scheduler)) == 3_928_023_296
     # Eight matrices of width 5120 in each of ten experts, and two of them in the last.
     expected = (9 * 8 + 2) * lora.rank * 2 * 5120
     assert count_trained(ExpertStage(add_adapter(model, lora.rank), *DATA, lora.settings)) == expected

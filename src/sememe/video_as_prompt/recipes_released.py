@@ -106,6 +106,28 @@ def wan_14b_one_way() -> OneWayRecipe:
     )
 
 
+def wan_14b_few_step() -> FewStepRecipe:
+    """The teacher is the released expert as it is shown: about 50 steps with a guidance of 5."""
+    recipe = wan_14b_expert()
+    return FewStepRecipe(
+        name="wan-14b-few-step",
+        description="an expert on Wan2.1-I2V-14B for four steps and no guidance, which learns from one of many steps",
+        latents=recipe.latents,
+        backbone=recipe.backbone,
+        teacher="runs/wan-14b-expert",
+        settings=FewStepSettings(
+            num_references=1,
+            targets_per_reference=1,
+            same_scene_share=0.0,
+            captions=recipe.settings.captions,
+            teacher_steps=12,
+            # The cache of texts holds no negative prompt but the empty one.
+            guidance=GuidanceSettings(guidance_scale=5.0),
+        ),
+        training=recipe.training,
+    )
+
+
 def wan_1_3b_latents() -> LatentsRecipe:
     return replace(
         wan_14b_latents(),
