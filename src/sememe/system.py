@@ -141,12 +141,15 @@ class StageSpec:
             is None leaves its parts out.
         preparation: Class that reads what a recipe names, a `training.stage.Preparation`. It is called with the
             recipe, the folders of the needed parts by part, and a function that announces what is being done.
+        shares_tokens: Whether processes can compute a share together, each some of its tokens (see
+            `training.stage.Stage.split_by_tokens`).
     """
 
     recipe: type
     makes: tuple[str, ...]
     preparation: str
     needs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    shares_tokens: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

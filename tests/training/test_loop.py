@@ -14,7 +14,6 @@ from sememe.training.checkpoint_writer import CheckpointWriter
 from sememe.training.config import ScheduleConfig, TrainingConfig
 from sememe.training.loop import train
 from sememe.training.progress import CheckpointSaved, TrainingEvent, TrainingProgress, read_log
-from sememe.training.sharding import check_context
 from sememe.training.stage import NoiseLosses, StepLoss
 from training.small_stage import SmallStage
 
@@ -299,8 +298,6 @@ def test_settings_that_cannot_take_effect_are_refused(tmp_path: Path) -> None:
         train(SmallStage(), make_config(compile="blocks"), tmp_path)
     with pytest.raises(RecipeError, match=r"training\.context to divide the number of processes, 1, got 2"):
         train(SmallStage(), make_config(context=2), tmp_path)
-    with pytest.raises(RecipeError, match=r"training\.context=1 for the stage small, got 2"):
-        check_context(SmallStage(), 2)
     with pytest.raises(InputError, match="device of this machine, got 'abacus'"):
         train(SmallStage(), make_config(device="abacus"), tmp_path)
     if not torch.cuda.is_available():

@@ -5,6 +5,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from pkgutil import resolve_name
+from typing import get_type_hints
 
 import numpy as np
 import pytest
@@ -17,15 +19,19 @@ from sememe.data.array_cache import ArrayCache
 from sememe.errors import InputError, ModelError, OutputError, RecipeError
 from sememe.events import Progress, ignore_progress
 from sememe.files import lock_folder
+from sememe.system import System
 from sememe.training.loop import train
 from sememe.training.progress import CheckpointSaved, TrainingEvent, TrainingProgress, TrainingSummary, read_log
 from sememe.training.run_record import read_run, read_summary
+from sememe.training.stage import Stage
 from sememe.video import Clip
 from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
 from sememe.video_as_prompt.stage_expert import ExpertStage
 from sememe.video_as_prompt.stage_settings import WanNetwork
 from sememe.video_as_prompt.stages import BackboneStage, find_unseen, make_transformer, select_conditions
 from sememe.workflows.beginnings import find_initial, prepare_stage, prepare_start
+from sememe.workflows.rehearsal import rehearse
+from sememe.workflows.systems import SYSTEMS
 from sememe.workflows.train import resolve_training_recipe, train_recipe
 from sememe.world import conditions
 from workflows.smoke_runs import settings, smoke_runs
@@ -314,6 +320,24 @@ def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
         train_recipe(recipe, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     train_recipe(recipe, tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["smoke-renderer", "smoke-planner", "smoke-gen1-unet"])
+def test_networks_that_cannot_share_tokens_are_refused_before_anything_is_read(name: str, tmp_path: Path) -> None:
+    recipe = resolve_training_recipe(name, ["training.context=2"])
+    refused = rf"training\.context=1 for {name}, got 2; .* Leave it out; fewer clips in each of more shares"
+    for begin in (train_recipe, rehearse):
+        with pytest.raises(RecipeError, match=refused):
+            begin(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("system", SYSTEMS.values(), ids=SYSTEMS.keys())
+def test_systems_say_which_stages_share_tokens(system: System) -> None:
+    for spec in system.stages.values():
+        stage = get_type_hints(resolve_name(spec.preparation).build)["return"]
+        shares_tokens = stage.split_by_tokens is not Stage.split_by_tokens
+        assert spec.shares_tokens == shares_tokens, spec.recipe
 
 
 def test_never_resuming_clears_what_an_earlier_try_left(runs: Path, tmp_path: Path) -> None:

@@ -53,15 +53,6 @@ def choose_shard(shard: int, num_ranks: int) -> int:
     return size
 
 
-def check_context(stage: Stage, context: int) -> None:
-    """Raise `RecipeError` for a stage whose tokens cannot be spread over several processes."""
-    if context > 1 and not stage.split_by_tokens():
-        raise RecipeError(
-            f"expected training.context=1 for the stage {stage.name}, got {context}; its networks do not "
-            "share tokens among processes"
-        )
-
-
 def find_units(module: nn.Module) -> dict[str, nn.Module]:
     """The parts of a module that are sharded, each with all that it contains, by the path to them."""
     units = {
@@ -93,9 +84,6 @@ class Sharding:
         stage: Stage with the modules.
         distribution: The processes.
         shard: Number of processes that hold one copy of the weights together.
-
-    Raises:
-        RecipeError: The tokens of no module can be spread.
     """
 
     def __init__(self, stage: Stage, distribution: Distribution, shard: int) -> None:
@@ -206,12 +194,9 @@ def share_stage_tokens(stage: Stage, distribution: Distribution) -> None:
     Args:
         stage: Stage, whose modules share nothing with each other.
         distribution: The processes.
-
-    Raises:
-        RecipeError: The tokens of no module can be spread.
     """
     context = distribution.context
-    check_context(stage, context)
+    assert stage.split_by_tokens(), f"the networks of the stage {stage.name} do not share tokens among processes"
     # Not a dimension of the mesh of weights: these may be spread over processes that share tokens, too.
     sizes = (distribution.num_ranks // context, 1, context)
     groups = init_device_mesh(distribution.device.type, sizes, mesh_dim_names=MESH_NAMES)

@@ -25,12 +25,12 @@ from sememe.training.phases import plan_phases
 from sememe.training.process import resolve_precision, torch_settings
 from sememe.training.recipes import TrainingRecipe
 from sememe.training.run_record import check_inputs
-from sememe.training.sharding import check_context, count_kept
+from sememe.training.sharding import count_kept
 from sememe.training.stage import Stage, step_generator
 from sememe.training.step_cost import StepCost, count_costs, measure_rate, time_steps
 from sememe.workflows.beginnings import START_NAME, PreparedStage, find_initial, prepare_stage
 from sememe.workflows.systems import qualify_model
-from sememe.workflows.train import RUNS_FOLDER, check_machine, check_resumable
+from sememe.workflows.train import RUNS_FOLDER, check_resumable, check_usable
 
 _FLOAT32, _BFLOAT16 = 4, 2  # bytes
 _MOST_SECONDS = 5.0
@@ -114,7 +114,7 @@ def rehearse(
         InputError: Clips or latents cannot be read.
     """
     folder = RUNS_FOLDER / recipe.name if output_dir is None else Path(output_dir)
-    check_machine(recipe.training)
+    check_usable(recipe)
     check_resumable(recipe, folder, init_from, allow_changes)
     initial = None if init_from is None else find_initial(qualify_model(init_from, recipe))
     checkpoints = list_checkpoints(folder / "checkpoints")
@@ -126,7 +126,6 @@ def rehearse(
         stage, config = prepared.stage, recipe.training
         if config.validate_every:
             stage.hold_out()
-        check_context(stage, config.context)
         shard = int(os.environ.get("WORLD_SIZE", "1")) if config.shard == -1 else config.shard
         config = resolve_precision(config, device := choose_device(config.device))
         kept = count_kept_numbers(stage, shard)

@@ -14,7 +14,7 @@ from sememe.errors import RecipeError
 from sememe.events import Progress, ProgressHandler, ignore_progress
 from sememe.files import lock_folder
 from sememe.records import flatten, flatten_defaults
-from sememe.training.config import FREE_SETTINGS, TrainingConfig
+from sememe.training.config import FREE_SETTINGS
 from sememe.training.recipes import TrainingRecipe
 from sememe.training.run_record import (
     RUN_NAME,
@@ -84,7 +84,7 @@ def train_recipe(
         OutputError: the folder cannot be written, or another process trains in it.
     """
     folder = RUNS_FOLDER / recipe.name if output_dir is None else Path(output_dir)
-    check_machine(recipe.training)
+    check_usable(recipe)
     from sememe.training.checkpoint import count_steps, list_checkpoints
     from sememe.training.loop import BEST_NAME, train
     from sememe.training.process import open_distribution
@@ -178,21 +178,26 @@ def _check_resume(folder: Path, resume: Resume) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def check_machine(config: TrainingConfig) -> None:
-    """Check that this machine has what a run needs beside its device.
+def check_usable(recipe: TrainingRecipe) -> None:
+    """Check, before anything is read, that a run can be what its `TrainingConfig` says.
 
     Raises:
-        MissingExtraError: A program of `TrainingConfig.trackers` is not installed.
-        RecipeError: There is no compiler for `TrainingConfig.compile`.
+        MissingExtraError: A program of `trackers` is not installed.
+        RecipeError: The networks cannot share tokens for `context`, or there is no compiler for `compile`.
     """
     from sememe.compute.devices import choose_device
     from sememe.training.trackers import check_trackers
+    from sememe.workflows.systems import find_stage
 
+    config = recipe.training
+    if config.context > 1 and not find_stage(recipe).shares_tokens:
+        raise RecipeError(
+            f"expected training.context=1 for {recipe.name}, got {config.context}; processes cannot share the tokens "
+            "of its networks. Leave it out; fewer clips in each of more shares (training.num_shares) and "
+            "training.checkpoints_activations=true take less memory, too"
+        )
     check_trackers(config.trackers)
-    if config.compile == "none":
-        return
-
-    if choose_device(config.device).type != "cpu":
+    if config.compile == "none" or choose_device(config.device).type != "cpu":
         return
     if not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++")):
         raise RecipeError(
