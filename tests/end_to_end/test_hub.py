@@ -1,0 +1,104 @@
+"""A model of the hub that two processes load at once, from a server on this machine that speaks the hub's protocol."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from model_folders import save_model
+from sememe.checkpoints.fingerprint import fingerprint_model
+from sememe.files import hash_file
+
+COMMIT = "0123456789012345678901234567890123456789"
+LOAD = """
+import json, sys
+from sememe import VideoAsPromptPipeline
+from sememe.checkpoints.fingerprint import fingerprint_model
+from sememe.checkpoints.zoo import find_folder
+pipe = VideoAsPromptPipeline.from_pretrained("owner/model")
+found = fingerprint_model(find_folder("owner/model", local_files_only=True))
+print(json.dumps([found.sha256, found.revision, sum(each.numel() for each in pipe.transformer.parameters())]))
+"""
+
+
+@contextmanager
+def serve(folder: Path, num_clients: int) -> Iterator[tuple[str, Counter[str]]]:
+    """Serves a folder as owner/model; all clients are answered once all have asked. Counts files that were sent."""
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    sent, together = Counter[str](), threading.Barrier(num_clients, timeout=300)
+
+    class Hub(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
+        def do_GET(self) -> None:
+            path = urlsplit(self.path).path
+            if path.startswith("/api/models/owner/model/tree/"):
+                entries = [
+                    {"type": "file", "path": name, "size": path.stat().st_size, "oid": hash_file(path)[:40]}
+                    for name, path in files.items()
+                ]
+                self.answer(json.dumps(entries).encode())
+            elif path.startswith("/api/models/owner/model"):
+                together.wait()
+                about = {"id": "owner/model", "sha": COMMIT, "siblings": [{"rfilename": name} for name in files]}
+                self.answer(json.dumps(about).encode())
+            else:
+                name = path.removeprefix(f"/owner/model/resolve/{COMMIT}/")
+                self.answer(files[name].read_bytes(), hash_file(files[name]))
+                sent[name] += self.command == "GET"
+
+        def answer(self, content: bytes, etag: str | None = None) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.send_header("X-Repo-Commit", COMMIT)
+            if etag is not None:
+                self.send_header("ETag", f'"{etag}"')
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(content)
+
+        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 (the stock signature)
+            """Nothing on standard error."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", sent
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.slow
+def test_two_processes_load_a_model_of_the_hub_at_once(tmp_path: Path) -> None:
+    folder = save_model(tmp_path / "model")
+    with serve(folder, num_clients=2) as (address, sent):
+        hub = {"HF_ENDPOINT": address, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "0"}
+        environment = os.environ | hub | {"HF_HOME": str(tmp_path / "home"), "NO_PROXY": "127.0.0.1"}
+        command = [sys.executable, "-W", "ignore", "-c", LOAD]
+        started = [
+            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            for _ in range(2)
+        ]
+        ended = [(each.communicate(timeout=600), each.returncode) for each in started]
+    assert [code for _, code in ended] == [0, 0], ended
+    first, second = (json.loads(out) for (out, _), _ in ended)
+    assert first == second
+    assert first[:2] == [fingerprint_model(folder).sha256, COMMIT]
+    # Each file went over the wire once, and none that loading does not read.
+    assert set(sent.values()) == {1}
+    assert {"model_index.json", "transformer/diffusion_pytorch_model.safetensors"} <= sent.keys()
+    assert "README.md" not in sent
