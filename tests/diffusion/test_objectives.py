@@ -63,3 +63,5 @@ def test_losses_stay_per_sample() -> None:
     prediction, target = torch.zeros(2, 3, 2, dtype=torch.bfloat16), torch.zeros(2, 3, 2)
     target[1] = 2.0
     assert torch.equal(sample_losses(prediction, target), torch.tensor([0.0, 4.0]))
+    exact = torch.full((1, 1), 1.0 + 1e-12, dtype=torch.float64)
+    assert float(sample_losses(exact, torch.ones(1, 1))) == pytest.approx(1e-24, rel=1e-3, abs=0.0)

@@ -119,5 +119,6 @@ def sample_sigma(
 
 
 def sample_losses(prediction: Samples, target: Samples) -> PerSample:
-    """The mean squared error of every sample, in float32, not reduced over the batch."""
-    return (prediction.float() - target.float()).square().flatten(1).mean(dim=1)
+    """The mean squared error of every sample, in float32 or what is wider of the two, not reduced over the batch."""
+    dtype = torch.promote_types(torch.promote_types(prediction.dtype, target.dtype), torch.float32)
+    return (prediction.to(dtype) - target.to(dtype)).square().flatten(1).mean(dim=1)
