@@ -14,12 +14,14 @@ class Progress:
         step: steps done of this stage; 0 where it has none.
         num_steps: steps of this stage; 0 where it has none.
         seconds_left: Estimate for this stage; None before there is one.
+        stays: Whether people should be able to read it later, too.
     """
 
     stage: str
     step: int = 0
     num_steps: int = 0
     seconds_left: float | None = None
+    stays: bool = False
 
 
 ProgressHandler = Callable[[Progress], None]
@@ -27,6 +29,14 @@ ProgressHandler = Callable[[Progress], None]
 
 def ignore_progress(_: Progress) -> None:
     """Do nothing."""
+
+
+def tell_duration(seconds: float) -> str:
+    """Return a duration in words, in the largest unit of which there are two."""
+    for size, name in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {name}"
+    return f"{seconds:.0f} seconds"
 
 
 class StepCounter:

@@ -73,9 +73,9 @@ class SystemInputs:
         """Return settings with the shape of the result as it will be, once the model is loaded."""
         return settings
 
-    def announce(self, settings: Any) -> str | None:
-        """Return what a generation will take, where that is worth knowing before it starts."""
-        return None
+    def announce(self, pipeline: Any, settings: Any) -> Iterator[str]:
+        """Return what a generation will take, where that is worth knowing before it starts, as it is found out."""
+        return iter(())
 
     def list_steps(self, settings: Any) -> Mapping[str, tuple[str, int]]:
         """Return the steps in order: by the name of the tensor that they report, what they do and how many there are.

@@ -56,6 +56,8 @@ def test_a_terminal_gets_a_bar_with_the_time_left(
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "120")
     shown = "\n".join(told(capsys, Progress("loading"), Progress("generating [1]", 3, 8, 5.0)))
+    kept = told(capsys, Progress("an hour [of video]", stays=True), Progress("generating", 3, 8, 5.0))
+    assert [line for line in kept if line.endswith("an hour [of video]")]
     assert "3/8" not in "\n".join(told(capsys, Progress("generating", 3, 8, 5.0), Progress("writing")))
     assert "generating [1]" in shown
     assert "3/8" in shown

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from sememe.cli.app import run
 from sememe.errors import InputError, PlanError
 from sememe.events import Progress
 from sememe.semanticgen.generation import SemanticGenInputs
+from sememe.semanticgen.inputs import Request
 from sememe.semanticgen.plan import Plan
 from sememe.semanticgen.settings import Settings
 from sememe.video import read_clip, write_clip
@@ -82,15 +84,28 @@ def test_a_span_of_a_source_keeps_the_rest(model: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.flatnonzero(~same), [9, 10, 11, 12])
 
 
-def test_what_a_long_video_takes_is_announced() -> None:
+def test_what_a_long_video_takes_is_announced(tmp_path: Path) -> None:
     inputs, hour = SemanticGenInputs(prompt="a cat", seconds=3600), Settings().override(num_frames=57601, fps=16.0)
-    text = inputs.announce(hour) or ""
+    asked: list[Request] = []
+
+    def estimate(request: Request, settings: Settings) -> dict[str, float]:
+        asked.append(request)
+        return {"plan": 64800.0, "latents": 90.0}
+
+    pipeline = SimpleNamespace(estimate_seconds=estimate)
+    text, time = inputs.announce(pipeline, hour)
     assert text.startswith("57601 frames of 832x480 pixels, 60.0 minutes, 69.01 GB")
     assert "planned as a whole, which takes up to four times as long for twice the length, and rendered in 721" in text
+    assert time.startswith("planning about 18.0 hours and rendering about 90 seconds, by shorter steps")
+    assert asked[0].texts == (("a cat",),)
     whole = replace(hour, plan=replace(hour.plan, window_seconds=None))
-    planned = SemanticGenInputs(prompt="a cat", plan=Path("a.plan")).announce(whole) or ""
-    assert "compressed, rendered as a whole; the time left" in planned
-    assert inputs.announce(Settings()) is None
+    Plan(np.zeros((2, 1, 1, 3), np.float32), 0.5, "e", "c").save(tmp_path / "a.plan")
+    text, time = SemanticGenInputs(prompt="a cat", plan=tmp_path / "a.plan").announce(pipeline, whole)
+    assert text.endswith("compressed, rendered as a whole")
+    assert time.startswith("rendering about 90 seconds, by")
+    assert [*inputs.announce(pipeline, Settings())] == []
+    # The frames are told before time is spent on the time.
+    assert next(SemanticGenInputs(prompt="a cat").announce(None, hour)) == next(inputs.announce(None, hour))
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,8 @@ def _bar() -> Iterator[Callable[["Progress"], None]]:
 
         def handle(progress: "Progress") -> None:
             nonlocal task, stage
+            if progress.stays:
+                bars.console.print(progress.stage, markup=False, highlight=False)
             if progress.stage != stage:
                 # A new task, because a total that is known cannot be taken back.
                 bars.remove_task(task)

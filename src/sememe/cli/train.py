@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sememe.cli.console import echo_json, show_progress
+from sememe.events import tell_duration
 
 if TYPE_CHECKING:
     from sememe.events import Progress
@@ -347,15 +348,8 @@ def _tell_time(phase: "RehearsedPhase", max_minutes: float | None) -> str:
         bound = "about" if phase.is_measured else "at most"
         rest = f"{bound} {60 * max_minutes / phase.seconds:,.0f} steps in {max_minutes:g} minutes"
     else:
-        rest = f"{phase.num_steps:,} steps in {_tell_duration(whole)}"
+        rest = f"{phase.num_steps:,} steps in {tell_duration(whole)}"
     return f"{phase.seconds:.3g} s a step, {how}: {rest}"
-
-
-def _tell_duration(seconds: float) -> str:
-    for size, name in ((86400, "days"), (3600, "hours"), (60, "minutes")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {name}"
-    return f"{seconds:.0f} seconds"
 
 
 def _tell_precomputed(summary: "PrecomputeSummary", *, is_pruned: bool) -> None:

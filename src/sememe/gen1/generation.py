@@ -1,6 +1,6 @@
 """What the process of generating files asks of this system. Imports no torch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -95,13 +95,13 @@ class Gen1Inputs(SystemInputs):
             num_frames=wanted,
         )
 
-    def announce(self, settings: Settings) -> str | None:
+    def announce(self, pipeline: Any, settings: Settings) -> Iterator[str]:
         size = settings.size
         assert size.num_frames is not None, "the size was fitted"
         seconds = size.num_frames / self._survey.fps
         if seconds < _LONG:
-            return None
-        return (
+            return
+        yield (
             f"{size.num_frames} frames of {size.width}x{size.height} pixels, {seconds / 60:.1f} minutes, are held in "
             "memory and denoised as one clip; --seconds takes the beginning of the source alone"
         )

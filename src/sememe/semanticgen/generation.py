@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from sememe.errors import InputError
+from sememe.events import tell_duration
 from sememe.files import hash_file
 from sememe.semanticgen.segments import Segment, parse_segment, to_segments
 from sememe.semanticgen.settings import Settings
@@ -90,27 +91,30 @@ class SemanticGenInputs(SystemInputs):
     def fit(self, pipeline: Any, settings: Settings) -> Settings:
         if self.source is not None:
             return settings
-        from sememe.semanticgen.inputs import make_request, resolve_length
+        from sememe.semanticgen.inputs import resolve_length
 
-        request = make_request(self.prompt, self._read_plan(), segments=self._read_segments())
-        return resolve_length(request, settings, pipeline.grid, pipeline.clock, seconds=self.seconds)
+        return resolve_length(self._request, settings, pipeline.grid, pipeline.clock, seconds=self.seconds)
 
-    def announce(self, settings: Settings) -> str | None:
+    def announce(self, pipeline: Any, settings: Settings) -> Iterator[str]:
         size = settings.size
         seconds = size.num_frames / size.fps
         if seconds < _LONG:
-            return None
+            return
         gigabytes = 3 * size.num_frames * size.height * size.width / 1e9
         does = []
         if any(name == "plan" for name in self.list_steps(settings)):
             does.append("planned as a whole, which takes up to four times as long for twice the length")
         window = settings.plan.window_seconds
         does.append("rendered as a whole" if window is None else f"rendered in {math.ceil(seconds / window)} windows")
-        return (
+        yield (
             f"{size.num_frames} frames of {size.width}x{size.height} pixels, {seconds / 60:.1f} minutes, "
-            f"{gigabytes:.2f} GB before they are compressed, {', and '.join(does)}; the time left is known after two "
-            "steps of each"
+            f"{gigabytes:.2f} GB before they are compressed, {', and '.join(does)}"
         )
+        if self.source is None:
+            took = pipeline.estimate_seconds(self._request, settings)
+            steps = self.list_steps(settings).items()
+            times = " and ".join(f"{name} about {tell_duration(took[key])}" for key, (name, _) in steps)
+            yield f"{times}, by shorter steps that were timed; the time left is known after two steps of each"
 
     def arguments(
         self, settings: Settings, images: Mapping[str, Any], videos: Mapping[str, Sequence[Any]]
@@ -143,6 +147,13 @@ class SemanticGenInputs(SystemInputs):
 
     def write_extra(self, name: str, output: Any, path: Path) -> None:
         output.plan.save(path)
+
+    @property
+    def _request(self) -> Any:
+        """What is asked for without pictures and videos."""
+        from sememe.semanticgen.inputs import make_request
+
+        return make_request(self.prompt, self._read_plan(), segments=self._read_segments())
 
     def _read_plan(self) -> Any:
         if self.plan is None:

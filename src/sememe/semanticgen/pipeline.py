@@ -24,6 +24,7 @@ from sememe.errors import InputError
 from sememe.pipeline import SystemPipeline
 from sememe.semanticgen.clocks import SliceClock
 from sememe.semanticgen.compressor import SemanticCompressor
+from sememe.semanticgen.durations import estimate_seconds
 from sememe.semanticgen.encoders import Colours, TowerEncoder, load_encoder, wrap_tower
 from sememe.semanticgen.inputs import (
     Clips,
@@ -249,6 +250,19 @@ class SemanticGenPipeline(SystemPipeline, AdapterMixin, WanLoraLoaderMixin):
         settings = resolve_length(request, settings, self.grid, self.clock, num_frames, seconds)
         generators = _spread_generator(generator, request.batch_size)
         return self._generate(Production(self, request, settings, generators, callback_on_step_end), output_type)
+
+    @torch.no_grad()
+    @sends_modules_back
+    def estimate_seconds(self, request: Request, settings: Settings) -> dict[str, float]:
+        """Estimate how long the steps of planning (`plan`) and rendering (`latents`) will take.
+
+        Shorter steps are timed for it, which for videos of a minute and more takes a small part of what it tells.
+
+        Args:
+            request: Inputs of one result, without a source (`sememe.semanticgen.inputs.make_request`).
+            settings: Settings, with the number of frames as it will be.
+        """
+        return estimate_seconds(self, request, settings)
 
     def _generate(self, work: Production, output_type: str) -> SemanticGenOutput:
         check_scheduler(self.scheduler)

@@ -25,7 +25,7 @@ from sememe.semanticgen.predictor import Predictor
 from sememe.semanticgen.rendering import Retake, VideoShape, encode_clips, find_span, make_condition
 from sememe.semanticgen.settings import Settings
 from sememe.semanticgen.shapes import PlanFeatures, TextEmbeds, VideoLatents
-from sememe.semanticgen.windows import SliceShape, make_layout
+from sememe.semanticgen.windows import SliceShape, WindowLayout, make_layout
 from sememe.video import Clip, resize_clip
 
 Texts = Mapping[Text, tuple[TextEmbeds, ...]]
@@ -116,6 +116,12 @@ class Production:
         return rendering_guidance(scales.guidance_scale, scales.plan_guidance_scale, texts_differ=self._texts_differ)
 
     @property
+    def makes_plans(self) -> bool:
+        """Whether the planner has something to do."""
+        is_given = bool(self.request.plans or self.request.sources)
+        return not is_given and any(row.variant.has_plan for row in self.guidance.rows)
+
+    @property
     def _latent_shape(self) -> tuple[int, int, int, int]:
         size = self.settings.size
         return self.pipeline.grid.latent_shape(size.num_frames, size.height, size.width)
@@ -160,14 +166,26 @@ class Production:
 
     def prepare_planning(self, texts: Texts) -> Steps:
         """Return what the planner's steps need."""
-        pipeline, shape = self.pipeline, self._plan_shape
-        clock = LatentClock.of_slices(pipeline.clock)
-        layout = make_layout(clock, shape, segment_ends=self.request.segment_ends)
+        pipeline = self.pipeline
         return Steps(
-            Predictor(pipeline.planner, texts, {False: layout}),
+            Predictor(pipeline.planner, texts, {False: self.lay_out_plan()}),
             planning_guidance(self.settings.guidance.planning_guidance_scale, texts_differ=self._texts_differ),
-            self._draw((pipeline.compressor.config.semantic_dim, *shape)),
+            self._draw((pipeline.compressor.config.semantic_dim, *self._plan_shape)),
         )
+
+    def lay_out_plan(self) -> WindowLayout:
+        """Return the layout of the planner's tokens."""
+        clock = LatentClock.of_slices(self.pipeline.clock)
+        return make_layout(clock, self._plan_shape, segment_ends=self.request.segment_ends)
+
+    def lay_out_video(self) -> dict[bool, WindowLayout]:
+        """Return the layouts of the renderer's tokens with a plan of the video's length (True) and without (False)."""
+        shape = self._make_shape(self._plan_shape)
+        return {has_plan: shape.lay_out(has_plan=has_plan) for has_plan in (True, False)}
+
+    def make_blank_plan(self) -> PlanFeatures:
+        """Return features of the video's length, all zero."""
+        return torch.zeros(1, *self._plan_shape, self.pipeline.compressor.config.semantic_dim)
 
     def render(self, texts: Texts, plans: Sequence[Plan]) -> tuple[VideoLatents, Retake | None]:
         """Return the latents, and how they were joined with those of a source."""
@@ -185,7 +203,7 @@ class Production:
         if features is not None:
             features = self._add_noise(features.to(device), settings.plan.plan_noise)
         noise, channels = self._draw(shape), self._make_channels()
-        layouts = self._make_shape(features)
+        layouts = self._make_shape(None if features is None else (features.shape[1], *features.shape[2:4]))
         needed = {row.variant.has_plan for row in guidance.rows}
         laid_out = {has_plan: layouts.lay_out(has_plan=has_plan) for has_plan in needed}
         retake = None
@@ -201,12 +219,12 @@ class Production:
             noise, channels = retake.cut(noise), None if channels is None else retake.cut(channels)
         return Steps(Predictor(pipeline.transformer, texts, laid_out, features, channels), guidance, noise, retake)
 
-    def _make_shape(self, features: PlanFeatures | None) -> VideoShape:
+    def _make_shape(self, plan_shape: tuple[int, int, int] | None) -> VideoShape:
         pipeline, patch = self.pipeline, self.pipeline.transformer.config.patch_size
         _, frames, height, width = self._latent_shape
         slices = None
-        if features is not None:
-            slices = SliceShape(pipeline.clock.times(features.shape[1]), features.shape[2], features.shape[3])
+        if plan_shape is not None:
+            slices = SliceShape(pipeline.clock.times(plan_shape[0]), *plan_shape[1:])
         return VideoShape(
             clock=LatentClock(pipeline.grid.temporal_ratio, self.settings.size.fps),
             tokens=(frames, height // patch[1], width // patch[2]),

@@ -120,9 +120,8 @@ def generate(
     work = _Generation(request.inputs, opened, model, settings, seed)
     work.check_size()
     files.check_space(3 * settings.size.num_frames * settings.size.height * settings.size.width)
-    announced = request.inputs.announce(settings)
-    if announced is not None:
-        on_progress(Progress(announced))
+    for announced in request.inputs.announce(model.pipeline, settings):
+        on_progress(Progress(announced, stays=True))
     _ = work.clips  # read now, so that their time counts as reading
     watch.lap("read")
     output = work.run("generating", on_progress)
