@@ -74,7 +74,7 @@ class SystemPipeline(DiffusionPipeline):
         *,
         revision: str | None = None,
         cache_dir: str | Path | None = None,
-        token: Any = None,
+        token: str | bool | None = None,
         local_files_only: bool = False,
         device_map: torch.device | str | None = None,
         storage: str = "full",

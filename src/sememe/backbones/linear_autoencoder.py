@@ -175,14 +175,18 @@ def _convolution(in_channels: int, out_channels: int) -> nn.Conv2d:
     return nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1)
 
 
-def fold(video: Tensor, num_frames: int, num_pixels: int) -> Tensor:
+def fold(
+    video: Float[Tensor, "batch channel frame height width"], num_frames: int, num_pixels: int
+) -> Float[Tensor, "batch block_channel block_frame row column"]:
     """Fold blocks of `num_frames` frames of `num_pixels` x `num_pixels` pixels into channels."""
     video = video.unflatten(4, (-1, num_pixels)).unflatten(3, (-1, num_pixels)).unflatten(2, (-1, num_frames))
     # (batch, channel, F, frame, H, height, W, width) -> (batch, channel * frame * height * width, F, H, W)
     return video.permute(0, 1, 3, 5, 7, 2, 4, 6).flatten(1, 4)
 
 
-def unfold(folded: Tensor, num_frames: int, num_pixels: int) -> Tensor:
+def unfold(
+    folded: Float[Tensor, "batch block_channel block_frame row column"], num_frames: int, num_pixels: int
+) -> Float[Tensor, "batch channel frame height width"]:
     """Invert `fold`."""
     blocks = folded.unflatten(1, (-1, num_frames, num_pixels, num_pixels))
     # (batch, channel, frame, height, width, F, H, W) -> (batch, channel, F * frame, H * height, W * width)

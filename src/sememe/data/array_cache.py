@@ -18,14 +18,17 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import psutil
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
-from sememe.data.array_shards import DTYPES, EntryPlace, Shard, read_entries, read_values
+from sememe.data.array_shards import DTYPES, Entries, EntryPlace, Shard, read_entries, read_values
 from sememe.data.cache_index import CacheIndex, ClipItem, read_index
 from sememe.data.storage import Storage
 from sememe.errors import InputError
 
 logger = logging.getLogger(__name__)
+
+Places = Int[Tensor, " place"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +64,8 @@ class ArrayRecord:
 class ArrayValues(Protocol):
     """The values of one array."""
 
-    def read(self, places: Tensor) -> Tensor:
-        """The entries at places, which have one shape, (place, ...)."""
+    def read(self, places: Places) -> Entries:
+        """The entries at places, which have one shape."""
         ...
 
 
@@ -74,7 +77,7 @@ class HeldValues:
         self._groups = [_read_group(storage, group).to(device) for group in groups]
         self._starts = _find_starts([len(group) for group in self._groups])
 
-    def read(self, places: Tensor) -> Tensor:
+    def read(self, places: Places) -> Entries:
         if len(self._groups) == 1:
             # Without waiting for a GPU, on which the places may be.
             return self._groups[0].index_select(0, places.to(self._groups[0].device))
@@ -93,7 +96,7 @@ class StoredValues:
         self._storage, self._shards = storage, tuple(shards)
         self._starts = _find_starts([len(shard.keys) for shard in shards])
 
-    def read(self, places: Tensor) -> Tensor:
+    def read(self, places: Places) -> Entries:
         places = places.cpu()
         owners = (torch.searchsorted(self._starts, places, right=True) - 1).tolist()
         numbers = (places - self._starts[owners]).tolist()
@@ -117,8 +120,8 @@ class ArrayCache:
         index: CacheIndex,
         arrays: Mapping[str, ArrayRecord],
         values: Mapping[str, ArrayValues],
-        entries: Mapping[str, Tensor],
-        picked: Tensor,
+        entries: Mapping[str, Int[Tensor, " item"]],
+        picked: Int[Tensor, " picked"],
     ) -> None:
         self._index, self._values, self._entries, self._picked = index, values, entries, picked
         self._is_whole = torch.equal(picked, torch.arange(index.num_items))
@@ -203,18 +206,18 @@ class ArrayCache:
             raise InputError(f"the cache holds {', '.join(self.arrays)}, but no {name}; precompute it")
         return {"clips": self.version, **self.arrays[name].made_by}
 
-    def select(self, name: str, indices: np.ndarray | Tensor | Sequence[int]) -> Tensor:
-        """An array's entries of items of one bucket, (index, ...)."""
+    def select(self, name: str, indices: np.ndarray | Tensor | Sequence[int]) -> Entries:
+        """An array's entries of items of one bucket."""
         return self.read(name, self._entries[name][self._picked[torch.as_tensor(indices)]])
 
-    def places(self, name: str, keys: Sequence[str]) -> Tensor:
-        """Where in an array the entries of keys are, (key,). Raises `InputError` for a key that has none."""
+    def places(self, name: str, keys: Sequence[str]) -> Places:
+        """Where in an array the entries of keys are. Raises `InputError` for a key that has none."""
         if name not in self._numbers:
             self._numbers[name] = _number(self.arrays[name].keys)
         return _find_places(name, self._numbers[name], keys)
 
-    def read(self, name: str, places: Tensor) -> Tensor:
-        """An array's entries at places, which have one shape, (place, ...)."""
+    def read(self, name: str, places: Places) -> Entries:
+        """An array's entries at places, which have one shape."""
         return self._values[name].read(places)
 
     def only(self, places: Sequence[int]) -> "ArrayCache":

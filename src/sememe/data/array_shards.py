@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Shaped
 from safetensors.torch import save
 from torch import Tensor
 
@@ -26,6 +27,7 @@ _ABOUT, _HASH = "sememe", "sememe_sha256"
 # The header of most shards is within the first bytes, which then are all that is read.
 _FIRST_BYTES = 64 * 1024
 _MAX_HEADER = 100 * 1024 * 1024
+Entries = Shaped[Tensor, "entry ..."]
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "uint8": torch.uint8}
 
 
@@ -152,8 +154,8 @@ def parse_shard(values: Mapping[str, Any]) -> Shard:
     )
 
 
-def read_values(storage: Storage, shard: Shard) -> Tensor:
-    """Read all entries of a shard, (key, ...).
+def read_values(storage: Storage, shard: Shard) -> Entries:
+    """Read all entries of a shard.
 
     Raises:
         InputError: They are not those that were written, or cannot be read.
@@ -168,8 +170,8 @@ def read_values(storage: Storage, shard: Shard) -> Tensor:
     return values
 
 
-def read_entries(storage: Storage, places: Sequence[EntryPlace]) -> Tensor:
-    """Read entries of one array and shape, (place, ...), and nothing beside them.
+def read_entries(storage: Storage, places: Sequence[EntryPlace]) -> Entries:
+    """Read entries of one array and shape, and nothing beside them.
 
     Raises:
         InputError: They are not those that were written, or cannot be read.

@@ -16,6 +16,7 @@ from sememe.data.array_shards import (
     DTYPES,
     SUFFIX,
     ArrayAbout,
+    Entries,
     Shard,
     find_damaged,
     list_shards,
@@ -50,12 +51,12 @@ class ArrayEncoder(Protocol):
         """What `preprocess` takes, by key, in order."""
         ...
 
-    def preprocess(self, entries: Sequence[Any]) -> Tensor:
+    def preprocess(self, entries: Sequence[Any]) -> Entries:
         """A batch of inputs of the encoder, of clips of one bucket."""
         ...
 
-    def encode(self, inputs: Tensor) -> Tensor:
-        """The values of a batch, (entry, ...)."""
+    def encode(self, inputs: Entries) -> Entries:
+        """The values of a batch."""
         ...
 
 
@@ -67,7 +68,7 @@ class ClipArray:
     def list_entries(self, items: Sequence[ClipItem]) -> Mapping[str, Any]:
         return {item.clip: index for index, item in enumerate(items)}
 
-    def encode(self, inputs: Tensor) -> Tensor:
+    def encode(self, inputs: Entries) -> Entries:
         return inputs
 
 
@@ -131,7 +132,7 @@ class ArrayCacheWriter:
         self._flushed[encoder.name] = time.monotonic()
         return frozenset(key for shard in present for key in shard.keys)
 
-    def append(self, name: str, keys: Sequence[str], values: Tensor) -> None:
+    def append(self, name: str, keys: Sequence[str], values: Entries) -> None:
         """Add entries of one shape, (key, ...), to an array that was begun. Raises `InputError` for no number."""
         about, shape = self._abouts[name], tuple(values.shape[1:])
         if len(keys) != len(values):

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
+from jaxtyping import Float, Num
 
 from sememe.diffusion.guidance import (
     Guidance,
@@ -14,7 +15,7 @@ from sememe.diffusion.guidance import (
     VariantT,
     combine,
 )
-from sememe.diffusion.objectives import PredictionType, prediction_of
+from sememe.diffusion.objectives import PredictionType, Samples, prediction_of
 from sememe.diffusion.schedulers import Scheduler
 from sememe.errors import InputError
 from sememe.records import Batching
@@ -37,6 +38,8 @@ _SOLVERS = frozenset(
     )
 )
 
+Timestep = Num[torch.Tensor, ""]
+
 _VariantT_contra = TypeVar("_VariantT_contra", bound=GuidanceVariant, contravariant=True)
 
 
@@ -45,29 +48,29 @@ class Predict(Protocol[_VariantT_contra]):
     """Predicts for one batch of latents under one or several variants of the conditions."""
 
     def __call__(
-        self, latents: torch.Tensor, timestep: torch.Tensor, variants: tuple[_VariantT_contra, ...]
-    ) -> torch.Tensor:
+        self, latents: Samples, timestep: Timestep, variants: tuple[_VariantT_contra, ...]
+    ) -> Float[torch.Tensor, "variant batch ..."]:
         """Predict what the path asks for, such as the velocity of flow matching.
 
         Args:
-            latents: (batch, ...), noisy.
-            timestep: a scalar tensor in [0, 1000].
+            latents: Noisy.
+            timestep: In [0, 1000].
             variants: the conditions to predict under.
 
         Returns:
-            (variant, batch, ...), in the order of `variants`.
+            Predictions in the order of `variants`.
         """
 
 
 SetTimesteps = Callable[[Scheduler, int, torch.device], None]
-StepCallback = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor | None]
+StepCallback = Callable[[int, Timestep, Samples], Samples | None]
 
 
 @torch.no_grad()
 def denoise(
     predict: Predict[VariantT],
     scheduler: Scheduler,
-    latents: torch.Tensor,
+    latents: Samples,
     guidance: Guidance[VariantT] | GuidanceSchedule[VariantT],
     num_inference_steps: int,
     *,
@@ -77,13 +80,13 @@ def denoise(
     on_step_end: StepCallback | None = None,
     is_interrupted: Callable[[], bool] = lambda: False,
     set_timesteps: SetTimesteps | None = None,
-) -> torch.Tensor:
+) -> Samples:
     """Turn noise into clean latents.
 
     Args:
         predict: Predicts for variants of the conditioning.
         scheduler: a diffusers scheduler that fits `prediction`.
-        latents: (batch, ...), noise of unit variance.
+        latents: Noise of unit variance.
         guidance: which predictions are summed, with which weights; or a function that says so for a timestep.
         num_inference_steps: steps of the scheduler.
         batching: whether variants that allow it share a forward; changes results by rounding only.
@@ -176,8 +179,8 @@ class Stepper:
         self.estimate: torch.Tensor | None = None
         self.last_timestep: torch.Tensor | None = None
 
-    def step(self, predicted: torch.Tensor, timestep: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
-        """Return the latents after a step, (batch, ...)."""
+    def step(self, predicted: Samples, timestep: Timestep, latents: Samples) -> Samples:
+        """Return the latents after a step."""
         if not self.has_memory:
             return self.scheduler.step(predicted, timestep, latents, return_dict=False, **self.extra)[0]
         latents, self.estimate = self.scheduler.step(

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
+from jaxtyping import Float
 
 from sememe.records import Batching
 
@@ -25,6 +26,7 @@ class GuidanceVariant(Hashable, Protocol):
         """Return a number that variants which can share a forward have in common; lower numbers are predicted first."""
 
 
+Prediction = Float[torch.Tensor, "batch ..."]
 VariantT = TypeVar("VariantT", bound=GuidanceVariant)
 
 
@@ -81,7 +83,7 @@ def is_guided_at(timestep: float, interval: Sequence[float]) -> bool:
     return low <= timestep / 1000.0 <= high
 
 
-def combine(rows: Sequence[GuidanceRow[VariantT]], predictions: Sequence[torch.Tensor]) -> torch.Tensor:
+def combine(rows: Sequence[GuidanceRow[VariantT]], predictions: Sequence[Prediction]) -> Prediction:
     """Return the weighted sum of the rows' predictions, in float32."""
     terms = [row.weight * prediction.float() for row, prediction in zip(rows, predictions, strict=True)]
     total = terms[0]

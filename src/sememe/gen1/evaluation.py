@@ -205,7 +205,7 @@ class PartialScheduler(DDIMScheduler):
 
     strength = _STRENGTH
 
-    def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
+    def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
         """Take the last of the steps."""
         super().set_timesteps(num_inference_steps, device=device)
         self.timesteps: torch.Tensor = self.timesteps[-max(1, round(self.strength * num_inference_steps)) :]

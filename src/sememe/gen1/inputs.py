@@ -11,7 +11,7 @@ from sememe.errors import InputError
 from sememe.gen1.content import ContentEmbedding, Keyframe
 from sememe.gen1.mask import Mask, read_mask
 from sememe.gen1.settings import Settings
-from sememe.gen1.shapes import StructureVideo
+from sememe.gen1.shapes import Structure, StructureVideo
 from sememe.gen1.structure import estimate_structure, read_structure
 from sememe.video import Clip, Picture, resize_clip
 
@@ -92,7 +92,7 @@ def make_request(
 
 
 def find_structure(
-    request: Request, weights: Mapping[str, float], estimators: Mapping[str, Callable[[Clip], Any]]
+    request: Request, weights: Mapping[str, float], estimators: Mapping[str, Callable[[Clip], Structure]]
 ) -> StructureVideo:
     """Return the structure of each source: as given, or estimated."""
     maps = [

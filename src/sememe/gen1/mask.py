@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from sememe.diffusion.schedulers import NoiseScheduler
 from sememe.errors import InputError
+from sememe.gen1.shapes import Latents
 from sememe.video import Clip, resize_clip
 
 Mask = Bool[np.ndarray, "frame height width"]
@@ -66,18 +67,18 @@ class MaskedLatents:
         edited: 1 where latents are free, of shape (batch, 1, frame, height, width).
     """
 
-    source: Float[Tensor, "batch channel frame height width"]
-    noise: Float[Tensor, "batch channel frame height width"]
-    edited: Float[Tensor, "batch 1 frame height width"]
+    source: Latents
+    noise: Latents
+    edited: Float[Tensor, "batch 1 frame latent_height latent_width"]
 
     @classmethod
-    def from_masks(cls, masks: list[Mask], source: Tensor, noise: Tensor) -> "MaskedLatents":
+    def from_masks(cls, masks: list[Mask], source: Latents, noise: Latents) -> "MaskedLatents":
         """Make them of masks in pixels: a latent is free if any of its pixels is edited."""
         pixels = torch.from_numpy(np.stack(masks)).float().to(source.device)
         edited = F.adaptive_max_pool2d(pixels, source.shape[-2:]).unsqueeze(1)
         return cls(source, noise, edited)
 
-    def hold(self, latents: Tensor, scheduler: NoiseScheduler, step: int) -> Tensor:
+    def hold(self, latents: Latents, scheduler: NoiseScheduler, step: int) -> Latents:
         """Return latents after a step with those outside the mask replaced by the source at the same noise.
 
         Args:

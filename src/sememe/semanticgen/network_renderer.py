@@ -18,6 +18,7 @@ from diffusers import WanTransformer3DModel
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.embeddings import get_1d_rotary_pos_embed
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 from diffusers.utils import apply_lora_scale
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -349,13 +350,13 @@ def _find_semantic(layout: WindowLayout, pieces: Iterable[Piece], like: Tensor) 
     return layout.kinds(pieces).to(like.device).bool().unsqueeze(1)
 
 
-def make_tables(rope: Any, positions: Positions, like: Tensor) -> tuple[RotaryTable, RotaryTable]:
+def make_tables(rope: WanRotaryPosEmbed, positions: Positions, like: Tensor) -> tuple[RotaryTable, RotaryTable]:
     """Return the cosines and sines of Wan's rotary embedding at any positions, on the device of `like`.
 
     At whole numbers they are those of the stock table.
 
     Args:
-        rope: `WanRotaryPosEmbed` of a transformer.
+        rope: That of a transformer.
         positions: Time, row and column of each token.
         like: Tensor on the device of the result.
     """

@@ -14,12 +14,12 @@ from itertools import groupby
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from sememe.errors import InputError
 from sememe.semanticgen.clocks import LatentClock, Times
-from sememe.semanticgen.shapes import Positions
+from sememe.semanticgen.shapes import Positions, Tokens
 
 _ROUNDING = 1e-6  # in half windows and in seconds
 
@@ -38,13 +38,13 @@ class WindowRun:
     num_windows: int
     size: int
 
-    def split(self, tokens: Tensor) -> Tensor:
-        """Move windows into the batch: (batch, token, ...) -> (batch * window, token, ...)."""
+    def split(self, tokens: Shaped[Tensor, "batch token *rest"]) -> Shaped[Tensor, "batch_window size *rest"]:
+        """Move windows into the batch."""
         part = tokens[:, self.start : self.start + self.num_windows * self.size]
         return part.unflatten(1, (self.num_windows, self.size)).flatten(0, 1)
 
-    def join(self, windows: Tensor) -> Tensor:
-        """Invert `split`: (batch * window, token, ...) -> (batch, token, ...)."""
+    def join(self, windows: Shaped[Tensor, "batch_window size *rest"]) -> Shaped[Tensor, "batch run_token *rest"]:
+        """Invert `split`; without the tokens that are in no window of the run."""
         return windows.unflatten(0, (-1, self.num_windows)).flatten(1, 2)
 
 
@@ -147,7 +147,7 @@ class WindowLayout:
             lengths[piece.segment] += sum(self.count_tokens(piece))
         return tuple(lengths)
 
-    def kinds(self, pieces: Iterable[Piece]) -> Tensor:
+    def kinds(self, pieces: Iterable[Piece]) -> Int[Tensor, " token"]:
         """Return the kind of each token of consecutive pieces: 0 for latents, 1 for semantic tokens."""
         counts = torch.tensor([self.count_tokens(piece) for piece in pieces]).flatten()
         return torch.tensor([0, 1]).repeat(len(counts) // 2).repeat_interleave(counts)
@@ -163,12 +163,14 @@ class WindowLayout:
             parts.append(_spread(self.slice_positions[slice(*piece.slices)], self.slice_grid, self.latent_grid))
         return torch.cat(parts)
 
-    def order(self, latents: Tensor, semantic: Tensor | None) -> Tensor:
+    def order(
+        self, latents: Tokens, semantic: Float[Tensor, "batch semantic_token dim"] | None
+    ) -> Float[Tensor, "batch joined_token dim"]:
         """Put tokens in the layout's order.
 
         Args:
-            latents: (batch, token, dim), frame after frame.
-            semantic: (batch, token, dim), slice after slice; None without semantic tokens.
+            latents: Frame after frame.
+            semantic: Slice after slice; None without semantic tokens.
         """
         parts = []
         for piece in self.pieces:
@@ -177,7 +179,7 @@ class WindowLayout:
                 parts.append(_take(semantic, piece.slices, self.slice_grid))
         return torch.cat(parts, dim=1)
 
-    def pick_latents(self, tokens: Tensor) -> Tensor:
+    def pick_latents(self, tokens: Float[Tensor, "batch joined_token dim"]) -> Tokens:
         """Return the latents' tokens of a video in order, frame after frame."""
         parts, start = [], 0
         for piece in self.pieces:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from sememe.backbones.autoencoder import Autoencoder, encode_video, frames_to_video
@@ -25,6 +26,11 @@ from sememe.training.networks import read_video
 from sememe.training.recipes import Regeneration
 from sememe.training.text_source import CachedText, EncodedText, TextSource
 
+Videos = Float[Tensor, "clip 3 frame height width"]
+Latents = Float[Tensor, "clip channel latent_frame latent_height latent_width"]
+Tokens = Int[Tensor, "caption 2 token"]
+Pictures = UInt8[Tensor, "picture height width 3"]
+
 
 class CleanLatents(ClipArray):
     """Latents of whole clips."""
@@ -35,11 +41,11 @@ class CleanLatents(ClipArray):
         self._vae, self._clips = vae, clips
         self.made_by: Mapping[str, str] = {"autoencoder": fingerprint_encoder(vae)}
 
-    def preprocess(self, entries: Sequence[int]) -> Tensor:
+    def preprocess(self, entries: Sequence[int]) -> Videos:
         """(clip, 3, frame, height, width) in [-1, 1]."""
         return read_video(self._clips, entries)
 
-    def encode(self, inputs: Tensor) -> Tensor:
+    def encode(self, inputs: Videos) -> Latents:
         """(clip, channel, frame, height, width)."""
         return encode_video(self._vae, inputs)
 
@@ -56,13 +62,13 @@ class FirstFrameLatents:
     def list_entries(self, items: Sequence[ClipItem]) -> Mapping[str, Any]:
         return list_first_frames(items)
 
-    def preprocess(self, entries: Sequence[int]) -> Tensor:
+    def preprocess(self, entries: Sequence[int]) -> Videos:
         """(clip, 3, frame, height, width) in [-1, 1]: the first frame in place of all of them, which are not read."""
         frames = np.stack([self._clips.first_frame(index)[None] for index in entries])
         (num_frames,) = {self._clips.count_frames(index) for index in entries}
         return frames_to_video(frames).expand(-1, -1, num_frames, -1, -1)
 
-    def encode(self, inputs: Tensor) -> Tensor:
+    def encode(self, inputs: Videos) -> Latents:
         """(clip, channel, frame, height, width), of the shape of the clip's own latents."""
         return encode_cached_first_frame(self._vae, inputs[:, :, 0], inputs.shape[2], self._fill)
 
@@ -80,16 +86,16 @@ class GeneratedLatents(ClipArray):
 
     name = "generated"
 
-    def __init__(self, vae: Autoencoder, settings: Regeneration, generate: Callable[[Sequence[int]], Tensor]) -> None:
+    def __init__(self, vae: Autoencoder, settings: Regeneration, generate: Callable[[Sequence[int]], Latents]) -> None:
         self._generate = generate
         about = {name: str(value) for name, value in asdict(settings).items()}
         self.made_by: Mapping[str, str] = {"autoencoder": fingerprint_encoder(vae), **about}
 
-    def preprocess(self, entries: Sequence[int]) -> Tensor:
+    def preprocess(self, entries: Sequence[int]) -> Int[Tensor, " clip"]:
         """Numbers of clips, (clip,)."""
         return torch.tensor(entries)
 
-    def encode(self, inputs: Tensor) -> Tensor:
+    def encode(self, inputs: Int[Tensor, " clip"]) -> Latents:
         """(clip, channel, frame, height, width)."""
         return self._generate(inputs.tolist())
 
@@ -110,11 +116,11 @@ class TextEmbeddings:
         captions = [caption for item in items for caption in (item.caption, item.full_caption)]
         return {caption: caption for caption in ("", *captions)}
 
-    def preprocess(self, entries: Sequence[str]) -> Tensor:
+    def preprocess(self, entries: Sequence[str]) -> Tokens:
         """(caption, 2, token)."""
         return self._text.pick(entries).to(self._device)
 
-    def encode(self, inputs: Tensor) -> Tensor:
+    def encode(self, inputs: Tokens) -> Float[Tensor, "caption token text_dim"]:
         """(caption, token, text_dim)."""
         return self._text.embed(inputs)
 
@@ -132,11 +138,11 @@ class ImageEmbeddings:
     def list_entries(self, items: Sequence[ClipItem]) -> Mapping[str, Any]:
         return list_first_frames(items)
 
-    def preprocess(self, entries: Sequence[int]) -> Tensor:
+    def preprocess(self, entries: Sequence[int]) -> Pictures:
         """RGB pictures (picture, height, width, 3), uint8."""
         return torch.from_numpy(np.stack([self._clips.first_frame(index) for index in entries]))
 
-    def encode(self, inputs: Tensor) -> Tensor:
+    def encode(self, inputs: Pictures) -> Float[Tensor, "picture token dim"]:
         """(picture, token, dim)."""
         return encode_pictures(self._encoder, self._processor, list(inputs.numpy()))
 

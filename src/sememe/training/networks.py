@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler, ModelMixin, UniPCMultistepScheduler
 from jaxtyping import Float
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor
@@ -167,7 +167,7 @@ def make_scheduler(settings: SchedulerSettings) -> FlowMatchEulerDiscreteSchedul
     )
 
 
-def choose_attention(transformer: Any, device: str) -> None:
+def choose_attention(transformer: ModelMixin, device: str) -> None:
     """Choose the attention of a diffusers transformer that trains on a device, by the setting's name."""
     if choose_device(device).type == "cpu":
         # On a CPU the backward of torch's fused attention is slow in bfloat16.

@@ -4,23 +4,27 @@ from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from sememe.backbones.text import clean_prompt, default_sequence_length
 from sememe.data.array_cache import ArrayCache
 
+Picked = Int[Tensor, "caption ..."]
+TextEmbeds = Float[Tensor, "caption token text_dim"]
+
 
 @runtime_checkable
 class TextSource(Protocol):
     """Text embeddings of captions, in two steps: what a batch carries of them, and the embeddings themselves."""
 
-    def pick(self, captions: Sequence[str]) -> Tensor:
-        """What `embed` needs of captions, (caption, ...) int64 on the CPU; may run in a thread of its own."""
+    def pick(self, captions: Sequence[str]) -> Picked:
+        """What `embed` needs of captions, on the CPU; may run in a thread of its own."""
         ...
 
-    def embed(self, picked: Tensor) -> Tensor:
-        """Embeddings (caption, token, text_dim) on the device of what `pick` gave."""
+    def embed(self, picked: Picked) -> TextEmbeds:
+        """Embeddings on the device of what `pick` gave."""
         ...
 
 
@@ -46,16 +50,16 @@ class EncodedText:
         self._length, self._reads_padding = length or default_sequence_length(tokenizer), reads_padding
         self._known: dict[str, Tensor] = {}
 
-    def pick(self, captions: Sequence[str]) -> Tensor:
-        """Token ids and mask, (caption, 2, token)."""
+    def pick(self, captions: Sequence[str]) -> Int[Tensor, "caption 2 token"]:
+        """Token ids and mask."""
         if new := [caption for caption in dict.fromkeys(captions) if caption not in self._known]:
             texts = new if self._reads_padding else [clean_prompt(caption) for caption in new]
             found = self.tokenizer(texts, padding="max_length", max_length=self._length, truncation=True)
             self._known |= zip(new, torch.tensor([found.input_ids, found.attention_mask]).unbind(1), strict=True)
         return torch.stack([self._known[caption] for caption in captions])
 
-    def embed(self, picked: Tensor) -> Tensor:
-        """Embeddings (caption, token, text_dim) as `backbones.text` makes them."""
+    def embed(self, picked: Int[Tensor, "caption 2 token"]) -> TextEmbeds:
+        """Embeddings as `backbones.text` makes them."""
         ids, mask = picked.unbind(1)
         encoder = self.text_encoder.to(picked.device)
         if self._reads_padding:
@@ -70,10 +74,10 @@ class CachedText:
     def __init__(self, cache: ArrayCache) -> None:
         self._cache = cache
 
-    def pick(self, captions: Sequence[str]) -> Tensor:
-        """Places in the array, (caption,)."""
+    def pick(self, captions: Sequence[str]) -> Int[Tensor, " caption"]:
+        """Places in the array."""
         return self._cache.places("text", captions)
 
-    def embed(self, picked: Tensor) -> Tensor:
-        """Embeddings (caption, token, text_dim) in float32."""
+    def embed(self, picked: Int[Tensor, " caption"]) -> TextEmbeds:
+        """Embeddings in float32."""
         return self._cache.read("text", picked).to(picked.device).float()

@@ -8,10 +8,9 @@ divisible by the number of ranks, unless diffusers' `ulysses_anything` or `ring_
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
-from diffusers.models._modeling_parallel import ContextParallelInput
+from diffusers.models._modeling_parallel import ContextParallelInput, ParallelConfig
 from jaxtyping import Shaped
 from torch import Tensor, nn
 
@@ -31,7 +30,7 @@ class TokenSplit(nn.Module):
         return tokens
 
 
-def count_ranks(parallel_config: Any) -> int:
+def count_ranks(parallel_config: ParallelConfig | None) -> int:
     """Return the number of ranks that share a sequence; 1 without a configuration."""
     if parallel_config is None:
         return 1
@@ -39,7 +38,7 @@ def count_ranks(parallel_config: Any) -> int:
     return int(shares.ring_degree * shares.ulysses_degree)
 
 
-def check_ranks(reference: ReferenceTokens | ReferenceCache, parallel_config: Any) -> None:
+def check_ranks(reference: ReferenceTokens | ReferenceCache, parallel_config: ParallelConfig | None) -> None:
     """Raise `ModelError` for a reference that is not split among as many ranks as the model's sequences."""
     num_ranks = count_ranks(parallel_config)
     if reference.num_ranks != num_ranks:

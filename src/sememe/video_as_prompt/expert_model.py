@@ -11,6 +11,7 @@ from diffusers import ModelMixin
 from diffusers.configuration_utils import FrozenDict
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from jaxtyping import Float
+from peft import PeftConfig
 from torch import Tensor, nn
 
 from sememe.compute.lora import restrict_to_backbone
@@ -136,7 +137,7 @@ class ExpertModel(TwoFolderFiles):
         adapters = {name: each for name, each in read.items() if ".lora_" in name}
         return list((adapters or read).values())
 
-    def add_adapter(self, adapter_config: Any, adapter_name: str = "default") -> None:
+    def add_adapter(self, adapter_config: PeftConfig, adapter_name: str = "default") -> None:
         """Add a PEFT adapter to the backbone; for the expert see `sememe.compute.lora`.
 
         Args:

@@ -65,7 +65,7 @@ class FlowMatchPartialScheduler(FlowMatchEulerDiscreteScheduler):
 
     strength = 1.0
 
-    def set_timesteps(self, num_inference_steps: int, device: Any = None, **_: Any) -> None:
+    def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None, **_: Any) -> None:
         """Spread the steps over what is left of the way."""
         sigmas = np.linspace(self.strength, self.strength / num_inference_steps, num_inference_steps)
         super().set_timesteps(sigmas=sigmas.tolist(), device=device)

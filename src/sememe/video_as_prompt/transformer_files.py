@@ -308,7 +308,9 @@ def open_merged(folder: str | Path, stems: tuple[str, ...] = STEMS) -> StoredTra
     return StoredTransformer(known, settings, skeleton, {known.to_own_name(key): stored[key] for key in stored})
 
 
-def load_merged(folder: str | Path, torch_dtype: torch.dtype | None = None, stems: tuple[str, ...] = STEMS) -> Any:
+def load_merged(
+    folder: str | Path, torch_dtype: torch.dtype | None = None, stems: tuple[str, ...] = STEMS
+) -> ExpertModel:
     """Load a released transformer folder, tensor by tensor, so that there is never more than one copy of the model.
 
     Args:
