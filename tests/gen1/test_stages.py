@@ -13,13 +13,15 @@ from sememe.errors import InputError, RecipeError
 from sememe.events import ignore_progress
 from sememe.gen1.models import encode_structure
 from sememe.gen1.network_unet import Gen1UNet
+from sememe.gen1.pictures import prepare_pictures
 from sememe.gen1.pipeline import Gen1Pipeline
 from sememe.gen1.prior import identify_space
 from sememe.gen1.recipes import gen1_latents, gen1_unet, smoke_gen1_frames
+from sememe.gen1.stage_depth import DepthStage
 from sememe.gen1.stage_unet import UNetStage
 from sememe.gen1.stages import check_space
 from sememe.training.clips import LookClips
-from sememe.training.dataset_clips import CachedClips
+from sememe.training.dataset_clips import FRAMES_ARRAY, CachedClips
 from sememe.training.progress import read_log
 from sememe.training.stage import step_generator
 from sememe.video import Clip, write_image
@@ -77,6 +79,24 @@ def test_a_training_on_cached_frames_is_that_on_rendered_ones(root: Path, tmp_pa
     train_recipe(resolve_training_recipe("smoke-gen1-autoencoder", given), tmp_path)
     weights = "model/vae/diffusion_pytorch_model.safetensors"
     assert (tmp_path / weights).read_bytes() == (gen1_runs(root) / "autoencoder" / weights).read_bytes()
+
+
+def test_half_of_the_pictures_are_mirrored_with_their_depth(root: Path, tmp_path: Path) -> None:
+    recipe = resolve_training_recipe("smoke-gen1-depth", [*settings(root, "depth"), "settings.batch_size=16"])
+    stage = prepare_stage(recipe, tmp_path, None, ignore_progress).stage
+    assert isinstance(stage, DepthStage)
+    batch = stage.batch(0, step_generator(0, 0, 0, "batch", CPU), CPU)
+    frames = stage.cache.select(FRAMES_ARRAY, range(len(stage.cache))).flatten(0, 1).float()
+    both = {False: frames, True: frames.flip(2)}
+    ways = []
+    for picture, nearness in zip(batch.pictures, batch.nearness, strict=True):
+        for is_mirrored, each in both.items():
+            found = (prepare_pictures(each[..., :3], stage.processor) == picture).flatten(1).all(1)
+            if found.any():
+                ways.append(is_mirrored)
+                assert ((1.0 / each[found][..., 3]) == nearness).flatten(1).all(1).any()
+    assert len(ways) == 16
+    assert {*ways} == {False, True}
 
 
 def test_texts_alone_are_fitted_to_a_tower_of_pictures(root: Path, tmp_path: Path) -> None:

@@ -54,10 +54,13 @@ class DepthStage(Stage):
         return {"depth_estimator": self.model}
 
     def batch(self, step: int, generator: torch.Generator, device: torch.device) -> DepthBatch:
+        """Draw frames; half of them are mirrored, for a place is as near seen from the left as from the right."""
         rng, count = make_rng(generator), self.settings.batch_size
         clips = self.items.draw(rng, count)
         frames = rng.integers(self.cache.arrays[FRAMES_ARRAY].shape[0], size=count)
         found = pick_frames(self.cache, FRAMES_ARRAY, clips, frames).to(device)
+        mirrored = torch.from_numpy(rng.random(count) < 0.5).to(device)
+        found = torch.where(mirrored[:, None, None, None], found.flip(2), found)
         return DepthBatch(prepare_pictures(found[..., :3], self.processor), 1.0 / found[..., 3])
 
     def loss(self, batch: Any, generator: torch.Generator) -> StepLoss:

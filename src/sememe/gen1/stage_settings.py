@@ -26,9 +26,9 @@ class Gen1FramesRecipe(ArraysRecipe):
 class DepthNetwork(Record):
     """A `DepthAnythingForDepthEstimation`: a Dinov2 of `num_layers` layers, and a head of convolutions."""
 
-    hidden_size: Count = 96
+    hidden_size: Count = 128
     num_layers: Annotated[int, Range(least=4)] = 4
-    num_heads: Count = 3
+    num_heads: Count = 4
     patch_size: Count = 8
     fusion_size: Count = 16
     head_size: Count = 16
