@@ -54,7 +54,7 @@ class DepthStage(Stage):
         return {"depth_estimator": self.model}
 
     def batch(self, step: int, generator: torch.Generator, device: torch.device) -> DepthBatch:
-        """Draw frames; half of them are mirrored, for a place is as near seen from the left as from the right."""
+        """Draw frames, half of them mirrored together with their depth."""
         rng, count = make_rng(generator), self.settings.batch_size
         clips = self.items.draw(rng, count)
         frames = rng.integers(self.cache.arrays[FRAMES_ARRAY].shape[0], size=count)
