@@ -200,6 +200,19 @@ def test_a_picture_reaches_renderers_that_take_one() -> None:
     assert not torch.allclose(without, given)
 
 
+def test_a_plan_begins_with_the_picture() -> None:
+    pipeline = make_pipeline(takes_image=True)
+    without, first, second = (
+        pipeline("a cat", image=image, generator=seeded()).plan.features
+        for image in (None, make_picture(), np.zeros((16, 24, 3), np.uint8))
+    )
+    (still,) = pipeline.encode_plan(Clip.from_image(make_picture()))
+    np.testing.assert_allclose(first[:1], still.features, atol=1e-6)
+    # What follows is planned as a continuation: every later slice is another one.
+    for other in (without, second):
+        assert (np.abs(first - other).max(axis=(1, 2, 3)) > 1e-6).all()
+
+
 def test_steps_are_reported_and_may_change_things(pipeline: SemanticGenPipeline) -> None:
     seen = []
 

@@ -1,7 +1,7 @@
 """One generation: texts, sources and plans to what the networks are given, and back to plans and latents."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -22,7 +22,7 @@ from sememe.semanticgen.network_renderer import SemanticGenTransformer
 from sememe.semanticgen.noise import add_semantic_noise
 from sememe.semanticgen.plan import Plan
 from sememe.semanticgen.predictor import Predictor
-from sememe.semanticgen.rendering import Retake, VideoShape, encode_clips, find_span, make_condition
+from sememe.semanticgen.rendering import Known, Retake, VideoShape, encode_clips, find_span, make_condition
 from sememe.semanticgen.settings import Settings
 from sememe.semanticgen.shapes import PlanFeatures, TextEmbeds, VideoLatents
 from sememe.semanticgen.windows import SliceShape, WindowLayout, make_layout
@@ -77,12 +77,14 @@ class Steps:
         predict: Calls planner or renderer.
         guidance: Table of its variants.
         noise: Where the steps begin.
+        known: Frames that are known already; None for none.
         retake: How a span of a source is rendered again; None for all of a new video.
     """
 
     predict: Predictor
     guidance: Guidance[Variant]
     noise: VideoLatents
+    known: Known | None = None
     retake: Retake | None = None
 
 
@@ -157,7 +159,7 @@ class Production:
             return [check_plan(plan, model) for plan in request.plans]
         if request.sources:
             return encode_sources(pipeline, request.sources, self.settings)
-        step = self.prepare_planning(texts)
+        step = replace(self.prepare_planning(texts), known=self._read_pictures())
         result = self._denoise(step, self.settings.sampling.num_planning_steps, "plan")
         places = np.searchsorted(request.segment_ends, pipeline.clock.times(result.shape[2]) + _ROUNDING, side="right")
         captions = [tuple(each[place] for place in places) for each in request.texts]
@@ -206,7 +208,7 @@ class Production:
         layouts = self._make_shape(None if features is None else (features.shape[1], *features.shape[2:4]))
         needed = {row.variant.has_plan for row in guidance.rows}
         laid_out = {has_plan: layouts.lay_out(has_plan=has_plan) for has_plan in needed}
-        retake = None
+        retake = known = None
         if request.span is not None:
             span = find_span(layouts.clock, shape[1], request.span)
             if span == (0, 0):
@@ -217,7 +219,9 @@ class Production:
                 features = features[:, slice(*laid_out[True].join(*retake.half_windows).slices)]
             laid_out = {has_plan: layout.cut(*retake.half_windows) for has_plan, layout in laid_out.items()}
             noise, channels = retake.cut(noise), None if channels is None else retake.cut(channels)
-        return Steps(Predictor(pipeline.transformer, texts, laid_out, features, channels), guidance, noise, retake)
+            known = retake.kept
+        predict = Predictor(pipeline.transformer, texts, laid_out, features, channels)
+        return Steps(predict, guidance, noise, known, retake)
 
     def _make_shape(self, plan_shape: tuple[int, int, int] | None) -> VideoShape:
         pipeline, patch = self.pipeline, self.pipeline.transformer.config.patch_size
@@ -232,6 +236,18 @@ class Production:
             window_seconds=self.settings.plan.window_seconds,
             segment_ends=self.request.segment_ends,
         )
+
+    def _read_pictures(self) -> Known | None:
+        """Return plans whose first slice is that of a still of the first picture; None without pictures."""
+        pipeline, request = self.pipeline, self.request
+        if not request.images:
+            return None
+        slices, *grid = self._plan_shape
+        clean = torch.zeros(request.batch_size, pipeline.compressor.config.semantic_dim, slices, *grid)
+        stills = [Clip.from_image(image) for image in request.images]
+        for place, plan in enumerate(encode_sources(pipeline, stills, self.settings)):
+            clean[place, :, 0] = torch.from_numpy(plan.features[0]).permute(2, 0, 1)
+        return Known(clean, torch.arange(slices) == 0)
 
     def _make_channels(self) -> VideoLatents | None:
         """Return mask and latents of first pictures, zeros without one; None for a renderer that takes none."""
@@ -248,13 +264,13 @@ class Production:
         return made.float().to(pipeline._execution_device)
 
     def _denoise(self, given: Steps, num_steps: int, name: Literal["plan", "latents"]) -> VideoLatents:
-        pipeline, retake = self.pipeline, given.retake
+        pipeline, known = self.pipeline, given.known
         with pipeline.progress_bar(total=num_steps) as bar:
 
             def advance(step: int, timestep: torch.Tensor, current: torch.Tensor) -> torch.Tensor:
                 bar.update()
-                if retake is not None:
-                    current = retake.hold(current, given.noise, pipeline.scheduler, step)
+                if known is not None:
+                    current = known.hold(current, given.noise, pipeline.scheduler, step)
                 found = None if self.callback is None else self.callback(pipeline, step, timestep, {name: current})
                 return (found or {}).get(name, current)
 

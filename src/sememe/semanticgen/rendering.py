@@ -1,4 +1,4 @@
-"""From plans and pictures to what the renderer is given: layouts, first-frame channels, and spans rendered again."""
+"""From plans and pictures to what the networks are given: layouts, first-frame channels, and what is known already."""
 
 from dataclasses import dataclass
 
@@ -71,6 +71,28 @@ def make_condition(
 
 
 @dataclass(frozen=True, eq=False)
+class Known:
+    """Frames of a result that are known before it is made, and of which all others have to be the continuation.
+
+    At each step they have their own noise at the level of the step (arXiv 2204.03458, section 3.1, the replacement
+    method), so that networks need not be trained for it.
+
+    Attributes:
+        clean: All frames; of those that are not known any values.
+        is_known: Whether each is known.
+    """
+
+    clean: VideoPart
+    is_known: Bool[Tensor, " frame"]
+
+    def hold(self, latents: VideoPart, noise: VideoPart, scheduler: FlowScheduler, step: int) -> VideoPart:
+        """Return latents after a step, with those that are known at the noise level of the next one."""
+        sigma = scheduler.sigmas[step + 1].to(latents).expand(len(latents))
+        known = FLOW.add_noise(self.clean.to(latents), noise, sigma)
+        return torch.where(self.is_known.to(latents.device).view(1, 1, -1, 1, 1), known, latents)
+
+
+@dataclass(frozen=True, eq=False)
 class Retake:
     """A span of a video that is rendered again, between latents that are kept.
 
@@ -103,16 +125,10 @@ class Retake:
         return latents[:, :, slice(*self.seen)]
 
     @property
-    def is_kept(self) -> Bool[Tensor, " frame"]:
-        """Whether each latent frame that is computed is one of the kept video."""
+    def kept(self) -> Known:
+        """What is computed of the kept video."""
         places = torch.arange(*self.seen)
-        return (places < self.span[0]) | (places >= self.span[1])
-
-    def hold(self, latents: VideoPart, noise: VideoPart, scheduler: FlowScheduler, step: int) -> VideoPart:
-        """Return latents after a step, with those of the kept video at the noise level of the next one."""
-        sigma = scheduler.sigmas[step + 1].to(latents).expand(len(latents))
-        kept = FLOW.add_noise(self.cut(self.clean).to(latents), noise, sigma)
-        return torch.where(self.is_kept.to(latents.device).view(1, 1, -1, 1, 1), kept, latents)
+        return Known(self.cut(self.clean), (places < self.span[0]) | (places >= self.span[1]))
 
     def put_back(self, latents: VideoPart) -> VideoLatents:
         """Return the latents of the whole video, those of the span new."""
