@@ -84,7 +84,6 @@ BUILT_IN = Settings().override(
     num_planning_steps=24,
     guidance_scale=1.0,
     planning_guidance_scale=3.0,
-    plan_guidance_scale=2.0,
     window_seconds=4.0,
 )
 """Settings that the built-in model starts from; those it ships with are chosen by measurement."""
