@@ -3,21 +3,31 @@
 # The same call goes on where the last one ended, until FOLDER/model is there. On a machine that is lent for a quarter of
 # an hour, make one call of all its time: what a fresh machine lacks is made again. Rehearse it on a CPU first:
 #   CLIPS=16 BATCH=2 TRAIN_MINUTES=1 bash examples/one_gpu/semanticgen.sh rehearsal 20
+# ENCODER=semanticgen/tiny takes the encoder of the built-in model, which trains neither it nor the reader.
 . "$(dirname "$0")/steps.sh"
 
-clips=${CLIPS:-24000} batch=${BATCH:-128} minutes=${TRAIN_MINUTES:-8}
+clips=${CLIPS:-24000} batch=${BATCH:-128} minutes=${TRAIN_MINUTES:-8} encoder=${ENCODER:-encoder} dataset=null
 
-precompute frames tiny-semantic-frames --set data.num_clips="$clips" --set device=cpu
-train encoder "${ENCODER_MINUTES:-1}" tiny-semantic-encoder --set frames=frames --set settings.batch_size=$((2 * batch))
-precompute latents tiny-semantic-latents --set data.num_clips="$clips" --set dataset=frames --set semantic_encoder=encoder
+if [ "$encoder" = encoder ]; then
+  dataset=frames
+  precompute frames tiny-semantic-frames --set data.num_clips="$clips" --set device=cpu
+  train encoder "${ENCODER_MINUTES:-1}" tiny-semantic-encoder --set frames=frames --set settings.batch_size=$((2 * batch))
+fi
+precompute latents tiny-semantic-latents --set data.num_clips="$clips" --set dataset="$dataset" --set semantic_encoder="$encoder"
 
 # Side by side. The renderer leaves the text encoder as it was, so that the planner can read texts by it meanwhile.
-train reader "$minutes" tiny-reader --set frames=frames --set settings.batch_size=$(((batch + 1) / 2)) & reader=$!
-train renderer "$minutes" tiny-renderer --set latents=latents --set encoder=encoder --set settings.batch_size="$batch" \
-  --set training.learning_rate=1e-3 --set training.schedule.warmup_steps=20 --set "training.learning_rate_factors=text_encoder*:1e-6" & renderer=$!
+others=()
+if [ "$encoder" = encoder ]; then
+  train reader "$minutes" tiny-reader --set frames=frames --set settings.batch_size=$(((batch + 1) / 2)) & others+=($!)
+fi
+train renderer "$minutes" tiny-renderer --set latents=latents --set encoder="$encoder" --set settings.batch_size="$batch" \
+  --set settings.captions.drop_target_caption=0.3 --set settings.plan_noise_tau=0.4 --set settings.image_share=0.15 \
+  --set training.learning_rate=1.2e-3 --set training.schedule.warmup_steps=40 --set training.ema_decay=0.998 \
+  --set "training.learning_rate_factors=text_encoder*:1e-6" & renderer=$!
 while [ ! -e renderer/log.jsonl ] && kill -0 "$renderer" 2> /dev/null; do sleep 1; done
-train planner "$minutes" tiny-planner --set latents=latents --set renderer=renderer/start --set settings.batch_size=$((2 * batch)) & planner=$!
-finish "$reader" "$renderer" "$planner"
+train planner "$minutes" tiny-planner --set latents=latents --set renderer=renderer/start --set settings.batch_size=$((2 * batch)) \
+  --set training.schedule.warmup_steps=100 --set training.ema_decay=0.998 & planner=$!
+finish "${others[@]}" "$renderer" "$planner"
 
-[ -d model ] || sememe assemble tiny-semanticgen --set encoder=encoder --set renderer=renderer --set planner=planner --output model
+[ -d model ] || sememe assemble tiny-semanticgen --set encoder="$encoder" --set renderer=renderer --set planner=planner --output model
 say "$PWD/model"

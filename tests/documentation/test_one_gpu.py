@@ -49,8 +49,14 @@ def run(name: str, folder: Path, minutes: str = "1") -> "subprocess.CompletedPro
     )
 
 
-@pytest.mark.parametrize("name", ["semanticgen", "video_as_prompt"])
-def test_steps_have_settings_that_exist_and_find_what_they_read(name: str, tmp_path: Path, calls: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "encoder"),
+    [("semanticgen", "encoder"), ("semanticgen", "semanticgen/tiny"), ("video_as_prompt", "encoder")],
+)
+def test_steps_have_settings_that_exist_and_find_what_they_read(
+    name: str, encoder: str, tmp_path: Path, calls: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ENCODER", encoder)
     ended = run(name, tmp_path / "work")
     assert ended.returncode == 0, ended.stderr
     there: set[str] = set()
@@ -64,6 +70,13 @@ def test_steps_have_settings_that_exist_and_find_what_they_read(name: str, tmp_p
         there.add(rest[rest.index("--output-dir" if verb != "assemble" else "--output") + 1])
     assert "model" in there
     assert (tmp_path / "work" / "model").is_dir()
+
+
+def test_an_encoder_that_is_there_needs_no_frames(tmp_path: Path, calls: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ENCODER", "semanticgen/tiny")
+    run("semanticgen", tmp_path / "work")
+    recipes = {line.split()[1] for line in calls.read_text().splitlines()}
+    assert recipes == {"tiny-semantic-latents", "tiny-renderer", "tiny-planner", "tiny-semanticgen"}
 
 
 def test_a_second_call_makes_nothing_twice(tmp_path: Path, calls: Path) -> None:

@@ -164,10 +164,10 @@ class RendererRecipe(Record):
 class PlannerNetwork(Record):
     """The planner, a `WanTransformer3DModel` over the tokens of plans."""
 
-    num_layers: Count = 6
-    num_attention_heads: Count = 3
+    num_layers: Count = 8
+    num_attention_heads: Count = 4
     attention_head_dim: Count = 64
-    ffn_dim: Count = 768
+    ffn_dim: Count = 1024
     freq_dim: Count = 256
 
 
