@@ -34,7 +34,7 @@ from workflows import smoke_runs as video_as_prompt_chain
 EXACT, ROUNDED = 1e-9, 1e-6
 # Directions of almost no size, which Muon makes as large as the others, are rounding to a part.
 SETTINGS = ["training.num_shares=4", "training.optimizer=adamw"]
-# Adam divides a gradient by its own size, and one that is rounding for the most part is divided by this instead.
+# Adam divides a gradient by its own size, and one of almost no size, which may be rounding, is divided by this instead.
 STEADILY = 1e-6
 STEPS, EXACTLY, ROUGHLY = "training.num_steps=10", "training.precision=fp32", "training.precision=bf16"
 

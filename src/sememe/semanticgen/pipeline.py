@@ -226,7 +226,8 @@ class SemanticGenPipeline(SystemPipeline, AdapterMixin, WanLoraLoaderMixin):
             seconds: Length of the result, in place of `num_frames`.
             plan: `Plan` to render, or one per prompt; the result is as long as it is.
             source: Clip whose plan is rendered, under another prompt, or one per prompt; the same.
-            image: First picture, for renderers that take one: PIL, uint8 array or one-frame Clip, or one per prompt.
+            image: First picture, for renderers that take one: PIL, uint8 array or one-frame Clip, or one per prompt. A
+                plan that is made begins with it.
             segments: Pairs of seconds and text, one after another, which together last as long as the result. Each part
                 follows `prompt` and then its own text.
             span: Seconds (start, stop) of `source` to render again, to whole latent frames; all other frames stay as
