@@ -17,7 +17,7 @@ from sememe.semanticgen.generation import SemanticGenInputs
 from sememe.semanticgen.inputs import Request
 from sememe.semanticgen.plan import Plan
 from sememe.semanticgen.settings import Settings
-from sememe.video import read_clip, write_clip
+from sememe.video import Clip, read_clip, write_clip
 from sememe.workflows.generate import GenerationRequest, generate
 from sememe.workflows.loading import load_model
 from sememe.workflows.systems import SYSTEMS
@@ -104,6 +104,15 @@ def test_what_a_long_video_takes_is_announced(tmp_path: Path) -> None:
     assert text.endswith("compressed, rendered as a whole")
     assert time.startswith("rendering about 90 seconds, by")
     assert [*inputs.announce(pipeline, Settings())] == []
+    write_clip(Clip(np.zeros((130, 16, 16, 3), np.uint8), 2.0), tmp_path / "long.mp4")
+    source = SemanticGenInputs(prompt="a cat", source=tmp_path / "long.mp4")
+    pipeline = SimpleNamespace(estimate_seconds=estimate, grid=make_pipeline().grid)
+    text, time = source.announce(pipeline, Settings())
+    assert text.startswith("1041 frames of 832x480 pixels, 1.1 minutes")
+    assert text.endswith("compressed, rendered in 14 windows")
+    assert time.startswith("rendering about 90 seconds, by")
+    assert asked[-1].sources
+    assert [*replace(source, span="2-4").announce(pipeline, Settings())] == []
     # The frames are told before time is spent on the time.
     assert next(SemanticGenInputs(prompt="a cat").announce(None, hour)) == next(inputs.announce(None, hour))
 

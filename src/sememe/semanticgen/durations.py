@@ -25,7 +25,7 @@ def estimate_seconds(pipeline: PlanningPipeline, request: Request, settings: Set
 
     Args:
         pipeline: Pipeline.
-        request: Inputs of one result, without a source.
+        request: Inputs of one result; of a source only that there is one.
         settings: Settings, with the number of frames as it will be.
     """
     whole, num_frames = Production(pipeline, request, settings, []), settings.size.num_frames

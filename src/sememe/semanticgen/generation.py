@@ -96,6 +96,13 @@ class SemanticGenInputs(SystemInputs):
         return resolve_length(self._request, settings, pipeline.grid, pipeline.clock, seconds=self.seconds)
 
     def announce(self, pipeline: Any, settings: Settings) -> Iterator[str]:
+        if self.span is not None:
+            return
+        if self.source is not None:
+            num_frames = max(1, round(self.workload(settings)["seconds"] * settings.size.fps))
+            if num_frames < _LONG * settings.size.fps:
+                return
+            settings = settings.override(num_frames=pipeline.grid.nearest_num_frames(num_frames))
         size = settings.size
         seconds = size.num_frames / size.fps
         if seconds < _LONG:
@@ -110,11 +117,10 @@ class SemanticGenInputs(SystemInputs):
             f"{size.num_frames} frames of {size.width}x{size.height} pixels, {seconds / 60:.1f} minutes, "
             f"{gigabytes:.2f} GB before they are compressed, {', and '.join(does)}"
         )
-        if self.source is None:
-            took = pipeline.estimate_seconds(self._request, settings)
-            steps = self.list_steps(settings).items()
-            times = " and ".join(f"{name} about {tell_duration(took[key])}" for key, (name, _) in steps)
-            yield f"{times}, by shorter steps that were timed; the time left is known after two steps of each"
+        took = pipeline.estimate_seconds(self._request, settings)
+        steps = self.list_steps(settings).items()
+        times = " and ".join(f"{name} about {tell_duration(took[key])}" for key, (name, _) in steps)
+        yield f"{times}, by shorter steps that were timed; the time left is known after two steps of each"
 
     def arguments(
         self, settings: Settings, images: Mapping[str, Any], videos: Mapping[str, Sequence[Any]]
@@ -150,10 +156,14 @@ class SemanticGenInputs(SystemInputs):
 
     @property
     def _request(self) -> Any:
-        """What is asked for without pictures and videos."""
-        from sememe.semanticgen.inputs import make_request
+        """What is asked for without pictures; a black frame stands for a source."""
+        import numpy as np
 
-        return make_request(self.prompt, self._read_plan(), segments=self._read_segments())
+        from sememe.semanticgen.inputs import make_request
+        from sememe.video import Clip
+
+        source = None if self.source is None else Clip.from_image(np.zeros((8, 8, 3), np.uint8))
+        return make_request(self.prompt, self._read_plan(), source, segments=self._read_segments())
 
     def _read_plan(self) -> Any:
         if self.plan is None:

@@ -260,7 +260,8 @@ class SemanticGenPipeline(SystemPipeline, AdapterMixin, WanLoraLoaderMixin):
         Shorter steps are timed for it, which for videos of a minute and more takes a small part of what it tells.
 
         Args:
-            request: Inputs of one result, without a source (`sememe.semanticgen.inputs.make_request`).
+            request: Inputs of one result (`sememe.semanticgen.inputs.make_request`); of a source only that there is
+                one, for then no plan is made.
             settings: Settings, with the number of frames as it will be.
         """
         return estimate_seconds(self, request, settings)
