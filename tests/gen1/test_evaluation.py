@@ -63,9 +63,17 @@ def test_the_truth_is_right_and_the_source_is_its_own_look(maker: Maker) -> None
     assert summarise([truth], has_truth=False).to_cells()["content"] is None
 
 
+def test_a_mirrored_picture_has_the_same_look_and_another_geometry(maker: Maker) -> None:
+    (case,) = deal_looks(1, 1, seed=0)
+    rows = {row.name: row for row in ROWS}
+    own, mirrored = (maker.content(rows[name], case) for name in ("picture", "mirrored"))
+    assert (mirrored[:, ::-1] == own).all()
+    assert (mirrored != own).any()
+
+
 def test_all_kinds_of_rows_are_measured_and_read_again(model: Path, tmp_path: Path) -> None:
     given: dict[str, Any] = {"system": "gen1", "model": str(model), "output": tmp_path / "report.json"}
-    rows = ("text", "leakage", "sdedit", "source", "ceiling")
+    rows = ("text", "mirrored", "other_scene", "sdedit", "source", "ceiling")
     report = evaluate(EvaluationSettings(generations=1, rows=rows, **given))
     found = {row.name: row.results[0] for row in report.rows}
     assert list(found) == list(rows)

@@ -32,7 +32,7 @@ from sememe.video import Clip, SheetRow
 from sememe.world import EVALUATION_SEED, RenderedClip, Scene, can_show, conditions, random_scene, render, repaint
 
 Method = Literal["generate", "source", "sdedit", "autoencoder"]
-By = Literal["picture", "text", "other_scene"]
+By = Literal["picture", "mirrored", "text", "other_scene"]
 NUM_LOOKS = 32
 LEVELS, TIME = "levels", "time"
 """Groups of rows beside "picture": structure levels 1 to 7, and temporal guidance below and above 1."""
@@ -49,7 +49,7 @@ class LookCase:
         condition: What moves.
         first_look: The first of `NUM_LOOKS` looks, which are seeds of `repaint`; it is the source's.
         look: The look that the result should have, another of these.
-        other_scene: Seed of the scene from which the row "leakage" takes its picture.
+        other_scene: Seed of the scene from which the row "other_scene" takes its picture.
         noise_seed: Seed of the noise.
     """
 
@@ -153,7 +153,8 @@ _ALONE = {"window_frames": 1, "window_overlap": 0}
 ROWS = (
     RowSettings("picture", "the look of a picture, structure in full detail"),
     RowSettings("text", "the look of a caption", by="text"),
-    RowSettings("leakage", "the look of a picture of another scene, whose geometry must not show", by="other_scene"),
+    RowSettings("mirrored", "the look of that picture mirrored: its geometry must not show (leakage)", by="mirrored"),
+    RowSettings("other_scene", "the look of a picture of another scene, with other things in it", by="other_scene"),
     RowSettings("frames_alone", "baseline: the image model, frame by frame", changes=_ALONE),
     RowSettings(
         "sdedit",
@@ -253,7 +254,8 @@ class Maker:
             return self.truth(case).caption
         if row.by == "other_scene":
             return self._film(repaint(_scene(case.other_scene), case.look), None).clip.frames[0]
-        return self.truth(case).clip.frames[0]
+        picture = self.truth(case).clip.frames[0]
+        return np.ascontiguousarray(picture[:, ::-1]) if row.by == "mirrored" else picture
 
     @torch.no_grad()
     def judge(self, row: RowSettings, case: LookCase, clip: Clip) -> LookResult:
