@@ -1,9 +1,9 @@
-"""Named arrays that were encoded once, in a folder of shards.
+"""Named arrays that are encoded once, in a folder of shards.
 
 An array has a name ("clean", "first_frame", "text"), one entry per key, and one precision; its entries have one shape,
-or one for each bucket of clips. One field of a clip's `ClipItem` is the key of its entry: clips that agree in the field
-share the entry. Shards say themselves what they hold (see `data.array_shards`); the index holds the items and names the
-shards, and is written last.
+or one for each bucket of clips. One field of a clip's `ClipItem` is the key of its entry: clips with equal values share
+the entry. Each shard describes its own content (see `data.array_shards`); the index holds the items and the names of
+the shards, and is written last.
 """
 
 import logging
@@ -33,11 +33,11 @@ Places = Int[Tensor, " place"]
 
 @dataclass(frozen=True, kw_only=True)
 class ArrayRecord:
-    """An array as its shards describe it.
+    """Description of an array, from its shards.
 
     Attributes:
         key: The field of `ClipItem` that names an entry.
-        made_by: What decides on the values besides the clips.
+        made_by: What the values depend on besides the clips.
         dtype: Precision of the values.
         shapes: Shapes of entries, each once.
         keys: Keys of the entries, in the order of the values.
@@ -65,7 +65,7 @@ class ArrayValues(Protocol):
     """The values of one array."""
 
     def read(self, places: Places) -> Entries:
-        """The entries at places, which have one shape."""
+        """The entries at indices, which must have one shape."""
         ...
 
 
@@ -90,7 +90,7 @@ class HeldValues:
 
 
 class StoredValues:
-    """Values in files, of which no more is read than is asked for."""
+    """Values in files, read on access."""
 
     def __init__(self, storage: Storage, shards: Sequence[Shard]) -> None:
         self._storage, self._shards = storage, tuple(shards)
@@ -108,11 +108,11 @@ class StoredValues:
 class ArrayCache:
     """A finished cache.
 
-    `arrays` describes its arrays by name. `origin` tells the clips of a key from those of other caches, and `version`
-    all clips from all others. `conditions`, `scenes`, `captions`, `full_captions`, `splits` and `buckets` hold one text
+    `arrays` describes its arrays by name. `origin` identifies the kind of clips that keys refer to, and `version` all
+    clips together. `conditions`, `scenes`, `captions`, `full_captions`, `splits` and `buckets` hold one text
     per item.
 
-    Raises `InputError` for an item whose entry is not there.
+    Raises `InputError` for an item without an entry.
     """
 
     def __init__(
@@ -138,15 +138,15 @@ class ArrayCache:
     def open(
         cls, folder: Path | str, device: torch.device | str = "cpu", *, memory_bytes: int | None = None
     ) -> "ArrayCache":
-        """Open a cache. Arrays that fit are read once, to the device that trains, so that batches cost no transfer.
+        """Open a cache. Arrays that fit are read once to the training device, so that batches need no transfer.
 
-        The others stay in their files, of which a batch reads the entries that it needs.
+        The others stay in their files, from which a batch reads the entries that it needs.
 
         Args:
             folder: Folder of the cache, or its URL (see `data.storage`).
             device: Device of the arrays that fit.
-            memory_bytes: What arrays may take together; None for half of what is free, divided by the processes of this
-                machine that torchrun started.
+            memory_bytes: Most bytes of all arrays together; None for half of the free memory, divided by the processes
+                that torchrun started on this machine.
 
         Raises:
             InputError: There is no cache, or it is damaged or not finished.
@@ -172,19 +172,20 @@ class ArrayCache:
         return len(self._picked)
 
     def item(self, index: int) -> ClipItem:
-        """What is known of an item."""
+        """Description of an item."""
         return self._index.item(int(self._picked[index]))
 
     @property
     def items(self) -> tuple[ClipItem, ...]:
-        """What is known of all items."""
+        """Descriptions of all items."""
         return tuple(self.item(index) for index in range(len(self)))
 
     @cached_property
     def references(self) -> tuple[tuple[int, ...], ...]:
-        """For each item, the numbers of those that its data lists as its references.
+        """For each item, the indices of the references that the data lists for it.
 
-        Those that are not here, or of another condition, are left out; none left means that any may be shown.
+        References that are not in the cache, or of another condition, are left out; none left means that any may be
+        used.
         """
         listed = self._column("references")
         if not any(listed):
@@ -201,7 +202,7 @@ class ArrayCache:
         )
 
     def describe(self, name: str) -> dict[str, str]:
-        """What identifies an array, as inputs of a run: its clips, and what it was made by."""
+        """Identity of an array as an input of a run: its clips, and how it was made."""
         if name not in self.arrays:
             raise InputError(f"the cache holds {', '.join(self.arrays)}, but no {name}; precompute it")
         return {"clips": self.version, **self.arrays[name].made_by}
@@ -211,17 +212,17 @@ class ArrayCache:
         return self.read(name, self._entries[name][self._picked[torch.as_tensor(indices)]])
 
     def places(self, name: str, keys: Sequence[str]) -> Places:
-        """Where in an array the entries of keys are. Raises `InputError` for a key that has none."""
+        """Indices of the entries of keys in an array. Raises `InputError` for a key without an entry."""
         if name not in self._numbers:
             self._numbers[name] = _number(self.arrays[name].keys)
         return _find_places(name, self._numbers[name], keys)
 
     def read(self, name: str, places: Places) -> Entries:
-        """An array's entries at places, which have one shape."""
+        """An array's entries at indices, which must have one shape."""
         return self._values[name].read(places)
 
     def only(self, places: Sequence[int]) -> "ArrayCache":
-        """Some of the items, numbered from 0; the arrays are not copied. Raises `InputError` for none."""
+        """A cache of some of the items, numbered from 0, without copying arrays. Raises `InputError` for none."""
         if not len(places):
             raise InputError("no clip of the cache is of those that were asked for; precompute others")
         picked = self._picked[torch.as_tensor(places)]
@@ -280,7 +281,7 @@ def _measure(shards: Sequence[Shard]) -> int:
 
 
 def _find_free(device: torch.device | str) -> int:
-    """Half of the bytes that are free for this process."""
+    """Half of the free bytes, for this process."""
     is_cuda = torch.device(device).type == "cuda"
     free = torch.cuda.mem_get_info(device)[0] if is_cuda else psutil.virtual_memory().available
     return int(free) // 2 // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -1,9 +1,9 @@
-"""Files of named arrays, each of which says what it holds.
+"""Files of named arrays, each of which describes its content.
 
 A shard is a safetensors file with one tensor, the entries of one array and one shape stacked. Its header names the
-array, the keys of the entries, what they were made by, and hashes of the entries and of itself. No other file has to
-agree with it, so any number of processes may add shards to a folder at once; and each entry can be read, and checked,
-alone.
+array, the keys of the entries, how they were made, and hashes of the entries and of itself. No other file has to agree
+with it, so any number of processes may add shards to a folder at once, and each entry can be read and checked on its
+own.
 """
 
 import hashlib
@@ -33,13 +33,13 @@ DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "uint8": torch.u
 
 @dataclass(frozen=True, kw_only=True)
 class ArrayAbout:
-    """What all shards of an array agree in.
+    """What all shards of an array have in common.
 
     Attributes:
-        origin: What tells clips of one key from those of all other origins.
+        origin: Identifies the kind of clips that keys refer to.
         array: Name of the array.
         key: The field of `ClipItem` that names an entry.
-        made_by: What decides on the values besides the clips.
+        made_by: What the values depend on besides the clips.
         dtype: Precision of the values.
     """
 
@@ -52,15 +52,15 @@ class ArrayAbout:
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """What is known of a shard; the values are still in its file.
+    """Description of a shard; the values are still in its file.
 
     Attributes:
         name: Name of the file.
-        about: What it says of its array.
+        about: Description of its array.
         shape: Shape of one entry.
         keys: Keys of the entries, in order.
         hashes: A hash of each entry's bytes.
-        start: Where in the file the entries begin.
+        start: Offset of the entries in the file, in bytes.
     """
 
     name: str
@@ -87,14 +87,14 @@ class EntryPlace:
 def write_shard(
     storage: Storage, name: str, about: ArrayAbout, entries: Mapping[str, Tensor], hashes: Sequence[str] | None = None
 ) -> Shard:
-    """Write entries of one shape to a file, or nothing.
+    """Write entries of one shape to a file, atomically.
 
     Args:
         storage: Where.
         name: Name of the file.
         about: Their array.
         entries: Values by key, in the array's precision.
-        hashes: Hashes that the entries had when they were made; None hashes them.
+        hashes: Hashes of the entries when they were made; None computes them.
 
     Raises:
         OutputError: It cannot be written.
@@ -115,10 +115,10 @@ def list_shards(storage: Storage) -> list[str]:
 
 
 def read_shard(storage: Storage, name: str) -> Shard:
-    """Read what a shard says of itself.
+    """Read the description of a shard.
 
     Raises:
-        InputError: The file is no shard, is cut short, or cannot be read.
+        InputError: The file is not a shard, is truncated, or cannot be read.
     """
     try:
         size = storage.measure(name)
@@ -143,7 +143,8 @@ def read_shard(storage: Storage, name: str) -> Shard:
 
 
 def parse_shard(values: Mapping[str, Any]) -> Shard:
-    """Make a shard of its fields, those of `ArrayAbout` among them. Raises `KeyError` or `TypeError` for others."""
+    """Make a shard from its fields, including those of `ArrayAbout`. Raises `KeyError` or `TypeError` for other
+    fields."""
     return Shard(
         name=values["name"],
         about=ArrayAbout(**{name: values[name] for name in ArrayAbout.__dataclass_fields__}),
@@ -171,7 +172,7 @@ def read_values(storage: Storage, shard: Shard) -> Entries:
 
 
 def read_entries(storage: Storage, places: Sequence[EntryPlace]) -> Entries:
-    """Read entries of one array and shape, and nothing beside them.
+    """Read entries of one array and shape, and nothing else.
 
     Raises:
         InputError: They are not those that were written, or cannot be read.
@@ -189,7 +190,7 @@ def read_entries(storage: Storage, places: Sequence[EntryPlace]) -> Entries:
 
 
 def find_damaged(storage: Storage) -> list[str]:
-    """The names of the shards of a folder that are damaged; reads all of each."""
+    """The names of damaged shards of a folder; reads all shards completely."""
     damaged = []
     for name in list_shards(storage):
         try:
@@ -216,7 +217,7 @@ def _hash_entries(values: Tensor) -> tuple[str, ...]:
 
 
 def _hash(content: bytes | memoryview) -> str:
-    """Sixteen digits tell damage as well as all of them, and headers stay short."""
+    """Sixteen digits suffice to detect damage, and keep headers short."""
     return hashlib.sha256(content).hexdigest()[:16]
 
 

@@ -40,7 +40,7 @@ class ArrayEncoder(Protocol):
     Attributes:
         name: Name of the array.
         key: The field of `ClipItem` that names a clip's entry.
-        made_by: What decides on the values besides the clips: fingerprints of weights, settings.
+        made_by: What the values depend on besides the clips: fingerprints of weights, settings.
     """
 
     name: str
@@ -48,7 +48,7 @@ class ArrayEncoder(Protocol):
     made_by: Mapping[str, str]
 
     def list_entries(self, items: Sequence[ClipItem]) -> Mapping[str, Any]:
-        """What `preprocess` takes, by key, in order."""
+        """Inputs of `preprocess`, by key, in order."""
         ...
 
     def preprocess(self, entries: Sequence[Any]) -> Entries:
@@ -61,7 +61,7 @@ class ArrayEncoder(Protocol):
 
 
 class ClipArray:
-    """An array with an entry for each clip, kept as it is read; a base class of `ArrayEncoder`s."""
+    """An array with an entry for each clip, stored as it is read; a base class of `ArrayEncoder`s."""
 
     key = "clip"
 
@@ -73,16 +73,16 @@ class ClipArray:
 
 
 class ArrayCacheWriter:
-    """Writes a cache, or goes on with one: entries whose keys `begin` returns are safe in its folder.
+    """Writes a cache, or continues one: entries whose keys `begin` returns are already stored in its folder.
 
-    Several writers may work in one folder; what two of them encode is there twice and read once.
+    Several writers may work in one folder; an entry that two of them encode is stored twice and read once.
 
     Args:
         folder: Folder of the cache, or its URL (see `data.storage`).
-        origin: What tells the clips of a key from all others, such as how videos are read.
-        dtype: Precision in which values are kept; uint8 for whole numbers from 0 to 255.
+        origin: Identifies the kind of clips that keys refer to, such as how videos are read.
+        dtype: Precision of the stored values; uint8 for integers from 0 to 255.
         shard_bytes: Size of one file, below 512 MiB.
-        flush_seconds: A file is written at the latest so long after the last one of its array.
+        flush_seconds: Longest time between two files of an array.
 
     Raises:
         RecipeError: The folder holds arrays of other clips, or a shard would be too large.
@@ -116,9 +116,9 @@ class ArrayCacheWriter:
         self._writer, self._num_written = secrets.token_hex(4), 0
 
     def begin(self, encoder: ArrayEncoder) -> frozenset[str]:
-        """Begin an array, or go on with it; return the keys that it has.
+        """Begin an array, or continue it; return the keys that it has.
 
-        Raises `RecipeError` if the folder holds an array of that name that was made by something else.
+        Raises `RecipeError` if the folder holds an array of that name that was made differently.
         """
         made_by = dict(encoder.made_by)
         present = [shard for shard in self._shards.values() if shard.about.array == encoder.name]
@@ -133,7 +133,7 @@ class ArrayCacheWriter:
         return frozenset(key for shard in present for key in shard.keys)
 
     def append(self, name: str, keys: Sequence[str], values: Entries) -> None:
-        """Add entries of one shape, (key, ...), to an array that was begun. Raises `InputError` for no number."""
+        """Add entries of one shape, (key, ...), to an array that was begun. Raises `InputError` for NaN or infinity."""
         about, shape = self._abouts[name], tuple(values.shape[1:])
         if len(keys) != len(values):
             raise InputError(f"expected {len(keys)} entries of {name}, got {len(values)}")
@@ -148,17 +148,17 @@ class ArrayCacheWriter:
             self.flush(name)
 
     def flush(self, name: str) -> None:
-        """Write what is left of an array."""
+        """Write the remaining entries of an array."""
         for array, shape in self._pending:
             while array == name and self._pending[array, shape]:
                 self._write_shard(array, shape)
 
     def finish(self, items: Sequence[ClipItem], version: str) -> None:
-        """Write what is left, and the index.
+        """Write the remaining entries, and the index.
 
         Args:
             items: The clips.
-            version: What tells these clips from all others.
+            version: Identifies these clips.
 
         Raises:
             InputError: An item lacks an entry.
@@ -182,10 +182,10 @@ class ArrayCacheWriter:
         return sum(len(shard.keys) - len(kept) for shard, kept in self._find_kept(needed))
 
     def prune(self, needed: Mapping[str, Collection[str]]) -> None:
-        """Remove entries that are not needed or are there twice, and what writers that were killed left behind.
+        """Remove entries that are not needed or are duplicates, and leftovers of killed writers.
 
         Args:
-            needed: Keys by the name of the array; arrays that are not named stay as they are.
+            needed: Keys by the name of the array; other arrays are not changed.
         """
         left, unneeded = [], []
         for shard, kept in self._find_kept(needed):
@@ -208,7 +208,7 @@ class ArrayCacheWriter:
         self._shards = {shard.name: shard for shard in left}
 
     def _find_kept(self, needed: Mapping[str, Collection[str]]) -> list[tuple[Shard, tuple[int, ...]]]:
-        """For each shard, the places of the entries that are needed and that no shard before it has."""
+        """For each shard, the indices of needed entries that no earlier shard has."""
         left = {name: set(keys) for name, keys in needed.items()}
         result = []
         for shard in self._shards.values():
@@ -220,7 +220,7 @@ class ArrayCacheWriter:
         return result
 
     def _find_shards(self) -> None:
-        """Read the headers of shards that are not known yet, which other writers may have added."""
+        """Read the headers of new shards, which other writers may have added."""
         found = {name: self._shards.get(name) or read_shard(self._storage, name) for name in list_shards(self._storage)}
         abouts: dict[str, ArrayAbout] = {}
         for shard in found.values():

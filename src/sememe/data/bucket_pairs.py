@@ -1,4 +1,4 @@
-"""Batches of clips of one length and size, and pairs whose targets say which references they may be shown with."""
+"""Pairs within buckets of one length and size, and pairs whose targets list their references."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -34,7 +34,7 @@ class PairSource(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class PairItems:
-    """Items of which pairs are made.
+    """Items that pairs are made of.
 
     Attributes:
         conditions: Condition of each.
@@ -52,7 +52,7 @@ class PairItems:
 
     @cached_property
     def groups(self) -> Sequence[str]:
-        """What items have in common that are shown together: their condition and bucket."""
+        """What the items of a group have in common: condition and bucket."""
         if len(set(self.buckets)) == 1:
             return self.conditions
         return [f"{condition}, {bucket}" for condition, bucket in zip(self.conditions, self.buckets, strict=True)]
@@ -65,7 +65,7 @@ def make_pairs(items: PairItems, *, same_scene_share: float, left_out: np.ndarra
 
     Args:
         items: Items.
-        same_scene_share: As `PairSampler` takes it; without effect in buckets where no scene is seen twice.
+        same_scene_share: As `PairSampler` takes it; without effect in buckets in which no scene appears twice.
         left_out: Items that are never drawn, (item,).
 
     Raises:
@@ -108,7 +108,7 @@ def make_held_out_pairs(items: PairItems, held: np.ndarray) -> PairSource:
 
 
 def _make_bucket_pairs(items: PairItems, drawn: np.ndarray, share: float) -> "BucketPairs":
-    """The sources of all buckets in which there is a pair."""
+    """The sources of all buckets that contain a pair."""
     members = find_members(items, drawn)
     shares = {bucket: share if _is_any_shared(items, each) else 0.0 for bucket, each in members.items()}
     if not any(shares.values()):
@@ -123,7 +123,7 @@ def _make_bucket_pairs(items: PairItems, drawn: np.ndarray, share: float) -> "Bu
 
 
 class BucketPairs:
-    """Draws pairs of one bucket each; a bucket comes as often as it has items.
+    """Draws batches of pairs, each from one bucket, with probability proportional to its number of items.
 
     Args:
         members: Items of each bucket.
@@ -170,20 +170,20 @@ def find_members(items: PairItems, drawn: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _is_any_shared(items: PairItems, members: np.ndarray) -> bool:
-    """Whether a scene is seen under two conditions."""
+    """Whether a scene appears under two conditions."""
     pairs = {(items.scenes[member], items.conditions[member]) for member in members.tolist()}
     return len(pairs) > len({scene for scene, _ in pairs})
 
 
 class ListedPairs:
-    """Draws the pairs of another source, and exchanges what is not listed.
+    """Draws the pairs of another source, and replaces references and targets that do not match the lists.
 
-    In each group the first target stays. If it lists references, it gets some of these; the other targets are exchanged
-    where they list others. In conditions where nobody lists any, all stays as it was drawn.
+    In each group the first target stays. If it lists references, it gets some of these, and other targets that do not
+    list them are replaced. Without lists in a condition nothing changes.
 
     Args:
         pairs: Other source.
-        items: Items; of the references that they list, those of their bucket are shown.
+        items: Items; of their listed references, those of their own bucket are used.
         are_targets: Whether each item may be a target, (item,).
         are_references: Whether each item may be a reference, (item,).
     """

@@ -1,4 +1,4 @@
-"""Lengths and sizes of clips that are trained on together. Imports no numpy, so that recipes list at once."""
+"""Buckets: lengths and sizes of clips that are trained on together. Imports no numpy, so that recipes list at once."""
 
 import re
 from collections.abc import Sequence
@@ -28,20 +28,20 @@ class Bucket:
 
     @classmethod
     def parse(cls, text: str) -> "Bucket":
-        """Read a bucket as it is written. Raises `RecipeError` for anything else."""
+        """Parse a bucket such as "17x64x96". Raises `RecipeError` for anything else."""
         if not re.fullmatch(r"\d+x\d+x\d+", text):
             raise RecipeError(f"expected a bucket as frames x height x width, such as 17x64x96, got {text!r}")
         return cls(*map(int, text.split("x")))
 
 
 def choose_bucket(buckets: Sequence[Bucket], num_frames: int, height: int, width: int) -> Bucket:
-    """Choose the bucket of a video: of those that it is long enough for, the one that least of it is cropped for.
+    """Choose the bucket that crops a video least, among those that it is long enough for.
 
-    Of several that crop as little, those go first that do not enlarge it; of these the longest, and then the largest.
-    A video that is too short for all gets one of the shortest.
+    Ties go to buckets that do not enlarge it, then to the longest, then to the largest. A video that is too short for
+    all buckets gets one of the shortest.
 
     Args:
-        buckets: What there is.
+        buckets: All buckets.
         num_frames: Frames of the video, at the rate at which it is read.
         height: Height of the video in pixels.
         width: Width of the video in pixels.

@@ -1,7 +1,7 @@
-"""What a cache of arrays holds: its clips and its shards, in one file that is written last.
+"""The index of a cache of arrays: its clips and its shards, in one file that is written last.
 
-The file has one JSON value a line: a head, the clips field by field, a line for each shard, and a hash of all that. It
-is read line by line, so that a million clips need little more memory than their texts.
+The file has one JSON value per line: a header, the clips field by field, a line for each shard, and a hash of all
+these. It is read line by line, so that a million clips need little more memory than their texts.
 """
 
 import hashlib
@@ -22,12 +22,12 @@ _FORMAT = 4
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClipItem:
-    """What is known of a cached clip.
+    """Description of a cached clip.
 
     `clip` and `first_frame` name its frames and its first frame; clips with the same first frame share one
-    `first_frame`. An expert is trained on clips of `split` "train", and a backbone meets the conditions of others
-    without their names. `references` names the clips that may be shown as its reference; none means all others of its
-    condition. Clips of one `bucket` have one length and size.
+    `first_frame`. An expert is trained on clips of `split` "train"; a backbone is trained on all, but captions do not
+    name the conditions of other splits. `references` are the clips that may serve as its reference; none means all
+    others of its condition. Clips of one `bucket` have one length and size.
     """
 
     clip: str
@@ -49,8 +49,8 @@ class CacheIndex:
     """The clips of a cache and its shards.
 
     Attributes:
-        origin: What tells the clips of a key from those of other caches.
-        version: What tells these clips from all others.
+        origin: Identifies the kind of clips that keys refer to.
+        version: Identifies these clips.
         columns: The fields of `ClipItem` by name, with one value a clip.
         shards: Its shards, those of one array and shape one after another.
     """
@@ -62,11 +62,11 @@ class CacheIndex:
 
     @cached_property
     def num_items(self) -> int:
-        """How many clips there are."""
+        """Number of clips."""
         return len(self.columns["clip"])
 
     def item(self, index: int) -> ClipItem:
-        """What is known of a clip."""
+        """Description of a clip."""
         return ClipItem(**{name: column[index] for name, column in self.columns.items()})
 
 
@@ -90,7 +90,7 @@ def write_index(index: CacheIndex, storage: Storage) -> None:
 
 
 def has_index(storage: Storage) -> bool:
-    """Whether a folder holds a cache that is finished."""
+    """Whether a folder holds a finished cache."""
     return storage.has(INDEX_NAME)
 
 
@@ -98,7 +98,7 @@ def read_index(storage: Storage) -> CacheIndex:
     """Read an index.
 
     Raises:
-        InputError: There is none, or it is damaged or of another format.
+        InputError: It is missing, damaged or of another format.
     """
     if not has_index(storage):
         if list_shards(storage):
@@ -143,7 +143,7 @@ def _parse(content: bytes) -> CacheIndex:
 
 
 def _fold(column: Sequence[Any]) -> Any:
-    """A column as JSON: its values, or the value that all of them have and how many there are."""
+    """A column as JSON: its values, or a common value and its count."""
     first = next(iter(column), None)
     is_one = all(value == first for value in column)
     return {"value": first, "count": len(column)} if is_one else list(column)
@@ -157,13 +157,13 @@ def _unfold(line: Any) -> tuple[Any, ...]:
 
 
 def _keep_once(values: Sequence[Any]) -> tuple[Any, ...]:
-    """The values, equal ones as one object: most texts are there many times."""
+    """The values, equal ones as one object, because most texts occur many times."""
     known: dict[Any, Any] = {}
     return tuple(map(known.setdefault, values, values))
 
 
 class _SharedKeys:
-    """Has shards hold the texts of the columns that their keys are from, in place of equal ones.
+    """Replaces keys of shards by the equal texts of the columns, to store each text once.
 
     Args:
         columns: Values of the clips by field.

@@ -7,9 +7,9 @@ from sememe.errors import RecipeError
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionPolicy:
-    """Probabilities, all independent: of telling nothing of a target or of a reference, and of showing no reference.
+    """Independent probabilities in 0..1 of dropping a target's caption, a reference's caption, and the reference.
 
-    `full_share` is the probability that a caption which is kept is the full one.
+    `full_share` is the probability that a kept caption is the full one, which names the condition.
     """
 
     drop_target_caption: float = 0.5

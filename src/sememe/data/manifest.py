@@ -76,10 +76,10 @@ def read_samples(folder: Path, min_score: float = 0.0) -> tuple[VideoSample, ...
 
     Args:
         folder: Folder of the dataset.
-        min_score: Samples whose score is not above it are left out; those without a score stay.
+        min_score: Samples with a score (0 to 100) not above it are left out; those without a score are kept.
 
     Raises:
-        InputError: There is neither list, it cannot be read, or no sample is left.
+        InputError: There is no list, it cannot be read, or no sample is left.
     """
     manifest = folder / MANIFEST_NAME
     if not manifest.is_file() and not (folder / TRAINING_NAME).is_file():
@@ -96,7 +96,7 @@ def read_samples(folder: Path, min_score: float = 0.0) -> tuple[VideoSample, ...
 def read_vap_data(folder: Path | str) -> tuple[VideoSample, ...]:
     """Read `vap_data.csv` of a dataset's folder.
 
-    Keeps rows whose `_valid`, where there is such a column, is above 0. The files themselves are not looked at.
+    Keeps rows whose `_valid`, where there is such a column, is above 0. The files themselves are not read.
 
     Raises `InputError` naming the columns that are missing, or the row and what is wrong with it.
     """

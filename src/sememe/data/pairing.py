@@ -1,7 +1,7 @@
-"""Which clips are shown together in training, and which captions and references a network is given of them.
+"""Pairs of clips for training, and the captions and references that a network receives for them.
 
-Captions that never name the condition, and dropping of captions independent of the dropping of the reference, make a
-model look at the reference instead of the text."""
+Captions that never name the condition, and captions dropped independently of the reference, make a model rely on the
+reference instead of the text."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from sememe.errors import InputError, RecipeError
 
 
 class CaptionKind(IntEnum):
-    """What the text encoder is given for a clip."""
+    """The kind of caption that the text encoder receives for a clip."""
 
     EMPTY = 0
     NEUTRAL = 1
@@ -25,10 +25,10 @@ class CaptionKind(IntEnum):
 
 @dataclass(frozen=True)
 class CaptionChoice:
-    """Captions and references that a batch is given.
+    """The captions and references of a batch.
 
     `targets` (num_targets,) and `references` (num_references,) hold values of `CaptionKind` as int8;
-    `dropped_references` (num_targets,) is True for targets that are to be made without their reference.
+    `dropped_references` (num_targets,) is True for targets without their reference.
     """
 
     targets: np.ndarray
@@ -92,16 +92,16 @@ class PairBatch:
 
 
 class PairSampler:
-    """Draws pairs from items of which each shows one condition in one scene.
+    """Draws pairs from items, each of which shows one condition in one scene.
 
     Conditions are drawn uniformly, however many items they have, and without repetition as long as there are
     enough. With probability `same_scene_share` the targets of a reference take the scenes of another one's targets
-    in the same batch: same pictures, different conditions, so that the reference alone tells what is to happen.
+    in the same batch: same pictures, different conditions, so that only the reference determines what happens.
 
     Items for which `left_out` (item,) is True are never drawn.
 
-    Raises `InputError` for a condition with too few scenes: one more than `max_references`, which is how many a target
-    may read. Raises `RecipeError` for a share that cannot take effect.
+    Raises `InputError` for a condition with fewer than `max_references` + 1 scenes, where `max_references` is the
+    largest number of references of a target. Raises `RecipeError` for a share that cannot take effect.
     """
 
     def __init__(
@@ -215,7 +215,7 @@ class PairSampler:
 
 
 class HeldOutPairs:
-    """Draws pairs whose targets a training holds out; their references are of those that it does not.
+    """Draws pairs of held-out targets and references that are not held out.
 
     Args:
         conditions: Condition of each item.

@@ -30,10 +30,10 @@ class Storage:
     """The files of one folder.
 
     Args:
-        location: A folder, or a URL of a kind that fsspec knows; packages such as s3fs add kinds.
+        location: A folder, or a URL with a protocol of fsspec; packages such as s3fs add protocols.
 
     Raises:
-        InputError: There is no such kind, or its package is not installed.
+        InputError: The protocol is unknown, or its package is not installed.
     """
 
     def __init__(self, location: Path | str) -> None:
@@ -50,18 +50,18 @@ class Storage:
 
     @property
     def url(self) -> str:
-        """What other processes find the folder by, whatever folder they work in."""
+        """URL of the folder, independent of the working directory."""
         return str(self._files.unstrip_protocol(self._root))
 
     def make(self) -> None:
-        """Make the folder, where there are any. Raises `OutputError` if it cannot be made."""
+        """Make the folder, if the storage has folders. Raises `OutputError` if it cannot be made."""
         try:
             self._files.makedirs(self._root, exist_ok=True)
         except OSError as error:
             raise OutputError(describe_write_error(str(self), error)) from error
 
     def list_names(self, suffix: str) -> list[str]:
-        """Names of the files that end so, sorted; none for a folder that is not there. Hidden ones are left out."""
+        """Sorted names of the files with this ending, without hidden ones; none if the folder does not exist."""
         try:
             paths = self._files.ls(self._root, detail=False, refresh=True)
         except (FileNotFoundError, NotADirectoryError):
@@ -81,10 +81,10 @@ class Storage:
             raise self._unreadable(name, error) from error
 
     def read(self, ranges: Sequence[FileRange]) -> list[bytes]:
-        """Read parts of files, from object storage side by side; less of what ends too early.
+        """Read parts of files, from object storage concurrently; a part beyond the end of its file is shorter.
 
         Raises:
-            InputError: A file is not there, or cannot be read.
+            InputError: A file does not exist, or cannot be read.
         """
         paths = [self._place(each.name) for each in ranges]
         try:
@@ -97,7 +97,7 @@ class Storage:
         return list(found)
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a whole file, or nothing. Raises `OutputError` if it cannot be written."""
+        """Write a file atomically. Raises `OutputError` if it cannot be written."""
         if self._folder is not None:
             write_bytes(self._folder / name, content)
             return
@@ -107,12 +107,12 @@ class Storage:
             raise OutputError(describe_write_error(f"{self}/{name}", error)) from error
 
     def remove(self, name: str) -> None:
-        """Remove a file, if it is there."""
+        """Remove a file, if it exists."""
         with suppress(FileNotFoundError):
             self._files.rm_file(self._place(name))
 
     def remove_parts(self) -> None:
-        """Remove what writers that were killed left behind."""
+        """Remove leftovers of killed writers."""
         for path in () if self._folder is None else self._folder.glob(".*.part.*"):
             path.unlink()
 

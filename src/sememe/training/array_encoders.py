@@ -51,7 +51,7 @@ class CleanLatents(ClipArray):
 
 
 class FirstFrameLatents:
-    """What a backbone is given of a clip's first frame."""
+    """Latents of first frames, which an image-to-video backbone receives as conditioning."""
 
     name, key = "first_frame", "first_frame"
 
@@ -82,7 +82,7 @@ def list_first_frames(items: Sequence[ClipItem]) -> dict[str, int]:
 
 
 class GeneratedLatents(ClipArray):
-    """What a model generates from the noised latents of clips."""
+    """Latents that a model generates from the noised latents of clips."""
 
     name = "generated"
 
@@ -148,12 +148,12 @@ class ImageEmbeddings:
 
 
 def describe_images(image_encoder: Path, image_processor: Path) -> dict[str, str]:
-    """What decides on image embeddings: the folders' content."""
+    """What image embeddings depend on: the contents of the folders."""
     return {"image_encoder": " ".join(fingerprint_model(each).sha256[:16] for each in (image_encoder, image_processor))}
 
 
 def check_images(cache: ArrayCache, image_encoder: Path, image_processor: Path) -> None:
-    """Check that a cache's image embeddings are those of an image encoder.
+    """Check that a cache's image embeddings come from the given image encoder.
 
     Raises:
         InputError: The cache has none.
@@ -168,7 +168,7 @@ def check_images(cache: ArrayCache, image_encoder: Path, image_processor: Path) 
 
 
 def describe_text(text_encoder: Path, tokenizer: Path, length: int | None, *, reads_padding: bool) -> dict[str, str]:
-    """What decides on text embeddings: the folders' content, and how texts are read."""
+    """What text embeddings depend on: the contents of the folders, and how texts are read."""
     hashes = " ".join(fingerprint_model(folder).sha256[:16] for folder in (text_encoder, tokenizer))
     return {"text_encoder": hashes, "text_length": str(length), "reads_padding": str(reads_padding)}
 

@@ -1,4 +1,4 @@
-"""Checkpoints that are either complete and verified, or not there.
+"""Checkpoints, which are complete and verified or do not exist.
 
 A checkpoint is a folder `step_000123` with `weights.safetensors`, `ema.safetensors` (where an average is kept),
 `optimizer.safetensors`, `state.json` and `manifest.json` (size and SHA-256 of the others). Where the weights are spread
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """All that a run needs in order to go on after `step` optimiser steps.
+    """Everything that a run needs to resume after `step` optimiser steps.
 
     `state` is plain JSON: settings, times, versions. `average` is None where no average of the weights is kept.
     """
@@ -46,15 +46,15 @@ class Checkpoint:
 
     @property
     def model_weights(self) -> Mapping[str, Tensor]:
-        """The weights that a model is used with: averaged ones where there are."""
+        """The weights to use: averaged ones if there are any."""
         return self.weights if self.average is None else ChainMap(dict(self.average), dict(self.weights))
 
 
 class StoredTensors(Mapping[str, Tensor]):
-    """Tensors in files, whole, each read when it is asked for.
+    """Complete tensors in files, each read on access.
 
     Args:
-        paths: Files. Rows of a tensor that is in several of them follow each other in this order.
+        paths: Files. If a tensor is in several of them, its rows are concatenated in this order.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
@@ -81,11 +81,11 @@ def name_file(stem: str, part: int, num_parts: int) -> str:
 
 
 def load_checkpoint(path: Path, *, is_verified: bool = False) -> Checkpoint:
-    """Read a checkpoint folder, on the CPU, each tensor when it is asked for.
+    """Read a checkpoint folder, on the CPU, each tensor on access.
 
     Args:
         path: Folder.
-        is_verified: Whether its hashes were compared a moment ago; else they are now.
+        is_verified: Whether its hashes have just been verified; otherwise they are verified here.
 
     Raises:
         ModelError: It is damaged or incomplete.
@@ -118,7 +118,7 @@ def name_checkpoint(folder: Path, step: int) -> Path:
 
 
 def count_steps(path: Path) -> int:
-    """The steps that a checkpoint's name tells."""
+    """The number of steps in a checkpoint's name."""
     return int(path.name.removeprefix("step_"))
 
 
@@ -133,7 +133,7 @@ def find_latest(folder: Path) -> Path | None:
 
 
 def find_own(run: Path, resume: Resume) -> Path | None:
-    """Return the checkpoint that a run goes on from; None for a run that begins.
+    """Return the checkpoint that a run resumes from; None for a new run.
 
     Raises:
         RecipeError: The run has checkpoints, but is not to be resumed.
@@ -158,7 +158,7 @@ def load_initial(source: Path) -> tuple[Path, Checkpoint]:
 
 
 def find_damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint folder, or None. Reads all of it."""
+    """What is wrong with a checkpoint folder, or None. Reads all of its files."""
     try:
         manifest = json.loads((path / MANIFEST_NAME).read_text())
         files = manifest["files"]

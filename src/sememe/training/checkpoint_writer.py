@@ -1,4 +1,4 @@
-"""Writing checkpoints in a thread, while the run goes on: each process its part."""
+"""Writing checkpoints in a thread while the run continues; each process writes its part."""
 
 import json
 import shutil
@@ -48,8 +48,8 @@ class _Part:
 class CheckpointWriter:
     """Writes one checkpoint at a time.
 
-    All processes of a run begin a checkpoint, each copies what it has to write, and goes on. Once all of them have
-    written their files, they complete it together: the main process gives the folder its name.
+    All processes of a run begin a checkpoint; each copies what it has to write and continues. Once all have written
+    their files, they complete it together: the main process gives the folder its name.
 
     Args:
         folder: Folder of the checkpoints.
@@ -68,7 +68,7 @@ class CheckpointWriter:
 
     @property
     def is_pending(self) -> bool:
-        """Whether a checkpoint is begun that is not complete."""
+        """Whether a checkpoint has begun and is not complete."""
         return self._written is not None
 
     @property
@@ -81,7 +81,7 @@ class CheckpointWriter:
 
         Args:
             checkpoint: Checkpoint.
-            best: Step of another one that is kept, however old it is.
+            best: Step of another one to keep, however old it is.
         """
         assert not self.is_pending, "the last checkpoint is not complete"
         self._step, self._best, rank = checkpoint.step, best, self._distribution.rank
@@ -107,7 +107,7 @@ class CheckpointWriter:
         All processes must call it. The oldest checkpoints are removed.
 
         Raises:
-            OutputError: It cannot be written; then nothing of it is left and older ones stay.
+            OutputError: It cannot be written; then it is removed and older ones stay.
         """
         assert self._written is not None, "no checkpoint is begun"
         error = self._written.exception()
@@ -150,9 +150,9 @@ class CheckpointWriter:
 
 
 def choose_checkpoint(run: Path, resume: Resume, distribution: Distribution) -> Path | None:
-    """Return the checkpoint that all processes of a run go on from; None for a run that begins.
+    """Return the checkpoint that all processes of a run resume from; None for a new run.
 
-    The main process chooses. What killed processes have left beside the checkpoints is removed.
+    The main process chooses. Leftovers of killed processes are removed.
 
     Raises:
         RecipeError: The run has checkpoints, but is not to be resumed.
@@ -175,7 +175,7 @@ def choose_checkpoint(run: Path, resume: Resume, distribution: Distribution) -> 
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes have left in a folder of checkpoints, before any process writes there."""
+    """Remove leftovers of killed processes from a folder of checkpoints, before any process writes there."""
     for path in (path for pattern in _LEFTOVERS for path in folder.glob(pattern)):
         shutil.rmtree(path, ignore_errors=True)
 

@@ -59,7 +59,7 @@ def world_item(index: int, clips_per_scene: int = 8, num_pairs: int = 0) -> Worl
 def _shuffle(scene: Scene, num_pairs: int) -> tuple[str, ...]:
     """Shuffle the conditions that apply to a scene.
 
-    Whole photographs show only those that need no layers. Everywhere else these come later in the deck by as much, so
+    Whole photographs can show only conditions that need no layers. In all other scenes these come later in the deck, so
     that all conditions are dealt equally often.
     """
     layered = _list_dealt(num_pairs)
@@ -98,16 +98,16 @@ class ClipSource(Protocol):
 
 @runtime_checkable
 class ClipCollection(ClipSource, Protocol):
-    """Clips by number, and what is known of them."""
+    """Clips by number, with their descriptions."""
 
     @property
     def origin(self) -> str:
-        """What tells the clip of a key from those that other collections have under the same key."""
+        """Identifies the origin of clips: equal keys of other origins are other clips."""
         ...
 
     @property
     def version(self) -> str:
-        """What tells this collection from every other one."""
+        """Identifies this collection among all others."""
         ...
 
     def count_frames(self, index: int) -> int:
@@ -115,7 +115,7 @@ class ClipCollection(ClipSource, Protocol):
         ...
 
     def item(self, index: int) -> ClipItem:
-        """What is known of a clip."""
+        """Description of a clip: keys, condition, scene, captions."""
         ...
 
     def first_frame(self, index: int) -> NDArray[np.uint8]:
@@ -124,7 +124,7 @@ class ClipCollection(ClipSource, Protocol):
 
 
 class _RenderedClips(ABC):
-    """Clips of the world, rendered when they are asked for."""
+    """Clips of the world, rendered on access."""
 
     def __init__(self, clips: ClipFormat, data: WorldData) -> None:
         self._format, self._data = clips, data
@@ -161,7 +161,7 @@ class _RenderedClips(ABC):
     @property
     @abstractmethod
     def _details(self) -> str:
-        """What else decides on the clips."""
+        """Further settings that the clips depend on."""
 
 
 class WorldClips(_RenderedClips):
@@ -243,7 +243,7 @@ class ScriptClips(_RenderedClips):
         return _film_first_frame(self.script(index).scene, self._size)
 
     def script(self, index: int) -> Script:
-        """Return the scene of a clip and what happens in it."""
+        """Return the scene of a clip and its spans of conditions."""
         return random_script(index, seconds=self._format.num_frames / self._format.fps)
 
     @property
@@ -255,7 +255,7 @@ class LookClips(_RenderedClips):
     """Scenes of the world in several looks each.
 
     In each clip the subject or the camera moves; nothing changes the look. Scenes that are a whole photograph are left
-    out, because all of it is equally far away.
+    out, because all of their pixels have the same depth.
     """
 
     _kind = "looks of world"

@@ -67,8 +67,8 @@ class CachedClips:
 class DatasetClips:
     """The videos of a dataset's folder, which has a manifest or VAP-Data's csv.
 
-    Clips are known by the content of their files, all of which are read once to begin with: a file that was changed is
-    another clip. `frames` and `first_frame` raise `VideoError` for a video that cannot be read, or is not the one that
+    Clips are identified by the content of their files, all of which are read once at first: a changed file is another
+    clip. `frames` and `first_frame` raise `VideoError` for a video that cannot be read, or is not the one that
     the manifest describes.
     """
 
@@ -145,7 +145,8 @@ class DatasetClips:
             return list(pool.map(self._choose_bucket, self.samples))
 
     def _choose_bucket(self, sample: VideoSample) -> Bucket:
-        """Choose by what is seen of a video: upright, with square pixels. One that cannot be read gets the first."""
+        """Choose by the displayed size of a video: upright, with square pixels. An unreadable video gets the first
+        bucket."""
         buckets, clips = self._format.list_buckets(), self._format
         try:
             survey = survey_video(self._folder / sample.path)

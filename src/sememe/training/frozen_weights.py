@@ -16,8 +16,8 @@ def list_rounded(stage: Stage, config: TrainingConfig) -> dict[str, nn.Parameter
     """List the parameters that a run in bfloat16 keeps in bfloat16, by "module.parameter".
 
     They are weights and biases of linear layers and convolutions that no phase trains and that the stage only computes
-    with (`Stage.only_computed`). Autocast rounds these to bfloat16 whenever they are used, so that keeping them so
-    changes no result. Leaves the stage in its last phase.
+    with (`Stage.only_computed`). Autocast rounds these to bfloat16 at every use, so storing them rounded does not
+    change results. Leaves the stage in its last phase.
 
     Args:
         stage: Stage.
@@ -44,6 +44,6 @@ def find_rounded(module: nn.Module, names: Collection[str]) -> dict[str, nn.Para
 
 
 def round_weights(parameters: Mapping[str, nn.Parameter]) -> None:
-    """Round parameters to bfloat16, in place; modules that share one of them see it."""
+    """Round parameters to bfloat16, in place, also where modules share them."""
     for parameter in parameters.values():
         parameter.data = parameter.data.to(torch.bfloat16)

@@ -1,4 +1,4 @@
-"""What ends a run whose processes do not go on together, so that none waits for another for ever."""
+"""Ends a run whose processes have stopped progressing together, so that none waits forever."""
 
 import os
 import sys
@@ -16,7 +16,7 @@ _LONG_PATIENCE = 600.0
 
 
 class HangError(SememeError):
-    """The processes of a run do not go on together."""
+    """The processes of a run have stopped progressing together."""
 
 
 class HangWatch:
@@ -40,12 +40,12 @@ class HangWatch:
         self._is_over = threading.Event()
 
     def start(self) -> None:
-        """Begin to watch, in a thread of its own."""
+        """Start watching, in a separate thread."""
         if self._num_ranks > 1:
             threading.Thread(target=self._watch, name="hang-watch", daemon=True).start()
 
     def stop(self) -> None:
-        """Watch no more."""
+        """Stop watching."""
         self._is_over.set()
 
     def begin_step(self, step: int) -> None:
@@ -56,7 +56,7 @@ class HangWatch:
         self._deadline = None if self._last is None else now + _PATIENCE + 2.0 * self._last
 
     def pause(self) -> None:
-        """Have more patience with what comes before the next step."""
+        """Allow more time before the next step."""
         self._end_step()
         self._deadline = time.monotonic() + _LONG_PATIENCE
 

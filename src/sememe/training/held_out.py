@@ -1,4 +1,4 @@
-"""Which items of a data set a training holds out, to be validated on."""
+"""Which items of a dataset a training holds out for validation."""
 
 import hashlib
 from collections.abc import Sequence
@@ -74,12 +74,12 @@ class ItemPicker:
         """Numbers of the items that are drawn."""
 
     def draw(self, rng: np.random.Generator, count: int, below: int | None = None) -> NDArray[np.int64]:
-        """Draw numbers of items, (count,), some of them possibly more than once.
+        """Draw indices of items with replacement, (count,).
 
         Args:
             rng: Source of randomness.
             count: How many.
-            below: Draw only of the items before this one; none are drawn where there are none.
+            below: Draw only indices below this one; if there are none, nothing is drawn.
         """
         num_places = len(self.places) if below is None else int(np.searchsorted(self.places, below))
         places = self.places[:num_places]
@@ -89,7 +89,7 @@ class ItemPicker:
         return places[rng.integers(len(places), size=count)] if num_places else places
 
     def hold_out(self) -> "ItemPicker":
-        """Draw some items no more, and return a picker of these alone.
+        """Stop drawing some items, and return a picker for these.
 
         Raises:
             RecipeError: There are fewer than two scenes.

@@ -78,19 +78,19 @@ def train(
     init_from: Path | str | None = None,
     on_event: EventHandler | None = None,
 ) -> TrainingSummary:
-    """Train a stage, or go on with the training of one, in `output_dir`.
+    """Train a stage in `output_dir`, or resume its training.
 
     The folder gets `checkpoints/`, `log.jsonl` and, when the run is complete, `model/` (averaged weights where
-    `config.ema_decay` is not 0). With `config.validate_every` there are also `best/model/`, the model as it was at the
-    lowest validation loss, and, of stages that can make some, `samples/`.
+    `config.ema_decay` is not 0). With `config.validate_every` there are also `best/model/`, the model at the lowest
+    validation loss, and `samples/`, if the stage can make samples.
 
-    With `resume` "auto" the newest undamaged checkpoint there is gone on from; on a CPU
-    the result is bit for bit that of an uninterrupted run, unless the learning rate follows the clock (`time_decay`).
-    `init_from` is a checkpoint, or a run's folder, whose weights (averaged ones where there are) a new run begins with.
-    Under torchrun, the processes divide the shares of a step among themselves (`config.num_shares`): a run on another
-    number of processes, or resumed on another, is the same but for rounding.
+    `resume` "auto" resumes from the newest undamaged checkpoint; on a CPU the result is bit for bit that of an
+    uninterrupted run, unless the learning rate follows the clock (`time_decay`).
+    `init_from` is a checkpoint or a run's folder, whose weights (averaged, if it has averages) a new run begins with.
+    Under torchrun, the processes divide the shares of a step among themselves (`config.num_shares`); the number of
+    processes, which may change on resuming, changes the result only by rounding.
 
-    Raises `RecipeError` for settings that do not fit, and, naming the step, when loss or gradients are not finite;
+    Raises `RecipeError` for settings that do not fit, and if loss or gradients are not finite, with the step;
     `ModelError` for checkpoints of another model; `OutputError` if something cannot be written.
     """
     with open_distribution(config.device, config.context) as distribution, listen_for_stop() as request:
@@ -143,7 +143,7 @@ class _Run:
     # Beginning
 
     def restore(self, resume: Resume, init_from: Path | None) -> None:
-        """Take up the newest checkpoint, or begin with given weights, or as the stage is."""
+        """Resume from the newest checkpoint, or begin with given weights, or with those of the stage."""
         latest = choose_checkpoint(self._folder, resume, self._distribution)
         loaded = None if latest is None else load_checkpoint(latest, is_verified=True)
         if loaded is not None and latest is not None:
@@ -365,7 +365,7 @@ class _Run:
         return self._validator.is_due(self._step, is_over=ending is not None or self._step == self._phase.stop)
 
     def _validate(self, request: StopRequest) -> None:
-        """Validate the weights as they would be exported, and save them if they are the best so far."""
+        """Validate the weights that would be exported, and save them if they are the best so far."""
         assert self._validator is not None
         self._watch.check()
         with self._applied(), self._autocast():
@@ -423,7 +423,7 @@ class _Run:
         return self._step % self._config.save_every == 0 or (limit is not None and minutes >= limit)
 
     def _save(self, request: StopRequest) -> None:
-        """Begin to save, on all ranks together."""
+        """Begin saving, on all ranks together."""
         self._watch.check()
         self._count_samples()
         self._begin_checkpoint()

@@ -1,7 +1,7 @@
 """Muon: steps for matrices whose directions all have the same size (Jordan et al., 2024; arXiv 2502.16982).
 
-By hand, because torch's own (from 2.9 on) always multiplies in bfloat16. On a CPU that emulates it, that took four
-fifths of a training step.
+Our own, because torch's (from 2.9 on) always multiplies in bfloat16. On a CPU that emulates it, this took four fifths
+of a training step.
 """
 
 from collections.abc import Iterable, Sequence
@@ -25,14 +25,14 @@ _UPDATE_SIZE = 0.2
 class Muon(Optimizer):
     """Nesterov momentum, orthogonalised; decoupled weight decay.
 
-    The momentum of a sharded matrix is sharded too. What is orthogonalised is the whole matrix, which every process
-    gathers for it, one after another, so that each process spends as much time on it as a single one would.
+    The momentum of a sharded matrix is sharded too. Every process gathers and orthogonalises the whole matrices, one
+    after another, so each spends as much time on this as a single process would.
 
     Args:
         params: Matrices, or groups of them as any torch optimiser takes them.
         lr: Learning rate, as for AdamW.
         momentum: Decay of the average of gradients.
-        weight_decay: Share of a weight that a step takes away, times the learning rate.
+        weight_decay: Decoupled weight decay, multiplied by the learning rate.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Muon(Optimizer):
 
 
 def _group_by_shape(weights: Sequence[Tensor]) -> Iterable[list[Tensor]]:
-    """Group matrices that are updated together: those of one shape on an accelerator, which starts kernels slowly."""
+    """Group matrices that are updated together: on a GPU those of one shape, to launch fewer kernels."""
     groups: dict[object, list[Tensor]] = {}
     for place, weight in enumerate(weights):
         is_alone = weight.device.type == "cpu" or is_sharded(weight)
@@ -82,7 +82,7 @@ def orthogonalise(
     """Return a matrix with the same singular vectors, and singular values of about 0.7 to 1.2, by Newton-Schulz steps.
 
     Args:
-        matrix: Matrix, or a batch of them; multiples of it give the same result.
+        matrix: Matrix (row, column), or a batch of them; its scale has no effect.
         dtype: Precision of the products and of the result.
     """
     linear, cubic, quintic = _QUINTIC

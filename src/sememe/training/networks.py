@@ -1,4 +1,4 @@
-"""Networks and schedulers as recipes describe them, before any training."""
+"""Untrained networks and schedulers, as recipes describe them."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,12 +22,12 @@ from sememe.training.recipes import LinearNetwork, SchedulerSettings, TextNetwor
 
 @dataclass(frozen=True)
 class PrincipalComponents:
-    """The best linear code of vectors.
+    """Principal components of vectors.
 
     Attributes:
         mean: Mean of the vectors, float64.
         directions: Orthonormal columns, the most important first, float64.
-        scales: A latent is a coefficient divided by its scale; float64.
+        scales: Divisors that turn coefficients into latents, float64.
     """
 
     mean: Float[Tensor, "number"]
@@ -88,7 +88,7 @@ _CLIPS_AT_ONCE = 32
 
 
 def make_autoencoder(network: LinearNetwork) -> LinearVideoAutoencoder:
-    """The autoencoder at random weights."""
+    """The autoencoder with random weights."""
     return LinearVideoAutoencoder(
         latent_channels=network.latent_channels,
         patch_size=network.patch_size,
@@ -100,7 +100,7 @@ def make_autoencoder(network: LinearNetwork) -> LinearVideoAutoencoder:
 
 
 def start_autoencoder(network: LinearNetwork, clips: ClipSource, seed: int) -> LinearVideoAutoencoder:
-    """The autoencoder as the principal components of some clips; its refinement changes nothing yet."""
+    """The autoencoder with the principal components of some clips, and a refinement that is the identity."""
     torch.manual_seed(seed)
     autoencoder = make_autoencoder(network)
     count = min(network.num_start_clips, len(clips))
@@ -115,7 +115,7 @@ def read_video(clips: ClipSource, indices: Sequence[int]) -> Tensor:
 
 
 def make_text_encoder(text: TextNetwork, vocab_size: int) -> UMT5EncoderModel:
-    """A text encoder at random weights."""
+    """A text encoder with random weights."""
     return UMT5EncoderModel(
         UMT5Config(
             vocab_size=vocab_size,
@@ -130,7 +130,7 @@ def make_text_encoder(text: TextNetwork, vocab_size: int) -> UMT5EncoderModel:
 
 
 def train_tokenizer(captions: Sequence[str], text: TextNetwork) -> PreTrainedTokenizerFast:
-    """A tokenizer of byte pairs, fitted to some of the captions; case does not matter to it."""
+    """A byte-pair tokenizer fitted to some of the captions; it ignores case."""
     tokenizer = Tokenizer(models.BPE(unk_token=_UNKNOWN))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -168,7 +168,7 @@ def make_scheduler(settings: SchedulerSettings) -> FlowMatchEulerDiscreteSchedul
 
 
 def choose_attention(transformer: ModelMixin, device: str) -> None:
-    """Choose the attention of a diffusers transformer that trains on a device, by the setting's name."""
+    """Choose the attention backend for training a diffusers transformer on a device, by the setting's name."""
     if choose_device(device).type == "cpu":
         # On a CPU the backward of torch's fused attention is slow in bfloat16.
         transformer.set_attention_backend("_native_math")

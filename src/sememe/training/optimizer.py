@@ -25,12 +25,12 @@ _NOT_HIDDEN = ("embed", "proj_out", "head")
 class WeightAverage:
     """An exponential moving average of parameters, in float32, updated by a few calls for all of them.
 
-    By hand, because torch's AveragedModel copies whole modules (a frozen backbone too), in their own precision.
+    Our own, because torch's AveragedModel copies whole modules (also a frozen backbone), in their own precision.
 
     Args:
         parameters: Parameters by name.
         decay: Decay of the average, once it has warmed up.
-        begun: Step since which a parameter is trained, by name, where that is not 0.
+        begun: First step of training of a parameter, by name, if not 0.
     """
 
     def __init__(self, parameters: Mapping[str, Tensor], decay: float, begun: Mapping[str, int] | None = None) -> None:
@@ -43,7 +43,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after step number `step` (from 0)."""
+        """Update the averages with the weights after step number `step` (from 0)."""
         for begun, names in self._groups.items():
             # Held down in the first steps: else the average would consist of the initial weights for a long time.
             decay = min(self._decay, (1 + step - begun) / (10 + step - begun))
@@ -58,20 +58,20 @@ class WeightAverage:
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Set averages, as `tensors` gave them. Raises `ModelError` where names or shapes differ."""
+        """Set averages that `tensors` returned. Raises `ModelError` if names or shapes differ."""
         averages = {name: average for name, average in self._average.items() if name in tensors}
         copy_tensors(tensors, averages, "the averaged weights")
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Put the averages into the parameters for the duration of a block, then the weights back, bit by bit."""
+        """Put the averages into the parameters for the duration of a block, then restore the weights, bit for bit."""
         with _put_aside(self._parameters.values()):
             _copy_all(list(self._parameters.values()), list(self._average.values()))
             yield
 
 
 class ChosenTensors(Mapping[str, Tensor]):
-    """Some of many tensors, each read when it is asked for.
+    """A selection of tensors, each read on access.
 
     Args:
         tensors: Tensors by name.
@@ -93,7 +93,7 @@ class ChosenTensors(Mapping[str, Tensor]):
 
 @contextmanager
 def _put_aside(tensors: Iterable[Tensor]) -> Iterator[None]:
-    """Put the values that tensors have before a block back after it, bit by bit."""
+    """Restore the values that tensors had before a block after it, bit for bit."""
     places = list(tensors)
     kept = [tensor.detach().clone() for tensor in places]
     try:
@@ -131,7 +131,8 @@ def copy_tensors(source: Mapping[str, Tensor], target: Mapping[str, Tensor], wha
 
 @contextmanager
 def replaced(target: Mapping[str, Tensor], source: Mapping[str, Tensor], what: str) -> Iterator[None]:
-    """Copy tensors as `copy_tensors` does for the duration of a block, then put back what was there, bit by bit."""
+    """Copy tensors as `copy_tensors` does for the duration of a block, then restore the previous values, bit for
+    bit."""
     with _put_aside(target.values()):
         copy_tensors(source, target, what)
         yield
@@ -155,7 +156,7 @@ class ParameterSplit:
 
 
 def trained_parameters(modules: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
-    """The parameters with `requires_grad` as "module.parameter"; one that modules share has the name of the first.
+    """The parameters with `requires_grad` as "module.parameter"; a shared one has the name of its first module.
 
     Raises `RecipeError` where there is none.
     """
@@ -168,7 +169,7 @@ def trained_parameters(modules: Mapping[str, nn.Module]) -> dict[str, nn.Paramet
 
 
 def tracked_tensors(modules: Mapping[str, nn.Module], names: Collection[str] = ()) -> dict[str, Tensor]:
-    """What a checkpoint keeps of the modules, each tensor once under the name of the first module that has it.
+    """The tensors that a checkpoint keeps, each once under the name of the first module that has it.
 
     These are the parameters that are trained now or are among `names`, and buffers that belong to the modules' state.
     """
@@ -265,7 +266,7 @@ class NamedOptimizer:
             optimizer.step()
 
     def clear_gradients(self) -> None:
-        """Forget the gradients."""
+        """Clear the gradients."""
         for parameter in self._parameters.values():
             parameter.grad = None
 
@@ -280,7 +281,7 @@ class NamedOptimizer:
         }
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Restore what `tensors` gave. Raises `ModelError` where it belongs to other parameters."""
+        """Restore the state that `tensors` returned. Raises `ModelError` if it belongs to other parameters."""
         by_name: dict[str, dict[str, Tensor]] = {}
         for key, tensor in tensors.items():
             name, _, quantity = key.rpartition("/")

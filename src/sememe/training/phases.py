@@ -18,7 +18,7 @@ def schedule_factor(phase: PhaseConfig, step: int, time_progress: float = 0.0) -
     Args:
         phase: The phase, whose schedule is followed.
         step: Step within the phase, from 0.
-        time_progress: Share of the run's time that is spent, where the schedule follows it; else 0.
+        time_progress: Elapsed share of the run's time (0..1) if the schedule follows time; else 0.
     """
     schedule = phase.schedule
     progress = min(max(step / phase.num_steps, time_progress), 1.0)
@@ -46,7 +46,7 @@ class PlannedPhase:
         settings: Settings of the phase.
         start: First of its steps, counted over the run.
         parameters: Parameters that it trains, by name.
-        begun: Step since which each of them has been trained without a break.
+        begun: Step since which each of them has been trained without interruption.
     """
 
     settings: PhaseConfig
@@ -79,7 +79,7 @@ def find_phase(phases: Sequence[PlannedPhase], step: int) -> int:
 
 
 def check_phase(phases: Sequence[PlannedPhase], name: str, step_in_phase: int, step: int) -> None:
-    """Raise `RecipeError` if a checkpoint's phase does not lie where it did."""
+    """Raise `RecipeError` if a checkpoint's phase has moved."""
     place = next((phase for phase in phases if phase.settings.name == name), None)
     is_over = place is not None and place is not phases[-1] and step_in_phase > place.settings.num_steps
     if place is None or place.start + step_in_phase != step or is_over:

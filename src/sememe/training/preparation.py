@@ -1,4 +1,4 @@
-"""What preparations share whose stage is trained on cached arrays."""
+"""The base of preparations for stages that are trained on cached arrays."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +15,7 @@ class CachedPreparation:
     Args:
         recipe: Recipe of a training.
         parts: Folders of the parts that the recipe needs.
-        announce: Called with what is being done.
+        announce: Called with a description of the current work.
 
     Attributes:
         source: Field of the recipe that names the arrays' folder.

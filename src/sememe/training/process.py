@@ -1,4 +1,4 @@
-"""The process that trains: its ranks and device, requests to stop it, and how it keeps memory."""
+"""The training process: its ranks and device, stop requests, and its memory allocator."""
 
 import ctypes
 import json
@@ -33,11 +33,11 @@ def keep_freed_memory() -> bool:
 
     glibc maps every large block from the system and unmaps it when it is freed. Training on a CPU allocates and frees
     hundreds of large tensors in each step, and the system has to clear every page again each time. How much that costs
-    depends on the machine and the network (`docs/log.md`). GPUs have allocators of their own, and other systems other
-    ones on the CPU. The process then holds the most memory that it ever needed at once.
+    depends on the machine and the network (`docs/log.md`). GPUs and other systems have other allocators. The process
+    then keeps its peak memory.
 
     Returns:
-        Whether this system's allocator has the setting; without glibc nothing is done.
+        Whether this system's allocator has the setting; without glibc nothing changes.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -57,13 +57,13 @@ class StopRequest:
 
     @property
     def is_made(self) -> bool:
-        """Whether the run should stop after the present step."""
+        """Whether the run should stop after the current step."""
         return self.signal_name is not None
 
 
 @contextmanager
 def listen_for_stop() -> Iterator[StopRequest]:
-    """Turn the first SIGINT or SIGTERM into a request; a second one acts as it does elsewhere."""
+    """Turn the first SIGINT or SIGTERM into a request; a second one has its usual effect."""
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
@@ -86,7 +86,7 @@ def listen_for_stop() -> Iterator[StopRequest]:
 
 @dataclass(frozen=True, kw_only=True)
 class Distribution:
-    """Which of how many processes this one is, and on which device it trains.
+    """Rank, number of processes, and device of this process.
 
     Attributes:
         context: Processes that compute each share together; those of successive ranks.
@@ -106,7 +106,7 @@ class Distribution:
 
     @property
     def counts_shares(self) -> bool:
-        """Whether this process, of those that compute the same shares, is the one that counts them."""
+        """Whether this process is the one that counts shares, among those that compute the same ones."""
         return self.rank % self.context == 0
 
     def take_shares(self, num_shares: int) -> range:
@@ -128,12 +128,12 @@ class Distribution:
     def sum_gradients(self, parameters: Mapping[str, Tensor], reached: Collection[str], weight: Tensor) -> None:
         """Replace each gradient, and the weight of the loss, by its sum over the ranks, in place.
 
-        A parameter without a gradient on any rank gets none, so that weight decay leaves it alone as in one process.
-        By hand, because DistributedDataParallel takes equal means and wraps `forward` only; stages call other methods.
+        A parameter without a gradient on any rank gets none, so that weight decay skips it as in one process. Our own,
+        because DistributedDataParallel averages ranks equally and wraps only `forward`; stages call other methods.
 
         Args:
-            parameters: Parameters by name. Gradients of sharded ones are sums already.
-            reached: Names of those that this rank has a gradient of.
+            parameters: Parameters by name. Gradients of sharded ones are already summed.
+            reached: Names of those that have a gradient on this rank.
             weight: Scalar.
         """
         if self.num_ranks == 1:
@@ -239,13 +239,13 @@ def open_distribution(device_name: str, context: int = 1) -> Iterator[Distributi
 
 
 def meet() -> None:
-    """Wait until all processes of the run have come this far; a single one goes on."""
+    """Wait until all processes of the run are here; with one process there is nothing to wait for."""
     if dist.is_initialized():
         dist.barrier()
 
 
 def compile_modules(modules: Mapping[str, nn.Module], config: TrainingConfig) -> None:
-    """Compile the repeated blocks of a stage's modules where the settings ask for it."""
+    """Compile the repeated blocks of a stage's modules, if the settings say so."""
     if config.compile == "none":
         return
     able = [module for module in modules.values() if getattr(module, "_repeated_blocks", None)]
@@ -258,7 +258,7 @@ def compile_modules(modules: Mapping[str, nn.Module], config: TrainingConfig) ->
 
 
 def checkpoint_activations(modules: Mapping[str, nn.Module], config: TrainingConfig) -> None:
-    """Have the blocks of a stage's modules computed twice where the settings ask for it."""
+    """Enable activation checkpointing in the blocks of a stage's modules, if the settings say so."""
     if not config.checkpoints_activations:
         return
     able = [module for module in modules.values() if getattr(module, "_supports_gradient_checkpointing", False)]
@@ -271,7 +271,7 @@ def checkpoint_activations(modules: Mapping[str, nn.Module], config: TrainingCon
 
 
 def resolve_precision(config: TrainingConfig, device: torch.device) -> TrainingConfig:
-    """Return settings with the precision that "auto" stands for on a device."""
+    """Return settings with the precision that "auto" means on a device."""
     if config.precision != "auto":
         return config
     return replace(config, precision="bf16" if is_fast_in_bfloat16(device) else "fp32")
@@ -279,7 +279,7 @@ def resolve_precision(config: TrainingConfig, device: torch.device) -> TrainingC
 
 @contextmanager
 def torch_settings(config: TrainingConfig, device: torch.device) -> Iterator[None]:
-    """Hold torch's process-wide settings for the run, and put them and its generator back afterwards."""
+    """Set torch's process-wide settings for the run, and restore them and its generator afterwards."""
     num_threads, random_state = torch.get_num_threads(), torch.get_rng_state()
     matmul_precision = torch.get_float32_matmul_precision()
     if config.num_threads:

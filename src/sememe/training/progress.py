@@ -23,10 +23,10 @@ from sememe.video.picture import write_image
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationRecord:
-    """What the validations of a phase have found so far.
+    """Results of the validations of a phase so far.
 
     Attributes:
-        step: Steps that the run had done at the last one.
+        step: Steps of the run at the last one.
         loss: Its loss.
         best_step: Steps at the one with the lowest loss.
         best_loss: That loss.
@@ -47,11 +47,11 @@ class ValidationRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingProgress:
-    """Where a run stands; sent whenever a line is logged.
+    """State of a run; sent whenever a line is logged.
 
     `loss` is smoothed over the lines so far. `seconds` counts the whole run; `seconds_left` None is not yet known.
-    `memory_bytes` is the most that the main process has held so far, on its GPU if it trains there; None is not known.
-    `validation` is what was found on held-out data in this phase; None before.
+    `memory_bytes` is the peak of the main process so far, on its GPU if it trains there; None is not known.
+    `validation` is the result on held-out data in this phase; None before the first.
     """
 
     step: int
@@ -101,8 +101,8 @@ class TrainingSummary:
     `ending`: all steps done ("finished"), the whole run's time spent ("budget"), this call's time spent ("paused"),
     or SIGINT or SIGTERM received ("signal", named in `signal_name`). After the first two the run is complete and
     `model` is the exported folder; after the others the same call goes on from `checkpoint`.
-    `loss` is the smoothed loss, None if nothing was logged; `seconds` counts the whole run. `validation` is what was
-    found on held-out data in the last phase; None without validation.
+    `loss` is the smoothed loss, None if nothing was logged; `seconds` counts the whole run. `validation` is the result
+    on held-out data in the last phase; None without validation.
     """
 
     step: int
@@ -137,7 +137,7 @@ class IntervalSums:
     weights: Mapping[str, float]
 
     def means(self) -> dict[str, float]:
-        """The mean of each figure, except of levels of noise that did not occur."""
+        """The mean of each figure, except for noise levels that did not occur."""
         return {
             name: total / (self.weights[name] or 1.0)
             for name, total in self.sums.items()
@@ -151,13 +151,13 @@ class IntervalSums:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> "IntervalSums":
-        """Return what `to_state` gave."""
+        """Restore sums from `to_state`."""
         sums = {name: math.nan if total is None else total for name, total in state["sums"].items()}
         return cls(**{**state, "sums": sums})
 
 
 class IntervalMeter:
-    """Sums the figures of batches as tensors, so that the device is not waited for before a line is logged."""
+    """Sums the figures of batches as tensors, to synchronise with the device only when a line is logged."""
 
     def __init__(self) -> None:
         self.restart()
@@ -171,7 +171,7 @@ class IntervalMeter:
         self.start_clock()
 
     def go_on(self, interval: IntervalSums) -> None:
-        """Go on with an interval that was broken off."""
+        """Resume an interrupted interval."""
         self._sums = {name: torch.tensor(value) for name, value in interval.sums.items()}
         self._weights = {name: torch.tensor(value) for name, value in interval.weights.items()}
         self._num_batches, self._num_samples = interval.num_batches, interval.num_samples
@@ -179,12 +179,12 @@ class IntervalMeter:
         self.start_clock()
 
     def start_clock(self) -> None:
-        """Count seconds from now on, beside those of an interval that was broken off."""
+        """Start the clock, in addition to the seconds of a resumed interval."""
         self._since = time.monotonic()
 
     @torch.no_grad()
     def add(self, result: StepLoss) -> None:
-        """Take in the loss and the metrics of one batch."""
+        """Add the loss and the metrics of one batch."""
         weight = result.divisor
         weighted = {name: value * weight for name, value in result.metrics.items()}
         for name, value in {"loss": result.total.detach(), **weighted}.items():
@@ -204,7 +204,7 @@ class IntervalMeter:
                 kept[name] = kept.get(name, 0.0) + value
 
     def read(self, distribution: Distribution) -> IntervalSums:
-        """The sums of the interval over all processes; waits for the device once, for all of them."""
+        """The sums of the interval over all processes; synchronises with the device once."""
         names = distribution.join_names(self._sums)
         values = [each.get(name, 0.0) for each in (self._sums, self._weights) for name in names]
         device = next((value.device for value in values if isinstance(value, Tensor)), None)
@@ -221,14 +221,14 @@ class IntervalMeter:
 
 
 class FiniteWatch:
-    """Remembers on the device the first step at which a value was not finite; read when the device is waited for."""
+    """Records on the device the first step at which a value was not finite; read at the next synchronisation."""
 
     def __init__(self, device: torch.device) -> None:
         self._first = torch.full((), torch.inf, device=device)
 
     @torch.no_grad()
     def add(self, value: Tensor, step: int) -> None:
-        """Look at a scalar of a step."""
+        """Check a scalar of a step, without synchronising."""
         bad = torch.where(torch.isfinite(value), torch.inf, float(step)).to(self._first.dtype)
         torch.minimum(self._first, bad, out=self._first)
 
@@ -243,16 +243,16 @@ class FiniteWatch:
 
 
 class RunLog:
-    """The log of a run: `log.jsonl`, one JSON object a line, sheets of samples, and other programs that show both.
+    """The log of a run: `log.jsonl`, one JSON object a line, sheets of samples, and trackers that show both.
 
     Args:
         folder: Folder of the run.
-        step: Steps that it has done.
-        trackers: Names of the programs.
+        step: Completed steps.
+        trackers: Names of the trackers.
 
     Raises:
         OutputError: It cannot be written.
-        MissingExtraError: A program is not installed.
+        MissingExtraError: The package of a tracker is not installed.
     """
 
     def __init__(self, folder: Path, step: int, trackers: Collection[TrackerName] = ()) -> None:

@@ -17,7 +17,7 @@ class Recipe(Protocol):
 
     @property
     def name(self) -> str:
-        """Name by which it is run."""
+        """Name of the recipe on the command line."""
         ...
 
     @property
@@ -38,14 +38,14 @@ class TrainingRecipe(Recipe, Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ClipFormat(Record):
-    """Length and size of clips, whatever they come from.
+    """Length and size of clips from any source.
 
-    The world renders `fps` frames a second. Videos of a dataset are sampled by `sampling` (see `video.resizing`), at
-    `fps` with "fps"; they are scaled to cover the size and cropped.
+    The world renders `fps` frames a second. Videos of a dataset are sampled as `sampling` says (see `video.resizing`;
+    at `fps` with "fps"), scaled to cover the size, and cropped.
     `buckets` are several lengths and sizes in place of the one, written as frames x height x width, such as "17x64x96".
-    Each video goes to the one that it is long enough for and that least of it is cropped for (see `data.buckets`), each
-    scene of the world to one by its number, and a batch holds clips of one bucket. Where lengths differ, "even" would
-    change the speed.
+    Each video goes to the bucket that crops it least, among those that it is long enough for (see `data.buckets`), each
+    scene of the world to one by its number, and a batch holds clips of one bucket. With several lengths "even" would
+    change the speed and is refused.
     """
 
     num_frames: Count = 17
@@ -69,20 +69,20 @@ class ClipFormat(Record):
         return given or (Bucket(self.num_frames, self.height, self.width),)
 
     def describe(self) -> str:
-        """What tells clips of these lengths and sizes from others."""
+        """Identifies clips of these lengths and sizes, for caches."""
         shapes = [f"{each.num_frames} frames of {each.width}x{each.height}" for each in self.list_buckets()]
         return " or ".join(shapes)
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorldData(Record):
-    """Which clips of the procedural world are taken.
+    """Which clips of the procedural world are used.
 
     `kind` "conditions" films one condition at a time, each scene under `clips_per_scene` of them (see
     `training.clips.world_item`); "scripts" films stories of several, each with a scene of its own (see
     `world.random_script`); "looks" films each scene in `clips_per_scene` looks (see `world.repaint`), moving or under a
-    moving camera. With `num_pairs` scenes are filmed under as many pairs of seen conditions as well, each about as
-    often as a condition alone; none is a pair that the evaluation holds out.
+    moving camera. `num_pairs` adds that many pairs of seen conditions, each about as frequent as a single condition;
+    pairs of the evaluation are left out.
     """
 
     num_clips: Count = 40_000
@@ -104,11 +104,11 @@ class WorldData(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class LinearNetwork(Record):
-    """A `LinearVideoAutoencoder`: a linear code of blocks, and a small network that refines what is decoded.
+    """A `LinearVideoAutoencoder`: a linear code of blocks, and a small network that refines decoded videos.
 
     A block is `patch_size` pixels in height and width, and as many frames, or `temporal_patch_size`: 1 for images.
-    `num_start_clips` clips give the principal components that the code is. `noise_level` is the error that the decoder
-    assumes in latents.
+    The code is the principal components of `num_start_clips` clips. `noise_level` is the standard deviation of the
+    error that the decoder assumes in latents.
     """
 
     latent_channels: Count = 48
@@ -139,8 +139,8 @@ class TextNetwork(Record):
 class AutoencoderRecipe:
     """Trains an autoencoder on clips of the world, or on those of `dataset` if it is given (see `ArraysRecipe`).
 
-    `generations` is a cache of latents that a model generated from the first of these clips (see `Regeneration`): the
-    decoder learns to mend the errors of that model.
+    `generations` is a cache of latents that a model generated from the first of these clips (see `Regeneration`), so
+    that the decoder learns to correct that model's errors.
     """
 
     name: str
@@ -159,10 +159,10 @@ class AutoencoderRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Regeneration(Record):
-    """How latents get the errors that a model makes: noise is added to true ones, and the model denoises them.
+    """How latents with a model's errors are made: noise is added to true ones, and the model denoises them.
 
-    It starts part of the way, of which the shares `min_strength` to `max_strength` are left (of `num_inference_steps`
-    steps), so that what results still shows the true clip. References are other clips of the same condition.
+    As in SDEdit, only the last shares `min_strength` to `max_strength` of `num_inference_steps` steps are taken, so
+    that results still show the true clip. References are other clips of the same condition.
     """
 
     model: str
@@ -182,7 +182,7 @@ class Regeneration(Record):
 class ArraysRecipe(Record):
     """Keeps named arrays of the clips of the world, or of those of `dataset`: a dataset's folder, or a cache of frames.
 
-    A system says which arrays there are. Videos of a dataset whose score (VAP-Data's `reference_alignment_score`, 0 to
+    The system defines the arrays. Videos of a dataset whose score (VAP-Data's `reference_alignment_score`, 0 to
     100) is not above `min_score` are left out; those without a score stay.
     """
 
@@ -212,7 +212,7 @@ class ArraysRecipe(Record):
 class LatentsRecipe(ArraysRecipe):
     """Encodes clips once.
 
-    `first_frame_fill` is what follows the first frame in the latents that tell a backbone of it: mid-grey frames
+    `first_frame_fill` says what follows the first frame in the backbone's first-frame latents: mid-grey frames
     ("grey", as Wan has it), the same frame ("repeat"), or zeros in place of latents ("zeros", as CogVideoX has it).
     With none there are no such latents.
     With `regeneration` the cache holds what a model generates from the noised latents of the clips, and nothing else.
@@ -232,12 +232,12 @@ class LatentsRecipe(ArraysRecipe):
 
 @dataclass(frozen=True, kw_only=True)
 class SchedulerSettings(Record):
-    """The scheduler for flow matching that a model comes with.
+    """The flow-matching scheduler of a model.
 
     `kind` "euler" is `FlowMatchEulerDiscreteScheduler`, "unipc" `UniPCMultistepScheduler` in its flow-matching form.
-    "euler_trailing", for models of few steps (50 at most), takes Euler's steps at levels of which fewer steps have
-    every second, third or so: UniPC of order 1 without its corrector. `shift` moves the steps towards the noisy end, as
-    in training.
+    "euler_trailing", for models of few steps (at most 50), takes Euler steps at nested noise levels: n steps use every
+    k-th level of n * k steps (UniPC of order 1 without its corrector). `shift` moves the steps towards the noisy end,
+    as in training.
     """
 
     kind: Literal["euler", "unipc", "euler_trailing"] = "euler"
@@ -248,7 +248,7 @@ class SchedulerSettings(Record):
 class ModelRecipe:
     """Assembles a whole model from the runs of its parts; a system adds the parts, and its scheduler.
 
-    `precision` is that of the tensors in the files, which are at most `max_shard_size` each.
+    `precision` is that of the tensors in the files, whose size is at most `max_shard_size` each.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""What a run writes about itself beside its checkpoints: `run.json` when it begins, `summary.json` when it ends."""
+"""Files that a run writes beside its checkpoints: `run.json` when it begins, `summary.json` when it ends."""
 
 import json
 from collections.abc import Collection, Mapping
@@ -16,7 +16,7 @@ _FORMAT = 1
 
 @dataclass(frozen=True, kw_only=True)
 class RunChange:
-    """What was not as before when a run was gone on with.
+    """What changed when a run was resumed.
 
     Attributes:
         step: Steps done by then.
@@ -31,15 +31,15 @@ class RunChange:
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """What a run is made by. It keeps what was changed on the way: `changes` only grows.
+    """Settings and inputs of a run, and their later changes; `changes` only grows.
 
     Attributes:
         recipe: Name of the recipe.
         settings: All settings by dotted key, as text.
-        inputs: What identifies each thing that it was made from: hashes and versions by name.
+        inputs: Identity of each input: hashes and versions by name.
         init_from: Weights that it began with; None for its own.
         versions: Versions of the libraries.
-        changes: What was changed later, in order.
+        changes: Later changes, in order.
     """
 
     recipe: str
@@ -52,7 +52,7 @@ class RunRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class RunSummary:
-    """How far a run is.
+    """State of a run.
 
     Attributes:
         recipe: Name of the recipe.
@@ -62,7 +62,7 @@ class RunSummary:
         loss: Smoothed loss; None if none was logged.
         ending: How it ended; see `training.progress.TrainingSummary`.
         device: Device in words.
-        metrics: Metrics that were logged last, by name.
+        metrics: Last logged metrics, by name.
     """
 
     recipe: str
@@ -89,7 +89,7 @@ def check_settings(
         recipe: Name of the recipe.
         settings: All settings by dotted key, as text.
         allowed: Names of the settings that may differ from before.
-        defaults: What settings were before they could be chosen, by dotted key.
+        defaults: Values that settings had before they were introduced, by dotted key.
 
     Raises:
         RecipeError: The folder holds a run of another recipe, or of other settings than are allowed.
@@ -103,11 +103,11 @@ def check_settings(
 
 
 def check_inputs(folder: Path, inputs: Mapping[str, str], allowed: Collection[str] = ()) -> dict[str, str]:
-    """Return the inputs that are not those that a folder's run was begun with, by name.
+    """Return the inputs that differ from those of a folder's run, by name.
 
     Args:
         folder: Folder of the run; nothing differs where it holds none.
-        inputs: What identifies each thing that the run is made from.
+        inputs: Identity of each input of the run.
         allowed: Names of the inputs that may differ.
 
     Raises:
@@ -129,11 +129,11 @@ def write_run(
     allowed: Collection[str] = (),
     defaults: Mapping[str, str] | None = None,
 ) -> None:
-    """Write `run.json`, or check that the one there is of the same inputs, and add what has changed.
+    """Write `run.json`, or check that the existing one has the same inputs, and add what has changed.
 
     Args:
         folder: Folder of the run.
-        record: The run as it is gone on with; its settings have passed `check_settings`.
+        record: The run as it is resumed; its settings have passed `check_settings`.
         step: Steps done so far.
         allowed: Names of the inputs that may differ from before.
         defaults: As in `check_settings`.
@@ -155,7 +155,7 @@ def read_run(
 
     Args:
         folder: Folder of the run.
-        settings: Settings that there are now. Those that the run did not have get their value in `defaults`.
+        settings: Current settings. Those that the run did not have get their value in `defaults`.
         defaults: As in `check_settings`.
 
     Raises:
@@ -176,7 +176,7 @@ def read_run(
 
 
 def write_summary(folder: Path, summary: RunSummary) -> None:
-    """Writes `summary.json`. Raises `OutputError` if it cannot."""
+    """Write `summary.json`. Raises `OutputError` if it cannot be written."""
     write_text(folder / SUMMARY_NAME, json.dumps(asdict(summary), indent=1, sort_keys=True) + "\n")
 
 
@@ -192,7 +192,7 @@ def read_summary(folder: Path) -> RunSummary | None:
 
 
 def describe_run(summary: RunSummary) -> str:
-    """The figures of a run, for a card."""
+    """The figures of a run, for a model card."""
     minutes = summary.seconds / 60
     parts = [f"{summary.step:,} steps", f"{summary.num_samples:,} samples", f"{minutes:.0f} min on {summary.device}"]
     if summary.loss is not None:
@@ -202,7 +202,7 @@ def describe_run(summary: RunSummary) -> str:
 
 
 def _go_on(folder: Path, present: RunRecord, record: RunRecord, step: int, allowed: Collection[str]) -> RunRecord:
-    """The present record with what is new."""
+    """The stored record with what is new."""
     inputs = check_inputs(folder, record.inputs, allowed)
     settings = _find_changes(present.settings, record.settings)
     versions = _find_changes(present.versions, record.versions)
@@ -226,7 +226,7 @@ def _go_on(folder: Path, present: RunRecord, record: RunRecord, step: int, allow
 
 
 def _find_changes(before: Mapping[str, str], now: Mapping[str, str]) -> dict[str, str]:
-    """What is another now, by name; what was not recorded before cannot be compared."""
+    """The differences, by name; entries that were not recorded before are not compared."""
     return {name: now[name] for name in before if name in now and now[name] != before[name]}
 
 

@@ -1,4 +1,4 @@
-"""Samples that a stage makes of its weights while it is trained, for people to look at."""
+"""Samples that a stage generates during training, for visual inspection."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,18 +25,18 @@ Predict = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class _AsGiven:
-    """The conditions as they are given, the only variant of samples."""
+    """The given conditioning, the only variant of samples."""
 
     batch_key: int = 0
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """Makes latents in a few steps, without guidance, and decodes them.
+    """Generates latents in a few steps, without guidance, and decodes them.
 
     Attributes:
         vae: Autoencoder.
-        scheduler: Scheduler of what the stage predicts.
+        scheduler: Scheduler for the stage's prediction type.
         num_steps: Denoising steps.
     """
 
@@ -45,11 +45,11 @@ class Sampler:
     num_steps: int = 12
 
     def make(self, predict: Predict, like: Tensor, generator: torch.Generator) -> Tensor:
-        """Make latents, float32.
+        """Generate latents, float32.
 
         Args:
             predict: Network.
-            like: Latents of the same shape and device.
+            like: Latents of the wanted shape and device.
             generator: Source of the noise, on the CPU.
         """
         prediction = prediction_of(self.scheduler)
@@ -67,7 +67,7 @@ class Sampler:
         """Decode latents (clip, channel, frame, height, width) to rows of a sheet, those of the first clip first.
 
         Args:
-            latents: As many latents of each kind, by what it is called on the sheet.
+            latents: Equally many latents of each kind, by their label on the sheet.
         """
         return lay_out({name: decode_latents(self.vae.to(each.device), each) for name, each in latents.items()})
 
@@ -76,7 +76,7 @@ def lay_out(videos: Mapping[str, Tensor]) -> list[SheetRow]:
     """Return rows of a sheet of videos (clip, 3, frame, height, width) in [-1, 1], those of the first clip first.
 
     Args:
-        videos: As many videos of each kind, by what it is called on the sheet.
+        videos: Equally many videos of each kind, by their label on the sheet.
     """
     clips = {name: video_to_clips(each, _FPS) for name, each in videos.items()}
     count = min(map(len, clips.values()))

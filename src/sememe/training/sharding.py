@@ -1,8 +1,8 @@
 """Weights that are spread over the processes of a run, by torch's `fully_shard`.
 
 A module is sharded in units, whose weights are gathered while they compute: its blocks (the members of its outermost
-`ModuleList`s) and the large layers outside of them. A process keeps some rows of each weight of a unit, and of what
-goes with it: gradient, moments, average. Everything else is whole on every process.
+`ModuleList`s) and the large layers outside of them. A process holds some rows of each weight of a unit, and of its
+gradient, moments and average. Everything else is complete on every process.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -54,7 +54,7 @@ def choose_shard(shard: int, num_ranks: int) -> int:
 
 
 def find_units(module: nn.Module) -> dict[str, nn.Module]:
-    """The parts of a module that are sharded, each with all that it contains, by the path to them."""
+    """The parts of a module that are sharded as units, by their path."""
     units = {
         f"{path}.{name}" if path else name: block
         for path, each in module.named_modules()
@@ -72,13 +72,13 @@ def find_units(module: nn.Module) -> dict[str, nn.Module]:
 
 
 def _list_outer(module: nn.Module, path: str) -> list[nn.Module]:
-    """The modules on the way to a part, without it."""
+    """The modules that contain a part."""
     names = path.split(".")
     return [module.get_submodule(".".join(names[:count])) for count in range(len(names))]
 
 
 class Sharding:
-    """Places the modules of a run on its device, the same on all processes, and spreads weights and tokens.
+    """Places the modules of a run on its device, equal on all processes, and distributes weights and tokens.
 
     Args:
         stage: Stage with the modules.
@@ -153,7 +153,7 @@ class Sharding:
 
     @contextmanager
     def gathered(self) -> Iterator[None]:
-        """Have the main process's modules hold whole weights, on the CPU, for the duration of a block.
+        """Gather complete weights into the main process's modules, on the CPU, for the duration of a block.
 
         All processes must enter the block; the others' modules stay as they are.
         """
@@ -205,7 +205,7 @@ def share_stage_tokens(stage: Stage, distribution: Distribution) -> None:
 
 
 def separate(modules: Iterable[nn.Module]) -> None:
-    """Give modules copies of what they share with those before, in place: the parts of a unit belong to it alone."""
+    """Give modules copies of what they share with earlier ones, in place, because a unit cannot share its parts."""
     seen: set[int] = set()
     for module in modules:
         # A module may share parts with itself.
@@ -236,12 +236,12 @@ def take_rows(tensor: Tensor) -> Tensor:
 
 
 def gather(tensor: Tensor) -> Tensor:
-    """The whole of a tensor. All processes must call it."""
+    """The complete tensor. All processes must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def spread_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """Spread a tensor that every process has as another one is spread."""
+    """Shard a tensor that every process has in the way that another one is sharded."""
     if not isinstance(like, DTensor):
         return tensor
     device = like.to_local().device
@@ -254,10 +254,10 @@ def divide_and_clip(parameters: Sequence[Tensor], divisor: Tensor, limit: float)
     Args:
         parameters: Parameters with gradients, or without one.
         divisor: Scalar.
-        limit: Most norm of all gradients together; 0 for no limit.
+        limit: Largest norm of all gradients together; 0 for no limit.
 
     Returns:
-        The norm after the division and before the scaling.
+        The norm after the division and before the clipping.
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     torch._foreach_div_([take_rows(gradient) for gradient in gradients], divisor)

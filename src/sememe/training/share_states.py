@@ -1,4 +1,4 @@
-"""What the shares of a step change beside gradients, such as running statistics."""
+"""State that the shares of a step change besides gradients, such as running statistics."""
 
 from collections.abc import Iterable
 
@@ -10,10 +10,9 @@ from sememe.training.process import Distribution
 
 
 class ShareStates:
-    """Averages the changes that shares make to tensors, each share beginning with what was there before the step.
+    """Averages the changes that shares make to tensors; each share begins with the state before the step.
 
-    So the tensors are the same on all processes, and do not depend on how many there are. With one share nothing is
-    done.
+    The tensors are then the same on all processes and do not depend on their number. With one share nothing is done.
 
     Args:
         tensors: Tensors that are not trained: buffers of modules, `Stage.state`.
@@ -32,14 +31,14 @@ class ShareStates:
 
     @torch.no_grad()
     def add(self) -> None:
-        """Take in the changes of a share, and undo them for the next."""
+        """Add the changes of a share, and undo them for the next."""
         for tensor, before, total in zip(self._tensors, self._before, self._sums, strict=True):
             total.add_(_widen(tensor) - _widen(before))
             tensor.copy_(before)
 
     @torch.no_grad()
     def finish(self, distribution: Distribution) -> None:
-        """Make the mean of all shares' changes."""
+        """Apply the mean of all shares' changes."""
         for tensor, before, total in zip(self._tensors, self._before, self._sums, strict=True):
             if distribution.num_ranks > 1:
                 dist.all_reduce(total)
@@ -48,6 +47,6 @@ class ShareStates:
 
 
 def _widen(tensor: Tensor) -> Tensor:
-    """As a type in which means can be taken."""
+    """Convert to a type in which means can be taken."""
     is_narrow = tensor.is_floating_point() and tensor.dtype != torch.float64
     return tensor.float() if is_narrow else tensor.double()

@@ -1,4 +1,4 @@
-"""What the training loop needs to know about the thing that it trains, and the order of its batches."""
+"""The interface between the training loop and what it trains, and the order of batches."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -40,7 +40,7 @@ def make_rng(generator: torch.Generator) -> np.random.Generator:
 
 @dataclass(frozen=True)
 class NoiseLosses:
-    """The losses of samples, (sample,), and the share of noise in 0..1 that each of them had, (sample,)."""
+    """The losses of samples, (sample,), and their noise levels sigma in 0..1, (sample,)."""
 
     losses: Tensor
     sigma: Tensor
@@ -55,9 +55,9 @@ class StepLoss:
     Attributes:
         total: Differentiable scalar, the sum over the batch.
         num_samples: Number of samples in the batch.
-        weight: What `total` adds up, such as tokens; None for `num_samples`.
-        metrics: Means over the batch. Tensors are not read before a line is logged, so they may stay on the device.
-        by_noise: Losses of the samples for the log to show by level of noise; None where there are no such levels.
+        weight: Number of summands of `total`, such as tokens; None for `num_samples`.
+        metrics: Means over the batch. Tensors may stay on the device; they are read when a line is logged.
+        by_noise: Losses of the samples by noise level, for the log; None without noise levels.
     """
 
     total: Tensor
@@ -75,13 +75,13 @@ class StepLoss:
 class Stage(ABC):
     """One thing to train: an autoencoder, a backbone, an expert.
 
-    The stage places its modules in training or evaluation mode and freezes what is frozen (`requires_grad`), before the
-    loop begins or in `enter`; the loop moves the modules of `modules()` to the device. Anything else that a stage holds
-    (a frozen encoder, a cache) it moves itself, to the device that `batch` is given.
+    The stage sets training or evaluation mode and `requires_grad` of its modules, before the loop begins or in `enter`;
+    the loop moves the modules of `modules()` to the device. The stage moves anything else (a frozen encoder, a cache)
+    itself, to the device that `batch` receives.
 
     Attributes:
         name: Name that checkpoints record; a run resumes only from those of a stage of the same name.
-        items: What draws the items of batches, for `hold_out`; None where there are no items.
+        items: Draws the items of batches, for `hold_out`; None if there are no items.
     """
 
     name: str
@@ -89,33 +89,33 @@ class Stage(ABC):
 
     @abstractmethod
     def modules(self) -> Mapping[str, nn.Module]:
-        """The modules that hold what is trained; parameters with `requires_grad` are optimised and checkpointed."""
+        """The modules with trained parameters; those with `requires_grad` are optimised and checkpointed."""
 
     @abstractmethod
     def batch(self, step: int, generator: torch.Generator, device: torch.device) -> Any:
         """Make the batch of a share of step number `step` (from 0) on `device`.
 
-        Must depend on nothing but the phase, `step` and `generator` (on the CPU, seeded from the run's seed, the step
-        and the share): a resumed run then repeats nothing and skips nothing, on however many processes. Runs without
-        gradients, and in a thread of its own where batches are prefetched; never ahead of the phase.
+        Must depend only on the phase, `step` and `generator` (on the CPU, seeded from the run's seed, the step and the
+        share), so that a resumed run repeats and skips nothing on any number of processes. Runs without gradients, in
+        another thread if batches are prefetched, and never before its phase begins.
         """
 
     @abstractmethod
     def loss(self, batch: Any, generator: torch.Generator) -> StepLoss:
         """The loss of a batch; all its randomness comes from `generator`, which is on the training device.
 
-        What it changes in `state` or in buffers of modules is averaged over the shares of a step.
+        Changes to `state` and to buffers of modules are averaged over the shares of a step.
         """
 
     @abstractmethod
     def export(self, folder: Path, weights: Weights) -> None:
-        """Write the loadable model folder from the modules as they are now.
+        """Write the loadable model folder from the modules' current weights.
 
-        The caller has put the weights into the modules; `weights` says which they are, to be recorded.
+        `weights` says which weights these are, to be recorded.
         """
 
     def enter(self, phase: str) -> None:
-        """Set what is trained, and on what, in the phase of that name; may be called more than once.
+        """Set what the named phase trains, and on which data; may be called more than once.
 
         Raises `RecipeError` for a phase that the stage does not have; by default all but "main".
         """
@@ -123,25 +123,25 @@ class Stage(ABC):
             raise RecipeError(f"the stage {self.name} has no phase {phase!r}; leave out training.phases")
 
     def always_run(self) -> Collection[str]:
-        """Names of those of `modules()` that every batch runs, with the same blocks in the same order.
+        """Names of the modules that every batch runs, with the same blocks in the same order.
 
-        Only these can be spread over processes, which exchange the weights of a block while they run it. By default
-        all of them.
+        Only these can be sharded, because processes exchange the weights of a block while they run it. By default all
+        of them.
         """
         return self.modules().keys()
 
     def split_by_tokens(self) -> Collection[str]:
-        """Names of those of `modules()` of whose tokens a process may compute some, for `TrainingConfig.context`.
+        """Names of the modules whose tokens can be split over processes, for `TrainingConfig.context`.
 
-        Their attention is `compute.context_parallel.attend`, and every gradient comes through their results, of which
-        each process has the whole. By default there are none.
+        Their attention is `compute.context_parallel.attend`, and every gradient flows through their results, which are
+        complete on each process. By default there are none.
         """
         return ()
 
     def only_computed(self) -> Collection[str]:
-        """Names of frozen parameters, as "module.parameter", that `loss` computes with and nothing else reads.
+        """Names of frozen parameters, as "module.parameter", that only `loss` reads.
 
-        They are not exported, and not used where autocast is off. By default there are none.
+        They are not exported, and not used with autocast disabled. By default there are none.
         """
         return ()
 
@@ -150,12 +150,12 @@ class Stage(ABC):
         return {}
 
     def hold_out(self) -> "Stage":
-        """Keep a part of the data out of batches from now on, and return a stage over that part alone.
+        """Hold a part of the data out of batches from now on, and return a stage over that part.
 
-        It has the modules of this one, and is validated and never trained. By default the part is some of the `items`.
+        It shares this one's modules, and is only validated. By default the part is some of the `items`.
 
         Raises:
-            RecipeError: There is too little to hold anything out.
+            RecipeError: There is too little data to hold any out.
         """
         if self.items is None:
             raise RecipeError(f"training.validate_every has no effect on the stage {self.name}; give 0")
@@ -164,10 +164,10 @@ class Stage(ABC):
         return other
 
     def sample(self, generator: torch.Generator, device: torch.device) -> Sequence[SheetRow]:
-        """Make a few clips with the modules as they are now, for people to look at, beside what they should be.
+        """Generate a few clips with the current weights, beside the true ones, for visual inspection.
 
         It is called in evaluation mode and without gradients, on all processes of a run, which must compute the same.
-        By default there is nothing to show.
+        By default there are none.
 
         Args:
             generator: Source of all randomness, on the CPU; the same at every call.
@@ -177,7 +177,7 @@ class Stage(ABC):
 
 
 class BatchSource:
-    """Gives one batch of a stage after another: the shares of a step that this process trains on, then the next step's.
+    """Yields the batches of a stage in order: the shares of a step that this process trains on, then the next step's.
 
     Batches are pure functions of step and share, so the order in which they are made is free.
     """
@@ -203,11 +203,11 @@ class BatchSource:
         return self._ahead.pop(index).result()
 
     def rest(self) -> None:
-        """Wait until no batch is being made."""
+        """Wait until no batch is being prefetched."""
         wait(self._ahead.values())
 
     def close(self) -> None:
-        """Stop making batches."""
+        """Stop prefetching."""
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
@@ -224,15 +224,15 @@ Announce = Callable[[str], None]
 
 @runtime_checkable
 class Preparation(Protocol):
-    """The data and fixed networks of a run, whatever weights it begins with."""
+    """The data and fixed networks of a run, independent of its initial weights."""
 
     @property
     def inputs(self) -> Mapping[str, str]:
-        """What identifies the data: hashes and versions by name."""
+        """Identity of the data: hashes and versions by name."""
         ...
 
     def begin(self, folder: Path) -> None:
-        """Write the parts that the run trains, untrained, to a folder each."""
+        """Write each untrained part that the run trains to its own folder."""
         ...
 
     def build(self, start: Path) -> Stage:

@@ -1,4 +1,4 @@
-"""What a training step costs: memory and operations by a step on tensors without values, time by a few real ones."""
+"""The cost of a training step: memory and operations by a step on meta tensors, time by a few real steps."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -32,12 +32,12 @@ _SLOW = 0.2
 
 @dataclass(frozen=True)
 class StepCost:
-    """What a share of a step takes.
+    """Cost of one share of a step.
 
     Attributes:
-        activations: Bytes of the tensors that are there at once beside weights and gradients, at most.
-        operations: Floating-point operations of products of matrices, convolutions and attention, both ways; an
-            addition counts as one, a multiplication too.
+        activations: Peak bytes of live tensors besides weights and gradients.
+        operations: Floating-point operations (additions and multiplications) of matrix products, convolutions and
+            attention, forward and backward.
     """
 
     activations: int
@@ -45,20 +45,20 @@ class StepCost:
 
 
 def count_costs(stage: Stage, config: TrainingConfig) -> dict[str, StepCost]:
-    """Count what a share of a phase's first step takes on each of the processes that compute it together, by phase.
+    """Count the cost of one share of each phase's first step, for each process that computes it, by phase.
 
-    The stage is of no further use: its frozen weights are rounded as in a run, it shares its tokens where
-    `config.context` says so, and what it keeps of its computations has no values.
+    The stage cannot be used afterwards: its frozen weights are rounded as in a run, its tokens are split if
+    `config.context` says so, and tensors that it stored have no values.
 
     Args:
         stage: Stage, its modules on the CPU.
         config: Settings of the run, whose precision is not "auto".
 
     Returns:
-        The costs; none of phases whose loss depends on values that such tensors do not have.
+        The costs, without phases whose loss depends on the values of tensors.
 
     Raises:
-        RecipeError: The stage cannot share its tokens.
+        RecipeError: The stage cannot split its tokens.
     """
     round_weights(list_rounded(stage, config))
     with _pretend_processes(config.context) as distribution:
@@ -71,7 +71,7 @@ def count_costs(stage: Stage, config: TrainingConfig) -> dict[str, StepCost]:
 
 @contextmanager
 def _pretend_processes(count: int) -> Iterator[Distribution]:
-    """Be the first of so many processes, whose exchanges bring back what is sent."""
+    """Pretend to be the first of so many processes; exchanges return what is sent."""
     if count > 1:
         from torch.testing._internal.distributed.fake_pg import FakeStore
 
@@ -122,14 +122,14 @@ _ATTENTION = {
 
 
 class _Enough(Exception):  # noqa: N818 (it is no error)
-    """The steps that are timed are done."""
+    """Raised when the timed steps are done."""
 
 
 def time_steps(stage: Stage, config: TrainingConfig, folder: Path) -> dict[str, float]:
     """Take a few steps of every phase on this process alone, and return the seconds of one, by phase.
 
-    They are the loop's own, with batches, optimiser and average. Blocks are not compiled, which would take minutes.
-    The stage is trained by them and of no further use.
+    They run in the training loop, with batches, optimiser and average. Blocks are not compiled, which would take
+    minutes. The stage is trained by them and cannot be used afterwards.
 
     Args:
         stage: Stage.
@@ -181,7 +181,7 @@ def time_steps(stage: Stage, config: TrainingConfig, folder: Path) -> dict[str, 
 
 
 def measure_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Measure how many operations a second a device reaches in products of matrices, which no training exceeds."""
+    """Measure a device's operations per second in matrix products, an upper bound for training."""
     size = _MATRIX_SIZES.get(device.type, 4096)
     one, other = (torch.full((size, size), 0.5, dtype=dtype, device=device) for _ in range(2))
     best = _time(lambda: one @ other)

@@ -17,14 +17,14 @@ TextEmbeds = Float[Tensor, "caption token text_dim"]
 
 @runtime_checkable
 class TextSource(Protocol):
-    """Text embeddings of captions, in two steps: what a batch carries of them, and the embeddings themselves."""
+    """Text embeddings of captions, in two steps: what a batch contains, and the embeddings themselves."""
 
     def pick(self, captions: Sequence[str]) -> Picked:
-        """What `embed` needs of captions, on the CPU; may run in a thread of its own."""
+        """What `embed` needs of captions, on the CPU; may run in another thread."""
         ...
 
     def embed(self, picked: Picked) -> TextEmbeds:
-        """Embeddings on the device of what `pick` gave."""
+        """Embeddings (caption, token, text_dim) on the device, from the result of `pick`."""
         ...
 
 
@@ -35,7 +35,7 @@ class EncodedText:
         tokenizer: Tokenizer of the text encoder.
         text_encoder: A `UMT5EncoderModel` or `T5EncoderModel`.
         length: Tokens per caption; None for the tokenizer's own number.
-        reads_padding: Whether padding is read like any other token, as CogVideoX has it, or unseen, as Wan has it.
+        reads_padding: Whether padding is read like other tokens, as in CogVideoX, or masked, as in Wan.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class CachedText:
         self._cache = cache
 
     def pick(self, captions: Sequence[str]) -> Int[Tensor, " caption"]:
-        """Places in the array."""
+        """Indices in the array."""
         return self._cache.places("text", captions)
 
     def embed(self, picked: Int[Tensor, " caption"]) -> TextEmbeds:

@@ -1,4 +1,4 @@
-"""Programs that show the figures and samples of a run, beside its own files."""
+"""Trackers that show the figures and samples of a run, in addition to its files."""
 
 import importlib.util
 import os
@@ -18,10 +18,10 @@ _EXTRAS: Mapping[TrackerName, str] = {"tensorboard": "train", "wandb": "wandb"}
 
 @runtime_checkable
 class Tracker(Protocol):
-    """A program that figures and samples are given to."""
+    """Receives figures and samples of a run."""
 
     def add(self, figures: Mapping[str, float], step: int) -> None:
-        """Show figures by name, as they are after so many steps."""
+        """Log figures by name after so many steps."""
         ...
 
     def show(self, sheet: Image, step: int) -> None:
@@ -29,7 +29,7 @@ class Tracker(Protocol):
         ...
 
     def close(self) -> None:
-        """Write what is not written yet."""
+        """Flush and close."""
         ...
 
 
@@ -53,10 +53,10 @@ class TensorBoardTracker:
 
 
 class WandbTracker:
-    """Gives figures to Weights & Biases, as one run however often it is broken off; see `open_trackers`.
+    """Logs to Weights & Biases, as one run even if it is interrupted; see `open_trackers`.
 
-    Its own variables, such as WANDB_MODE=offline, say where they go. Files lie in `wandb/` in the run's folder, with
-    the number that the run has there.
+    Its environment variables, such as WANDB_MODE=offline, configure it. `wandb/` in the run's folder has its files and
+    the run's id.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
@@ -96,23 +96,23 @@ class WandbTracker:
 
 
 def check_trackers(names: Collection[TrackerName]) -> None:
-    """Raise `MissingExtraError` for a program that is not installed."""
+    """Raise `MissingExtraError` for a tracker whose package is not installed."""
     for name in names:
         if importlib.util.find_spec(name) is None:
             raise MissingExtraError(name, _EXTRAS[name])
 
 
 def open_trackers(names: Collection[TrackerName], folder: Path, step: int) -> list[Tracker]:
-    """Begin to show a run, or go on with it.
+    """Start tracking a run, or resume.
 
     Args:
-        names: Names of the programs.
+        names: Names of the trackers: "tensorboard", "wandb".
         folder: Folder of the run.
-        step: Steps that the run has done.
+        step: Completed steps of the run.
 
     Raises:
-        MissingExtraError: A program is not installed.
-        OutputError: A program does not take the run.
+        MissingExtraError: The package of a tracker is not installed.
+        OutputError: A tracker refuses the run.
     """
     check_trackers(names)
     kinds: Mapping[TrackerName, type[Any]] = {"tensorboard": TensorBoardTracker, "wandb": WandbTracker}

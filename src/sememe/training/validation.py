@@ -1,4 +1,4 @@
-"""What a run finds on held-out data while it goes on: losses, and samples for people to look at."""
+"""Validation of a run on held-out data: losses, and samples for visual inspection."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,14 +24,14 @@ _SEED = 0
 class Validator:
     """Validates a stage on a fixed set of batches that its training never sees.
 
-    Batches and noise depend on nothing but their numbers, so that figures of one phase, of later calls and of runs of
-    other seeds can be compared.
+    Batches and noise depend only on their numbers, so that figures of one phase, of later calls and of runs with other
+    seeds can be compared.
 
     Args:
         stage: Stage that is trained; a part of its data is held out from now on.
         config: Settings of the run.
         distribution: Processes, among which the batches are divided.
-        untrained: Buffers and other tensors that a loss may change; they stay as they are.
+        untrained: Buffers and other tensors that a loss may change; they are restored.
 
     Raises:
         RecipeError: The stage has too little data.
@@ -49,7 +49,7 @@ class Validator:
 
     @torch.no_grad()
     def enter(self, phase: str, record: ValidationRecord | None) -> None:
-        """Make the batches of a phase, of which some validations may have been done."""
+        """Make the batches of a phase, which may already have validations."""
         self._stage.enter(phase)
         self.record, device = record, self._distribution.device
         self._batches = [
@@ -62,10 +62,10 @@ class Validator:
         return is_new and (is_over or step % self._config.validate_every == 0)
 
     def validate(self, step: int, log: RunLog | None) -> ValidationRecord:
-        """Validate the weights as they are, and draw samples; all processes must call it.
+        """Validate the current weights, and draw samples; all processes must call it.
 
         Args:
-            step: Steps that the run has done.
+            step: Completed steps of the run.
             log: Log for figures and samples; None for processes that have none.
 
         Raises:
@@ -112,7 +112,7 @@ class Validator:
 
 @contextmanager
 def evaluating(modules: Mapping[str, nn.Module]) -> Iterator[None]:
-    """Have modules in evaluation mode for the duration of a block, and then each part in the mode that it was in."""
+    """Put modules into evaluation mode for the duration of a block, and restore the mode of each part."""
     parts = [part for module in modules.values() for part in module.modules()]
     modes = [part.training for part in parts]
     try:
