@@ -1,7 +1,7 @@
-"""The `sememe` command: its verbs, and what becomes of errors.
+"""The `sememe` command: its verbs, and how errors are reported.
 
-Exit codes: 0; 1 a fault of ours, or a check that did not pass; 2 a mistake of the user, in one line; 130 Ctrl-C;
-143 ended by SIGTERM.
+Exit codes: 0 success; 1 a bug, or a check that did not pass; 2 a mistake of the user, in one line; 130 Ctrl-C; 143
+SIGTERM.
 """
 
 import io
@@ -43,13 +43,13 @@ INTERRUPTED = 130
 
 @dataclass
 class Session:
-    """What holds for one run of the command."""
+    """State of one run of the command."""
 
     debug: bool = False
 
 
 def make_app(session: Session) -> typer.Typer:
-    """The command with all its verbs; `session` learns of the options that hold for each of them."""
+    """The command with all its verbs; options of all verbs are stored in `session`."""
     app = typer.Typer(
         name="sememe",
         help="Steer video generation by meaning: show a clip, and your picture does the same.",

@@ -1,4 +1,4 @@
-"""What a command shows while it runs: a bar with the time left on a terminal, plain lines otherwise; always stderr."""
+"""Progress of a command, on stderr: a bar with the remaining time on a terminal, plain lines otherwise."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def show_progress() -> Iterator[Callable[["Progress"], None]]:
 
 
 def drop_stderr() -> None:
-    """Send what is written to standard error nowhere, because nobody can read it."""
+    """Discard standard error, which nobody can read."""
     sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 (open until the process ends)
 
 

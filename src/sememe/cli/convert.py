@@ -28,7 +28,7 @@ def convert(
     max_shard_size: Annotated[str, typer.Option(help="Size of each file of tensors.", metavar="SIZE")] = "5GB",
     as_json: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
 ) -> None:
-    """Split a released model into backbone and expert, or merge them again; no number changes."""
+    """Split a released model into backbone and expert, or merge them; tensors are copied bit for bit."""
     from sememe.video_as_prompt.convert import ConversionRequest, convert_model
 
     request = ConversionRequest(

@@ -31,7 +31,7 @@ def check(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Say what is wrong with a dataset before time is spent on it. The exit code is 1 if something has to be mended."""
+    """Check a dataset before a training. The exit code is 1 if something has to be repaired."""
     from sememe.workflows.data_check import check_data
 
     with show_progress() as on_progress:

@@ -1,4 +1,4 @@
-"""`sememe demo`: see it work."""
+"""`sememe demo`: a demonstration of each system."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -18,16 +18,16 @@ def demo(
     system: Annotated[
         str, typer.Argument(metavar="[SYSTEM]", help="video-as-prompt, semanticgen or gen1.")
     ] = "video-as-prompt",
-    output_dir: Annotated[Path, typer.Option(help="Folder for the files; made if it is not there.")] = Path("demo"),
+    output_dir: Annotated[Path, typer.Option(help="Folder for the files; made if it does not exist.")] = Path("demo"),
     image: Annotated[
-        Path | None, typer.Option(help="Your picture, instead of a rendered one, or where the model takes one.")
+        Path | None, typer.Option(help="Your picture, in place of a rendered one; for SemanticGen, the first frame.")
     ] = None,
     model: Annotated[str, typer.Option(help="Built-in name (see `sememe models`) or folder.")] = "tiny",
-    seed: Annotated[int, typer.Option(help="Of what happens, where, and the noise.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of scenes, conditions and noise.")] = 0,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; a GPU if there is one.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print where everything is as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the paths of all files as JSON.")] = False,
 ) -> None:
-    """Render inputs, generate from them, and lay all out on a contact sheet.
+    """Render inputs, generate from them, and put all on a contact sheet.
 
     Video-As-Prompt: two references, and two pictures that do the same. SemanticGen: a text, planned and rendered, and a
     clip that is rendered again under another text. Gen-1: a clip in the look of a picture, and of a text.

@@ -18,9 +18,9 @@ def download(
     ],
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit; none is the newest.")] = None,
 ) -> None:
-    """Fetch a model of the hub into its cache, and print its folder.
+    """Fetch a model of the hub into the Hugging Face cache, and print its folder.
 
-    Files that are whole when a download is interrupted are not fetched again.
+    After an interruption, complete files are not fetched again.
     """
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "0"  # before the hub's client is imported, which reads it
     from sememe.workflows.model_list import download_model

@@ -21,10 +21,8 @@ def encode_reference(
     caption: Annotated[
         list[str] | None, typer.Option(help="Caption of the references: one for all, or repeated for each.")
     ] = None,
-    start: Annotated[
-        float | None, typer.Option(help="Seconds at which a reference begins; what comes before is not read.")
-    ] = None,
-    end: Annotated[float | None, typer.Option(help="Seconds at which a reference ends.")] = None,
+    start: Annotated[float | None, typer.Option(help="Start of the used section, in seconds.")] = None,
+    end: Annotated[float | None, typer.Option(help="End of the used section, in seconds.")] = None,
     model: ModelName = "tiny",
     device: Device = None,
     overrides: Overrides = None,

@@ -1,4 +1,4 @@
-"""`sememe env`: what to say of a machine when something does not work."""
+"""`sememe env`: facts about a machine, for a bug report."""
 
 from typing import Annotated
 
@@ -13,7 +13,7 @@ def register(app: typer.Typer) -> None:
 
 
 def show_environment(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Show versions, memory and accelerators, for a report of a problem."""
+    """Show versions, memory and accelerators, for a bug report."""
     from sememe.workflows.environment import describe_environment
 
     document = describe_environment()

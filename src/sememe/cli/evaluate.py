@@ -40,11 +40,11 @@ def register(app: typer.Typer) -> None:
 
 
 def evaluate(
-    system: Annotated[str, typer.Argument(metavar="SYSTEM", help=f"What to measure: {', '.join(SYSTEMS)}.")],
+    system: Annotated[str, typer.Argument(metavar="SYSTEM", help=f"System to measure: {', '.join(SYSTEMS)}.")],
     model: ModelName = "tiny",
     generations: Annotated[int, typer.Option(help="Cases of each row.", rich_help_panel=_CASES)] = 200,
     rows: Rows = None,
-    seed: Annotated[int, typer.Option(help="Of scenes, conditions and noise.", rich_help_panel=_CASES)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of scenes, conditions and noise.", rich_help_panel=_CASES)] = 0,
     control: Control = None,
     batch_size: Annotated[int, typer.Option(help="Cases generated at once.")] = 8,
     device: Device = None,
@@ -53,7 +53,7 @@ def evaluate(
         typer.Option(
             "--output",
             "-o",
-            help="JSON report; saved as it grows, and continued if it is there.",
+            help="JSON report; saved after each batch, and continued if it exists.",
             rich_help_panel=_RESULT,
         ),
     ] = None,
@@ -63,7 +63,7 @@ def evaluate(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure how well results do what was asked, by comparing them with the true targets."""
+    """Measure how well a model follows its inputs, by comparing results with the true targets."""
     from sememe.training.process import keep_freed_memory
     from sememe.workflows import evaluate as verb
 

@@ -110,11 +110,11 @@ def _run(
     model: Annotated[str | None, MODEL] = None,
     seed: Annotated[
         list[int] | None,
-        typer.Option(help="0 or more; the same seed gives the same file again. Repeated, there is a result for each."),
+        typer.Option(help="0 or more; the same seed gives the same file again. Repeatable, with a result for each."),
     ] = None,
     device: Device = None,
     vram: Annotated[
-        float | None, typer.Option(help="GB of the card to plan for; what is free on it if not given.", metavar="GB")
+        float | None, typer.Option(help="GB of the card to plan for; its free memory if not given.", metavar="GB")
     ] = None,
     lora: Annotated[
         list[str] | None, typer.Option(help="LoRA weights in safetensors; may be repeated.", metavar="FILE[:SCALE]")
@@ -122,7 +122,7 @@ def _run(
     sheet: Annotated[
         Path | None,
         typer.Option(
-            help="Contact sheet to write: videos that are read above, result below; with the name of a video (mp4, gif "
+            help="Contact sheet to write: input videos above, result below; with the name of a video (mp4, gif "
             "...) a clip in which they play side by side.",
             rich_help_panel=_RESULT,
         ),

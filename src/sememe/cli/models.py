@@ -1,4 +1,4 @@
-"""`sememe models`: what comes with the package, and what others have released."""
+"""`sememe models`: built-in models, and released ones."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""`sememe check-parity`: is a model what the official implementation is?"""
+"""`sememe check-parity`: does a model compute what the official implementation computes?"""
 
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +16,7 @@ def register(app: typer.Typer) -> None:
 def check_parity(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of parity vectors.")],
 ) -> None:
-    """Compare a model with what the official implementation computed; exits with 1 where they differ."""
+    """Compare a model with results of the official implementation; exits with 1 if they differ."""
     from sememe.video_as_prompt.parity import check_parity as check
 
     result = check(folder)

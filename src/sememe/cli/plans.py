@@ -32,7 +32,7 @@ def encode(
     device: Device = None,
     overrides: Overrides = None,
 ) -> None:
-    """Write the plan that a generation from a video would follow, without rendering anything."""
+    """Write the plan that a generation from a video would follow, without rendering."""
     from sememe.events import Progress
     from sememe.semanticgen.plan_files import check_plan_name, encode_plan
     from sememe.semanticgen.system import SEMANTICGEN
@@ -74,21 +74,21 @@ def cut(
 
 
 def splice(plan: PlanFile, other: OtherFile, output: Output) -> None:
-    """Show one plan after the other."""
+    """Join two plans, one after the other."""
     from sememe.semanticgen import plan_edits
 
     _edit(plan_edits.splice, output, plan, other)
 
 
-def repeat(plan: PlanFile, output: Output, count: Annotated[int, typer.Option(help="How often.")] = 2) -> None:
-    """Show a plan several times."""
+def repeat(plan: PlanFile, output: Output, count: Annotated[int, typer.Option(help="Number of times.")] = 2) -> None:
+    """Repeat a plan several times."""
     from sememe.semanticgen import plan_edits
 
     _edit(partial(plan_edits.repeat, count=count), output, plan)
 
 
 def reverse(plan: PlanFile, output: Output) -> None:
-    """Turn the order of the slices around."""
+    """Reverse the order of the slices."""
     from sememe.semanticgen import plan_edits
 
     _edit(plan_edits.reverse, output, plan)
@@ -97,10 +97,10 @@ def reverse(plan: PlanFile, output: Output) -> None:
 def hold(
     plan: PlanFile,
     output: Output,
-    at: Annotated[float, typer.Option(help="Moment in seconds.", show_default=False)],
-    seconds: Annotated[float, typer.Option(help="Time to add.", show_default=False)],
+    at: Annotated[float, typer.Option(help="Moment, in seconds.", show_default=False)],
+    seconds: Annotated[float, typer.Option(help="Seconds to add.", show_default=False)],
 ) -> None:
-    """Let a moment last longer."""
+    """Hold a moment for longer."""
     from sememe.semanticgen import plan_edits
 
     _edit(partial(plan_edits.hold, at=at, seconds=seconds), output, plan)
@@ -119,7 +119,7 @@ def blend(
 
 
 def replace_span(plan: PlanFile, other: OtherFile, output: Output, start: Start) -> None:
-    """Put another plan in the place of a part, from a moment on."""
+    """Replace a part of a plan, from a moment on, by another plan."""
     from sememe.semanticgen import plan_edits
 
     def edit(first: Any, second: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Keeping libraries from talking over the command's own output."""
+"""Keeps output of libraries out of the command's own output."""
 
 import logging
 import os

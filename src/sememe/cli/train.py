@@ -41,31 +41,31 @@ InitFrom = Annotated[
 AllowChanges = Annotated[
     list[str] | None,
     typer.Option(
-        help="Go on although these settings or inputs are not as before, such as training.learning_rate,clips.",
+        help="Settings or inputs that may differ from the run's, such as training.learning_rate,clips.",
         metavar="KEY,...",
         rich_help_panel=_RUN,
     ),
 ]
 MaxMinutes = Annotated[
     float | None,
-    typer.Option(help="Time for the whole run, resumed parts included.", rich_help_panel=_RUN),
+    typer.Option(help="Minutes for the whole run, interrupted parts included.", rich_help_panel=_RUN),
 ]
 Resumes = Annotated[
     bool,
-    typer.Option(help="Go on with the run in the folder, or refuse a folder that has one.", rich_help_panel=_RUN),
+    typer.Option(help="Resume the run in the folder, or refuse a folder that has one.", rich_help_panel=_RUN),
 ]
 DryRun = Annotated[
     bool,
     typer.Option(
         "--dry-run",
-        help="Read and build everything, tell data, sizes, memory and time, and train and write nothing.",
+        help="Read and build everything, report data, sizes, memory and time; train and write nothing.",
         rich_help_panel=_RUN,
     ),
 ]
 ModelPart = Annotated[
     str | None,
     typer.Option(
-        help="Whose autoencoder encodes: a run, a built-in model, a model's folder, or a folder with the "
+        help="Source of the autoencoder: a run, a built-in model, a model's folder, or a folder with the "
         "autoencoder alone; the recipe's own if left out.",
         metavar="MODEL",
         rich_help_panel=_RUN,
@@ -81,14 +81,14 @@ Data = Annotated[
 Verify = Annotated[
     bool,
     typer.Option(
-        "--verify", help="Read the whole cache first, and encode again what is damaged.", rich_help_panel=_RUN
+        "--verify", help="Read the whole cache first, and encode damaged entries again.", rich_help_panel=_RUN
     ),
 ]
 Prune = Annotated[
     bool,
     typer.Option(
         "--prune",
-        help="Remove the entries of clips that were changed or are not in the data any more.",
+        help="Remove the entries of clips that were changed or are no longer in the data.",
         rich_help_panel=_RUN,
     ),
 ]
@@ -138,7 +138,7 @@ def train(
     list_all: ListAll = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train a part of a model, or go on with it: the same command goes on where a run was broken off."""
+    """Train a part of a model; the same command resumes an interrupted run."""
     if list_all or recipe is None:
         _list(recipe, as_json=as_json, is_asked=list_all)
         return
@@ -188,9 +188,9 @@ def precompute(
     ray: OnRay = None,
     as_json: AsJson = False,
 ) -> None:
-    """Encode clips once, for the trainings that read latents; the same command goes on where it was broken off.
+    """Encode clips once, for trainings that read latents; the same command continues after an interruption.
 
-    What was added or changed since is encoded, and nothing else is.
+    Only clips that were added or changed since are encoded.
     """
     if recipe is None:
         _list(None, as_json=as_json, is_asked=False)
@@ -233,14 +233,15 @@ def precompute(
 def assemble(
     recipe: RecipeName = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder to write; needed.", rich_help_panel=_RESULT)
+        Path | None, typer.Option("--output", "-o", help="Folder to write; required.", rich_help_panel=_RESULT)
     ] = None,
     settings: Settings = None,
     title: Annotated[
-        str | None, typer.Option(help="Of the card; the folder's name if left out.", rich_help_panel=_RESULT)
+        str | None,
+        typer.Option(help="Title of the model card; the folder's name if left out.", rich_help_panel=_RESULT),
     ] = None,
 ) -> None:
-    """Put a model together from the runs of its parts: a folder for `--model` and `from_pretrained`.
+    """Assemble a model from the runs of its parts: a folder for `--model` and `from_pretrained`.
 
     The recipe names the runs; --set expert=FOLDER takes a part from elsewhere.
     """

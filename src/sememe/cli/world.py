@@ -50,7 +50,7 @@ def list_conditions(
 def render(
     condition: Annotated[
         list[str] | None,
-        typer.Argument(help="What happens (see `sememe world conditions`); several happen at once; none: nothing."),
+        typer.Argument(help="Conditions to apply at once (see `sememe world conditions`); none for a neutral clip."),
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Video to write.", rich_help_panel=_CLIP)
@@ -61,7 +61,7 @@ def render(
         typer.Option(help="Folder to write a whole dataset to, in VAP-Data's layout.", rich_help_panel=_DATASET),
     ] = None,
     num_clips: Annotated[
-        int | None, typer.Option(help="Clips to train on; 400 if left out.", rich_help_panel=_DATASET)
+        int | None, typer.Option(help="Training clips; 400 if left out.", rich_help_panel=_DATASET)
     ] = None,
     split: Annotated[
         str | None,
@@ -69,10 +69,10 @@ def render(
     ] = None,
     num_benchmark: Annotated[
         int | None,
-        typer.Option(help="Pairs of unseen conditions; one each if left out.", rich_help_panel=_DATASET),
+        typer.Option(help="Pairs of unseen conditions; one for each if left out.", rich_help_panel=_DATASET),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Of the dealing of scenes; 0 if left out.", rich_help_panel=_DATASET)
+        int | None, typer.Option(help="Seed of the scenes; 0 if left out.", rich_help_panel=_DATASET)
     ] = None,
     size: Annotated[str, typer.Option(help="Pixels: a side such as 64, or HEIGHTxWIDTH.")] = "64",
     num_frames: Annotated[int, typer.Option(help="Frames of a clip.")] = 17,
@@ -113,7 +113,7 @@ def render(
 def gallery(
     output: Annotated[Path, typer.Option("--output", "-o", help="Picture to write.")] = Path("world_gallery.png"),
 ) -> None:
-    """Draw all conditions on one picture."""
+    """Draw all conditions in one picture."""
     from sememe.workflows.world import write_gallery
 
     with show_progress() as on_progress:

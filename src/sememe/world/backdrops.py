@@ -1,4 +1,4 @@
-"""Draws what is behind and before the subject: sky, far ridge, ground, foreground."""
+"""Draws the scene around the subject: sky, far ridge, ground, foreground."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def draw_far(canvas: Canvas, backdrop: Backdrop) -> None:
 
 
 def draw_ground(canvas: Canvas, backdrop: Backdrop) -> None:
-    """The ground before the ridge, from the horizon down; empty for patterns."""
+    """The ground in front of the ridge, from the horizon down; empty for patterns."""
     if backdrop.kind in PATTERN_BACKDROPS:
         return
     rng = np.random.Generator(np.random.PCG64(backdrop.variant + 2))

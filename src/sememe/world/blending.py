@@ -1,7 +1,7 @@
-"""Several conditions at work in one take, each at its own time and strength.
+"""Several conditions in one take, each with its own time and strength.
 
-Every condition is applied to a take of its own. What it did there is then joined to the common take: camera paths add
-up, poses follow one another, effects are applied in the order of the conditions. A strength between 0 and 1 blends
+Every condition is applied to a take of its own, which is then combined with the common take: camera paths add up, poses
+are composed, effects are applied in the order of the conditions. A strength between 0 and 1 blends
 from the state without the condition to the one with it.
 """
 
@@ -22,12 +22,12 @@ _NARROWEST = 0.08  # a scale closer to zero has no inverse
 
 @dataclass(frozen=True, slots=True)
 class Act:
-    """A condition at work during the frames of a take.
+    """A condition that acts during the frames of a take.
 
     Attributes:
         entry: the condition.
         progress: its time, (num_frames,) float32; see `Take`.
-        strength: from 0 (without it) to 1 (wholly there), (num_frames,) float32.
+        strength: from 0 (off) to 1 (full), (num_frames,) float32.
     """
 
     entry: Condition
@@ -36,7 +36,7 @@ class Act:
 
 
 def perform(stage: Stage, num_frames: int, acts: Sequence[Act]) -> Take:
-    """Return the take in which all acts are at work."""
+    """Return the take with all acts applied."""
     take = Take.neutral(stage, num_frames)
     for act in acts:
         own = Take.at(stage, act.progress)
@@ -91,7 +91,7 @@ def _ease_scale(scale: Floats, strength: Floats) -> Floats:
 
 
 def _shortest_turn(angle: Floats) -> Floats:
-    """The same direction by the shortest way, in -pi to pi, so that nothing unwinds whole turns."""
+    """The same angle in -pi to pi, so that whole turns are not unwound."""
     return np.asarray(angle - 2 * np.pi * np.rint(angle / (2 * np.pi)), np.float32)
 
 

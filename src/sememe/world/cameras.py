@@ -1,4 +1,4 @@
-"""Conditions of the family "camera": how the picture is taken, whatever is in it."""
+"""Conditions of the family "camera": how the picture is taken."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ camera = Family("camera")
 @camera("the camera zooms out", name="zoom_out", factor=0.5)
 @camera("the camera crash-zooms in", name="crash_zoom", factor=2.8, start=0.4, end=0.6)
 def zoom(take: Take, factor: float, start: float = 0.0, end: float = 0.9) -> None:
-    """The lens goes to `factor` times its focal length."""
+    """Zoom to `factor` times the focal length."""
     take.camera.focal *= factor ** take.ramp(start, end)
 
 
@@ -110,7 +110,7 @@ def circle_view(take: Take) -> None:
 @camera("the camera spirals in", name="spiral_in", split="unseen", factor=2.0)
 @camera("the camera spirals out", name="spiral_out", split="unseen", factor=0.5)
 def spiral(take: Take, factor: float) -> None:
-    """The camera turns all the way about while the lens moves in or out."""
+    """The camera makes a full turn while the lens zooms in or out."""
     take.camera.roll += np.float32(1.5 * np.pi) * take.ramp(0, 0.95)
     take.camera.focal *= factor ** take.ramp(0, 0.95)
 

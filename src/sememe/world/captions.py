@@ -81,7 +81,7 @@ PHOTOGRAPH_WORDS = {
 
 
 def neutral_caption(scene: Scene) -> str:
-    """Say who and where, and nothing of what happens; of a repainted scene, also in what colours and light."""
+    """Name subject and place but not the condition; for a repainted scene also colours and light."""
     subject, backdrop = scene.subject, scene.backdrop
     is_repainted = scene.light is not None
     if isinstance(backdrop, Crop):
@@ -105,11 +105,11 @@ def neutral_caption(scene: Scene) -> str:
 
 
 def full_caption(scene: Scene, happenings: Sequence[Condition]) -> str:
-    """Say who, where and what happens; without happenings, that nothing moves."""
+    """Name subject, place and conditions; without conditions, say that nothing moves."""
     return script_caption(scene, [happenings])
 
 
 def script_caption(scene: Scene, spans: Sequence[Sequence[Condition]]) -> str:
-    """Say who, where and what happens in one span after another."""
+    """Name subject, place, and the conditions of one span after another."""
     happens = [" and ".join(happening.phrase for happening in span) or "nothing moves" for span in spans]
     return f"{neutral_caption(scene)}; {', then '.join(happens)}"

@@ -1,7 +1,7 @@
-"""The list of all conditions; each is described where its function stands, in the file of its family.
+"""The list of all conditions; each is defined in the file of its family.
 
-A condition of the split "unseen" never differs from a seen one by a number, a colour or a direction alone: what one
-function does with other arguments stands in the same split. "novel" conditions are pairs of seen ones from two
+A condition of the split "unseen" never differs from a seen one by a number, a colour or a direction alone: conditions
+of one function with other arguments are in the same split. "novel" conditions are pairs of seen ones from two
 families, joined by "+".
 """
 
@@ -61,7 +61,7 @@ def conditions(family: str | None = None, split: str | None = None, *, scene: Sc
         family: One of "concept", "style", "motion", "camera", or None for all.
         split: "seen", "unseen", "novel" (two seen conditions of different families at once, named "melt+zoom_in"), or
             None for seen and unseen.
-        scene: Scene that they must apply to; None for every condition there is.
+        scene: Scene that they must apply to; None for all conditions.
 
     Raises:
         InputError: For a family or split that does not exist.
@@ -85,10 +85,10 @@ def conditions(family: str | None = None, split: str | None = None, *, scene: Sc
 def training_pairs(count: int) -> tuple[str, ...]:
     """Return names of pairs of seen conditions of two families, none of which is of the split "novel".
 
-    Those of a smaller count are among those of a larger one.
+    A smaller count gives a subset of a larger one.
 
     Raises:
-        InputError: There are not so many.
+        InputError: There are fewer pairs.
     """
     seen = sorted((entry for entry in CATALOGUE if entry.split == "seen"), key=lambda entry: entry.name)
     apart = {frozenset(pair) for pair in NOVEL_PAIRS}
@@ -112,7 +112,7 @@ def condition(name: str) -> Condition:
     """The record of one condition.
 
     Raises:
-        InputError: If there is none of that name; the message offers near ones.
+        InputError: If there is none of that name; the message names similar ones.
     """
     if name not in _BY_NAME:
         near = difflib.get_close_matches(name, _BY_NAME, n=3)
@@ -126,7 +126,7 @@ def parts_of(name: str | None) -> tuple[Condition, ...]:
     """The conditions that a name such as "melt+zoom_in" joins; empty for None.
 
     Raises:
-        InputError: If one is unknown, or comes twice.
+        InputError: If one is unknown, or occurs twice.
     """
     names = [] if name is None else name.split("+")
     if len(set(names)) < len(names):

@@ -26,8 +26,8 @@ class Condition:
         family: One of `catalogue.FAMILIES`.
         split: Whether the expert is trained on it: "seen" or "unseen".
         apply: Bends a take.
-        phrase: Words that a full caption adds.
-        needs_layers: Whether it acts on the subject or on distances; a whole photograph has neither.
+        phrase: Words that it adds to a full caption.
+        needs_layers: Whether it acts on the subject or on distances, which a whole photograph does not have.
         function: The function behind it, which conditions that differ in a number, a colour or a direction share.
     """
 
@@ -40,7 +40,7 @@ class Condition:
     function: Callable[..., Any]
 
     def applies_to(self, scene: Scene) -> bool:
-        """Return whether the scene has what the condition acts on."""
+        """Return whether the condition can be applied to the scene."""
         return scene.subject is not None or not self.needs_layers
 
 
@@ -50,7 +50,7 @@ class Family:
     Attributes:
         name: Name of the family.
         needs_layers: Whether all its conditions act on the subject or on distances.
-        conditions: What was listed so far.
+        conditions: Conditions registered so far.
     """
 
     def __init__(self, name: str, *, needs_layers: bool = False) -> None:

@@ -1,7 +1,7 @@
 """Photographs in the public domain, and the crops of them that scenes show.
 
-The files, their authors and licences are listed in `pictures/README.md`. Scenes for evaluation show the photographs
-that are held out, and no others, so a figure never rests on a picture that training has met.
+The files, their authors and licences are listed in `pictures/README.md`. Scenes for evaluation show only held-out
+photographs, so that no figure depends on a picture seen in training.
 """
 
 from __future__ import annotations

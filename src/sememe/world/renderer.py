@@ -1,4 +1,4 @@
-"""Films a scene: layers through the camera, the subject through its pose, effects on top."""
+"""Renders a scene: layers through the camera, the subject in its pose, effects on top."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class RenderedClip:
     Attributes:
         clip: uint8 RGB frames and their rate.
         depth: distance from the camera in scene units (the subject rests at 1), (num_frames, height, width) float32.
-        mask: how much of each pixel the subject covers, 0..1, (num_frames, height, width) float32.
+        mask: coverage of each pixel by the subject, 0..1, (num_frames, height, width) float32.
         caption: who and where.
         full_caption: who, where, and what happens.
     """
@@ -62,14 +62,14 @@ def render(
 ) -> RenderedClip:
     """Film `scene` under `condition`.
 
-    The first frame is the one of the neutral take (`condition=None`), byte for byte.
+    The first frame equals that of the neutral take (`condition=None`), byte for byte.
 
     Args:
         scene: what stands before the camera.
         condition: a name from `conditions()`, two names joined by "+", or None for the neutral take.
         num_frames: 1 or more; the condition unfolds over all of them.
         size: the side of a square picture, or (height, width), each 16 to 1024 pixels.
-        fps: frames per second that the clip says of itself.
+        fps: frame rate of the clip, which does not change its frames.
 
     Raises:
         InputError: for an unknown condition or one that the scene cannot show, a size or number of frames out of range.
@@ -175,7 +175,7 @@ def _compose(take: Take) -> Picture:
 
 
 def _film_backdrop(take: Take) -> tuple[Floats, Floats]:
-    """Colours and distances of what is behind the subject; one frame for all where the camera stands still."""
+    """Colours and distances behind the subject; a single frame if the camera is static."""
     stage = take.stage
     matrices = [layer_matrices(take, layer) for layer in stage.backdrop]
     at_rest = all(len(drop_repeats(each)) == 1 for each in matrices) and bool((take.camera.z == take.camera.z[0]).all())

@@ -1,4 +1,4 @@
-"""The same scene in another look: every edit of a clip's appearance has a true result."""
+"""The same scene in another look, as the true result of an edit of appearance."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ _WALL_KINDS = frozenset({"room", "gradient"})
 def repaint(scene: Scene, seed: int) -> Scene:
     """Give a scene another look.
 
-    Under every condition, depth and mask are those of `scene`, byte for byte: places, silhouettes, the foreground and
-    the focus of the lens stay. New are the subject's colours and texture, the colours of the place, its kind where the
-    shapes are the same (a desert may become a field of snow, stripes may become dots), materials, and the light: day,
-    dusk, night or mist. The caption names them, with the colours of the subject and of all that the place is made of.
+    Under every condition, depth and mask are those of `scene`, byte for byte: positions, silhouettes, the foreground
+    and the focus of the lens stay. What changes are the subject's colours and texture, the colours of the place, its
+    kind where the shapes are the same (a desert may become a field of snow, stripes may become dots), materials, and
+    the light: day, dusk, night or mist. The caption names them, with all colours of the subject and of the place.
 
-    A photograph stays the photograph: it is printed in tones of one colour, and the light changes.
+    A photograph keeps its content: it is printed in tones of one colour, and the light changes.
 
     Args:
         scene: as drawn, or repainted before.
-        seed: a whole number from 0 on. Any 32 in a row differ in the light or the colour of the place.
+        seed: 0 or more. Any 32 consecutive seeds differ in the light or the colour of the place.
 
     Raises:
         InputError: if `seed` is negative.

@@ -4,7 +4,7 @@ A scene holds no pixels. `random_scene` picks every parameter with NumPy's PCG64
 the same scene on every machine. `world.stage` turns the record into layers, `world.renderer` films them.
 
 Most scenes are drawn in flat colours. Some are textured: the same subjects and backdrops in materials, light and
-shadow, or a subject in front of a photograph. In some, a photograph is all there is.
+shadow, or a subject in front of a photograph. Some are only a photograph.
 
 Coordinates: x to the right, y down, the picture spans y from -1 to 1 and x from -aspect to aspect.
 """
@@ -84,7 +84,7 @@ Color = tuple[float, float, float]
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """The one who acts: silhouette, surface, face and limbs."""
+    """The subject: silhouette, surface, face and limbs."""
 
     kind: str
     color_name: str
@@ -105,7 +105,7 @@ class Subject:
 
 
 class Look(TypedDict):
-    """Fields of a `Subject` that its kind decides upon, and chance."""
+    """Fields of a `Subject` that depend on its kind and on chance."""
 
     has_face: bool
     has_legs: bool
@@ -118,7 +118,7 @@ class Look(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Backdrop:
-    """Everything behind and before the subject."""
+    """Everything behind and in front of the subject."""
 
     kind: str
     sky: Color
@@ -159,7 +159,7 @@ class Crop:
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """What makes a drawn scene look natural: materials, light and the focus of the lens.
+    """The natural look of a textured scene: materials, light and the focus of the lens.
 
     Attributes:
         subject: material of the subject.
@@ -189,7 +189,7 @@ class Scene:
     """A film set, as a record.
 
     Attributes:
-        seed: that the scene was drawn from.
+        seed: seed that the scene was drawn from.
         subject: who acts; None in a scene that is a whole photograph.
         backdrop: drawn, or a part of a photograph.
         finish: Finish of a textured scene; None for flat colours and whole photographs.
@@ -207,7 +207,7 @@ def random_scene(seed: int) -> Scene:
     """Draw a scene.
 
     Args:
-        seed: a whole number from 0 on; the same number gives the same scene on every machine.
+        seed: 0 or more; the same seed gives the same scene on every machine.
 
     Raises:
         InputError: if `seed` is negative.
@@ -252,7 +252,7 @@ def _random_subject(rng: np.random.Generator, backdrop: Backdrop) -> Subject:
 
 
 def random_look(rng: np.random.Generator, kind: str) -> Look:
-    """Draw what a subject of a kind looks like besides its colours, texture and place."""
+    """Draw the look of a subject of a kind, without its colours, texture and place."""
     return Look(
         has_face=kind not in OBJECTS and (kind in CREATURES or rng.random() < 0.75),
         has_legs=kind not in OBJECTS and rng.random() < 0.6,
@@ -300,7 +300,7 @@ def _random_crop(rng: np.random.Generator, *, held_out: bool) -> Crop:
 
 
 def random_finish(rng: np.random.Generator, *, held_out: bool) -> Finish:
-    """Draw materials and light, those that are held out among them or not."""
+    """Draw materials and light, with or without held-out materials."""
     # Drawn materials have details of their own for every seed, so training and evaluation can share them.
     materials = MATERIALS + 3 * HELD_OUT_MATERIALS if held_out else MATERIALS
     return Finish(

@@ -1,13 +1,13 @@
-"""Stories: one condition after another in one scene.
+"""Scripts: one condition after another in one scene.
 
-Nothing cuts where a span begins. Its first frame repeats the last state of the span before, and its condition begins
-from there. What the span before did then lasts or passes:
+A span begins without a cut: its first frame repeats the last state of the span before, and its condition begins from
+there. The earlier condition then lasts or passes:
 
-- A condition lasts until a span begins a condition of the same family, or one in which nothing happens. Motions and
-  cameras stay where they arrived; in concepts and styles time runs on, so that rain keeps falling.
+- A condition lasts until a span with a condition of the same family, or with none, begins. Motions and cameras keep
+their final position; concepts and styles continue in time, so that rain keeps falling.
 - Conditions in `PASSING` end with their span: a jump, a shake.
 
-What ends is eased away within `SETTLE_SECONDS`, while the next condition begins.
+An ending condition is eased out within `SETTLE_SECONDS`, while the next one begins.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class RenderedSpan:
     Attributes:
         start: seconds at which its first frame begins.
         end: seconds at which its last frame ends.
-        condition: what happens, None for nothing.
+        condition: condition, None for none.
         caption: who, where, and what happens in this span.
     """
 
@@ -67,7 +67,7 @@ class RenderedScript(RenderedClip):
 
     Attributes:
         full_caption: who, where, and what happens in all spans.
-        spans: what happens when.
+        spans: the spans, in order.
     """
 
     spans: tuple[RenderedSpan, ...]
@@ -110,14 +110,14 @@ def render_script(
 def iter_script(
     scene: Scene, spans: Sequence[Span], *, size: int | tuple[int, int] = 64, fps: float = 8, skip: int = 0
 ) -> Iterator[RenderedClip]:
-    """Film a script part by part, in memory that does not grow with its length.
+    """Render a script in parts, so that memory does not grow with its length.
 
-    Arguments and errors are those of `render_script`; errors are raised before the first part is asked for. The first
-    `skip` spans are not filmed. Those after them look as in the whole film, but for the first frame, which repeats none
-    and may show the hairlines of pieces that touch.
+    Arguments and errors are those of `render_script`; errors are raised before the first part is rendered. The first
+    `skip` spans are not rendered. Later spans look as in the whole script, except that the first frame repeats no
+    earlier one and may show hairlines where pieces touch.
 
     Returns:
-        parts in order, each of some frames of one span, with the caption of that span.
+        Parts in order, each with some frames of one span and its caption.
     """
     height, width = check_size(size)
     if not (math.isfinite(fps) and fps > 0):
@@ -207,7 +207,7 @@ def _film_spans(
 
 
 def _release(held: Sequence[_Held], entries: Sequence[Condition], clock: int) -> None:
-    """Let go of what does not last through a span that begins with `entries`."""
+    """Release conditions that do not last through a span that begins with `entries`."""
     families = {entry.family for entry in entries}
     for each in held:
         ends = not entries or each.entry.family in families or each.entry.name in PASSING

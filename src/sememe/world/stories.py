@@ -1,4 +1,4 @@
-"""Scripts drawn at random, from conditions that compose well."""
+"""Random scripts of conditions that combine well."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ _STILL_SHARE = 0.06  # of the spans show nothing
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """A scene and what happens in it, ready for `render_script(script.scene, script.spans)`.
+    """A scene and its spans, for `render_script(script.scene, script.spans)`.
 
     Attributes:
         scene: what stands before the camera.
-        spans: conditions, None for nothing, and their seconds.
+        spans: conditions (None for none) and their seconds.
     """
 
     scene: Scene
@@ -50,15 +50,16 @@ class Script:
 
 
 def can_follow(earlier: Sequence[str | None], name: str | None) -> bool:
-    """Return whether a condition is seen well, and begins without a cut, after others.
+    """Return whether a condition is clearly visible, and begins without a cut, after others.
 
-    `render_script` films every order; `random_script` draws these. Not among them are what follows a condition that
-    ends a story (`CLOSING`), a condition that still lasts, a concept under a lasting style, something tied to the
-    subject's place (`ANCHORED`) together with a motion or camera that lasts or begins, and pieces of what is bent.
+    `render_script` renders any order; `random_script` draws only orders for which this is True. It is False after a
+    condition that hides the subject (`CLOSING`), for a condition that still lasts, for a concept under a lasting style,
+    for one tied to the subject's place (`ANCHORED`) together with a motion or camera, and where a subject in pieces
+    (`BROKEN`) would be bent (`BENT`) or a bent or broken one be broken.
 
     Args:
         earlier: conditions of the spans before, in their order.
-        name: the next one, None for nothing.
+        name: the next one, None for none.
 
     Raises:
         InputError: for an unknown condition.
@@ -100,14 +101,14 @@ def _find_lasting(names: Sequence[str | None]) -> list[Condition]:
 
 
 def random_script(seed: int, *, seconds: float = 4.125, names: Sequence[str] | None = None) -> Script:
-    """Draw a scene and a story for it.
+    """Draw a scene and a script for it.
 
-    The scene always has a subject before a drawn backdrop. Its seed lies in the same ten million as `seed`, so scripts
-    for training and for evaluation are those with seeds below and from `EVALUATION_SEED` on, as scenes are.
+    The scene always has a subject in front of a drawn backdrop. Scripts with seeds below `EVALUATION_SEED` are for
+    training and the others for evaluation, as with scenes.
 
     Args:
-        seed: a whole number from 0 on; the same number gives the same script on every machine.
-        seconds: Length of the whole script, 1.25 or more. Spans have 1.25 to 3 seconds, the last one what is left.
+        seed: 0 or more; the same seed gives the same script on every machine.
+        seconds: Length of the whole script, 1.25 or more. Spans have 1.25 to 3 seconds, the last one the remainder.
         names: the conditions to draw from; None for all, seen and unseen.
 
     Raises:
@@ -144,7 +145,7 @@ def _draw_scene(rng: np.random.Generator, first: int) -> Scene:
 def _draw_condition(
     rng: np.random.Generator, deck: Sequence[str], earlier: Sequence[str | None], *, is_last: bool
 ) -> str | None:
-    """A condition that may come next; nothing, now and then or where none can."""
+    """A condition that may come next; None occasionally, or if none can follow."""
     lasting = _find_lasting(earlier)
     is_still = rng.random() < _STILL_SHARE and None not in earlier[-1:]
     options = [
