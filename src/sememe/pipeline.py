@@ -1,4 +1,4 @@
-"""What the pipelines of all systems have in common: how they are loaded, placed on a card, and interrupted."""
+"""The base class of all pipelines: loading, placement on a card, and interruption."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -26,22 +26,22 @@ P = TypeVar("P", bound="SystemPipeline")
 
 
 class SystemPipeline(DiffusionPipeline):
-    """A pipeline of one system, whose own class says what it consists of and how its parts are read."""
+    """The pipeline of a system; subclasses define its components and how they are read."""
 
     system: ClassVar[System]
     known_parts: ClassVar[tuple[str, ...]]
-    """What may be given when a model is loaded: components, and other arguments of the constructor."""
+    """Names accepted on loading: components, and other arguments of the constructor."""
     loading_options: ClassVar[tuple[str, ...]] = ()
-    """Names of what `load_components` takes besides."""
+    """Names of further options of `load_components`."""
     load_components: ClassVar[Callable[..., dict[str, Any]]]
-    """Reads the arguments of the constructor from a folder; takes the folder, the precision, the parts that are given,
-    the name of the class, and by name the device, what stores the network that denoises, and the options."""
+    """Reads the arguments of the constructor from a folder; takes the folder, the precision, the given parts, the name
+    of the class, and by name the device, the function that quantises the denoising network, and the options."""
     exact_components: ClassVar[tuple[str, ...]] = ()
-    """Components that are always in float32, in files and in memory."""
+    """Components that are always float32, in files and in memory."""
     known_device: torch.device | None = None
-    """The device it computes on, while a call lasts."""
+    """Device of the running call; None outside of a call."""
     current_timestep: float | None = None
-    """Timestep of the current step in 0..1000, which some feature caches read."""
+    """Timestep of the current step, 0..1000, which some feature caches read."""
     _interrupt = False
     _storage = "full"
     _offload: Any = None
@@ -53,13 +53,13 @@ class SystemPipeline(DiffusionPipeline):
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """Precision in which the network that denoises computes."""
+        """Precision in which the denoising network computes."""
         dtype: torch.dtype = self.transformer.dtype
         return dtype
 
     @property
     def interrupt(self) -> bool:
-        """Set to True, in a callback or from another thread: the generation ends before its next step."""
+        """Set it to True in a callback or from another thread to end the generation before its next step."""
         return self._interrupt
 
     @interrupt.setter
@@ -85,22 +85,22 @@ class SystemPipeline(DiffusionPipeline):
         Args:
             name: Built-in model, local folder in the layout of `save_pretrained` or another that the system reads, or
                 a repository on the Hugging Face hub.
-            torch_dtype: Dtype of the networks, or as in diffusers one by the name of a component and "default" for the
-                others; None for the one in which the model is meant to be computed, which for released models is that
-                of their files. Autoencoders and encoders of pictures have float32 unless they are named.
+            torch_dtype: Dtype of the networks, or as in diffusers a dict by component with "default" for the others;
+                None for the model's own, which for released models is that of their files. Autoencoders and image
+                encoders have float32 unless they are named.
             revision: Revision of a repository on the hub.
-            cache_dir: Folder of the hub's cache; None for the usual one.
-            token: Token for the hub, or whether to use the one that is stored; None where it is needed.
-            local_files_only: Take what the cache of the hub has, without asking the hub.
-            device_map: Device, such as "cuda", to which each network goes before the next is read, so that the
-                machine's own memory holds one at a time; None leaves all on the CPU.
-            storage: How the blocks of the network that denoises are stored, such as "nf4", before anything else is
-                read; approximate but for "full".
-            parts: Loaded components to use instead of the model's, by name, and options that the class explains.
+            cache_dir: Folder of the hub's cache; None for that of huggingface_hub (`HF_HOME`).
+            token: Token for the hub, or whether to use the stored one; None uses it if needed.
+            local_files_only: Use only the hub's cache, without network access.
+            device_map: Device, such as "cuda", to which each network is moved before the next is read, so that host
+                memory holds one at a time; None leaves all on the CPU.
+            storage: Quantised storage of the denoising network's blocks, such as "nf4", applied before anything else is
+                read; all but "full" are approximate.
+            parts: Loaded components to use instead of the model's, by name, and the options of the class.
 
         Raises:
-            ModelError: If there is no such model, or files of it are missing.
-            InputError: If an argument is not a component, or the device is not there; nothing has been read then.
+            ModelError: There is no such model, or files of it are missing.
+            InputError: An argument is not a component, or the device does not exist; nothing has been read then.
         """
         check_components((*cls.known_parts, *cls.loading_options), parts, torch_dtype)
         check_constraints(1.0, storage)
@@ -118,7 +118,7 @@ class SystemPipeline(DiffusionPipeline):
         """Read a model folder without its weights: all networks are on the meta device.
 
         Raises:
-            ModelError: The folder is not a whole model.
+            ModelError: The folder is not a complete model.
         """
         return cls(**cls.load_components(folder, None, {}, cls.__name__, device=torch.device("meta")))
 
@@ -126,16 +126,16 @@ class SystemPipeline(DiffusionPipeline):
     def from_pipe(  # noqa: PYI019 (as above)
         cls: type[P], pipeline: DiffusionPipeline, torch_dtype: torch.dtype | None = None, **parts: Any
     ) -> P:
-        """Make a pipeline of the components of another, which both then share.
+        """Make a pipeline from the components of another; both share them.
 
         Args:
-            pipeline: A pipeline of any class, with components of the kinds that this one has, by the same names.
+            pipeline: A pipeline of any class with compatible components of the same names.
             torch_dtype: Precision to which all of them are cast, in both pipelines; None leaves them as they are.
             parts: Components to use instead, by name, and other arguments of the constructor.
 
         Raises:
-            InputError: A component is missing, or an argument is none of the pipeline's.
-            ModelError: A component is of a class that the pipeline cannot use, or they do not go together.
+            InputError: A component is missing, or an argument is unknown.
+            ModelError: A component is of a class that the pipeline cannot use, or components do not fit together.
         """
         needed, settings = cls._get_signature_keys(cls)
         check_components((*needed, *settings), parts, torch_dtype)
@@ -159,11 +159,11 @@ class SystemPipeline(DiffusionPipeline):
         return {name: part for name, part in found.items() if isinstance(part, nn.Module)}
 
     def list_phases(self, name: str = "the model", **generation: Any) -> Workload:
-        """List what a generation does, one part after the other, for memory plans.
+        """List the phases of a generation, for memory plans.
 
         Args:
             name: Name of the model, for messages.
-            generation: Settings and numbers of inputs, by name.
+            generation: Settings and numbers of inputs (`num_references`, ...), by name.
 
         Raises:
             InputError: The model cannot make such a video.
@@ -176,12 +176,12 @@ class SystemPipeline(DiffusionPipeline):
     def make_planner(
         self, name: str, vae_dtype: str | None = None, *, stores_last: bool = False, **generation: Any
     ) -> Planner:
-        """Make a planner for a generation; the pipeline is on any device, and stays as it is.
+        """Make a planner for a generation; the pipeline may be on any device, and is not changed.
 
         Args:
             name: Name of the model, for messages.
-            vae_dtype: Precision of the autoencoder; None for the one that it has.
-            stores_last: As `Planner` takes it.
+            vae_dtype: Precision of the autoencoder, such as "bfloat16"; None for its own.
+            stores_last: See `Planner`.
             generation: Further arguments of `list_phases`.
 
         Raises:
@@ -204,19 +204,19 @@ class SystemPipeline(DiffusionPipeline):
         storage: str = "full",
         **generation: Any,
     ) -> MemoryPlan:
-        """Put the pipeline to work on a card, in the fastest way that fits.
+        """Place the pipeline on a card in the fastest way that fits, with offload if needed.
 
         Args:
-            vram: GB of the card; None for what is free on a CUDA device.
-            device: Where to compute; None for a GPU where there is one.
-            storage: How the blocks of the network that denoises are stored, such as "fp8"; approximate but for "full".
+            vram: GB (1e9 bytes) of the card; None for the free memory of a CUDA device.
+            device: Where to compute; None for a GPU if there is one.
+            storage: Quantised storage of the denoising network's blocks, such as "fp8"; all but "full" are approximate.
             generation: What will be generated (`num_frames`, ...): arguments of `list_phases`.
 
         Returns:
-            The plan; its `explain` says why this way.
+            The plan; `explain` gives its reasons.
 
         Raises:
-            InputError: Nothing fits the card or the machine; the message names the least that would do.
+            InputError: Nothing fits the card or the machine; the message names the least memory that would.
         """
         target = choose_device(device)
         apply_offload(self, "none", "cpu")
@@ -239,7 +239,7 @@ class SystemPipeline(DiffusionPipeline):
         return plan
 
     def apply_plan(self, plan: MemoryPlan, device: torch.device | str) -> None:
-        """Compute as planned, from now on; the weights are on the CPU, in the planned precision."""
+        """Apply a plan; the weights have to be on the CPU, in the planned precision."""
         strategy = plan.strategy
         if strategy.tiles:
             enable_tiling(self.vae)
@@ -249,7 +249,7 @@ class SystemPipeline(DiffusionPipeline):
         apply_offload(self, kind, device, group_level=level or "block", host_memory=plan.host_memory or "lean")
 
     def compile(self, **options: Any) -> None:
-        """Compile the blocks of the network that denoises, as `compile_transformer` does."""
+        """Compile the blocks of the denoising network; see `compile_transformer`."""
         compile_transformer(self, **options)
 
 
@@ -270,7 +270,7 @@ def _copy_to_meta(pipeline: P, dtype: torch.dtype) -> P:
 
 
 def _cast(module: nn.Module, dtype: torch.dtype) -> None:
-    """Cast as loading does: what a library keeps in float32 stays so."""
+    """Cast as loading does, which leaves in float32 what diffusers keeps there."""
     model: Any = module
     kept = set(getattr(model, "_keep_in_fp32_modules", None) or ())
     if dtype != torch.float16 and hasattr(model, "get_input_embeddings"):

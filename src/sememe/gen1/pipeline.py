@@ -64,16 +64,16 @@ OnStepEnd = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor | None]
 
 @dataclass(frozen=True)
 class Gen1Output:
-    """What a generation gave.
+    """The result of a generation.
 
     Attributes:
-        clips: One per source; empty for the output type "latent".
-        structure: Structure of each source as a grey clip, before the level took detail out of it. Given again as
-            `structure=`, it saves the estimation.
+        clips: One per source, uint8 RGB; empty for the output type "latent".
+        structure: Structure of each source as a grey clip, before it is blurred to the level. Passed as `structure=`,
+            it saves the estimation.
         frames: The clips as `output_type` says; see `Gen1Pipeline.__call__`.
-        settings: Settings as they were resolved; pass them to make the same again.
+        settings: Resolved settings; pass them to repeat the generation.
         guidance: The guidance table, as plain values.
-        timings: Seconds spent on structure, content, denoising and decoding.
+        timings: Seconds for "structure", "content", "denoise" and "decode".
     """
 
     clips: list[Clip]
@@ -85,26 +85,26 @@ class Gen1Output:
 
 
 class Gen1Pipeline(SystemPipeline, AdapterMixin, StableDiffusionLoraLoaderMixin, IPAdapterMixin):
-    """Re-imagine clips: geometry and motion of a source, appearance of a text or a picture.
+    """Restyle clips: geometry and motion of a source, appearance from a text or a picture.
 
     Args:
         vae: `AutoencoderKL`, which encodes frame by frame.
         unet: `Gen1UNet`, or `UNetMotionModel` together with `controlnet`.
         scheduler: For v-prediction, such as `DDIMScheduler`; for Stable Diffusion 1.5, for prediction of the noise.
         tokenizer: `CLIPTokenizer`, for content by text.
-        text_encoder: `CLIPTextModelWithProjection` beside a prior, `CLIPTextModel` beside a `UNetMotionModel`.
-        prior: `PriorTransformer`, which makes image embeddings of texts; for a `Gen1UNet`.
+        text_encoder: `CLIPTextModelWithProjection` with a prior, `CLIPTextModel` with a `UNetMotionModel`.
+        prior: `PriorTransformer` from texts to image embeddings, for a `Gen1UNet`.
         prior_scheduler: Its noise schedule, as `sememe.gen1.prior.make_prior_scheduler` returns it.
         image_encoder: `CLIPVisionModelWithProjection`, for content by picture.
         image_processor: Its processor.
         depth_estimator: `DPTForDepthEstimation` or `DepthAnythingForDepthEstimation`.
         depth_processor: Its processor.
-        controlnet: `ControlNetModel` for the structure that is used.
-        generation_defaults: Fields of `Settings` by name; the others have its values.
+        controlnet: `ControlNetModel` for the kind of structure in use.
+        generation_defaults: Fields of `Settings` by name; other fields have its defaults.
         content_space: Space of the prior's embeddings, as `sememe.gen1.prior.identify_space` names it.
 
     Raises:
-        ModelError: Components do not go together.
+        ModelError: Components do not fit together.
     """
 
     system = GEN1
@@ -113,7 +113,7 @@ class Gen1Pipeline(SystemPipeline, AdapterMixin, StableDiffusionLoraLoaderMixin,
     lora_loader = StableDiffusionLoraLoaderMixin
     _lora_loadable_modules: ClassVar[list[str]] = ["unet"]
     exact_components: ClassVar[tuple[str, ...]] = ("image_encoder", "depth_estimator")
-    """Components whose weights are not rounded in files: a prior knows the image encoder by them."""
+    """Components whose weights are not rounded in files: `content_space` identifies the image encoder by them."""
     model_cpu_offload_seq = "text_encoder->prior->image_encoder->depth_estimator->unet->vae"
     _optional_components = [  # noqa: RUF012 (diffusers declares it so)
         "tokenizer",
@@ -176,21 +176,21 @@ class Gen1Pipeline(SystemPipeline, AdapterMixin, StableDiffusionLoraLoaderMixin,
 
     @property
     def defaults(self) -> Settings:
-        """Settings of the model, where a generation starts from."""
+        """Default settings of the model."""
         return Settings.from_config(self.config.generation_defaults)
 
     @property
     def transformer(self) -> Transformer:
-        """The network that denoises, by the name that it has in all systems."""
+        """The denoising network, by its common name in all systems."""
         return self.unet
 
     def describe(self) -> dict[str, Any]:
-        """Return what records of generations say of the model besides its files: whose embeddings are its content."""
+        """Return what sidecars record of the model besides its files: the image encoder of its content."""
         return {"content_space": self.config.content_space}
 
     @property
     def grid(self) -> LatentGrid:
-        """Which sizes the model can make; the U-Net takes all that the autoencoder makes."""
+        """The sizes that the model supports, which are those of its autoencoder."""
         return latent_grid(self.vae)
 
     def save_pretrained(
@@ -215,15 +215,15 @@ class Gen1Pipeline(SystemPipeline, AdapterMixin, StableDiffusionLoraLoaderMixin,
         weight_name: str = "ip-adapter_sd15.safetensors",
         **_ignored: Any,
     ) -> None:
-        """Load an IP-Adapter, which gives Stable Diffusion content by picture.
+        """Load an IP-Adapter, for content by picture on Stable Diffusion.
 
         Args:
             pretrained_model_name_or_path_or_dict: Local folder.
-            subfolder: Folder in it, such as "models".
-            weight_name: File in safetensors.
+            subfolder: Its subfolder, such as "models".
+            weight_name: Name of a safetensors file.
 
         Raises:
-            ModelError: The file is of another kind, or the model takes none.
+            ModelError: The file is not an IP-Adapter in safetensors, or the model does not support one.
         """
         if not isinstance(self.unet, UNetMotionModel) or self.image_encoder is None:
             raise ModelError("an IP-Adapter needs a UNetMotionModel and an image_encoder")
@@ -237,7 +237,7 @@ class Gen1Pipeline(SystemPipeline, AdapterMixin, StableDiffusionLoraLoaderMixin,
     def encode_content(
         self, content: GivenContent, generator: torch.Generator | None = None, settings: Settings | None = None
     ) -> ContentEmbedding | list[Keyframe]:
-        """Encode a content once, to use it often or to blend it (`blend_contents`).
+        """Encode a content once, to reuse it or to blend it (`blend_contents`).
 
         Args:
             content: Text, picture or keyframes.
@@ -245,8 +245,8 @@ class Gen1Pipeline(SystemPipeline, AdapterMixin, StableDiffusionLoraLoaderMixin,
             settings: Settings of the prior; None for the model's own.
 
         Raises:
-            InputError: The content is none of these.
-            ModelError: The model lacks what it takes to encode it.
+            InputError: The content is of another type.
+            ModelError: The model lacks a component to encode it.
         """
         return encode_content(self.make_encoder(settings or self.defaults), content, generator)
 
@@ -273,17 +273,18 @@ class Gen1Pipeline(SystemPipeline, AdapterMixin, StableDiffusionLoraLoaderMixin,
 
         Args:
             source: Clip whose structure is kept, or a list of clips of one shape for a batch.
-            content: Text; picture (PIL, uint8 array (height, width, 3) or a Clip of one frame); what `encode_content`
-                returned; or a list of `Keyframe`. For a batch also a list with one for each source.
-            structure: Clip that shows the structure in grey (white is near), instead of an estimate. It is at least as
-                long as the source.
+            content: Text; picture (PIL, uint8 array (height, width, 3) or a Clip of one frame); a result of
+                `encode_content`; or a list of `Keyframe`. For a batch also a list with one per source.
+            structure: Clip with the structure in grey (white is near), instead of an estimate. At least as long as the
+                source.
             mask: Clip or picture, white where the source is edited; outside, the frames are the source's, bit for bit.
-            structure_level: Rounds of blur of the structure, 0 to 7; None for the setting, as in the next three.
+            structure_level: Rounds of blur of the structure, 0 to 7. For None here and in the next three, the settings'
+                value is used.
             guidance_scale: Strength of the content; 1 is off.
             temporal_guidance_scale: Above 1 frames resemble each other more, below 1 less; 1 is off.
             num_inference_steps: Denoising steps.
             generator: Source of the noise; one, or one per source.
-            latents: Noise to start from (batch, channel, frame, height, width).
+            latents: Initial noise (batch, channel, frame, height, width) with unit variance.
             output_type: Form of `frames`: "np", float (batch, frame, height, width, 3) in [0, 1]; "pt", float (batch,
                 frame, 3, height, width) in [0, 1]; "pil", a list of PIL images per source; "latent", normalised
                 latents.
@@ -293,7 +294,7 @@ class Gen1Pipeline(SystemPipeline, AdapterMixin, StableDiffusionLoraLoaderMixin,
 
         Raises:
             InputError: An argument is not what was expected.
-            ModelError: The model lacks what a content or a kind of structure needs.
+            ModelError: The model lacks a component for a content or a kind of structure.
         """
         named = {
             "structure_level": structure_level,
@@ -334,7 +335,7 @@ class Gen1Pipeline(SystemPipeline, AdapterMixin, StableDiffusionLoraLoaderMixin,
         return Gen1Output(clips, shown, frames, settings, guidance.to_table(), watch.seconds)
 
     def make_encoder(self, settings: Settings) -> ContentEncoder:
-        """Return what encodes contents for the model.
+        """Return the encoder of contents for the model.
 
         Raises:
             ModelError: An IP-Adapter is loaded without an image encoder.
@@ -380,10 +381,10 @@ class Gen1Pipeline(SystemPipeline, AdapterMixin, StableDiffusionLoraLoaderMixin,
     def prepare(
         self, model: Model, length: int, settings: Settings, maps: StructureVideo, contents: Contents
     ) -> Predictor:
-        """Return what predicts: structure as the model reads it, and content of so many frames in their windows.
+        """Return the predictor for `length` frames: structure and content in overlapping windows.
 
         Raises:
-            InputError: The windows are longer than the model can predict, or than their overlap allows.
+            InputError: The windows are longer than the model supports, or their overlap is too large.
         """
         window = settings.windows.window_frames or model.max_frames
         if window > model.max_frames:

@@ -1,4 +1,4 @@
-"""Settings of a Gen-1 generation, from which arguments, flags, records and plans derive. Imports no torch."""
+"""Settings of a Gen-1 generation, from which arguments, flags, sidecars and memory plans derive. Imports no torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from typing import Annotated
 from sememe.records import Batching, Count, Range, Record, Scale, Whole
 
 MAX_LEVEL = 7
-"""Rounds of blur after which least is left of structure."""
+"""Largest number of rounds of blur, which leaves least of the structure."""
 Level = Annotated[int, Range(least=0, most=MAX_LEVEL)]
 
 
@@ -16,7 +16,7 @@ class SizeSettings(Record):
     """The shape of the result.
 
     Attributes:
-        height: Height of the result in pixels; none keeps the source's, to the nearest that the model can make.
+        height: Height of the result in pixels; none is the source's, to the nearest that the model supports.
         width: Width of the result in pixels, the same. The source is resized to cover the size, and cropped.
         num_frames: Frames of the source that are used, from its first; none uses all.
     """
@@ -41,14 +41,14 @@ class SamplingSettings(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class GuidanceSettings(Record):
-    """How strongly content and structure steer, and how much frames hang together.
+    """Strength of content and structure, and consistency of frames.
 
     Attributes:
         guidance_scale: Strength of the content; 1 is off. The paper does not state its value.
         temporal_guidance_scale: Above 1 frames resemble each other more, below 1 less; 1 is off and saves a prediction.
-        structure_guidance_scale: Above 1 geometry follows the source more closely than the network alone would have it;
-            1 is off and saves a prediction. The paper has no such guidance.
-        negative_prompt: Text to steer away from; an empty one stands for no content.
+        structure_guidance_scale: Above 1 geometry follows the source more closely than without it; 1 is off and saves a
+            prediction. The paper has no such guidance.
+        negative_prompt: Text to steer away from; empty is the embedding of no content.
         prior_guidance_scale: Strength of the text in the prior; 1 is off.
     """
 
@@ -66,8 +66,8 @@ class StructureSettings(Record):
     Attributes:
         structure_level: Rounds of blur that structure goes through, 0 to 7: at 0 geometry follows the source closely,
             at 7 hardly.
-        structure_kinds: What is kept, and the weight of each where it is several: depth, edges, motion. Models are
-            trained for one kind, which for the paper's is depth.
+        structure_kinds: Kinds of structure and their weights: depth, edges, motion. A model is trained for one kind, in
+            the paper for depth.
         controlnet_scale: Strength of structure on models that read it through a ControlNet; 1 is as trained.
     """
 
@@ -81,7 +81,7 @@ class WindowSettings(Record):
     """How long clips are predicted.
 
     Attributes:
-        window_frames: Frames that are predicted at once; none as many as the model can.
+        window_frames: Frames that are predicted at once; none is as many as the model supports.
         window_overlap: Frames that neighbouring windows share; none is half a window.
     """
 
@@ -91,10 +91,10 @@ class WindowSettings(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class MaskSettings(Record):
-    """How a masked edit meets the source.
+    """Transition between a masked edit and the source.
 
     Attributes:
-        mask_feather: Width in pixels over which the source turns into the edit, inside the mask; 0 is a hard edge.
+        mask_feather: Width in pixels of the transition from source to edit, inside the mask; 0 is a hard edge.
     """
 
     mask_feather: Whole = 0
@@ -134,7 +134,7 @@ class Settings(Record):
     execution: ExecutionSettings = ExecutionSettings()
 
     def list_shortcuts(self) -> list[str]:
-        """Return what departs from how models are trained to be used: structure of other kinds than depth alone."""
+        """Return settings that depart from training: structure of other kinds than depth alone."""
         kinds = set(self.structure.structure_kinds)
         return [] if kinds == {"depth"} else [f"structure of {', '.join(sorted(kinds))}"]
 

@@ -17,7 +17,7 @@ PHASES = ("content", "time", "structure", "levels")
 
 @dataclass(frozen=True, kw_only=True)
 class Gen1FramesRecipe(ArraysRecipe):
-    """Renders scenes of the world in several looks once: their frames, and the depth behind them."""
+    """Renders scenes of the world in several looks once: frames and their depth."""
 
     more_arrays: ClassVar[str | None] = "sememe.gen1.arrays:list_frames"
 
@@ -78,13 +78,14 @@ class ClipNetwork(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class ClipSettings(Record):
-    """How pictures and texts are brought together: each picks its partner out of the batch (arXiv 2103.00020).
+    """How the CLIP is trained: contrastively within the batch (arXiv 2103.00020).
 
     Attributes:
-        num_scenes: Scenes per batch; all looks of each are in it, so that what tells them apart must be read.
-        temperature: Divides the cosines.
-        trains_images: Whether the tower of pictures learns, too. One that a U-Net has been trained on has to stay as it
-            is: texts are then fitted to its embeddings (arXiv 2111.07991).
+        num_scenes: Scenes per batch; all looks of each are in it, so that the differences between looks have to be
+            encoded.
+        temperature: Divisor of cosine similarities.
+        trains_images: Whether the image tower is trained. If a U-Net was trained on its embeddings it has to be frozen,
+            and texts are fitted to it (arXiv 2111.07991).
     """
 
     num_scenes: Count = 32
@@ -133,7 +134,7 @@ class PriorSettings(Record):
 
     Attributes:
         batch_size: Embeddings per batch.
-        drop_text: Share of texts that are left empty, for guidance.
+        drop_text: Share of texts that are dropped, for classifier-free guidance.
     """
 
     batch_size: Count = 128
@@ -142,7 +143,7 @@ class PriorSettings(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class PriorRecipe:
-    """Trains a prior: an image embedding of a text. `clip` is the run or model of both encoders."""
+    """Trains a prior, from a text to an image embedding. `clip` is the run or model of both encoders."""
 
     name: str
     description: str
@@ -180,9 +181,8 @@ class UNetSettings(Record):
     Attributes:
         batch_size: Videos per batch.
         image_batch_size: Images per batch of images.
-        image_share: Share of batches that are images, after the first phase, which has images alone. The paper takes
-            12.5 %.
-        drop_content: Share of samples without content, for guidance. The paper does not give it.
+        image_share: Share of batches that are images after the first phase, which has only images; 12.5 % in the paper.
+        drop_content: Share of samples without content, for classifier-free guidance; not stated in the paper.
     """
 
     batch_size: Count = 4
@@ -198,8 +198,8 @@ class UNetRecipe:
     "content" learns from images and the embedding of their content; "time" adds temporal layers, and learns from
     images and videos; "structure" adds structure in full detail, and "levels" structure at all levels.
 
-    `autoencoder` is the run or model that the latents are of. `image_model` is a folder of Stable Diffusion 1 or 2 to
-    begin with; `network` then has no effect but for `max_frames`.
+    `autoencoder` is the run or model that made the latents. `image_model` is a folder of Stable Diffusion 1 or 2 to
+    begin with; of `network` then only `max_frames` has an effect.
     """
 
     name: str
@@ -222,8 +222,8 @@ class CustomisationSettings(Record):
 
     Attributes:
         rank: Rank of the LoRA.
-        batch_size: Pictures per batch, and as many images that are preserved.
-        preservation_weight: Weight of these; 0 forgets them.
+        batch_size: Pictures per batch, and equally many preservation images.
+        preservation_weight: Weight of the loss on preservation images; 0 leaves them out.
     """
 
     rank: Count = 8
@@ -233,9 +233,9 @@ class CustomisationSettings(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class CustomisationRecipe:
-    """Customises a model with the pictures of a folder, and gives a LoRA for it.
+    """Trains a LoRA that customises a model with the pictures of a folder.
 
-    `model` is the model, and `latents` are arrays that it was trained on, whose images are preserved.
+    `model` is the model, and `latents` are arrays that it was trained on, for the preservation images.
     """
 
     name: str

@@ -56,17 +56,17 @@ CallbackOnStepEnd = Callable[["SemanticGenPipeline", int, torch.Tensor, dict[str
 
 @dataclass(frozen=True)
 class SemanticGenOutput:
-    """What a generation gave.
+    """The result of a generation.
 
     Attributes:
-        clips: One per prompt; empty for the output type "latent".
-        plans: The plan that each follows; empty where `plan_guidance_scale` 0 left it out.
+        clips: One per prompt, uint8 RGB; empty for the output type "latent".
+        plans: The plan of each; empty if `plan_guidance_scale` is 0.
         frames: The clips as "np": float (batch, frame, height, width, 3) in [0, 1]; "pt": float (batch, frame, 3,
             height, width) in [0, 1]; "pil": a list of PIL images per clip; "latent": normalised latents (batch,
             channel, frame, height, width), for `decode`.
-        settings: Settings as they were resolved; pass them to make the same again.
+        settings: Resolved settings; pass them to repeat the generation.
         guidance: The guidance table of the renderer, as plain values.
-        timings: Seconds spent to encode, plan, denoise and decode.
+        timings: Seconds for "encode", "plan", "denoise" and "decode".
     """
 
     clips: list[Clip]
@@ -81,7 +81,7 @@ class SemanticGenOutput:
         """The plan of the first clip.
 
         Raises:
-            InputError: There is none.
+            InputError: The generation had no plan.
         """
         if not self.plans:
             raise InputError("expected a generation with a plan, but plan_guidance_scale 0 left it out")
@@ -89,7 +89,7 @@ class SemanticGenOutput:
 
 
 class SemanticGenPipeline(SystemPipeline, AdapterMixin, WanLoraLoaderMixin):
-    """Generate clips of any length from a text, by way of a plan that can be kept, edited and given again.
+    """Generate clips of any length from a text, through a plan that can be saved, edited and reused.
 
     Args:
         tokenizer: Tokenizer of the text encoder.
@@ -100,9 +100,9 @@ class SemanticGenPipeline(SystemPipeline, AdapterMixin, WanLoraLoaderMixin):
         transformer: `SemanticGenTransformer` over latents, the renderer.
         vae: Causal video autoencoder.
         scheduler: Scheduler for flow matching, of both.
-        generation_defaults: Fields of `Settings` by name; the others have its values.
-        encoder_colours: Mean and standard deviation of colours 0..1 that the tower was trained with; None for those of
-            released towers of its class.
+        generation_defaults: Fields of `Settings` by name; other fields have its defaults.
+        encoder_colours: Mean and standard deviation of RGB colours in 0..1 for normalising the tower's input; None for
+            those of released towers of its class.
     """
 
     system = SEMANTICGEN
@@ -110,7 +110,7 @@ class SemanticGenPipeline(SystemPipeline, AdapterMixin, WanLoraLoaderMixin):
     load_components = staticmethod(load_components)
     lora_loader = WanLoraLoaderMixin
     exact_components: ClassVar[tuple[str, ...]] = ("semantic_encoder", "compressor")
-    """Components whose weights are not rounded in files, because plans name them by their fingerprints."""
+    """Components whose weights are not rounded in files, because plans record their fingerprints."""
     # Their fingerprints are read outside of a forward, where offload by layers has taken the weights away.
     _exclude_from_cpu_offload = ["semantic_encoder", "compressor"]  # noqa: RUF012
     model_cpu_offload_seq = "text_encoder->semantic_encoder->compressor->planner->transformer->vae"
@@ -145,17 +145,17 @@ class SemanticGenPipeline(SystemPipeline, AdapterMixin, WanLoraLoaderMixin):
 
     @property
     def defaults(self) -> Settings:
-        """Settings of the model, where a generation starts from."""
+        """Default settings of the model."""
         return Settings.from_config(self.config.generation_defaults)
 
     @property
     def grid(self) -> LatentGrid:
-        """Which numbers of frames and which sizes the model can make."""
+        """The numbers of frames and the sizes that the model supports."""
         return latent_grid(self.vae, self.transformer.config.patch_size[-1])
 
     @property
     def clock(self) -> SliceClock:
-        """How plans divide time."""
+        """The division of time into the slices of plans."""
         return self.compressor.clock
 
     @cached_property
@@ -178,7 +178,7 @@ class SemanticGenPipeline(SystemPipeline, AdapterMixin, WanLoraLoaderMixin):
         save_components(Path(save_directory), self.components, settings, type(self).__name__, colours, max_shard_size)
 
     def describe(self) -> dict[str, Any]:
-        """Return what records of generations say of the model besides its files: whose plans it takes."""
+        """Return what sidecars record of the model besides its files: the encoder and compressor of its plans."""
         return {"encoder": self.compressor.config.encoder, "compressor": self.compressor.fingerprint}
 
     @torch.no_grad()
@@ -187,12 +187,12 @@ class SemanticGenPipeline(SystemPipeline, AdapterMixin, WanLoraLoaderMixin):
         """Return the plans of clips.
 
         Args:
-            source: Clip of any size and rate, or a list of clips of one length; each is resized to cover the result,
-                and cropped. A clip shorter than one slice has one slice.
-            settings: Settings with the size of the results; None for the model's own.
+            source: Clip of any size and rate, or a list of clips of one length; each is resized to cover the result's
+                size, and cropped. A clip shorter than a slice gives one slice.
+            settings: Settings with the results' size; None for the model's own.
 
         Raises:
-            InputError: `source` is something else.
+            InputError: `source` is not a clip or a list of clips.
         """
         request, settings = make_request(source=source), settings or self.defaults
         check_sources(request.sources, settings, None)
@@ -220,20 +220,20 @@ class SemanticGenPipeline(SystemPipeline, AdapterMixin, WanLoraLoaderMixin):
         """Generate.
 
         Args:
-            prompt: What the result shows, or a list of texts for a batch. An empty one asks for anything: planner and
-                renderer then follow no text.
-            num_frames: Frames of the result; of any number the nearest that the autoencoder can make is made.
+            prompt: What the result shows, or a list of texts for a batch. With an empty text planner and renderer are
+                unconditional.
+            num_frames: Frames of the result, brought to the nearest number that the autoencoder supports.
             seconds: Length of the result, in place of `num_frames`.
-            plan: `Plan` to render, or one per prompt; the result is as long as it is.
-            source: Clip whose plan is rendered, under another prompt, or one per prompt; the same.
-            image: First picture, for renderers that take one: PIL, uint8 array or one-frame Clip, or one per prompt. A
-                plan that is made begins with it.
-            segments: Pairs of seconds and text, one after another, which together last as long as the result. Each part
-                follows `prompt` and then its own text.
-            span: Seconds (start, stop) of `source` to render again, to whole latent frames; all other frames stay as
-                they are, bit for bit. A plan may be given beside it.
+            plan: `Plan` to render, or one per prompt; it sets the result's length.
+            source: Clip whose plan is rendered with another prompt, or one per prompt; it sets the result's length.
+            image: First frame, for renderers that support one: PIL image, uint8 array (height, width, 3) or one-frame
+                Clip, or one per prompt. A new plan begins with it.
+            segments: Consecutive pairs of seconds and text, which together have the result's length. Each part reads
+                `prompt` followed by its own text.
+            span: Seconds (start, stop) of `source` to render again, rounded to latent frames; other frames are
+                unchanged, bit for bit. May be combined with a plan.
             negative_prompt: Text to steer away from; None for the setting.
-            generator: Source of the noise, on its own device; one, or one per prompt.
+            generator: Source of the noise, drawn on the generator's device; one, or one per prompt.
             output_type: Form of `frames`: "np", "pt", "pil" or "latent".
             callback_on_step_end: Called after each step, as diffusers does: with "plan" in the steps of planning, and
                 then, from step 0 on, with "latents" in those of rendering. It may set `interrupt`.
@@ -242,7 +242,7 @@ class SemanticGenPipeline(SystemPipeline, AdapterMixin, WanLoraLoaderMixin):
 
         Raises:
             InputError: An argument is not what was expected.
-            PlanError: A plan is one of another model or size.
+            PlanError: A plan belongs to another model or size.
         """
         if output_type not in get_args(OutputType):
             raise InputError(f"expected output_type of {', '.join(get_args(OutputType))}, got {output_type!r}")
@@ -257,12 +257,12 @@ class SemanticGenPipeline(SystemPipeline, AdapterMixin, WanLoraLoaderMixin):
     def estimate_seconds(self, request: Request, settings: Settings) -> dict[str, float]:
         """Estimate how long the steps of planning (`plan`) and rendering (`latents`) will take.
 
-        Shorter steps are timed for it, which for videos of a minute and more takes a small part of what it tells.
+        It times shorter steps, which for videos of a minute or more takes a small part of the estimate.
 
         Args:
-            request: Inputs of one result (`sememe.semanticgen.inputs.make_request`); of a source only that there is
-                one, for then no plan is made.
-            settings: Settings, with the number of frames as it will be.
+            request: Inputs of one result (`sememe.semanticgen.inputs.make_request`); with a source no planning is
+                counted.
+            settings: Settings with the final number of frames.
         """
         return estimate_seconds(self, request, settings)
 
@@ -283,7 +283,7 @@ class SemanticGenPipeline(SystemPipeline, AdapterMixin, WanLoraLoaderMixin):
         return SemanticGenOutput(clips, plans, frames, settings, guidance.to_table(), watch.seconds)
 
     def decode(self, latents: VideoLatents, fps: float, chunk: int = 8) -> Iterator[Clip]:
-        """Decode one video piece by piece, so that it need not be in memory at once; `write_clips` takes the pieces.
+        """Decode one video piece by piece, so that it is never in memory as a whole; `write_clips` takes the pieces.
 
         Args:
             latents: `frames` of a result of output type "latent", of one prompt.

@@ -1,4 +1,5 @@
-"""Settings of a SemanticGen generation, from which arguments, flags, records and plans derive. Imports no torch."""
+"""Settings of a SemanticGen generation, from which arguments, flags, sidecars and memory plans derive. Imports no
+torch."""
 
 from dataclasses import dataclass
 
@@ -24,7 +25,7 @@ class SamplingSettings(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class GuidanceSettings(Record):
-    """How strongly text and plan steer. The paper describes no guidance; 1 turns each off.
+    """Strength of text and plan. The paper describes no guidance; 1 turns each off.
 
     Attributes:
         guidance_scale: Strength of the prompt in rendering.
@@ -71,7 +72,7 @@ class Settings(Record):
     plan: PlanSettings = PlanSettings()
 
     def list_shortcuts(self) -> list[str]:
-        """Return what departs from how models are trained to be used; there is nothing."""
+        """Return settings that depart from training; there are none."""
         return []
 
 
@@ -86,4 +87,4 @@ BUILT_IN = Settings().override(
     planning_guidance_scale=3.0,
     window_seconds=4.0,
 )
-"""Settings that the built-in model starts from; those it ships with are chosen by measurement."""
+"""Initial settings of the built-in model; its folder has others, chosen by measurement."""

@@ -26,7 +26,7 @@ class NoiseLevels(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class SemanticFramesRecipe(ArraysRecipe):
-    """Renders scripts of the world once: their frames with what is known of each pixel, and what happens when."""
+    """Renders scripts of the world once: frames with mask and nearness of each pixel, and the conditions in time."""
 
     more_arrays: ClassVar[str | None] = "sememe.semanticgen.arrays:list_frames"
 
@@ -58,15 +58,15 @@ class CompressorNetwork(Record):
 class EncoderSettings(Record):
     """How the built-in semantic encoder is trained.
 
-    Linear probes read the world from its features. At every place: how much of it is subject, its mean colour and its
-    nearness, in both frames of a slice. Of a slice as a whole: kind and colour of the subject and kind of the backdrop,
-    whose losses weigh `label_weight`.
+    Linear probes read the world from its features. At every position: subject coverage, mean colour and nearness, in
+    both frames of a slice. For a slice as a whole: kind and colour of the subject and kind of the backdrop, with loss
+    weight `label_weight`.
 
-    The compressor is trained with it: another linear probe reads the same numbers of every place from the plans that
-    the compressor draws. `kl_weight` is the weight of their KL divergence from a standard Gaussian.
+    The compressor is trained with it: another linear probe reads the same numbers of every position from the plans that
+    the compressor samples. `kl_weight` is the weight of their KL divergence from a standard Gaussian.
 
-    Each clip of a batch shows `num_slices` of its slices, for those of one clip teach much the same, and all are
-    shifted by up to `max_shift` pixels, so that where things stand in the grid of patches does not matter.
+    Each clip of a batch contributes `num_slices` slices, because those of one clip are similar, and all are shifted by
+    up to `max_shift` pixels, so that the position in the patch grid does not matter.
     """
 
     batch_size: Count = 64
@@ -80,7 +80,7 @@ class EncoderSettings(Record):
 class EncoderRecipe:
     """Trains the built-in semantic encoder and the compressor of its features on scripts of the world.
 
-    `frames` is the cache of a `SemanticFramesRecipe`, and `fps` are the frames per second that the encoder is given.
+    `frames` is the cache of a `SemanticFramesRecipe`, and `fps` are the frames per second that the encoder reads.
     """
 
     name: str
@@ -95,9 +95,9 @@ class EncoderRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class SemanticLatentsRecipe(LatentsRecipe):
-    """Latents of clips, and what a semantic encoder says of them, as the array "semantic".
+    """Latents of clips, and features of a semantic encoder as the array "semantic".
 
-    `semantic_encoder` is a model, run or folder with one, and `semantic_fps` are the frames per second that it is given
+    `semantic_encoder` is a model, run or folder with one, and `semantic_fps` are the frames per second that it reads
     (1.6 in the paper).
     """
 
@@ -115,11 +115,11 @@ class RendererSettings(Record):
         batch_size: Clips per batch.
         noise: Noise levels of latents.
         captions: Captions that are dropped or say what happens.
-        drop_plan: Share of batches that have no plan, so that the same network also renders without one.
-        image_share: Share of clips whose first picture is given, where the backbone takes one.
-        kl_weight: Weight of the KL divergence; the paper does not give it.
-        plan_noise: Law of the noise on plans.
-        plan_noise_tau: Its strength; the plan's features have unit variance.
+        drop_plan: Share of batches without a plan, so that the same network also renders without one.
+        image_share: Share of clips with their first frame as input, if the backbone takes one.
+        kl_weight: Weight of the KL divergence; not stated in the paper.
+        plan_noise: Distribution of the strength of noise on plans.
+        plan_noise_tau: Scale of that strength, in standard deviations of the plan's features (unit variance).
         window_seconds: Length of the attention windows; none attends over the whole clip.
     """
 
@@ -141,9 +141,9 @@ class RendererRecipe(Record):
     """Trains the renderer and the text encoder on cached arrays (paper section 3.3, stage 1).
 
     `backbone` is a model or run whose transformer, text encoder and tokenizer it starts from. `encoder` is a run or
-    model whose compressor is taken, and frozen, so that a planner can be trained at the same time; none trains one of
-    the size `compressor` with the renderer, as the paper does. `temporal_ratio` are the
-    frames per latent frame after the first, and `fps` the frames per second of the clips. `autoencoder` is a run or
+    model whose compressor is used, frozen, so that a planner can be trained at the same time; none trains one of the
+    size `compressor` with the renderer, as in the paper. `temporal_ratio` is the number of frames per latent frame
+    after the first, and `fps` the frames per second of the clips. `autoencoder` is a run or
     model whose autoencoder decodes samples to look at; none makes none.
     """
 
@@ -179,8 +179,8 @@ class PlannerSettings(Record):
         batch_size: Plans per batch.
         noise: Noise levels of plans.
         captions: Captions that are dropped or say what happens.
-        crop_share: Share of batches whose plans are cut after a random number of slices, so that videos of all lengths
-            up to that of the clips are known; their captions still say what happens in the whole clip.
+        crop_share: Share of batches whose plans are cut after a random number of slices, so that the planner learns all
+            lengths up to that of the clips; captions still describe the whole clip.
     """
 
     batch_size: Count = 64
@@ -195,8 +195,8 @@ class PlannerSettings(Record):
 class PlannerRecipe:
     """Trains the planner on cached arrays (paper section 3.3, stage 2).
 
-    Encoder, compressor and text encoder are frozen. `renderer` is the run or model that compressor, text encoder and
-    tokenizer come from.
+    Encoder, compressor and text encoder are frozen. `renderer` is the run or model that provides compressor, text
+    encoder and tokenizer.
     """
 
     name: str
@@ -238,7 +238,7 @@ class ReaderSettings(Record):
         batch_size: Clips per batch.
         blurred_share: Share of clips that are blurred by half their pixels.
         max_noise: Largest standard deviation of noise on pixels, which go from -1 to 1.
-        max_shift: Most pixels by which a clip is shifted, up or down and left or right.
+        max_shift: Largest shift of a clip in pixels, vertically and horizontally.
     """
 
     batch_size: Count = 8

@@ -66,16 +66,16 @@ CallbackOnStepEnd = Callable[["VideoAsPromptPipeline", int, torch.Tensor, dict[s
 
 @dataclass(frozen=True)
 class VideoAsPromptOutput:
-    """What a generation gave.
+    """The result of a generation.
 
     Attributes:
-        clips: One clip per picture; none for the output type "latent".
+        clips: One clip per picture, uint8 RGB; empty for the output type "latent".
         frames: The same clips in the form of the output type. "np": float (batch, frame, height, width, 3) in [0, 1];
             "pt": float (batch, frame, 3, height, width) in [0, 1]; "pil": a list of PIL images per picture; "latent":
             normalised latents (batch, channel, frame, height, width).
-        settings: Settings as they were resolved; pass them to make the same again.
+        settings: Resolved settings; pass them to repeat the generation.
         guidance: The guidance table, as plain values.
-        timings: Seconds spent to encode, denoise and decode.
+        timings: Seconds for "encode", "denoise" and "decode".
     """
 
     clips: list[Clip]
@@ -86,10 +86,10 @@ class VideoAsPromptOutput:
 
 
 class VideoAsPromptPipeline(SystemPipeline, AdapterMixin, WanLoraLoaderMixin):
-    """Generate clips that start with a picture and show the effect of reference clips.
+    """Generate clips that start with a picture and do what happens in reference clips.
 
-    `from_pretrained` also reads models in the layout of the released ones, and stock Wan and CogVideoX models. To these
-    its option `expert` adds the expert in a folder, which may be a whole model that has one.
+    `from_pretrained` also reads models in the layout of the released ones, and stock Wan and CogVideoX models. For
+    these its option `expert` is a folder with an expert, or with a model that has one.
 
     Args:
         tokenizer: Tokenizer of the text encoder.
@@ -100,9 +100,9 @@ class VideoAsPromptPipeline(SystemPipeline, AdapterMixin, WanLoraLoaderMixin):
             `UniPCMultistepScheduler`; for CogVideoX, one for v-prediction such as `CogVideoXDDIMScheduler`.
         image_encoder: CLIP, for backbones that read image embeddings.
         image_processor: Image processor of the image encoder.
-        generation_defaults: Fields of `Settings` by name; the others have its values.
+        generation_defaults: Fields of `Settings` by name; other fields have its defaults.
         expand_timesteps: Whether each token has its own timestep and a picture replaces the first latent frame, as in
-            Wan2.2-TI2V, which takes a picture or text alone.
+            Wan2.2-TI2V, for which a picture is optional.
     """
 
     system = VIDEO_AS_PROMPT
@@ -144,18 +144,18 @@ class VideoAsPromptPipeline(SystemPipeline, AdapterMixin, WanLoraLoaderMixin):
 
     @property
     def defaults(self) -> Settings:
-        """Settings of the model, where a generation starts from."""
+        """Default settings of the model."""
         return Settings.from_config(self.config.generation_defaults)
 
     @property
     def grid(self) -> LatentGrid:
-        """Which numbers of frames and which sizes the model can make."""
+        """The numbers of frames and the sizes that the model supports."""
         patch = self.transformer.config.patch_size
         return latent_grid(self.vae, patch if isinstance(patch, int) else patch[-1])
 
     @cached_property
     def family(self) -> BackboneFamily:
-        """Adapter of the backbone; it keeps the target's rotary tables from one generation to the next."""
+        """Adapter of the backbone; it caches the target's rotary tables over generations."""
         return choose_family(self)
 
     @property
@@ -165,14 +165,14 @@ class VideoAsPromptPipeline(SystemPipeline, AdapterMixin, WanLoraLoaderMixin):
         return torch.bfloat16 if is_cast else super().compute_dtype
 
     def apply_plan(self, plan: MemoryPlan, device: torch.device | str) -> None:
-        """Compute as planned, from now on; the weights are on the CPU, in the planned precision."""
+        """Apply a plan; the weights have to be on the CPU, in the planned precision."""
         if not plan.strategy.keeps_text_keys:
             defaults = self.defaults.override(text_keys="recomputed")
             self.register_to_config(generation_defaults=defaults.to_config())
         super().apply_plan(plan, device)
 
     def describe(self) -> dict[str, Any]:
-        """Return what records of generations say of the model besides its files."""
+        """Return what sidecars record of the model besides its files."""
         return {"attention_mode": self.transformer.config.attention_mode}
 
     @property
@@ -186,9 +186,8 @@ class VideoAsPromptPipeline(SystemPipeline, AdapterMixin, WanLoraLoaderMixin):
         """Write a folder for `from_pretrained`, with stock backbone and expert as separate safetensors files.
 
         Raises:
-            InputError: If the text encoder was unloaded, adapters are loaded, or the transformer's weights are
-                quantised.
-            OutputError: If the folder cannot be written.
+            InputError: The text encoder was unloaded, adapters are loaded, or the transformer's weights are quantised.
+            OutputError: The folder cannot be written.
         """
         if self.text_encoder is None:
             raise InputError(
@@ -214,9 +213,9 @@ class VideoAsPromptPipeline(SystemPipeline, AdapterMixin, WanLoraLoaderMixin):
         """Encode references once; pass the result as `references` for many pictures and seeds.
 
         Args:
-            clips: References of at least 2 frames each; the first listed counts as the farthest in time.
+            clips: References of at least 2 frames each; the first one is placed farthest in time from the target.
             prompts: Their captions, or the result of `encode_prompt`; None for empty ones, as in training.
-            settings: Settings of the generations to come; None for the model's own.
+            settings: Settings of the later generations; None for the model's own.
             overrides: Fields of the settings, by name.
 
         Raises:
@@ -246,7 +245,7 @@ class VideoAsPromptPipeline(SystemPipeline, AdapterMixin, WanLoraLoaderMixin):
             prompt: What results show; one text for all pictures, or one each.
             negative_prompt: Text to steer away from; None for the model's own.
             reference_prompts: Captions of the references; None for empty ones.
-            max_sequence_length: Tokens per text, as in the generation to come.
+            max_sequence_length: Tokens per text, as in the later generation.
 
         Raises:
             InputError: An argument is no text, or the text encoder was unloaded.
@@ -263,7 +262,7 @@ class VideoAsPromptPipeline(SystemPipeline, AdapterMixin, WanLoraLoaderMixin):
         return EncodedPrompt(**texts, embeds=embeds, max_sequence_length=settings.sampling.max_sequence_length)
 
     def unload_text_encoders(self) -> None:
-        """Drop the text encoder: afterwards only what `encode_prompt` returned can be given as a prompt.
+        """Drop the text encoder: afterwards a prompt has to be a result of `encode_prompt`.
 
         The tokenizer stays, and so does the image encoder, which reads each new picture.
         """
@@ -295,21 +294,20 @@ class VideoAsPromptPipeline(SystemPipeline, AdapterMixin, WanLoraLoaderMixin):
 
         Args:
             image: The first frame: a PIL image, a uint8 array (height, width, 3) or a one-frame Clip; a list of them
-                for a batch. It is resized to cover the target size and cropped. None for models that make videos from
-                text alone.
-            references: Clips of at least 2 frames, or what `encode_reference` returned; for a batch also a list with
-                such an entry per picture. Not needed where `reference_guidance_scale` is 0.
+                for a batch. It is resized to cover the target size and cropped. None for text-to-video models.
+            references: Clips of at least 2 frames, or a result of `encode_reference`; for a batch also a list with one
+                of these per picture. Not needed if `reference_guidance_scale` is 0.
             prompt: What the result shows; one text, or one per picture; or the result of `encode_prompt`.
             negative_prompt: Text to steer away from.
             reference_prompts: Captions of the references; None for empty ones.
             last_image: The last frame, for Wan; a list of them for a batch.
-            generator: Source of the noise, which is drawn on its own device; one, or one per picture.
-            latents: Noise to start from (batch, channel, frame, height, width), unit variance, for any backbone.
+            generator: Source of the noise, drawn on the generator's device; one, or one per picture.
+            latents: Initial noise (batch, channel, frame, height, width) with unit variance, for any backbone.
             output_type: Form of `frames` in the result: "np", "pt", "pil" or "latent".
             callback_on_step_end: Called after each step, as diffusers does; it may set `interrupt`.
-            callback_on_step_end_tensor_inputs: Names of the tensors that the callback gets; there is "latents".
-            num_videos_per_prompt: Results for each picture, one after the other, of noises of their own.
-            return_dict: Whether the output is a record; if not, it is a tuple of its `frames` alone.
+            callback_on_step_end_tensor_inputs: Names of the tensors that the callback receives; only "latents".
+            num_videos_per_prompt: Results for each picture, consecutive, each with its own noise.
+            return_dict: Whether to return a record; otherwise a tuple with only its `frames`.
             settings: Settings of the generation; None for the model's own (`defaults`).
             overrides: Fields of the settings, by name (see `sememe.video_as_prompt.settings`), such as `height`,
                 `num_frames` and `guidance_scale` with diffusers' names; None leaves a field as it is.

@@ -1,4 +1,5 @@
-"""Settings of a Video-As-Prompt generation, from which arguments, flags, records and plans derive. Imports no torch."""
+"""Settings of a Video-As-Prompt generation, from which arguments, flags, sidecars and memory plans derive. Imports no
+torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -22,8 +23,8 @@ Quirk = Literal[
 - `stretched_frames`: pictures and references are stretched to the target's shape instead of cropped.
 - `uncropped_image_embeds`: CLIP sees pictures and references as they were passed, not as the backbone sees them.
 - `negative_reference_prompt`: under the negative prompt the reference's caption is the negative prompt too.
-- `long_negative_prompt`: where neither the call nor the model has a negative prompt, it is the official one, as
-  released models have it without this.
+- `long_negative_prompt`: without a negative prompt from the call or the model, the official one is used, which released
+models have by default.
 - `sampled_latents`: CogVideoX's references and first frames are drawn from the autoencoder's posterior with the
   generation's generator (whose noise is laid out with frames before channels), instead of being its mode.
 - `truncated_timesteps`: Wan's UniPC takes slightly different steps, those of an older diffusers.
@@ -48,14 +49,14 @@ class SamplingSettings(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class GuidanceSettings(Record):
-    """How strongly text and reference steer.
+    """Strength of text and reference.
 
     Attributes:
-        guidance_scale: Strength of the prompt against the negative prompt; 1 is off and leaves the negative prompt
-            out, and 0 stands for 1, as in diffusers. It has no effect where the two are equal.
+        guidance_scale: Strength of the prompt against the negative prompt. 0 and 1 both mean off, without the negative
+            prompt, as in diffusers. No effect if the two are equal.
         reference_guidance_scale: Strength of the reference; 1 is off, 0 leaves the reference out.
-        guidance_interval: Timesteps, as parts of 1000, in which guidance acts; outside there is one forward pass with
-            text and reference. 0,1 is always.
+        guidance_interval: Interval of timesteps / 1000 in which guidance acts; outside it there is one forward pass
+            with text and reference. 0,1 is always.
         negative_prompt: Text to steer away from; in Python one text, or one per picture.
     """
 
@@ -86,8 +87,8 @@ class ReferenceSettings(Record):
     """How references are read.
 
     Attributes:
-        reference_sampling: Which frames of a reference are read: spread evenly over it, at the result's frame rate
-            (fps), or its first ones.
+        reference_sampling: Which frames of a reference are read: evenly spread (even), at the result's frame rate
+            (fps), or the first ones (first).
         num_reference_frames: Frames read of each reference, or one number per reference; none reads as many as the
             result has.
         reference_strength: Weight of the reference's tokens in attention, 0 to 1; lower it if the result copies too
@@ -116,16 +117,16 @@ class ExecutionSettings(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class ExperimentalSettings(Record):
-    """Controls that lowered quality where they were measured (docs/evidence.md), and habits of the official code.
+    """Controls that lowered quality where they were measured (docs/evidence.md), and defects of the official code.
 
     Attributes:
-        approximate: For a two-way model: do not carry the reference through every step. Faster, approximate.
-        reference_refresh: With approximate: steps after which the reference is carried along once and its keys and
-            values are kept; none encodes it once for all steps.
+        approximate: For a two-way model: do not compute the reference at every step. Faster, approximate.
+        reference_refresh: With approximate: the reference is computed every so many steps, and its keys and values are
+            kept in between; none computes it once.
         reference_downscale: Height and width of references are those of the result divided by this. Not on CogVideoX.
-        reference_positions: "dense" places a reference frame by frame up to the result, as in training; "spread"
-            spreads one with fewer frames over the length of the result.
-        negative_references: Videos to steer away from, in place of the backbone's own result.
+        reference_positions: "dense" places a reference's frames directly before the result's, as in training; "spread"
+            spreads fewer frames over the length of the result.
+        negative_references: Videos to steer away from, in place of the backbone's prediction.
         use_dynamic_cfg: Change the text guidance over the steps as the official CogVideoX demonstration does.
         official_quirks: Defects of the official pipelines to reproduce, by name, or all.
     """

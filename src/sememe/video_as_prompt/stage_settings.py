@@ -20,7 +20,7 @@ class BackboneSettings(Record):
     """How the backbone is trained.
 
     Noise levels are drawn from a logit-normal distribution with `sigma_mean` and `sigma_std`; `sigma_shift` moves them
-    towards the noisy end, where it is decided what happens. Captions follow `captions`.
+    towards the noisy end, which decides what happens. Captions are dropped as `captions` says.
     """
 
     batch_size: Count = 64
@@ -34,11 +34,11 @@ class BackboneSettings(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class PairSettings(Record):
-    """Which references and targets a batch of an expert's training holds.
+    """References and targets in a batch of an expert's training.
 
-    Every target of a batch reads equally many references of its condition, drawn for the batch from 1 to
-    `max_references`. In the one-way mode a reference is encoded once and serves `targets_per_reference` targets, which
-    makes a pair nearly twice as cheap. `full_share` of `captions` is 0: a caption that names the condition would make
+    All targets of a batch read the same number of references of their condition, drawn from 1 to `max_references`. In
+    the one-way mode a reference is encoded once and serves `targets_per_reference` targets, which nearly halves the
+    cost of a pair. `full_share` of `captions` is 0: a caption that names the condition would make
     the reference superfluous (the official recipe names it in nearly every caption; set it to 1 to reproduce that).
     """
 
@@ -58,8 +58,8 @@ class ExpertSettings(PairSettings):
     """How the expert is trained: its batches, and levels of noise as in `BackboneSettings`.
 
     `mismatch_weight` weighs a second loss: each target is also predicted with the reference of another condition, and
-    it is learned to tell by the errors which reference belongs to it (see `stage_expert.ExpertStage`). It takes a
-    second forward for each target. `reference_weight` weighs a third one: the expert alone denoises the references.
+    the errors are trained to classify which reference belongs to it (see `stage_expert.ExpertStage`). It costs a second
+    forward for each target. `reference_weight` weighs a third one: the expert alone denoises the references.
     """
 
     sigma_mean: float = 0.0
@@ -78,7 +78,7 @@ class ExpertSettings(PairSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class PreferenceSettings(PairSettings):
-    """How preferences are learned: batches, levels of noise as in `BackboneSettings`, and `strength`.
+    """How preferences are learned: batches, noise levels as in `BackboneSettings`, and `strength`.
 
     `strength` is the factor of the difference of mean squared errors (see `diffusion.preference`). `num_references`
     times `targets_per_reference` is the number of pairs of outcomes in a batch.
@@ -92,10 +92,10 @@ class PreferenceSettings(PairSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class FewStepSettings(PairSettings):
-    """How a sampler of few steps is learned from a teacher of many.
+    """How a few-step sampler is distilled from a teacher.
 
-    Each of the student's `num_steps` steps learns to end where `teacher_steps` steps of the teacher end, under the
-    teacher's `guidance`; the student is used without any. `shift` is that of the steps in flow matching.
+    Each of the student's `num_steps` steps learns to end where `teacher_steps` steps of the teacher end, with the
+    teacher's `guidance`; the student is used without guidance. `shift` is the flow-matching shift of the steps.
     """
 
     num_steps: Count = 4
@@ -126,7 +126,7 @@ class WanNetwork(Record):
 class BackboneRecipe:
     """Trains an image-to-video backbone and its text encoder on cached latents.
 
-    It meets all conditions, but no caption names those in `unseen`; none means those of clips of another split than
+    It is trained on all conditions, but no caption names those in `unseen`; none means those of splits other than
     "train". `autoencoder` is a run or model whose autoencoder decodes samples to look at; none makes none.
     """
 
@@ -145,8 +145,8 @@ class BackboneRecipe:
 class PairedRecipe(Record):
     """Trains an expert on a frozen backbone, on cached latents of the seen conditions.
 
-    Conditions in `unseen` are left out; none means clips of another split than "train". `num_conditions` takes that
-    many of the others, each smaller number a part of each larger one; none means all. `autoencoder` is that of
+    Conditions in `unseen` are left out; none means those of splits other than "train". `num_conditions` limits the
+    others to that many, a smaller number being a subset of a larger one; none means all. `autoencoder` is that of
     `BackboneRecipe`.
     """
 
@@ -163,12 +163,12 @@ class PairedRecipe(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertRecipe(PairedRecipe):
-    """Trains an expert that begins as a copy of the backbone, to predict the true clips.
+    """Trains an expert, initialised with the backbone's weights, to predict the true clips.
 
     `expert_blocks` are the backbone's blocks that carry an expert; none means all. `reference_timestep` none, for
     CogVideoX in the mode "joint", reads the reference at the target's own timestep, as the released model does.
-    `reference_embeddings` learns a vector for each of several references, added to its tokens, from nothing: with it
-    the nearest to the target, the second nearest and so on differ in more than their positions.
+    `reference_embeddings` learns a vector for each of several references (nearest to the target, second nearest, ...),
+    added to its tokens and zero at first, so that they differ in more than their positions.
     """
 
     attention_mode: Literal["cached", "joint"] = "cached"
@@ -180,11 +180,11 @@ class ExpertRecipe(PairedRecipe):
 
 @dataclass(frozen=True, kw_only=True)
 class OneWayRecipe(PairedRecipe):
-    """Makes a one-way expert of a two-way one, so that a reference is encoded once for all steps.
+    """Distils a one-way expert from a two-way one, so that a reference is encoded once for all steps.
 
     The student begins with the teacher's weights and learns to predict what `teacher` predicts for the same noisy
-    latents without guidance. `true_share` of its target is the true one instead. `reference_timestep` none is the
-    teacher's own, which a teacher that follows the target's timestep does not have.
+    latents without guidance. Its target is mixed with the true one in the share `true_share`. `reference_timestep` none
+    is the teacher's; it has to be given if the teacher reads references at the target's timestep.
     """
 
     teacher: str
@@ -195,7 +195,7 @@ class OneWayRecipe(PairedRecipe):
 
 @dataclass(frozen=True, kw_only=True)
 class FewStepRecipe(PairedRecipe):
-    """Makes an expert for few steps and no guidance of the `teacher`, which keeps its way of reading references."""
+    """Distils `teacher` into an expert for few steps without guidance, which reads references like the teacher."""
 
     teacher: str
     settings: FewStepSettings = field(default_factory=FewStepSettings)
@@ -203,9 +203,9 @@ class FewStepRecipe(PairedRecipe):
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptedRecipe(PairedRecipe):
-    """Trains small matrices of `rank` beside those of the attention of an expert, which stays as it is.
+    """Trains low-rank matrices of `rank` on the attention of a frozen expert.
 
-    LoRA (arXiv 2106.09685): a product of two matrices is added to each, and is nothing at first.
+    LoRA (arXiv 2106.09685): a product of two matrices, zero at first, is added to each weight.
     """
 
     expert: str
@@ -221,7 +221,8 @@ class LoraRecipe(AdaptedRecipe):
 
 @dataclass(frozen=True, kw_only=True)
 class PreferenceRecipe(AdaptedRecipe):
-    """Trains an adapter of an expert to prefer the outcome that a reference shows to another of the same picture."""
+    """Trains an adapter of an expert to prefer the outcome that follows the reference to another one of the same
+    picture."""
 
     settings: PreferenceSettings = field(default_factory=PreferenceSettings)
 
@@ -230,8 +231,8 @@ class PreferenceRecipe(AdaptedRecipe):
 class VideoAsPromptModelRecipe(ModelRecipe, Record):
     """Assembles a Video-As-Prompt model from the runs of its parts.
 
-    `expert_share` is the share of the way from the backbone's weights, with which its training began, to the trained
-    expert's. Less than 1 follows conditions better that it was not trained on.
+    `expert_share` interpolates from the backbone's weights (0), with which training began, to the trained expert's (1).
+    Less than 1 follows unseen conditions better.
     """
 
     autoencoder: str
