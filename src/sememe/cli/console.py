@@ -88,7 +88,7 @@ def _bar() -> Iterator[Callable[["Progress"], None]]:
         MofNCompleteColumn(),
         TextColumn("{task.fields[left]}"),
     )
-    # transient: what stays on the screen is the result, not the way there.
+    # transient: only the result stays on the screen.
     with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
         task = bars.add_task("starting", total=None, left="")
         stage = ""
@@ -98,7 +98,7 @@ def _bar() -> Iterator[Callable[["Progress"], None]]:
             if progress.stays:
                 bars.console.print(progress.stage, markup=False, highlight=False)
             if progress.stage != stage:
-                # A new task, because a total that is known cannot be taken back.
+                # A new task, because rich cannot reset a known total to unknown.
                 bars.remove_task(task)
                 task = bars.add_task(progress.stage, total=progress.num_steps or None, left="")
                 stage = progress.stage

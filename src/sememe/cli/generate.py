@@ -56,7 +56,7 @@ def make_command(system: System, spec: GenerationSpec) -> Callable[..., None]:
     required = [name for name, field in list_fields(spec.inputs).items() if field.default is MISSING]
     shared = [each for each in inspect.signature(_run).parameters.values() if each.kind is each.KEYWORD_ONLY]
     options = [each.annotation.__metadata__[0] for each in (*inputs.values(), *shared)]
-    # As typer does, the first name of an option in an annotation stands in the place of the default.
+    # As in typer, the first name of an option in an annotation is in the place of the default.
     rare = {option.default: option.help for option in options if option.hidden}
     help_all = _parameter("_help_all", bool, make_help_all(system.settings, rare), default=False)
 
@@ -199,7 +199,7 @@ def _list_inputs(spec: GenerationSpec) -> dict[str, inspect.Parameter]:
         else:
             flag = _flag(name, field.type)
             option = typer.Option(flag, help=field.help, rich_help_panel=_INPUTS, hidden=name in spec.rare)
-        # What is not given may stand in a config file.
+        # A missing value may be in a config file.
         found[name] = _parameter(name, kind | None, option, default=None)
     return found
 
@@ -224,7 +224,7 @@ def _bare(kind: Any) -> Any:
     return kind if kind in (int, float, bool) else str
 
 
-# Names of one word are words of the language, too, and those within a path are no settings.
+# Single words may be ordinary English, and names within a path are not settings.
 _NAME = re.compile(r"(?<![\w./\\-])[a-z]+(?:_[a-z]+)+(?![\w/\\-]|\.\w)")
 
 

@@ -12,7 +12,7 @@ _SETTINGS = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 
-# Diffusers imports these as soon as they are installed, wanted or not, and they log what they could not find.
+# Diffusers imports these if they are installed, and they log missing optional parts.
 _TALKATIVE = ("torchao", "bitsandbytes", "torch.utils._pytree")
 
 

@@ -79,7 +79,7 @@ class HeldValues:
 
     def read(self, places: Places) -> Entries:
         if len(self._groups) == 1:
-            # Without waiting for a GPU, on which the places may be.
+            # Without synchronising with a GPU, where the indices may be.
             return self._groups[0].index_select(0, places.to(self._groups[0].device))
         places = places.cpu()
         owners = torch.searchsorted(self._starts, places, right=True) - 1

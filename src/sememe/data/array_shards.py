@@ -24,7 +24,7 @@ from sememe.errors import InputError
 SUFFIX = ".safetensors"
 _FORMAT, _TENSOR = 4, "values"
 _ABOUT, _HASH = "sememe", "sememe_sha256"
-# The header of most shards is within the first bytes, which then are all that is read.
+# For most shards the first bytes contain the whole header, so one read suffices.
 _FIRST_BYTES = 64 * 1024
 _MAX_HEADER = 100 * 1024 * 1024
 Entries = Shaped[Tensor, "entry ..."]

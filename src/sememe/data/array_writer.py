@@ -200,7 +200,7 @@ class ArrayCacheWriter:
                 name = self._name_shard(shard.about.array)
                 left.append(write_shard(self._storage, name, shard.about, entries, hashes))
         if has_index(self._storage):
-            # Before anything goes that the index still names.
+            # Before anything that the index names is removed.
             write_index(replace(read_index(self._storage), shards=sort_shards(left)), self._storage)
         for name in unneeded:
             self._storage.remove(name)

@@ -225,7 +225,7 @@ class ListedPairs:
         allowed = self._list_targets(int(references[0]))
         taken = {self._scenes[targets[0]]}
         for place in range(1, len(targets)):
-            # Targets of other scenes, as long as a few tries find some.
+            # Prefer targets of other scenes, within a few tries.
             for _ in range(_TRIES):
                 if targets[place] in allowed and self._scenes[targets[place]] not in taken:
                     break

@@ -177,7 +177,7 @@ class _SharedKeys:
         column = self._columns.get(shard.about.key, ())
         if shard.about.key not in self._places:
             self._places[shard.about.key] = {key: place for place, key in enumerate(column)}
-        # The keys of a shard stand together in most caches, as they were encoded.
+        # In most caches the keys of a shard are consecutive, because they were encoded together.
         start = self._places[shard.about.key].get(shard.keys[0], 0) if shard.keys else 0
         keys = column[start : start + len(shard.keys)]
         return replace(shard, keys=keys) if keys == shard.keys else shard

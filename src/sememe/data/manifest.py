@@ -266,7 +266,7 @@ def _parse_number(path: Path, number: int, column: str, text: str) -> float | No
 
 def _check_path(path: Path, number: int, text: str) -> str:
     relative = PurePosixPath(text.strip())
-    # A list of files that came from elsewhere must not reach outside its folder.
+    # A list from elsewhere must not reach files outside its folder.
     if not text.strip() or relative.is_absolute() or ".." in relative.parts or "\\" in text or "\0" in text:
         raise InputError(
             f"{path}, line {number}: a path must stay inside the dataset, with forward slashes, got {text!r}"

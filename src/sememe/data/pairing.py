@@ -120,7 +120,7 @@ class PairSampler:
             )
         if not 0.0 <= same_scene_share <= 1.0:
             raise RecipeError(f"same_scene_share must be between 0 and 1, got {same_scene_share}")
-        # Most scenes of large data are seen once, and a number takes less memory and time than a list of it.
+        # In large datasets most scenes occur once, and a number takes less memory and time than a list.
         items: dict[str, dict[str, int | list[int]]] = {}
         for index, (condition, scene) in enumerate(zip(conditions_per_item, scenes_per_item, strict=True)):
             if left_out is None or not left_out[index]:

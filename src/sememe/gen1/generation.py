@@ -1,4 +1,4 @@
-"""What the process of generating files asks of this system. Imports no torch."""
+"""Files and texts of a Gen-1 generation, for `workflows.generate`. Imports no torch."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,12 +24,12 @@ class Gen1Inputs(SystemInputs):
 
     Attributes:
         source: Video whose geometry and motion are kept.
-        content: Text that says what the result looks like.
-        content_image: Picture that the result looks like, in place of a text.
-        seconds: Length of the source that is used, from its beginning; none uses all.
-        mask: Picture or video, white where the source is edited; outside the result is the source.
-        structure: Video that shows the structure in grey (white is near), in place of an estimate.
-        save_structure: Video to write, which shows the structure that was kept.
+        content: Text that describes the result's look.
+        content_image: Picture with the result's look, in place of a text.
+        seconds: Seconds of the source to use, from its beginning; none uses all.
+        mask: Picture or video, white where the source is edited; black areas keep the source.
+        structure: Video with the structure in grey (white is near), in place of an estimate.
+        save_structure: Video of the used structure to write.
     """
 
     system: ClassVar[str] = "gen1"

@@ -1,4 +1,5 @@
-"""What the process of generating files asks of this system. Imports no torch, and numpy only when it is used."""
+"""Files and texts of a SemanticGen generation, for `workflows.generate`. Imports no torch, and numpy only when it is
+used."""
 
 import math
 import re
@@ -22,14 +23,14 @@ class SemanticGenInputs(SystemInputs):
     """Files and texts of a generation.
 
     Attributes:
-        prompt: What the video shows; an empty one asks for anything.
-        seconds: Length of the video; none takes that of plan, source, segments or, without these, of the model.
-        segments: Text for a part of the video, such as "0-4: it jumps", in seconds; repeatable. The first begins at 0,
-            and each where the one before ends.
-        source: Video whose plan is rendered, under the prompt.
-        span: Seconds of the source, such as 2-4, that alone are rendered again; all other frames are the source's.
+        prompt: What the video shows; empty for none.
+        seconds: Length of the video in seconds; none is that of plan, source or segments, or else the model's.
+        segments: Text for a part of the video, such as "0-4: it jumps", in seconds; repeatable, without gaps, from 0
+            on.
+        source: Video whose plan is rendered with the prompt.
+        span: Part of the source to render again, in seconds, such as 2-4; other frames are kept.
         plan: Plan file to render.
-        image: Picture file, the first frame, for models that take one.
+        image: Picture for the first frame, if the model supports one.
         save_plan: Plan file to write.
     """
 

@@ -32,7 +32,7 @@ from sememe.training.checkpoint import (
 from sememe.training.process import Distribution
 from sememe.training.sharding import is_sharded, take_rows
 
-# What processes that were killed while they wrote a checkpoint leave; see `atomic_folder`.
+# Leftovers of processes killed while writing a checkpoint; see `atomic_folder`.
 _LEFTOVERS = (".step_*.parts", ".step_*.writing-*", ".step_*.replaced*")
 
 
@@ -91,7 +91,7 @@ class CheckpointWriter:
         is_main = self._distribution.is_main
         part = _Part(
             folder=self._name_parts(),
-            # The first processes hold a whole copy together; the others hold the same.
+            # The first processes together hold a complete copy; the others hold the same.
             tensors={
                 name_file(stem, rank, self._num_parts): _copy(tensors, is_main=is_main)
                 for stem, tensors in named.items()
@@ -144,7 +144,7 @@ class CheckpointWriter:
         for path in list_checkpoints(self._folder)[: -self._keep]:
             if count_steps(path) == self._best:
                 continue
-            # Half a checkpoint must not look like one.
+            # An incomplete checkpoint must not look like a complete one.
             with suppress(OSError):
                 shutil.rmtree(path.rename(path.with_name(f".{path.name}.replaced")))
 

@@ -301,7 +301,7 @@ class LookClips(_RenderedClips):
 
 
 def _film_first_frame(scene: Scene, size: tuple[int, int]) -> NDArray[np.uint8]:
-    # Nothing has happened yet in the first frame, whatever the condition is.
+    # The first frame is the same for all conditions.
     frames: NDArray[np.uint8] = render(scene, None, num_frames=1, size=size).clip.frames
     return frames[0]
 

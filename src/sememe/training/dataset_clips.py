@@ -77,7 +77,7 @@ class DatasetClips:
         self._folder, self._format = folder, clips
         self._hashes = hash_videos(folder, self.samples)
         self._buckets = self._choose_buckets()
-        # What a file that cannot be read is known by is not used.
+        # The key of an unreadable file is never used.
         digests = zip(self.samples, self._hashes, strict=True)
         self._keys = {sample.path: sample.path if digest is None else digest[:32] for sample, digest in digests}
 

@@ -78,5 +78,5 @@ class HangWatch:
         sys.stderr.write(f"error: {error}\n")
         sys.stderr.flush()
         get_error_handler().record_exception(error)
-        # No cleaning up: the main thread may never return from what it waits for.
+        # No cleanup: the main thread may be blocked forever.
         os._exit(1)

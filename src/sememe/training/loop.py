@@ -116,7 +116,7 @@ class _Run:
         self._modules = stage.modules()
         shard = choose_shard(config.shard, distribution.num_ranks)
         round_weights(list_rounded(stage, config))
-        # Before weights are spread, which gives blocks classes of other names.
+        # Before sharding, which changes the class names of blocks.
         compile_modules(self._modules, config)
         self._sharding = Sharding(stage, distribution, shard)
         distribution.share_weights(stage.state().values())
@@ -172,7 +172,7 @@ class _Run:
             self._average = WeightAverage(self._parameters, self._config.ema_decay, self._phase.begun)
             self._average.load(ChosenTensors(average, self._parameters.__contains__))
         if self._validator is not None:
-            # Losses of another phase are of another kind.
+            # Losses of different phases are not comparable.
             is_within = validation is not None and validation.step > self._phase.start
             self._validator.enter(self._phase.settings.name, validation if is_within else None)
 
@@ -237,7 +237,7 @@ class _Run:
     def _run_phase(self, request: StopRequest) -> Ending | None:
         """Train to the end of the phase (None), or of the run, its time or this call."""
         config = self._config
-        # No batch is made ahead of its phase.
+        # No batch is prefetched before its phase.
         batches = BatchSource(
             self._stage,
             seed=config.seed,
@@ -353,7 +353,7 @@ class _Run:
         without = [name for name, parameter in parameters.items() if parameter.grad is None]
         if without and self._step == self._phase.start:
             logger.warning("%d of %d parameters got no gradient, such as %s", len(without), len(parameters), without[0])
-        # A step in which nothing weighs anything has gradients of zero.
+        # If all weights of a step are zero, its gradients are zero, not NaN.
         divisor = torch.where(weight == 0, 1.0, weight)
         return divide_and_clip(list(parameters.values()), divisor, self._config.gradient_clip)
 

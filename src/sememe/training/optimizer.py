@@ -45,7 +45,7 @@ class WeightAverage:
     def update(self, step: int) -> None:
         """Update the averages with the weights after step number `step` (from 0)."""
         for begun, names in self._groups.items():
-            # Held down in the first steps: else the average would consist of the initial weights for a long time.
+            # Smaller in the first steps, or the initial weights would dominate the average for a long time.
             decay = min(self._decay, (1 + step - begun) / (10 + step - begun))
             weights = [take_rows(self._parameters[name]) for name in names]
             if any(weight.dtype != torch.float32 for weight in weights):
@@ -160,7 +160,7 @@ def trained_parameters(modules: Mapping[str, nn.Module]) -> dict[str, nn.Paramet
 
     Raises `RecipeError` where there is none.
     """
-    # As one module, in which torch names each parameter once.
+    # As one module, for which torch lists each shared parameter once.
     named = nn.ModuleDict(modules).named_parameters()
     parameters = {name: parameter for name, parameter in named if parameter.requires_grad}
     if not parameters:

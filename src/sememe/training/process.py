@@ -22,7 +22,7 @@ from sememe.compute.devices import choose_device, is_fast_in_bfloat16
 from sememe.errors import RecipeError
 from sememe.training.config import TrainingConfig
 
-# Their numbers in malloc.h.
+# Values of these options in malloc.h.
 _TRIM_THRESHOLD = -1
 _MMAP_MAX = -4
 _NEVER = -1
@@ -45,7 +45,7 @@ def keep_freed_memory() -> bool:
         set_option = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return False
-    # No block in a mapping of its own, and the heap's end never given back.
+    # Never map single blocks, and never trim the heap.
     return bool(set_option(_MMAP_MAX, 0)) and bool(set_option(_TRIM_THRESHOLD, _NEVER))
 
 
@@ -224,7 +224,7 @@ def open_distribution(device_name: str, context: int = 1) -> Iterator[Distributi
         torch.cuda.set_device(device)
     was_joined = dist.is_initialized()
     if not was_joined:
-        # Numbers of tokens are exchanged on the CPU, so that no GPU is waited for.
+        # Numbers of tokens are exchanged on the CPU, to avoid synchronising with a GPU.
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(minutes=30))
     try:

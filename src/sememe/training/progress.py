@@ -299,7 +299,7 @@ class RunLog:
             tracker.close()
 
     def _drop_lines_after(self, step: int) -> None:
-        # Steps after the checkpoint that a killed run goes on from are done again; their lines would be there twice.
+        # Steps after the checkpoint that a killed run resumes from are repeated; their lines would be duplicated.
         if not self._path.exists():
             return
         kept = [line for line in self._path.read_text().splitlines() if _is_until(line, step)]

@@ -115,7 +115,7 @@ def check_inputs(folder: Path, inputs: Mapping[str, str], allowed: Collection[st
     """
     present = read_run(folder)
     before = {} if present is None else present.inputs
-    # An input that is not read any more is a change as well.
+    # An input that is no longer read is also a change.
     gone = dict.fromkeys(before.keys() - inputs.keys(), "none")
     changes = _find_changes(before, {**inputs, **gone})
     _refuse(folder, before, changes, allowed)

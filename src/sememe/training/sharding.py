@@ -115,7 +115,7 @@ class Sharding:
             self._distribution.share_weights(tensors)
             self._add_unit(unit, mesh, {each for each in unit.parameters() if not each.ndim})
             unit.register_forward_pre_hook(self._watch(f"{name}.{path}"))
-        # Holds no weights: it only tells torch which unit comes after which.
+        # Holds no weights: torch needs it for the order of units.
         kept = {parameter for parameter in module.parameters() if not is_sharded(parameter)}
         self._add_unit(module, mesh, kept)
         for method in getattr(module, "forward_methods", ()):
@@ -123,10 +123,10 @@ class Sharding:
 
     def _add_unit(self, unit: nn.Module, mesh: DeviceMesh, whole: set[nn.Parameter]) -> None:
         sharded = fully_shard(unit, mesh=mesh, ignored_params=whole)
-        # Sums, as they are taken of everything else: the loop divides by the weight of all samples.
+        # Sums instead of means: the loop divides once by the weight of all samples.
         sharded.set_gradient_divide_factor(1.0)
         sharded.set_force_sum_reduction_for_comms(True)
-        # Shares may use other parts of a unit each, and all processes must exchange the same tensors.
+        # Shares may use different parts of a unit, but all processes must exchange the same tensors.
         sharded.set_reduce_scatter_unused_params(True, recurse=False)
 
     def _watch(self, prefix: str) -> Callable[..., None]:
@@ -178,7 +178,7 @@ class Sharding:
             for module, name, parameter in places:
                 module._parameters[name] = whole[id(parameter)]
             for unit, made in zip(units, classes, strict=True):
-                # Files name the class that torch has derived from.
+                # Files record the original class, not torch's derived one.
                 unit.__class__ = made.__bases__[1]
             yield
         finally:
@@ -197,7 +197,7 @@ def share_stage_tokens(stage: Stage, distribution: Distribution) -> None:
     """
     context = distribution.context
     assert stage.split_by_tokens(), f"the networks of the stage {stage.name} do not share tokens among processes"
-    # Not a dimension of the mesh of weights: these may be spread over processes that share tokens, too.
+    # Not a dimension of the mesh of weights: they may also be sharded over processes that split tokens.
     sizes = (distribution.num_ranks // context, 1, context)
     groups = init_device_mesh(distribution.device.type, sizes, mesh_dim_names=MESH_NAMES)
     for name in stage.split_by_tokens():

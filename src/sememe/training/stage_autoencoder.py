@@ -29,7 +29,7 @@ from sememe.training.samples import NUM_SAMPLES, lay_out
 from sememe.training.stage import Announce, Stage, StepLoss, Weights, make_rng
 from sememe.video.sheet import SheetRow
 
-# Generations are given their first frame, and get it right; other users of a decoder may not.
+# Generated latents have a correct first frame, because it is given; decoders are also used without one.
 _EXACT_FIRST_SHARE = 0.75
 
 
@@ -80,7 +80,7 @@ class AutoencoderStage(Stage):
         self.autoencoder.refiner.to(memory_format=torch.channels_last)
         self.clips, self.generations = clips, generations
         self.settings = settings
-        # By number: the scene of a clip is not known before it is made.
+        # By number, because the scene of a clip is not known before it is rendered.
         self.items: ItemPicker = ItemPicker([str(number) for number in range(len(clips))])
 
     def modules(self) -> Mapping[str, nn.Module]:
@@ -170,7 +170,7 @@ class AutoencoderPreparation:
 def _check_generations(generations: ArrayCache, clips: ClipCollection, encoder: str) -> None:
     made_by = generations.describe("generated")
     is_same = (generations.origin, made_by["autoencoder"]) == (clips.origin, encoder)
-    # Generations and clips belong together by their place.
+    # Generated latents and clips correspond by index.
     is_same = is_same and all(
         index < len(clips) and clips.item(index).clip == item.clip for index, item in enumerate(generations.items)
     )

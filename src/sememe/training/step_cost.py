@@ -91,7 +91,7 @@ def _count_cost(stage: Stage, config: TrainingConfig, phase: str) -> StepCost | 
     trained = [each for each in nn.ModuleDict(stage.modules()).parameters() if each.requires_grad]
     with FakeTensorMode(allow_non_fake_inputs=True):
         for parameter in trained:
-            # Gradients are counted with the weights, so they are there before the step.
+            # Gradients are counted with the weights, so they are allocated before the step.
             parameter.grad = torch.zeros_like(parameter)
         try:
             with FlopCounterMode(display=False, custom_mapping=_ATTENTION) as counter, track_memory() as memory:
@@ -114,7 +114,7 @@ def _count_attention_back(gradient: Any, query: Any, key: Any, value: Any, *_: A
     return int(sdpa_backward_flop_count(gradient, query, key, value))
 
 
-# torch counts those of GPUs alone.
+# torch counts these operations only on GPUs.
 _ATTENTION = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _count_attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _count_attention_back,
@@ -192,6 +192,6 @@ def measure_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 def _time(work: Callable[[], Tensor]) -> float:
     start = time.perf_counter()
-    # One number of the result: a device has then computed it.
+    # Reading one number synchronises with the device.
     work()[0, 0].item()
     return time.perf_counter() - start

@@ -1,4 +1,4 @@
-"""What the process of generating files asks of this system. Imports no torch."""
+"""Files and texts of a Video-As-Prompt generation, for `workflows.generate`. Imports no torch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,13 +28,13 @@ class VideoAsPromptInputs(SystemInputs):
     """Files and texts of a generation.
 
     Attributes:
-        image: Picture that the result starts from (png, jpeg, webp ...); repeated, there is a result for each.
-        references: Video whose effect the picture gets; may be repeated. None with reference_guidance_scale 0.
+        image: Picture for the first frame (png, jpeg, webp ...); repeatable, with a result for each.
+        references: Reference video, whose effect the picture gets; repeatable. None with reference_guidance_scale 0.
         prompt: What the result shows.
         reference_prompts: Caption of the references: one for all, or one each.
-        last_image: Picture that the result ends with, for models that take one.
-        reference_start: Seconds at which a reference begins; what comes before is not read.
-        reference_end: Seconds at which a reference ends.
+        last_image: Picture for the last frame, if the model supports one.
+        reference_start: Start of the used section of references, in seconds.
+        reference_end: End of the used section of references, in seconds.
         encoded_reference: File that `sememe encode-reference` wrote, in place of videos.
     """
 

@@ -82,7 +82,7 @@ def _stamp_ellipses(
     height, width = size
     reach_x, reach_y = radius[0] * density, radius[1] * density
     patch_width, patch_height = int(2 * reach_x) + 4, int(2 * reach_y) + 4
-    # The margin holds the patches that stick out; those wholly outside are moved there.
+    # The margin holds patches that stick out; those completely outside are moved into it.
     out = np.zeros((len(columns), height + 2 * patch_height, width + 2 * patch_width, 4), np.float32)
     left = np.clip(np.floor(columns - reach_x - 1), -patch_width, width).astype(int)
     top = np.clip(np.floor(rows - reach_y - 1), -patch_height, height).astype(int)

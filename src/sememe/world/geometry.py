@@ -75,7 +75,7 @@ def pose_matrices(
     for later in take.later_poses:
         turned = _bend(later, turned)
     turned[:, :2] *= stage.subject_size
-    # Steps add up whatever else bends the subject, so that it turns and swells about its own place.
+    # Translations add up independently of scale and turn, so that the subject turns and scales about its own position.
     turned[:, 0, 2] += stage.subject_x + sum((later.x for later in take.later_poses), pose.x)
     turned[:, 1, 2] += stage.subject_y + sum((later.y for later in take.later_poses), pose.y)
     camera = _camera_matrices(take, stage.subject.distance)

@@ -262,7 +262,7 @@ def _shard_pixels(take: Take, shards: list[Shard]) -> Floats:
         poses = pose_matrices(take, (shard.offset_x, shard.offset_y, shard.rotation), (shard.x, shard.y))
         matrices = to_pixels(poses, layer, stage)
         source = layer.pixels * shard.mask[..., None]
-        # Most pieces are small: only the rectangle that holds one is laid over the others.
+        # Most pieces are small, so only their bounding rectangles are composited.
         for frame, matrix, (left, top, right, bottom) in zip(
             out, matrices, covered_rectangles(shard.mask, matrices, stage), strict=True
         ):

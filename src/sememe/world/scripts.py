@@ -179,14 +179,14 @@ def _film_spans(
     stage = build_stage(scene, height, width)
     held: list[_Held] = []
     last = None if skip else film_opening(scene, height, width)
-    # The clock stands still where a span begins: its first frame repeats the state of the frame before.
+    # Time does not advance at the start of a span: its first frame repeats the frame before.
     clock = 0
     for place, (name, _) in enumerate(spans):
         num_frames = edges[place + 1] - edges[place]
         entries = check_condition(scene, name)
         _release(held, entries, clock)
         held += [_Held(entry, clock, num_frames - 1) for entry in entries]
-        # What is eased away is gone from a part's first frame on, so parts also begin where that is over.
+        # Parts also begin where easing out ends, because it is absent from a part's first frame on.
         starts = [*range(0, min(settle, num_frames), together), *range(settle, num_frames, together)]
         for first, after in pairwise([*starts, num_frames] if place >= skip else []):
             count = after - first

@@ -122,7 +122,7 @@ def random_script(seed: int, *, seconds: float = 4.125, names: Sequence[str] | N
         raise InputError("expected at least one condition to draw from, got none")
     rng = np.random.Generator(np.random.PCG64(seed))
     scene = _draw_scene(rng, seed // EVALUATION_SEED * EVALUATION_SEED)
-    # All conditions there are can be shown of a scene with a subject.
+    # A scene with a subject can show every condition.
     deck = conditions() if names is None else [name for name in names if can_show(scene, name)]
     spans: list[Span] = []
     while seconds > 0:
