@@ -1,7 +1,7 @@
 """Measure how often a model follows its reference, on a few cases.
 
-The world can render what the result should look like, so no judge model is needed. The figures in docs/evidence.md
-come from 200 cases a row; a few only show how it works.
+The world can render the true result, so no judge model is needed. The figures in docs/evidence.md come from 200 cases
+per row; the few here only show how it works.
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ def main(folder: Path, num_cases: int = 8) -> None:
         model="tiny",
         rows=("seen",),
         generations=num_cases,
-        output=folder / "report.json",  # a report that is there is continued
+        output=folder / "report.json",  # an existing report is continued
         sheet=folder / "examples.png",
     )
     report = evaluate(settings, lambda progress: print(progress.stage, progress.step, progress.num_steps))

@@ -1,6 +1,6 @@
 """Use another scheduler of diffusers, and watch each step.
 
-The built-in model predicts the velocity of flow matching, so a scheduler must be one for flow matching.
+The built-in model predicts the velocity of flow matching, so the scheduler has to be one for flow matching.
 """
 
 from pathlib import Path

@@ -1,7 +1,7 @@
 """Train by a recipe from Python, and read what was logged.
 
-The smoke recipe takes seconds and makes noise; `tiny-autoencoder` and the others run in the same way, and the same call
-goes on with a run that was interrupted.
+The smoke recipe takes seconds and its model makes noise; `tiny-autoencoder` and the others run in the same way, and the
+same call resumes an interrupted run.
 """
 
 import json

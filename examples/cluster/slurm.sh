@@ -1,6 +1,6 @@
 #!/bin/bash
 # A training on several machines under SLURM: sbatch examples/cluster/slurm.sh RECIPE [arguments of `sememe train`].
-# Submit it from a folder that all machines share: the run's folder is made below it.
+# Submit it from a folder that all machines share, because the run's folder is made in it.
 #SBATCH --job-name=sememe
 #SBATCH --nodes=6
 #SBATCH --gpus-per-node=8
@@ -16,8 +16,8 @@ set -eu
 export OMP_NUM_THREADS=8
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 
-# One torchrun a machine, which starts one process a GPU. When one process fails, all end; the job that SLURM starts
-# again goes on from the last checkpoint, on as many machines as it is given.
+# One torchrun per machine starts one process per GPU. When one process fails, all end; SLURM requeues the job, which
+# resumes from the last checkpoint, on any number of machines.
 srun --kill-on-bad-exit=1 torchrun \
   --nnodes "$SLURM_JOB_NUM_NODES" \
   --nproc-per-node 8 \

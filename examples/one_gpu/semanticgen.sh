@@ -1,9 +1,9 @@
 #!/bin/bash
 # SemanticGen on one GPU, from rendering to a model:  bash examples/one_gpu/semanticgen.sh FOLDER MINUTES
-# The same call goes on where the last one ended, until FOLDER/model is there. On a machine that is lent for a quarter of
-# an hour, make one call of all its time: what a fresh machine lacks is made again. Rehearse it on a CPU first:
+# The same call continues where the last one ended, until FOLDER/model exists. Keep FOLDER between machines, or make one
+# call with all of a machine's time: a fresh folder starts from the beginning. Rehearse it on a CPU first:
 #   CLIPS=16 BATCH=2 TRAIN_MINUTES=1 bash examples/one_gpu/semanticgen.sh rehearsal 20
-# ENCODER=semanticgen/tiny takes the encoder of the built-in model, which trains neither it nor the reader.
+# ENCODER=semanticgen/tiny uses the built-in model's encoder, and trains neither an encoder nor a reader.
 . "$(dirname "$0")/steps.sh"
 
 clips=${CLIPS:-24000} batch=${BATCH:-128} minutes=${TRAIN_MINUTES:-8} encoder=${ENCODER:-encoder} dataset=null
@@ -15,7 +15,7 @@ if [ "$encoder" = encoder ]; then
 fi
 precompute latents tiny-semantic-latents --set data.num_clips="$clips" --set dataset="$dataset" --set semantic_encoder="$encoder"
 
-# Side by side. The renderer leaves the text encoder as it was, so that the planner can read texts by it meanwhile.
+# In parallel. The renderer's training hardly changes the text encoder, so the planner can already use it.
 others=()
 if [ "$encoder" = encoder ]; then
   train reader "$minutes" tiny-reader --set frames=frames --set settings.batch_size=$(((batch + 1) / 2)) & others+=($!)

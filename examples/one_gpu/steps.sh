@@ -1,4 +1,4 @@
-# Steps of the other scripts here, to be sourced: FOLDER and MINUTES are their arguments.
+# Functions that the other scripts here source; their arguments are FOLDER and MINUTES.
 set -eu
 
 [ $# -eq 2 ] || { echo "expected FOLDER and MINUTES, got $# arguments" >&2; exit 2; }
@@ -9,7 +9,7 @@ cd "$1"
 
 say() { echo "$(date +%T) $*"; }
 
-# precompute CACHE RECIPE ...: encode in as many processes as there are cores, then finish the cache.
+# precompute CACHE RECIPE ...: encode in one process per core, then finish the cache.
 precompute() {
   local cache=$1 part
   shift
@@ -23,7 +23,7 @@ precompute() {
   touch "log/$cache.done"
 }
 
-# train RUN MINUTES RECIPE ...: a training of so many minutes in all, of which this call gives what is left of its own.
+# train RUN MINUTES RECIPE ...: a training of MINUTES in total, continued in this call for its remaining time.
 train() {
   local run=$1 minutes=$2 left=$((deadline - SECONDS))
   shift 2
@@ -35,13 +35,13 @@ train() {
   [ -d "$run/model" ] || fail "$run"
 }
 
-# fail STEP: say which step has ended this call. What runs beside it goes on to the end of its own time.
+# fail STEP: report the step that ended this call. Steps in parallel continue to the end of their own time.
 fail() {
   say "$1 is not done: see $PWD/log, and call the same again to go on" >&2
   exit 1
 }
 
-# finish PID ...: wait for trainings side by side, for all of them even if one fails.
+# finish PID ...: wait for parallel trainings, all of them even if one fails.
 finish() {
   local process status=0
   for process in "$@"; do wait "$process" || status=1; done

@@ -1,8 +1,8 @@
 #!/bin/bash
 # Video-As-Prompt on one GPU, from rendering to a model:  bash examples/one_gpu/video_as_prompt.sh FOLDER MINUTES
-# The same call goes on where the last one ended, until FOLDER/model is there. Rehearse it on a CPU first:
+# The same call continues where the last one ended, until FOLDER/model exists. Rehearse it on a CPU first:
 #   CLIPS=40 BATCH=4 TRAIN_MINUTES=1 bash examples/one_gpu/video_as_prompt.sh rehearsal 20
-# AUTOENCODER=video-as-prompt/tiny and BACKBONE=video-as-prompt/tiny take those of the built-in model instead.
+# BACKBONE=video-as-prompt/tiny uses the backbone of the built-in model, as AUTOENCODER does by default.
 . "$(dirname "$0")/steps.sh"
 
 clips=${CLIPS:-48000} batch=${BATCH:-384} minutes=${TRAIN_MINUTES:-4}
