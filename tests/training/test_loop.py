@@ -287,7 +287,7 @@ def test_folders_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="init_from must be a checkpoint"):
         train(SmallStage(), make_config(), tmp_path / "new", init_from=tmp_path / "nowhere")
     (tmp_path / "checkpoints" / "step_000002" / "state.json").unlink()
-    with pytest.raises(ModelError, match=r"no checkpoint in .* is undamaged"):
+    with pytest.raises(ModelError, match=r"all checkpoints in .* are damaged"):
         train(SmallStage(), make_config(), tmp_path)
 
 

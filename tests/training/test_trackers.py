@@ -119,9 +119,7 @@ def test_programs_that_do_not_take_the_run_are_named(
     tmp_path: Path, wandb: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_run(tmp_path, RunRecord(recipe="r", settings={"taken": "yes"}, inputs={}))
-    with pytest.raises(
-        OutputError, match=r"^Weights & Biases does not take the run: no key; log in with `wandb login`"
-    ):
+    with pytest.raises(OutputError, match=r"^Weights & Biases refuses the run: no key; log in with `wandb login`"):
         RunLog(tmp_path, 0, ["wandb"])
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"sememe\[train\]"):

@@ -132,7 +132,7 @@ def test_a_twentieth_of_the_scenes_is_held_out_whole() -> None:
     assert not held[picker.draw(np.random.default_rng(0), 1000)].any()
     assert set(other.draw(np.random.default_rng(0), 1000)) == set(np.flatnonzero(held))
     assert other.draw(np.random.default_rng(0), 4, below=0).size == 0
-    with pytest.raises(RecipeError, match="two scenes at least, to hold one out, got 1"):
+    with pytest.raises(RecipeError, match="at least two scenes, to hold one out, got 1"):
         ItemPicker(["a", "a"]).hold_out()
     with pytest.raises(RecipeError, match="validate_every has no effect on the stage small"):
         SmallStage().hold_out()
@@ -147,5 +147,5 @@ def test_conditions_keep_two_scenes_to_be_trained_on() -> None:
     ]
     held = choose_held_out_targets(scenes, conditions)
     assert [(scenes[place], conditions[place]) for place in np.flatnonzero(held)] == [(one, "many")]
-    with pytest.raises(RecipeError, match="3 scenes at least"):
+    with pytest.raises(RecipeError, match="at least 3 scenes"):
         choose_held_out_targets(["a", "b"] * 3, ["melt", "melt", "jump", "jump", "spin", "spin"])

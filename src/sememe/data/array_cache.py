@@ -224,7 +224,7 @@ class ArrayCache:
     def only(self, places: Sequence[int]) -> "ArrayCache":
         """A cache of some of the items, numbered from 0, without copying arrays. Raises `InputError` for none."""
         if not len(places):
-            raise InputError("no clip of the cache is of those that were asked for; precompute others")
+            raise InputError("the cache has none of the requested clips; precompute them")
         picked = self._picked[torch.as_tensor(places)]
         return ArrayCache(self._index, self.arrays, self._values, self._entries, picked)
 

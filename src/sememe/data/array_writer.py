@@ -227,7 +227,7 @@ class ArrayCacheWriter:
             self._check_same("clips", shard.about.origin, self._origin)
             if abouts.setdefault(shard.about.array, shard.about) != shard.about:
                 raise InputError(
-                    f"{self._storage}/{shard.name} was made by something else than other shards of "
+                    f"{self._storage}/{shard.name} was made differently from other shards of "
                     f"{shard.about.array}; remove it"
                 )
         self._shards = found

@@ -102,7 +102,7 @@ def read_index(storage: Storage) -> CacheIndex:
     """
     if not has_index(storage):
         if list_shards(storage):
-            raise InputError(f"the cache {storage} is not finished; go on with `sememe precompute`")
+            raise InputError(f"the cache {storage} is not finished; finish it with `sememe precompute`")
         raise InputError(f"{storage} holds no cache; make one with `sememe precompute`")
     try:
         (content,) = storage.read([FileRange(INDEX_NAME, 0, storage.measure(INDEX_NAME))])

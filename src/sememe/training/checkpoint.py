@@ -145,7 +145,7 @@ def find_own(run: Path, resume: Resume) -> Path | None:
         raise RecipeError(f"{folder} holds checkpoints already; let the run resume, or choose another folder")
     latest = find_latest(folder)
     if present and latest is None:
-        raise ModelError(f"no checkpoint in {folder} is undamaged; remove them to begin again")
+        raise ModelError(f"all checkpoints in {folder} are damaged; remove them to start again")
     return latest
 
 

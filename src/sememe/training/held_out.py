@@ -25,7 +25,7 @@ def choose_held_out(scenes: Sequence[str]) -> NDArray[np.bool_]:
     order = sorted(set(scenes), key=lambda scene: hashlib.sha256(scene.encode()).digest())
     if len(order) < 2:
         raise RecipeError(
-            f"training.validate_every needs two scenes at least, to hold one out, got {len(order)}; give 0 to train "
+            f"training.validate_every needs at least two scenes, to hold one out, got {len(order)}; give 0 to train "
             "without validation"
         )
     chosen = set(order[: max(1, round(len(order) / _ONE_IN))])
@@ -52,8 +52,8 @@ def choose_held_out_targets(
     held &= np.array([len(left[condition]) > max_references for condition in conditions])
     if not held.any():
         raise RecipeError(
-            f"training.validate_every needs conditions in {max_references + 2} scenes at least, to hold one out; give "
-            "0 to train without validation"
+            f"training.validate_every needs conditions with at least {max_references + 2} scenes, to hold one out; "
+            "give 0 to train without validation"
         )
     return held
 

@@ -84,6 +84,6 @@ def check_phase(phases: Sequence[PlannedPhase], name: str, step_in_phase: int, s
     is_over = place is not None and place is not phases[-1] and step_in_phase > place.settings.num_steps
     if place is None or place.start + step_in_phase != step or is_over:
         raise RecipeError(
-            f"the run is at step {step_in_phase} of phase {name!r} and {step} in all, which its phases do not fit; "
-            "keep the names and lengths of the phases that it has been through"
+            f"the run is at step {step_in_phase} of phase {name!r} and {step} in all, which does not match its "
+            "phases; keep the names and lengths of the phases that it has begun"
         )

@@ -263,9 +263,7 @@ def checkpoint_activations(modules: Mapping[str, nn.Module], config: TrainingCon
         return
     able = [module for module in modules.values() if getattr(module, "_supports_gradient_checkpointing", False)]
     if not able:
-        raise RecipeError(
-            "checkpoints_activations has no effect: no module of the stage can compute its blocks twice; leave it out"
-        )
+        raise RecipeError("checkpoints_activations has no effect: no module of the stage supports it; leave it out")
     for module in able:
         module.enable_gradient_checkpointing()  # type: ignore[operator]
 

@@ -238,7 +238,7 @@ class FiniteWatch:
         if first != float("inf"):
             raise RecipeError(
                 f"loss or gradients are not finite at step {int(first)}; lower training.learning_rate, lengthen "
-                "training.schedule.warmup_steps or use training.precision=fp32, and go on from the last checkpoint"
+                "training.schedule.warmup_steps or use training.precision=fp32, and resume from the last checkpoint"
             )
 
 

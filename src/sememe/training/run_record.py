@@ -208,8 +208,8 @@ def _go_on(folder: Path, present: RunRecord, record: RunRecord, step: int, allow
     versions = _find_changes(present.versions, record.versions)
     if record.init_from is not None and record.init_from != present.init_from:
         raise RecipeError(
-            f"the run in {folder} began from {present.init_from or 'weights of its own'}, not from "
-            f"{record.init_from}; leave out init_from to go on with it, or choose another output folder"
+            f"the run in {folder} began from {present.init_from or 'its own weights'}, not from "
+            f"{record.init_from}; leave out init_from to resume it, or choose another output folder"
         )
     now = {**settings, **inputs, **versions}
     if not now:
@@ -237,8 +237,8 @@ def _refuse(folder: Path, before: Mapping[str, str], changes: Mapping[str, str],
     listed = "; ".join(f"{name} {before[name]}, and it is {changes[name]} now" for name in refused[:3])
     more = f"; and {len(refused) - 3} more" if len(refused) > 3 else ""
     raise RecipeError(
-        f"the run in {folder} was begun with {listed}{more}; give the same, choose another output folder, or go on "
-        f"with --allow-changes {','.join(refused)}"
+        f"the run in {folder} was begun with {listed}{more}; give the same, choose another output folder, or "
+        f"resume with --allow-changes {','.join(refused)}"
     )
 
 

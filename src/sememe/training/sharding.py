@@ -48,7 +48,7 @@ def choose_shard(shard: int, num_ranks: int) -> int:
     if num_ranks % size:
         raise RecipeError(
             f"expected training.shard to divide the number of processes, {num_ranks}, got {shard}; start the run by "
-            f"torchrun with a multiple of {shard} processes, or give training.shard=-1 for all that there are"
+            f"torchrun with a multiple of {shard} processes, or give training.shard=-1 for all processes"
         )
     return size
 

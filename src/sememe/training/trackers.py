@@ -81,7 +81,7 @@ class WandbTracker:
         except wandb.Error as error:
             reason = " ".join(str(error).split())
             raise OutputError(
-                f"Weights & Biases does not take the run: {reason}; log in with `wandb login`, set WANDB_MODE=offline, "
+                f"Weights & Biases refuses the run: {reason}; log in with `wandb login`, set WANDB_MODE=offline, "
                 "or leave wandb out of training.trackers"
             ) from error
 

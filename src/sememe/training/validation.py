@@ -78,7 +78,7 @@ class Validator:
         if not math.isfinite(found["loss"]):
             raise RecipeError(
                 f"the validation loss is not finite after step {step}; lower training.learning_rate or use "
-                "training.precision=fp32, and go on from the last checkpoint"
+                "training.precision=fp32, and resume from the last checkpoint"
             )
         self.record = ValidationRecord.join(self.record, step, found["loss"])
         if log is not None:

@@ -215,7 +215,7 @@ def _check_given(
     if not family.takes_image and image is not None:
         raise InputError("this model makes videos from text alone, so that image has no effect; leave it out")
     if last_image is not None and not family.takes_last_image:
-        raise InputError("this model takes no last frame; leave last_image out")
+        raise InputError("this model does not support a last frame; leave last_image out")
     # Anything but a list or a clip is refused below.
     if needs_reference and (references is None or (isinstance(references, (list, tuple)) and not references)):
         raise InputError(
