@@ -67,7 +67,7 @@ FREE_SETTINGS = frozenset(
     {"prefetch_batches", "device", "num_threads", "shard", "context", "checkpoints_activations", "compile"}
     | {"log_every", "trackers", "save_every", "save_minutes", "keep_checkpoints", "stop_after_minutes"}
 )
-"""Settings of `TrainingConfig` that decide where, how fast and how visibly a run goes, but not on what it computes."""
+"""Settings of `TrainingConfig` that do not affect what a run computes, only where, how fast and what it reports."""
 
 _OF_PHASES = ("num_steps", "learning_rate", "learning_rate_factors", "schedule")
 
@@ -84,30 +84,45 @@ class TrainingConfig(Record):
     A run has one phase, of `num_steps`, `learning_rate`, `learning_rate_factors` and `schedule` (see `PhaseConfig`), or
     those of `phases`, whose settings are reached by name, as in `training.phases.images.num_steps`.
 
-    Time: `max_minutes` is a budget for the whole run, resumed parts included. With `time_decay` the last phase has its
-    schedule follow the larger of the progress in steps and in time since it began, so that its decay is complete when
-    the budget is spent; phases before it end by their steps.
-    `stop_after_minutes` limits one call only: it saves, stops, and the next call goes on.
-
-    `ema_decay` 0 keeps no average of the weights; its decay is held down in the first steps, as (1 + n) / (10 + n).
-    `optimizer` "muon" trains hidden matrices with Muon (step sizes matched to AdamW's, so the learning rate means the
-    same) and everything else, embeddings and first and last layers among it, with AdamW. The time of its
-    update grows with the matrices' width: on one CPU core 3.4 s for a network of 32 million parameters (AdamW's 20 ms),
-    but an eighth of a step of 24 clips for one of 5 million at width 192, which it more than makes up for.
-    `gradient_clip` 0 does not clip. `prefetch_batches` makes that many batches ahead in as many threads.
-    `precision` "auto" is bf16 on devices that are fast in it and fp32 on others, such as CPUs without AVX-512.
-    `num_threads` 0 leaves torch's setting. Steps count optimiser steps, each of `num_shares` batches of the stage: the
-    shares of a step, whose gradients are summed. The processes of a run divide the shares among themselves, so that
-    their number changes nothing but rounding. `shard` is the number of processes over which one copy of the weights
-    is spread, with gradients, moments and averages: 1 keeps all of them in each process, -1 spreads them over all
-    processes, and any other divides the number of processes. `context` is the number of processes that compute one
-    share together, each some of its tokens; it divides the number of processes, too. With `checkpoints_activations`
-    the blocks of networks are computed once more on the way back, and their activations are not kept.
-
-    `trackers` are programs that show figures and samples beside `log.jsonl`: TensorBoard, Weights & Biases.
-
-    With `validate_every` a part of the data is held out, on which the averaged weights are validated after so many
-    steps each time, and at the end of each phase. 0 holds nothing out.
+    Attributes:
+        num_steps: Optimiser steps, each of `num_shares` batches.
+        learning_rate: Learning rate before schedule and factors.
+        learning_rate_factors: See `PhaseConfig`.
+        optimizer: "adamw", or "muon" for hidden matrices (with steps of AdamW's size) and AdamW for everything else,
+            such as embeddings, first and last layers. Muon's update grows with the width of matrices: on one CPU core
+            3.4 s for a network of 32 million parameters (AdamW 20 ms), but an eighth of a step of 24 clips for one of 5
+            million at width 192, less than it saves.
+        betas: Decays of AdamW's moments.
+        epsilon: Epsilon of AdamW.
+        weight_decay: Decoupled weight decay.
+        schedule: Learning rate over the run.
+        phases: Phases in place of the single one.
+        ema_decay: Decay of the average of the weights, limited to (1 + n) / (10 + n) in step n; 0 keeps none.
+        gradient_clip: Largest norm of all gradients together; 0 does not clip.
+        num_shares: Batches of a step, whose gradients are summed. The processes of a run divide them among themselves,
+            so that their number changes only rounding.
+        precision: "auto" is bf16 on devices that are fast in it and fp32 on others, such as CPUs without AVX-512.
+        compile: "blocks" compiles the repeated blocks of networks.
+        device: Torch device; "auto" is a GPU if there is one.
+        num_threads: Threads of torch on a CPU; 0 leaves torch's setting.
+        shard: Number of processes over which one copy of weights, gradients, moments and averages is spread: 1 keeps
+            all of them in each process, -1 spreads them over all processes, others divide the number of processes.
+        context: Number of processes that compute one share together, each some of its tokens; divides the number of
+            processes.
+        checkpoints_activations: Whether activations are computed again in the backward pass instead of being kept.
+        prefetch_batches: Batches that are made ahead, in as many threads.
+        seed: Seed of all randomness of the run.
+        max_minutes: Minutes of the whole run, resumed parts included; none is no limit.
+        time_decay: Whether the schedule of the last phase follows the larger of its progress in steps and in time, so
+            that its decay is complete when `max_minutes` are spent.
+        stop_after_minutes: Minutes of one call, which then saves and stops; the next call resumes.
+        log_every: Steps between lines of `log.jsonl`.
+        trackers: Programs that show figures and samples besides `log.jsonl`: TensorBoard, Weights & Biases.
+        save_every: Steps between checkpoints.
+        save_minutes: Longest time between checkpoints in minutes; none is no limit.
+        keep_checkpoints: Newest checkpoints that are kept.
+        validate_every: Steps between validations of the averaged weights on held-out data, which also take place at the
+            end of each phase; 0 holds nothing out.
     """
 
     num_steps: Whole = 0
@@ -170,19 +185,19 @@ class TrainingConfig(Record):
 
 
 UNBOUNDED = 100_000
-"""Steps of runs that end by the clock."""
+"""Steps of runs that end by time."""
 
 
 def train_transformer(
     *, learning_rate: float, warmup_steps: int, ema_decay: float, max_minutes: float, **others: Any
 ) -> TrainingConfig:
-    """Return how the small transformers that sememe ships are trained: with Muon, until the clock ends the run.
+    """Return settings for training the built-in transformers: with Muon, for a given time.
 
     Args:
         learning_rate: Field of `TrainingConfig`, as are the others.
         warmup_steps: Field of its schedule.
         ema_decay: Decay of the average of the weights.
-        max_minutes: Budget.
+        max_minutes: Minutes of the run.
         others: Further fields.
     """
     return TrainingConfig(
@@ -202,9 +217,9 @@ def train_transformer(
 
 
 def train_adapter(*, learning_rate: float, warmup_steps: int, ema_decay: float, max_minutes: float) -> TrainingConfig:
-    """Return how small matrices beside those of a network are trained; arguments as in `train_transformer`.
+    """Return settings for training a LoRA; arguments as in `train_transformer`.
 
-    By AdamW: Muon would bring all directions of a product of two matrices to one length.
+    With AdamW, because Muon would give all directions of a product of two matrices the same size.
     """
     training = train_transformer(
         learning_rate=learning_rate, warmup_steps=warmup_steps, ema_decay=ema_decay, max_minutes=max_minutes
@@ -213,7 +228,7 @@ def train_adapter(*, learning_rate: float, warmup_steps: int, ema_decay: float, 
 
 
 def make_twin(recipe: RecipeT, **changes: Any) -> RecipeT:
-    """Return a recipe's twin that takes seconds, for tests; its name begins with "smoke-" in place of "tiny-".
+    """Return a version of a recipe that takes seconds, for tests; its name begins with "smoke-" instead of "tiny-".
 
     Args:
         recipe: A record with a name and a description, and settings of a training where it is one.
