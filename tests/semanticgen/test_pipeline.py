@@ -13,7 +13,7 @@ from semanticgen.semantic_pipelines import FPS, make_pipeline
 from sememe.errors import InputError, ModelError, PlanError
 from sememe.semanticgen.network_renderer import SemanticGenTransformer
 from sememe.semanticgen.pipeline import SemanticGenPipeline
-from sememe.semanticgen.plan_edits import cut, reverse
+from sememe.semanticgen.plan_edits import cut, hold, repeat, reverse
 from sememe.video import Clip
 from video_as_prompt.pipeline_factories import make_clip, make_picture
 
@@ -79,6 +79,32 @@ def test_a_plan_decides_the_length(pipeline: SemanticGenPipeline, made: Any) -> 
     assert pipeline(plan=short, num_frames=11, generator=seeded()).settings.size.num_frames == 13
     with pytest.raises(InputError, match=r"about 1 s, which the plan lasts, got 32 frames \(4 s\)"):
         pipeline(plan=short, seconds=4)
+
+
+@pytest.mark.parametrize("what", ["plan", "source", "segments"])
+def test_what_lasts_half_a_second_longer_than_usual_is_whole(
+    what: str, pipeline: SemanticGenPipeline, made: Any
+) -> None:
+    given: dict[str, Any] = {
+        "plan": hold(made.plan, 1.0, 0.5),
+        "source": make_clip(num_frames=20, height=16, width=24, fps=FPS),
+        "segments": [(1.5, "red"), (1.0, "melts")],
+    }
+    found = pipeline(**{what: given[what]}, generator=seeded())
+    assert found.clips[0].num_frames == found.settings.size.num_frames == 21
+    assert found.plan.num_slices == 5
+    again = pipeline(**{what: given[what]}, generator=seeded(), settings=found.settings)
+    assert again.clips[0] == found.clips[0]
+
+
+def test_a_plan_beside_a_span_is_as_long_as_the_source(pipeline: SemanticGenPipeline, made: Any) -> None:
+    source = make_clip(num_frames=65, height=16, width=24, fps=FPS)
+    whole = repeat(made.plan, 4)
+    assert pipeline(source=source, span=(5.0, 5.5), plan=whole, generator=seeded()).clips[0].num_frames == 65
+    with pytest.raises(
+        InputError, match=r"about 2 s, which the plan lasts, got 65 frames \(8.125 s\); change the plan"
+    ):
+        pipeline(source=source, span=(5.0, 5.5), plan=made.plan)
 
 
 def test_a_source_gives_its_plan(pipeline: SemanticGenPipeline) -> None:
@@ -273,8 +299,9 @@ def test_plans_of_other_models_and_sizes_are_refused(pipeline: SemanticGenPipeli
     other.compressor.head.bias.data += 1
     with pytest.raises(PlanError, match="this model's compressor"):
         other(plan=made.plan)
-    with pytest.raises(InputError, match="plan_guidance_scale 0"):
-        pipeline(plan=made.plan, plan_guidance_scale=0.0)
+    for given in ({"plan": made.plan}, {"source": made.clips[0]}):
+        with pytest.raises(InputError, match=f"plan_guidance_scale 0 leaves the plan out, so that {next(iter(given))}"):
+            pipeline(**given, plan_guidance_scale=0.0)
 
 
 def test_the_renderer_is_of_the_room(pipeline: SemanticGenPipeline) -> None:

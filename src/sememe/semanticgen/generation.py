@@ -129,11 +129,12 @@ class SemanticGenInputs(SystemInputs):
         given: dict[str, Any] = {
             "prompt": self.prompt,
             "settings": settings,
+            "seconds": self.seconds,
             "segments": self._read_segments(),
             **images,
         }
         if self.source is not None:
-            given |= {"source": videos["source"][0], "span": self._read_span(), "seconds": self.seconds}
+            given |= {"source": videos["source"][0], "span": self._read_span()}
         if self.plan is not None:
             given["plan"] = self._read_plan()
         return given | {"output_type": "np" if self.span else "latent"}

@@ -120,7 +120,8 @@ def resolve_length(
 
     What is asked for, in frames or seconds, is brought to the nearest number of frames that the autoencoder can make.
     A plan, a source and segments have a length of their own: without another, the video lasts as long as they do, and
-    another one may differ by no more than a slice or a latent frame, whichever is longer.
+    another one may differ by no more than a slice or a latent frame, whichever is longer. A plan that is one of a video
+    of the settings' own length is rendered at that.
 
     Args:
         request: Inputs.
@@ -140,30 +141,32 @@ def resolve_length(
         if not 0 < seconds < float("inf"):
             raise InputError(f"expected seconds above 0, got {seconds}")
         num_frames = max(1, round(seconds * fps))
-    wanted = settings.override(num_frames=num_frames).size.num_frames
+    settings = settings.override(num_frames=num_frames)
+    usual, wanted = settings.size.num_frames, num_frames
     tolerance = max(clock.slice_seconds, grid.frame_multiple / fps) + 1e-6
     for what, length in _list_lengths(request, clock).items():
-        if abs(wanted / fps - length) <= tolerance:
-            continue
-        if num_frames is not None:
+        if wanted is None:
+            is_usual = what == "plan" and clock.count_slices(usual / fps) == request.plans[0].num_slices
+            wanted = usual if is_usual else max(1, round(length * fps))
+        elif abs(wanted / fps - length) > tolerance:
             raise InputError(
                 f"expected a video of about {length:g} s, which the {what} last{'' if what == 'segments' else 's'}, "
-                f"got {wanted} frames ({wanted / fps:g} s); leave the length out, or change the {what}"
+                f"got {wanted} frames ({wanted / fps:g} s); "
+                f"{'' if num_frames is None else 'leave the length out, or '}change the {what}"
             )
-        wanted = num_frames = max(1, round(length * fps))
     if request.span is not None:
         wanted = request.sources[0].num_frames
-    return settings.override(num_frames=grid.nearest_num_frames(wanted))
+    return settings.override(num_frames=grid.nearest_num_frames(usual if wanted is None else wanted))
 
 
 def _list_lengths(request: Request, clock: SliceClock) -> dict[str, float]:
-    """Return the seconds that plan, source and segments last, as far as they are given."""
+    """Return the seconds that source, plan and segments last, as far as they are given."""
     lengths = {}
+    if request.sources:
+        # A plan has at least one slice.
+        lengths["source"] = max(request.sources[0].duration, 0.0 if request.span else clock.slice_seconds)
     if request.plans:
         lengths["plan"] = request.plans[0].seconds
-    elif request.sources:
-        duration = request.sources[0].duration
-        lengths["source"] = duration if request.span else clock.count_slices(duration) * clock.slice_seconds
     if request.segments:
         lengths["segments"] = request.segments[-1].stop
     return lengths

@@ -145,8 +145,11 @@ class Production:
         check_sources(request.sources, self.settings, request.span)
         if request.images and config.in_channels == config.out_channels:
             raise InputError("this model makes videos from text alone, so that image has no effect; leave it out")
-        if request.plans and self.settings.guidance.plan_guidance_scale == 0:
-            raise InputError("plan_guidance_scale 0 leaves the plan out, so that plan has no effect; leave one out")
+        planned = "plan" if request.plans else "source" if request.sources and request.span is None else None
+        if planned is not None and self.settings.guidance.plan_guidance_scale == 0:
+            raise InputError(
+                f"plan_guidance_scale 0 leaves the plan out, so that {planned} has no effect; leave one out"
+            )
         if len({plan.num_slices for plan in request.plans}) > 1:
             raise InputError("expected plans of one length for a batch; render them one by one")
 
