@@ -5,7 +5,7 @@ What needs torch is named as "module:attribute" and imported when it is used, so
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from pkgutil import resolve_name
 from types import ModuleType
@@ -15,12 +15,16 @@ from sememe.errors import InputError
 from sememe.records import Record
 from sememe.training.recipes import AutoencoderRecipe, Recipe
 
+SAVING = "save_"
+"""How the names of inputs begin that are files to write."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SystemInputs:
     """Files and texts of one generation: the base of a system's own record, which says what differs from this.
 
-    Its fields become flags of the command line, with the entries under `Attributes:` as their help.
+    Its fields become flags of the command line, with the entries under `Attributes:` as their help. Paths are files to
+    read, and those of fields that are called save_... files to write besides the video, such as save_plan.
     """
 
     system: ClassVar[str]
@@ -100,9 +104,20 @@ class SystemInputs:
         """
         raise InputError(f"{self.system} has nothing to leave out, so that influence has no meaning; leave it out")
 
-    def extra_files(self, video: Path) -> Mapping[str, Path]:
-        """Return the files that are written besides the video, such as a plan, by name."""
-        return {}
+    def read_files(self) -> list[Path]:
+        """Return the files that are read."""
+        return [path for name, path in self._list_paths() if not name.startswith(SAVING)]
+
+    def extra_files(self) -> Mapping[str, Path]:
+        """Return the files that are written besides the video by name, which is that of the field without save_."""
+        return {name.removeprefix(SAVING): path for name, path in self._list_paths() if name.startswith(SAVING)}
+
+    def _list_paths(self) -> Iterator[tuple[str, Path]]:
+        for each in fields(self):
+            value = getattr(self, each.name)
+            for path in value if isinstance(value, tuple) else (value,):
+                if isinstance(path, Path):
+                    yield each.name, path
 
     def write_extra(self, name: str, output: Any, path: Path) -> None:
         """Write one of `extra_files` from what the pipeline returned."""

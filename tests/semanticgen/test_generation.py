@@ -51,6 +51,8 @@ def test_a_text_becomes_a_video_and_a_plan(model: Path, tmp_path: Path) -> None:
     assert steps[3:] == [("generating: rendering", step) for step in range(3)]
     again = generate(ask(model, tmp_path / "b.mkv", prompt="a cat", segments=segments, plan=tmp_path / "a.plan"))
     assert again.document["plan_sha256"] == document["output"]["plan"]["sha256"]
+    with pytest.raises(InputError, match=r"a\.plan would overwrite an input"):
+        generate(ask(model, tmp_path / "c.mkv", plan=tmp_path / "a.plan", save_plan=tmp_path / "a.plan"))
     # What is asked for beside a plan may differ a little, for files as for the pipeline.
     longer = generate(ask(model, tmp_path / "c.mkv", prompt="a cat", plan=tmp_path / "a.plan", seconds=2.5))
     assert longer.document["output"]["num_frames"] == 21

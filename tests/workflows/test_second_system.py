@@ -13,7 +13,7 @@ from sememe.compute.loading_settings import LoadingSettings
 from sememe.errors import InputError, OutputError
 from sememe.files import hash_file
 from sememe.video import Clip, read_clip, write_clip
-from sememe.workflows.generate import GenerationRequest, generate
+from sememe.workflows.generate import GenerationRequest, generate, generate_all
 from sememe.workflows.systems import SYSTEMS
 from workflows.toy_system import TOY, Light, ToyInputs
 
@@ -35,7 +35,7 @@ def test_text_a_source_and_seconds_make_a_video_and_a_plan(
     source, folder = tmp_path / "source.mp4", tmp_path / "outputs"
     write_clip(Clip(np.full((20, 16, 32, 3), 64, np.uint8), 4.0), source)
     folder.mkdir()
-    files = ("-o", folder / "out.mp4", "--plan", folder / "plan.json", "--source", source, "--model", model)
+    files = ("-o", folder / "out.mp4", "--save-plan", folder / "plan.json", "--source", source, "--model", model)
     outcome = run_here(capsys, "generate", "toy", "dawn, noon", "--seconds", 2, "--light", 0.5, *files, "--json")
     assert outcome.code == 0, outcome.err
     clip = read_clip(folder / "out.mp4")
@@ -51,6 +51,21 @@ def test_text_a_source_and_seconds_make_a_video_and_a_plan(
     assert (document["system"], document["prompt"], document["settings"]["seconds"]) == ("toy", "dawn, noon", 2.0)
     assert document["inputs"]["source"][0]["num_frames"] == 20
     assert document["exactness"]["label"] == "exact"
+    # Made again from its record, it leaves the files alone that were written.
+    (folder / "plan.json").write_text("mine")
+    again = run_here(capsys, "generate", "toy", "--like", folder / "out.json", "-o", folder / "again.mp4")
+    assert again.code == 0, again.err
+    assert (folder / "plan.json").read_text() == "mine"
+
+
+def test_each_seed_has_files_of_its_own(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = ("-o", tmp_path / "out.mp4", "--save-plan", tmp_path / "plan.json", "--model", model)
+    assert run_here(capsys, "generate", "toy", "noon", "--seed", 1, "--seed", 2, *files).code == 0
+    assert sorted(path.name for path in tmp_path.glob("plan*")) == ["plan-1.json", "plan-2.json"]
+    inputs = ToyInputs(prompt="noon", save_plan=tmp_path / "plan.json")
+    both = [GenerationRequest(inputs=inputs, output=tmp_path / name, model=str(model)) for name in ("a.mp4", "b.mp4")]
+    with pytest.raises(InputError, match="a different name for each result"):
+        next(iter(generate_all(both)))
 
 
 def test_text_alone_makes_a_video(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,14 +83,14 @@ def test_a_file_that_cannot_be_written_leaves_none(
         raise OutputError("the disk is full")
 
     monkeypatch.setattr(ToyInputs, "write_extra", fail)
-    inputs = ToyInputs(prompt="noon", plan=tmp_path / "plan.json")
+    inputs = ToyInputs(prompt="noon", save_plan=tmp_path / "plan.json")
     with pytest.raises(OutputError, match="full"):
         generate(GenerationRequest(inputs=inputs, output=tmp_path / "out.mp4", model=str(model)))
     assert os.listdir(tmp_path) == ["model"]
 
 
 def test_two_outputs_of_one_name_are_refused(model: Path, tmp_path: Path) -> None:
-    inputs = ToyInputs(prompt="noon", plan=tmp_path / "out.json")
+    inputs = ToyInputs(prompt="noon", save_plan=tmp_path / "out.json")
     with pytest.raises(OutputError, match="different files"):
         generate(GenerationRequest(inputs=inputs, output=tmp_path / "out.mp4", model=str(model)))
 

@@ -83,14 +83,14 @@ class ToyInputs(SystemInputs):
     Attributes:
         prompt: What the result shows.
         source: Clip to light; black if left out.
-        plan: JSON file to write the plan to.
+        save_plan: JSON file to write the plan to.
     """
 
     system: ClassVar[str] = "toy"
 
     prompt: str
     source: Path | None = None
-    plan: Path | None = None
+    save_plan: Path | None = None
 
     def texts(self) -> Mapping[str, Any]:
         return {"prompt": self.prompt}
@@ -101,9 +101,6 @@ class ToyInputs(SystemInputs):
     def reading(self, settings: Settings, place: int, num_places: int) -> Mapping[str, Any]:
         size = settings.size
         return {"num_frames": size.num_frames, "size": (size.height, size.width)}
-
-    def extra_files(self, video: Path) -> Mapping[str, Path]:
-        return {} if self.plan is None else {"plan": self.plan}
 
     def write_extra(self, name: str, output: Any, path: Path) -> None:
         write_text(path, json.dumps(output.plan))

@@ -6,7 +6,7 @@ import re
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING
+from dataclasses import MISSING, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,7 +24,7 @@ from sememe.cli.setting_options import (
 )
 from sememe.errors import InputError
 from sememe.records import list_fields
-from sememe.system import GenerationSpec, System, SystemInputs
+from sememe.system import SAVING, GenerationSpec, System, SystemInputs
 from sememe.workflows.systems import SYSTEMS
 
 if TYPE_CHECKING:
@@ -165,7 +165,8 @@ def _vary(
                 assert system.generation is not None
                 words = [Path(getattr(each, str(system.generation.each))).stem, *words]
             named: dict[str, Any] = {name: path and _add_words(path, words) for name, path in files.items()}
-            requests.append(GenerationRequest(inputs=each, seed=seed, **named, **shared))
+            saved = {f"{SAVING}{name}": _add_words(path, words) for name, path in each.extra_files().items()}
+            requests.append(GenerationRequest(inputs=replace(each, **saved), seed=seed, **named, **shared))
     return requests
 
 

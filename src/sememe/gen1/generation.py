@@ -124,9 +124,6 @@ class Gen1Inputs(SystemInputs):
     def shown(self, output: Any) -> Mapping[str, Any]:
         return {"structure": output.structure[0]}
 
-    def extra_files(self, video: Path) -> Mapping[str, Path]:
-        return {} if self.save_structure is None else {"structure": self.save_structure}
-
     def write_extra(self, name: str, output: Any, path: Path) -> None:
         from sememe.video import write_clip
 

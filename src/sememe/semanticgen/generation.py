@@ -150,9 +150,6 @@ class SemanticGenInputs(SystemInputs):
             return iter(output.clips[:1])
         return iter(pipeline.decode(output.frames, output.settings.size.fps))
 
-    def extra_files(self, video: Path) -> Mapping[str, Path]:
-        return {} if self.save_plan is None else {"plan": self.save_plan}
-
     def write_extra(self, name: str, output: Any, path: Path) -> None:
         output.plan.save(path)
 

@@ -153,7 +153,7 @@ def generate_all(
     """
     model = None
     if len(requests) > 1:
-        outputs = [request.output for request in requests]
+        outputs = [path for request in requests for path in _list_files(request).paths]
         if len(set(outputs)) < len(outputs):
             raise InputError(f"expected a different name for each result, got {', '.join(map(str, outputs))}")
         assert len({(request.inputs.system, request.model) for request in requests}) == 1
@@ -176,7 +176,7 @@ def _resolve(request: GenerationRequest, settings: Any) -> Any:
 
 
 def _list_files(request: GenerationRequest) -> OutputFiles:
-    return OutputFiles.beside(request.output, request.sheet, request.inputs.extra_files(request.output))
+    return OutputFiles.beside(request.output, request.sheet, request.inputs.extra_files())
 
 
 def _check_request(request: GenerationRequest, files: OutputFiles) -> None:
@@ -188,7 +188,7 @@ def _check_request(request: GenerationRequest, files: OutputFiles) -> None:
     if request.influence:
         inputs.baseline(settings)
     videos = [path for paths in inputs.videos(settings).values() for path in paths]
-    files.check([*videos, *inputs.images().values()])
+    files.check([*videos, *inputs.read_files()])
 
 
 def _load(request: GenerationRequest, on_progress: ProgressHandler) -> LoadedModel:

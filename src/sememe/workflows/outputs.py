@@ -31,6 +31,11 @@ class OutputFiles:
         """Return the files that belong to a video of this name."""
         return cls(video, video.with_suffix(".json"), sheet, extra or {})
 
+    @property
+    def paths(self) -> list[Path]:
+        """All of them."""
+        return [self.video, self.sidecar, *([] if self.sheet is None else [self.sheet]), *self.extra.values()]
+
     def check(self, inputs: Sequence[Path]) -> None:
         """Raise what would go wrong at the end, before any work is spent.
 
@@ -42,10 +47,9 @@ class OutputFiles:
         _check_suffix(self.video, VIDEO_SUFFIXES, "the result")
         if self.sheet is not None:
             _check_suffix(self.sheet, (*PICTURE_SUFFIXES, *VIDEO_SUFFIXES), "the contact sheet")
-        paths = [self.video, self.sidecar, *([] if self.sheet is None else [self.sheet]), *self.extra.values()]
-        if len(set(paths)) < len(paths):
-            raise OutputError(f"expected different files to write, got {', '.join(map(str, paths))}")
-        for path in paths:
+        if len(set(self.paths)) < len(self.paths):
+            raise OutputError(f"expected different files to write, got {', '.join(map(str, self.paths))}")
+        for path in self.paths:
             check_writable(path)
             _probe(path)
             if any(path.exists() and given.exists() and path.samefile(given) for given in inputs):

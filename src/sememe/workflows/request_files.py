@@ -10,7 +10,7 @@ import yaml
 from sememe.compute.loading_settings import LoadingSettings
 from sememe.errors import InputError
 from sememe.records import convert, flatten, list_fields, to_plain
-from sememe.system import System, SystemInputs
+from sememe.system import SAVING, System, SystemInputs
 
 _MAX_SIZE = 10_000_000  # bytes; a record takes some thousands
 
@@ -37,8 +37,12 @@ class StoredRequest:
 def describe_request(
     model: str, inputs: SystemInputs, settings: Mapping[str, Any], loading: LoadingSettings
 ) -> dict[str, Any]:
-    """Return a request as a record holds it, from which `read_request` makes it again from any folder."""
-    given = {name: _absolute(getattr(inputs, name)) for name in list_fields(type(inputs))}
+    """Return a request as a record holds it, from which `read_request` makes it again from any folder.
+
+    Files that were written are no part of it: made again, it does not replace them.
+    """
+    read = [name for name in list_fields(type(inputs)) if not name.startswith(SAVING)]
+    given = {name: _absolute(getattr(inputs, name)) for name in read}
     usual = flatten(LoadingSettings())
     return {
         "model": str(Path(model).absolute()) if Path(model).is_dir() else model,
