@@ -29,6 +29,8 @@ def test_masks_are_read() -> None:
     mask = make_mask()
     assert np.array_equal(read_mask(show(mask), 2, (16, 24), (16, 24)), mask)
     assert np.array_equal(read_mask(show(mask).frames[0], 2, (16, 24), (16, 24)), mask[[0, 0]])
+    longer = Clip(np.concatenate([show(mask).frames, make_clip(255).frames]), 24.0)
+    assert np.array_equal(read_mask(longer, 2, (16, 24), (16, 24)), mask)
     larger = show(mask.repeat(2, axis=1).repeat(2, axis=2))
     assert np.array_equal(read_mask(larger, 2, (16, 24), (16, 24)), mask)
 
@@ -36,14 +38,14 @@ def test_masks_are_read() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (make_clip(255, num_frames=3), "1 frame or of the source's 2, got 3"),
-        (Clip(np.full((2, 16, 16, 3), 255, np.uint8), 8.0), "proportions of the source"),
-        (make_clip(127), "without any white"),
+        (make_clip(255, num_frames=2), "1 frame or of at least the source's 3, got 2"),
+        (Clip(np.full((3, 16, 16, 3), 255, np.uint8), 8.0), "proportions of the source"),
+        (make_clip(127, num_frames=3), "without any white"),
     ],
 )
 def test_masks_that_do_not_fit_are_refused(given: Clip, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        read_mask(given, 2, (16, 24), (16, 24))
+        read_mask(given, 3, (16, 24), (16, 24))
 
 
 @pytest.mark.parametrize("feather", [0, 3])

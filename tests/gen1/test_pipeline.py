@@ -120,6 +120,20 @@ def test_batched_guidance_and_batches_of_sources_change_rounding_only(pipe: Gen1
     torch.testing.assert_close(second, both[1:], atol=1e-3, rtol=1e-3)
 
 
+def test_a_batch_gives_what_its_entries_give_alone(shared_pipe: Gen1Pipeline) -> None:
+    def run(places: list[int]) -> torch.Tensor:
+        given: dict[str, Any] = {
+            "source": [make_source(seed=place) for place in places],
+            "content": ["gold" for _ in places],
+            "generator": [torch.Generator().manual_seed(place) for place in places],
+        }
+        return shared_pipe(**given, negative_prompt="snow", output_type="latent").frames
+
+    both = run([0, 1])
+    for place in (0, 1):
+        torch.testing.assert_close(run([place]), both[place : place + 1], atol=1e-3, rtol=1e-3)
+
+
 def test_long_clips_are_predicted_in_windows(pipe: Gen1Pipeline) -> None:
     calls = count_predictions(pipe)
     source = make_source(9)
@@ -158,6 +172,12 @@ def test_outside_a_mask_frames_are_the_sources(shared_pipe: Gen1Pipeline) -> Non
         outside = mask[..., 0] == 0
         assert np.array_equal(frames[outside], source.frames[outside])
         assert not np.array_equal(frames[~outside], source.frames[~outside])
+    # Of masks as of sources the beginning is used.
+    given: dict[str, Any] = {
+        "source": [make_source(count) for count in (6, 9)],
+        "mask": [Clip(np.full((count, 16, 16, 3), 255, np.uint8), 8.0) for count in (6, 9)],
+    }
+    assert len(shared_pipe(**given, content="gold", num_frames=4).clips) == 2
     everything = np.full((16, 16, 3), 255, np.uint8)
     assert np.array_equal(generate(shared_pipe, mask=everything), generate(shared_pipe))
 

@@ -58,7 +58,7 @@ def make_request(
         source: A clip, or a list of clips of one shape for a batch.
         content: Content of all sources, or a list with one for each of several.
         structure: Structure clip of the source, or a list with one for each.
-        mask: Mask of all sources, or a list with one for each; as long as a source before `num_frames` cuts it.
+        mask: Mask of all sources, or a list with one for each.
 
     Raises:
         InputError: Something is missing, of the wrong kind, or does not fit.
@@ -80,14 +80,12 @@ def make_request(
             raise InputError(f"expected structure as a Clip, got {_name_types(structures)}")
     masks = None
     if mask is not None:
-        length, original = given[0].num_frames, given[0].size
-        whole = [read_mask(each, length, original, size) for each in _spread(mask, len(given), "mask")]
-        masks = [each[: cut[0].num_frames] for each in whole]
+        masks = [read_mask(each, cut[0].num_frames, cut[0].size, size) for each in _spread(mask, len(given), "mask")]
     elif settings.mask.mask_feather:
         raise InputError("mask_feather has an effect only with a mask; give both or neither")
     # Keyframes are one content, which all sources then share.
     is_one = not isinstance(content, list) or all(isinstance(each, Keyframe) for each in content)
-    contents = _spread([content] * len(given) if is_one or len(given) == 1 else content, len(given), "content")
+    contents = _spread([content] * len(given) if is_one else content, len(given), "content")
     return Request(sources, contents, structures, masks)
 
 

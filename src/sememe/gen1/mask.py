@@ -27,7 +27,7 @@ def read_mask(given: Any, num_frames: int, original_size: tuple[int, int], size:
     """Return where a clip is edited.
 
     A mask of another size is resized like the source, if it has the source's proportions to within a pixel. A mask of
-    one frame serves for all; otherwise it has as many frames as the source.
+    one frame serves for all; otherwise its frames are those of the source, whatever its rate, and more are left out.
 
     Args:
         given: Clip, PIL image, or a uint8 array (height, width, 3); light pixels (128 and above) are edited.
@@ -36,13 +36,14 @@ def read_mask(given: Any, num_frames: int, original_size: tuple[int, int], size:
         size: Height and width of the result.
 
     Raises:
-        InputError: It has another number of frames or other proportions, or nothing in it is white.
+        InputError: It is shorter than the source, has other proportions, or nothing in it is white.
     """
     picture = given.convert("RGB") if isinstance(given, PIL.Image.Image) else given
     clip = given if isinstance(given, Clip) else Clip.from_image(np.asarray(picture))
-    if clip.num_frames not in (1, num_frames):
+    if 1 < clip.num_frames < num_frames:
         raise InputError(
-            f"expected a mask of 1 frame or of the source's {num_frames}, got {clip.num_frames}; make it as long"
+            f"expected a mask of 1 frame or of at least the source's {num_frames}, got {clip.num_frames}; make it as "
+            "long"
         )
     (height, width), (own_height, own_width) = original_size, clip.size
     if abs(own_width - width * own_height / height) > 1 and abs(own_height - height * own_width / width) > 1:
@@ -50,7 +51,7 @@ def read_mask(given: Any, num_frames: int, original_size: tuple[int, int], size:
             f"expected a mask with the proportions of the source ({width}x{height}, width x height), got "
             f"{own_width}x{own_height}; crop or scale it as the source"
         )
-    frames = resize_clip(clip, *size).frames
+    frames = resize_clip(Clip(clip.frames[:num_frames], clip.fps), *size).frames
     mask = np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]) >= 128
     if not mask.any():
         raise InputError("expected a mask with white where the clip is to be edited, got one without any white")

@@ -275,9 +275,10 @@ class Gen1Pipeline(SystemPipeline, AdapterMixin, StableDiffusionLoraLoaderMixin,
             source: Clip whose structure is kept, or a list of clips of one shape for a batch.
             content: Text; picture (PIL, uint8 array (height, width, 3) or a Clip of one frame); a result of
                 `encode_content`; or a list of `Keyframe`. For a batch also a list with one per source.
-            structure: Clip with the structure in grey (white is near), instead of an estimate. At least as long as the
-                source.
+            structure: Clip with the structure in grey (white is near), instead of an estimate. At least as long as what
+                is used of the source.
             mask: Clip or picture, white where the source is edited; outside, the frames are the source's, bit for bit.
+                A clip is at least as long as what is used of the source.
             structure_level: Rounds of blur of the structure, 0 to 7. For None here and in the next three, the settings'
                 value is used.
             guidance_scale: Strength of the content; 1 is off.
@@ -370,12 +371,13 @@ class Gen1Pipeline(SystemPipeline, AdapterMixin, StableDiffusionLoraLoaderMixin,
         given = [
             encode_content(encoder, each, source) for each, source in zip(request.contents, generators, strict=True)
         ]
-        negative = settings.guidance.negative_prompt
-        nothing = encoder.encode_text(negative, generators[0]) if negative else encoder.encode_nothing()
+        negative, none = settings.guidance.negative_prompt, [encoder.encode_nothing()] * len(given)
+        if negative:  # with draws of its own for each, so that a batch gives what its entries give alone
+            none = [encoder.encode_text(negative, source) for source in generators]
         length, fps = request.num_frames, request.sources[0].fps
         return {
             "given": stack_contents([spread_content(each, length, fps) for each in given], self._execution_device),
-            "none": stack_contents([[nothing] * length] * len(given), self._execution_device),
+            "none": stack_contents([[each] * length for each in none], self._execution_device),
         }
 
     def prepare(
