@@ -42,8 +42,8 @@ class SystemInputs:
         """Return the video files by name."""
         return {}
 
-    def section(self) -> Mapping[str, float | None]:
-        """Return `start` and `end` for `read_clip`, in seconds, where only a section of the videos is read."""
+    def section(self, settings: Any) -> Mapping[str, float | None]:
+        """Return `start`, `end` and `num_frames` for `survey_video` where only a section of the videos is read."""
         return {}
 
     def texts(self) -> Mapping[str, Any]:

@@ -101,7 +101,7 @@ def test_mistakes_are_found_before_a_file_is_read(inputs: dict[str, Any], messag
     [
         ({"seconds": 2.0}, "source of at least 2 seconds, got 0.75 in"),
         ({"structure": "short.mkv"}, "structure clip of at least the source's 6 frames, got 3"),
-        ({"mask": "short.mkv"}, "mask of 1 frame or of the source's 6, got 3"),
+        ({"mask": "short.mkv"}, "mask of 1 frame or of at least the source's 6, got 3"),
         ({"mask": "square.png"}, "mask with the proportions of the source"),
     ],
 )
@@ -121,14 +121,28 @@ def test_more_frames_than_the_source_has_are_refused(files: Path, loaded: Loaded
         generate(request, loaded=loaded)
 
 
+@pytest.mark.parametrize("over", [{}, {"mask": "mask.png"}, {"mask": "fast.mkv", "structure": "fast.mkv"}])
+@pytest.mark.parametrize("num_frames", [None, 4, 1])
 def test_of_a_source_of_any_length_the_beginning_is_read(
-    files: Path, loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    over: dict[str, str],
+    num_frames: int | None,
+    files: Path,
+    loaded: LoadedModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # Frames belong together whatever the rates are: these are 0.5 seconds of 16 frames a second.
+    write_clip(Clip(np.full((8, 16, 24, 3), 255, np.uint8), 16.0), files / "fast.mkv", lossless=True)
     monkeypatch.setattr("sememe.video.source.VideoLimits", partial(VideoLimits, max_duration=0.6))
+    given = {name: files / value for name, value in over.items()}
     with pytest.raises(VideoError, match=r"at most 0\.6 s of video, but .* lasts 0\.8 s"):
-        generate(ask(files, tmp_path / "out.mp4", content="gold"), loaded=loaded)
-    result = generate(ask(files, tmp_path / "out.mp4", content="gold", seconds=0.5), loaded=loaded)
-    assert read_clip(result.output).num_frames == 4
+        generate(ask(files, tmp_path / "out.mp4", content="gold", **given), loaded=loaded)
+    seconds = None if num_frames else 0.5
+    request = ask(files, tmp_path / "out.mp4", content="gold", seconds=seconds, **given)
+    result = generate(replace(request, settings={"num_frames": num_frames} if num_frames else {}), loaded=loaded)
+    assert read_clip(result.output).num_frames == (num_frames or 4)
+    read = [each[0]["num_frames"] for each in result.document["inputs"].values() if isinstance(each, list)]
+    assert set(read) == {num_frames or 4}
 
 
 def test_a_long_source_is_announced(files: Path) -> None:

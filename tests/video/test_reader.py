@@ -106,6 +106,8 @@ def test_only_the_section_of_a_long_video_is_held_to_the_limits(tmp_path: Path) 
         read_clip(path, limits=limits)
     assert frame_numbers(read_clip(path, start=3.1, end=3.5, limits=limits)) == [31, 32, 33, 34]
     assert frame_numbers(read_clip(path, num_frames=2, start=5.0, limits=limits)) == [50, 59]
+    assert len(survey_video(path, limits, num_frames=7).times) == 7
+    assert survey_video(path, limits, start=5.8, num_frames=7).times.tolist() == pytest.approx([5.8, 5.9])
     with pytest.raises(VideoError, match=r"at most 1\.5 s of video, but .* lasts 3\.0 s"):
         read_clip(path, start=3.0, limits=limits)
     # Its one group of frames has to be decoded up to the section.

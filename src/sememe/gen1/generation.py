@@ -51,9 +51,10 @@ class Gen1Inputs(SystemInputs):
         given = {"source": self.source, "mask": mask, "structure": self.structure}
         return {name: (path,) for name, path in given.items() if path is not None}
 
-    def section(self) -> Mapping[str, float | None]:
-        # What lies over the source may have another rate, and is then compared with the whole of it.
-        return {} if self._has_video_over_source else {"start": None, "end": self.seconds}
+    def section(self, settings: Settings) -> Mapping[str, float | None]:
+        # Frames, because what lies over the source may have another rate.
+        is_part = self.seconds is not None or settings.size.num_frames is not None
+        return {"num_frames": self._count_frames(settings)} if is_part else {}
 
     def texts(self) -> Mapping[str, Any]:
         return {"content": self.content}
@@ -131,19 +132,18 @@ class Gen1Inputs(SystemInputs):
 
     @cached_property
     def _survey(self) -> "Survey":
+        from sememe.video import VideoLimits
         from sememe.video.source import survey_video
 
-        return survey_video(self.source, end=self.section().get("end"))
+        # Of any length: what is read of it is held to the limits.
+        limits = VideoLimits(max_frames=10**9, max_duration=1e9, max_total_pixels=10**18)
+        return survey_video(self.source, limits, end=self.seconds)
 
     def _count_frames(self, settings: Settings) -> int:
         if settings.size.num_frames is not None:
             return settings.size.num_frames
         times = self._survey.times - self._survey.times[0]
         return len(times) if self.seconds is None else int((times < self.seconds - _ROUNDING).sum())
-
-    @property
-    def _has_video_over_source(self) -> bool:
-        return self.structure is not None or (self.mask is not None and not self._is_picture(self.mask))
 
     @staticmethod
     def _is_picture(path: Path | None) -> bool:

@@ -90,7 +90,12 @@ class Source:
 
 
 def survey_video(
-    path: str | Path, limits: VideoLimits | None = None, *, start: float | None = None, end: float | None = None
+    path: str | Path,
+    limits: VideoLimits | None = None,
+    *,
+    start: float | None = None,
+    end: float | None = None,
+    num_frames: int | None = None,
 ) -> Survey:
     """Check and survey a video file, or a section of one, without decoding it.
 
@@ -99,6 +104,7 @@ def survey_video(
         limits: What the section is held to, `VideoLimits()` if None; the rest of the file may be longer.
         start: Seconds from the first frame at which the section begins. None for the first frame.
         end: Seconds from the first frame at which it ends. None for the end.
+        num_frames: Most frames of the section, at least 1; None for all.
 
     Raises:
         VideoError: There is no such file, or it is no video, is damaged, has no frame in the section, or is not within
@@ -111,9 +117,9 @@ def survey_video(
         raise InputError(f"expected a section of a video as start and end, 0 or more and rising, got {low} and {high}")
     with _translated(path), _open(path, limits) as container:
         stream = _video_stream(path, container)
-        size, is_whole = _checked_size(path, stream, limits), (start, end) == (None, None)
+        size, is_whole = _checked_size(path, stream, limits), (start, end, num_frames) == (None, None, None)
         whole = _survey(path, container, stream, size, limits.max_frames * (1 if is_whole else _MOST_SKIPPED))
-    return _cut(path, whole, low, high, limits)
+    return _cut(path, whole, low, high, num_frames, limits)
 
 
 @contextmanager
@@ -307,13 +313,14 @@ def _ordered(
     return Survey(*size, times, groups[order], group_starts, fps, duration, float(tick), timed=True)
 
 
-def _cut(path: Path, survey: Survey, start: float, end: float, limits: VideoLimits) -> Survey:
-    """Keep what is shown from `start` on and before `end`, and hold it to the limits."""
+def _cut(path: Path, survey: Survey, start: float, end: float, num_frames: int | None, limits: VideoLimits) -> Survey:
+    """Keep what is shown from `start` on and before `end`, at most so many frames, and hold it to the limits."""
     times = survey.times - survey.times[0]
     slack = 1e-6  # time stamps are rounded
     first, last = np.searchsorted(times, [start - slack, end - slack])
     if first == last:
         raise VideoError(f"expected frames from {start:g} s on, but {path} lasts {times[-1]:g} s")
+    last = last if num_frames is None else min(last, first + num_frames)
     kept: Times = survey.times[first:last]
     section = replace(survey, times=kept, groups=survey.groups[first:last], fps=_section_rate(survey, kept))
     # Whole groups are decoded, and the one before them, which leading pictures may need.

@@ -59,7 +59,7 @@ class VideoAsPromptInputs(SystemInputs):
         negative = tuple(map(Path, settings.experimental.negative_references))
         return {"references": self.references} | ({"negative_references": negative} if negative else {})
 
-    def section(self) -> Mapping[str, float | None]:
+    def section(self, settings: Settings) -> Mapping[str, float | None]:
         """Return where references begin and end, in seconds."""
         return {"start": self.reference_start, "end": self.reference_end}
 

@@ -213,7 +213,7 @@ class _OpenedFiles:
     @classmethod
     def open(cls, inputs: SystemInputs, settings: Any) -> "_OpenedFiles":
         """Survey the videos, then read the pictures."""
-        section = inputs.section()
+        section = inputs.section(settings)
         videos = {
             name: tuple(VideoFile.survey_path(path, section) for path in paths)
             for name, paths in inputs.videos(settings).items()

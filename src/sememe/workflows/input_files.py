@@ -17,39 +17,41 @@ _ENOUGH = 2048  # pixels a side, more than models make
 
 @dataclass(frozen=True)
 class VideoFile:
-    """A video file, or a section of one, of at least 2 frames, of which no frame has been decoded.
+    """A video file, or a section of one, of which no frame has been decoded.
 
     Attributes:
         path: The file.
         sha256: Hash of the file.
         survey: What its packets say of the section.
-        section: `start` and `end` for `read_clip`, in seconds; empty for the whole file.
     """
 
     path: Path
     sha256: str
     survey: Survey
-    section: Mapping[str, Any]
 
     @classmethod
     def survey_path(cls, path: Path, section: Mapping[str, Any]) -> "VideoFile":
-        """Survey a video file, or a section of one.
+        """Survey a video file, or a section of one, which has at least 2 frames unless a single one is asked for.
+
+        Args:
+            path: The file.
+            section: `start`, `end` and `num_frames` for `survey_video`; empty for the whole file.
 
         Raises:
             VideoError: it is missing, is no video, is damaged or cut short, is over the limits, or is a still.
             InputError: The section ends before it begins.
         """
         survey = survey_video(path, **section)
-        if len(survey.times) < 2:
+        if len(survey.times) < 2 and section.get("num_frames") != 1:
             where = " in the section that is read" if any(section.values()) else ""
             raise VideoError(
                 f"expected a video of at least 2 frames, but {path} has 1{where}: a still shows no motion to copy"
             )
-        return cls(path, hash_file(path), survey, section)
+        return cls(path, hash_file(path), survey)
 
     def read(self, reading: Mapping[str, Any]) -> Clip:
-        """Decode just what a model reads; `reading` holds arguments of `read_clip` besides those of the section."""
-        return read_clip(self.path, survey=self.survey, **self.section, **reading)
+        """Decode just what a model reads; `reading` holds arguments of `read_clip`."""
+        return read_clip(self.path, survey=self.survey, **reading)
 
     def to_document(self) -> dict[str, Any]:
         """Return path, hash and shape, as plain values."""
