@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gen1.model_factories import make_motion_pipeline, make_pipeline
 from gen1.smoke_chain import gen1_runs
+from sememe.errors import ModelError
 from sememe.evaluation.metrics import PSNR_LIMIT
-from sememe.gen1.evaluation import NUM_LOOKS, ROWS, Maker, correlate, deal_looks, read_result, summarise
+from sememe.gen1.evaluation import NUM_LOOKS, ROWS, Maker, build_rows, correlate, deal_looks, read_result, summarise
 from sememe.gen1.pipeline import Gen1Pipeline
 from sememe.gen1.structure import DepthEstimator
 from sememe.workflows.evaluate import EvaluationSettings, evaluate
@@ -69,6 +71,16 @@ def test_a_mirrored_picture_has_the_same_look_and_another_geometry(maker: Maker)
     own, mirrored = (maker.content(rows[name], case) for name in ("picture", "mirrored"))
     assert (mirrored[:, ::-1] == own).all()
     assert (mirrored != own).any()
+
+
+def test_a_model_that_cannot_be_judged_is_refused_before_rows_are_made(tmp_path: Path) -> None:
+    for pipeline in (
+        make_pipeline(tmp_path, depth_estimator=None),
+        make_pipeline(tmp_path, prior=None, image_encoder=None),
+        make_motion_pipeline(tmp_path),
+    ):
+        with pytest.raises(ModelError, match="a Gen1UNet, an image_encoder and a depth_estimator"):
+            build_rows(pipeline, pipeline.defaults, tmp_path, generations=1, per_scene=1, seed=0)
 
 
 def test_all_kinds_of_rows_are_measured_and_read_again(model: Path, tmp_path: Path) -> None:

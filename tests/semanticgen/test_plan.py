@@ -1,5 +1,6 @@
 """Plans: what they hold, their files, and edits."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,8 @@ def test_held_slices_are_equal() -> None:
     assert np.array_equal(held.features[[1, 2, 3]], make_plan().features[[1, 1, 1]])
     assert held.num_slices == 6
     assert hold(make_plan(), 0.5, 0.01).num_slices == 5
+    # 0.3 / 0.1 is a little less than 3.
+    assert hold(replace(make_plan(), slice_seconds=0.1), 0.3, 0.1).captions == ("0.0", "0.1", "0.2", "0.3", "0.3")
 
 
 @given(weight=st.floats(0.0, 1.0))

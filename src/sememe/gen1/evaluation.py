@@ -13,6 +13,7 @@ from diffusers import DDIMScheduler
 from sememe.backbones.autoencoder import clips_to_video, encode_video, reconstruct_clips
 from sememe.checkpoints.components import load_component
 from sememe.checkpoints.zoo import find_part
+from sememe.errors import ModelError
 from sememe.evaluation.metrics import psnr
 from sememe.evaluation.oracle import Oracle
 from sememe.evaluation.runner import TABLE, Row, SystemRows
@@ -24,6 +25,7 @@ from sememe.evaluation.statistics import (
     wilson_interval,
 )
 from sememe.gen1.content import embed_images
+from sememe.gen1.network_unet import Gen1UNet
 from sememe.gen1.pipeline import Gen1Pipeline
 from sememe.gen1.prior import encode_texts
 from sememe.gen1.settings import MAX_LEVEL, Settings
@@ -334,7 +336,7 @@ def build_rows(
     """Build all rows of the evaluation.
 
     Args:
-        pipeline: Pipeline that makes the clips; it has an image encoder.
+        pipeline: Pipeline of an inflated U-Net with an image encoder, which makes the clips.
         settings: Settings of the generations.
         folder: Not used: everything is in memory.
         generations: Number of cases in each row.
@@ -344,14 +346,19 @@ def build_rows(
             the model's own, which the generation has used.
 
     Raises:
-        ModelError: There is no such depth network.
+        ModelError: There is no such depth network, or the model lacks what rows are made or judged by.
     """
     del folder
-    estimator = pipeline.estimators["depth"]
+    estimator = pipeline.estimators.get("depth")
     if depth is not None:
         names = ("depth_estimator", "depth_processor")
         estimator = DepthEstimator(*(load_component(name, find_part(depth, name)) for name in names))
-    assert isinstance(estimator, DepthEstimator)
+    is_whole = isinstance(pipeline.unet, Gen1UNet) and pipeline.image_encoder is not None
+    if not is_whole or not isinstance(estimator, DepthEstimator):
+        raise ModelError(
+            "expected a model with a Gen1UNet, an image_encoder and a depth_estimator to evaluate, and this one lacks "
+            "one of them; depth, a run that has one, stands for the last"
+        )
     maker, cases = Maker(pipeline, settings, estimator), deal_looks(generations, per_scene, seed)
     rows = [
         Row(

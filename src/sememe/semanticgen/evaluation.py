@@ -107,7 +107,9 @@ def list_rows(num_frames: int, longer: int, *, takes_image: bool) -> tuple[RowSe
     follow = partial(row, method="source", names=MOVING, has_own_look=False)
     still = tuple(name for name in conditions(family="motion") if name in PASSING)
     long = partial(RowSettings, num_frames=longer, names=still, group=DRIFT)
-    pictured = row("picture", "a text and the true render's first picture: planned by the text alone", has_image=True)
+    pictured = row(
+        "picture", "a text and the true render's first picture, with which plan and video begin", has_image=True
+    )
     return (
         row("prompt", "a text alone: planned, then rendered"),
         *([pictured] if takes_image else []),

@@ -203,7 +203,7 @@ def check_sources(sources: Sequence[Clip], settings: Settings, span: tuple[float
     if span is not None and shapes != {expected}:
         raise InputError(
             f"expected a source of {expected} frames, height, width and frames per second, because its frames are kept "
-            f"outside the span, got {shapes.pop()}; resize and resample it first"
+            f"outside the span, got {shapes.pop()}; resize and resample it, and bring it to that length, first"
         )
     if span is not None and span[0] >= sources[0].duration:
         raise InputError(f"expected a span within the source's {sources[0].duration:g} s, got {span}")

@@ -11,6 +11,8 @@ import numpy as np
 from sememe.errors import PlanError
 from sememe.semanticgen.plan import Plan
 
+_ROUNDING = 1e-6  # in slices
+
 
 def cut(plan: Plan, start: float, stop: float) -> Plan:
     """Return the part of a plan from `start` to `stop`, in seconds.
@@ -67,7 +69,7 @@ def hold(plan: Plan, at: float, seconds: float) -> Plan:
         raise PlanError(f"expected a moment within the plan's {plan.seconds:g} s, got {at:g}")
     if not 0 < seconds < math.inf:
         raise PlanError(f"expected seconds above 0, got {seconds:g}")
-    place = min(int(at / plan.slice_seconds), plan.num_slices - 1)
+    place = min(int(at / plan.slice_seconds + _ROUNDING), plan.num_slices - 1)
     counts = np.ones(plan.num_slices, dtype=np.int64)
     counts[place] += max(1, round(seconds / plan.slice_seconds))
     captions = [caption for caption, count in zip(plan.captions, counts, strict=False) for _ in range(count)]
