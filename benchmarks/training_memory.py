@@ -11,7 +11,8 @@ whose average is kept too. The teacher of a distillation comes on top of it: who
 without the backbone, which it shares with its student.
 """
 
-from collections.abc import Callable
+import argparse
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -215,7 +216,8 @@ def count_teacher(network: WanVideoAsPromptTransformer, shard: int) -> int:
     )
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
+    argparse.ArgumentParser(prog="python -m benchmarks.training_memory", description=__doc__).parse_args(arguments)
     expert = make_expert()
     for shard in (1, 8, 48):
         state, teacher = count_state(expert, shard) / GIGABYTE, count_teacher(expert, shard) / GIGABYTE
