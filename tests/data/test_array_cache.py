@@ -103,7 +103,7 @@ def test_some_items_alone(tmp_path: Path) -> None:
     assert (len(subset), set(subset.conditions), subset.captions) == (4, {"c1"}, ("n1", "n3", "n5", "n7"))
     assert torch.equal(subset.select("clean", torch.tensor([3, 0])), CLEAN.values[[7, 1]])
     assert torch.equal(subset.only([2]).select("clean", torch.tensor([0])), CLEAN.values[[5]])
-    with pytest.raises(InputError, match="no clip"):
+    with pytest.raises(InputError, match="none of the requested clips"):
         subset.only([])
 
 
