@@ -191,7 +191,8 @@ def find_expert(name: str | Path) -> Path:
 def read_own_dtype(source: str | Path, expert: Path | None = None) -> str:
     """Return the precision in which a model is to be computed, by the headers of its files.
 
-    Released models are computed in the precision in which most of them is stored; those trained here in float32.
+    Released models are computed in the precision in which most of them is stored, and so are all two-way models,
+    because a converted released one looks like one trained here. One-way models trained here are computed in float32.
 
     Args:
         source: Folder of the model, or the name of a released one.
