@@ -1,15 +1,19 @@
 """The losses of the first steps of each stage, at the sizes of the smoke recipes and on made-up data."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from diffusers import CogVideoXDDIMScheduler
 
-from sememe.diffusion.objectives import NoisePath
-from sememe.training.networks import make_autoencoder, make_text_encoder, train_tokenizer
+from sememe.compute.lora import add_expert_adapter
+from sememe.diffusion.objectives import FLOW, NoisePath
+from sememe.training.networks import make_autoencoder, make_scheduler, make_text_encoder, train_tokenizer
+from sememe.training.recipes import SchedulerSettings
 from sememe.training.stage import Stage
 from sememe.training.stage_autoencoder import AutoencoderStage
 from sememe.training.text_source import EncodedText
@@ -20,9 +24,15 @@ from sememe.video_as_prompt.recipes import (
     smoke_backbone,
     smoke_expert,
     smoke_expert_joint,
+    smoke_few_step,
+    smoke_lora,
+    smoke_one_way,
+    smoke_preference,
 )
 from sememe.video_as_prompt.recipes_released import smoke_cogvideox_expert
+from sememe.video_as_prompt.stage_distillation import FewStepStage, OneWayStage
 from sememe.video_as_prompt.stage_expert import ExpertStage
+from sememe.video_as_prompt.stage_lora import PreferenceStage, make_lora
 from sememe.video_as_prompt.stages import BackboneStage, make_transformer
 from training.golden_losses import MadeUpArrays, StageCase, draw_array, measure, print_curves
 from video_as_prompt.cogvideox_factories import make_backbone
@@ -63,12 +73,64 @@ def make_wan() -> tuple[BackboneStage, WanVideoAsPromptTransformer]:
     return BackboneStage(backbone, text_encoder, tokenizer, latents, recipe.settings), backbone
 
 
+def embed_captions(stage: BackboneStage) -> EncodedText:
+    return EncodedText(stage.tokenizer, stage.text_encoder.eval())
+
+
+def add_expert(backbone: Any, mode: str) -> WanVideoAsPromptTransformer:
+    """An expert of a mode on a backbone, whose weights it begins as."""
+    return WanVideoAsPromptTransformer.from_backbone(backbone, None, mode, 0.0)
+
+
 def make_wan_expert(mode: str) -> Stage:
     recipe = smoke_expert() if mode == "cached" else smoke_expert_joint()
     stage, backbone = make_wan()
-    transformer = WanVideoAsPromptTransformer.from_backbone(backbone, None, mode, 0.0)
-    text = EncodedText(stage.tokenizer, stage.text_encoder.eval())
-    return ExpertStage(transformer, text, make_latents(), recipe.settings)
+    return ExpertStage(add_expert(backbone, mode), embed_captions(stage), make_latents(), recipe.settings)
+
+
+def shift(*parameters: torch.Tensor) -> None:
+    """Change weights as training would."""
+    random = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=random))
+
+
+def make_adapted() -> tuple[WanVideoAsPromptTransformer, EncodedText]:
+    """An expert whose adapter changes it: at first it would not, and its first matrix is drawn by PEFT."""
+    stage, backbone = make_wan()
+    transformer = add_expert(backbone, "cached")
+    add_expert_adapter(transformer, make_lora(smoke_lora().rank))
+    matrices = dict(transformer.named_parameters())
+    names = sorted(name for name in matrices if ".lora_" in name)
+    for name in names:
+        torch.nn.init.zeros_(matrices[name])
+    shift(*(matrices[name] for name in names))
+    return transformer, embed_captions(stage)
+
+
+def make_preference() -> Stage:
+    # Less strength than the recipe has: it multiplies errors of rounding as well.
+    settings = replace(smoke_preference().settings, strength=2.0)
+    return PreferenceStage(*make_adapted(), make_latents(), settings)
+
+
+def make_pair(mode: str) -> tuple[WanVideoAsPromptTransformer, WanVideoAsPromptTransformer, EncodedText]:
+    """A one-way student, a teacher of a mode with other weights, and what embeds their captions."""
+    stage, backbone = make_wan()
+    student, teacher = add_expert(backbone, "cached"), add_expert(backbone, mode)
+    shift(*(parameter for _, parameter in teacher.expert_named_parameters()))
+    return student, teacher, embed_captions(stage)
+
+
+def make_one_way() -> Stage:
+    recipe = smoke_one_way()
+    return OneWayStage(*make_pair("joint"), make_latents(), recipe.settings, recipe.true_share, FLOW)
+
+
+def make_few_step() -> Stage:
+    scheduler = make_scheduler(SchedulerSettings(kind="euler_trailing"))
+    return FewStepStage(*make_pair("cached"), make_latents(), smoke_few_step().settings, scheduler)
 
 
 def make_cogvideox_expert() -> Stage:
@@ -85,6 +147,10 @@ CASES: dict[str, StageCase] = {
     "expert": (lambda: make_wan_expert("cached"), smoke_expert().training),
     "expert-joint": (lambda: make_wan_expert("joint"), smoke_expert_joint().training),
     "cogvideox-expert": (make_cogvideox_expert, smoke_cogvideox_expert().training),
+    "lora": (lambda: ExpertStage(*make_adapted(), make_latents(), smoke_lora().settings), smoke_lora().training),
+    "preference": (make_preference, smoke_preference().training),
+    "one-way": (make_one_way, smoke_one_way().training),
+    "few-step": (make_few_step, smoke_few_step().training),
 }
 
 
