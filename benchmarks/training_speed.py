@@ -109,7 +109,7 @@ def write_videos(folder: Path, count: int, size: int) -> None:
     """Write clips of the world as files, larger than they are trained on, as videos are."""
     samples = []
     for number in range(count):
-        item = world_item(number, _NUM_CONDITIONS)
+        item = world_item(number, WorldData(clips_per_scene=_NUM_CONDITIONS))
         shot = render_item(item, num_frames=17, size=size)
         write_clip(shot.clip, folder / f"{number}.mp4")
         samples.append(

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from sememe.errors import InputError
-from sememe.training.clips import WorldItem, render_item, world_item
+from sememe.training.clips import WorldClips, WorldItem, render_item, world_item
+from sememe.training.recipes import ClipFormat, WorldData
 from sememe.world import EVALUATION_SEED, can_show, conditions, random_scene, render
 from sememe.world.catalogue import CATALOGUE, NOVEL_PAIRS
 
@@ -25,7 +26,7 @@ def test_conditions_are_dealt_evenly_and_never_twice_to_a_scene() -> None:
 
 
 def test_pairs_of_seen_conditions_are_dealt_as_well() -> None:
-    items = [world_item(index, num_pairs=100) for index in range(8 * 100)]
+    items = [world_item(index, WorldData(num_pairs=100)) for index in range(8 * 100)]
     assert max(Counter(items).values()) == 1
     assert all(can_show(random_scene(item.scene), item.condition) for item in items[:80])
     pairs = {item.condition for item in items if "+" in item.condition}
@@ -35,7 +36,20 @@ def test_pairs_of_seen_conditions_are_dealt_as_well() -> None:
     # 154 conditions alone, and 100 pairs.
     assert 0.3 < sum("+" in item.condition for item in items) / len(items) < 0.5
     with pytest.raises(InputError, match="pairs of conditions"):
-        world_item(0, num_pairs=10**6)
+        world_item(0, WorldData(num_pairs=10**6))
+
+
+def test_random_conditions_are_dealt_as_well_and_trained_on() -> None:
+    data = WorldData(num_clips=8 * 100, num_random=100)
+    items = [world_item(index, data) for index in range(data.num_clips)]
+    assert max(Counter(items).values()) == 1
+    assert all(can_show(random_scene(item.scene), item.condition) for item in items[:80])
+    drawn = [index for index, item in enumerate(items) if item.condition.startswith("random_")]
+    assert 80 < len({items[index].condition for index in drawn}) <= 100
+    assert 0.3 < len(drawn) / len(items) < 0.5
+    clips = WorldClips(ClipFormat(num_frames=5, height=16, width=16), data)
+    assert clips.item(drawn[0]).split == "train"
+    assert clips.version != WorldClips(ClipFormat(num_frames=5, height=16, width=16), WorldData(num_clips=800)).version
 
 
 def test_scenes_are_dealt_what_they_can_show() -> None:
@@ -44,7 +58,7 @@ def test_scenes_are_dealt_what_they_can_show() -> None:
 
 def test_a_scene_can_show_all_conditions() -> None:
     number = len(conditions())
-    items = [world_item(index, number) for index in range(number)]
+    items = [world_item(index, WorldData(clips_per_scene=number)) for index in range(number)]
     assert {item.condition for item in items} == set(conditions())
     assert {item.scene for item in items} == {0}
 

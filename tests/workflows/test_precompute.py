@@ -16,7 +16,7 @@ from sememe.errors import InputError, ModelError, RecipeError
 from sememe.events import Progress
 from sememe.training.clips import render_item, world_item
 from sememe.training.dataset_clips import open_clips
-from sememe.training.recipes import LatentsRecipe, Regeneration
+from sememe.training.recipes import LatentsRecipe, Regeneration, WorldData
 from sememe.video import write_clip
 from sememe.video_as_prompt.stages import LatentSource
 from sememe.workflows import precompute
@@ -39,7 +39,7 @@ def test_latents_are_those_of_the_pipeline(runs: Path) -> None:
     assert len(cache) == 308
     assert set(cache.conditions) == set(conditions())
     for index in (0, 77, 307):
-        item = world_item(index, 154)
+        item = world_item(index, WorldData(clips_per_scene=154))
         rendered = render_item(item, num_frames=9, size=16)
         video = frames_to_video(rendered.clip.frames[None])
         # The size of a batch changes the rounding.

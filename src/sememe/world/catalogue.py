@@ -2,7 +2,7 @@
 
 A condition of the split "unseen" never differs from a seen one by a number, a colour or a direction alone: conditions
 of one function with other arguments are in the same split. "novel" conditions are pairs of seen ones from two
-families, joined by "+".
+families, joined by "+". Random conditions, such as "random_17", are for training alone and in no list here.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 from sememe.errors import InputError
 from sememe.world import cameras, concepts, elements, motions, styles
 from sememe.world.condition import Condition
+from sememe.world.random_conditions import PREFIX, random_condition
 from sememe.world.scene import Scene
 
 NOVEL_PAIRS = (
@@ -109,11 +110,13 @@ def can_show(scene: Scene, name: str) -> bool:
 
 
 def condition(name: str) -> Condition:
-    """The record of one condition.
+    """The record of one condition, of the catalogue or random.
 
     Raises:
         InputError: If there is none of that name; the message names similar ones.
     """
+    if name.startswith(PREFIX) and name.removeprefix(PREFIX).isdecimal():
+        return _random_condition(int(name.removeprefix(PREFIX)))
     if name not in _BY_NAME:
         near = difflib.get_close_matches(name, _BY_NAME, n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else "see sememe.world.conditions()"
@@ -121,7 +124,12 @@ def condition(name: str) -> Condition:
     return _BY_NAME[name]
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=8192)
+def _random_condition(number: int) -> Condition:
+    return random_condition(number, CATALOGUE)
+
+
+@lru_cache(maxsize=8192)
 def parts_of(name: str | None) -> tuple[Condition, ...]:
     """The conditions that a name such as "melt+zoom_in" joins; empty for None.
 

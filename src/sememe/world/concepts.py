@@ -71,7 +71,7 @@ def split_halves(take: Take) -> list[Shard]:
     gap = (1.9 * take.ramp(0.05, 0.95)).astype(np.float32)
     zeros = np.zeros_like(gap)
     lean = 0.4 * take.ramp(0.05, 0.95)
-    x, _ = _layer_grid(take)
+    x, _ = layer_grid(take)
     left = (x < 0).astype(np.float32)
     return [Shard(left, -0.4, 0.8, -gap, zeros, -lean), Shard(1 - left, 0.4, 0.8, gap, zeros, lean)]
 
@@ -80,7 +80,7 @@ def split_halves(take: Take) -> list[Shard]:
 def slice_bands(take: Take) -> list[Shard]:
     slide = (1.5 * take.ramp(0.05, 0.95)).astype(np.float32)
     zeros = np.zeros_like(slide)
-    _, y = _layer_grid(take)
+    _, y = layer_grid(take)
     result = []
     for index, low in enumerate(np.arange(-1.35, 1.35, 0.45)):
         mask = ((y >= low) & (y < low + 0.45)).astype(np.float32)
@@ -111,7 +111,7 @@ def explode(take: Take) -> list[Shard]:
 def _cells(take: Take) -> list[tuple[Floats, float, float, float]]:
     """A fixed crooked 4x4 grid over the subject: mask, centre x, centre y, noise in 0..1."""
     rng = np.random.Generator(np.random.PCG64(5))
-    x, y = _layer_grid(take)
+    x, y = layer_grid(take)
     places = [
         (float(cx + rng.uniform(-0.15, 0.15)), float(cy + rng.uniform(-0.15, 0.15)))
         for cy in (-0.9, -0.3, 0.3, 0.9)
@@ -125,7 +125,8 @@ def _cells(take: Take) -> list[tuple[Floats, float, float, float]]:
     ]
 
 
-def _layer_grid(take: Take) -> tuple[Floats, Floats]:
+def layer_grid(take: Take) -> tuple[Floats, Floats]:
+    """The pixels of the subject's layer in its half heights, two arrays (rows, columns)."""
     layer = take.stage.subject
     rows, columns = layer.pixels.shape[:2]
     x = (np.arange(columns, dtype=np.float32) + 0.5) / columns * 2 * layer.reach_x - layer.reach_x
@@ -320,7 +321,7 @@ def lose_head(take: Take) -> list[Shard]:
     slide = (1.7 * take.ramp(0.25, 0.95) ** 1.5).astype(np.float32)
     turn = 0.7 * take.ramp(0.25, 0.95)
     zeros = np.zeros_like(slide)
-    x, y = _layer_grid(take)
+    x, y = layer_grid(take)
     top = (y < -0.35 * x).astype(np.float32)
     return [
         Shard(1 - top, 0, 0.5, zeros, zeros, zeros),

@@ -196,41 +196,41 @@ def _each(frames: Floats, change: Callable[[Floats], Any]) -> Floats:
     return np.stack([change(frame) for frame in frames])
 
 
-def _edges(frames: Floats) -> Floats:
+def edges(frames: Floats) -> Floats:
     """Strength of outlines, (num_frames, height, width) in 0..1."""
     grey = luminance(frames)[..., 0]
     across = np.abs(np.diff(grey, axis=2, append=grey[:, :, -1:]))
     down = np.abs(np.diff(grey, axis=1, append=grey[:, -1:]))
     scale = max(1.0, frames.shape[1] / 64)
-    edges: Floats = np.clip((across + down) * 4.5, 0, 1)
+    strength: Floats = np.clip((across + down) * 4.5, 0, 1)
     if scale > 1:
-        edges = _each(edges, lambda edge: cv2.dilate(edge, np.ones((2, 2), np.uint8)))
-    return edges
+        strength = _each(strength, lambda edge: cv2.dilate(edge, np.ones((2, 2), np.uint8)))
+    return strength
 
 
 @look("the picture becomes a pencil sketch")
 def sketch(_: Take, picture: Picture) -> Floats:
-    return np.repeat((1 - 0.9 * _edges(picture.frames))[..., None], 3, axis=-1)
+    return np.repeat((1 - 0.9 * edges(picture.frames))[..., None], 3, axis=-1)
 
 
 @look("the picture becomes neon outlines")
 def neon(_: Take, picture: Picture) -> Floats:
     grey = luminance(picture.frames)
     hue = (grey + 3 * (picture.frames - grey)).clip(0.1, 1)
-    return _edges(picture.frames)[..., None] * (0.25 + hue)
+    return edges(picture.frames)[..., None] * (0.25 + hue)
 
 
 @look("the picture becomes a blueprint")
 def blueprint(_: Take, picture: Picture) -> Floats:
-    edges = _edges(picture.frames)[..., None]
-    return np.array([0.08, 0.22, 0.62], np.float32) * (1 - edges) + edges
+    line = edges(picture.frames)[..., None]
+    return np.array([0.08, 0.22, 0.62], np.float32) * (1 - line) + line
 
 
 @look("the picture becomes a comic", split="unseen")
 def comic(_: Take, picture: Picture) -> Floats:
     grey = luminance(picture.frames)
     loud = (grey + 1.9 * (picture.frames - grey)).clip(0, 1)
-    return (np.round(loud * 2) / 2) * (1 - _edges(picture.frames)[..., None])
+    return (np.round(loud * 2) / 2) * (1 - edges(picture.frames)[..., None])
 
 
 @look("the picture looks pressed into metal")
