@@ -31,7 +31,7 @@ def save_model(folder: Path, **settings: Any) -> Path:
 def save_published(folder: Path, family: str = "wan") -> Path:
     """Writes a tiny random model as the released ones lie: the expert merged in, classes that diffusers lacks."""
     if family == "wan":
-        pipeline = make_pipeline("joint", clip=True)
+        pipeline = make_pipeline("joint", "wan", clip=True)
         network = {"image_dim": 20, "added_kv_proj_dim": 48}
         transformer: Any = wan_factories.make_transformer(
             attention_mode="joint", expert_blocks=[0, 2], reference_timestep=1.0, **network

@@ -31,7 +31,7 @@ from sememe.checkpoints.components import (
     load_component,
     read_entry,
 )
-from sememe.checkpoints.headers import CONFIG_NAME, read_json, read_stored_tensors
+from sememe.checkpoints.headers import read_json, read_stored_tensors
 from sememe.checkpoints.saving import INDEX_NAME
 from sememe.checkpoints.zoo import find_folder
 from sememe.errors import ModelError
@@ -191,8 +191,8 @@ def find_expert(name: str | Path) -> Path:
 def read_own_dtype(source: str | Path, expert: Path | None = None) -> str:
     """Return the precision in which a model is to be computed, by the headers of its files.
 
-    Released models are computed in the precision in which most of them is stored, and so are all two-way models,
-    because a converted released one looks like one trained here. One-way models trained here are computed in float32.
+    A model with an autoencoder of sememe's own class was trained by its recipes as a whole, and is computed in float32
+    however it is stored. One with a stock autoencoder is computed in the precision that most of its bytes have.
 
     Args:
         source: Folder of the model, or the name of a released one.
@@ -204,13 +204,12 @@ def read_own_dtype(source: str | Path, expert: Path | None = None) -> str:
     if isinstance(source, str):
         return "bfloat16"
     folder, layout = source, read_layout(source)
+    library, _ = read_entry("vae", folder / "vae", layout.index.get("vae"))
+    if library == "sememe":
+        return "float32"
     tensors = [*read_stored_tensors(folder / "transformer").values()]
     if layout.kind != "published":
-        apart = expert or folder / EXPERT_FOLDER
-        tensors += read_stored_tensors(apart).values()
-        is_one_way = read_json(apart / CONFIG_NAME).get("attention_mode") != "joint"
-        if layout.kind == "own" and is_one_way:
-            return "float32"
+        tensors += read_stored_tensors(expert or folder / EXPERT_FOLDER).values()
     sizes: dict[str, int] = {}
     for tensor in tensors:
         sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.num_bytes
