@@ -96,6 +96,12 @@ def test_mistakes_are_found_before_a_file_is_read(inputs: dict[str, Any], messag
         Gen1Inputs(source=Path("a.mp4"), **inputs).check(Settings())
 
 
+def test_an_unknown_kind_of_structure_is_found_before_a_file_is_read() -> None:
+    settings = Settings().override(structure_kinds={"edges": 1.0, "depht": 1.0})
+    with pytest.raises(InputError, match="structure_kinds out of depth, edges, motion, got 'depht'"):
+        Gen1Inputs(source=Path("a.mp4"), content="gold", structure=Path("b.mp4")).check(settings)
+
+
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [

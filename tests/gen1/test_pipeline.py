@@ -191,6 +191,8 @@ def test_structure_that_was_given_back_saves_the_estimation(pipe: Gen1Pipeline) 
     assert not np.array_equal(generate(pipe, structure=Clip(255 - out.structure[0].frames, 8.0)), again)
     with pytest.raises(InputError, match="no depth_estimator"):
         generate(pipe)
+    with pytest.raises(InputError, match="structure_kinds out of depth, edges, motion, got 'depht'"):
+        generate(pipe, structure=out.structure[0], structure_kinds={"depht": 1.0})
     with pytest.raises(InputError, match="at least the source's 4 frames, got 3"):
         generate(pipe, structure=Clip(out.structure[0].frames[:3], 8.0))
 

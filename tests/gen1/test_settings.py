@@ -21,6 +21,8 @@ def test_a_model_states_its_settings() -> None:
         ({"structure_level": -1}, "structure_level of at least 0"),
         ({"temporal_guidance_scale": -0.1}, "temporal_guidance_scale of at least 0"),
         ({"structure_kinds": {"depth": "much"}}, "structure_kinds for 'depth' must be a number"),
+        ({"structure_kinds": {"depth": 0.0}}, "structure_kinds for 'depth' above 0"),
+        ({"structure_kinds": {}}, "structure_kinds with at least one of depth, edges, motion, got none"),
     ],
 )
 def test_what_is_out_of_range_is_refused(changes: dict[str, object], message: str) -> None:

@@ -217,6 +217,10 @@ def test_decoding_piece_by_piece_is_the_clip(pipeline: SemanticGenPipeline, made
     assert [piece.num_frames for piece in pieces] == [5, 8, 4]
     joined = np.concatenate([piece.frames for piece in pieces]).astype(int)
     assert np.abs(joined - made.clips[0].frames).max() <= 1
+    with pytest.raises(InputError, match="latents of one video, got those of 2"):
+        pipeline.decode(torch.cat([latents.frames] * 2), FPS)
+    with pytest.raises(InputError, match="at least 1 latent frame, got 0"):
+        pipeline.decode(latents.frames, FPS, chunk=0)
 
 
 def test_a_picture_reaches_renderers_that_take_one() -> None:

@@ -68,6 +68,7 @@ class Gen1Inputs(SystemInputs):
             raise InputError(f"expected seconds above 0, got {self.seconds:g}")
         if self.seconds is not None and settings.size.num_frames is not None:
             raise InputError("expected --seconds or size.num_frames, got both; leave one out")
+        settings.structure.check_kinds()
 
     def workload(self, settings: Settings) -> Mapping[str, float]:
         size = settings.size

@@ -10,7 +10,7 @@ from sememe.backbones.autoencoder import LatentGrid
 from sememe.errors import InputError
 from sememe.gen1.content import ContentEmbedding, Keyframe
 from sememe.gen1.mask import Mask, read_mask
-from sememe.gen1.settings import Settings
+from sememe.gen1.settings import KINDS, Settings, StructureSettings
 from sememe.gen1.shapes import Structure, StructureVideo
 from sememe.gen1.structure import estimate_structure, read_structure
 from sememe.video import Clip, Picture, resize_clip
@@ -90,11 +90,17 @@ def make_request(
 
 
 def find_structure(
-    request: Request, weights: Mapping[str, float], estimators: Mapping[str, Callable[[Clip], Structure]]
+    request: Request, settings: StructureSettings, estimators: Mapping[str, Callable[[Clip], Structure]]
 ) -> StructureVideo:
-    """Return the structure of each source: as given, or estimated."""
+    """Return the structure of each source: as given, or estimated by the estimators of its kinds.
+
+    Raises:
+        InputError: A kind is unknown, or has no estimator where one is needed; or a structure clip is too short.
+    """
+    settings.check_kinds({*KINDS, *estimators})
+    kinds = settings.structure_kinds
     maps = [
-        estimate_structure(source, weights, estimators) if given is None else read_structure(given, source)
+        estimate_structure(source, kinds, estimators) if given is None else read_structure(given, source)
         for source, given in zip(request.sources, request.structures, strict=True)
     ]
     return torch.stack(maps)

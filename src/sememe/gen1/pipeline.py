@@ -322,7 +322,7 @@ class Gen1Pipeline(SystemPipeline, AdapterMixin, StableDiffusionLoraLoaderMixin,
         _check_generators(generator, len(request.sources))
         watch = Stopwatch(self._execution_device)
         self._interrupt = False
-        maps = find_structure(request, settings.structure.structure_kinds, self.estimators)
+        maps = find_structure(request, settings.structure, self.estimators)
         watch.lap("structure")
         predictor = self._make_predictor(request, settings, maps, generator)
         watch.lap("content")

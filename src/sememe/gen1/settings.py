@@ -1,11 +1,14 @@
 """Settings of a Gen-1 generation, from which arguments, flags, sidecars and memory plans derive. Imports no torch."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from sememe.records import Batching, Count, Range, Record, Scale, Whole
+from sememe.errors import InputError
+from sememe.records import Batching, Count, Positive, Range, Record, Scale, Whole
 
+KINDS = ("depth", "edges", "motion")
+"""Kinds of structure that there are estimators of; a pipeline may be given further ones."""
 MAX_LEVEL = 7
 """Largest number of rounds of blur, which leaves least of the structure."""
 Level = Annotated[int, Range(least=0, most=MAX_LEVEL)]
@@ -66,14 +69,25 @@ class StructureSettings(Record):
     Attributes:
         structure_level: Rounds of blur that structure goes through, 0 to 7: at 0 geometry follows the source closely,
             at 7 hardly.
-        structure_kinds: Kinds of structure and their weights: depth, edges, motion. A model is trained for one kind, in
-            the paper for depth.
+        structure_kinds: Kinds of structure, at least one of depth, edges and motion, and their weights above 0, which
+            need not add up to 1. A model is trained for one kind, in the paper for depth.
         controlnet_scale: Strength of structure on models that read it through a ControlNet; 1 is as trained.
     """
 
     structure_level: Level = 0
-    structure_kinds: Mapping[str, float] = field(default_factory=lambda: {"depth": 1.0})
+    structure_kinds: Mapping[str, Positive] = field(default_factory=lambda: {"depth": 1.0})
     controlnet_scale: Scale = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.structure_kinds:
+            raise InputError(f"expected structure_kinds with at least one of {', '.join(KINDS)}, got none")
+
+    def check_kinds(self, known: Collection[str] = KINDS) -> None:
+        """Raise `InputError` for a kind of structure that is not one of the known ones."""
+        for kind in self.structure_kinds:
+            if kind not in known:
+                raise InputError(f"expected structure_kinds out of {', '.join(sorted(known))}, got {kind!r}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ trained on; others, and mixtures, are experiments.
 import itertools
 import math
 from collections.abc import Callable, Mapping
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import cv2
 import numpy as np
@@ -25,7 +25,6 @@ from sememe.gen1.shapes import Structure
 from sememe.video import Clip, resize_clip
 
 Maps = Float[Tensor, "batch frame height width"]
-Kind = Literal["depth", "edges", "motion"]
 
 NUM_LEVEL_CHANNELS = 4
 # The longest period spans all levels once and a gap, so that the first pair alone tells them apart.
@@ -113,20 +112,16 @@ def estimate_structure(
 
     Args:
         clip: Source.
-        weights: Weight above 0 by kind; they need not add up to 1.
+        weights: Weight above 0 by kind, at least one; they need not add up to 1.
         estimators: Estimator of each kind.
 
     Raises:
-        InputError: There is no kind, a weight is not above 0, or a kind has no estimator.
+        InputError: A kind has no estimator.
     """
-    if not weights:
-        raise InputError(f"expected at least one kind of structure, one of {', '.join(estimators)}, got none")
-    for kind, weight in weights.items():
+    for kind in weights:
         if kind not in estimators:
             reason = "; the model has no depth_estimator: load one, or give structure=" if kind == "depth" else ""
             raise InputError(f"expected structure of the kinds {', '.join(estimators)}, got {kind!r}{reason}")
-        if not 0 < weight < math.inf:
-            raise InputError(f"expected a weight above 0 for the structure {kind!r}, got {weight}")
     total = sum(weights.values())
     maps = [estimators[kind](clip) * (weight / total) for kind, weight in weights.items()]
     return torch.stack(maps).sum(dim=0)

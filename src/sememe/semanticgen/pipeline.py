@@ -288,11 +288,19 @@ class SemanticGenPipeline(SystemPipeline, AdapterMixin, WanLoraLoaderMixin):
         Args:
             latents: `frames` of a result of output type "latent", of one prompt.
             fps: Frames per second of the result.
-            chunk: Latent frames per piece.
+            chunk: Latent frames per piece, at least 1.
+
+        Raises:
+            InputError: The latents are of several videos, or the number is below 1.
         """
-        assert len(latents) == 1, "one video at a time"
-        for video in decode_in_chunks(self.vae, latents, chunk):
-            yield video_to_clips(video, fps)[0]
+        if chunk < 1:
+            raise InputError(f"expected a chunk of at least 1 latent frame, got {chunk}")
+        if len(latents) != 1:
+            raise InputError(
+                f"expected latents of one video, got those of {len(latents)}; decode one after the other (latents[:1], "
+                "latents[1:2], ...)"
+            )
+        return (video_to_clips(video, fps)[0] for video in decode_in_chunks(self.vae, latents, chunk))
 
     def _decode_clips(self, latents: VideoLatents, request: Request, retake: Retake | None, fps: float) -> list[Clip]:
         span = None if retake is None else retake.span
