@@ -249,6 +249,17 @@ def test_backbone_folder_is_read_strictly(tmp_path: Path) -> None:
         WanVideoAsPromptTransformer.from_folders(tmp_path / "transformer", tmp_path / "expert")
 
 
+def test_an_expert_for_another_use_is_taken_for_training_alone(tmp_path: Path) -> None:
+    saved, model = wan_factories.make_transformer(1, "joint"), wan_factories.make_transformer(0, "cached")
+    saved.save_expert(tmp_path)
+    with pytest.raises(ModelError, match="made for attention_mode = joint, but the model at hand has cached"):
+        model.load_expert(tmp_path)
+    model.load_expert(tmp_path, for_any_use=True)
+    assert model.config.attention_mode == "cached"
+    for (name, one), (_, other) in zip(model.expert_named_parameters(), saved.expert_named_parameters(), strict=True):
+        assert torch.equal(one, other), name
+
+
 def test_folders_that_hold_something_else_are_named(tmp_path: Path) -> None:
     model = wan_factories.make_transformer()
     with pytest.raises(ModelError, match=r"config\.json cannot be read|cannot be read"):
@@ -257,8 +268,9 @@ def test_folders_that_hold_something_else_are_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="WanVideoAsPromptExpert"):
         model.load_expert(tmp_path / "transformer")
     wan_factories.make_transformer(expert_blocks=[0]).save_expert(tmp_path / "expert")
-    with pytest.raises(ModelError, match="expert_blocks"):
-        model.load_expert(tmp_path / "expert")
+    for any_use in (False, True):
+        with pytest.raises(ModelError, match="expert_blocks"):
+            model.load_expert(tmp_path / "expert", for_any_use=any_use)
     (tmp_path / "expert" / WEIGHTS_NAME).unlink()
     with pytest.raises(ModelError, match="has neither"):
         wan_factories.make_transformer(expert_blocks=[0]).load_expert(tmp_path / "expert")

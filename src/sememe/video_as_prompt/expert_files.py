@@ -153,6 +153,7 @@ class TwoFolderFiles(ModelMixin):
         backbone_class: Stock class whose folder holds the backbone.
         expert_class_name: Class name in the configuration of an expert's folder.
         own_settings: Arguments that the stock class does not have, with what `from_backbone` takes them to be.
+        settings_of_use: Those of them that say how the expert is used and change no name or shape of a tensor.
         shared_settings: Arguments of the stock class on which the expert's tensors depend; its backbone must agree in
             them.
         key_map: Names of the expert's tensors.
@@ -161,6 +162,7 @@ class TwoFolderFiles(ModelMixin):
     backbone_class: ClassVar[type[ModelMixin]]
     expert_class_name: ClassVar[str]
     own_settings: ClassVar[Mapping[str, Any]]
+    settings_of_use: ClassVar[tuple[str, ...]] = ("attention_mode", "reference_timestep", "first_frame_fill")
     shared_settings: ClassVar[tuple[str, ...]]
     key_map: ClassVar[KeyMap]
 
@@ -188,15 +190,21 @@ class TwoFolderFiles(ModelMixin):
         return {"_class_name": self.expert_class_name} | {name: to_plain(self.config[name]) for name in names}
 
     @torch.no_grad()
-    def load_expert(self, folder: str | Path) -> None:
+    def load_expert(self, folder: str | Path, *, for_any_use: bool = False) -> None:
         """Read an expert into this model, each tensor in the precision and on the device of its twin.
+
+        Args:
+            folder: as written by `save_expert`.
+            for_any_use: Whether it may have been trained for another use (`settings_of_use`), as weights that a
+                training begins with may; this model's use stays as it is.
 
         Raises:
             ModelError: The folder's settings or tensors are not those of this model's expert.
         """
         config = self.read_expert_config(folder)
+        free = self.settings_of_use if for_any_use else ()
         for name in (*self.own_settings, *self.shared_settings):
-            if config.get(name) != to_plain(self.config[name]):
+            if name not in free and config.get(name) != to_plain(self.config[name]):
                 raise ModelError(
                     f"the expert in {folder} was made for {name} = {config.get(name)}, but the model at hand has "
                     f"{to_plain(self.config[name])}"

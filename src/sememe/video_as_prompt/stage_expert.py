@@ -350,7 +350,7 @@ class PairedPreparation(CachedPreparation, ABC):
 
     def take_up(self, folder: Path) -> None:
         """Read the weights that a run begins with, which `begin` or another run has written."""
-        self._transformer.load_expert(folder / "expert")
+        self._transformer.load_expert(folder / "expert", for_any_use=True)
 
     def build(self, start: Path) -> PairedStage:
         recipe, parts, transformer = self._recipe, self._parts, self._transformer
