@@ -29,15 +29,15 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return smoke_runs(tmp_path_factory.getbasetemp())
 
 
-def train(name: str, runs: Path, folder: Path, *more: str, init_from: Path | None = None) -> Path:
+def train(name: str, runs: Path, folder: Path, *more: str, init_from: str | None = None) -> Path:
     given = [CPU, f"latents={runs / 'latents'}", f"backbone={runs / 'backbone'}", *more]
-    train_recipe(resolve_training_recipe(name, given), folder / name, init_from=init_from and str(init_from))
+    train_recipe(resolve_training_recipe(name, given), folder / name, init_from=init_from)
     return folder / name
 
 
 def test_a_two_way_expert_begins_with_a_one_way_one(runs: Path, tmp_path: Path) -> None:
     settings = ["training.num_steps=1", "training.learning_rate=1e-12"]
-    trained = train("smoke-expert-joint", runs, tmp_path, *settings, init_from=runs / "expert")
+    trained = train("smoke-expert-joint", runs, tmp_path, *settings, init_from=str(runs / "expert"))
     ours, theirs = (
         WanVideoAsPromptTransformer.from_folders(runs / "backbone/model/transformer", run / "model/expert")
         for run in (trained, runs / "expert")
@@ -46,7 +46,7 @@ def test_a_two_way_expert_begins_with_a_one_way_one(runs: Path, tmp_path: Path) 
     for (name, one), (_, other) in zip(ours.expert_named_parameters(), theirs.expert_named_parameters(), strict=True):
         torch.testing.assert_close(one, other, msg=name)
     with pytest.raises(ModelError, match=r"made for expert_blocks = \[0, 1\], but the model at hand has \[1\]"):
-        train("smoke-expert", runs, tmp_path, "expert_blocks=[1]", init_from=runs / "expert")
+        train("smoke-expert", runs, tmp_path, "expert_blocks=[1]", init_from=str(runs / "expert"))
 
 
 def test_a_two_way_expert_becomes_one_way(runs: Path, tmp_path: Path) -> None:
