@@ -8,7 +8,7 @@
 clips=${CLIPS:-48000} batch=${BATCH:-384} minutes=${TRAIN_MINUTES:-4}
 autoencoder=${AUTOENCODER:-video-as-prompt/tiny} backbone=${BACKBONE:-backbone}
 
-precompute latents tiny-latents --set data.num_clips="$clips" --set data.num_pairs="${PAIRS:-0}" --set device=cpu --model-part "$autoencoder"
+precompute latents tiny-latents --set data.num_clips="$clips" --set data.num_random="${RANDOM_CONDITIONS:-1000}" --set device=cpu --model-part "$autoencoder"
 if [ "$backbone" = backbone ]; then
   train backbone "$minutes" tiny-backbone --set latents=latents --set settings.batch_size="$batch" \
     --set training.learning_rate=2e-3 --set training.schedule.warmup_steps=100

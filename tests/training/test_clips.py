@@ -1,13 +1,11 @@
 from collections import Counter
 
 import numpy as np
-import pytest
 
-from sememe.errors import InputError
 from sememe.training.clips import WorldClips, WorldItem, render_item, world_item
 from sememe.training.recipes import ClipFormat, WorldData
 from sememe.world import EVALUATION_SEED, can_show, conditions, random_scene, render
-from sememe.world.catalogue import CATALOGUE, NOVEL_PAIRS
+from sememe.world.catalogue import CATALOGUE
 
 
 def test_a_scene_has_so_many_clips() -> None:
@@ -23,20 +21,6 @@ def test_conditions_are_dealt_evenly_and_never_twice_to_a_scene() -> None:
     others = [counts[entry.name] for entry in CATALOGUE if not entry.needs_layers]
     assert abs(np.mean(layered) / np.mean(others) - 1) < 0.1, "photographs show the others alone, and it evens out"
     assert max(counts.values()) < 4 * min(counts.values())
-
-
-def test_pairs_of_seen_conditions_are_dealt_as_well() -> None:
-    items = [world_item(index, WorldData(num_pairs=100)) for index in range(8 * 100)]
-    assert max(Counter(items).values()) == 1
-    assert all(can_show(random_scene(item.scene), item.condition) for item in items[:80])
-    pairs = {item.condition for item in items if "+" in item.condition}
-    assert 80 < len(pairs) <= 100
-    assert {part for pair in pairs for part in pair.split("+")} <= set(conditions(split="seen"))
-    assert not pairs & {"+".join(order) for pair in NOVEL_PAIRS for order in (pair, pair[::-1])}
-    # 154 conditions alone, and 100 pairs.
-    assert 0.3 < sum("+" in item.condition for item in items) / len(items) < 0.5
-    with pytest.raises(InputError, match="pairs of conditions"):
-        world_item(0, WorldData(num_pairs=10**6))
 
 
 def test_random_conditions_are_dealt_as_well_and_trained_on() -> None:

@@ -30,7 +30,7 @@ from sememe.world import (
     repaint,
 )
 from sememe.world.captions import full_caption, neutral_caption, script_caption
-from sememe.world.catalogue import CATALOGUE, parts_of, training_pairs
+from sememe.world.catalogue import CATALOGUE, parts_of
 from sememe.world.random_conditions import PREFIX as RANDOM_PREFIX
 from sememe.world.scene import PHOTOGRAPH_SHARE
 
@@ -48,24 +48,24 @@ class WorldItem:
 def world_item(index: int, data: WorldData = _DEFAULT) -> WorldItem:
     """The scene and condition of clip number `index`.
 
-    Conditions are dealt from a deck that is shuffled for every scene, with the pairs and random ones of `data`. One
+    Conditions are dealt from a deck that is shuffled for every scene, with the random ones of `data` among them. One
     scene never shows a condition twice, as long as `clips_per_scene` is at most the number of conditions that apply to
     it; beyond that the deck starts over.
     """
     scene, place = divmod(index, data.clips_per_scene)
     assert scene < EVALUATION_SEED, "training would reach the scenes kept for evaluation"
-    deck = _shuffle(_scene(scene), data.num_pairs, data.num_random)
+    deck = _shuffle(_scene(scene), data.num_random)
     return WorldItem(scene, deck[place % len(deck)])
 
 
 @lru_cache(maxsize=64)
-def _shuffle(scene: Scene, num_pairs: int, num_random: int) -> tuple[str, ...]:
+def _shuffle(scene: Scene, num_random: int) -> tuple[str, ...]:
     """Shuffle the conditions that apply to a scene.
 
     Whole photographs can show only conditions that need no layers. In all other scenes these come later in the deck, so
     that all conditions are dealt equally often.
     """
-    layered = _list_dealt(num_pairs, num_random)
+    layered = _list_dealt(num_random)
     deck = [name for name, needs_layers in layered.items() if scene.subject is not None or not needs_layers]
     odds = 1 - PHOTOGRAPH_SHARE * len(layered) / (len(layered) - sum(layered.values()))
     weights = np.array([1.0 if layered[name] or scene.subject is None else odds for name in deck])
@@ -75,10 +75,10 @@ def _shuffle(scene: Scene, num_pairs: int, num_random: int) -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=8)
-def _list_dealt(num_pairs: int, num_random: int) -> dict[str, bool]:
-    """Whether each condition and pair that is dealt needs layers, by name, sorted."""
+def _list_dealt(num_random: int) -> dict[str, bool]:
+    """Whether each condition that is dealt needs layers, by name, sorted."""
     drawn = (f"{RANDOM_PREFIX}{number}" for number in range(num_random))
-    names = [*(entry.name for entry in CATALOGUE), *training_pairs(num_pairs), *drawn]
+    names = [*(entry.name for entry in CATALOGUE), *drawn]
     return {name: any(part.needs_layers for part in parts_of(name)) for name in sorted(names)}
 
 
@@ -179,9 +179,8 @@ class WorldClips(_RenderedClips):
 
     @property
     def _details(self) -> str:
-        pairs = f", {self._data.num_pairs} pairs" if self._data.num_pairs else ""
         drawn = f", {self._data.num_random} random conditions" if self._data.num_random else ""
-        return f", {self._data.clips_per_scene} clips a scene{pairs}{drawn}"
+        return f", {self._data.clips_per_scene} clips a scene{drawn}"
 
     def count_frames(self, index: int) -> int:
         return self._find_bucket(self._item(index)).num_frames

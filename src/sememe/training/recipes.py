@@ -81,24 +81,21 @@ class WorldData(Record):
     `kind` "conditions" films one condition at a time, each scene under `clips_per_scene` of them (see
     `training.clips.world_item`); "scripts" films stories of several, each with a scene of its own (see
     `world.random_script`); "looks" films each scene in `clips_per_scene` looks (see `world.repaint`), moving or under a
-    moving camera. `num_pairs` adds that many pairs of seen conditions, each about as frequent as a single condition;
-    pairs of the evaluation are left out. `num_random` adds that many random conditions (see `world.random_conditions`),
-    likewise.
+    moving camera. `num_random` adds that many random conditions (see `world.random_conditions`), each about as
+    frequent as one of the catalogue.
     """
 
     num_clips: Count = 40_000
     clips_per_scene: Count = 8
     kind: Literal["conditions", "scripts", "looks"] = "conditions"
-    num_pairs: Whole = 0
     num_random: Whole = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("num_pairs", "num_random"):
-            check_setting(
-                self.kind == "conditions" or not getattr(self, name),
-                f"data.{name} has no effect on {self.kind}, got {getattr(self, name)}; use 0",
-            )
+        check_setting(
+            self.kind == "conditions" or not self.num_random,
+            f"data.num_random has no effect on {self.kind}, got {self.num_random}; use 0",
+        )
         check_setting(
             self.kind != "scripts" or self.clips_per_scene == 1,
             f"data.clips_per_scene has no effect on scripts, got {self.clips_per_scene}; use 1",

@@ -8,10 +8,7 @@ families, joined by "+". Random conditions, such as "random_17", are for trainin
 from __future__ import annotations
 
 import difflib
-import itertools
 from functools import lru_cache
-
-import numpy as np
 
 from sememe.errors import InputError
 from sememe.world import cameras, concepts, elements, motions, styles
@@ -80,28 +77,6 @@ def conditions(family: str | None = None, split: str | None = None, *, scene: Sc
             if family in (None, condition.family) and split in (None, condition.split)
         ]
     return sorted(name for name in names if scene is None or can_show(scene, name))
-
-
-@lru_cache(maxsize=8)
-def training_pairs(count: int) -> tuple[str, ...]:
-    """Return names of pairs of seen conditions of two families, none of which is of the split "novel".
-
-    A smaller count gives a subset of a larger one.
-
-    Raises:
-        InputError: There are fewer pairs.
-    """
-    seen = sorted((entry for entry in CATALOGUE if entry.split == "seen"), key=lambda entry: entry.name)
-    apart = {frozenset(pair) for pair in NOVEL_PAIRS}
-    names = [
-        f"{first.name}+{second.name}"
-        for first, second in itertools.combinations(seen, 2)
-        if first.family != second.family and frozenset((first.name, second.name)) not in apart
-    ]
-    if not 0 <= count <= len(names):
-        raise InputError(f"expected 0 to {len(names)} pairs of conditions, got {count}")
-    order = np.random.Generator(np.random.PCG64(0)).permutation(len(names))
-    return tuple(names[place] for place in order[:count])
 
 
 def can_show(scene: Scene, name: str) -> bool:
