@@ -1,7 +1,7 @@
 """Videos and clips to latents and back: the one place where latents are normalised.
 
-Whatever leaves `encode_video` has about zero mean and unit variance per channel, and everything behind it works with
-such latents only."""
+What `encode_video` returns has about zero mean and unit variance per channel, and networks, schedulers and caches see
+no other latents."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -74,24 +74,26 @@ class LatentGrid:
         return self.spatial_ratio * self.patch_size
 
     def count_latent_frames(self, num_frames: int) -> int:
+        """Return the latent frames of a video of so many frames."""
         return (num_frames - 1) // self.temporal_ratio + 1
 
     def count_frames(self, num_latent_frames: int) -> int:
+        """Return the frames of a video of so many latent frames."""
         return (num_latent_frames - 1) * self.temporal_ratio + 1
 
     def nearest_num_frames(self, num_frames: int) -> int:
-        """The nearest number of frames that the autoencoder can make, at least 1; the larger of two equally near."""
+        """Return the nearest number of frames that the autoencoder can make, at least 1; of two the larger."""
         steps = (max(num_frames, 1) - 1 + self.frame_multiple // 2) // self.frame_multiple
         return steps * self.frame_multiple + 1
 
     def nearest_size(self, pixels: int) -> int:
-        """The nearest height or width that fits, at least one multiple."""
+        """Return the nearest height or width in pixels that fits, at least one multiple."""
         return max(1, (pixels + self.size_multiple // 2) // self.size_multiple) * self.size_multiple
 
     def latent_shape(
         self, num_frames: int, height: int, width: int, *, is_decoded: bool = True, what: str = "num_frames"
     ) -> tuple[int, int, int, int]:
-        """(channel, frame, height, width) of the latents of a video.
+        """Return (channel, frame, height, width) of the latents of a video.
 
         Args:
             num_frames: Frames of the video.
@@ -101,7 +103,7 @@ class LatentGrid:
             what: The name of the number of frames in a message.
 
         Raises:
-            InputError: Where no latents have that shape; names the nearest that have.
+            InputError: No latents have that shape; the message names the nearest that do.
         """
         is_encoded = num_frames >= 1 and num_frames % self.temporal_ratio == 1 % self.temporal_ratio
         if self.nearest_num_frames(num_frames) != num_frames and (is_decoded or not is_encoded):
@@ -120,10 +122,10 @@ class LatentGrid:
 
 
 def latent_grid(vae: Autoencoder, patch_size: int = 1) -> LatentGrid:
-    """The grid of a video autoencoder (ours, Wan's or CogVideoX's), or of Stable Diffusion's, which is for images.
+    """Return the grid of a video autoencoder (ours, Wan's, CogVideoX's), or of Stable Diffusion's, which is for images.
 
     Raises:
-        ModelError: For any other class.
+        ModelError: The autoencoder is of any other class.
     """
     config = vae.config
     name = type(vae).__name__
@@ -137,8 +139,8 @@ def latent_grid(vae: Autoencoder, patch_size: int = 1) -> LatentGrid:
         )
     if name == "AutoencoderKLCogVideoX":
         ratio, spatial = int(config.temporal_compression_ratio), 2 ** (len(config.block_out_channels) - 1)
-        # It decodes latent frames in pairs, of which only a first triple holds a lone first frame: an even number of
-        # them gives more frames than went in.
+        # It decodes latent frames in pairs, and three at once where a first one is left over: an even number of latent
+        # frames gives more frames than went in.
         return LatentGrid(ratio, spatial, config.latent_channels, patch_size, frame_multiple=2 * ratio)
     raise ModelError(
         "expected AutoencoderKLWan, AutoencoderKLCogVideoX, AutoencoderKL or LinearVideoAutoencoder as the "
@@ -147,7 +149,7 @@ def latent_grid(vae: Autoencoder, patch_size: int = 1) -> LatentGrid:
 
 
 def encode_video(vae: Autoencoder, video: Video, generator: Generators = None) -> Latents:
-    """Encodes to normalised latents; deterministic (the mode of the posterior) unless a generator is given.
+    """Encode to normalised latents; deterministic (the mode of the posterior) unless a generator is given.
 
     An autoencoder for images encodes frame by frame, in the memory of one frame.
 
@@ -257,7 +259,7 @@ def format_video(video: Video, clips: Sequence[Clip], output_type: str) -> Any:
 
 def clips_to_video(clips: Sequence[Clip]) -> Video:
     """Stack clips of one shape to (batch, 3, frame, height, width), values in [-1, 1], float32."""
-    # Laid out as frames are, channels last, and not as `frames_to_video` does it: convolutions round accordingly.
+    # Channels last in memory, as frames are, unlike `frames_to_video`: the rounding of convolutions depends on it.
     frames = torch.from_numpy(np.stack([clip.frames for clip in clips]))
     return frames.permute(0, 4, 1, 2, 3).float().div_(127.5).sub_(1.0)
 
@@ -268,7 +270,7 @@ def frames_to_video(frames: UInt8[np.ndarray, "batch frame height width 3"]) -> 
 
 
 def video_to_clips(video: Video, fps: float) -> list[Clip]:
-    """Makes one clip per entry of the batch; values beyond [-1, 1] are cut off."""
+    """Make one clip per entry of the batch; values beyond [-1, 1] are cut off."""
     levels = video.float().clamp(-1.0, 1.0).add(1.0).mul(127.5).round()
     frames = levels.to(torch.uint8).permute(0, 2, 3, 4, 1).cpu().numpy()
     return [Clip(np.ascontiguousarray(entry), fps) for entry in frames]

@@ -11,7 +11,7 @@ from sememe.backbones.text import MAX_SEQUENCE_LENGTH
 
 
 class TextKeys(NamedTuple):
-    """What one block's cross-attention reads, each (batch, token, head, head_dim): of a text, and of pictures."""
+    """Keys and values of one block's cross-attention, (batch, token, head, head_dim) each: of texts and of pictures."""
 
     key: torch.Tensor
     value: torch.Tensor
@@ -19,25 +19,25 @@ class TextKeys(NamedTuple):
     image_value: torch.Tensor | None = None
 
     def repeat(self, num_repeats: int) -> "TextKeys":
-        """The batch entries a, b as a, b, a, b, ..."""
+        """Repeat the batch entries a, b as a, b, a, b, ..."""
         return self.map(lambda tensor: tensor.repeat(num_repeats, 1, 1, 1))
 
     def expand(self, batch_size: int) -> "TextKeys":
-        """Serves `batch_size` entries with one, without copying it."""
+        """Expand one entry to `batch_size` entries, without copying it."""
         return self.map(lambda tensor: tensor.expand(batch_size, -1, -1, -1))
 
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "TextKeys":
-        """The same record with `change` applied to every tensor."""
+        """Apply `change` to every tensor."""
         pictures = (None if tensor is None else change(tensor) for tensor in (self.image_key, self.image_value))
         return TextKeys(change(self.key), change(self.value), *pictures)
 
 
 class KeptText(NamedTuple):
-    """A text as all blocks read it.
+    """A batch of texts as all blocks read it.
 
     Attributes:
         blocks: Keys and values of the text, per block.
-        stub: (batch, 1, text_dim) of zeros, in the precision of the embeddings that they were made of.
+        stub: Zeros (batch, 1, text_dim) in the precision of the embeddings, which a forward is given in their place.
     """
 
     blocks: tuple[TextKeys, ...]
@@ -72,14 +72,14 @@ class TextAttnProcessor(WanAttnProcessor):
 
 
 def project_text(attn: WanAttention, text: torch.Tensor) -> TextKeys:
-    """Keys and values of one block's cross-attention.
+    """Return keys and values of one block's cross-attention.
 
     Args:
         attn: The attention module of the block.
         text: (batch, token, dim), with the embedded pictures in front if the block has weights of its own for them.
     """
     split = (attn.heads, -1)
-    # Like the stock attention: what stands before a text's fixed number of tokens is of pictures.
+    # As in the stock attention: tokens before a text's fixed number of them are those of pictures.
     num_image_tokens = 0 if attn.add_k_proj is None else text.shape[1] - MAX_SEQUENCE_LENGTH
     pictures, text = text[:, :num_image_tokens], text[:, num_image_tokens:]
     if getattr(attn, "fused_projections", False):

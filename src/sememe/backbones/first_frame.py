@@ -1,7 +1,7 @@
-"""The image-to-video conditions of the backbones.
+"""The conditioning of image-to-video backbones by a picture.
 
-Wan's is the latents of a video that holds the given frames, behind a mask that says which frames are given; CogVideoX's
-is the latents of the first frame alone.
+Wan reads a mask that says which frames are given, and the latents of a video that holds those frames; CogVideoX reads
+the latents of the first frame alone.
 """
 
 from typing import Literal, get_args
@@ -15,7 +15,7 @@ from sememe.errors import InputError, ModelError
 Images = Float[torch.Tensor, "batch 3 height width"]
 FirstFrameFill = Literal["grey", "repeat"]
 CachedFill = Literal["grey", "repeat", "zeros"]
-"""What follows a first frame's own latents in a cache: also, as CogVideoX has it, nothing at all."""
+"""What follows a first frame's own latents in a cache: as in `FirstFrameFill`, or zeros, as CogVideoX has it."""
 ConditionChannels = Float[torch.Tensor, "batch mask_and_channel latent_frame latent_height latent_width"]
 
 
@@ -26,9 +26,9 @@ def encode_first_frame(
     fill: FirstFrameFill = "grey",
     last_images: Images | None = None,
 ) -> Latents:
-    """Encodes a video that holds the picture and then mid-grey, as Wan does, or the picture again and again.
+    """Encode a video that holds the picture and then mid-grey, as Wan does, or the picture in every frame.
 
-    With "repeat" every latent frame tells what is where, so that a small network need not learn to carry it over.
+    With "repeat" every latent frame has the picture, so that a small network need not learn to carry it over.
 
     Args:
         vae: A diffusers video autoencoder.
@@ -38,7 +38,7 @@ def encode_first_frame(
         last_images: Pictures for the last frame, of the same shape.
 
     Raises:
-        InputError: Where a last frame is given and there is but one frame.
+        InputError: A last frame is given, and the video has one frame only.
     """
     later = images.unsqueeze(2).expand(-1, -1, num_frames - 1, -1, -1)
     if fill == "grey":
@@ -51,14 +51,14 @@ def encode_first_frame(
 
 
 def encode_cached_first_frame(vae: Autoencoder, images: Images, num_frames: int, fill: CachedFill) -> Latents:
-    """What is cached of first frames for training: of the shape of the clip's latents, and without a mask."""
+    """Encode what is cached of first frames for training: of the shape of the clip's latents, and without a mask."""
     if fill == "zeros":
         return leading_frame_condition(vae, images, num_frames)
     return encode_first_frame(vae, images, num_frames, fill)
 
 
 def check_fill(fill: str) -> None:
-    """Raises `ModelError` for a fill that there is not."""
+    """Raise `ModelError` for a fill that is not one of `FirstFrameFill`."""
     if fill not in get_args(FirstFrameFill):
         raise ModelError(f"first_frame_fill must be one of {', '.join(get_args(FirstFrameFill))}, got {fill!r}")
 
@@ -66,10 +66,11 @@ def check_fill(fill: str) -> None:
 def mark_first_frame(
     first_frame_latents: Latents, num_mask_channels: int, *, has_last_frame: bool = False
 ) -> ConditionChannels:
-    """Puts the mask in front of encoded frames: 1 where a frame is given, 0 elsewhere.
+    """Put the mask in front of encoded frames: 1 where a frame is given, 0 elsewhere.
 
-    The transformer's input is (latents, mask, condition) along the channels; this makes the last two. The first latent
-    frame stands for one frame and is marked in all mask channels; the last frame is the last of its latent frame.
+    The transformer's input is (noisy latents, mask, encoded frames) along the channels; this makes the last two. The
+    first latent frame stands for one frame and is marked in all mask channels; the last frame is the last of its latent
+    frame.
 
     Args:
         first_frame_latents: Latents that `encode_first_frame` made.
@@ -91,13 +92,13 @@ def frame_condition(
     fill: FirstFrameFill = "grey",
     last_images: Images | None = None,
 ) -> ConditionChannels:
-    """Mask and condition channels (batch, mask + channel, latent frame, height, width) for pictures in [-1, 1]."""
+    """Encode pictures in [-1, 1], and put the mask in front; arguments are those of `encode_first_frame`."""
     latents = encode_first_frame(vae, images, num_frames, fill, last_images)
     return mark_first_frame(latents, latent_grid(vae).temporal_ratio, has_last_frame=last_images is not None)
 
 
 def leading_frame_condition(vae: Autoencoder, images: Images, num_frames: int, generator: Generators = None) -> Latents:
-    """CogVideoX's condition: the picture's own latents in the first latent frame, zeros behind it.
+    """Encode a picture as CogVideoX reads it: its own latents in the first latent frame, zeros in the later ones.
 
     Models of CogVideoX 1.5 take these latents without the scale of all others (`invert_scale_latents`).
 

@@ -18,12 +18,12 @@ _NUM_GROUPS = 8
 
 
 class LinearVideoAutoencoder(ModelMixin, AutoencoderMixin, ConfigMixin):
-    """Codes each block of frames and pixels by a linear map, with the methods of diffusers' autoencoders.
+    """Encode each block of frames and pixels by a linear map, with the methods of diffusers' autoencoders.
 
     A latent stands for `temporal_patch_size` frames of `patch_size` x `patch_size` pixels; the first frame fills a
-    block of its own. With one frame to a block it is an autoencoder for images: each frame is coded alone.
-    Decoding inverts the map and adds what a small convolutional network makes of the result: it removes seams
-    between blocks and errors of generated latents. The latents need no statistics: their mean variance is 1.
+    block of its own. With one frame to a block it is an autoencoder for images: each frame is encoded alone.
+    Decoding inverts the map and adds a correction by a small convolutional network, which removes seams between blocks
+    and errors of generated latents. The latents need no statistics: their mean variance is 1.
 
     Args:
         latent_channels: Numbers per block.
@@ -58,12 +58,12 @@ class LinearVideoAutoencoder(ModelMixin, AutoencoderMixin, ConfigMixin):
 
     @property
     def is_for_images(self) -> bool:
-        """Whether each frame is coded alone."""
+        """Whether each frame is encoded alone."""
         return self.num_frames == 1
 
     @apply_forward_hook  # type: ignore[untyped-decorator]
     def encode(self, x: Video) -> AutoencoderKLOutput:
-        """Encode a video of 1 more than a multiple of the frames per block; its latents are certain."""
+        """Encode a video of 1 more than a multiple of the frames per block; its posterior has no variance."""
         padded = torch.cat([x[:, :, :1].expand(-1, -1, self.num_frames - 1, -1, -1), x], dim=2)
         blocks = fold(padded, self.num_frames, self.config.patch_size).movedim(1, -1)
         latents = self.encoder(blocks.to(self.encoder.weight.dtype)).movedim(-1, 1).to(x.dtype)
@@ -85,7 +85,7 @@ class LinearVideoAutoencoder(ModelMixin, AutoencoderMixin, ConfigMixin):
         return DecoderOutput(sample=torch.cat([self._decode(*part) for part in parts]))
 
     def decode_linear(self, z: Latents) -> Video:
-        """Decode by the linear map alone; the first frame comes as often as there are frames in a block."""
+        """Decode by the linear map alone; the first frame is repeated to fill its block."""
         blocks = self.decoder(z.movedim(1, -1).to(self.decoder.weight.dtype))
         return unfold(blocks.movedim(-1, 1).to(z.dtype), self.num_frames, self.config.patch_size)
 
@@ -122,7 +122,7 @@ class _Refiner(nn.Module):
         nn.init.zeros_(self.conv_out.bias)  # type: ignore[arg-type]
 
     def forward(self, video: Video, latents: Latents, noise_levels: NoiseLevels) -> Video:
-        """The correction, of the shape of `video`, which holds whole blocks of frames."""
+        """Return the correction, of the shape of `video`, which holds whole blocks of frames."""
         hidden = self._see(video, latents, noise_levels).contiguous(memory_format=torch.channels_last)
         hidden = self.conv_in(hidden.to(self.conv_in.weight.dtype))
         for block in self.blocks:
@@ -131,7 +131,7 @@ class _Refiner(nn.Module):
         return unfold(hidden.unflatten(0, (len(video), -1)).movedim(1, 2), self.num_frames, self.num_pixels).to(video)
 
     def _see(self, video: Video, latents: Latents, noise_levels: NoiseLevels) -> Tensor:
-        """What the network is given: (batch * latent frame, channel, height, width), twice the size of the latents."""
+        """Return the network's input (batch * latent frame, channel, height, width), of twice the latents' size."""
         wide = latents.repeat_interleave(2, dim=3).repeat_interleave(2, dim=4)
         plane = noise_levels.to(wide)[:, None, :, None, None].expand(-1, -1, -1, *wide.shape[3:])
         own = fold(video, self.num_frames, self.num_pixels)

@@ -20,7 +20,7 @@ class Tokenizer(Protocol):
     """Texts to numbers, as the tokenizers of transformers do it.
 
     Attributes:
-        model_max_length: Numbers per text that it was made for.
+        model_max_length: Tokens per text that it was made for.
     """
 
     model_max_length: int
@@ -52,7 +52,7 @@ _log = logging.getLogger(__name__)
 
 
 def default_sequence_length(tokenizer: Tokenizer) -> int:
-    """As many tokens as the tokenizer was made for, at most 512."""
+    """Return the number of tokens that the tokenizer was made for, at most 512."""
     return min(int(tokenizer.model_max_length), MAX_SEQUENCE_LENGTH)
 
 
@@ -60,7 +60,7 @@ def default_sequence_length(tokenizer: Tokenizer) -> int:
 def encode_prompts(
     tokenizer: Tokenizer, text_encoder: TextEncoder, prompts: Sequence[str], max_sequence_length: int | None = None
 ) -> TextEmbeds:
-    """Embeds prompts as Wan reads them: cleaned, padding unseen by the encoder, zero behind a prompt's end.
+    """Embed prompts as Wan reads them: cleaned, padding masked in the encoder, zeros after a prompt's end.
 
     Args:
         tokenizer: Tokenizer of the text encoder.
@@ -82,7 +82,7 @@ def encode_prompts(
 def encode_prompts_padded(
     tokenizer: Tokenizer, text_encoder: TextEncoder, prompts: Sequence[str], max_sequence_length: int
 ) -> TextEmbeds:
-    """Embeds prompts as CogVideoX reads them: as they are, with the padding read like any other token.
+    """Embed prompts as CogVideoX reads them: as they are, with the padding read like any other token.
 
     Arguments and result are those of `encode_prompts`.
     """
@@ -116,5 +116,5 @@ def _warn_of_cut(tokenizer: Tokenizer, prompt: str, length: int) -> None:
 
 
 def clean_prompt(prompt: str) -> str:
-    """Repairs mojibake and HTML entities and makes every run of white space one blank, as Wan was trained."""
+    """Repair mojibake and HTML entities and make every run of white space one blank, as Wan was trained."""
     return " ".join(html.unescape(html.unescape(ftfy.fix_text(prompt))).split())

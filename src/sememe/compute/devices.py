@@ -4,16 +4,16 @@ import torch
 
 from sememe.errors import InputError
 
-# A card says a few per cent less than is written on it, where part of its memory checks the rest.
+# A card reports a few per cent less than its nominal size where part of its memory is for error correction.
 _VRAM_TOLERANCE = 1.05
 _GIGABYTE = 1e9
 
 
 def find_device(name: torch.device | str) -> torch.device:
-    """The device of that name, if this machine has it; the CPU has no number.
+    """Return the device of that name, "cpu:0" as "cpu".
 
     Raises:
-        InputError: It has not; says which it has.
+        InputError: This machine has no such device, or it does not compute; the message names those that it has.
     """
     try:
         device = torch.device(name)
@@ -57,7 +57,7 @@ def is_fast_in_bfloat16(device: torch.device) -> bool:
 
 
 def check_vram(device: torch.device, vram: float) -> None:
-    """Raises `InputError` for more GB than a CUDA device has; what others have is not known."""
+    """Raise `InputError` for more GB than a CUDA device has, and 5 %; what other devices have is not known."""
     if device.type != "cuda":
         return
     total = torch.cuda.get_device_properties(device).total_memory
@@ -67,13 +67,13 @@ def check_vram(device: torch.device, vram: float) -> None:
 
 
 def read_free_vram(device: torch.device) -> float:
-    """Return the GB that a CUDA device has free, less the 7 % between GiB and GB, which driver and allocator take."""
+    """Return the GB of a CUDA device that can be used: 93 % of what is free, because driver and allocator take some."""
     free, _ = torch.cuda.mem_get_info(device)
     return free / 2**30
 
 
 def _find_accelerator() -> tuple[str | None, int]:
-    """Kind and number of the accelerators that torch finds."""
+    """Return kind and number of the accelerators that torch finds."""
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return (None, 0) if found is None else (found.type, torch.accelerator.device_count())
 

@@ -1,4 +1,4 @@
-"""What of a pipeline's state makes its results other than those of the model as it was trained."""
+"""What in the state of a pipeline makes its results differ from those of its model as it was trained."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ _APPROXIMATE_ATTENTION = ("sage", "_sage")
 
 @dataclass(frozen=True)
 class ModelChanges:
-    """In which a pipeline differs from its model.
+    """How a pipeline differs from its model.
 
     Attributes:
         shortcuts: What is computed with less work or memory than the model asks for; empty where it is exact.
@@ -30,12 +30,12 @@ class ModelChanges:
 def find_model_changes(
     pipeline: DenoisingPipeline, height: int, width: int, storage: str | None = None
 ) -> ModelChanges:
-    """Asks a pipeline how it is set up.
+    """Return how a pipeline differs from its model.
 
     Args:
         pipeline: A pipeline with a `transformer` and a `vae`, which may be None.
-        height: Height of the result in pixels, on which it depends whether tiles are at work.
-        width: Width of the result in pixels.
+        height: Height of the result in pixels; an autoencoder works in tiles only where it is above a tile's.
+        width: Width of the result in pixels, the same.
         storage: Form in which a plan stored the transformer's weights in fewer bits; None without one.
     """
     transformer = pipeline.transformer
@@ -63,7 +63,7 @@ def _is_tiled(vae: Any, height: int, width: int) -> bool:
 
 
 def _list_adapters(pipeline: DenoisingPipeline) -> tuple[str, ...]:
-    """Adapters that act, in the order of their names."""
+    """Return the adapters that act, in the order of their names."""
     fused = set(getattr(pipeline, "fused_loras", ()))
     if not getattr(pipeline.transformer, "peft_config", None):
         return tuple(sorted(fused))

@@ -1,4 +1,4 @@
-"""Memory: what the machine has left, where offloaded weights wait, and what this process has taken."""
+"""Memory of this machine: what is left of it, and the most that this process has held."""
 
 import sys
 from pathlib import Path
@@ -21,7 +21,8 @@ def read_free_memory() -> int:
 
 
 def peak_memory(device: str) -> dict[str, int | None]:
-    """Bytes, the most that this process has held since it began, and that it has held on its GPU."""
+    """Return the most bytes that this process has held (`process_bytes`) and that its tensors took on its GPU
+    (`device_bytes`); None where that is not known."""
     import torch
 
     on_device = torch.cuda.max_memory_allocated(device) if device.startswith("cuda") else None

@@ -1,4 +1,4 @@
-"""What is asked of pipelines and their networks to place, speed up and adapt them."""
+"""Protocols of the pipelines and networks that this package places, speeds up and adapts."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -28,7 +28,7 @@ class Transformer(Protocol):
         """Return the network and all modules in it."""
 
     def named_modules(self) -> Iterator[tuple[str, nn.Module]]:
-        """Return the same with their names."""
+        """Return the network and all modules in it, with their names."""
 
     def named_children(self) -> Iterator[tuple[str, nn.Module]]:
         """Return the modules directly in it, with their names."""
@@ -48,7 +48,7 @@ class Transformer(Protocol):
     def enable_layerwise_casting(
         self, storage_dtype: torch.dtype, compute_dtype: torch.dtype, skip_modules_pattern: tuple[str, ...]
     ) -> None:
-        """Store its layers in a precision, but for some by their names, and cast each to another while it computes."""
+        """Store its layers in one precision, except those whose names match, and cast each to another to compute."""
 
 
 @runtime_checkable

@@ -14,7 +14,8 @@ class LoadingSettings(Record):
 
     Attributes:
         device: Device, such as cpu, cuda or mps; none takes a GPU where there is one.
-        dtype: Precision of the weights; none is that of the model's files, or float32 for one that is trained here.
+        dtype: Precision of the weights; none is that of the model's files, or float32 for a model that sememe
+            trained as a whole.
         vae_dtype: Precision of the autoencoder; less than float32 takes less memory and is approximate.
         attention: Attention backend, as diffusers names it (native, flash, sage ...).
         compile: Compile the transformer's blocks: slower to start, faster steps.
@@ -41,14 +42,14 @@ class LoadingSettings(Record):
         """Files of LoRA weights, and the scale of each.
 
         Raises:
-            InputError: A file is not there, or is none of safetensors.
+            InputError: A file is not there, or is not a .safetensors file.
         """
         found = []
         for entry in self.lora:
             name, _, scale = entry.rpartition(":")
             try:
                 path, factor = (Path(name), float(scale)) if name else (Path(entry), 1.0)
-            except ValueError:  # the colon is of the name
+            except ValueError:  # the colon is part of the name
                 path, factor = Path(entry), 1.0
             if path.suffix != ".safetensors" or not path.is_file():
                 raise InputError(f"expected LoRA weights in a .safetensors file that is there, got {path}")

@@ -38,7 +38,7 @@ _ADAPTER_PART = re.compile(ADAPTER_LAYER_PATTERN + ".*")
 
 
 def check_can_adapt(model: Transformer, *, of_expert: bool) -> None:
-    """Checks that new adapters can be put on the expert, or on the backbone.
+    """Check that new adapters can be put on the expert, or on the backbone.
 
     Raises:
         ModelError: Its weights are 8-bit floats (quantised ones may be adapted), or out of reach.
@@ -58,17 +58,17 @@ def check_can_adapt(model: Transformer, *, of_expert: bool) -> None:
 
 
 def restrict_to_backbone(model: ExpertTransformer, config: PeftConfig) -> PeftConfig:
-    """A PEFT configuration whose targets are those of `config` outside the expert."""
+    """Return a PEFT configuration whose targets are those of `config` outside the expert."""
     return _exclude(config, _expert_pattern(model))
 
 
 def restrict_to_expert(model: ExpertTransformer, config: PeftConfig) -> PeftConfig:
-    """A PEFT configuration whose targets are those of `config` inside the expert."""
+    """Return a PEFT configuration whose targets are those of `config` inside the expert."""
     return _exclude(config, rf"(?!{_expert_pattern(model)}$).*")
 
 
 def add_expert_adapter(model: ExpertTransformer, config: PeftConfig, name: str = "default") -> None:
-    """Puts a new adapter on the expert alone.
+    """Put a new adapter on the expert alone.
 
     Args:
         model: A transformer with experts.
@@ -76,7 +76,7 @@ def add_expert_adapter(model: ExpertTransformer, config: PeftConfig, name: str =
         name: Name of the adapter.
 
     Raises:
-        ModelError: Where no layer of the expert is a target, or the expert cannot be changed as it is.
+        ModelError: No layer of the expert is a target, or the expert cannot be changed as it is.
     """
     check_can_adapt(model, of_expert=True)
     with _refetched(model):
@@ -88,10 +88,10 @@ def add_expert_adapter(model: ExpertTransformer, config: PeftConfig, name: str =
 
 @torch.no_grad()
 def save_expert_adapter(model: ExpertTransformer, folder: str | Path, name: str = "default") -> None:
-    """Writes an adapter of the expert, safetensors only.
+    """Write an adapter of the expert, safetensors only.
 
     Raises:
-        ModelError: Where there is no such adapter, or it is not the expert's.
+        ModelError: There is no such adapter, or it is not the expert's.
     """
     from peft import get_peft_model_state_dict
 
@@ -104,16 +104,16 @@ def save_expert_adapter(model: ExpertTransformer, folder: str | Path, name: str 
 
 
 def load_expert_adapter(model: ExpertTransformer, source: str | Path, name: str | None = "default") -> None:
-    """Reads what `save_expert_adapter` wrote.
+    """Read what `save_expert_adapter` wrote.
 
     Args:
         model: A transformer with experts.
         source: The folder, or the file in it.
-        name: Name of the adapter; None for one of its own.
+        name: Name of the adapter; None for the next free one (`default_0`, ...).
 
     Raises:
-        ModelError: Where there is no such adapter, it does not fit this model's expert, or the expert cannot be
-            changed as it is.
+        ModelError: There is no such adapter, it does not fit this model's expert, or the expert cannot be changed as
+            it is.
     """
     path = Path(source)
     path = path if path.suffix == ".safetensors" else path / LORA_NAME
@@ -138,7 +138,7 @@ def load_expert_adapter(model: ExpertTransformer, source: str | Path, name: str 
 
 @contextmanager
 def without_adapters(model: PeftAdapterMixin) -> Iterator[None]:
-    """Turns all adapters of a model off, which is then as it was without them."""
+    """Turn all adapters of a model off within the block, so that it is as it was without them."""
     before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     model.disable_adapters()
     try:
@@ -160,9 +160,10 @@ def _refetched(model: ExpertTransformer) -> Iterator[None]:
 
 @contextmanager
 def without_injection_warnings() -> Iterator[None]:
-    """The weights say which layers they are for; that their settings would match others as well is no news.
+    """Silence warnings that do not apply here.
 
-    Nor is it that nothing can be fused with weights of torchao, which is refused in any case.
+    Weights name their layers, so it does not matter that their settings match others as well; and fusing with weights
+    of torchao is refused in any case.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="While injecting the PEFT adapters")
@@ -172,7 +173,7 @@ def without_injection_warnings() -> Iterator[None]:
 
 
 def check_adapter(model: Transformer, tensors: Mapping[str, torch.Tensor], source: str, *, of_expert: bool) -> None:
-    """Checks the tensors of an adapter against the layers that they name.
+    """Check the tensors of an adapter against the layers that they name.
 
     Args:
         model: A transformer, with experts or without.
@@ -181,7 +182,7 @@ def check_adapter(model: Transformer, tensors: Mapping[str, torch.Tensor], sourc
         of_expert: Whether they must lie in the expert, or outside it.
 
     Raises:
-        ModelError: Where they do not fit.
+        ModelError: They do not fit.
     """
     layers = dict(model.named_modules())
     for key, tensor in tensors.items():
@@ -253,7 +254,7 @@ class AdapterMixin(LoraBaseMixin):
         Args:
             pretrained_model_name_or_path_or_dict: A folder, a file, a repository on the hub, or tensors by name; those
                 of an expert are in a folder or file, as `save_expert_adapter` writes it.
-            adapter_name: Under which it is switched and scaled (`set_adapters`); None for a name of its own.
+            adapter_name: Name by which `set_adapters` switches and scales it; None for the next free one.
             hotswap: Whether it takes the place of the loaded adapter of that name.
             kwargs: As diffusers takes them, such as `weight_name`.
 
@@ -379,9 +380,10 @@ def _check_lora_source(source: LoraSource, weight_name: str | None) -> None:
 
 @contextmanager
 def _changeable(pipeline: Pipeline) -> Iterator[None]:
-    """Sets aside what is hooked on the transformer while its layers change, and puts the same on again.
+    """Take offload and feature cache off the transformer within the block, in which its layers change.
 
-    diffusers does so for some offloads, but not to the device that was chosen, and not in the way of a feature cache.
+    diffusers does so for some offloads, but puts them back for another device than the chosen one, and leaves feature
+    caches on.
     """
     with without_feature_cache(pipeline.transformer), without_offload(pipeline):
         yield
@@ -398,7 +400,7 @@ def _check_can_fuse(transformer: Transformer) -> None:
 
 
 def check_unadapted(transformer: Transformer) -> None:
-    """Raises `InputError` for a transformer that cannot be saved because adapters are loaded."""
+    """Raise `InputError` for a transformer that cannot be saved because adapters are loaded."""
     names = sorted(getattr(transformer, "peft_config", {}))
     if names:
         raise InputError(

@@ -56,7 +56,7 @@ class PartOffload:
 
 
 def offload_expert(transformer: ExpertTransformer, offload_device: torch.device | str = "cpu") -> PartOffload:
-    """Keep a one-way expert on `offload_device` but for the passes that encode references.
+    """Keep a one-way expert on `offload_device` except while references are encoded.
 
     It comes to the backbone's device when a reference is embedded and leaves when the next step begins. In between a
     step needs nothing but the reference's keys and values. The result is the same.
@@ -78,7 +78,7 @@ def offload_expert(transformer: ExpertTransformer, offload_device: torch.device 
         move_modules(parts, offload_device)
 
     leave()
-    # Not on the experts themselves: a hook there would break the graph of a compiled block.
+    # No hooks on the experts themselves, which would break the graph of a compiled block.
     hooks = (parts[0].register_forward_pre_hook(fetch), gate.register_forward_pre_hook(leave))
     return PartOffload(tuple(hook.remove for hook in hooks))
 
@@ -90,7 +90,7 @@ def check_can_offload(transformer: ExpertTransformer) -> None:
 
 
 def offload_encoders(pipeline: Pipeline, device: torch.device | str) -> PartOffload:
-    """Keep text and image encoder on the CPU but for the time in which they encode; the result is the same.
+    """Keep text and image encoder on the CPU except while they encode; the result is the same.
 
     They come to `device` when they are called and leave when the transformer's next step begins.
     """
@@ -123,13 +123,13 @@ def expert_modules(transformer: ExpertTransformer) -> tuple[nn.Module, ...]:
 
 
 def move_modules(modules: Sequence[nn.Module], device: torch.device | str) -> None:
-    """Moves modules; what is there already stays untouched."""
+    """Move modules; those that are there already stay as they are."""
     for module in modules:
         module.to(device)
 
 
 def place_without(root: nn.Module, left_out: Sequence[nn.Module], device: torch.device | str) -> None:
-    """Moves a module but for some within it, which never touch the device."""
+    """Move a module except some modules within it, which are never on the device."""
     kept = {id(module) for module in left_out}
     if id(root) in kept:
         return

@@ -1,7 +1,7 @@
-"""A pipeline made to fit: where its modules are, in which form its weights are stored, and whether it works in tiles.
+"""Fit a pipeline into memory: where its modules are, how its weights are stored, and whether it works in tiles.
 
-In this order: `apply_storage`, then `apply_offload`; `enable_tiling` at any time. LoRA weights go before or after, but
-for storage "fp8", before which they have to be loaded."""
+Call `apply_storage` before `apply_offload`; `enable_tiling` at any time. LoRA weights may be loaded before or after,
+except with storage "fp8", before which they have to be loaded."""
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -66,7 +66,7 @@ def enable_slicing(vae: Autoencoder) -> None:
 
 
 def check_tiling(vae: Autoencoder) -> None:
-    """Raises `InputError` where tiling is on but would give a video of another size."""
+    """Raise `InputError` where tiling is on but would give a video of another size."""
     if not isinstance(vae, AutoencoderKLCogVideoX) or not vae.use_tiling:
         return
     ratio = _spatial_ratio(vae)
@@ -137,8 +137,8 @@ def apply_offload(
         kind: One of `OffloadKind`.
         device: Device on which to compute. "cpu" offloads nothing, but does everything that offloading does.
         group_level: For "group": whole blocks, or single layers, which take less memory and more time.
-        host_memory: For "group": "lean" pins weights on their way, "pinned" holds them all pinned, which is faster and
-            takes about twice the model's size in the host's memory. On the CPU there is no difference.
+        host_memory: For "group": "lean" pins weights while they are copied, "pinned" holds them all pinned, which is
+            faster and takes about twice the model's size in the host's memory. On the CPU there is no difference.
         parts: Parts that are offloaded where the kind leaves them on the device: "encoders" while the transformer
             works, "expert" (one-way only) while it takes steps.
 
@@ -177,9 +177,9 @@ def apply_offload(
 
 @contextmanager
 def without_offload(pipeline: Pipeline) -> Iterator[None]:
-    """Takes the hooks of `apply_offload` off, which keep weights out of reach, and puts the same on again.
+    """Take off the hooks of `apply_offload`, which keep weights out of reach, within the block.
 
-    Those of offload 'group' stay.
+    Those of offload 'group' stay on.
     """
     chosen: _Offload | None = pipeline._offload
     is_on = any(hasattr(module, "_hf_hook") for module in _modules(pipeline).values())
@@ -227,7 +227,7 @@ def name_smaller_plan(device: torch.device | str, plan: MemoryPlan | None) -> It
 
 
 def apply_storage(pipeline: Pipeline, storage: str, parts: str = "both") -> None:
-    """Stores the weights of the transformer's blocks in fewer bits; approximate but for "full".
+    """Store the weights of the transformer's blocks in fewer bits, which is approximate; "full" changes nothing.
 
     Args:
         pipeline: A `VideoAsPromptPipeline`.
@@ -243,7 +243,7 @@ def apply_storage(pipeline: Pipeline, storage: str, parts: str = "both") -> None
 
 
 def store_weights(transformer: Transformer, storage: str, parts: str = "both") -> None:
-    """Store the weights of a transformer's blocks in fewer bits, as `apply_storage` does."""
+    """Store the weights of a transformer's blocks in fewer bits; arguments and errors are those of `apply_storage`."""
     _check(("storage", storage, Storage), ("parts", parts, Parts))
     if storage == "full":
         return
@@ -265,7 +265,7 @@ def store_weights(transformer: Transformer, storage: str, parts: str = "both") -
 
 
 def cast_layerwise(transformer: Transformer, parts: str = "both") -> None:
-    """Stores layers as 8-bit floats (e4m3) and casts each to its own precision while it computes.
+    """Store layers as 8-bit floats (e4m3) and cast each to its own precision while it computes.
 
     Embedders, norms with what modulates them, the output layer, and adapters stay in full precision.
     """

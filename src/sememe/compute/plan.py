@@ -44,6 +44,7 @@ class Planner:
         self._measured: dict[tuple[str, int], PhaseMemory] = {}
 
     def workload(self, dtype: str) -> Workload:
+        """Return the workload in a precision, such as "bfloat16"; it is built once."""
         if dtype not in self._workloads:
             self._workloads[dtype] = self._build(dtype)
         return self._workloads[dtype]

@@ -1,9 +1,9 @@
 """Memory of a computation, measured by running the real networks on the meta device, where nothing is computed.
 
 A system describes a computation as a `Workload`: its networks on the meta device, and phases that call them. Each phase
-runs once under a tracker, which counts every tensor that an operation makes from its birth to its death. Two runs then
-give the same number to the byte, on any device, where the resident size of a process says little: allocators keep what
-they got, and libraries load late."""
+runs once under a tracker, which counts every tensor that an operation makes from its allocation to its release. The
+number is the same to the byte in every run and on any device. The resident size of a process is not: allocators keep
+what they got, and libraries load late."""
 
 import copy
 import functools
@@ -346,7 +346,7 @@ class _AnswerOnMeta(TorchFunctionMode):
             if query.is_meta:
                 return _attend_on_meta(query, value)
         if func is torch.Tensor.__bool__ and args[0].is_meta:
-            # Asked for shortcuts such as "no token is padding", which are not to be relied on.
+            # Networks ask it to take shortcuts, such as that of no token being padding, which a plan must not rely on.
             return False
         return func(*args, **kwargs)
 

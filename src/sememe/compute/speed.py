@@ -15,8 +15,8 @@ Feature caches save work by using results of earlier steps again, so all of them
 | SeaCache, TextKVCache | refused | refused |
 
 One forward per step means guidance that is off, or variants that share a forward. Two caches keep one state for all
-forwards, and would take what one variant of the conditions gave for another. A reference is encoded without any cache.
-With compiled blocks (`compile_transformer`) go those that skip whole blocks: FirstBlockCache and MagCache."""
+forwards, and would use the results of one variant of the conditioning for another. A reference is encoded without any
+cache. With compiled blocks (`compile_transformer`) go those that skip whole blocks: FirstBlockCache and MagCache."""
 
 import math
 import os
@@ -43,14 +43,14 @@ from sememe.diffusion.guidance import VariantT
 from sememe.errors import InputError, ModelError
 
 _MOST_GRAPHS = 64
-"""Graphs per kind of block, over all models of a process: a way of reading, a size and a strength may each need one.
-torch.compile refuses a ninth by default."""
+"""Graphs per kind of block, over all models of a process: each attention mode, size of the result and strength of the
+reference may need one. torch.compile refuses a ninth by default."""
 
 _MARK = "_is_compiled_beneath_hooks"
 
 
 def compile_blocks(model: Transformer, **options: Any) -> None:
-    """Compiles the forward of each repeated block of a transformer, in whole graphs.
+    """Compile the forward of each repeated block of a transformer, in whole graphs.
 
     Args:
         model: A model of diffusers; its `_repeated_blocks` name the classes.
@@ -76,7 +76,7 @@ def compile_blocks(model: Transformer, **options: Any) -> None:
 
 
 def is_compiled(model: Transformer) -> bool:
-    """Whether a block of a transformer is compiled."""
+    """Return whether a block of a transformer is compiled."""
     return any(
         block._compiled_call_impl is not None or getattr(block, _MARK, False) for block in _repeated_blocks(model)
     )
@@ -97,7 +97,7 @@ _ADVICE = {
 
 
 def enable_checked(model: ExpertTransformer, config: Any, enable: Callable[[Any], None]) -> None:
-    """Enables a feature cache that can take effect.
+    """Enable a feature cache, if it takes effect.
 
     Args:
         model: A transformer with experts.
@@ -105,7 +105,7 @@ def enable_checked(model: ExpertTransformer, config: Any, enable: Callable[[Any]
         enable: The method of diffusers that enables it.
 
     Raises:
-        ModelError: Where it cannot.
+        ModelError: It would have no effect, or another cache is enabled.
     """
     name = _name(config)
     if model.is_cache_enabled:
@@ -145,7 +145,7 @@ def without_feature_cache(model: Transformer) -> Iterator[None]:
 
 
 def check_compiled_cache(config: Any) -> None:
-    """Raises `ModelError` for a cache (None is no cache) that works within blocks, which compiled ones cannot hold."""
+    """Raise `ModelError` for a cache (None is no cache) that works within blocks, which compiled ones cannot hold."""
     if config is not None and _name(config) not in _OF_BLOCKS:
         raise ModelError(
             f"{_name(config)} keeps results of layers within a block, which cannot be compiled; use "
@@ -177,7 +177,7 @@ def check_two_way(model: CachingTransformer, num_references: int) -> None:
 def check_generation(
     model: CachingTransformer, num_forwards: int, num_inference_steps: int, *, is_limited: bool = False
 ) -> None:
-    """Checks the model's feature cache, if it has one, against a generation.
+    """Check the model's feature cache, if it has one, against a generation.
 
     Args:
         model: A transformer with experts.
@@ -186,7 +186,7 @@ def check_generation(
         is_limited: Whether guidance acts at some of the steps only, so that forwards differ from step to step.
 
     Raises:
-        ModelError: Where they do not go together.
+        ModelError: They do not go together.
     """
     config = model._cache_config
     if config is None:
@@ -207,7 +207,7 @@ def check_generation(
 
 
 def _find_hooks(model: Transformer) -> Iterator[tuple[str, str]]:
-    """Names of the modules below a model that have hooks, and of these."""
+    """Yield the names of hooked modules below a model, and of their hooks."""
     for path, module in model.named_modules():
         if path:
             registry = getattr(module, "_diffusers_hook", None)
@@ -219,14 +219,14 @@ def _name(config: Any) -> str:
 
 
 def set_attention(pipeline: Pipeline, name: str) -> None:
-    """Chooses the backend of every attention of the transformer and its expert, and of no other model.
+    """Choose the backend of every attention of the transformer and its expert, and of no other model.
 
     Args:
         pipeline: A pipeline with a `transformer`, on the device and in the precision in which it is used.
         name: Name of the backend in diffusers, such as `native`, `flex`, `flash` or `sage`.
 
     Raises:
-        InputError: Where there is no such backend, or it cannot be used here; the message names those that can.
+        InputError: There is no such backend, or it cannot be used here; the message names those that can.
     """
     reason = _find_obstacle(pipeline, _find_backend(name))
     if reason is not None:
@@ -243,7 +243,7 @@ def set_attention(pipeline: Pipeline, name: str) -> None:
 
 
 def check_attention_name(name: str) -> None:
-    """Checks what can be known of an attention backend before a model is loaded; it may still not compute there.
+    """Check what can be known of an attention backend before a model is loaded; it may still fail there.
 
     Raises:
         InputError: Diffusers does not know it, what it needs is not installed, or it would be fetched from the hub.
@@ -261,7 +261,7 @@ def _find_backend(name: str) -> AttentionBackendName:
 
 
 def _find_lack(backend: AttentionBackendName) -> str | None:
-    """What a backend needs and does not have, on any device."""
+    """Return what a backend needs and does not have, on any device; None where nothing is missing."""
     if backend.value.endswith("_hub"):
         return "it would fetch code from the hub and run it; install its package and take the name without _hub"
     try:
@@ -272,7 +272,7 @@ def _find_lack(backend: AttentionBackendName) -> str | None:
 
 
 def list_usable_attention(pipeline: Pipeline, *, needs_mask: bool = False) -> tuple[str, ...]:
-    """The attention backends that compute on the pipeline's device, in its precision; each is tried."""
+    """Return the attention backends that compute on the pipeline's device, in its precision; each is tried."""
     return tuple(
         backend.value
         for backend in AttentionBackendName
@@ -281,11 +281,11 @@ def list_usable_attention(pipeline: Pipeline, *, needs_mask: bool = False) -> tu
 
 
 def check_mask_support(pipeline: Pipeline, strength: float) -> None:
-    """Checks that the chosen attention can weigh a reference down, for which it has to take a mask.
+    """Check that the chosen attention takes a mask, by which the weight of a reference is reduced.
 
     Args:
         pipeline: A pipeline with a `transformer`.
-        strength: Weight of the reference; 0 and 1 need nothing.
+        strength: Weight of the reference in 0..1; 0 and 1 need no mask.
 
     Raises:
         InputError: It cannot; the message names the backends that can.
@@ -304,18 +304,18 @@ def check_mask_support(pipeline: Pipeline, strength: float) -> None:
 
 
 def list_attention(pipeline: DenoisingPipeline) -> tuple[str, ...]:
-    """The backends that were chosen for the attentions of the transformer and its expert, by name."""
+    """Return the backends that were chosen for the attentions of the transformer and its expert, by name."""
     processors = getattr(pipeline.transformer, "attn_processors", {}).values()
     chosen = {processor._attention_backend for processor in processors}
     return tuple(sorted(AttentionBackendName(backend).value for backend in chosen if backend is not None))
 
 
 def compile_transformer(pipeline: Pipeline, *, backend: str | Callable[..., Any] = "inductor", **options: Any) -> None:
-    """Compiles the transformer's blocks, with and without experts, each kind once, without graph breaks.
+    """Compile the transformer's blocks, with and without experts, each kind once, without graph breaks.
 
     The first step of a generation of a new size then takes longer, by minutes on large models; choose attention, LoRA
-    weights and storage before. Blocks that are fetched one at a time (offload 'group') or skipped (FirstBlockCache,
-    MagCache) are so outside of the graphs; these may be chosen before or after.
+    weights and storage before. Offload 'group' by blocks, FirstBlockCache and MagCache act on whole blocks, outside of
+    the graphs; they may be chosen before or after.
 
     Args:
         pipeline: A pipeline with a `transformer`.
@@ -323,8 +323,9 @@ def compile_transformer(pipeline: Pipeline, *, backend: str | Callable[..., Any]
         options: Further arguments of `torch.compile`, such as `mode` or `dynamic`.
 
     Raises:
-        InputError: Where there is no compiler, the blocks are compiled already, or their weights come and go, are
-            cast, or give way to kept results within a block's forward, which no whole graph can hold.
+        InputError: There is no compiler, the blocks are compiled already, or weights are fetched or cast within a
+            block's forward.
+        ModelError: A feature cache keeps results of layers within a block.
     """
     transformer = pipeline.transformer
     if is_compiled(transformer):
@@ -343,14 +344,14 @@ def compile_transformer(pipeline: Pipeline, *, backend: str | Callable[..., Any]
 
 
 def check_compiler(device: torch.device) -> None:
-    """Raises `InputError` where torch cannot compile for a device, because it finds no compiler."""
+    """Raise `InputError` where torch cannot compile for a device, because it finds no compiler."""
     compilers = (os.environ.get("CXX", "g++"), "g++", "clang++")
     if device.type == "cpu" and not any(map(shutil.which, compilers)):
         raise InputError("compiling needs a C++ compiler on a CPU, and none was found; install one (g++)")
 
 
 def begin_generation(pipeline: Pipeline, predict: Predict[VariantT]) -> Predict[VariantT]:
-    """Makes a feature cache of the transformer forget what came before, and tells it how far the generation is.
+    """Empty the transformer's feature cache, and return `predict` so that `current_timestep` follows it.
 
     PyramidAttentionBroadcast and FasterCache ask for the timestep: give them `lambda: pipeline.current_timestep`.
     """
@@ -367,7 +368,7 @@ def begin_generation(pipeline: Pipeline, predict: Predict[VariantT]) -> Predict[
 
 @torch.no_grad()
 def _find_obstacle(pipeline: Pipeline, backend: AttentionBackendName, *, needs_mask: bool = False) -> str | None:
-    """Why a backend cannot be used, or not with a mask; None where it can."""
+    """Return why a backend cannot be used, or not with a mask; None where it can."""
     lack = _find_lack(backend)
     if lack is not None:
         return lack
@@ -379,13 +380,13 @@ def _find_obstacle(pipeline: Pipeline, backend: AttentionBackendName, *, needs_m
             if needs_mask:
                 return _try_mask(features, backend)
             dispatch_attention_fn(features, features, features, backend=backend)
-    except Exception as error:  # a kernel may fail in any way; which one does is what is asked
+    except Exception as error:  # a kernel may fail in any way, and the reason is the answer
         return _first_line(error)
     return None
 
 
 def _try_mask(features: torch.Tensor, backend: AttentionBackendName) -> str | None:
-    """Attends to as many zeros as ones, which weigh half as much: their mean is a third, with equal weights a half."""
+    """Attend to as many zeros as ones, with half the weight on the ones: the mean is 1/3 with a mask, 1/2 without."""
     keys = torch.cat([features, features], dim=1)
     values = torch.cat([features, torch.ones_like(features)], dim=1)
     bias = values[:, :, :1, :1].permute(0, 2, 3, 1) * -math.log(2.0)

@@ -27,7 +27,7 @@ class Stopwatch:
         self._last = now
 
     def replace_lap(self, laps: Mapping[str, float]) -> None:
-        """End a lap that was measured in parts elsewhere."""
+        """End a lap whose parts were measured elsewhere: their seconds by name, which replace earlier ones."""
         self.seconds |= laps
         self._last = self._now()
 

@@ -23,12 +23,12 @@ ADAPTER_LAYER_PATTERN = r"\.(?:lora|lokr)_"
 
 
 def is_adapter_layer(name: str) -> bool:
-    """Whether a name within a model is that of an adapter's own layer."""
+    """Return whether a name within a model is that of an adapter's own layer."""
     return re.search(ADAPTER_LAYER_PATTERN, name) is not None
 
 
 def find_library(module: nn.Module | Transformer) -> Library | None:
-    """The library that has quantised a weight in `module`, if any has."""
+    """Return the library that has quantised a weight in `module`; None where none has."""
     for parameter in module.parameters():
         library = _library_of(parameter)
         if library is not None:
@@ -37,7 +37,7 @@ def find_library(module: nn.Module | Transformer) -> Library | None:
 
 
 def find_storage(parameters: Iterable[torch.Tensor]) -> Library | Literal["fp8"] | None:
-    """What stores one of some weights in fewer bits: a library, or layerwise casting from 8-bit floats (`fp8`)."""
+    """Return what stores a weight in fewer bits: a library, or `fp8` for layerwise casting; None for nothing."""
     for parameter in parameters:
         library = _library_of(parameter)
         if library is not None:
@@ -48,7 +48,7 @@ def find_storage(parameters: Iterable[torch.Tensor]) -> Library | Literal["fp8"]
 
 
 def check_savable(parameters: Iterable[torch.Tensor]) -> None:
-    """Raises `ModelError` for weights in fewer bits: files hold them as they were before."""
+    """Raise `ModelError` for weights in fewer bits, of which a file would be less exact than the model."""
     storage = find_storage(parameters)
     if storage is not None:
         raise ModelError(
@@ -102,10 +102,10 @@ class QuantizationReport:
 
 
 def quantize_transformer(transformer: Transformer, kind: str, parts: str = "both") -> QuantizationReport:
-    """Quantises the linear layers in a transformer's blocks, in place and for inference only.
+    """Quantise the linear layers in a transformer's blocks, in place and for inference only.
 
     Do it before the transformer is moved, offloaded or compiled; LoRA weights may be loaded before or after, and stay
-    as they are. A quantised transformer cannot be saved, and nothing be fused into it.
+    as they are. A quantised transformer cannot be saved, and no LoRA weights can be fused into it.
 
     Args:
         transformer: A transformer with experts, in the precision in which it is to compute.
@@ -133,14 +133,14 @@ def quantize_transformer(transformer: Transformer, kind: str, parts: str = "both
 
 
 def check_installed(kind: str) -> None:
-    """Raises `MissingExtraError` where the library that does a quantisation is not installed."""
+    """Raise `MissingExtraError` where the library that does a quantisation is not installed."""
     library = "torchao" if kind in _TORCHAO_CONFIGS else "bitsandbytes"
     if find_spec(library) is None:
         raise MissingExtraError(library, "quant")
 
 
 def quantizable_layers(transformer: Transformer, parts: str = "both") -> Iterator[tuple[str, nn.Linear]]:
-    """Names and layers that `quantize_transformer` would change; those of adapters are not among them."""
+    """Yield names and layers that `quantize_transformer` would change, without those of adapters."""
     keys: KeyMap | None = getattr(transformer, "key_map", None)
     lists = tuple(f"{name}." for name, child in transformer.named_children() if isinstance(child, nn.ModuleList))
     for name, module in transformer.named_modules():
@@ -157,7 +157,7 @@ def quantizable_layers(transformer: Transformer, parts: str = "both") -> Iterato
 def _quantize_with_torchao(transformer: Transformer, names: frozenset[str], config: str) -> None:
     quantization: Any = _import_extra("torchao.quantization")
     is_chosen: Callable[[nn.Module, str], bool] = lambda _, name: name in names  # noqa: E731
-    # Left to itself torchao lets the whole process multiply float32 matrices as TF32, those of the autoencoder too.
+    # By default torchao lets the whole process multiply float32 matrices as TF32, those of the autoencoder too.
     quantization.quantize_(transformer, getattr(quantization, config)(set_inductor_config=False), filter_fn=is_chosen)
 
 
@@ -193,7 +193,7 @@ def _import_extra(name: str) -> ModuleType:
 
 
 def _count_bytes(layer: nn.Module) -> int:
-    """Bytes of a layer's weight with its scales, however they are held."""
+    """Return the bytes of a layer's weight with its scales, wherever a library keeps them."""
     weight: Any = layer.weight
     state = getattr(weight, "quant_state", None)
     if state is not None:

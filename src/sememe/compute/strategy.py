@@ -8,8 +8,8 @@ from typing import Any, Literal, get_args
 from sememe.errors import InputError
 
 Offload = Literal["none", "model", "group", "group-leaf", "sequential"]
-"""Where weights lie, from the fastest to the slowest: all on the device; one component at a time; blocks, layers that
-are fetched while the one before computes; or one layer at a time."""
+"""Which weights are on the device, from the fastest to the slowest: all; one component at a time; blocks, or layers
+("group-leaf"), each fetched while the one before computes; or one layer at a time."""
 
 # Bytes of a weight with its scales; nf4 has a float32 for every 64 weights.
 STORED_BYTES: Mapping[str, float] = {
@@ -113,7 +113,7 @@ class Constraints:
         own_dtype: The precision in which the model is meant to be computed.
         storage: How the blocks of the main network are stored.
         compiles: Whether blocks are compiled, which not all strategies allow.
-        vae_dtype: Precision of the autoencoder, which is meant to be computed in float32.
+        vae_dtype: Precision of the autoencoder; anything but float32 is approximate.
         host: GB of memory that are free in the machine that computes; None where that is not known.
     """
 
@@ -252,6 +252,7 @@ def list_vae_shortcuts(used: str) -> list[str]:
 
 
 def in_gb(num_bytes: float) -> float:
+    """Return GB for people to read: three decimals below 1 GB, one from there on."""
     return round(num_bytes / GIGABYTE, 3 if num_bytes < GIGABYTE else 1)
 
 

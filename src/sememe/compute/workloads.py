@@ -13,7 +13,7 @@ from sememe.compute.rehearsal import Phase
 from sememe.diffusion.denoise import Predict
 from sememe.diffusion.guidance import GuidanceRow, VariantT
 
-# Of the middle of a generation; what a step takes does not depend on it.
+# In the middle of a generation; the memory that a step takes does not depend on it.
 _TIMESTEP = 500.0
 
 
@@ -25,7 +25,7 @@ def rehearse_step(
     Args:
         predict: Predicts for variants of the conditioning.
         groups: Rows of the guidance that share a forward, in the order in which they are predicted.
-        latents: Noise (batch, ...), which is kept beside the latents that become of it.
+        latents: Noise (batch, ...), which stays in memory beside the result.
     """
     timestep, current = torch.tensor(_TIMESTEP), latents * 1.0
     predictions = [predict(current, timestep, tuple(row.variant for row in rows)) for rows in groups]
