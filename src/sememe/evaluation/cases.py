@@ -26,7 +26,7 @@ UNSEEN_VALIDATION = (
 
 
 def split_conditions(split: str | None) -> list[str]:
-    """Names of conditions, sorted.
+    """Return names of conditions, sorted.
 
     Args:
         split: "seen"; "unseen" for the reported half; "unseen_validation" for the other; "novel"; None for seen and
@@ -38,7 +38,7 @@ def split_conditions(split: str | None) -> list[str]:
 
 
 def condition_groups(name: str) -> tuple[str, ...]:
-    """The groups in which the accuracy of a condition is counted: its split and its family."""
+    """Return the groups in which the accuracy of a condition is counted: its split and its family."""
     first, *others = parts_of(name)
     if others:
         return ("novel",)

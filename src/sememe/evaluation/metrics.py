@@ -73,7 +73,7 @@ def measure_grid(clip: Clip, grid: LatentGrid) -> GridDifferences:
 def compare_grids(
     made: Sequence[GridDifferences], true: Sequence[GridDifferences], scenes: Sequence[int]
 ) -> GridTraces:
-    """The traces in several clips together, with intervals over scenes.
+    """Return the traces in several clips together, with intervals over scenes.
 
     Differences are averaged over the clips before they are divided: a single clip with hardly any difference would
     otherwise decide the mean.
@@ -111,7 +111,7 @@ _K1, _K2 = 0.01, 0.03
 
 
 def psnr(clip: Clip, truth: Clip, *, skip_first: bool = True) -> float:
-    """Peak signal-to-noise ratio in decibels over all pixels, at most `PSNR_LIMIT`.
+    """Return the peak signal-to-noise ratio in decibels over all pixels, at most `PSNR_LIMIT`.
 
     Args:
         clip: Clip that was made.
@@ -127,7 +127,7 @@ def psnr(clip: Clip, truth: Clip, *, skip_first: bool = True) -> float:
 
 
 def ssim(clip: Clip, truth: Clip, *, skip_first: bool = True) -> float:
-    """Structural similarity (Wang et al. 2004), mean over frames, channels and windows of 7x7 pixels; 1 is equality.
+    """Return the structural similarity (Wang et al. 2004): mean over frames, channels, 7x7-pixel windows; at most 1.
 
     Local means, variances and covariances weigh all pixels of a window equally and are those of the population.
 
@@ -157,7 +157,7 @@ def _pair(clip: Clip, truth: Clip, *, skip_first: bool) -> tuple[np.ndarray, np.
 
 
 def _window_means(values: np.ndarray) -> np.ndarray:
-    """Means over all windows, by sums of running totals; (frame, height - 6, width - 6, channel)."""
+    """Return means over all windows, by sums of running totals; (frame, height - 6, width - 6, channel)."""
     for axis in (1, 2):
         totals = np.cumsum(values, axis=axis)
         totals = np.concatenate([np.zeros_like(np.take(totals, [0], axis)), totals], axis=axis)

@@ -88,7 +88,7 @@ class Oracle:
         self._features = np.stack([cell_colors(clip) for clip in candidates.values()])
 
     def measure(self, clip: Clip) -> np.ndarray:
-        """Mean squared distances to every candidate, in the order of `names`; (num_candidates,) float64.
+        """Return mean squared distances to every candidate, in the order of `names`; (num_candidates,) float64.
 
         Raises:
             InputError: If the clip's shape is not that of the candidates.
@@ -99,12 +99,12 @@ class Oracle:
         return np.einsum("cv,cv->c", difference, difference, dtype=np.float64) / difference.shape[1]
 
     def rank(self, clip: Clip) -> tuple[Match, ...]:
-        """All candidates, nearest first; candidates equally near stay in the order given."""
+        """Return all candidates, nearest first; candidates equally near stay in the order given."""
         distances = self.measure(clip)
         return tuple(Match(self.names[i], float(distances[i])) for i in np.argsort(distances, kind="stable"))
 
     def nearest(self, clip: Clip) -> Match:
-        """The candidate that the clip resembles most."""
+        """Return the candidate that the clip resembles most."""
         return self.rank(clip)[0]
 
     def judge(self, clip: Clip, expected: str) -> Verdict:
@@ -121,7 +121,11 @@ class Oracle:
 
 
 def cell_colors(clip: Clip) -> Features:
-    """Mean colours of the cells of all frames but the first, values in 0..1, as one vector."""
+    """Return mean colours of the cells of all frames but the first, values in 0..1, as one vector.
+
+    Raises:
+        InputError: The clip has a single frame.
+    """
     if clip.num_frames < 2:
         raise InputError("expected a clip of at least 2 frames, got 1: the first is given and tells nothing")
     cell = max(1, round(clip.height / CELLS))
@@ -146,7 +150,7 @@ class Confusion:
 
 
 def count_confusions(verdicts: Sequence[Verdict]) -> tuple[Confusion, ...]:
-    """Wrong verdicts by pair of conditions, the most frequent first."""
+    """Count wrong verdicts by pair of conditions, the most frequent first."""
     counts: dict[tuple[str, str], int] = {}
     for verdict in verdicts:
         if not verdict.is_right:

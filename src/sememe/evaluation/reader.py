@@ -1,9 +1,9 @@
-"""Read from a clip of the world, without knowing its scene: who, where, in which colour, and what happens when.
+"""Read subject, place, colour and conditions from a clip of the world whose scene is not known.
 
-The oracle compares a clip with renders of a known scene. What was generated from a text shows a scene of its own, so
-that a network reads it. It sees few frames a second of few pixels, because coarse cells show what happens at least as
-well as pixels do (see `evaluation.oracle`), and is trained on renders alone. How often it is right on other true
-renders is the most that any model can reach in its judgement.
+The oracle compares a clip with renders of a known scene. A clip that was generated from a text shows a scene of its
+own, so a network reads it. It sees small frames at a low rate, because coarse cells show what happens at least as well
+as pixels do (see `evaluation.oracle`), and is trained on renders alone. Its accuracy on other true renders is the most
+that any model can reach in its judgement.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,20 +32,20 @@ from sememe.world.scene import BACKDROPS, BODIES, COLORS, CREATURES, OBJECTS, Ba
 PART = "reader"
 """Name of the reader among the parts of models and runs."""
 NOTHING = "nothing"
-"""Name for a time in which nothing happens."""
+"""Value of the label "condition" where nothing happens."""
 VOCABULARY: Mapping[str, tuple[str, ...]] = {
     "subject": (*BODIES, *CREATURES, *OBJECTS),
     "colour": tuple(COLORS),
     "place": BACKDROPS,
     "condition": (NOTHING, *conditions()),
 }
-"""What there is to say of a clip as a whole, and of each of its moments."""
+"""Values of the labels of a clip as a whole, and of the label "condition" of each of its moments."""
 
 _SHORTEST_SECONDS = 0.75  # of what happens, less than scripts have
 
 
 def name_scene(scene: Scene) -> dict[str, str]:
-    """Return what there is to say of a scene with a subject before a drawn backdrop, by label."""
+    """Return the labels `subject`, `colour` and `place` of a scene that has a subject and a drawn backdrop."""
     assert scene.subject is not None, scene
     assert isinstance(scene.backdrop, Backdrop), scene
     return {"subject": scene.subject.kind, "colour": scene.subject.color_name, "place": scene.backdrop.kind}
@@ -53,13 +53,13 @@ def name_scene(scene: Scene) -> dict[str, str]:
 
 @dataclass(frozen=True, eq=False)
 class ReadingLogits:
-    """What the network says of clips, before it is decided.
+    """Output of the network for a batch of clips.
 
     Attributes:
         labels: Logits of the values of each label of a clip as a whole.
         conditions: Logits of what happens at each moment.
         cover: Logits of how much of each cell is subject.
-        features: What is known of each moment.
+        features: Features of each moment.
     """
 
     labels: Mapping[str, Float[Tensor, "batch value"]]
@@ -84,7 +84,7 @@ class SceneReader(ModelMixin, ConfigMixin):
     Args:
         vocabulary: Values of each label; those of "condition" are of moments.
         width: Channels of the finest maps, a multiple of 4.
-        feature_dim: Numbers that are known of each moment.
+        feature_dim: Numbers of the features of each moment.
         fps: Moments per second.
         size: Height and width in pixels of what it sees, a multiple of 8.
     """
@@ -148,8 +148,8 @@ class Reading:
         colour: Name of its main colour.
         place: Kind of the backdrop.
         conditions: What happens, one after another; None for nothing.
-        path: Where the subject is.
-        features: What is known of each moment, of unit length.
+        path: Centre of the subject at each moment.
+        features: Features of each moment, of unit length.
     """
 
     subject: str

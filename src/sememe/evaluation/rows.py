@@ -15,15 +15,15 @@ from sememe.video import Clip
 
 @dataclass(frozen=True, slots=True)
 class CaseResult:
-    """What a case gave.
+    """The result of a case.
 
     Attributes:
         case: What was asked for.
         nearest: The condition that the oracle sees.
         rank: Place of the right condition among the candidates, 1 for the nearest.
         distance: Mean squared distance to the true target, as the oracle measures it.
-        psnr: PSNR against the true target in decibels; of a row, the mean over scenes.
-        ssim: Structural similarity to it; of a row, the mean over scenes.
+        psnr: PSNR against the true target in decibels.
+        ssim: Structural similarity to it, at most 1.
         differences: Differences between neighbouring pixels and frames of the clip.
         true_differences: Differences in the true target.
     """
@@ -66,8 +66,8 @@ class RowSummary:
         accuracy: Share of cases in which the right condition was the nearest.
         top_5: Share of cases in which it was among the five nearest.
         shares: What the system counts besides, by name; None where it does not apply to the row.
-        psnr: PSNR against the true target in decibels; of a row, the mean over scenes.
-        ssim: Structural similarity to it; of a row, the mean over scenes.
+        psnr: PSNR against the true target in decibels: the mean over cases, with an interval over scenes.
+        ssim: Structural similarity to it, the same.
         grid: Traces of the latent grid, relative to the true targets.
         by_group: Accuracy by group of conditions, such as families.
         confusions: The most frequent wrong verdicts.
@@ -86,7 +86,7 @@ class RowSummary:
     confusions: tuple[Confusion, ...]
 
     def to_cells(self) -> dict[str, Any]:
-        """The headline figures, by their column in a table."""
+        """Return the headline figures, by their column in a table."""
         shares = {
             name.replace("_", " "): None if share is None else format_share(share.wilson)
             for name, share in self.shares.items()
@@ -122,13 +122,13 @@ def judge_case(case: Case, clip: Clip, truth: Clip, oracle: Oracle, grid: Latent
 
 
 def read_result(values: Mapping[str, Any], case: type[Case] = Case) -> CaseResult:
-    """The result that `dataclasses.asdict` made these values of."""
+    """Return the result of which `dataclasses.asdict` made these values."""
     grids = {name: GridDifferences(**values[name]) for name in ("differences", "true_differences")}
     return CaseResult(**(dict(values) | grids | {"case": case(**values["case"])}))
 
 
 def estimate_share(hits: Sequence[bool], scenes: Sequence[int]) -> Share:
-    """The proportion of hits among trials, each in one of the scenes."""
+    """Return the proportion of hits among trials; `scenes` has the scene of each."""
     return Share(wilson_interval(sum(hits), len(hits)), bootstrap_interval([float(hit) for hit in hits], scenes))
 
 
@@ -138,7 +138,7 @@ def summarise_row(
     groups: Callable[[str], Sequence[str]] | None = None,
     shares: Mapping[str, Share | None] | None = None,
 ) -> RowSummary:
-    """The figures of finished cases.
+    """Return the figures of finished cases.
 
     Args:
         results: Results, at least one.

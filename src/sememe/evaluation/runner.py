@@ -22,7 +22,7 @@ REPORT_KIND = "sememe evaluation"
 
 @runtime_checkable
 class Result(Protocol):
-    """What became of a case; a dataclass."""
+    """The result of a case; a dataclass."""
 
     @property
     def case(self) -> Any: ...
@@ -44,7 +44,7 @@ class Summary(Protocol):
         ...
 
     def to_cells(self) -> Mapping[str, Any]:
-        """The headline figures, by their column in a table."""
+        """Return the headline figures, by their column in a table."""
         ...
 
 
@@ -82,7 +82,7 @@ class EvaluationReport:
         identity: All that the results depend on, plain values; a report is only continued with the same.
         environment: Software and machine, plain values.
         rows: In the order in which they were measured.
-        notes: What is to be known beside the figures, such as what was not judged.
+        notes: Remarks on the figures, such as what was not judged.
     """
 
     system: str
@@ -92,7 +92,7 @@ class EvaluationReport:
     notes: tuple[str, ...] = ()
 
     def to_document(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return {
             "kind": REPORT_KIND,
             "system": self.system,
@@ -132,7 +132,7 @@ def write_report(report: EvaluationReport, path: Path) -> None:
 
 @dataclass(frozen=True)
 class SavedRow(Generic[ResultT]):
-    """What an earlier run has done of a row."""
+    """The results of a row that an earlier run has made, and the seconds spent on them."""
 
     results: tuple[ResultT, ...]
     seconds: float
@@ -227,7 +227,7 @@ class SystemRows(Generic[CaseT, ResultT]):
     Attributes:
         rows: All there are.
         identity: What their results depend on besides model, settings and seed, as plain values.
-        notes: What is to be known beside the figures of all rows.
+        notes: Remarks on the figures of all rows.
     """
 
     rows: tuple[Row[CaseT, ResultT], ...]
@@ -236,7 +236,7 @@ class SystemRows(Generic[CaseT, ResultT]):
 
 
 def choose_rows(rows: Sequence[Row[CaseT, ResultT]], names: Sequence[str] | None) -> tuple[Row[CaseT, ResultT], ...]:
-    """The rows with these names, in this order, each once.
+    """Return the rows with these names, in this order, each once.
 
     Args:
         rows: All there are; no group has the name of a row.
@@ -297,7 +297,7 @@ class Runner(Generic[CaseT, ResultT]):
         return replace(self._report, rows=tuple(self._done.values()))
 
     def measure(self, row: Row[CaseT, ResultT]) -> None:
-        """Do the cases of a row that are left."""
+        """Make and judge the cases of a row that are left, and save the report after each batch."""
         before = self._done.get(row.name)
         results, seconds = (list(before.results), before.seconds) if before else ([], 0.0)
         already, total, begin = len(results), len(row.cases), time.monotonic()

@@ -1,4 +1,4 @@
-"""Which conditions does a clip show, one span after another, in a scene that is known?
+"""Find the conditions that a clip of a known scene shows, one span after another.
 
 The oracle of `evaluation/oracle.py`, span by span: what the clip shows in a span is compared with renders of that span
 under all candidates, after those that were read in the spans before. A wrong reading thus also changes what the next
@@ -59,7 +59,7 @@ def read_spans(
 def _film_candidates(
     scene: Scene, earlier: list[Span], seconds: float, names: Sequence[str], clip: Clip
 ) -> dict[str, Clip]:
-    """Renders of one span under all candidates."""
+    """Render one span under all candidates."""
     renders = {}
     for name in [None, *names]:
         spans = [*earlier, (name, seconds)]

@@ -23,7 +23,7 @@ class Estimate:
 
 
 def wilson_interval(successes: int, count: int, confidence: float = 0.95) -> Estimate:
-    """A proportion with Wilson's score interval (1927), which stays within 0..1 and holds for few trials.
+    """Return a proportion with Wilson's score interval (1927), which stays within 0..1 and holds for few trials.
 
     Raises:
         InputError: If there are no trials, or more successes than trials.
@@ -46,7 +46,7 @@ def bootstrap_interval(
     seed: int = 0,
     statistic: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Estimate:
-    """A mean, or a function of several means, with the percentile interval of a bootstrap over groups.
+    """Return a mean, or a function of several means, with the percentile interval of a bootstrap over groups.
 
     Values of one group (such as all generations of one scene) depend on each other; whole groups are drawn.
 
@@ -80,7 +80,7 @@ def bootstrap_interval(
 
 
 def to_markdown(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> str:
-    """A Markdown table; figures are aligned right, a missing cell is a dash.
+    """Return a Markdown table; figures are aligned right, a missing cell is a dash.
 
     Args:
         rows: One mapping per line, from column to value.
@@ -100,23 +100,23 @@ def to_markdown(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None
 
 
 def to_json(records: Any) -> str:
-    """JSON of plain values, indented, with keys in the order given; NaN is an error of ours."""
+    """Return plain values as indented JSON, with keys in the order given. Raises `ValueError` for NaN and infinity."""
     return json.dumps(records, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def format_share(estimate: Estimate) -> str:
-    """A proportion in per cent: "85.0 % (79.4–89.3)"."""
+    """Return a proportion in per cent: "85.0 % (79.4–89.3)"."""
     return f"{100 * estimate.value:.1f} % ({100 * estimate.low:.1f}–{100 * estimate.high:.1f})"
 
 
 def format_mean(estimate: Estimate, unit: str = "", digits: int = 1) -> str:
-    """A mean with its interval: "21.3 dB (20.9–21.7)"."""
+    """Return a mean with its interval: "21.3 dB (20.9–21.7)"."""
     value, low, high = (f"{number:.{digits}f}" for number in (estimate.value, estimate.low, estimate.high))
     return f"{value}{f' {unit}' if unit else ''} ({low}–{high})"
 
 
 def format_cell(value: Any) -> str:
-    """One value as text; a vertical bar is escaped."""
+    """Return a value as text for a table; a vertical bar is escaped."""
     if value is None:
         return "–"
     if isinstance(value, float):

@@ -1,4 +1,4 @@
-"""Who and where, in which colour, does a picture of the world show, by nearest renders, in a scene that is not known?
+"""Find subject, colour and place in a picture of the world whose scene is not known, by the nearest renders.
 
 Stills of the world are affine in the colours of their scene: which pixels are sky, ridge, ground and so on follows from
 the layout alone. So a picture is compared with draws of the layout, each in the colours that suit it best by (ridge)
@@ -51,7 +51,7 @@ Maps = Float32[np.ndarray, "_ _ _"]
 
 
 def name_look(scene: Scene) -> dict[str, str]:
-    """Return what there is to see of a scene, by label: `name_scene` with one name for places that look the same."""
+    """Return the labels of a scene as `name_scene`, with one name for places that look the same."""
     names = name_scene(scene)
     return names | {"place": TWINS.get(names["place"], names["place"])}
 

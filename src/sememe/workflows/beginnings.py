@@ -1,4 +1,4 @@
-"""From a recipe to a stage, and the weights that a run begins with: its own, a model's or another run's.
+"""From a recipe to a stage, and the weights that a run begins with: new ones, a model's or another run's.
 
 The weights are written to the run's `start/` folder, so that a resumed run has the networks that it began with even
 where their source is gone.
@@ -71,7 +71,7 @@ def prepare_stage(
         for field, names in spec.needs.items()
         if getattr(recipe, field) is not None
     }
-    # Inputs go first: latents are known by the autoencoder's encoder alone, whatever became of its decoder.
+    # Inputs take precedence: latents are identified by the autoencoder's encoder alone, not by its decoder.
     return PreparedStage(preparation.build(start), {**hashes, **preparation.inputs})
 
 

@@ -28,7 +28,7 @@ class _Section:
 def draw_gallery(
     *, size: int = 76, num_shown: int = 5, columns: int = 4, on_progress: ProgressHandler = ignore_progress
 ) -> Image:
-    """Draws the gallery, with a strip for every condition, and for the novel pairs.
+    """Draw the gallery, with a strip for every condition, and for the novel pairs.
 
     Args:
         size: pixels of a frame's side.

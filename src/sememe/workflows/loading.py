@@ -42,7 +42,7 @@ class LoadedModel:
         pipeline: on `device`.
         device: `cpu`, `cuda`, `mps`, ...
         dtype: precision of the transformer's weights.
-        own_dtype: the precision in which the model is to be computed.
+        own_dtype: the precision in which the model is meant to be computed, see `CheckpointSpec`.
         expert: where it lies apart.
         attention: backend of its attention; None for the one of the library.
         is_compiled: whether its blocks are compiled.

@@ -72,7 +72,7 @@ class OutputFiles:
 
     @contextmanager
     def replace_together(self) -> Iterator["OutputFiles"]:
-        """Yields temporary files to write to; when the block ends well they become these, the video last.
+        """Yield temporary files to write to; when the block ends well they become these, the video last.
 
         Raises:
             OutputError: as `atomic_path` does; then no file is left that was not there before.
@@ -118,7 +118,7 @@ def _read_document(path: Path) -> dict[str, Any]:
 
 
 def _probe(path: Path) -> None:
-    """Makes and removes an empty file: permissions alone tell nothing of full or read-only disks and of long names."""
+    """Make and remove an empty file: permissions do not show that a disk is full or read-only, or a name too long."""
     probe = path.with_name(f".{path.stem}.{'-' * 40}.part{path.suffix}")
     try:
         probe.touch()

@@ -43,14 +43,14 @@ class PrecomputeSummary:
 
     Attributes:
         folder: Folder of the cache, or its URL.
-        version: What tells the clips from all others.
-        num_clips: in the cache.
-        num_new: entries of each array that this call encoded.
-        made_by: what each array was made by.
+        version: Hash or version that identifies the clips.
+        num_clips: Clips in the cache.
+        num_new: Entries of each array that this call encoded.
+        made_by: What each array was made by.
         quarantine: Clips that were left out.
         damaged: Names of the files that were removed because they were damaged.
         num_unused: Entries of clips that are not in the data any more.
-        seconds: that it took.
+        seconds: Seconds that the call took.
     """
 
     folder: str
@@ -108,9 +108,9 @@ def precompute_latents(
     part: Part = _WHOLE,
     ray: str | None = None,
 ) -> PrecomputeSummary:
-    """Encode the recipe's clips into named arrays, or go on where that was interrupted.
+    """Encode the recipe's clips into named arrays, or continue where that was interrupted.
 
-    Entries are known by the content of their clips: clips that were added or changed are encoded, and nothing else is.
+    Entries are identified by the content of their clips: only clips that were added or changed are encoded.
     Videos that cannot be read are left out and listed in `quarantine.jsonl`.
 
     Args:
@@ -188,7 +188,7 @@ class Encoding:
         self.made_by = {encoder.name: encoder.made_by for encoder in self._encoders}
 
     def encode(self, part: Part = _WHOLE, on_progress: ProgressHandler = ignore_progress) -> dict[str, int]:
-        """Encode what the cache lacks of a part of the entries; return how many of each array that were.
+        """Encode what the cache lacks of a part of the entries; return how many entries of each array were encoded.
 
         Raises:
             InputError: More than one video in a hundred cannot be read.
@@ -234,7 +234,7 @@ def limit_threads(count: int) -> None:
 
 
 def list_encoders(recipe: ArraysRecipe, clips: ClipCollection) -> list[ArrayEncoder]:
-    """The encoders of a recipe, in the order in which they run."""
+    """Return the encoders of a recipe, in the order in which they run."""
     device = choose_device(recipe.device)
     encoders = _list_latents(recipe, clips, device) if isinstance(recipe, LatentsRecipe) else []
     is_regenerated = isinstance(recipe, LatentsRecipe) and recipe.regeneration is not None

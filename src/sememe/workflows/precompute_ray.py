@@ -24,7 +24,7 @@ class PartEncoder:
 
     Args:
         recipe: Clips and arrays.
-        clips: Videos of a dataset, all of which were read already to tell them apart; None opens the recipe's clips.
+        clips: Clips of a dataset, whose videos were hashed already; None opens the recipe's clips.
         url: Where the cache is.
         num_parts: How many parts there are.
     """
@@ -110,5 +110,5 @@ def encode_on_cluster(
 
 
 def _find_reason(error: BaseException) -> str:
-    """The last line of what went wrong on a worker."""
+    """Return the last line of a worker's error."""
     return str(error).strip().splitlines()[-1]

@@ -57,7 +57,7 @@ class Quarantine:
             )
 
     def list_good(self) -> list[ClipItem]:
-        """The clips that were not left out, in order."""
+        """Return the clips that were not left out, in order."""
         return [item for item in self._items if item.clip not in self._reasons]
 
     def write(self, storage: Storage) -> None:
@@ -70,7 +70,7 @@ class Quarantine:
 
 
 def _group(items: Sequence[ClipItem], key_field: str) -> Mapping[str, set[str]]:
-    """Clips by what one of their fields holds."""
+    """Group clips by the value of one of their fields."""
     groups: dict[str, set[str]] = defaultdict(set)
     for item in items:
         groups[getattr(item, key_field)].add(item.clip)

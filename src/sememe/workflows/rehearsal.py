@@ -34,7 +34,8 @@ from sememe.workflows.train import RUNS_FOLDER, check_resumable, check_usable
 
 _FLOAT32, _BFLOAT16 = 4, 2  # bytes
 _MOST_SECONDS = 5.0
-"""What a step of each phase takes at least, above which none is timed. They take several times as long, three each."""
+"""Largest sum of the estimated seconds of a step of each phase with which steps are timed. Steps take several times
+as long as is estimated, and three of each phase are taken."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +160,7 @@ def rehearse(
 def _add_costs(
     prepare: Callable[[], PreparedStage], stage: Stage, config: TrainingConfig, phases: Sequence[RehearsedPhase]
 ) -> list[RehearsedPhase]:
-    """Say what the steps of phases cost; the times of all are measured, or estimated from their operations."""
+    """Return the phases with the costs of their steps; all times are measured, or estimated from operations."""
     found, device = count_costs(stage, config), choose_device(config.device)
     costs = [found[phase.name] for phase in phases if phase.name in found]
     if len(costs) < len(phases):
@@ -172,7 +173,7 @@ def _add_costs(
         is_alone = max(config.shard, config.context, int(os.environ.get("WORLD_SIZE", "1"))) == 1
         is_measured = is_alone and needed < free and sum(seconds) < _MOST_SECONDS
         if is_measured:
-            # Stages keep some of what they compute, and what they have kept by now has no values.
+            # A stage keeps some results, and those that counting left in this one have no values.
             with TemporaryDirectory() as folder:
                 seconds = list(time_steps(prepare().stage, config, Path(folder)).values())
     return [
@@ -207,7 +208,7 @@ def _describe_phase(
 
 
 def count_kept_numbers(stage: Stage, shard: int) -> dict[str, int]:
-    """The numbers that one process keeps of each parameter of a stage, by "module.parameter".
+    """Count the numbers that one process keeps of each parameter of a stage, by "module.parameter".
 
     Args:
         stage: Stage.
@@ -226,7 +227,7 @@ def _count(parameters: Any) -> int:
 
 
 def _describe_batch(value: Any, name: str = "batch") -> dict[str, str]:
-    """Type and shape of every tensor in a batch, by the names of the fields that lead to it."""
+    """Return type and shape of every tensor in a batch, by the names of the fields that lead to it."""
     if isinstance(value, Tensor):
         return {name: f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"}
     parts: dict[str, Any] = {}

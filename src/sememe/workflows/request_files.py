@@ -17,7 +17,7 @@ _MAX_SIZE = 10_000_000  # bytes; a record takes some thousands
 
 @dataclass(frozen=True)
 class StoredRequest:
-    """What a file asks for; whatever it leaves out is for flags and defaults to say.
+    """What a file asks for; flags and defaults decide on what it leaves out.
 
     Attributes:
         model: Name of the model.
@@ -39,7 +39,7 @@ def describe_request(
 ) -> dict[str, Any]:
     """Return a request as a record holds it, from which `read_request` makes it again from any folder.
 
-    Files that were written are no part of it: made again, it does not replace them.
+    Output files are no part of it: a repeated request does not replace them.
     """
     read = [name for name in list_fields(type(inputs)) if not name.startswith(SAVING)]
     given = {name: _absolute(getattr(inputs, name)) for name in read}

@@ -17,7 +17,7 @@ _PACKAGES = ("torch", "diffusers", "transformers", "av", "numpy")
 
 
 def describe_software() -> dict[str, str]:
-    """Versions of what computed."""
+    """Return the versions of Python and of the libraries that compute."""
     found = {"sememe": sememe.__version__, "python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -28,7 +28,7 @@ def describe_software() -> dict[str, str]:
 
 
 def describe_machine(device: str) -> dict[str, Any]:
-    """What computed: the same seed gives the same bytes where all of this is the same."""
+    """Return the device and the machine; one seed gives the same bytes where these and the versions are the same."""
     import torch
 
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine()
@@ -36,7 +36,7 @@ def describe_machine(device: str) -> dict[str, Any]:
 
 
 def describe_model_used(model: LoadedModel) -> dict[str, Any]:
-    """Name, hashes and precision of a model."""
+    """Return name, hashes and precision of a model."""
     return {
         "name": model.name,
         "sha256": model.fingerprint.sha256,
@@ -51,7 +51,7 @@ def describe_model_used(model: LoadedModel) -> dict[str, Any]:
 
 
 def describe_computing(model: LoadedModel) -> dict[str, Any]:
-    """How it computed: attention backend, compilation, and the memory plan that was applied."""
+    """Return how a model computed: attention backend, compilation, and the memory plan that was applied."""
     return {
         "attention": model.attention,
         "compiled": model.is_compiled,
@@ -81,7 +81,7 @@ def _computing_dtype(model: LoadedModel) -> str:
 
 
 def make_comment(document: Mapping[str, Any], texts: Mapping[str, Any], settings: Any) -> dict[str, str]:
-    """Return what the video file itself says: nothing that two runs of one seed do not share."""
+    """Return the metadata of the video file, which is the same for all runs with one seed."""
     inputs = document["inputs"]
     files = {name: file if isinstance(file, list) else [file] for name, file in inputs.items()}
     return {
@@ -98,7 +98,7 @@ def make_comment(document: Mapping[str, Any], texts: Mapping[str, Any], settings
 
 
 def now() -> str:
-    """The time in UTC, to the second."""
+    """Return the time in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
@@ -109,5 +109,5 @@ def write_sidecar(document: Mapping[str, Any], path: Path) -> None:
         OutputError: It cannot be written.
     """
     text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
-    # Paths may hold bytes that are no UTF-8; what stands for them is valid JSON when it is escaped.
+    # Paths may hold bytes that are not UTF-8; escaped, their surrogates are valid JSON.
     write_bytes(path, text.encode(errors="backslashreplace"))

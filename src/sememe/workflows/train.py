@@ -1,4 +1,4 @@
-"""Training by recipe: one run in one folder, begun or gone on with."""
+"""Training by recipe: one run in one folder, new or resumed."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ VALIDATION_LOSS = "validation_loss"
 def resolve_training_recipe(
     name: str, overrides: Sequence[str] = (), max_minutes: float | None = None
 ) -> TrainingRecipe:
-    """The training recipe of that name with some of its settings replaced, and a time limit for the whole run.
+    """Return the training recipe of that name with some of its settings replaced, and a time limit for the whole run.
 
     Raises:
         RecipeError: as `resolve_recipe`.
@@ -59,7 +59,7 @@ def train_recipe(
     on_progress: ProgressHandler = ignore_progress,
     on_event: EventHandler | None = None,
 ) -> TrainingSummary:
-    """Begin a run, or go on with the one in `output_dir`.
+    """Begin a run, or resume the one in `output_dir`.
 
     The folder gets `run.json`, `start/` (the networks that it began with), `checkpoints/`, `log.jsonl`,
     `summary.json`, and `model/` when the run is complete. With `training.validate_every` it also gets `samples/`, where
@@ -72,8 +72,8 @@ def train_recipe(
             the recipe trains are taken.
         resume: "never" refuses a folder that has checkpoints.
         allow_changes: Names of settings, such as "training.learning_rate", and of inputs, such as "clips", that may
-            differ from those of the run that is gone on with. `run.json` keeps what they were. Settings that change no
-            result, such as `training.log_every`, are always free.
+            differ from those of the resumed run. `run.json` keeps what they were. Settings that change no result,
+            such as `training.log_every`, are always free.
         on_progress: Called with what is being done, and how long it takes.
         on_event: Called with the events of the training loop, see `training.progress`.
 
@@ -138,7 +138,7 @@ def _list_defaults(recipe: TrainingRecipe) -> dict[str, str]:
 
 
 class _Watcher:
-    """Passes on what the training loop tells, also as progress."""
+    """Pass on the events of the training loop, also as progress."""
 
     def __init__(self, recipe: TrainingRecipe, on_progress: ProgressHandler, on_event: EventHandler | None) -> None:
         self._name, self._on_progress, self._on_event = recipe.name, on_progress, on_event
@@ -165,7 +165,7 @@ class _Watcher:
 
 
 def _check_resume(folder: Path, resume: Resume) -> None:
-    """Before anything slow is done."""
+    """With "never", refuse a run that has checkpoints, and remove what is left of one that has none."""
     from sememe.training.checkpoint import list_checkpoints
 
     if resume != "never":
@@ -179,7 +179,7 @@ def _check_resume(folder: Path, resume: Resume) -> None:
 
 
 def check_usable(recipe: TrainingRecipe) -> None:
-    """Check, before anything is read, that a run can be what its `TrainingConfig` says.
+    """Check, before anything is read, that a run is possible as its `TrainingConfig` says.
 
     Raises:
         MissingExtraError: A program of `trackers` is not installed.
@@ -225,7 +225,7 @@ def _describe(
 
 
 def _describe_best(folder: Path, summary: RunSummary, validation: ValidationRecord) -> None:
-    """Have the folder of the best model say what it was made from, as that of a run does."""
+    """Write the record and summary of a run beside its best model."""
     shutil.copy(folder.parent / RUN_NAME, folder / RUN_NAME)
     figures = {**summary.metrics, VALIDATION_LOSS: validation.best_loss}
     write_summary(folder, replace(summary, step=validation.best_step, metrics=figures))

@@ -32,7 +32,7 @@ _PER_SCENE = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """What clips are filmed as: size in pixels, length in frames, frames per second."""
+    """Shape of rendered clips: size in pixels, length in frames, frames per second."""
 
     height: int = 64
     width: int = 64
@@ -40,13 +40,13 @@ class Shape:
     fps: float = 8.0
 
     def film(self, scene: int, condition: str | None) -> RenderedClip:
-        """The scene of this seed under the condition."""
+        """Render the scene of this seed under the condition; None is neutral."""
         size = (self.height, self.width)
         return render(random_scene(scene), condition, num_frames=self.num_frames, size=size, fps=self.fps)
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """(height, width) from "64" or "64x96".
+    """Read (height, width) in pixels from "64" or "64x96".
 
     Raises:
         InputError: for anything else.
@@ -58,7 +58,7 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def render_world_clip(names: Sequence[str], scene: int, output: Path, shape: Shape) -> RenderedClip:
-    """Writes one clip.
+    """Render a clip and write it.
 
     Args:
         names: the condition; several at once; none for the neutral take.
@@ -110,7 +110,7 @@ class WrittenDataset:
 
 
 def write_world_dataset(settings: DatasetSettings, on_progress: ProgressHandler = ignore_progress) -> WrittenDataset:
-    """Writes a dataset in VAP-Data's layout.
+    """Write a dataset in VAP-Data's layout.
 
     `vap_data.csv` lists the clips with neutral captions and up to four references each, which show the same condition
     in other scenes; `manifest.jsonl` lists them with full captions, scenes and hashes. `benchmark.csv` lists pairs of
@@ -161,7 +161,7 @@ def write_world_dataset(settings: DatasetSettings, on_progress: ProgressHandler 
 
 
 def write_gallery(output: Path, on_progress: ProgressHandler = ignore_progress) -> None:
-    """Draws all conditions on one picture.
+    """Draw all conditions on one picture.
 
     Raises:
         OutputError: the file cannot be written.
@@ -203,7 +203,7 @@ def _write(settings: DatasetSettings, path: str, scene: int, condition: str, cou
 
 
 def _list_references(samples: Sequence[VideoSample]) -> tuple[VideoSample, ...]:
-    """Each sample with the next ones of its condition as references."""
+    """Give each sample the next ones of its condition as references."""
     fellows: dict[str, list[str]] = {}
     for sample in samples:
         fellows.setdefault(sample.condition, []).append(sample.path)
