@@ -1,4 +1,4 @@
-"""Blocks of an image U-Net with temporal layers behind their spatial ones (arXiv 2302.03011, section 3.2).
+"""Blocks of an image U-Net with temporal layers after their spatial ones (arXiv 2302.03011, section 3.2).
 
 Frames are folded into the batch, (batch frame) first, as the stock blocks take them. How many frames belong together is
 read off the shapes of the arguments: with an axis for frames in the timestep's embedding, and in the tokens of
@@ -48,9 +48,9 @@ class DispatchedAttention:
 
 
 class SplitConv(nn.Conv2d):
-    """A convolution that adds up latents and conditions separately.
+    """A convolution that adds up latents and conditioning channels separately.
 
-    Where the weights of the conditions are 0, the result is that of a convolution of the latents alone.
+    Where the weights of the conditioning are 0, the result is that of a convolution of the latents alone.
 
     Args:
         num_latent_channels: Channels at the front that are latents.

@@ -1,4 +1,4 @@
-"""What predicts: an inflated U-Net, or Stable Diffusion with motion modules and a ControlNet.
+"""The networks that predict: an inflated U-Net, or Stable Diffusion with motion modules and a ControlNet.
 
 Both predict a run of frames together, by the video model, or each alone, by the image model. They are the same network
 with and without its temporal layers.
@@ -46,7 +46,7 @@ class Model(Protocol):
         """Frames that are predicted at once."""
 
     def condition(self, vae: Autoencoder, structure: StructureVideo, level: int) -> Conditions:
-        """Return what the network is given of structure in [0, 1], at a level of detail."""
+        """Return the conditioning by structure in [0, 1], at a level in 0..7."""
 
     def predict(
         self, latents: Latents, timestep: Tensor, structure: Conditions, content: FrameContents, *, together: bool
@@ -122,7 +122,7 @@ class MotionModel:
         return min(16, int(self.unet.config.motion_max_seq_length))
 
     def condition(self, vae: Autoencoder, structure: StructureVideo, level: int) -> Conditions:
-        """Return structure as grey pictures in [0, 1]; the level shows in them alone."""
+        """Return structure at a level as grey pictures in [0, 1]."""
         del vae
         return simplify_structure(structure, level).unsqueeze(1).expand(-1, 3, -1, -1, -1)
 
@@ -203,7 +203,7 @@ def make_model(
     """Return the model of a network.
 
     Raises:
-        ModelError: The network is none that predicts here, or a ControlNet is missing or has no place.
+        ModelError: The network is of another class, or a ControlNet is missing or of no use.
     """
     if isinstance(unet, Gen1UNet):
         if controlnet is not None:

@@ -47,7 +47,7 @@ class Gen1UNet(UNet2DConditionModel):
         max_frames: Number of learned frame positions, and so the longest video that is predicted at once. The paper
             trains with 8.
         stock: Arguments of the stock class. `in_channels` are those of the latents, as many as `out_channels`, and
-            those of the conditions.
+            those of structure and its level.
 
     Raises:
         ModelError: The arguments are those of another architecture than Stable Diffusion 1 or 2.
@@ -176,7 +176,7 @@ class Gen1UNet(UNet2DConditionModel):
 
 
 def count_channels(num_latent_channels: int) -> int:
-    """Return how many channels the network reads: latents, structure as the same autoencoder codes it, and its level.
+    """Return how many channels the network reads: latents, structure as the same autoencoder encodes it, its level.
 
     With Stable Diffusion's autoencoder these are 12.
     """

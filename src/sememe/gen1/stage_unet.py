@@ -31,13 +31,13 @@ from sememe.video.sheet import SheetRow
 
 @dataclass(frozen=True, eq=False)
 class UNetBatch:
-    """What a step sees; images are videos of one frame.
+    """A batch of latents, content and structure; images are videos of one frame.
 
     Attributes:
         clean: Latents.
         content: Embedding of one frame of each; zeros where content is left out.
         structure: Structure, or None for a phase without it.
-        levels: Its level for each, on the CPU.
+        levels: Level of each structure in 0..7, on the CPU.
     """
 
     clean: Latents
@@ -119,7 +119,7 @@ class UNetStage(Stage):
         )
 
     def _find_conditions(self, batch: UNetBatch) -> Conditions:
-        """What the network is given of structure: nothing in phases without it."""
+        """Return the channels of structure and level: zeros in phases without structure."""
         clean = batch.clean
         if batch.structure is None:
             num_channels = self.unet.config.in_channels - clean.shape[1]

@@ -22,7 +22,7 @@ class BlockLayout(NamedTuple):
         is_semantic: Which tokens have the modulation's second kind; None where there is one kind.
         runs: Windows.
         rotary: Cosines and sines of the tokens of each run.
-        text_lengths: Number of consecutive tokens that listen to each text.
+        text_lengths: Number of consecutive tokens that read each text.
     """
 
     is_semantic: Bool[Tensor, "token 1"] | None

@@ -45,6 +45,7 @@ class Posterior:
 
     @property
     def std(self) -> PlanFeatures:
+        """Standard deviations."""
         return (0.5 * self.log_variance).exp()
 
     def sample(self, generator: torch.Generator | None = None) -> PlanFeatures:
@@ -88,7 +89,7 @@ class ChannelReport:
 
     @property
     def has_collapsed(self) -> Bool[Tensor, " semantic_dim"]:
-        """The same for each channel, on the device of the features."""
+        """Whether each channel has collapsed, on the device of the features."""
         return self.kl < _COLLAPSED
 
     def warn(self) -> None:
@@ -146,7 +147,7 @@ class SemanticCompressor(ModelMixin, ConfigMixin):
 
     @property
     def fingerprint(self) -> str:
-        """Identifies all that decides on plans: weights, statistics and the encoder."""
+        """Hash of all that plans depend on: weights, statistics and the encoder."""
         return hash_tensors({"encoder": self.config.encoder}, self.state_dict().items())
 
     def check_encoder(self, fingerprint: str) -> None:

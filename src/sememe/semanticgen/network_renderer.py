@@ -246,7 +246,7 @@ class SemanticGenTransformer(WanTransformer3DModel):
             yield from zip(window, done.split([part.shape[1] for part in parts], dim=1), strict=True)
 
     def _find_layouts(self, layout: WindowLayout, latents: Tensor) -> list[BlockLayout]:
-        """Return what blocks of even and of odd layers need to know; kept for the next call, as they come in rows."""
+        """Return the layouts of blocks in even and in odd layers; kept, because successive calls use the same ones."""
         key = (layout, latents.device, len(latents))
         if key not in self._known_layouts:
             if len(self._known_layouts) == _MOST_LAYOUTS:

@@ -1,8 +1,8 @@
-"""Train the built-in semantic encoder to say what the world shows.
+"""Train the built-in semantic encoder to tell what clips of the world show.
 
 The encoders of the paper have learned from videos and texts of the internet what matters in a video. The built-in one
-learns it from the world, which knows: linear probes read subject, nearness and colours at every place of both frames of
-a slice, and kind and colour of the subject and kind of the backdrop of the whole. The probes are thrown away.
+learns it from labels that the world gives: linear probes read subject, nearness and colours at every place of both
+frames of a slice, and kind and colour of the subject and kind of the backdrop of the whole. The probes are thrown away.
 
 The compressor is trained with it: a probe reads the maps of places from the plans that it draws. From a renderer's
 gradient alone it learns slowly what plans are for (docs/log.md, 2026-11-26).
@@ -36,15 +36,15 @@ _PLAN_NOISE = 0.2  # beside unit variance; without any, three of eight numbers c
 _NUM_MAPS = 5  # red, green, blue, subject, nearness
 
 Maps = Float[Tensor, "batch slice row column reading"]
-"""What there is to say of a place: `_NUM_MAPS` numbers for each frame of a slice, each from 0 to 1."""
+"""Labels of a place: `_NUM_MAPS` numbers for each frame of a slice, each in 0..1."""
 
 Pictures = Float[Tensor, "batch number frame height width"]
-"""Frames with all that is known of each pixel."""
+"""Frames with the `_NUM_MAPS` numbers of each pixel."""
 
 
 @dataclass(frozen=True, eq=False)
 class EncoderBatch:
-    """Sampled frames, what there is to say of their places, and labels of the clips by name."""
+    """Sampled frames, the labels of their places, and labels of the clips by name."""
 
     video: SampledFrames
     maps: Maps
@@ -84,7 +84,7 @@ def _normalise(drawn: PlanFeatures) -> PlanFeatures:
 
 
 def _average_error(found: Maps, true: Maps) -> Float[Tensor, " batch"]:
-    """Return the mean squared error of what is read of each clip."""
+    """Return the mean squared error of the maps of each clip."""
     return (found.float() - true).square().mean(dim=(1, 2, 3, 4))
 
 
@@ -110,8 +110,8 @@ class EncoderStage(Stage):
         self.tower = encoder.tower.train().requires_grad_(True)
         label_counts = {name: len(VOCABULARY[name]) for name in LABELS}
         self.probes = Probes(encoder.feature_dim, encoder.frames_per_slice, label_counts).train()
-        # Its name keeps it from Muon, whose steps are small where numbers are few. At first it says the middle of what
-        # there is to read, because plans have unit variance, and that has much less.
+        # Muon leaves modules of this name out: its steps are small for few numbers. It begins by predicting the middle
+        # of the range, because plans have unit variance, and the maps have much less.
         self.plan_head = nn.Linear(compressor.config.semantic_dim, _NUM_MAPS * encoder.frames_per_slice)
         nn.init.zeros_(self.plan_head.weight)
         nn.init.constant_(self.plan_head.bias, 0.5)
@@ -141,7 +141,7 @@ class EncoderStage(Stage):
         return EncoderBatch(numbers[:, :3] * 2 - 1, self._pool(numbers), labels)
 
     def _shift(self, numbers: Pictures, generator: torch.Generator) -> Pictures:
-        """Shift all clips by as many pixels; what is beyond an edge is what is at it."""
+        """Shift all clips by as many pixels, with the edges repeated."""
         most, (height, width) = self.settings.max_shift, numbers.shape[-2:]
         down, right = torch.randint(2 * most + 1, (2,), generator=generator).tolist()
         padded = functional.pad(numbers.flatten(0, 1), (most, most, most, most), mode="replicate")
@@ -186,7 +186,7 @@ class EncoderStage(Stage):
         if self._channels is not None:
             self._channels.warn()
         self.tower.save_pretrained(folder / "semantic_encoder")
-        # The weights are others than those of the encoder that training began with.
+        # The compressor is for the trained weights, whose fingerprint differs from that at the beginning.
         exported = load_encoder(folder / "semantic_encoder", self.encoder.clock.fps)
         self.compressor.register_to_config(encoder=exported.fingerprint)
         self.compressor.save_pretrained(folder / "compressor")

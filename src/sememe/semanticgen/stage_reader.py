@@ -1,7 +1,7 @@
-"""Train the reader of the evaluation to say of scripts of the world who is where, and what happens when.
+"""Train the reader of the evaluation on scripts of the world: subject, colour, place, and conditions over time.
 
-Its clips are shifted, so that place does not matter, and made a little worse, by noise and blur, so that what a model
-generates is read as well as true renders.
+Clips are shifted, so that position does not matter, and degraded a little by noise and blur, so that generated clips
+are read as well as true renders.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class ReaderStage(Stage):
         self.items: ItemPicker = ItemPicker(cache.scenes)
 
     def _shrink(self, cache: ArrayCache, start: int, stop: int) -> UInt8[Tensor, "clip moment 4 height width"]:
-        """Return colours and cover of some clips at the reader's rate and size, as the reader is given clips."""
+        """Return colours and cover of some clips at the reader's rate and size."""
         levels = cache.select(FRAMES_ARRAY, range(start, stop)).index_select(1, self._picks)[..., :4]
         # (clip, moment, height, width, number) -> (clip * moment, number, height, width)
         numbers = levels.permute(0, 1, 4, 2, 3).flatten(0, 1).float()
@@ -79,7 +79,7 @@ class ReaderStage(Stage):
         self._seen, self._words = self._seen.to(device), self._words.to(device)
         picked = torch.from_numpy(self.items.draw(rng, self.settings.batch_size)).to(device)
         levels, words = self._seen[picked], self._words[picked]
-        # All clips of a batch are shifted by as much; what is beyond an edge is what is at it.
+        # All clips of a batch are shifted by as much, with their edges repeated.
         down, right = (int(shift) for shift in rng.integers(-most, most + 1, size=2))
         padded = functional.pad(levels.flatten(0, 1).float() / 255, (most, most, most, most), mode="replicate")
         numbers = padded[..., most + down : most + down + size, most + right : most + right + size]
@@ -99,7 +99,7 @@ class ReaderStage(Stage):
         metrics = {"condition": right.float().mean()}
         for name, logits in found.labels.items():
             total = total + functional.cross_entropy(logits.float(), batch.labels[name])
-            # Each moment alone as well, which teaches what a frame shows sooner.
+            # Labels of each moment alone as well: so the network learns sooner what a frame shows.
             alone = self.reader.labels[name](found.features).float().flatten(0, 1)
             truth = batch.labels[name].repeat_interleave(found.features.shape[1])
             total = total + functional.cross_entropy(alone, truth)

@@ -40,7 +40,7 @@ _MOMENTUM = 0.01  # least share of a batch in the statistics of compressed featu
 
 @dataclass(frozen=True, eq=False)
 class RendererBatch:
-    """What a step of the renderer sees.
+    """A batch of the renderer.
 
     Attributes:
         clean: Latents.
@@ -211,7 +211,7 @@ class RendererStage(Stage):
 def join_picture(
     noisy: VideoLatents, first_frames: VideoLatents, num_mask_channels: int, has_image: Tensor
 ) -> Float[Tensor, "batch all_channel frame height width"]:
-    """Put mask and latents of a first picture behind the noisy latents; zeros where none is given.
+    """Append mask and latents of first pictures to noisy latents, on the channel axis; zeros where none is given.
 
     Args:
         noisy: Latents with noise.

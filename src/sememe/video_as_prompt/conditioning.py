@@ -1,4 +1,4 @@
-"""Encodes the conditioning inputs once, and calls the transformer for each guidance variant."""
+"""Encode the conditioning inputs once, and call the transformer for each guidance variant."""
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence

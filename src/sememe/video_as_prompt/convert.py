@@ -98,15 +98,15 @@ class ConversionResult:
     seconds: float
 
     def to_document(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values."""
         paths = {"source": str(self.source), "output": str(self.output)}
         return asdict(self) | paths | {"expert_blocks": list(self.expert_blocks)}
 
 
 def convert_model(request: ConversionRequest, on_progress: ProgressHandler = ignore_progress) -> ConversionResult:
-    """Writes a model in the other layout; its folder is whole or not there at all.
+    """Write a model in the other layout; its folder is whole or not there at all.
 
-    No tensor is changed, and no more than one shard of them is in memory. Every name and shape is checked before
+    No tensor is changed, and no more than one shard of tensors is in memory. Every name and shape is checked before
     anything is written.
 
     Raises:
@@ -145,7 +145,7 @@ def _check_request(request: ConversionRequest) -> None:
 
 
 def _open_source(layout: ModelLayout, request: ConversionRequest) -> StoredTransformer:
-    """The source's transformer and expert, all names and shapes checked."""
+    """Open the source's transformer and expert, and check all names and shapes."""
     if layout.kind == request.layout and request.expert is None:
         other = next(each for each in TARGET_LAYOUTS if each != request.layout)
         raise ModelError(

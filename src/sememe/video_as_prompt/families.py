@@ -442,7 +442,7 @@ class TransformerAlone:
 
 
 def choose_family(pipeline: DiffusionPipeline | TransformerAlone) -> BackboneFamily:
-    """The family of the transformer of a pipeline, or of a `TransformerAlone`.
+    """Return the family of the transformer of a pipeline, or of a `TransformerAlone`.
 
     Raises:
         ModelError: It is a transformer of another class.

@@ -10,7 +10,7 @@ from sememe.video_as_prompt.settings import GuidanceSettings, Settings
 
 Text = Literal["positive", "negative"]
 ReferenceChoice = Literal["none", "given", "negative"]
-"""Which reference a prediction sees: none (the frozen backbone), the given one, or the one to lead away from."""
+"""Which reference a prediction sees: none (the frozen backbone), the given one, or the negative one."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Variant:
 
     @property
     def batch_key(self) -> int:
-        """The place of the reference among the choices: variants with the same reference share a forward."""
+        """Place of the reference among the choices: variants with the same reference share a forward."""
         return get_args(ReferenceChoice).index(self.reference)
 
 
@@ -90,22 +90,22 @@ class VideoAsPromptSchedule:
 
     @property
     def base(self) -> Guidance[Variant]:
-        """With the scales as they are set."""
+        """The guidance with the scales as they are set."""
         return self._make(self._guidance.guidance_scale, self._guidance.reference_guidance_scale)
 
     @property
     def needed(self) -> Guidance[Variant]:
-        """Every variant that some step may need: a text scale that moves may need any."""
+        """Guidance with every variant that some step may need; a text scale that changes may need any."""
         reference_scale = self._guidance.reference_guidance_scale
         return self._make(reference_scale + 2.0, reference_scale) if self._moves else self.base
 
     @property
     def by_timestep(self) -> Guidance[Variant] | GuidanceSchedule[Variant]:
-        """For the denoising loop: one guidance where it is the same at every step."""
+        """What the denoising loop takes: one guidance where it is the same at every step, else a function."""
         return self.at if self._moves or self._guidance.is_limited else self.base
 
     def at(self, timestep: float) -> Guidance[Variant]:
-        """The guidance at a timestep in 0..1000."""
+        """Return the guidance at a timestep in 0..1000."""
         guidance = self._guidance
         if not is_guided_at(timestep, guidance.guidance_interval):
             return self._make(1.0, 0.0 if guidance.reference_guidance_scale == 0 else 1.0)

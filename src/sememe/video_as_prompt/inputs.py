@@ -28,7 +28,7 @@ class EncodedReference:
         inputs: What the expert reads, with batch size 1.
         settings: Settings of the generations that it serves.
         fingerprint: Hash of the transformer that encoded it, and that alone reads it rightly.
-        payload: What the expert makes of it; None behind `load`, and then made again in each generation.
+        payload: What the expert makes of it; None after `load`, and then computed in each generation.
     """
 
     inputs: ReferenceInputs

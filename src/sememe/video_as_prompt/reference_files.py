@@ -1,4 +1,4 @@
-"""Encoded references in files, and what tells whether a reference was encoded by the model that is to read it."""
+"""Files of encoded references, and the check that the model that reads one has encoded it."""
 
 import hashlib
 import json
@@ -51,7 +51,7 @@ def _sample(transformer: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _find_value(module: nn.Module, name: str, parameter: torch.Tensor) -> torch.Tensor:
-    """Return a weight, which under offload by layers is with a hook of its module."""
+    """Return a weight, which under offload by layers a hook of its module holds."""
     hook = getattr(module, "_hf_hook", None)
     for each in getattr(hook, "hooks", (hook,)):
         weights: Mapping[str, torch.Tensor] | None = getattr(each, "weights_map", None)

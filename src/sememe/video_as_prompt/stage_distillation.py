@@ -59,8 +59,8 @@ class TaughtStage(PairedStage):
 class OneWayStage(TaughtStage, ExpertStage):
     """Training of a one-way expert towards a two-way one; see `training.stage.Stage`.
 
-    The loss is (1 - `true_share`) |student - teacher|^2 + `true_share` |student - true|^2 but for what does not depend
-    on the student: the squared distance from the mean of the two targets.
+    The loss is the squared distance from the mean of the two targets. Up to a term that does not depend on the student
+    that is (1 - `true_share`) |student - teacher|^2 + `true_share` |student - true|^2.
     """
 
     name = "one_way"

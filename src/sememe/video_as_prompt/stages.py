@@ -324,7 +324,7 @@ def make_transformer(network: WanNetwork, latent_channels: int, text_dim: int) -
 
 
 def find_unseen(cache: ArrayCache, names: Collection[str] | None) -> NDArray[np.bool_]:
-    """Which clips are kept for evaluation, (clip,): those of the named conditions, or of other splits than "train"."""
+    """Return which clips are kept for evaluation, (clip,): those of the named conditions, or of no "train" split."""
     if names is None:
         return np.array([split != "train" for split in cache.splits])
     return np.array([condition in names for condition in cache.conditions])
@@ -333,7 +333,7 @@ def find_unseen(cache: ArrayCache, names: Collection[str] | None) -> NDArray[np.
 def select_conditions(
     cache: ArrayCache, unseen: NDArray[np.bool_], num_conditions: int | None, max_references: int = 1
 ) -> ArrayCache:
-    """The seen clips, or those of some of their conditions: a smaller number takes a part of a larger one's.
+    """Return the seen clips, or those of some of their conditions: a smaller number takes a part of a larger one's.
 
     Conditions with too few scenes are left out, with a warning: a target and its references need one each.
 
