@@ -41,7 +41,7 @@ class FramesAndDepth(ClipArray):
 
 
 class _OfFrames(ClipArray):
-    """What a network says of frames."""
+    """Outputs of a network for frames."""
 
     def __init__(self, clips: ClipCollection) -> None:
         self._clips = clips

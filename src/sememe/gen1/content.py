@@ -168,7 +168,7 @@ def encode_content(
     """Encode a text, a picture, or keyframes of them; what is encoded already is taken as it is.
 
     Raises:
-        InputError: There is no content, or it is nothing of that.
+        InputError: There is no content, or it is of another type.
     """
     if isinstance(content, ContentEmbedding):
         return content
@@ -193,12 +193,12 @@ def _read_picture(content: Any) -> np.ndarray:
 
 
 def blend_contents(first: ContentEmbedding, second: ContentEmbedding, share: float) -> ContentEmbedding:
-    """Mix two contents on the arc between them, so that a mixture is as long as an embedding is.
+    """Mix two contents on the arc between them, so that the length of a mixture lies between theirs.
 
     Args:
         first: Content at share 0.
         second: Content at share 1.
-        share: How much there is of the second, 0 to 1.
+        share: Share of the second, 0 to 1.
 
     Raises:
         InputError: The share is out of range.

@@ -69,7 +69,7 @@ class LookCase:
 
 @dataclass(frozen=True, slots=True)
 class LookResult:
-    """What a case gave.
+    """The result of a case.
 
     Attributes:
         case: What was asked for.
@@ -118,7 +118,7 @@ class LookSummary:
     by_group: Mapping[str, Estimate]
 
     def to_cells(self) -> dict[str, Any]:
-        """The headline figures, by their column in a table."""
+        """Return the headline figures, by their column in a table."""
         prompt = self.prompt_consistency
         return {
             "generations": self.num_generations,
@@ -138,7 +138,7 @@ class RowSettings:
         name: Name in reports and on the command line.
         about: What the row measures.
         method: Way in which clips are made.
-        by: What says the content.
+        by: What gives the content: the look's picture or caption, that picture mirrored, or another scene's.
         changes: Settings of its generations that differ.
         group: Group that the row is chosen with.
     """

@@ -1,4 +1,4 @@
-"""What a generation is asked for, checked and in one form: clips of the result's shape, structure, masks."""
+"""Inputs of a generation, checked and in one form: clips of the result's shape, structure, masks."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from sememe.gen1.shapes import Structure, StructureVideo
 from sememe.gen1.structure import estimate_structure, read_structure
 from sememe.video import Clip, Picture, resize_clip
 
-# What people give. Anything else is refused in words, see `make_request`, and not by a check of types.
+# What may be given. `make_request` refuses anything else with a message, before a check of types could.
 if TYPE_CHECKING:
     Clips = Clip | list[Clip]
     GivenContent = str | Picture | ContentEmbedding | list[Keyframe]

@@ -60,7 +60,7 @@ def read_mask(given: Any, num_frames: int, original_size: tuple[int, int], size:
 
 @dataclass(frozen=True)
 class MaskedLatents:
-    """What holds latents outside a mask at those of the source.
+    """Latents of the source, which those outside a mask are held at.
 
     Attributes:
         source: Latents of the source (batch, channel, frame, height, width).

@@ -19,7 +19,7 @@ class Predictor:
 
     Attributes:
         model: Network.
-        structures: What it is given of structure, for all frames, in each detail.
+        structures: Conditioning by structure, for all frames, at each detail.
         contents: Content of all frames, for each choice of it.
         windows: Runs of frames that the video model predicts together.
         batch_frames: Frames of a clip that the image model predicts at once, each alone.
@@ -34,7 +34,7 @@ class Predictor:
     def __call__(self, latents: Tensor, timestep: Tensor, variants: tuple[Variant, ...]) -> Tensor:
         """Predict under variants that are all of the video model, or all of the image model.
 
-        Windows of one frame leave the video model nothing to do: they are the image model's.
+        Windows of one frame are predicted by the image model.
         """
         together = variants[0].frames == "together"
         assert all((each.frames == "together") == together for each in variants), "variants of one model"

@@ -90,12 +90,12 @@ class PriorSampler:
 
     @property
     def guidance(self) -> Guidance[TextVariant]:
-        """Table of text guidance."""
+        """The table of text guidance."""
         scale = self.guidance_scale
         return make_guidance([(TextVariant(False), 1.0 - scale), (TextVariant(True), scale)])
 
     def make_predict(self, texts: Sequence[str]) -> Predict[TextVariant]:
-        """Return what predicts clean embeddings for texts, which are encoded once."""
+        """Return a function that predicts clean embeddings for texts, which are encoded once."""
         given, empty = (encode_texts(self.tokenizer, self.text_encoder, each) for each in (texts, [""] * len(texts)))
         device, dtype = get_module_execution_device(self.prior), self.prior.dtype
 

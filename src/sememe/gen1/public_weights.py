@@ -1,6 +1,6 @@
 """Gen-1 on public weights, from the folders in which they are published.
 
-Neither weights nor code of Gen-1 were released. Two roads lead to a model:
+Neither weights nor code of Gen-1 were released. There are two ways to a model:
 
 - `load_public_pipeline` needs no training. Stable Diffusion 1.5 with the motion modules of AnimateDiff is the video
   model, and without them the image model; a ControlNet reads structure; content is a prompt, or a picture by an
@@ -138,7 +138,7 @@ def load_prior(folder: str | Path, torch_dtype: torch.dtype | None = None) -> di
 def inflate_stable_diffusion(
     folder: str | Path, max_frames: int = 8, content_dim: int | None = None, torch_dtype: torch.dtype | None = None
 ) -> dict[str, Any]:
-    """Load `vae`, `unet` and `scheduler` of a Gen-1 model that is yet to be trained.
+    """Load `vae`, `unet` and `scheduler` of an untrained Gen-1 model from an image model.
 
     Args:
         folder: Folder of Stable Diffusion 1 or 2.
@@ -162,7 +162,7 @@ def check_stable_diffusion(folder: str | Path) -> Path:
     """Return the folder of Stable Diffusion 1 or 2.
 
     Raises:
-        ModelError: It is of another architecture, which the message names, or no model.
+        ModelError: It is of another architecture, which the message names, or is not a model.
     """
     place = _folder(folder)
     index = read_json(place / "model_index.json")

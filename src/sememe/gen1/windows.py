@@ -44,7 +44,7 @@ def make_windows(num_frames: int, window_frames: int, overlap: int) -> tuple[Win
         overlap: Frames that neighbours share, fewer than a window has.
 
     Raises:
-        InputError: The overlap leaves no way forward.
+        InputError: The overlap is negative, or not below the length of a window.
     """
     if not 0 <= overlap < window_frames:
         raise InputError(f"expected window_overlap below the {window_frames} frames of a window, got {overlap}")

@@ -109,7 +109,7 @@ class SemanticArray(ClipArray):
         }
 
     def preprocess(self, entries: Sequence[int]) -> SampledFrames:
-        """Sampled frames of clips."""
+        """Return sampled frames of clips."""
         sampled = []
         for index in entries:
             frames = self._clips.frames(index)

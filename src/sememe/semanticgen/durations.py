@@ -20,12 +20,12 @@ _DIVISORS = (64, 64, 16)
 def estimate_seconds(pipeline: PlanningPipeline, request: Request, settings: Settings) -> dict[str, float]:
     """Estimate what planning (`plan`, where a plan is made) and rendering (`latents`) will take.
 
-    What encodes and decodes is not counted. A step of a sixteenth of the length is a sixteenth of one in windows, and
-    less of one that attends over all, so that timing costs little of what it tells.
+    Encoding and decoding are not counted. A step of a sixteenth of the length takes a sixteenth of the time with
+    windows, and less with attention over the whole video, so timing takes a small part of the estimate.
 
     Args:
         pipeline: Pipeline.
-        request: Inputs of one result; of a source only that there is one.
+        request: Inputs of one result; of a source it matters only that there is one.
         settings: Settings, with the number of frames as it will be.
     """
     whole, num_frames = Production(pipeline, request, settings, []), settings.size.num_frames

@@ -1,8 +1,8 @@
 """Semantic encoders: clips to features, slice by slice (arXiv 2512.20619, section 3.2).
 
 The paper's is the vision tower of Qwen2.5-VL; it names V-JEPA 2 and VideoMAE as others that would do. All are classes
-of transformers. How they are called, and what they return, is known here and nowhere else. A video autoencoder stands
-in their place where it is asked whether plans have to be semantic (section 4.4).
+of transformers; this module alone knows how they are called and what they return. A video autoencoder can take their
+place, to measure whether plans have to be semantic (section 4.4).
 """
 
 from abc import ABC, abstractmethod
@@ -49,7 +49,7 @@ _PROCESSORS = ("video_preprocessor_config.json", "preprocessor_config.json")
 
 @dataclass(frozen=True, eq=False)
 class SemanticFeatures:
-    """What an encoder makes of clips of one shape.
+    """Features of clips of one shape.
 
     Attributes:
         features: Features of every slice, row and column, float32.
@@ -87,7 +87,7 @@ class TowerEncoder(ABC):
 
     tower_class: ClassVar[Any]
     released_colours: ClassVar[tuple[Colours, Colours]] = (_IMAGENET_MEAN, _IMAGENET_STD)
-    # Settings that no tensor's shape tells, so that they are part of the fingerprint.
+    # Settings that the shapes of tensors do not show, so they are part of the fingerprint.
     telling_settings: ClassVar[tuple[str, ...]]
 
     def __init__(
@@ -135,7 +135,7 @@ class TowerEncoder(ABC):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Identifies all that decides on features: weights, rate, resizing and normalisation."""
+        """Hash of all that features depend on: weights, rate, resizing and normalisation."""
         return hash_tensors(self._describe(), self.tower.state_dict().items())
 
     def _describe(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a generation is asked for, checked and brought to one form."""
+"""Inputs of a generation, checked and brought to one form."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ from sememe.semanticgen.segments import Segment, join_texts, to_segments
 from sememe.semanticgen.settings import Settings
 from sememe.video import Clip, Picture, to_picture
 
-# What people give. Anything else is refused in words, see `make_request`, and not by a check of types.
+# What may be given. `make_request` refuses anything else with a message, before a check of types could.
 if TYPE_CHECKING:
     GivenTexts = str | Sequence[str]
     Pictures = Picture | Sequence[Picture]

@@ -1,4 +1,4 @@
-"""What is found of the clips of the evaluation, by nearest renders and by a reader, and the figures of a row."""
+"""Judgements of the clips of the evaluation, by nearest renders and by a reader, and the figures of a row."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -51,7 +51,7 @@ class Likeness:
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """What the nearest renders say of a clip.
+    """What the nearest renders show of a clip: words for its scene and its conditions.
 
     Attributes:
         asked: Words for the scene that the text names, by label; one word for places that look the same.
@@ -97,7 +97,7 @@ class ScriptReading:
 
 @dataclass(frozen=True, slots=True)
 class ScriptResult:
-    """What a case gave.
+    """The result of a case.
 
     Attributes:
         case: What was asked for.

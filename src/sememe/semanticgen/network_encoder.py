@@ -16,7 +16,7 @@ from sememe.semanticgen.stage_settings import TowerNetwork
 
 
 def make_built_in_tower(network: TowerNetwork) -> Qwen2_5_VisionTransformerPretrainedModel:
-    """Make the tower of the built-in encoder at random weights; its attention is over whole slices."""
+    """Make the tower of the built-in encoder with random weights; its attention is over whole slices."""
     config = Qwen2_5_VLVisionConfig(
         depth=network.depth,
         hidden_size=network.hidden_size,

@@ -1,4 +1,4 @@
-"""Noise on plans: in training, so that a renderer forgives a planner's errors, and in use, as a dial.
+"""Noise on plans: in training, so that a renderer tolerates a planner's errors, and in use, as a setting.
 
 The paper adds noise without giving its law (arXiv 2512.20619, section 3.3). The half-normal one is that of
 representation autoencoders, which it names (arXiv 2510.11690).

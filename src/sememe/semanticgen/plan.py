@@ -1,4 +1,4 @@
-"""Plans: compressed semantic features of a video, as things that people keep, look at and edit. Imports no torch."""
+"""Plans: compressed semantic features of a video, which can be saved, drawn and edited. Imports no torch."""
 
 import json
 import math

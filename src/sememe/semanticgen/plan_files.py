@@ -15,7 +15,7 @@ PLAN_SUFFIX = ".plan"
 
 
 def edit_plans(paths: Sequence[Path], edit: Callable[..., Plan], output: Path) -> Plan:
-    """Write what an edit makes of plan files, and return it.
+    """Edit plans from files, write the result, and return it.
 
     Args:
         paths: Files, in the order in which the edit takes their plans.
@@ -40,7 +40,7 @@ def check_plan_name(output: Path) -> None:
 
 
 def encode_plan(pipeline: Any, video: Path, output: Path, settings: Settings) -> Plan:
-    """Write the plan of a video file, and return it; it is the one that a generation takes from it as its source.
+    """Write the plan of a video file, and return it: the plan that a generation makes of this file as its source.
 
     Args:
         pipeline: The `SemanticGenPipeline` whose encoder and compressor plan.

@@ -71,7 +71,7 @@ class PlanningPipeline(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Steps:
-    """What the steps of denoising need.
+    """Inputs of the denoising loop.
 
     Attributes:
         predict: Calls planner or renderer.
@@ -170,7 +170,7 @@ class Production:
         return wrap_plans(pipeline, result.permute(0, 2, 3, 4, 1), captions)
 
     def prepare_planning(self, texts: Texts) -> Steps:
-        """Return what the planner's steps need."""
+        """Return the inputs of the planner's steps."""
         pipeline = self.pipeline
         return Steps(
             Predictor(pipeline.planner, texts, {False: self.lay_out_plan()}),
@@ -202,7 +202,7 @@ class Production:
         return (result if step.retake is None else step.retake.put_back(result)), step.retake
 
     def prepare_rendering(self, texts: Texts, features: PlanFeatures | None) -> Steps:
-        """Return what the renderer's steps need, given the features of the plans that it follows."""
+        """Return the inputs of the renderer's steps, with the features of the plans that it follows; None for none."""
         request, settings, pipeline, guidance = self.request, self.settings, self.pipeline, self.guidance
         shape, device = self._latent_shape, pipeline._execution_device
         if features is not None:

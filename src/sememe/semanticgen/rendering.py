@@ -1,4 +1,4 @@
-"""From plans and pictures to what the networks are given: layouts, first-frame channels, and what is known already."""
+"""From plans and pictures to inputs of the networks: layouts, first-frame channels, and frames that are known."""
 
 from dataclasses import dataclass
 
@@ -21,7 +21,7 @@ _LONGEST_CONDITION = 121
 
 @dataclass(frozen=True)
 class VideoShape:
-    """What layouts are made of.
+    """Shape of a video and its plan, from which layouts are made.
 
     Attributes:
         clock: Times of the latent frames.
@@ -72,7 +72,7 @@ def make_condition(
 
 @dataclass(frozen=True, eq=False)
 class Known:
-    """Frames of a result that are known before it is made, and of which all others have to be the continuation.
+    """Frames of a result that are known before it is made, and that the others have to continue.
 
     At each step they have their own noise at the level of the step (arXiv 2204.03458, section 3.1, the replacement
     method), so that networks need not be trained for it.

@@ -141,7 +141,7 @@ class WindowLayout:
         return tuple(runs)
 
     def text_lengths(self, pieces: Iterable[Piece]) -> tuple[int, ...]:
-        """Return how many tokens of consecutive pieces listen to each text."""
+        """Return how many tokens of consecutive pieces read each text."""
         lengths = [0] * self.num_segments
         for piece in pieces:
             lengths[piece.segment] += sum(self.count_tokens(piece))
@@ -224,7 +224,7 @@ def make_layout(
         window_seconds: Length of a window; None for full attention. The paper does not give it.
         segment_ends: Seconds at which one text ends and the next begins, rising; empty for one text. The first
             segment begins and the last one ends with the video. A segment that holds no centre of a latent frame or
-            slice is not heard.
+            slice has no effect.
 
     Raises:
         InputError: `window_seconds` is not above 0, or `segment_ends` do not rise.

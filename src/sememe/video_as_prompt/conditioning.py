@@ -74,7 +74,7 @@ class Conditions:
 
 
 class ConditionEncoder:
-    """Turns a request into conditioning."""
+    """Encoder of a request into conditioning."""
 
     def __init__(
         self, family: BackboneFamily, settings: Settings, known: Mapping[str, TextEmbeds] | None = None
@@ -266,7 +266,7 @@ class ConditionEncoder:
 
 
 class Predictor:
-    """Calls the transformer under guidance variants of fixed conditioning."""
+    """Predictor that calls the transformer under guidance variants of fixed conditioning."""
 
     def __init__(self, family: BackboneFamily, conditions: Conditions, settings: Settings) -> None:
         self.family, self.conditions, self.settings = family, conditions, settings

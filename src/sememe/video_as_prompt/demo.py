@@ -55,7 +55,7 @@ def make_demo(
 
 
 def choose_conditions(seed: int) -> tuple[str, str]:
-    """Two conditions of different families, which take turns; seen and unseen ones, drawn and never picked by hand."""
+    """Draw two conditions of different families, which take turns; seen and unseen ones."""
     rng = np.random.Generator(np.random.PCG64(seed))
     first, second = (str(rng.choice(conditions(family=FAMILIES[(seed + shift) % len(FAMILIES)]))) for shift in (0, 2))
     return first, second

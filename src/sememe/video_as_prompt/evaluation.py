@@ -131,7 +131,7 @@ REFERENCE_QUALITY = 23.0  # the usual rate factor of H.264: references are lossy
 
 @lru_cache(maxsize=4)
 def scene_oracles(candidates: tuple[str, ...], num_frames: int, height: int, width: int, fps: float) -> SceneOracles:
-    """Oracles of one size and length, shared by all rows that have it."""
+    """Return the oracles of one size and length, shared by all rows that have it."""
     return SceneOracles(candidates, num_frames, height, width, fps)
 
 

@@ -30,7 +30,7 @@ class Regenerator:
 
     @torch.no_grad()
     def generate(self, indices: Sequence[int]) -> Latents:
-        """The latents of some clips; a pure function of their numbers."""
+        """Return the latents of some clips; a pure function of their numbers."""
         settings, random = self.settings, np.random.Generator(np.random.PCG64(list(indices)))
         frames = [self.clips.frames(index) for index in indices]
         clean = encode_video(self.pipeline.vae, read_video(self.clips, indices))

@@ -27,7 +27,7 @@ class EncodedReference:
     Attributes:
         inputs: What the expert reads, with batch size 1.
         settings: Settings of the generations that it serves.
-        fingerprint: Hash of the transformer that encoded it, and that alone reads it rightly.
+        fingerprint: Hash of the transformer that encoded it; no other can read it.
         payload: What the expert makes of it; None after `load`, and then computed in each generation.
     """
 
@@ -77,7 +77,7 @@ class EncodedPrompt:
     max_sequence_length: int | None
 
 
-# What people give. Anything else is refused in words, see `make_request`, and not by a check of types.
+# What may be given. `make_request` refuses anything else with a message, before a check of types could.
 if TYPE_CHECKING:
     Pictures = Picture | Sequence[Picture]
     GivenTexts = str | Sequence[str]

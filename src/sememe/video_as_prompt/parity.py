@@ -1,4 +1,4 @@
-"""Does a model compute what the official implementation computed with the same weights?
+"""Check that a model computes what the official implementation computed with the same weights.
 
 A folder of parity vectors holds a tiny configuration, its weights under the official names, inputs and outputs: of one
 forward pass of the transformer, or of a whole generation.
@@ -44,10 +44,10 @@ class ParityResult:
         family: `wan` or `cogvideox`.
         max_abs_error: The largest difference between any two numbers; for a generation, of what the transformer was
             given and returned at its first calls.
-        tolerance: The largest difference that is right.
+        tolerance: The largest difference that is allowed.
         ok: Whether all errors are within their tolerances.
         latents_error: For a generation, the largest difference between the final latents.
-        latents_tolerance: The largest difference of latents that is right.
+        latents_tolerance: The largest difference of latents that is allowed.
     """
 
     kind: str
@@ -59,7 +59,7 @@ class ParityResult:
     latents_tolerance: float | None = None
 
     def to_document(self) -> dict[str, Any]:
-        """Plain values, without those that do not apply."""
+        """Return plain values, without those that do not apply."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
@@ -218,7 +218,7 @@ def _read_arguments(call: Mapping[str, Any], given: Tensors) -> dict[str, Any]:
 
 @contextmanager
 def _record(pipe: VideoAsPromptPipeline) -> Iterator[_Recording]:
-    """Write down what passes through the transformer."""
+    """Record what passes through the transformer."""
     recording, transformer, family = _Recording(), pipe.transformer, pipe.family
     parameters = inspect.signature(transformer.forward)
 

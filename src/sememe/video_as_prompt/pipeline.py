@@ -248,7 +248,7 @@ class VideoAsPromptPipeline(SystemPipeline, AdapterMixin, WanLoraLoaderMixin):
             max_sequence_length: Tokens per text, as in the later generation.
 
         Raises:
-            InputError: An argument is no text, or the text encoder was unloaded.
+            InputError: An argument is not a text, or the text encoder was unloaded.
         """
         settings = self.defaults.override(max_sequence_length=max_sequence_length)
         negative_prompt = settings.guidance.negative_prompt if negative_prompt is None else negative_prompt
