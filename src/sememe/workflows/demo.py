@@ -41,7 +41,7 @@ class DemoRequest:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """Where everything is: a record of the system's own for each result, and the contact sheet."""
+    """The results, a record of the system's own for each, and the contact sheet."""
 
     pairs: Sequence[Any]
     sheet: Path

@@ -27,7 +27,8 @@ class EvaluationSettings:
         system: name of the system.
         model: built-in name, folder, or repository on the Hugging Face hub.
         generations: number of cases in each row.
-        rows: names of rows, in this order, or "validation" for those to choose settings by; None for all others.
+        rows: names of rows, or of groups such as "validation" (those to choose settings by), in this order; None for
+            the group "table".
         per_scene: largest number of cases that share a scene.
         settings: changes to the defaults of the model, by field name or dotted key.
         options: further arguments of the function that makes the system's rows, by name.

@@ -22,7 +22,7 @@ class VideoFile:
     Attributes:
         path: The file.
         sha256: Hash of the file.
-        survey: What its packets say of the section.
+        survey: Times and sizes in the section, read from its packets.
     """
 
     path: Path

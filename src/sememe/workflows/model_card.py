@@ -49,7 +49,7 @@ class ModelCard:
 
 
 def write_card(card: ModelCard, files: Mapping[str, str]) -> str:
-    """The text of a card; `files` are the sha256 of the model's files by their path."""
+    """Return the text of a card; `files` are the sha256 of the model's files by their path."""
     front = ModelCardData(
         license=card.license,
         library_name="sememe",

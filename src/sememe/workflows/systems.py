@@ -1,4 +1,4 @@
-"""The systems, and what is found in them: the only place that lists their rooms."""
+"""The systems, by name and by model or recipe; no other module lists them."""
 
 from collections.abc import Mapping
 from pathlib import Path
