@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -17,20 +18,38 @@ from sememe.world.take import Floats, Picture, Shard, Take, smooth_noise
 
 Change = Callable[[Take, Floats], Floats]
 """Frames (num_frames, height, width, 3) in 0..1 to changed ones."""
-Region = Callable[[Take, Picture], Floats]
-"""Where and when a change shows, 0..1, (num_frames, height or 1, width or 1, 1)."""
+Weight = Callable[[Take, Picture], Floats]
+"""How much of a change shows where and when, 0..1, (num_frames, height or 1, width or 1, 1)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a picture is changed to, and words for it."""
+
+    change: Change
+    phrase: str
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """Where and when a look shows, words for the place, and whether it needs layers."""
+
+    weight: Weight
+    phrase: str
+    needs_layers: bool
 
 
 def draw_style(rng: np.random.Generator) -> Part:
     """Draw a change of the whole picture, or of a part of it."""
-    change, phrase = _CHANGES[int(rng.integers(len(_CHANGES)))](rng)
-    region, where, needs_layers = _draw_region(rng)
+    look = _LOOKS[int(rng.integers(len(_LOOKS)))](rng)
+    region = _draw_region(rng)
 
     def effect(take: Take, picture: Picture) -> Floats:
-        changed = change(take, picture.frames)
-        return np.asarray(picture.frames + (changed - picture.frames) * region(take, picture), np.float32)
+        changed = look.change(take, picture.frames)
+        return np.asarray(picture.frames + (changed - picture.frames) * region.weight(take, picture), np.float32)
 
-    return Part(lambda take: take.picture_effects.append(effect), f"{where} {phrase}", needs_layers)
+    phrase = f"{region.phrase} {look.phrase}"
+    return Part(lambda take: take.picture_effects.append(effect), phrase, region.needs_layers)
 
 
 def draw_concept(rng: np.random.Generator) -> Part:
@@ -45,7 +64,12 @@ def _draw_color(rng: np.random.Generator) -> Color:
     return jitter(rng, COLORS[str(rng.choice(sorted(COLORS)))])
 
 
-def _draw_region(rng: np.random.Generator) -> tuple[Region, str, bool]:
+def _name(color: Floats) -> str:
+    red, green, blue = (float(each) for each in color)
+    return name_color((red, green, blue))
+
+
+def _draw_region(rng: np.random.Generator) -> Region:
     kind = str(rng.choice(["all", "all", "all", "subject", "ground", "front", "pattern"]))
     curve = Curve.draw(rng, lasting_share=0.85)
     curve = Curve("ramp", 0.0, curve.end, 1.0) if curve.shape == "wave" else curve
@@ -56,7 +80,7 @@ def _draw_region(rng: np.random.Generator) -> tuple[Region, str, bool]:
         x, y = take.grid()
         return np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x
 
-    def region(take: Take, picture: Picture) -> Floats:
+    def weight(take: Take, picture: Picture) -> Floats:
         amount = np.abs(curve.at(take))[:, None, None, None]
         if kind in {"subject", "ground"}:
             mask = picture.mask[..., None]
@@ -76,10 +100,10 @@ def _draw_region(rng: np.random.Generator) -> tuple[Region, str, bool]:
         "front": "behind a line the picture",
         "pattern": "in parts the picture",
     }
-    return region, words.get(kind, "the picture"), kind in {"subject", "ground"}
+    return Region(weight, words.get(kind, "the picture"), kind in {"subject", "ground"})
 
 
-def _tones(rng: np.random.Generator) -> tuple[Change, str]:
+def _tones(rng: np.random.Generator) -> Look:
     stops = np.array([_draw_color(rng) for _ in range(int(rng.integers(2, 6)))], np.float32)
     levels = np.linspace(0, 255, len(stops))
     table = np.stack([np.interp(np.arange(256), levels, stops[:, channel]) for channel in range(3)], axis=-1)
@@ -87,32 +111,28 @@ def _tones(rng: np.random.Generator) -> tuple[Change, str]:
     def change(_: Take, frames: Floats) -> Floats:
         return np.asarray(table[(luminance(frames)[..., 0] * 255).clip(0, 255).astype(np.uint8)], np.float32)
 
-    return change, f"turns to tones from {name_color(_color(stops[0]))} to {name_color(_color(stops[-1]))}"
+    return Look(change, f"turns to tones from {_name(stops[0])} to {_name(stops[-1])}")
 
 
-def _color(values: Floats) -> Color:
-    return (float(values[0]), float(values[1]), float(values[2]))
-
-
-def _mixed(rng: np.random.Generator) -> tuple[Change, str]:
+def _mixed(rng: np.random.Generator) -> Look:
     matrix = (rng.dirichlet([0.5, 0.5, 0.5], size=3) * rng.uniform(0.7, 1.5, size=(3, 1))).astype(np.float32)
     offset = rng.uniform(-0.15, 0.15, size=3).astype(np.float32)
     if rng.random() < 0.4:
         matrix, offset = -matrix, offset + 1
-    return lambda _, frames: (frames @ matrix.T + offset).clip(0, 1), "changes its colours"
+    return Look(lambda _, frames: (frames @ matrix.T + offset).clip(0, 1), "changes its colours")
 
 
-def _levels(rng: np.random.Generator) -> tuple[Change, str]:
+def _levels(rng: np.random.Generator) -> Look:
     gain, count = float(rng.uniform(1.0, 2.2)), int(rng.integers(1, 4))
     tint = np.array(_draw_color(rng), np.float32) * 0.7 + 0.3
 
     def change(_: Take, frames: Floats) -> Floats:
         return (np.round(((frames - 0.5) * gain + 0.5).clip(0, 1) * count) / count) * tint
 
-    return change, f"is reduced to few {name_color(_color(tint))} shades"
+    return Look(change, f"is reduced to few {_name(tint)} shades")
 
 
-def _faded(rng: np.random.Generator) -> tuple[Change, str]:
+def _faded(rng: np.random.Generator) -> Look:
     colors = [np.array(_draw_color(rng), np.float32) for _ in range(2)]
     angle, strength = rng.uniform(0, 2 * np.pi), np.float32(rng.uniform(0.5, 0.95))
 
@@ -121,20 +141,20 @@ def _faded(rng: np.random.Generator) -> tuple[Change, str]:
         side = np.clip(0.5 + 0.5 * (np.cos(angle) * x + np.sin(angle) * y), 0, 1)[None, ..., None]
         return frames * (1 - strength) + strength * (colors[0] * (1 - side) + colors[1] * side)
 
-    return change, f"fades to {name_color(_color(colors[0]))}"
+    return Look(change, f"fades to {_name(colors[0])}")
 
 
-def _lined(rng: np.random.Generator) -> tuple[Change, str]:
+def _lined(rng: np.random.Generator) -> Look:
     paper, ink = np.array(_draw_color(rng), np.float32), np.array(_draw_color(rng), np.float32)
 
     def change(_: Take, frames: Floats) -> Floats:
         line = edges(frames)[..., None]
         return paper * (1 - line) + ink * line
 
-    return change, f"becomes {name_color(_color(ink))} lines on {name_color(_color(paper))}"
+    return Look(change, f"becomes {_name(ink)} lines on {_name(paper)}")
 
 
-def _dotted(rng: np.random.Generator) -> tuple[Change, str]:
+def _dotted(rng: np.random.Generator) -> Look:
     paper, ink = np.array(_draw_color(rng), np.float32), np.array(_draw_color(rng), np.float32)
     angle, cells = rng.uniform(0, np.pi / 2), rng.uniform(2.0, 4.2)
 
@@ -145,10 +165,10 @@ def _dotted(rng: np.random.Generator) -> tuple[Change, str]:
         cover = np.clip((screen[None] - luminance(frames)[..., 0]) * 5 + 0.5, 0, 1)[..., None]
         return paper * (1 - cover) + ink * cover
 
-    return change, f"becomes {name_color(_color(ink))} dots on {name_color(_color(paper))}"
+    return Look(change, f"becomes {_name(ink)} dots on {_name(paper)}")
 
 
-def _repeated(rng: np.random.Generator) -> tuple[Change, str]:
+def _repeated(rng: np.random.Generator) -> Look:
     rows, columns = (int(each) for each in rng.choice([(1, 2), (2, 1), (2, 2), (1, 3), (3, 1), (3, 3)]))
 
     def change(_: Take, frames: Floats) -> Floats:
@@ -157,20 +177,20 @@ def _repeated(rng: np.random.Generator) -> tuple[Change, str]:
         small = np.stack([cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in frames])
         return np.tile(small, (1, rows, columns, 1))[:, :height, :width]
 
-    return change, f"repeats itself {rows * columns} times"
+    return Look(change, f"repeats itself {rows * columns} times")
 
 
-def _smeared(rng: np.random.Generator) -> tuple[Change, str]:
+def _smeared(rng: np.random.Generator) -> Look:
     share, is_level = float(rng.uniform(0.15, 0.5)), rng.random() < 0.5
 
     def change(_: Take, frames: Floats) -> Floats:
         side = 2 * round(share * frames.shape[1] / 2) + 1
         return np.stack([cv2.blur(frame, (side, 1) if is_level else (1, side)) for frame in frames])
 
-    return change, f"is smeared {'sideways' if is_level else 'downwards'}"
+    return Look(change, f"is smeared {'sideways' if is_level else 'downwards'}")
 
 
-def _coarse(rng: np.random.Generator) -> tuple[Change, str]:
+def _coarse(rng: np.random.Generator) -> Look:
     rows, columns = (int(each) for each in rng.integers(5, 17, size=2))
 
     def change(_: Take, frames: Floats) -> Floats:
@@ -178,10 +198,10 @@ def _coarse(rng: np.random.Generator) -> tuple[Change, str]:
         small = [cv2.resize(frame, (columns, rows), interpolation=cv2.INTER_AREA) for frame in frames]
         return np.stack([cv2.resize(frame, (width, height), interpolation=cv2.INTER_NEAREST) for frame in small])
 
-    return change, "turns to coarse blocks"
+    return Look(change, "turns to coarse blocks")
 
 
-def _split(rng: np.random.Generator) -> tuple[Change, str]:
+def _split(rng: np.random.Generator) -> Look:
     reach = rng.uniform(-0.16, 0.16, size=(3, 2))
 
     def change(_: Take, frames: Floats) -> Floats:
@@ -192,10 +212,10 @@ def _split(rng: np.random.Generator) -> tuple[Change, str]:
         ]
         return np.stack(planes, axis=-1)
 
-    return change, "splits into its colours"
+    return Look(change, "splits into its colours")
 
 
-def _embossed(rng: np.random.Generator) -> tuple[Change, str]:
+def _embossed(rng: np.random.Generator) -> Look:
     tint = np.array(_draw_color(rng), np.float32)
     across, down = (int(each) for each in rng.choice([(1, 0), (0, 1), (1, -1), (-1, 1), (-1, -1)]))
 
@@ -205,7 +225,7 @@ def _embossed(rng: np.random.Generator) -> tuple[Change, str]:
         relief = grey - np.roll(grey, (down * step, across * step), axis=(1, 2))
         return (0.5 + 1.6 * relief).clip(0, 1) * (0.4 + 0.6 * tint)
 
-    return change, f"looks pressed into {name_color(_color(tint))} metal"
+    return Look(change, f"looks pressed into {_name(tint)} metal")
 
 
 def _stuff(rng: np.random.Generator) -> Part:
@@ -232,7 +252,7 @@ def _painted(rng: np.random.Generator) -> Part:
         colors = subject[..., :3] * (1 - amount) + paint * amount
         return np.concatenate([colors, subject[..., 3:]], axis=-1).astype(np.float32)
 
-    names = " and ".join(name_color(_color(ink)) for ink in inks)
+    names = " and ".join(_name(ink) for ink in inks)
     phrase = f"{'checks' if is_check else 'bands'} of {names} cover it"
     return Part(lambda take: take.subject_effects.append(effect), phrase, needs_layers=True)
 
@@ -352,7 +372,7 @@ def _covered(rng: np.random.Generator) -> Part:
         (take.behind if is_behind else take.before).append(overlay)
 
     heading = ("from the right", "from below", "from the left", "from above")[round(angle / (np.pi / 2)) % 4]
-    return Part(bend, f"{name_color(_color(color))} comes {heading}", needs_layers=bool(is_behind))
+    return Part(bend, f"{_name(color)} comes {heading}", needs_layers=bool(is_behind))
 
 
 def _shape(rng: np.random.Generator) -> Part:
@@ -380,7 +400,7 @@ def _shape(rng: np.random.Generator) -> Part:
     def bend(take: Take) -> None:
         (take.behind if is_behind else take.before).append(overlay)
 
-    phrase = f"a {name_color(_color(color))} {kind} grows {'behind' if is_behind else 'before'} it"
+    phrase = f"a {_name(color[:3])} {kind} grows {'behind' if is_behind else 'before'} it"
     return Part(bend, phrase, needs_layers=True)
 
 
@@ -398,15 +418,11 @@ def _shaded(rng: np.random.Generator) -> Part:
     def bend(take: Take) -> None:
         (take.behind if is_inside else take.before).append(overlay)
 
-    phrase = (
-        f"a {name_color(_color(color))} halo grows behind it"
-        if is_inside
-        else f"all around it turns {name_color(_color(color))}"
-    )
+    phrase = f"a {_name(color)} halo grows behind it" if is_inside else f"all around it turns {_name(color)}"
     return Part(bend, phrase, needs_layers=True)
 
 
-_CHANGES = (
+_LOOKS = (
     _tones,
     _tones,
     _mixed,
