@@ -72,7 +72,8 @@ def _name(color: Floats) -> str:
 def _draw_region(rng: np.random.Generator) -> Region:
     kind = str(rng.choice(["all", "all", "all", "subject", "ground", "front", "pattern"]))
     curve = Curve.draw(rng, lasting_share=0.85)
-    curve = Curve("ramp", 0.0, curve.end, 1.0) if curve.shape == "wave" else curve
+    if curve.shape == "wave":  # would be a flashing light, which is an unseen condition
+        curve = Curve("ramp", 0.0, curve.end, 1.0)
     angle, cells, phase = rng.uniform(0, 2 * np.pi), rng.uniform(1.2, 3.0), rng.uniform(0, 1)
     is_check = bool(rng.random() < 0.5)
 
