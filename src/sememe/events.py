@@ -10,9 +10,9 @@ class Progress:
     """How far a run has come.
 
     Attributes:
-        stage: what is being done, a few words for people.
-        step: steps done of this stage; 0 where it has none.
-        num_steps: steps of this stage; 0 where it has none.
+        stage: What is being done, a few words for people.
+        step: Steps done of this stage; 0 where it has none.
+        num_steps: Steps of this stage; 0 where it has none.
         seconds_left: Estimate for this stage; None before there is one.
         stays: Whether people should be able to read it later, too.
     """

@@ -23,7 +23,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     any exception, Ctrl-C included, the temporary file is removed and an older `path` stays as it was.
 
     Raises:
-        OutputError: the folder does not exist or cannot be written, `path` is a folder, or the disk is full. An
+        OutputError: The folder does not exist or cannot be written, `path` is a folder, or the disk is full. An
             `OSError` raised inside the block comes out as an `OutputError` too.
     """
     path = Path(path)

@@ -57,7 +57,7 @@ class Record:
     """Base of settings records: converts and checks each field by its type.
 
     Raises:
-        InputError: a value is of another type, or out of range.
+        InputError: A value is of another type, or out of range.
     """
 
     def __post_init__(self) -> None:
@@ -69,7 +69,7 @@ class Record:
         """Return a copy with fields replaced, each by its own name, in whatever group it is; None leaves a field.
 
         Raises:
-            InputError: there is no such field, or a value is not valid.
+            InputError: There is no such field, or a value is not valid.
         """
         return replace_fields(self, {name: value for name, value in changes.items() if value is not None})
 
@@ -203,7 +203,7 @@ def apply_overrides(record: R, overrides: Sequence[str]) -> R:
     any order.
 
     Raises:
-        InputError: a key is unknown (the message names the nearest) or given twice, or a value is not valid.
+        InputError: A key is unknown (the message names the nearest) or given twice, or a value is not valid.
     """
     return replace_fields(record, parse_overrides(overrides, flatten(record)))
 
@@ -212,7 +212,7 @@ def parse_overrides(overrides: Iterable[str], keys: Iterable[str]) -> dict[str, 
     """Split `key=value` texts and complete their keys.
 
     Raises:
-        InputError: a text is not of that form, or a key is unknown or given twice.
+        InputError: A text is not of that form, or a key is unknown or given twice.
     """
     keys = list(keys)
     values: dict[str, str] = {}
@@ -231,7 +231,7 @@ def replace_fields(record: R, changes: Mapping[str, Any]) -> R:
     """Return a copy of a record with fields replaced by key; values may be texts, as in `apply_overrides`.
 
     Raises:
-        InputError: a key is unknown, or a value is not valid.
+        InputError: A key is unknown, or a value is not valid.
     """
     known = list(flatten(record))
     return _replace(record, {find_key(key, known): value for key, value in changes.items()}, prefix="")
@@ -241,7 +241,7 @@ def find_key(key: str, known: Sequence[str]) -> str:
     """Return the full form of a key, whose leading groups may be left out where the rest is unique.
 
     Raises:
-        InputError: there is no such field, there are several, or it is a group.
+        InputError: There is no such field, there are several, or it is a group.
     """
     if key in known:
         return key
@@ -287,7 +287,7 @@ def convert(value: Any, kind: Any, name: str) -> Any:
     """Return a value, or the text of one, as the type of a field.
 
     Raises:
-        InputError: it is of another type, or out of range; the message begins with `name`.
+        InputError: It is of another type, or out of range; the message begins with `name`.
     """
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Annotated:

@@ -100,7 +100,7 @@ class SystemInputs:
         """Return inputs and settings of the generation with which influence compares.
 
         Raises:
-            InputError: there is none.
+            InputError: There is none.
         """
         raise InputError(f"{self.system} has nothing to leave out, so that influence has no meaning; leave it out")
 

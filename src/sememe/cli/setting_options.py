@@ -68,7 +68,7 @@ def read_overrides(
         loading: Fields of the loading settings from elsewhere, which flags and overrides replace.
 
     Raises:
-        InputError: a key is unknown or given twice, or a value is not valid.
+        InputError: A key is unknown or given twice, or a value is not valid.
     """
     given = [f"{key}={value}" for key, value in flags.items() if value is not None]
     changes = parse_overrides([*given, *(overrides or ())], [*list_fields(kind), *_LOADING])

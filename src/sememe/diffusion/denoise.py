@@ -55,7 +55,7 @@ class Predict(Protocol[_VariantT_contra]):
         Args:
             latents: Noisy.
             timestep: In [0, 1000].
-            variants: the conditions to predict under.
+            variants: The conditions to predict under.
 
         Returns:
             Predictions in the order of `variants`.
@@ -85,16 +85,16 @@ def denoise(
 
     Args:
         predict: Predicts for variants of the conditioning.
-        scheduler: a diffusers scheduler that fits `prediction`.
+        scheduler: A diffusers scheduler that fits `prediction`.
         latents: Noise of unit variance.
-        guidance: which predictions are summed, with which weights; or a function that says so for a timestep.
-        num_inference_steps: steps of the scheduler.
-        batching: whether variants that allow it share a forward; changes results by rounding only.
-        prediction: what `predict` predicts.
-        generator: for schedulers that draw noise.
+        guidance: Which predictions are summed, with which weights; or a function that says so for a timestep.
+        num_inference_steps: Steps of the scheduler.
+        batching: Whether variants that allow it share a forward; changes results by rounding only.
+        prediction: What `predict` predicts.
+        generator: For schedulers that draw noise.
         on_step_end: Called with the step, its timestep and the latents; may return other latents.
         is_interrupted: Called before every step; True ends the loop, with the latents as they are.
-        set_timesteps: sets the scheduler's steps, given it, their number and the device; None for its own method.
+        set_timesteps: Sets the scheduler's steps, given it, their number and the device; None for its own method.
 
     Raises:
         InputError: The scheduler does not fit the prediction or cannot take so many steps, or a step does not give
@@ -132,7 +132,7 @@ def check_scheduler(scheduler: Scheduler, prediction: PredictionType = "flow") -
     """Refuse schedulers that take a prediction for something else.
 
     Raises:
-        InputError: names what was given.
+        InputError: Names what was given.
     """
     if not _SOLVERS & {each.__name__ for each in type(scheduler).__mro__}:
         raise InputError(f"expected one of {', '.join(sorted(_SOLVERS))}, got a {type(scheduler).__name__}")

@@ -40,7 +40,7 @@ class NoisePath:
     """How clean latents become noise, and what is predicted on the way.
 
     Attributes:
-        prediction: what the network predicts.
+        prediction: What the network predicts.
         signal: (timestep,), the weight of the clean latents at each timestep of a diffusion; None for flow matching.
     """
 
@@ -108,11 +108,11 @@ def sample_sigma(
     """Draw levels from a logit-normal distribution (arXiv 2403.03206, section 3.1), then shift them.
 
     Args:
-        num_samples: how many.
-        generator: the source of randomness; its device is the result's.
+        num_samples: How many.
+        generator: The source of randomness; its device is the result's.
         mean: Mean of the normal variable; above 0 favours noisy samples.
         std: Standard deviation of the normal variable; with 1.7 the levels are about uniform.
-        shift: see `shift_sigma`.
+        shift: See `shift_sigma`.
     """
     normal = torch.randn(num_samples, generator=generator, device=generator.device)
     return shift_sigma(torch.sigmoid(mean + std * normal), shift)

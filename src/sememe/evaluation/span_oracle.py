@@ -27,16 +27,16 @@ def read_spans(
     """Read the conditions of a clip's spans by their nearest renders.
 
     Args:
-        clip: what was made, as long as all spans together.
-        scene: what it should show.
-        seconds: length of each span.
-        names: conditions that may be read, beside nothing; None for all that the scene can show.
+        clip: What was made, as long as all spans together.
+        scene: What it should show.
+        seconds: Length of each span.
+        names: Conditions that may be read, beside nothing; None for all that the scene can show.
 
     Returns:
         the condition of each span, None for nothing.
 
     Raises:
-        InputError: for spans that are not as long as the clip.
+        InputError: For spans that are not as long as the clip.
     """
     deck = [name for name in (conditions() if names is None else names) if can_show(scene, name)]
     read: list[str | None] = []

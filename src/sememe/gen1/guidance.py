@@ -45,7 +45,7 @@ def gen1_guidance(
     prediction. It is linear in the predictions, so it holds for velocities and noise too.
 
     Args:
-        guidance_scale: s, strength of the content, 1 for off.
+        guidance_scale: S, strength of the content, 1 for off.
         temporal_guidance_scale: s_time; above 1 frames resemble each other more, below 1 less, 1 is off.
         structure_guidance_scale: s_structure; above 1 geometry follows the source more closely, 1 is off and saves a
             prediction.

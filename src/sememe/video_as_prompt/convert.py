@@ -53,10 +53,10 @@ class ConversionRequest:
     """What is to be converted.
 
     Attributes:
-        source: a folder, a built-in name, or a repository on the Hugging Face hub.
-        output: folder to write; it must not exist.
-        layout: what to write: `own` splits the expert off, `published` merges it in.
-        expert: folder of an expert, for a source that is a stock model, or instead of the source's own.
+        source: A folder, a built-in name, or a repository on the Hugging Face hub.
+        output: Folder to write; it must not exist.
+        layout: What to write: `own` splits the expert off, `published` merges it in.
+        expert: Folder of an expert, for a source that is a stock model, or instead of the source's own.
         revision: Revision of a repository.
         max_shard_size: Largest file of the transformer's tensors.
     """
@@ -74,16 +74,16 @@ class ConversionResult:
     """What was written.
 
     Attributes:
-        source: the folder that was read.
-        output: the folder that was written.
+        source: The folder that was read.
+        output: The folder that was written.
         layout: Layout of the output.
         family: `wan` or `cogvideox`.
-        expert_blocks: the blocks that carry an expert.
-        num_tensors: tensors of the transformer, the expert included.
-        num_parameters: numbers in them.
-        num_expert_parameters: numbers in those of the expert.
-        num_bytes: size of all files.
-        seconds: that it took.
+        expert_blocks: The blocks that carry an expert.
+        num_tensors: Tensors of the transformer, the expert included.
+        num_parameters: Numbers in them.
+        num_expert_parameters: Numbers in those of the expert.
+        num_bytes: Size of all files.
+        seconds: That it took.
     """
 
     source: Path
@@ -110,9 +110,9 @@ def convert_model(request: ConversionRequest, on_progress: ProgressHandler = ign
     anything is written.
 
     Raises:
-        ModelError: the source is no model, is not whole, has that layout already, or cannot be written in the other.
-        InputError: a setting is not valid.
-        OutputError: the output exists, or cannot be written.
+        ModelError: The source is no model, is not whole, has that layout already, or cannot be written in the other.
+        InputError: A setting is not valid.
+        OutputError: The output exists, or cannot be written.
     """
     begin = time.monotonic()
     _check_request(request)

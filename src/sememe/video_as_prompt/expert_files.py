@@ -194,7 +194,7 @@ class TwoFolderFiles(ModelMixin):
         """Read an expert into this model, each tensor in the precision and on the device of its twin.
 
         Args:
-            folder: as written by `save_expert`.
+            folder: As written by `save_expert`.
             for_any_use: Whether it may have been trained for another use (`settings_of_use`), as weights that a
                 training begins with may; this model's use stays as it is.
 
@@ -252,10 +252,10 @@ class TwoFolderFiles(ModelMixin):
         """Load a stock backbone folder and an expert folder into one model, in evaluation mode.
 
         Args:
-            backbone_folder: as written by `save_backbone` or by diffusers.
-            expert_folder: as written by `save_expert`.
-            torch_dtype: precision of the weights; what diffusers keeps in float32 stays so, in the expert as well.
-            settings: passed to diffusers when it loads the backbone (quantisation, device map, ...).
+            backbone_folder: As written by `save_backbone` or by diffusers.
+            expert_folder: As written by `save_expert`.
+            torch_dtype: Precision of the weights; what diffusers keeps in float32 stays so, in the expert as well.
+            settings: Passed to diffusers when it loads the backbone (quantisation, device map, ...).
 
         Raises:
             ModelError: A folder, setting or tensor is not what was expected.

@@ -122,7 +122,7 @@ class VideoAsPromptInputs(SystemInputs):
         """Return inputs and settings of the same generation without its reference.
 
         Raises:
-            InputError: there is no reference to leave out.
+            InputError: There is no reference to leave out.
         """
         if settings.guidance.reference_guidance_scale == 0:
             raise InputError("influence has no meaning with reference_guidance_scale 0: the reference is left out")

@@ -45,12 +45,12 @@ def video_as_prompt_guidance(
     Args:
         guidance_scale: s_text, 1 for off.
         reference_guidance_scale: s_ref, 1 for off, 0 for no reference.
-        texts_differ: whether a negative text is read that differs from the positive one; where none is, text guidance
+        texts_differ: Whether a negative text is read that differs from the positive one; where none is, text guidance
             has no effect.
-        null_reference: what the reference leads away from: nothing but the backbone, or another reference.
+        null_reference: What the reference leads away from: nothing but the backbone, or another reference.
 
     Raises:
-        InputError: where a scale is negative or not a number.
+        InputError: Where a scale is negative or not a number.
     """
     for name, scale in (("guidance_scale", guidance_scale), ("reference_guidance_scale", reference_guidance_scale)):
         if not math.isfinite(scale) or scale < 0:

@@ -23,12 +23,12 @@ class DemoRequest:
     """What to show.
 
     Attributes:
-        output_dir: folder for the files; made if it is not there.
-        system: name of the system that is shown.
-        image: picture file to use instead of a rendered one, or, where none is rendered, beside the text.
-        model: a model of the system, by name or folder.
+        output_dir: Folder for the files; made if it is not there.
+        system: Name of the system that is shown.
+        image: Picture file to use instead of a rendered one, or, where none is rendered, beside the text.
+        model: A model of the system, by name or folder.
         seed: Seed of all that is drawn and of the results.
-        device: where to compute; None for a GPU where there is one, the CPU otherwise.
+        device: Where to compute; None for a GPU where there is one, the CPU otherwise.
     """
 
     output_dir: Path
@@ -53,9 +53,9 @@ def run_demo(request: DemoRequest, on_progress: ProgressHandler = ignore_progres
     A demonstration that fails leaves none of the files that it has made.
 
     Raises:
-        ModelError: there is no such model.
-        InputError: the system has no demonstration, the seed is out of range, or the picture is none.
-        OutputError: the folder cannot be made or written, or holds files that no demonstration made.
+        ModelError: There is no such model.
+        InputError: The system has no demonstration, the seed is out of range, or the picture is none.
+        OutputError: The folder cannot be made or written, or holds files that no demonstration made.
     """
     shown = {name: (each, each.demo) for name, each in SYSTEMS.items() if each.demo is not None}
     if request.system not in shown:

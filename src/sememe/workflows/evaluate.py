@@ -24,20 +24,20 @@ class EvaluationSettings:
     """Settings of an evaluation.
 
     Attributes:
-        system: name of the system.
-        model: built-in name, folder, or repository on the Hugging Face hub.
-        generations: number of cases in each row.
-        rows: names of rows, or of groups such as "validation" (those to choose settings by), in this order; None for
+        system: Name of the system.
+        model: Built-in name, folder, or repository on the Hugging Face hub.
+        generations: Number of cases in each row.
+        rows: Names of rows, or of groups such as "validation" (those to choose settings by), in this order; None for
             the group "table".
-        per_scene: largest number of cases that share a scene.
-        settings: changes to the defaults of the model, by field name or dotted key.
-        options: further arguments of the function that makes the system's rows, by name.
-        seed: seed of scenes, conditions and noise.
-        batch_size: number of cases generated together; results agree up to rounding.
-        loading: how the model is loaded.
+        per_scene: Largest number of cases that share a scene.
+        settings: Changes to the defaults of the model, by field name or dotted key.
+        options: Further arguments of the function that makes the system's rows, by name.
+        seed: Seed of scenes, conditions and noise.
+        batch_size: Number of cases generated together; results agree up to rounding.
+        loading: How the model is loaded.
         output: JSON report, saved after every batch and continued if it exists.
         sheet: PNG with examples.
-        num_examples: number of right and of wrong examples of each row on the sheet, drawn by the seed.
+        num_examples: Number of right and of wrong examples of each row on the sheet, drawn by the seed.
     """
 
     system: str = "video-as-prompt"
@@ -70,16 +70,16 @@ def evaluate(settings: EvaluationSettings, on_progress: ProgressHandler = ignore
     """Measure a model on the rows of its system.
 
     Args:
-        settings: what to measure and how.
-        on_progress: called with the progress, in which each row is a stage.
+        settings: What to measure and how.
+        on_progress: Called with the progress, in which each row is a stage.
 
     Returns:
         The report that `settings.output` holds as well.
 
     Raises:
-        InputError: a setting is not valid, or the output holds another report.
-        ModelError: there is no such model, or it is not whole.
-        OutputError: a file cannot be written.
+        InputError: A setting is not valid, or the output holds another report.
+        ModelError: There is no such model, or it is not whole.
+        OutputError: A file cannot be written.
     """
     system = SYSTEMS[settings.system]
     if system.evaluation is None:

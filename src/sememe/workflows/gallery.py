@@ -31,9 +31,9 @@ def draw_gallery(
     """Draw the gallery, with a strip for every condition, and for the novel pairs.
 
     Args:
-        size: pixels of a frame's side.
-        num_shown: frames of a strip.
-        columns: strips side by side.
+        size: Pixels of a frame's side.
+        num_shown: Frames of a strip.
+        columns: Strips side by side.
         on_progress: Called after every strip.
 
     Returns:

@@ -102,8 +102,8 @@ def generate(
         loaded: Model in memory, in place of the one that the request names.
 
     Raises:
-        InputError: an argument, a file or the model is not what was expected.
-        OutputError: the result cannot be written; a video that is finished is then saved elsewhere, if it can be.
+        InputError: An argument, a file or the model is not what was expected.
+        OutputError: The result cannot be written; a video that is finished is then saved elsewhere, if it can be.
     """
     watch = Stopwatch()
     files = _list_files(request)
@@ -148,8 +148,8 @@ def generate_all(
         on_progress: Called with the stages and steps.
 
     Raises:
-        InputError: as `generate`, or two results would have one name.
-        OutputError: as `generate`.
+        InputError: As `generate`, or two results would have one name.
+        OutputError: As `generate`.
     """
     model = None
     if len(requests) > 1:

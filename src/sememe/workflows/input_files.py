@@ -38,7 +38,7 @@ class VideoFile:
             section: `start`, `end` and `num_frames` for `survey_video`; empty for the whole file.
 
         Raises:
-            VideoError: it is missing, is no video, is damaged or cut short, is over the limits, or is a still.
+            VideoError: It is missing, is no video, is damaged or cut short, is over the limits, or is a still.
             InputError: The section ends before it begins.
         """
         survey = survey_video(path, **section)
@@ -83,7 +83,7 @@ class ImageFile:
             largest_side: Pixels of the larger side of the result, where that is known.
 
         Raises:
-            VideoError: it is missing, is no picture, is damaged, or is over the limits.
+            VideoError: It is missing, is no picture, is damaged, or is over the limits.
         """
         pixels = read_image(path, enough=max(_ENOUGH, largest_side))
         return cls(path, hash_file(path), pixels)

@@ -23,7 +23,7 @@ class LoadedExpert:
     """An expert that lies apart from its backbone.
 
     Attributes:
-        folder: what it was loaded from.
+        folder: What it was loaded from.
         sha256: Hash of the folder's files.
     """
 
@@ -36,17 +36,17 @@ class LoadedModel:
     """A pipeline on its device.
 
     Attributes:
-        name: as it was asked for.
-        folder: what it was loaded from.
+        name: As it was asked for.
+        folder: What it was loaded from.
         fingerprint: Fingerprint of the folder's files.
-        pipeline: on `device`.
+        pipeline: On `device`.
         device: `cpu`, `cuda`, `mps`, ...
-        dtype: precision of the transformer's weights.
-        own_dtype: the precision in which the model is meant to be computed, see `CheckpointSpec`.
-        expert: where it lies apart.
-        attention: backend of its attention; None for the one of the library.
-        is_compiled: whether its blocks are compiled.
-        plan: by which it was placed on the device.
+        dtype: Precision of the transformer's weights.
+        own_dtype: The precision in which the model is meant to be computed, see `CheckpointSpec`.
+        expert: Where it lies apart.
+        attention: Backend of its attention; None for the one of the library.
+        is_compiled: Whether its blocks are compiled.
+        plan: By which it was placed on the device.
         adapters: Files of LoRA weights that were added, with their scales.
     """
 
@@ -68,8 +68,8 @@ def check_model_request(system: System, name: str, loading: LoadingSettings) -> 
     """Find mistakes without waiting for torch.
 
     Raises:
-        ModelError: there is no such model here, and it cannot be one of the hub.
-        InputError: a revision is given for a model that has none, or what is asked of the plan cannot be had together.
+        ModelError: There is no such model here, and it cannot be one of the hub.
+        InputError: A revision is given for a model that has none, or what is asked of the plan cannot be had together.
     """
     name = system.checkpoints.released.get(name, name)
     if not is_hub_id(name):
@@ -93,11 +93,11 @@ def load_model(
         generation: The generation for which memory is planned, by the names of settings and numbers of inputs.
 
     Raises:
-        ModelError: there is no such model, or it is not whole.
-        InputError: the device is not there or has less memory than is planned for, the precision is unknown, attention
+        ModelError: There is no such model, or it is not whole.
+        InputError: The device is not there or has less memory than is planned for, the precision is unknown, attention
             cannot be had, nothing fits in what the plan is for, or memory ran out; or the system has no memory plans or
             experts.
-        MissingExtraError: what is to store the weights is not installed.
+        MissingExtraError: What is to store the weights is not installed.
     """
     from sememe.compute.placement import name_smaller_plan
 
@@ -197,8 +197,8 @@ def _find_place(loading: LoadingSettings) -> "torch.device":
     """Return the device; check it, and libraries that are needed, before anything is loaded.
 
     Raises:
-        InputError: the device is not there, has less memory than is planned for, or attention or a compiler is missing.
-        MissingExtraError: what is to store the weights is not installed.
+        InputError: The device is not there, has less memory than is planned for, or attention or a compiler is missing.
+        MissingExtraError: What is to store the weights is not installed.
     """
     from sememe.compute.devices import check_vram, choose_device
     from sememe.compute.speed import check_attention_name, check_compiler

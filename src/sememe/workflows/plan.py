@@ -34,8 +34,8 @@ def plan_memory(
         host: GB of memory that are free in the machine that computes; None where that is another one.
 
     Raises:
-        ModelError: there is no such model or expert, it is not whole, or they do not go together.
-        InputError: the system has no memory plans, the model cannot make such a video, or nothing fits; the message
+        ModelError: There is no such model or expert, it is not whole, or they do not go together.
+        InputError: The system has no memory plans, the model cannot make such a video, or nothing fits; the message
             names the least that would do.
     """
     assert loading.vram is not None
@@ -75,8 +75,8 @@ def find_expert(system: System, loading: LoadingSettings) -> Path | None:
     """Return the folder of the expert that is to be loaded apart; None where none is asked for.
 
     Raises:
-        InputError: the system has no such experts.
-        ModelError: there is no such expert.
+        InputError: The system has no such experts.
+        ModelError: There is no such expert.
     """
     if loading.expert is None:
         return None

@@ -42,7 +42,7 @@ def resolve_training_recipe(
     """Return the training recipe of that name with some of its settings replaced, and a time limit for the whole run.
 
     Raises:
-        RecipeError: as `resolve_recipe`.
+        RecipeError: As `resolve_recipe`.
     """
     if max_minutes is not None:
         overrides = [*overrides, f"training.max_minutes={max_minutes}"]
@@ -66,9 +66,9 @@ def train_recipe(
     the stage can make some, and `best/`, a run's folder with the model that had the lowest validation loss.
 
     Args:
-        recipe: what to train, on what and how.
-        output_dir: the run's folder; None for `runs/` and the recipe's name.
-        init_from: weights to begin with: a built-in model, a model's folder, a run, or a checkpoint. Only those that
+        recipe: What to train, on what and how.
+        output_dir: The run's folder; None for `runs/` and the recipe's name.
+        init_from: Weights to begin with: a built-in model, a model's folder, a run, or a checkpoint. Only those that
             the recipe trains are taken.
         resume: "never" refuses a folder that has checkpoints.
         allow_changes: Names of settings, such as "training.learning_rate", and of inputs, such as "clips", that may
@@ -78,10 +78,10 @@ def train_recipe(
         on_event: Called with the events of the training loop, see `training.progress`.
 
     Raises:
-        RecipeError: settings do not fit together, or the folder holds a run of others.
-        ModelError: a model that is needed is not there, or does not fit.
-        InputError: clips or latents cannot be read.
-        OutputError: the folder cannot be written, or another process trains in it.
+        RecipeError: Settings do not fit together, or the folder holds a run of others.
+        ModelError: A model that is needed is not there, or does not fit.
+        InputError: Clips or latents cannot be read.
+        OutputError: The folder cannot be written, or another process trains in it.
     """
     folder = RUNS_FOLDER / recipe.name if output_dir is None else Path(output_dir)
     check_usable(recipe)

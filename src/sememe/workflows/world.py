@@ -49,7 +49,7 @@ def parse_size(text: str) -> tuple[int, int]:
     """Read (height, width) in pixels from "64" or "64x96".
 
     Raises:
-        InputError: for anything else.
+        InputError: For anything else.
     """
     numbers = text.lower().split("x")
     if len(numbers) not in {1, 2} or not all(number.isdecimal() for number in numbers):
@@ -61,14 +61,14 @@ def render_world_clip(names: Sequence[str], scene: int, output: Path, shape: Sha
     """Render a clip and write it.
 
     Args:
-        names: the condition; several at once; none for the neutral take.
-        scene: seed of the scene.
-        output: video file.
+        names: The condition; several at once; none for the neutral take.
+        scene: Seed of the scene.
+        output: Video file.
         shape: Shape of the clip.
 
     Raises:
-        InputError: a condition is unknown, or a number is out of range.
-        OutputError: the file cannot be written.
+        InputError: A condition is unknown, or a number is out of range.
+        OutputError: The file cannot be written.
     """
     check_writable(output)
     condition = "+".join(names) or None
@@ -84,10 +84,10 @@ class DatasetSettings:
     """A dataset to write.
 
     Attributes:
-        folder: made if it is not there; it must not hold a dataset yet.
-        num_clips: clips to train on, 2 or more.
+        folder: Made if it is not there; it must not hold a dataset yet.
+        num_clips: Clips to train on, 2 or more.
         split: Split of their conditions; None for seen and unseen.
-        num_benchmark: pairs of the benchmark, whose conditions are unseen; None for one per condition.
+        num_benchmark: Pairs of the benchmark, whose conditions are unseen; None for one per condition.
         seed: Seed of the choice of scenes and conditions.
         shape: Shape of the clips.
     """
@@ -118,8 +118,8 @@ def write_world_dataset(settings: DatasetSettings, on_progress: ProgressHandler 
     not finished.
 
     Raises:
-        InputError: a setting is out of range, or the folder holds a dataset.
-        OutputError: a file cannot be written.
+        InputError: A setting is out of range, or the folder holds a dataset.
+        OutputError: A file cannot be written.
     """
     if settings.num_clips < 2 or (settings.num_benchmark or 1) < 1:
         raise InputError(
@@ -164,7 +164,7 @@ def write_gallery(output: Path, on_progress: ProgressHandler = ignore_progress) 
     """Draw all conditions on one picture.
 
     Raises:
-        OutputError: the file cannot be written.
+        OutputError: The file cannot be written.
     """
     check_writable(output)
     write_image(draw_gallery(on_progress=on_progress), output)

@@ -25,9 +25,9 @@ class Act:
     """A condition that acts during the frames of a take.
 
     Attributes:
-        entry: the condition.
-        progress: its time, (num_frames,) float32; see `Take`.
-        strength: from 0 (off) to 1 (full), (num_frames,) float32.
+        entry: The condition.
+        progress: Its time, (num_frames,) float32; see `Take`.
+        strength: From 0 (off) to 1 (full), (num_frames,) float32.
     """
 
     entry: Condition

@@ -29,11 +29,11 @@ class RenderedClip:
     """A filmed scene.
 
     Attributes:
-        clip: uint8 RGB frames and their rate.
-        depth: distance from the camera in scene units (the subject rests at 1), (num_frames, height, width) float32.
-        mask: coverage of each pixel by the subject, 0..1, (num_frames, height, width) float32.
-        caption: who and where.
-        full_caption: who, where, and what happens.
+        clip: RGB frames as uint8, and their rate.
+        depth: Distance from the camera in scene units (the subject rests at 1), (num_frames, height, width) float32.
+        mask: Coverage of each pixel by the subject, 0..1, (num_frames, height, width) float32.
+        caption: Who and where.
+        full_caption: Who, where, and what happens.
     """
 
     clip: Clip
@@ -65,14 +65,14 @@ def render(
     The first frame equals that of the neutral take (`condition=None`), byte for byte.
 
     Args:
-        scene: what stands before the camera.
-        condition: a name from `conditions()`, two names joined by "+", or None for the neutral take.
+        scene: What stands before the camera.
+        condition: A name from `conditions()`, two names joined by "+", or None for the neutral take.
         num_frames: 1 or more; the condition unfolds over all of them.
-        size: the side of a square picture, or (height, width), each 16 to 1024 pixels.
-        fps: frame rate of the clip, which does not change its frames.
+        size: The side of a square picture, or (height, width), each 16 to 1024 pixels.
+        fps: Frame rate of the clip, which does not change its frames.
 
     Raises:
-        InputError: for an unknown condition or one that the scene cannot show, a size or number of frames out of range.
+        InputError: For an unknown condition or one that the scene cannot show, a size or number of frames out of range.
     """
     height, width = check_size(size)
     if num_frames < 1:
@@ -105,7 +105,7 @@ def check_size(size: int | tuple[int, int]) -> tuple[int, int]:
     """Height and width of the picture.
 
     Raises:
-        InputError: if a side is out of range.
+        InputError: If a side is out of range.
     """
     height, width = (size, size) if isinstance(size, int) else size
     if not (MIN_SIDE <= height <= MAX_SIDE and MIN_SIDE <= width <= MAX_SIDE):
@@ -119,7 +119,7 @@ def check_condition(scene: Scene, name: str | None) -> tuple[Condition, ...]:
     """The conditions that a name joins, all of which the scene can show.
 
     Raises:
-        InputError: for an unknown condition, or one that the scene cannot show.
+        InputError: For an unknown condition, or one that the scene cannot show.
     """
     parts = parts_of(name)
     for part in parts:

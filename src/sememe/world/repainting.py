@@ -40,11 +40,11 @@ def repaint(scene: Scene, seed: int) -> Scene:
     A photograph keeps its content: it is printed in tones of one colour, and the light changes.
 
     Args:
-        scene: as drawn, or repainted before.
+        scene: As drawn, or repainted before.
         seed: 0 or more. Any 32 consecutive seeds differ in the light or the colour of the place.
 
     Raises:
-        InputError: if `seed` is negative.
+        InputError: If `seed` is negative.
     """
     if seed < 0:
         raise InputError(f"expected a seed of 0 or more, got {seed}; give a whole number such as 7")

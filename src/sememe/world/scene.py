@@ -136,14 +136,14 @@ class Crop:
 
     Attributes:
         name: Name of the photograph.
-        x: place of the window, from 0 (left) to 1 (right).
-        y: place of the window, from 0 (top) to 1 (bottom).
-        fraction: side of the window in sides of the largest one that fits.
-        reach: half height of the window in scene units; beyond it the photograph is mirrored.
-        is_mirrored: whether left and right are exchanged.
-        gamma: exponent of the brightness.
-        gains: factors of red, green and blue.
-        tones: colours that print the darkest, middle and lightest grey; None for a coloured photograph.
+        x: Place of the window, from 0 (left) to 1 (right).
+        y: Place of the window, from 0 (top) to 1 (bottom).
+        fraction: Side of the window in sides of the largest one that fits.
+        reach: Half height of the window in scene units; beyond it the photograph is mirrored.
+        is_mirrored: Whether left and right are exchanged.
+        gamma: Exponent of the brightness.
+        gains: Factors of red, green and blue.
+        tones: Colours that print the darkest, middle and lightest grey; None for a coloured photograph.
     """
 
     name: str
@@ -162,15 +162,15 @@ class Finish:
     """The natural look of a textured scene: materials, light and the focus of the lens.
 
     Attributes:
-        subject: material of the subject.
-        far: material of the ridge at the horizon.
-        ground: material of the ground, or of the wall that a pattern is on.
-        contrast: strength of the materials.
-        saturation: factor of all colours' distance from grey.
-        light: direction that the light comes from, in radians clockwise from the right.
-        haze: how much the ridge takes on the colour of the sky.
-        blur: width of the blur of the backdrop, in scene units.
-        variant: seed of the materials' details.
+        subject: Material of the subject.
+        far: Material of the ridge at the horizon.
+        ground: Material of the ground, or of the wall that a pattern is on.
+        contrast: Strength of the materials.
+        saturation: Factor of all colours' distance from grey.
+        light: Direction that the light comes from, in radians clockwise from the right.
+        haze: How much the ridge takes on the colour of the sky.
+        blur: Width of the blur of the backdrop, in scene units.
+        variant: Seed of the materials' details.
     """
 
     subject: str
@@ -189,11 +189,11 @@ class Scene:
     """A film set, as a record.
 
     Attributes:
-        seed: seed that the scene was drawn from.
-        subject: who acts; None in a scene that is a whole photograph.
-        backdrop: drawn, or a part of a photograph.
+        seed: Seed that the scene was drawn from.
+        subject: Who acts; None in a scene that is a whole photograph.
+        backdrop: Drawn, or a part of a photograph.
         finish: Finish of a textured scene; None for flat colours and whole photographs.
-        light: one of `LIGHTS` for a repainted scene, whose caption names its colours; None for a scene as it was drawn.
+        light: One of `LIGHTS` for a repainted scene, whose caption names its colours; None for a scene as it was drawn.
     """
 
     seed: int
@@ -210,7 +210,7 @@ def random_scene(seed: int) -> Scene:
         seed: 0 or more; the same seed gives the same scene on every machine.
 
     Raises:
-        InputError: if `seed` is negative.
+        InputError: If `seed` is negative.
     """
     if seed < 0:
         raise InputError(f"expected a seed of 0 or more, got {seed}; give a whole number such as 7")

@@ -49,10 +49,10 @@ class RenderedSpan:
     """A span of a filmed script.
 
     Attributes:
-        start: seconds at which its first frame begins.
-        end: seconds at which its last frame ends.
-        condition: condition, None for none.
-        caption: who, where, and what happens in this span.
+        start: Seconds at which its first frame begins.
+        end: Seconds at which its last frame ends.
+        condition: Condition, None for none.
+        caption: Who, where, and what happens in this span.
     """
 
     start: float
@@ -66,8 +66,8 @@ class RenderedScript(RenderedClip):
     """A filmed script.
 
     Attributes:
-        full_caption: who, where, and what happens in all spans.
-        spans: the spans, in order.
+        full_caption: Who, where, and what happens in all spans.
+        spans: The spans, in order.
     """
 
     spans: tuple[RenderedSpan, ...]
@@ -81,14 +81,14 @@ def render_script(
     A script of one span is the clip that `render` gives for as many frames.
 
     Args:
-        scene: what stands before the camera.
-        spans: conditions and their seconds, such as `[("jump", 2.0), ("walk_left", 3.0)]`; a condition is a name from
+        scene: What stands before the camera.
+        spans: Conditions and their seconds, such as `[("jump", 2.0), ("walk_left", 3.0)]`; a condition is a name from
             `conditions()`, several joined by "+", or None for nothing. Spans begin and end at the nearest frame.
-        size: the side of a square picture, or (height, width), each 16 to 1024 pixels.
-        fps: frames per second.
+        size: The side of a square picture, or (height, width), each 16 to 1024 pixels.
+        fps: Frames per second.
 
     Raises:
-        InputError: for no spans, an unknown condition or one that the scene cannot show, seconds that are not above 0,
+        InputError: For no spans, an unknown condition or one that the scene cannot show, seconds that are not above 0,
             a span shorter than two frames, a size or rate out of range.
     """
     parts = list(iter_script(scene, spans, size=size, fps=fps))

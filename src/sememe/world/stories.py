@@ -41,8 +41,8 @@ class Script:
     """A scene and its spans, for `render_script(script.scene, script.spans)`.
 
     Attributes:
-        scene: what stands before the camera.
-        spans: conditions (None for none) and their seconds.
+        scene: What stands before the camera.
+        spans: Conditions (None for none) and their seconds.
     """
 
     scene: Scene
@@ -58,11 +58,11 @@ def can_follow(earlier: Sequence[str | None], name: str | None) -> bool:
     (`BROKEN`) would be bent (`BENT`) or a bent or broken one be broken.
 
     Args:
-        earlier: conditions of the spans before, in their order.
-        name: the next one, None for none.
+        earlier: Conditions of the spans before, in their order.
+        name: The next one, None for none.
 
     Raises:
-        InputError: for an unknown condition.
+        InputError: For an unknown condition.
     """
     return (not earlier or earlier[-1] != name) and _fits(_find_lasting(earlier), parts_of(name))
 
@@ -109,10 +109,10 @@ def random_script(seed: int, *, seconds: float = 4.125, names: Sequence[str] | N
     Args:
         seed: 0 or more; the same seed gives the same script on every machine.
         seconds: Length of the whole script, 1.25 or more. Spans have 1.25 to 3 seconds, the last one the remainder.
-        names: the conditions to draw from; None for all, seen and unseen.
+        names: The conditions to draw from; None for all, seen and unseen.
 
     Raises:
-        InputError: for a negative seed, too few seconds, no names or an unknown one.
+        InputError: For a negative seed, too few seconds, no names or an unknown one.
     """
     if seed < 0:
         raise InputError(f"expected a seed of 0 or more, got {seed}; give a whole number such as 7")
