@@ -31,7 +31,7 @@ from sememe.world import (
 )
 from sememe.world.captions import full_caption, neutral_caption, script_caption
 from sememe.world.catalogue import CATALOGUE, parts_of
-from sememe.world.random_conditions import PREFIX as RANDOM_PREFIX
+from sememe.world.random_conditions import random_names
 from sememe.world.scene import PHOTOGRAPH_SHARE
 
 _DEFAULT = WorldData()
@@ -77,8 +77,7 @@ def _shuffle(scene: Scene, num_random: int) -> tuple[str, ...]:
 @lru_cache(maxsize=8)
 def _list_dealt(num_random: int) -> dict[str, bool]:
     """Whether each condition that is dealt needs layers, by name, sorted."""
-    drawn = (f"{RANDOM_PREFIX}{number}" for number in range(num_random))
-    names = [*(entry.name for entry in CATALOGUE), *drawn]
+    names = [*(entry.name for entry in CATALOGUE), *random_names(num_random)]
     return {name: any(part.needs_layers for part in parts_of(name)) for name in sorted(names)}
 
 

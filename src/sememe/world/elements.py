@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from sememe.world.condition import Family
 from sememe.world.drawing import outline
 from sememe.world.scene import Color
+from sememe.world.stage import Stage
 from sememe.world.take import Floats, Take, smooth_noise
 
 concept = Family("concept")
@@ -285,10 +286,15 @@ def heart(take: Take) -> Floats:
     stage = take.stage
     out = np.zeros((take.num_frames, stage.height, stage.width, 4), np.float32)
     for index, scale in enumerate(size):
-        shape = corners * scale * stage.subject_size * 1.15 + [stage.subject_x, stage.subject_y]
-        pixels = np.rint(((shape + np.array([stage.aspect, 1])) * stage.density - 0.5) * 16).astype(np.int32)
-        canvas = np.zeros((stage.height, stage.width), np.uint8)
         if scale > 0:
-            cv2.fillPoly(canvas, [pixels], 255, lineType=cv2.LINE_AA, shift=4)
-        out[index] = (canvas.astype(np.float32) / 255)[..., None] * np.array([0.9, 0.1, 0.22, 1], np.float32)
+            shape = corners * scale * stage.subject_size * 1.15 + [stage.subject_x, stage.subject_y]
+            out[index] = fill_outline(stage, shape)[..., None] * np.array([0.9, 0.1, 0.22, 1], np.float32)
     return out
+
+
+def fill_outline(stage: Stage, corners: Floats) -> Floats:
+    """How much of each pixel a polygon (corner, 2) in scene coordinates covers, (height, width) float32 in 0..1."""
+    pixels = np.rint(((corners + np.array([stage.aspect, 1])) * stage.density - 0.5) * 16).astype(np.int32)
+    canvas = np.zeros((stage.height, stage.width), np.uint8)
+    cv2.fillPoly(canvas, [pixels], 255, lineType=cv2.LINE_AA, shift=4)
+    return canvas.astype(np.float32) / np.float32(255)

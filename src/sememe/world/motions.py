@@ -103,7 +103,7 @@ def tumble(take: Take, side: float) -> None:
 
 @motion("it turns about like a paper figure")
 def turn_round(take: Take) -> None:
-    take.pose.scale_x *= _not_zero(np.cos(2 * np.pi * 1.5 * take.progress))
+    take.pose.scale_x *= not_zero(np.cos(2 * np.pi * 1.5 * take.progress))
 
 
 @motion("it does a backflip", split="unseen")
@@ -203,12 +203,12 @@ def spring(take: Take) -> None:
 @motion("it whirls upwards and away", split="unseen")
 def corkscrew(take: Take) -> None:
     take.pose.y -= 2.0 * take.progress**1.5
-    take.pose.scale_x *= _not_zero(np.cos(2 * np.pi * 2 * take.progress))
+    take.pose.scale_x *= not_zero(np.cos(2 * np.pi * 2 * take.progress))
 
 
 @motion("it tips over onto its head")
 def flip_over(take: Take) -> None:
-    take.pose.scale_y *= _not_zero(np.cos(np.pi * take.ramp(0.05, 0.8)))
+    take.pose.scale_y *= not_zero(np.cos(np.pi * take.ramp(0.05, 0.8)))
 
 
 @motion("it drifts off into the corner, growing small")
@@ -221,6 +221,6 @@ def drift_away(take: Take) -> None:
     take.pose.scale_y *= 0.4**amount
 
 
-def _not_zero(values: np.ndarray) -> np.ndarray:
+def not_zero(values: np.ndarray) -> np.ndarray:
     """Keeps a scale away from zero, where a picture would have no inverse."""
     return np.where(np.abs(values) < 0.08, np.copysign(0.08, values), values).astype(np.float32)

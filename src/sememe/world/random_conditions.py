@@ -28,7 +28,6 @@ from sememe.world.take import Floats, Take
 PREFIX = "random_"
 LEAST_DISTANCE = 0.4
 """How far a random path must keep from an unseen one, in scene units (root mean square over frames and points)."""
-_FAMILIES = ("concept", "style", "motion", "camera")
 _DRAWS: dict[str, Callable[[np.random.Generator], Part]] = {
     "concept": draw_concept,
     "style": draw_style,
@@ -59,9 +58,14 @@ def random_condition(number: int, catalogue: tuple[Condition, ...]) -> Condition
             return drawn
 
 
+def random_names(count: int) -> list[str]:
+    """Return the names of the first `count` random conditions."""
+    return [f"{PREFIX}{number}" for number in range(count)]
+
+
 def _draw(rng: np.random.Generator, name: str, catalogue: tuple[Condition, ...]) -> Condition:
     count = 1 + int(rng.choice(len(_NUM_PARTS), p=_NUM_PARTS))
-    families = [str(each) for each in rng.choice(_FAMILIES, size=count, replace=False)]
+    families = [str(each) for each in rng.choice([*_DRAWS], size=count, replace=False)]
     parts = [_DRAWS[family](rng) for family in families]
     if count > 1 and rng.random() < _SEEN_SHARE:
         seen = [entry for entry in catalogue if entry.split == "seen" and entry.family == families[0]]

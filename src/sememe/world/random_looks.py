@@ -10,10 +10,10 @@ import numpy as np
 
 from sememe.world.concepts import bulge, layer_grid, turn_to
 from sememe.world.drawing import outline
-from sememe.world.elements import falling
+from sememe.world.elements import falling, fill_outline
 from sememe.world.random_moves import Curve, Part
 from sememe.world.scene import BODIES, COLORS, Color, jitter, name_color
-from sememe.world.styles import edges, luminance
+from sememe.world.styles import edges, luminance, map_tones
 from sememe.world.take import Floats, Picture, Shard, Take, smooth_noise
 
 Change = Callable[[Take, Floats], Floats]
@@ -106,13 +106,8 @@ def _draw_region(rng: np.random.Generator) -> Region:
 
 def _tones(rng: np.random.Generator) -> Look:
     stops = np.array([_draw_color(rng) for _ in range(int(rng.integers(2, 6)))], np.float32)
-    levels = np.linspace(0, 255, len(stops))
-    table = np.stack([np.interp(np.arange(256), levels, stops[:, channel]) for channel in range(3)], axis=-1)
-
-    def change(_: Take, frames: Floats) -> Floats:
-        return np.asarray(table[(luminance(frames)[..., 0] * 255).clip(0, 255).astype(np.uint8)], np.float32)
-
-    return Look(change, f"turns to tones from {_name(stops[0])} to {_name(stops[-1])}")
+    phrase = f"turns to tones from {_name(stops[0])} to {_name(stops[-1])}"
+    return Look(lambda _, frames: map_tones(frames, stops), phrase)
 
 
 def _mixed(rng: np.random.Generator) -> Look:
@@ -391,11 +386,8 @@ def _shape(rng: np.random.Generator) -> Part:
         out = np.zeros((take.num_frames, stage.height, stage.width, 4), np.float32)
         for frame, scale in zip(out, size * np.abs(curve.at(take)), strict=True):
             points = (corners * scale + place) * stage.subject_size + [stage.subject_x, stage.subject_y]
-            pixels = np.rint(((points + np.array([stage.aspect, 1])) * stage.density - 0.5) * 16).astype(np.int32)
-            canvas = np.zeros((stage.height, stage.width), np.uint8)
             if scale > 0.02:
-                cv2.fillPoly(canvas, [pixels], 255, lineType=cv2.LINE_AA, shift=4)
-            frame[:] = (canvas.astype(np.float32) / 255 * alpha)[..., None] * color
+                frame[:] = (fill_outline(stage, points) * alpha)[..., None] * color
         return out
 
     def bend(take: Take) -> None:

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sememe.world.motions import not_zero
 from sememe.world.take import Floats, Take
 
 Bend = Callable[[Take], None]
 _LASTING = ("ramp", "power", "steps")
 _PASSING = ("wave", "hops", "return", "zigzag")
 _COMPASS = ("right", "down and right", "down", "down and left", "left", "up and left", "up", "up and right")
-_NARROWEST = 0.08  # a scale closer to zero has no inverse
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +128,62 @@ def _heading(x: float, y: float) -> str:
     return _COMPASS[round(np.arctan2(y, x) / (np.pi / 4)) % 8]
 
 
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A move of one number, which is drawn.
+
+    Attributes:
+        words: What it is called where the number is above 0, and below.
+        lasting: Least and largest size of a course that lasts.
+        passing: The same of one that passes.
+        apply: Moves a take by the number at each frame.
+        lasting_share: How often it lasts.
+    """
+
+    words: tuple[str, str]
+    lasting: tuple[float, float]
+    passing: tuple[float, float]
+    apply: Callable[[Take, Floats], None]
+    lasting_share: float = 0.5
+
+    def __call__(self, rng: np.random.Generator) -> Part:
+        """Draw the course and the number."""
+        curve = Curve.draw(rng, lasting_share=self.lasting_share)
+        amount = _amount(rng, curve, self.lasting, self.passing)
+
+        def bend(take: Take) -> None:
+            self.apply(take, np.float32(amount) * curve.at(take))
+
+        return Part(bend, self.words[0 if amount > 0 else 1] + _manner(curve))
+
+
+def _turn(take: Take, amount: Floats) -> None:
+    take.pose.rotation += amount
+
+
+def _grow(take: Take, amount: Floats) -> None:
+    take.pose.scale_x *= np.exp2(amount)
+    take.pose.scale_y *= np.exp2(amount)
+
+
+def _stretch(take: Take, amount: Floats) -> None:
+    factor = np.exp2(amount)
+    take.pose.scale_y *= factor
+    take.pose.scale_x /= factor**0.6
+
+
+def _lean(take: Take, amount: Floats) -> None:
+    take.pose.shear += amount
+
+
+def _roll(take: Take, amount: Floats) -> None:
+    take.camera.roll -= amount
+
+
+def _zoom(take: Take, amount: Floats) -> None:
+    take.camera.focal *= np.exp2(amount)
+
+
 def _travel(rng: np.random.Generator) -> Part:
     curve, angle = Curve.draw(rng), float(rng.uniform(0, 2 * np.pi))
     reach = abs(_amount(rng, curve, (0.8, 2.3), (0.3, 0.75)))
@@ -140,50 +196,6 @@ def _travel(rng: np.random.Generator) -> Part:
     return Part(bend, f"moves {_heading(x, y)}{_manner(curve)}")
 
 
-def _turn(rng: np.random.Generator) -> Part:
-    curve = Curve.draw(rng)
-    angle = _amount(rng, curve, (0.6, 7.0), (0.3, 0.9))
-
-    def bend(take: Take) -> None:
-        take.pose.rotation += np.float32(angle) * curve.at(take)
-
-    return Part(bend, f"turns {'clockwise' if angle > 0 else 'counterclockwise'}{_manner(curve)}")
-
-
-def _grow(rng: np.random.Generator) -> Part:
-    curve = Curve.draw(rng)
-    power = _amount(rng, curve, (0.6, 1.5), (0.4, 0.8))
-
-    def bend(take: Take) -> None:
-        factor = np.exp2(np.float32(power) * curve.at(take))
-        take.pose.scale_x *= factor
-        take.pose.scale_y *= factor
-
-    return Part(bend, f"{'grows' if power > 0 else 'shrinks'}{_manner(curve)}")
-
-
-def _stretch(rng: np.random.Generator) -> Part:
-    curve = Curve.draw(rng)
-    power = _amount(rng, curve, (0.5, 1.4), (0.4, 0.9))
-
-    def bend(take: Take) -> None:
-        factor = np.exp2(np.float32(power) * curve.at(take))
-        take.pose.scale_y *= factor
-        take.pose.scale_x /= factor**0.6
-
-    return Part(bend, f"is {'stretched' if power > 0 else 'squashed'}{_manner(curve)}")
-
-
-def _lean(rng: np.random.Generator) -> Part:
-    curve = Curve.draw(rng, lasting_share=0.3)
-    amount = _amount(rng, curve, (0.4, 1.1), (0.4, 0.9))
-
-    def bend(take: Take) -> None:
-        take.pose.shear += np.float32(amount) * curve.at(take)
-
-    return Part(bend, f"leans {'right' if amount > 0 else 'left'}{_manner(curve)}")
-
-
 def _flip(rng: np.random.Generator) -> Part:
     curve, turns, is_upright = (
         Curve.draw(rng, lasting_share=1.0),
@@ -192,8 +204,7 @@ def _flip(rng: np.random.Generator) -> Part:
     )
 
     def bend(take: Take) -> None:
-        scale = np.cos(np.float32(2 * np.pi * turns) * curve.at(take))
-        scale = np.where(np.abs(scale) < _NARROWEST, np.copysign(_NARROWEST, scale), scale).astype(np.float32)
+        scale = not_zero(np.cos(np.float32(2 * np.pi * turns) * curve.at(take)))
         if is_upright:
             take.pose.scale_x *= scale
         else:
@@ -212,26 +223,6 @@ def _pan(rng: np.random.Generator) -> Part:
         take.camera.tilt -= np.float32(y) * curve.at(take)
 
     return Part(bend, f"turns {_heading(x, y)}{_manner(curve)}")
-
-
-def _roll(rng: np.random.Generator) -> Part:
-    curve = Curve.draw(rng)
-    angle = _amount(rng, curve, (0.4, 3.2), (0.25, 0.7))
-
-    def bend(take: Take) -> None:
-        take.camera.roll -= np.float32(angle) * curve.at(take)
-
-    return Part(bend, f"rolls {'clockwise' if angle > 0 else 'counterclockwise'}{_manner(curve)}")
-
-
-def _zoom(rng: np.random.Generator) -> Part:
-    curve = Curve.draw(rng)
-    power = _amount(rng, curve, (0.6, 1.5), (0.4, 0.9))
-
-    def bend(take: Take) -> None:
-        take.camera.focal *= np.exp2(np.float32(power) * curve.at(take))
-
-    return Part(bend, f"zooms {'in' if power > 0 else 'out'}{_manner(curve)}")
 
 
 def _dolly(rng: np.random.Generator) -> Part:
@@ -259,5 +250,11 @@ def _truck(rng: np.random.Generator) -> Part:
     return Part(bend, f"moves {heading}{_manner(curve)}", needs_layers=True)
 
 
-_MOTIONS = (_travel, _travel, _travel, _turn, _turn, _grow, _stretch, _lean, _flip)
-_CAMERAS = (_pan, _pan, _roll, _zoom, _zoom, _dolly, _truck)
+_TURN = Move(("turns clockwise", "turns counterclockwise"), (0.6, 7.0), (0.3, 0.9), _turn)
+_GROW = Move(("grows", "shrinks"), (0.6, 1.5), (0.4, 0.8), _grow)
+_STRETCH = Move(("is stretched", "is squashed"), (0.5, 1.4), (0.4, 0.9), _stretch)
+_LEAN = Move(("leans right", "leans left"), (0.4, 1.1), (0.4, 0.9), _lean, lasting_share=0.3)
+_ROLL = Move(("rolls clockwise", "rolls counterclockwise"), (0.4, 3.2), (0.25, 0.7), _roll)
+_ZOOM = Move(("zooms in", "zooms out"), (0.6, 1.5), (0.4, 0.9), _zoom)
+_MOTIONS = (_travel, _travel, _travel, _TURN, _TURN, _GROW, _STRETCH, _LEAN, _flip)
+_CAMERAS = (_pan, _pan, _ROLL, _ZOOM, _ZOOM, _dolly, _truck)

@@ -58,12 +58,14 @@ def luminance(frames: Floats) -> Floats:
 @look("the picture turns into a heat camera's", name="thermal", stops=THERMAL)
 def tone(_: Take, picture: Picture, stops: tuple[Color, ...]) -> Floats:
     """Maps brightness to a scale of colours from the darkest to the lightest."""
-    colors = np.array(stops, np.float32)
+    return map_tones(picture.frames, np.array(stops, np.float32))
+
+
+def map_tones(frames: Floats, stops: Floats) -> Floats:
+    """Map brightness to colours (stop, 3) from the darkest to the lightest; those between stops are interpolated."""
     steps = np.linspace(0, 255, len(stops))
-    table = np.stack([np.interp(np.arange(256), steps, colors[:, channel]) for channel in range(3)], axis=-1).astype(
-        np.float32
-    )
-    return table[(luminance(picture.frames)[..., 0] * 255).clip(0, 255).astype(np.uint8)]
+    table = np.stack([np.interp(np.arange(256), steps, stops[:, channel]) for channel in range(3)], axis=-1)
+    return table.astype(np.float32)[(luminance(frames)[..., 0] * 255).clip(0, 255).astype(np.uint8)]
 
 
 @look("all colour drains from the picture")
