@@ -4,8 +4,9 @@ The encoders of the paper have learned from videos and texts of the internet wha
 learns it from labels that the world gives: linear probes read subject, nearness and colours at every place of both
 frames of a slice, and kind and colour of the subject and kind of the backdrop of the whole. The probes are thrown away.
 
-The compressor is trained with it: a probe reads the maps of places from the plans that it draws. From a renderer's
-gradient alone it learns slowly what plans are for (docs/log.md, 2026-11-26).
+The compressor is trained with it: probes read the same from the plans that it draws. From a renderer's gradient alone
+it learns slowly what plans are for (docs/log.md, 2026-11-26), and a plan that does not say what kind of subject it
+shows leaves that to the text alone.
 """
 
 from __future__ import annotations
@@ -33,10 +34,14 @@ from sememe.training.held_out import ItemPicker
 from sememe.training.stage import Stage, StepLoss, Weights
 
 _PLAN_NOISE = 0.2  # beside unit variance; without any, three of eight numbers came to carry all
+_HEAD_DIM = 256
 _NUM_MAPS = 5  # red, green, blue, subject, nearness
 
 Maps = Float[Tensor, "batch slice row column reading"]
 """Labels of a place: `_NUM_MAPS` numbers for each frame of a slice, each in 0..1."""
+
+Labels = dict[str, Float[Tensor, "batch slice value"]]
+"""Logits of the values of each label, by name."""
 
 Pictures = Float[Tensor, "batch number frame height width"]
 """Frames with the `_NUM_MAPS` numbers of each pixel."""
@@ -66,11 +71,37 @@ class Probes(nn.Module):
         self.maps = nn.Linear(feature_dim, _NUM_MAPS * frames_per_slice)
         self.labels = nn.ModuleDict({name: nn.Linear(feature_dim, count) for name, count in label_counts.items()})
 
-    def forward(self, features: EncoderFeatures) -> tuple[Maps, dict[str, Float[Tensor, "batch slice value"]]]:
+    def forward(self, features: EncoderFeatures) -> tuple[Maps, Labels]:
         """Return the maps, and for each label and slice the logits of its values."""
         normed = self.norm(features)
         pooled = normed.mean(dim=(2, 3))
         return self.maps(normed), {name: head(pooled) for name, head in self.labels.items()}
+
+
+class PlanHead(nn.Module):
+    """Readings of plans: linear ones of places; of a whole slice after a layer over the few numbers of each place.
+
+    Muon leaves modules of this name out: its steps are small for few numbers.
+
+    Args:
+        semantic_dim: Numbers per token of a plan.
+        frames_per_slice: Frames per slice.
+        label_counts: How many values each label has.
+    """
+
+    def __init__(self, semantic_dim: int, frames_per_slice: int, label_counts: Mapping[str, int]) -> None:
+        super().__init__()
+        self.maps = nn.Linear(semantic_dim, _NUM_MAPS * frames_per_slice)
+        # It begins with the middle of the range, because plans have unit variance, and the maps have much less.
+        nn.init.zeros_(self.maps.weight)
+        nn.init.constant_(self.maps.bias, 0.5)
+        self.places = nn.Sequential(nn.Linear(semantic_dim, _HEAD_DIM), nn.GELU())
+        self.labels = nn.ModuleDict({name: nn.Linear(_HEAD_DIM, count) for name, count in label_counts.items()})
+
+    def forward(self, plan: PlanFeatures) -> tuple[Maps, Labels]:
+        """Return the maps, and for each label and slice the logits of its values."""
+        pooled = self.places(plan).mean(dim=(2, 3))
+        return self.maps(plan), {name: head(pooled) for name, head in self.labels.items()}
 
 
 def _normalise(drawn: PlanFeatures) -> PlanFeatures:
@@ -110,11 +141,7 @@ class EncoderStage(Stage):
         self.tower = encoder.tower.train().requires_grad_(True)
         label_counts = {name: len(VOCABULARY[name]) for name in LABELS}
         self.probes = Probes(encoder.feature_dim, encoder.frames_per_slice, label_counts).train()
-        # Muon leaves modules of this name out: its steps are small for few numbers. It begins by predicting the middle
-        # of the range, because plans have unit variance, and the maps have much less.
-        self.plan_head = nn.Linear(compressor.config.semantic_dim, _NUM_MAPS * encoder.frames_per_slice)
-        nn.init.zeros_(self.plan_head.weight)
-        nn.init.constant_(self.plan_head.bias, 0.5)
+        self.plan_head = PlanHead(compressor.config.semantic_dim, encoder.frames_per_slice, label_counts)
         num_frames, height, width, _ = cache.arrays[FRAMES_ARRAY].shape
         fps = float(cache.describe(FRAMES_ARRAY)["fps"])
         picks = torch.from_numpy(encoder.clock.pick_frames(num_frames, fps))
@@ -135,14 +162,16 @@ class EncoderStage(Stage):
         levels = self.cache.select(FRAMES_ARRAY, picked)
         levels = levels[torch.arange(len(levels))[:, None], frames.to(levels.device)].to(device)
         # (clip, frame, height, width, number) -> (clip, number, frame, height, width)
-        numbers = self._shift(levels.permute(0, 4, 1, 2, 3).float() / 255, generator)
+        numbers = self._move(levels.permute(0, 4, 1, 2, 3).float() / 255, generator)
         words = self.cache.select(WORDS_ARRAY, picked).to(device, torch.int64)
         labels = {name: words[:, place] for place, name in enumerate(LABELS)}
         return EncoderBatch(numbers[:, :3] * 2 - 1, self._pool(numbers), labels)
 
-    def _shift(self, numbers: Pictures, generator: torch.Generator) -> Pictures:
-        """Shift all clips by as many pixels, with the edges repeated."""
+    def _move(self, numbers: Pictures, generator: torch.Generator) -> Pictures:
+        """Mirror half of the clips, and shift all by as many pixels, with the edges repeated."""
         most, (height, width) = self.settings.max_shift, numbers.shape[-2:]
+        is_mirrored = (torch.rand(len(numbers), generator=generator) < 0.5).to(numbers.device)
+        numbers = torch.where(is_mirrored.view(-1, 1, 1, 1, 1), numbers.flip(-1), numbers)
         down, right = torch.randint(2 * most + 1, (2,), generator=generator).tolist()
         padded = functional.pad(numbers.flatten(0, 1), (most, most, most, most), mode="replicate")
         return padded[..., down : down + height, right : right + width].unflatten(0, numbers.shape[:2])
@@ -154,7 +183,8 @@ class EncoderStage(Stage):
         levels = draw_noise_levels("half_normal", _PLAN_NOISE, len(plan), generator)
         plan = add_semantic_noise(plan, levels, generator)
         maps, logits = self.probes(features)
-        place, plan_place = (_average_error(found, batch.maps) for found in (maps, self.plan_head(plan)))
+        plan_maps, plan_logits = self.plan_head(plan)
+        place, plan_place = (_average_error(found, batch.maps) for found in (maps, plan_maps))
         divergence = posterior.kl_loss()
         total = (place + plan_place).sum() + self.settings.kl_weight * divergence * len(place)
         with torch.no_grad():
@@ -165,12 +195,12 @@ class EncoderStage(Stage):
             "kl": divergence.detach(),
             "collapsed_channels": self._channels.has_collapsed.float().sum(),
         }
-        for name, values in logits.items():
-            num_slices = values.shape[1]
-            truth = batch.labels[name].repeat_interleave(num_slices)
-            losses = functional.cross_entropy(values.float().flatten(0, 1), truth, reduction="sum")
-            total = total + self.settings.label_weight * losses / num_slices
-            metrics[name] = (values.flatten(0, 1).argmax(dim=-1) == truth).float().mean()
+        for prefix, found in (("", logits), ("plan_", plan_logits)):
+            for name, values in found.items():
+                truth = batch.labels[name].repeat_interleave(values.shape[1])
+                losses = functional.cross_entropy(values.float().flatten(0, 1), truth, reduction="sum")
+                total = total + self.settings.label_weight * losses / values.shape[1]
+                metrics[prefix + name] = (values.flatten(0, 1).argmax(dim=-1) == truth).float().mean()
         return StepLoss(total=total, num_samples=len(place), metrics=metrics)
 
     def _pool(self, numbers: Pictures) -> Maps:

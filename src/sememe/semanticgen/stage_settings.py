@@ -62,15 +62,15 @@ class EncoderSettings(Record):
     both frames of a slice. For a slice as a whole: kind and colour of the subject and kind of the backdrop, with loss
     weight `label_weight`.
 
-    The compressor is trained with it: another linear probe reads the same numbers of every position from the plans that
-    the compressor samples. `kl_weight` is the weight of their KL divergence from a standard Gaussian.
+    The compressor is trained with it: further probes read the same from the plans that the compressor samples.
+    `kl_weight` is the weight of their KL divergence from a standard Gaussian.
 
-    Each clip of a batch contributes `num_slices` slices, because those of one clip are similar, and all are shifted by
-    up to `max_shift` pixels, so that the position in the patch grid does not matter.
+    Each clip of a batch contributes `num_slices` slices, because those of one clip are similar. Half of the clips are
+    mirrored, and all are shifted by up to `max_shift` pixels, so that the position in the patch grid does not matter.
     """
 
     batch_size: Count = 64
-    label_weight: Scale = 0.003
+    label_weight: Scale = 0.01
     kl_weight: Scale = 1e-4
     num_slices: Count = 1
     max_shift: Whole = 6
