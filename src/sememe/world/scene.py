@@ -318,7 +318,7 @@ def random_finish(rng: np.random.Generator, *, held_out: bool) -> Finish:
 
 def color_distance(first: Color, second: Color) -> float:
     """Sum of the differences of red, green and blue."""
-    return sum(abs(a - b) for a, b in zip(first, second, strict=True))
+    return abs(first[0] - second[0]) + abs(first[1] - second[1]) + abs(first[2] - second[2])
 
 
 def name_color(color: Color) -> str:
@@ -333,5 +333,5 @@ def _mix(first: Color, second: Color) -> Color:
 
 def jitter(rng: np.random.Generator, color: Color) -> Color:
     """A colour close to another."""
-    red, green, blue = (float(np.clip(value + rng.uniform(-0.06, 0.06), 0.04, 0.97)) for value in color)
+    red, green, blue = (min(max(value + rng.uniform(-0.06, 0.06), 0.04), 0.97) for value in color)
     return red, green, blue

@@ -34,6 +34,7 @@ BENT = frozenset({"inflate_and_float", "melt", "ripple", "spikes", "swirl"})
 SHORTEST, LONGEST = 1.25, 3.0  # seconds of a span, but for the last one, which takes what is left
 _TICKS = 8  # spans begin on eighths of a second
 _STILL_SHARE = 0.06  # of the spans show nothing
+_MOVES = frozenset({"motion", "camera"})  # families
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,24 +70,21 @@ def can_follow(earlier: Sequence[str | None], name: str | None) -> bool:
 
 def _fits(lasting: Sequence[Condition], entries: Sequence[Condition]) -> bool:
     """Return whether a span of `entries` is seen well while others last."""
-    if not lasting:
-        return True
     names = {entry.name for entry in lasting}
-    if names & CLOSING:
-        return False
-    for entry in entries:
-        moves = entry.family in {"motion", "camera"}
-        clashes = (
-            entry.name in names,
-            entry.family == "concept" and any(each.family == "style" for each in lasting),
-            entry.name in ANCHORED and any(each.family in {"motion", "camera"} for each in lasting),
-            moves and bool(names & ANCHORED),
-            entry.name in BROKEN and bool(names & (BENT | BROKEN)),
-            entry.name in BENT and bool(names & BROKEN),
-        )
-        if any(clashes):
-            return False
-    return True
+    return not lasting or (names.isdisjoint(CLOSING) and not any(_clashes(lasting, names, entry) for entry in entries))
+
+
+def _clashes(lasting: Sequence[Condition], names: set[str], entry: Condition) -> bool:
+    """Return whether a condition is not seen well while others last, whose names are `names`."""
+    moves = entry.family in _MOVES
+    return (
+        entry.name in names
+        or (entry.family == "concept" and any(each.family == "style" for each in lasting))
+        or (entry.name in ANCHORED and any(each.family in _MOVES for each in lasting))
+        or (moves and not names.isdisjoint(ANCHORED))
+        or (entry.name in BROKEN and not (names.isdisjoint(BENT) and names.isdisjoint(BROKEN)))
+        or (entry.name in BENT and not names.isdisjoint(BROKEN))
+    )
 
 
 def _find_lasting(names: Sequence[str | None]) -> list[Condition]:
@@ -153,6 +151,6 @@ def _draw_condition(
         for name in deck
         if (is_last or CLOSING.isdisjoint(name.split("+")))
         and name not in earlier[-1:]
-        and _fits(lasting, parts_of(name))
+        and (not lasting or _fits(lasting, parts_of(name)))
     ]
     return None if is_still or not options else options[int(rng.integers(len(options)))]
