@@ -81,9 +81,6 @@ def test_a_row_is_measured_and_saved(tmp_path: Path) -> None:
     assert document["rows"]["greys"]["summary"]["mean"] == 12
     assert document["rows"]["greys"]["cases"] == [{"case": case, "level": case} for case in range(10, 15)]
     assert "60.0 %" in runner.report.to_markdown()
-    noted = replace(runner.report, notes=("Greys alone.",))
-    assert (noted.to_document()["notes"], document["notes"]) == (["Greys alone."], [])
-    assert noted.to_markdown() == f"{runner.report.to_markdown()}\n\nGreys alone."
     runner.write_sheet([row], tmp_path / "sheet.png", num_examples=1)
     assert read_image(tmp_path / "sheet.png").shape[0] > 2 * 96
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +13,23 @@ from semanticgen.semantic_pipelines import make_pipeline
 from sememe.compute.loading_settings import LoadingSettings
 from sememe.errors import InputError
 from sememe.evaluation.drift import measure_drift
-from sememe.evaluation.reader import VOCABULARY, SceneReader
+from sememe.evaluation.reader import VOCABULARY, ClipReader, SceneReader
 from sememe.evaluation.statistics import wilson_interval
 from sememe.evaluation.still_oracle import StillOracle
 from sememe.semanticgen import evaluation
-from sememe.semanticgen.evaluation import DRIFT, NO_READER, STRICTNESS, Maker, RowSettings, list_rows
-from sememe.semanticgen.judgements import Likeness, ScriptCase, ScriptResult, Sighting, compare_renders, summarise
+from sememe.semanticgen.evaluation import DRIFT, READER, STRICTNESS, Maker, RowSettings, list_rows
+from sememe.semanticgen.judgements import (
+    Likeness,
+    ScriptCase,
+    ScriptReading,
+    ScriptResult,
+    compare_renders,
+    read_script,
+    summarise,
+)
 from sememe.video import Clip, read_image
 from sememe.workflows.evaluate import EvaluationSettings, evaluate
-from sememe.world import EVALUATION_SEED
+from sememe.world import EVALUATION_SEED, random_script, render_script
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -68,7 +76,6 @@ def test_every_row_gives_figures(settings: EvaluationSettings, tmp_path: Path, m
     long = cases["long"][0]["reading"]["asked_conditions"]
     assert (document["rows"]["long"]["about"]["num_frames"], len(long)) == (33, 2)
     assert all(word in report.to_markdown() for word in (*names, "subject", "drift of contrast", "read path"))
-    assert document["notes"] == []
     # What is read from a report is what was measured.
     again = evaluate(replace(settings, rows=("truth",), output=output, sheet=sheet)).rows
     assert [(row.results, row.summary) for row in again] == [(row.results, row.summary) for row in report.rows]
@@ -106,18 +113,12 @@ def test_plans_texts_and_settings_are_those_of_the_row(
     assert changed["floor"].plan.plan_noise == 0  # type: ignore[attr-defined]
 
 
-def test_without_a_reader_clips_are_compared_with_renders(
-    settings: EvaluationSettings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(evaluation, "READER", tmp_path / "none")
-    output, sheet = tmp_path / "report.json", tmp_path / "sheet.png"
+def test_the_reader_of_the_package_and_nearest_renders_judge(settings: EvaluationSettings, tmp_path: Path) -> None:
+    output = tmp_path / "report.json"
     rows = ("truth", "prompt", "source", "source_ceiling")
-    alone = replace(settings, options={}, rows=rows, generations=3, output=output, sheet=sheet)
-    report = evaluate(alone)
+    shipped = replace(settings, options={}, rows=rows, generations=3, output=output)
+    report = evaluate(shipped)
     document = json.loads(output.read_text())
-    assert document["notes"] == [NO_READER]
-    assert report.to_markdown().endswith(NO_READER)
-    assert "subject |" not in report.to_markdown()
     cases = {name: row["cases"] for name, row in document["rows"].items()}
     assert [case["likeness"]["rank"] for case in cases["truth"]] == [1, 1, 1]
     assert all(case["likeness"]["psnr"] == 100 > case["likeness"]["others"] for case in cases["truth"])
@@ -126,17 +127,29 @@ def test_without_a_reader_clips_are_compared_with_renders(
     assert [case["likeness"] for case in cases["source"]] == [None] * 3
     assert [case["moving_path"] for case in cases["prompt"]] == [None] * 3
     assert all(isinstance(case["moving_path"], float) for case in (*cases["source"], *cases["source_ceiling"]))
-    seen = {name: [case["sighting"] for case in each] for name, each in cases.items()}
+    read = {name: [case["reading"] for case in each] for name, each in cases.items()}
     right = {
-        name: sum(each["seen_conditions"] == each["asked_conditions"] for each in row) for name, row in seen.items()
+        name: sum(each["read_conditions"] == each["asked_conditions"] for each in row) for name, row in read.items()
     }
     assert right["truth"] >= 2
     assert right["prompt"] == 0
-    assert seen["truth"][0]["asked"].keys() == seen["truth"][0]["seen"].keys() == {"subject", "place", "colour"}
-    assert all(case["reading"] is None for each in cases.values() for case in each)
     assert [ScriptResult.from_values(case) for case in cases["source"]] == [*report.rows[2].results]
     with pytest.raises(InputError, match="another"):  # what one reader finds is not what another does
-        evaluate(replace(alone, options=settings.options))
+        evaluate(replace(shipped, options=settings.options))
+
+
+def test_the_reader_of_the_package_reads_true_renders() -> None:
+    """Of 120 true renders it reads the subject in 82 %, the place in 87 % and the colour in 86 % (docs/evidence.md)."""
+    reader = ClipReader.load(READER)
+    right = {"subject": 0, "place": 0, "colour": 0}
+    for seed in range(EVALUATION_SEED + 100, EVALUATION_SEED + 112):
+        script = random_script(seed, seconds=33 / 8)
+        clip = render_script(script.scene, script.spans, size=(64, 64), fps=8.0).clip
+        reading, path = read_script(reader, None, clip, script)
+        assert path.shape[1] == 2
+        for name in right:
+            right[name] += reading.asked[name] == reading.read[name]
+    assert all(count >= 7 for count in right.values()), right
 
 
 def test_a_clip_is_nearest_to_its_own_render_or_not() -> None:
@@ -154,23 +167,20 @@ def test_the_figures_of_a_row() -> None:
     drift = measure_drift(Clip(np.full((2, 16, 16, 3), 110, np.uint8), 8.0))
     look: dict[str, str] = {"subject": "cat", "place": "hills", "colour": "red"}
     spans: tuple[str | None, ...] = ("jump", None)
+    right = ScriptReading(look, look, spans, spans, 0.5, stays=True)
+    wrong = ScriptReading(look, look | {"place": "city"}, spans, ("jump", "night"), 0.7, stays=False)
     results = [
-        ScriptResult(ScriptCase(1, 1, 0), Likeness(20.0, 1, 10.0), 0.5, drift, Sighting(look, look, spans, spans)),
-        ScriptResult(
-            ScriptCase(2, 2, 0),
-            Likeness(10.0, 2, 12.0),
-            None,
-            drift,
-            Sighting(look, look | {"place": "city"}, spans, ("jump", "night")),
-        ),
+        ScriptResult(ScriptCase(1, 1, 0), Likeness(20.0, 1, 10.0), 0.5, drift, right, None),
+        ScriptResult(ScriptCase(2, 2, 0), Likeness(10.0, 2, 12.0), None, drift, wrong, None),
     ]
     summary = summarise(results)
     assert [result.is_right for result in results] == [True, False]
-    assert (summary.nearest, summary.reading) == (wilson_interval(1, 2), None)
-    assert summary.sighting is not None
-    shares = {field.name: getattr(summary.sighting, field.name).value for field in fields(summary.sighting)}
-    halves = {"place": 0.5, "order": 0.5, "everything": 0.5}
-    assert shares == {"subject": 1.0, "colour": 1.0, "condition": 0.75} | halves
+    assert summary.nearest == wilson_interval(1, 2)
+    names = ("subject", "colour", "condition", "place", "order", "everything", "stays")
+    shares = [getattr(summary.reading, name).wilson.value for name in names]
+    assert shares == [1.0, 1.0, 0.75, 0.5, 0.5, 0.5, 0.5]
+    assert summary.reading.consistency.value == pytest.approx(0.6)
+    assert {family: each.value for family, each in summary.by_group.items()} == {"motion": 1.0, "nothing": 0.5}
     assert [ScriptResult.from_values(json.loads(json.dumps(asdict(each)))) for each in results] == results
     means = [each.value for each in (summary.psnr, summary.others, summary.moving_path) if each is not None]
     assert means == [15.0, 11.0, 0.5]

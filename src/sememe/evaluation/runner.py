@@ -82,14 +82,12 @@ class EvaluationReport:
         identity: All that the results depend on, plain values; a report is only continued with the same.
         environment: Software and machine, plain values.
         rows: In the order in which they were measured.
-        notes: Remarks on the figures, such as what was not judged.
     """
 
     system: str
     identity: Mapping[str, Any]
     environment: Mapping[str, Any]
     rows: tuple[RowReport[Any], ...] = ()
-    notes: tuple[str, ...] = ()
 
     def to_document(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -98,7 +96,6 @@ class EvaluationReport:
             "system": self.system,
             "identity": dict(self.identity),
             "environment": dict(self.environment),
-            "notes": list(self.notes),
             "is_complete": all(row.is_complete for row in self.rows),
             "rows": {
                 row.name: {
@@ -122,7 +119,7 @@ class EvaluationReport:
             for name, row in rows.items()
         ]
         tables = [to_markdown(headline), *([to_markdown(groups)] if any(len(line) > 1 for line in groups) else [])]
-        return "\n\n".join([*tables, *self.notes])
+        return "\n\n".join(tables)
 
 
 def write_report(report: EvaluationReport, path: Path) -> None:
@@ -227,12 +224,10 @@ class SystemRows(Generic[CaseT, ResultT]):
     Attributes:
         rows: All there are.
         identity: What their results depend on besides model, settings and seed, as plain values.
-        notes: Remarks on the figures of all rows.
     """
 
     rows: tuple[Row[CaseT, ResultT], ...]
     identity: Mapping[str, Any]
-    notes: tuple[str, ...] = ()
 
 
 def choose_rows(rows: Sequence[Row[CaseT, ResultT]], names: Sequence[str] | None) -> tuple[Row[CaseT, ResultT], ...]:

@@ -19,12 +19,9 @@ from sememe.evaluation.still_oracle import StillOracle
 from sememe.semanticgen.judgements import (
     Likeness,
     ScriptCase,
-    ScriptReading,
     ScriptResult,
-    Sighting,
     compare_renders,
     read_script,
-    see_script,
     summarise,
 )
 from sememe.semanticgen.pipeline import SemanticGenPipeline
@@ -48,12 +45,6 @@ MOVING = (
     *("jump", "rise", "sink", "walk_left", "walk_right", "zigzag"),
 )
 """Conditions that move the subject before a camera at rest, and end or may end a story: how paths are followed."""
-NO_READER = (
-    "There is no reader, so that consistency and whether the subject stays are not judged, and subject, place, colour "
-    "and conditions by nearest renders alone, whose own limits the rows ceiling and floor show. Train one "
-    "(sememe train tiny-reader) and give --set reader=runs/tiny-reader."
-)
-"""Note of reports without a reader."""
 LEVELS = (0.25, 0.5, 1.0, 2.0)
 """Standard deviations of the noise on plans whose curve is measured; `source` is the one without any."""
 
@@ -118,7 +109,7 @@ def list_rows(num_frames: int, longer: int, *, takes_image: bool) -> tuple[RowSe
         row("plan_alone", "the same plan without a text", method="source", has_text=False),
         row("floor", "no text: how often clips are right by chance", has_text=False),
         row("ceiling", "the true render through the autoencoder", method="autoencoder"),
-        row("truth", "the true render: how often the reader is right", method="truth"),
+        row("truth", "the true render: how often the judges are right", method="truth"),
         follow("source", "the plan of a clip of another scene, under a text of its own"),
         row("source_ceiling", "these clips through the autoencoder", method="autoencoder", names=MOVING),
         *(
@@ -151,10 +142,10 @@ class Maker:
     Args:
         pipeline: Pipeline that makes the clips.
         settings: Settings of the generations.
-        reader: Reader that judges them as well; None for what is judged without one.
+        reader: Reader that judges them.
     """
 
-    def __init__(self, pipeline: SemanticGenPipeline, settings: Settings, reader: ClipReader | None) -> None:
+    def __init__(self, pipeline: SemanticGenPipeline, settings: Settings, reader: ClipReader) -> None:
         self.pipeline, self.settings, self.reader = pipeline, settings, reader
         self._film = lru_cache(maxsize=64)(self._render)
         self._renders = lru_cache(maxsize=1)(self._render_all)
@@ -189,35 +180,24 @@ class Maker:
         if row.has_own_look:
             renders = self._renders(tuple(each.script for each in cases), row.num_frames, row.names)
             likeness = compare_renders(clip, renders, cases.index(case))
-        reading: ScriptReading | None = None
         moving_path = self._correlate(row, case, find_moving_path(clip), clip.fps) if row.has_path else None
-        read_path = None
-        sighting: Sighting | None = None
-        if not row.is_long:
-            asked = self.asked(row, case)
-            sighting = see_script(_draw_stills(), clip, asked)
-        if self.reader is not None:
-            reading, path = read_script(self.reader, clip, self.asked(row, case), by_span=row.is_long)
-            read_path = None if row.is_long else self._correlate(row, case, path, self.reader.network.config.fps)
-        return ScriptResult(case, likeness, moving_path, measure_drift(clip), sighting, reading, read_path)
+        stills = None if row.is_long else _draw_stills()
+        reading, path = read_script(self.reader, stills, clip, self.asked(row, case))
+        read_path = None if row.is_long else self._correlate(row, case, path, self.reader.network.config.fps)
+        return ScriptResult(case, likeness, moving_path, measure_drift(clip), reading, read_path)
 
     def show(self, row: RowSettings, case: ScriptCase, clip: Clip, result: ScriptResult) -> list[SheetRow]:
         """Return rows of the sheet: what was made, and the true render."""
-        found, reading = [], result.reading
+        names = (name or "nothing" for name in result.reading.read_conditions[:4])
+        found = [f"read as {', '.join([*result.reading.read.values(), *names])}"]
         if result.likeness is not None:
             found.append(f"its render is number {result.likeness.rank} of the nearest")
-        if reading is not None:
-            names = (name or "nothing" for name in reading.read_conditions[:4])
-            found.append(f"read as {', '.join([*reading.read.values(), *names])}")
-        if result.sighting is not None:
-            seen = (name or "nothing" for name in result.sighting.seen_conditions)
-            found.append(f"nearest renders show {', '.join([*result.sighting.seen.values(), *seen])}")
         asked = self.asked(row, case)
         text = (
             script_caption(asked.scene, [parts_of(name) for name, _ in asked.spans[:4]]) if row.has_text else "no text"
         )
         return [
-            SheetRow(f"{row.name}: {'; '.join(found) or 'not judged'}", clip),
+            SheetRow(f"{row.name}: {'; '.join(found)}", clip),
             SheetRow(f"true render of the script; text: {text}", self.film(row, case).clip),
         ]
 
@@ -278,7 +258,7 @@ def build_rows(
     generations: int,
     per_scene: int,
     seed: int,
-    reader: str | None = None,
+    reader: str | Path = READER,
 ) -> SystemRows[ScriptCase, ScriptResult]:
     """Build all rows of the evaluation.
 
@@ -289,14 +269,12 @@ def build_rows(
         generations: Number of cases in each row.
         per_scene: Has no effect, because each script has a scene of its own.
         seed: Seed of scripts and noise.
-        reader: Run or folder of the reader; None for the one that comes with the package, or for none if there is
-            none.
+        reader: Run or folder of the reader.
 
     Raises:
         ModelError: There is no such reader.
     """
-    source = READER if reader is None and READER.is_dir() else reader
-    judge = None if source is None else ClipReader.load(source)
+    judge = ClipReader.load(reader)
     maker, size = Maker(pipeline, settings, judge), settings.size
     config: Any = pipeline.transformer.config
     rows = list_rows(
@@ -326,6 +304,4 @@ def build_rows(
         )
         for row in rows
     )
-    if judge is not None:
-        return SystemRows(built, {"reader": judge.fingerprint})
-    return SystemRows(built, {"reader": None}, (NO_READER,))
+    return SystemRows(built, {"reader": judge.fingerprint})

@@ -1,4 +1,4 @@
-"""Judgements of the clips of the evaluation, by nearest renders and by a reader, and the figures of a row."""
+"""Judgements of the clips of the evaluation, by a reader and by nearest renders, and the figures of a row."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -9,11 +9,11 @@ import numpy as np
 from sememe.evaluation.drift import MEASURES, Drift, measure_consistency
 from sememe.evaluation.metrics import psnr
 from sememe.evaluation.paths import Path2D
-from sememe.evaluation.reader import ClipReader, name_scene
+from sememe.evaluation.reader import ClipReader
 from sememe.evaluation.rows import Share, estimate_share
 from sememe.evaluation.span_oracle import read_spans
 from sememe.evaluation.statistics import Estimate, bootstrap_interval, format_mean, format_share, wilson_interval
-from sememe.evaluation.still_oracle import StillOracle, name_look
+from sememe.evaluation.still_oracle import TWINS, StillOracle, name_look
 from sememe.video import Clip, resize_clip
 from sememe.world import Script
 from sememe.world.catalogue import parts_of
@@ -50,35 +50,14 @@ class Likeness:
 
 
 @dataclass(frozen=True, slots=True)
-class Sighting:
-    """What the nearest renders show of a clip: words for its scene and its conditions.
+class ScriptReading:
+    """What a clip shows, whatever scene it is of.
 
     Attributes:
         asked: Words for the scene that the text names, by label; one word for places that look the same.
-        seen: Words for the nearest still of the first frame.
-        asked_conditions: What should happen, one after another; None for nothing.
-        seen_conditions: What the nearest renders of each span show.
-    """
-
-    asked: dict[str, str]
-    seen: dict[str, str]
-    asked_conditions: tuple[str | None, ...]
-    seen_conditions: tuple[str | None, ...]
-
-    @property
-    def is_right(self) -> bool:
-        return self.asked == self.seen and self.asked_conditions == self.seen_conditions
-
-
-@dataclass(frozen=True, slots=True)
-class ScriptReading:
-    """What the reader finds in a clip.
-
-    Attributes:
-        asked: Words for the scene that the text names, by label.
         read: Words that the reader finds.
         asked_conditions: What should happen, one after another; None for nothing.
-        read_conditions: What the reader finds.
+        read_conditions: What the nearest renders of each span show, or, in long videos, what the reader finds.
         consistency: Likeness of moments to the first and the one before, by the reader's features.
         stays: Whether the reader finds the same subject and colour at the end as at the beginning.
     """
@@ -105,42 +84,31 @@ class ScriptResult:
         moving_path: Correlation of the path of what moves with the subject's in the script; None where that is not
             asked.
         drift: Drift by the name of its measure.
-        sighting: What the nearest renders say; None of long videos.
-        reading: What the reader finds; None without one.
-        read_path: The same as `moving_path` of the path that the reader finds.
+        reading: What the clip shows.
+        read_path: The same as `moving_path` of the path that the reader finds; None of long videos.
     """
 
     case: ScriptCase
     likeness: Likeness | None
     moving_path: float | None
     drift: dict[str, Drift]
-    sighting: Sighting | None = None
-    reading: ScriptReading | None = None
-    read_path: float | None = None
+    reading: ScriptReading
+    read_path: float | None
 
     @property
     def is_right(self) -> bool:
-        for found in (self.reading, self.sighting):
-            if found is not None:
-                return found.is_right
-        return self.likeness is not None and self.likeness.rank == 1
+        return self.reading.is_right
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> "ScriptResult":
         """Return the result that `dataclasses.asdict` made these values of."""
-        likeness, sighting, reading = values["likeness"], values["sighting"], values["reading"]
-        if sighting is not None:
-            lists = {name: tuple(sighting[name]) for name in ("asked_conditions", "seen_conditions")}
-            sighting = Sighting(**(sighting | lists))
-        if reading is not None:
-            lists = {name: tuple(reading[name]) for name in ("asked_conditions", "read_conditions")}
-            reading = ScriptReading(**(reading | lists))
+        likeness, reading = values["likeness"], values["reading"]
+        lists = {name: tuple(reading[name]) for name in ("asked_conditions", "read_conditions")}
         made = {
             "case": ScriptCase(**values["case"]),
             "likeness": None if likeness is None else Likeness(**likeness),
             "drift": {name: Drift(**each) for name, each in values["drift"].items()},
-            "sighting": sighting,
-            "reading": reading,
+            "reading": ScriptReading(**(reading | lists)),
         }
         return cls(**(dict(values) | made))
 
@@ -162,49 +130,42 @@ def compare_renders(clip: Clip, renders: Sequence[Clip], place: int) -> Likeness
     )
 
 
-def see_script(oracle: StillOracle, clip: Clip, asked: Script) -> Sighting:
-    """Compare a clip with renders of every place and subject, and of every condition in the scene that was found.
+def read_script(
+    reader: ClipReader, stills: StillOracle | None, clip: Clip, asked: Script
+) -> tuple[ScriptReading, Path2D]:
+    """Read what a clip shows, and where its subject is.
 
     Args:
-        oracle: Oracle of the first frame.
+        reader: Finds subject, colour and place, and the subject's path.
+        stills: Finds the scene of the first frame, in which all conditions are rendered and compared with each span.
+            None for long videos, whose last spans look too little like the first frame: the reader reads each span.
         clip: Clip of a whole script.
         asked: What the text asks for.
-    """
-    found = oracle.read(clip.frames[0])
-    small = resize_clip(clip, max(16, clip.height // 2), max(16, clip.width // 2), "stretch")
-    return Sighting(
-        asked=name_look(asked.scene),
-        seen=name_look(found),
-        asked_conditions=tuple(name for name, _ in asked.spans),
-        seen_conditions=read_spans(small, found, [seconds for _, seconds in asked.spans]),
-    )
-
-
-def read_script(reader: ClipReader, clip: Clip, asked: Script, *, by_span: bool) -> tuple[ScriptReading, Path2D]:
-    """Read a clip, and where its subject is.
-
-    Args:
-        reader: Reader.
-        clip: Clip of a whole script.
-        asked: What the text asks for.
-        by_span: Whether to read each span alone, in a video whose parts are known; otherwise the reader has to find
-            where one condition ends.
     """
     names = tuple(name for name, _ in asked.spans)
-    parts = _cut(clip, asked) if by_span else [clip]
+    parts = _cut(clip, asked) if stills is None else [clip]
     readings = [reader.read(part, len(names) // len(parts)) for part in parts]
-    half = clip.num_frames // 2
+    half, first = clip.num_frames // 2, readings[0]
     ends = [reader.read(Clip(frames, clip.fps), 1) for frames in (clip.frames[:half], clip.frames[half:])]
-    first = readings[0]
     reading = ScriptReading(
-        asked=name_scene(asked.scene),
-        read={"subject": first.subject, "colour": first.colour, "place": first.place},
+        asked=name_look(asked.scene),
+        read={"subject": first.subject, "colour": first.colour, "place": TWINS.get(first.place, first.place)},
         asked_conditions=names,
-        read_conditions=tuple(name for each in readings for name in each.conditions),
+        read_conditions=(
+            tuple(name for each in readings for name in each.conditions)
+            if stills is None
+            else _read_conditions(stills, clip, asked)
+        ),
         consistency=round(measure_consistency(np.concatenate([each.features for each in readings])), 5),
         stays=(ends[0].subject, ends[0].colour) == (ends[1].subject, ends[1].colour),
     )
     return reading, np.concatenate([each.path for each in readings])
+
+
+def _read_conditions(stills: StillOracle, clip: Clip, asked: Script) -> tuple[str | None, ...]:
+    """Compare each span with renders of all conditions in the scene that is found in the first frame."""
+    small = resize_clip(clip, max(16, clip.height // 2), max(16, clip.width // 2), "stretch")
+    return read_spans(small, stills.read(clip.frames[0]), [seconds for _, seconds in asked.spans])
 
 
 def _cut(clip: Clip, script: Script) -> list[Clip]:
@@ -214,8 +175,8 @@ def _cut(clip: Clip, script: Script) -> list[Clip]:
 
 
 @dataclass(frozen=True, slots=True)
-class SightingSummary:
-    """The figures of a row by nearest renders: how many clips follow what was asked for.
+class ReadingSummary:
+    """The figures of a row of what its clips show.
 
     Attributes:
         subject: Share of clips with the right subject.
@@ -223,31 +184,6 @@ class SightingSummary:
         colour: The same of the subject's colour.
         condition: Share of spans that show their condition.
         order: Share of clips in which all spans do.
-        everything: Share of clips in which all of this is right.
-    """
-
-    subject: Estimate
-    place: Estimate
-    colour: Estimate
-    condition: Estimate
-    order: Estimate
-    everything: Estimate
-
-    def to_cells(self) -> dict[str, str]:
-        """The figures, by their column in a table."""
-        return {f"{field.name} seen": format_share(getattr(self, field.name)) for field in fields(self)}
-
-
-@dataclass(frozen=True, slots=True)
-class ReadingSummary:
-    """The figures of a row that a reader gives.
-
-    Attributes:
-        subject: Share of clips with the right subject.
-        place: The same of the place.
-        colour: The same of the subject's colour.
-        condition: Share of the conditions that were asked for and found, in any place.
-        order: Share of clips in which all conditions are found in their order, and no other.
         everything: Share of clips in which all of this is right.
         stays: Share of clips with the same subject and colour at the end.
         consistency: Mean likeness of moments.
@@ -282,9 +218,8 @@ class ScriptSummary:
         moving_path: Mean correlation of the path of what moves; None where that is not asked.
         read_path: The same of the path that the reader finds.
         drift: Mean start-end contrast, slope (without sign) and worst part by measure, in per cent.
-        sighting: What the nearest renders say; None where no clip was compared with them.
-        reading: What the reader found; None without one.
-        by_group: Share of found conditions by family; empty without a reader.
+        reading: What the clips show.
+        by_group: Share of spans that show their condition, by family.
     """
 
     num_generations: int
@@ -294,8 +229,7 @@ class ScriptSummary:
     moving_path: Estimate | None
     read_path: Estimate | None
     drift: dict[str, dict[str, Estimate]]
-    sighting: SightingSummary | None
-    reading: ReadingSummary | None
+    reading: ReadingSummary
     by_group: dict[str, Estimate]
 
     def to_cells(self) -> dict[str, Any]:
@@ -307,8 +241,7 @@ class ScriptSummary:
             "nearest": None if self.nearest is None else format_share(self.nearest),
             **{name: None if mean is None else format_mean(mean, "dB") for name, mean in levels.items()},
             **{name: None if mean is None else format_mean(mean, digits=2) for name, mean in paths.items()},
-            **({} if self.sighting is None else self.sighting.to_cells()),
-            **({} if self.reading is None else self.reading.to_cells()),
+            **self.reading.to_cells(),
             **{f"drift of {name}": format_mean(values["start_end"], "%") for name, values in self.drift.items()},
         }
 
@@ -317,13 +250,11 @@ def summarise(results: Sequence[ScriptResult]) -> ScriptSummary:
     """Return the figures of finished cases."""
     scripts = [result.case.script for result in results]
     likenesses = [result.likeness for result in results if result.likeness is not None]
-    sightings = [result.sighting for result in results if result.sighting is not None]
-    readings = [(result.case.script, result.reading) for result in results if result.reading is not None]
+    spans = [span for result in results for span in _list_spans(result)]
     families: dict[str, list[bool]] = {}
-    for _, reading in readings:
-        for name in reading.asked_conditions:
-            family = "+".join(part.family for part in parts_of(name)) or "nothing"
-            families.setdefault(family, []).append(name in reading.read_conditions)
+    for _, name, is_right in spans:
+        family = "+".join(part.family for part in parts_of(name)) or "nothing"
+        families.setdefault(family, []).append(is_right)
     ranks = [each.rank for each in likenesses]
     return ScriptSummary(
         num_generations=len(results),
@@ -339,8 +270,7 @@ def summarise(results: Sequence[ScriptResult]) -> ScriptSummary:
             }
             for name in MEASURES
         },
-        sighting=_summarise_sightings(sightings) if sightings else None,
-        reading=_summarise_readings(readings) if readings else None,
+        reading=_summarise_readings(results),
         by_group={family: wilson_interval(sum(hits), len(hits)) for family, hits in sorted(families.items())},
     )
 
@@ -351,24 +281,16 @@ def _average(values: Sequence[float | None]) -> Estimate | None:
     return bootstrap_interval(known) if known else None
 
 
-def _summarise_sightings(sightings: Sequence[Sighting]) -> SightingSummary:
-    def share(hits: Sequence[bool]) -> Estimate:
-        return wilson_interval(sum(hits), len(hits))
-
-    pairs = [zip(each.asked_conditions, each.seen_conditions, strict=True) for each in sightings]
-    return SightingSummary(
-        **{name: share([each.asked[name] == each.seen[name] for each in sightings]) for name in sightings[0].asked},
-        condition=share([asked == seen for spans in pairs for asked, seen in spans]),
-        order=share([each.asked_conditions == each.seen_conditions for each in sightings]),
-        everything=share([each.is_right for each in sightings]),
-    )
+def _list_spans(result: ScriptResult) -> list[tuple[int, str | None, bool]]:
+    """Return the script of each span, its condition, and whether the clip shows it."""
+    reading = result.reading
+    pairs = zip(reading.asked_conditions, reading.read_conditions, strict=True)
+    return [(result.case.script, asked, asked == read) for asked, read in pairs]
 
 
-def _summarise_readings(found: Sequence[tuple[int, ScriptReading]]) -> ReadingSummary:
-    scripts, readings = [script for script, _ in found], [reading for _, reading in found]
-    spans = [
-        (script, name in reading.read_conditions) for script, reading in found for name in reading.asked_conditions
-    ]
+def _summarise_readings(results: Sequence[ScriptResult]) -> ReadingSummary:
+    scripts, readings = [result.case.script for result in results], [result.reading for result in results]
+    spans = [span for result in results for span in _list_spans(result)]
 
     def share(hits: Sequence[bool]) -> Share:
         return estimate_share(hits, scripts)
@@ -378,7 +300,7 @@ def _summarise_readings(found: Sequence[tuple[int, ScriptReading]]) -> ReadingSu
             name: share([reading.asked[name] == reading.read[name] for reading in readings])
             for name in ("subject", "place", "colour")
         },
-        condition=estimate_share([hit for _, hit in spans], [script for script, _ in spans]),
+        condition=estimate_share([is_right for *_, is_right in spans], [script for script, *_ in spans]),
         order=share([reading.asked_conditions == reading.read_conditions for reading in readings]),
         everything=share([reading.is_right for reading in readings]),
         stays=share([reading.stays for reading in readings]),

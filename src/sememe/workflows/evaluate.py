@@ -104,7 +104,7 @@ def evaluate(settings: EvaluationSettings, on_progress: ProgressHandler = ignore
         chosen = choose_rows(made.rows, settings.rows)
         runner = Runner(
             made.rows,
-            EvaluationReport(settings.system, identity, _describe_environment(settings, model), notes=made.notes),
+            EvaluationReport(settings.system, identity, _describe_environment(settings, model)),
             lambda *progress: on_progress(Progress(*progress)),
             output=settings.output,
             batch_size=settings.batch_size,
