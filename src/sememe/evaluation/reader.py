@@ -96,7 +96,7 @@ class SceneReader(ModelMixin, ConfigMixin):
         width: int = 32,
         feature_dim: int = 192,
         fps: float = 4.0,
-        size: int = 32,
+        size: int = 64,
     ) -> None:
         super().__init__()
         self.stem = nn.Sequential(

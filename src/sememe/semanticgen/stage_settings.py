@@ -227,7 +227,7 @@ class ReaderNetwork(Record):
     width: Annotated[int, Range(least=4, multiple_of=4)] = 32
     feature_dim: Count = 192
     fps: Positive = 4.0
-    size: Annotated[int, Range(least=8, multiple_of=8)] = 32
+    size: Annotated[int, Range(least=8, multiple_of=8)] = 64
 
 
 @dataclass(frozen=True, kw_only=True)
