@@ -1,11 +1,15 @@
 """The built-in models do what they are for: floors that a broken default, scheduler or scale would break."""
 
+import hashlib
+import re
 from itertools import count
 
 import numpy as np
+import pytest
 import torch
 
 from sememe import Clip, Gen1Pipeline, SemanticGenPipeline, VideoAsPromptPipeline
+from sememe.checkpoints.zoo import WEIGHTS_FOLDER
 from sememe.evaluation.oracle import Oracle
 from sememe.gen1.evaluation import ROWS, Maker, deal_looks
 from sememe.gen1.structure import DepthEstimator
@@ -70,3 +74,13 @@ def test_videos_follow_the_plan_of_their_source() -> None:
     errors = [[np.square(clip.frames / 255.0 - source.frames / 255.0).mean() for source in sources] for clip in made]
     assert errors[0][0] < 0.6 * errors[0][1], errors
     assert errors[1][1] < 0.6 * errors[1][0], errors
+
+
+@pytest.mark.parametrize("name", ["video-as-prompt/tiny", "semanticgen/tiny", "gen1/tiny"])
+def test_the_card_lists_the_files_that_ship(name: str) -> None:
+    folder = WEIGHTS_FOLDER / name
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "README.md"]
+    listed = re.findall(r"\| `([^`]+)` \| `([0-9a-f]{64})` \|", (folder / "README.md").read_text())
+    assert dict(listed) == {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
+    }
