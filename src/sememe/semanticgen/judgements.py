@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -246,15 +246,21 @@ class ScriptSummary:
         }
 
 
+class _Span(NamedTuple):
+    script: int
+    name: str | None
+    is_shown: bool
+
+
 def summarise(results: Sequence[ScriptResult]) -> ScriptSummary:
     """Return the figures of finished cases."""
     scripts = [result.case.script for result in results]
     likenesses = [result.likeness for result in results if result.likeness is not None]
     spans = [span for result in results for span in _list_spans(result)]
     families: dict[str, list[bool]] = {}
-    for _, name, is_right in spans:
-        family = "+".join(part.family for part in parts_of(name)) or "nothing"
-        families.setdefault(family, []).append(is_right)
+    for span in spans:
+        family = "+".join(part.family for part in parts_of(span.name)) or "nothing"
+        families.setdefault(family, []).append(span.is_shown)
     ranks = [each.rank for each in likenesses]
     return ScriptSummary(
         num_generations=len(results),
@@ -270,7 +276,7 @@ def summarise(results: Sequence[ScriptResult]) -> ScriptSummary:
             }
             for name in MEASURES
         },
-        reading=_summarise_readings(results),
+        reading=_summarise_readings(results, spans),
         by_group={family: wilson_interval(sum(hits), len(hits)) for family, hits in sorted(families.items())},
     )
 
@@ -281,16 +287,14 @@ def _average(values: Sequence[float | None]) -> Estimate | None:
     return bootstrap_interval(known) if known else None
 
 
-def _list_spans(result: ScriptResult) -> list[tuple[int, str | None, bool]]:
-    """Return the script of each span, its condition, and whether the clip shows it."""
+def _list_spans(result: ScriptResult) -> list[_Span]:
     reading = result.reading
     pairs = zip(reading.asked_conditions, reading.read_conditions, strict=True)
-    return [(result.case.script, asked, asked == read) for asked, read in pairs]
+    return [_Span(result.case.script, asked, asked == read) for asked, read in pairs]
 
 
-def _summarise_readings(results: Sequence[ScriptResult]) -> ReadingSummary:
+def _summarise_readings(results: Sequence[ScriptResult], spans: Sequence[_Span]) -> ReadingSummary:
     scripts, readings = [result.case.script for result in results], [result.reading for result in results]
-    spans = [span for result in results for span in _list_spans(result)]
 
     def share(hits: Sequence[bool]) -> Share:
         return estimate_share(hits, scripts)
@@ -300,7 +304,7 @@ def _summarise_readings(results: Sequence[ScriptResult]) -> ReadingSummary:
             name: share([reading.asked[name] == reading.read[name] for reading in readings])
             for name in ("subject", "place", "colour")
         },
-        condition=estimate_share([is_right for *_, is_right in spans], [script for script, *_ in spans]),
+        condition=estimate_share([span.is_shown for span in spans], [span.script for span in spans]),
         order=share([reading.asked_conditions == reading.read_conditions for reading in readings]),
         everything=share([reading.is_right for reading in readings]),
         stays=share([reading.stays for reading in readings]),
