@@ -168,7 +168,7 @@ class ToyPipeline:
         size, steps = settings.size, settings.sampling.num_inference_steps
         frames = np.zeros((size.num_frames, size.height, size.width, 3)) if source is None else source[0].frames / 255
         for step in range(steps):
-            frames = frames + settings.guidance.light * float(self.transformer.level) / steps
+            frames = frames + settings.guidance.light * float(self.transformer.level.detach()) / steps
             callback_on_step_end(self, step, step, {})
         clip = Clip((255 * frames).clip(0, 255).round().astype(np.uint8), size.fps)
         return ToyOutput([clip], settings, prompt.split(", "))
