@@ -13,7 +13,7 @@ from sememe.evaluation.reader import ClipReader
 from sememe.evaluation.rows import Share, estimate_share
 from sememe.evaluation.span_oracle import read_spans
 from sememe.evaluation.statistics import Estimate, bootstrap_interval, format_mean, format_share, wilson_interval
-from sememe.evaluation.still_oracle import TWINS, StillOracle, name_look
+from sememe.evaluation.still_oracle import StillOracle, join_twins, name_look
 from sememe.video import Clip, resize_clip
 from sememe.world import Script
 from sememe.world.catalogue import parts_of
@@ -149,7 +149,7 @@ def read_script(
     ends = [reader.read(Clip(frames, clip.fps), 1) for frames in (clip.frames[:half], clip.frames[half:])]
     reading = ScriptReading(
         asked=name_look(asked.scene),
-        read={"subject": first.subject, "colour": first.colour, "place": TWINS.get(first.place, first.place)},
+        read=join_twins({"subject": first.subject, "colour": first.colour, "place": first.place}),
         asked_conditions=names,
         read_conditions=(
             tuple(name for each in readings for name in each.conditions)

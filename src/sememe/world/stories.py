@@ -71,7 +71,7 @@ def can_follow(earlier: Sequence[str | None], name: str | None) -> bool:
 def _fits(lasting: Sequence[Condition], entries: Sequence[Condition]) -> bool:
     """Return whether a span of `entries` is seen well while others last."""
     names = {entry.name for entry in lasting}
-    return not lasting or (names.isdisjoint(CLOSING) and not any(_clashes(lasting, names, entry) for entry in entries))
+    return names.isdisjoint(CLOSING) and not any(_clashes(lasting, names, entry) for entry in entries)
 
 
 def _clashes(lasting: Sequence[Condition], names: set[str], entry: Condition) -> bool:
