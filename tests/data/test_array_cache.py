@@ -297,7 +297,7 @@ def test_damage_is_named(tmp_path: Path) -> None:
     assert_complete(tmp_path)
     assert remove_damaged(tmp_path) == ()
     index = (tmp_path / INDEX_NAME).read_text()
-    for damaged_index, message in (('{"format": 1}', "not of format 4"), (index.replace("n3", "n4"), "something else")):
+    for damaged_index, message in (('{"format": 1}', "not of format 5"), (index.replace("n3", "n4"), "something else")):
         (tmp_path / INDEX_NAME).write_text(damaged_index)
         with pytest.raises(InputError, match=message):
             ArrayCache.open(tmp_path)

@@ -102,7 +102,7 @@ def test_plans_texts_and_settings_are_those_of_the_row(
             self.pipeline = pipeline
 
     monkeypatch.setattr(Maker, "_generate", watched)
-    evaluate(replace(settings, rows=("no_plan", "floor", "noise_0.5", "picture")))
+    evaluate(replace(settings, rows=("no_plan", "floor", "noise_0.5", "picture", "segments")))
     assert calls["floor"]["prompt"] == [""] != calls["no_plan"]["prompt"]
     assert not {"source", "image"} & calls["no_plan"].keys()
     assert [np.shape(each) for each in calls["picture"]["image"]] == [(16, 24, 3)]  # type: ignore[attr-defined]
@@ -111,6 +111,8 @@ def test_plans_texts_and_settings_are_those_of_the_row(
     assert changed["no_plan"].guidance.plan_guidance_scale == 0  # type: ignore[attr-defined]
     assert changed["noise_0.5"].plan.plan_noise == 0.5  # type: ignore[attr-defined]
     assert changed["floor"].plan.plan_noise == 0  # type: ignore[attr-defined]
+    assert calls["segments"]["prompt"] == ""
+    assert sum(seconds for seconds, _ in calls["segments"]["segments"]) == 17 / 8  # type: ignore[attr-defined]
 
 
 def test_the_reader_of_the_package_and_nearest_renders_judge(settings: EvaluationSettings, tmp_path: Path) -> None:

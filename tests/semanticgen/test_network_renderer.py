@@ -141,6 +141,18 @@ def test_each_segment_listens_to_its_own_text() -> None:
     close(found[:, :, 2:], model(**other, layout=alone).sample[:, :, 2:])
 
 
+def test_texts_of_slices_are_those_of_the_segments_that_they_lie_in() -> None:
+    model, target = make_renderer(), make_target(5)
+    first = target["encoder_hidden_states"]
+    second = torch.randn(first.shape, generator=torch.Generator().manual_seed(9))
+    outputs = [
+        model(**target | {"encoder_hidden_states": texts}, layout=lay_out(5, segment_ends=ends)).sample
+        for texts, ends in (((first, second), (1.0,)), ((first, first, second, second), (0.5, 1.0, 1.5)))
+    ]
+    close(*outputs)
+    assert not torch.allclose(outputs[0], model(**target, layout=lay_out(5)).sample)
+
+
 def test_all_weights_are_trained_and_checkpointing_changes_nothing() -> None:
     gradients = []
     for checkpointing in (False, True):

@@ -56,6 +56,9 @@ def test_the_cache_holds_latents_and_features_of_the_same_scripts(root: Path) ->
     encoder = load_encoder(semantic_runs(root) / "semantic-encoder" / "model" / "semantic_encoder", 4.0)
     assert cache.describe(ARRAY)["semantic_encoder"] == encoder.fingerprint
     assert all(", then " in caption or ";" in caption for caption in cache.full_captions)
+    spans = render_script(random_script(4, seconds=17 / 8).scene, random_script(4, seconds=17 / 8).spans, size=16).spans
+    assert cache.item(4).segment_captions == tuple(span.caption for span in spans)
+    assert cache.item(4).segment_ends == tuple(span.end for span in spans)
 
 
 def test_frames_and_words_tell_what_a_script_shows(root: Path) -> None:
@@ -222,7 +225,8 @@ def test_texts_that_were_embedded_before_need_no_text_encoder(root: Path, tmp_pa
     precompute_latents(resolve_recipe("smoke-semantic-latents", given, SemanticLatentsRecipe, "precompute"), latents)
     losses = []
     for cache in (latents, semantic_runs(root) / "semantic-latents"):
-        recipe = resolve_training_recipe("smoke-renderer", settings(root, "renderer"))
+        given = [*settings(root, "renderer"), "settings.segment_share=1"]
+        recipe = resolve_training_recipe("smoke-renderer", given)
         assert isinstance(recipe, RendererRecipe)
         stage = prepare_stage(replace(recipe, latents=cache), tmp_path / cache.name, None, ignore_progress).stage
         assert isinstance(stage, RendererStage)
@@ -252,6 +256,7 @@ def test_a_planner_meets_all_lengths(root: Path, tmp_path: Path) -> None:
     assert {batch.plans.shape[1] for batch in batches} == {1, 2, 3, 4}
     shortest = min(batches, key=lambda batch: batch.plans.shape[1])
     assert torch.isfinite(stage.loss(shortest, generators(0)[1]).total)
+    assert {len(batch.texts.places) for batch in batches} == {1, 2, 3, 4}  # whole, or a text for each slice
 
 
 def test_latents_take_the_place_of_features_and_belong_to_another_encoder(root: Path, tmp_path: Path) -> None:

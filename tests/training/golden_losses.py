@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sememe.data.array_cache import ArrayCache
+from sememe.data.cache_index import ClipItem
 from sememe.training.config import ScheduleConfig, TrainingConfig
 from sememe.training.loop import train
 from sememe.training.progress import read_log
@@ -28,7 +29,7 @@ StageCase = tuple[Callable[[], Stage], TrainingConfig]
 
 
 class MadeUpArrays(ArrayCache):
-    """A cache of 24 clips without files: four conditions in six scenes each.
+    """A cache of 24 clips without files: four conditions in six scenes each, half of which follow "nothing".
 
     Args:
         arrays: Values of each array, first axis clips.
@@ -49,6 +50,19 @@ class MadeUpArrays(ArrayCache):
 
     def __len__(self) -> int:
         return NUM_CLIPS
+
+    def item(self, index: int) -> ClipItem:
+        segments = (f"{self.captions[index]} does nothing", self.full_captions[index])
+        return ClipItem(
+            clip=str(index),
+            condition=self.conditions[index],
+            scene=self.scenes[index],
+            first_frame=self.scenes[index],
+            caption=self.captions[index],
+            full_caption=self.full_captions[index],
+            segment_captions=segments if index % 2 else (),
+            segment_ends=(0.8, 2.0) if index % 2 else (),
+        )
 
     def describe(self, name: str) -> dict[str, str]:
         assert name in self.arrays

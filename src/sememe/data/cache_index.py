@@ -17,7 +17,7 @@ from sememe.data.storage import FileRange, Storage
 from sememe.errors import InputError
 
 INDEX_NAME = "index.jsonl"
-_FORMAT = 4
+_FORMAT = 5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,7 +27,8 @@ class ClipItem:
     `clip` and `first_frame` name its frames and its first frame; clips with the same first frame share one
     `first_frame`. An expert is trained on clips of `split` "train"; a backbone is trained on all, but captions do not
     name the conditions of other splits. `references` are the clips that may serve as its reference; none means all
-    others of its condition. Clips of one `bucket` have one length and size.
+    others of its condition. Clips of one `bucket` have one length and size. Where one thing happens after another,
+    `segment_captions` name each beside who and where, and `segment_ends` are the seconds at which they end.
     """
 
     clip: str
@@ -39,6 +40,8 @@ class ClipItem:
     split: str = "train"
     references: tuple[str, ...] = ()
     bucket: str = ""
+    segment_captions: tuple[str, ...] = ()
+    segment_ends: tuple[float, ...] = ()
 
 
 FIELDS = tuple(field.name for field in fields(ClipItem))

@@ -62,6 +62,7 @@ class RowSettings:
         changes: Settings of the generation that differ.
         has_text: Whether there is a text.
         has_image: Whether the first picture of the true render is given.
+        has_segments: Whether each span has a text of its own, and not all of them one.
         has_own_look: Whether the text names the script's own scene, and not another one.
         group: Group of the row.
     """
@@ -74,6 +75,7 @@ class RowSettings:
     changes: tuple[tuple[str, Any], ...] = ()
     has_text: bool = True
     has_image: bool = False
+    has_segments: bool = False
     has_own_look: bool = True
     group: str = TABLE
 
@@ -97,12 +99,13 @@ def list_rows(num_frames: int, longer: int, *, takes_image: bool) -> tuple[RowSe
     row = partial(RowSettings, num_frames=num_frames)
     follow = partial(row, method="source", names=MOVING, has_own_look=False)
     still = tuple(name for name in conditions(family="motion") if name in PASSING)
-    long = partial(RowSettings, num_frames=longer, names=still, group=DRIFT)
+    long = partial(RowSettings, num_frames=longer, names=still, has_segments=True, group=DRIFT)
     pictured = row(
         "picture", "a text and the true render's first picture, with which plan and video begin", has_image=True
     )
     return (
         row("prompt", "a text alone: planned, then rendered"),
+        row("segments", "the same with a text for each span, which says when things happen", has_segments=True),
         *([pictured] if takes_image else []),
         row("no_plan", "the same renderer without a plan", changes=(("plan_guidance_scale", 0.0),)),
         row("true_plan", "the plan of the true render: what a perfect planner would give", method="source"),
@@ -170,7 +173,7 @@ class Maker:
         if row.method in ("truth", "autoencoder"):
             true = [self.film(row, case).clip for case in cases]
             return true if row.method == "truth" else reconstruct_clips(self.pipeline.vae, true)
-        if row.is_long:
+        if row.has_segments:
             return [clip for case in cases for clip in self._generate(row, [case])]
         return self._generate(row, cases)
 
@@ -210,7 +213,7 @@ class Maker:
     def _generate(self, row: RowSettings, cases: Sequence[ScriptCase]) -> list[Clip]:
         asked = [self.asked(row, case) for case in cases]
         given: dict[str, Any] = {}
-        if row.is_long:
+        if row.has_segments:
             (script,) = asked
             given["segments"] = [
                 (seconds, script_caption(script.scene, [parts_of(name)])) for name, seconds in script.spans
@@ -221,7 +224,7 @@ class Maker:
         if row.has_image:
             given["image"] = [self.film(row, case).clip.frames[0] for case in cases]
         output = self.pipeline(
-            "" if row.is_long else texts if row.has_text else [""] * len(cases),
+            "" if row.has_segments else texts if row.has_text else [""] * len(cases),
             num_frames=row.num_frames,
             settings=self.settings.override(**dict(row.changes)),
             generator=[torch.Generator().manual_seed(case.noise_seed) for case in cases],

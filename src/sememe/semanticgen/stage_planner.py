@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sememe.data.array_cache import ArrayCache
 from sememe.diffusion.objectives import FLOW, sample_losses, sample_sigma
@@ -17,8 +17,8 @@ from sememe.semanticgen.clocks import LatentClock
 from sememe.semanticgen.compressor import SemanticCompressor
 from sememe.semanticgen.network_renderer import SemanticGenTransformer
 from sememe.semanticgen.shapes import PlanFeatures, VideoLatents
-from sememe.semanticgen.stage_renderer import draw_texts
 from sememe.semanticgen.stage_settings import PlannerSettings
+from sememe.semanticgen.stage_texts import BatchTexts, ClipTexts
 from sememe.semanticgen.windows import make_layout
 from sememe.training.held_out import ItemPicker
 from sememe.training.stage import NoiseLosses, Stage, StepLoss, Weights, make_rng
@@ -27,10 +27,10 @@ from sememe.training.text_source import TextSource
 
 @dataclass(frozen=True, eq=False)
 class PlannerBatch:
-    """Plans and captions, the latter in the form of a `TextSource`."""
+    """Plans with their captions."""
 
     plans: PlanFeatures
-    text: Tensor
+    texts: BatchTexts
 
 
 class PlannerStage(Stage):
@@ -58,8 +58,17 @@ class PlannerStage(Stage):
         self.compressor = compressor.eval().requires_grad_(False)
         self.items: ItemPicker = ItemPicker(cache.scenes)
         slices, rows, columns, _ = cache.arrays[ARRAY].shape
-        clock = LatentClock.of_slices(read_clock(cache))
-        self._layouts = {count: make_layout(clock, (count, rows, columns)) for count in range(1, slices + 1)}
+        clock = read_clock(cache)
+        self._texts = ClipTexts(cache, text, settings.captions, settings.segment_share, clock)
+        self._layouts = {
+            (count, num_segments): make_layout(
+                LatentClock.of_slices(clock),
+                (count, rows, columns),
+                segment_ends=[clock.slice_seconds * end for end in range(1, num_segments)],
+            )
+            for count in range(1, slices + 1)
+            for num_segments in (1, count)
+        }
 
     def modules(self) -> Mapping[str, nn.Module]:
         return {"planner": self.planner}
@@ -67,12 +76,12 @@ class PlannerStage(Stage):
     def batch(self, step: int, generator: torch.Generator, device: torch.device) -> PlannerBatch:
         rng, settings = make_rng(generator), self.settings
         picked = self.items.draw(rng, settings.batch_size)
-        text = self.text.pick(draw_texts(self.cache, picked, settings.captions, rng))
         features = self.cache.select(ARRAY, torch.from_numpy(picked)).float().to(device)
         if rng.random() < settings.crop_share:
             features = features[:, : rng.integers(1, features.shape[1] + 1)]
+        texts = self._texts.draw(picked, features.shape[1], rng, device)
         # Outside `loss`, so that it is computed in float32.
-        return PlannerBatch(self.compressor.to(device).encode(features), text.to(device))
+        return PlannerBatch(self.compressor.to(device).encode(features), texts)
 
     def loss(self, batch: Any, generator: torch.Generator) -> StepLoss:
         noise = self.settings.noise
@@ -80,10 +89,10 @@ class PlannerStage(Stage):
         sigma = sample_sigma(len(clean), generator, noise.mean, noise.std, noise.shift)
         added = torch.randn(clean.shape, generator=generator, device=clean.device)
         with torch.no_grad():
-            text = self.text.embed(batch.text)
+            texts = batch.texts.embed(self.text)
         noisy = FLOW.add_noise(clean, added, sigma)
-        layout = self._layouts[clean.shape[2]]
-        predicted = self.planner(noisy, FLOW.timesteps(sigma), (text,), layout=layout).sample
+        layout = self._layouts[clean.shape[2], len(texts)]
+        predicted = self.planner(noisy, FLOW.timesteps(sigma), texts, layout=layout).sample
         losses = sample_losses(predicted, FLOW.target(clean, added, sigma))
         return StepLoss(total=losses.sum(), num_samples=len(losses), by_noise=NoiseLosses(losses, sigma))
 

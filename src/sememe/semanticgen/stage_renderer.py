@@ -11,15 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from sememe.backbones.first_frame import mark_first_frame
 from sememe.data.array_cache import ArrayCache
-from sememe.data.caption_policy import CaptionPolicy
-from sememe.data.pairing import draw_captions, pick_captions
 from sememe.diffusion.objectives import FLOW, sample_losses, sample_sigma
 from sememe.semanticgen.arrays import ARRAY, read_clock
 from sememe.semanticgen.clocks import LatentClock
@@ -28,6 +25,7 @@ from sememe.semanticgen.network_renderer import SemanticGenTransformer
 from sememe.semanticgen.noise import add_semantic_noise, draw_noise_levels
 from sememe.semanticgen.shapes import EncoderFeatures, PlanFeatures, VideoLatents
 from sememe.semanticgen.stage_settings import RendererSettings
+from sememe.semanticgen.stage_texts import BatchTexts, ClipTexts
 from sememe.semanticgen.windows import SliceShape, WindowLayout, make_layout
 from sememe.training.held_out import ItemPicker
 from sememe.training.samples import NUM_SAMPLES, Sampler
@@ -47,7 +45,7 @@ class RendererBatch:
         first_frames: Latents of the first pictures; None for a backbone that takes none.
         has_image: Whether each clip's picture is given.
         semantic: Features of the encoder; None for a batch without plans.
-        text: Captions, in the form of a `TextSource`.
+        texts: Captions.
         momentum: Share of the batch in the statistics of compressed features, large in the first steps.
     """
 
@@ -55,7 +53,7 @@ class RendererBatch:
     first_frames: VideoLatents | None
     has_image: Tensor
     semantic: EncoderFeatures | None
-    text: Tensor
+    texts: BatchTexts
     momentum: float
 
 
@@ -99,11 +97,20 @@ class RendererStage(Stage):
         self._num_mask_channels = config.in_channels - 2 * config.out_channels
         _, *grid = cache.arrays["clean"].shape
         slices, rows, columns, _ = cache.arrays[ARRAY].shape
-        plan = SliceShape(read_clock(cache).times(slices), rows, columns)
+        slice_clock = read_clock(cache)
+        self._texts = ClipTexts(cache, text, settings.captions, settings.segment_share, slice_clock)
+        self._num_slices, plan = slices, SliceShape(slice_clock.times(slices), rows, columns)
         shape = (grid[0], grid[1] // config.patch_size[1], grid[2] // config.patch_size[2])
-        self._layouts: dict[bool, WindowLayout] = {
-            has_plan: make_layout(clock, shape, plan if has_plan else None, window_seconds=settings.window_seconds)
+        self._layouts: dict[tuple[bool, int], WindowLayout] = {
+            (has_plan, num_segments): make_layout(
+                clock,
+                shape,
+                plan if has_plan else None,
+                window_seconds=settings.window_seconds,
+                segment_ends=[slice_clock.slice_seconds * end for end in range(1, num_segments)],
+            )
             for has_plan in (True, False)
+            for num_segments in (1, slices)
         }
 
     @property
@@ -123,7 +130,6 @@ class RendererStage(Stage):
     def batch(self, step: int, generator: torch.Generator, device: torch.device) -> RendererBatch:
         rng, settings, cache = make_rng(generator), self.settings, self.cache
         picked = self.items.draw(rng, settings.batch_size)
-        text = self.text.pick(draw_texts(cache, picked, settings.captions, rng))
         has_plan, has_image = rng.random() >= settings.drop_plan, rng.random(len(picked)) < settings.image_share
         indices = torch.from_numpy(picked)
         return RendererBatch(
@@ -131,7 +137,7 @@ class RendererStage(Stage):
             first_frames=cache.select("first_frame", indices).float().to(device) if self.takes_image else None,
             has_image=torch.from_numpy(has_image).to(device),
             semantic=cache.select(ARRAY, indices).float().to(device) if has_plan else None,
-            text=text.to(device),
+            texts=self._texts.draw(picked, self._num_slices, rng, device),
             momentum=max(_MOMENTUM, 1 / (step + 1)),
         )
 
@@ -147,13 +153,9 @@ class RendererStage(Stage):
         divergence = torch.zeros((), device=batch.clean.device)
         if batch.semantic is not None:
             plan, divergence, metrics = self._compress(batch.semantic, batch.momentum, generator)
-        predicted = self.transformer(
-            channels,
-            FLOW.timesteps(sigma),
-            (self.text.embed(batch.text),),
-            semantic=plan,
-            layout=self._layouts[plan is not None],
-        ).sample
+        texts = batch.texts.embed(self.text)
+        layout = self._layouts[plan is not None, len(texts)]
+        predicted = self.transformer(channels, FLOW.timesteps(sigma), texts, semantic=plan, layout=layout).sample
         losses = sample_losses(predicted, FLOW.target(batch.clean, added, sigma))
         total = losses.sum() + settings.kl_weight * divergence * len(losses)
         metrics = {"flow": losses.mean().detach(), **metrics}
@@ -181,7 +183,7 @@ class RendererStage(Stage):
         if self.sampler is None:
             return ()
         batch = self.batch(0, generator, device)
-        clean, text = batch.clean[:NUM_SAMPLES], self.text.embed(batch.text[:NUM_SAMPLES])
+        clean, texts = batch.clean[:NUM_SAMPLES], tuple(each[:NUM_SAMPLES] for each in batch.texts.embed(self.text))
         plan = None if batch.semantic is None else self.compressor.to(device).encode(batch.semantic[:NUM_SAMPLES])
 
         def predict(noisy: Tensor, timesteps: Tensor) -> Tensor:
@@ -189,8 +191,8 @@ class RendererStage(Stage):
             if batch.first_frames is not None:
                 first_frames, has_image = batch.first_frames[:NUM_SAMPLES], batch.has_image[:NUM_SAMPLES]
                 channels = join_picture(channels, first_frames, self._num_mask_channels, has_image)
-            layout = self._layouts[plan is not None]
-            return self.transformer(channels, timesteps, (text,), semantic=plan, layout=layout).sample
+            layout = self._layouts[plan is not None, len(texts)]
+            return self.transformer(channels, timesteps, texts, semantic=plan, layout=layout).sample
 
         made = self.sampler.make(predict, clean, generator)
         return self.sampler.show({"true": clean, "made": made})
@@ -221,12 +223,3 @@ def join_picture(
     """
     condition = mark_first_frame(first_frames, num_mask_channels)
     return torch.cat([noisy, condition * has_image.view(-1, 1, 1, 1, 1)], dim=1)
-
-
-def draw_texts(
-    cache: ArrayCache, picked: np.ndarray, policy: CaptionPolicy, rng: np.random.Generator
-) -> tuple[str, ...]:
-    """Draw a caption of each clip: none, the neutral or the full one."""
-    kinds = draw_captions(policy, rng, num_targets=len(picked)).targets
-    neutral, full = ([texts[index] for index in picked] for texts in (cache.captions, cache.full_captions))
-    return pick_captions(kinds, neutral, full)

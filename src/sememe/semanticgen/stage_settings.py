@@ -115,6 +115,8 @@ class RendererSettings(Record):
         batch_size: Clips per batch.
         noise: Noise levels of latents.
         captions: Captions that are dropped or say what happens.
+        segment_share: Share of batches in which each slice of time reads what happens in it, as in a generation with
+            segments, and not all that happens, as in one with a prompt alone; for clips of which it is known.
         drop_plan: Share of batches without a plan, so that the same network also renders without one.
         image_share: Share of clips with their first frame as input, if the backbone takes one.
         kl_weight: Weight of the KL divergence; not stated in the paper.
@@ -128,6 +130,7 @@ class RendererSettings(Record):
     captions: CaptionPolicy = field(
         default_factory=lambda: CaptionPolicy(drop_target_caption=0.15, drop_reference_caption=0.0, full_share=0.9)
     )
+    segment_share: Share = 0.5
     drop_plan: Share = 0.1
     image_share: Share = 0.2
     kl_weight: Scale = 1e-3
@@ -179,8 +182,9 @@ class PlannerSettings(Record):
         batch_size: Plans per batch.
         noise: Noise levels of plans.
         captions: Captions that are dropped or say what happens.
+        segment_share: As in `RendererSettings`.
         crop_share: Share of batches whose plans are cut after a random number of slices, so that the planner learns all
-            lengths up to that of the clips; captions still describe the whole clip.
+            lengths up to that of the clips; captions of whole clips still describe all of them.
     """
 
     batch_size: Count = 64
@@ -188,6 +192,7 @@ class PlannerSettings(Record):
     captions: CaptionPolicy = field(
         default_factory=lambda: CaptionPolicy(drop_target_caption=0.15, drop_reference_caption=0.0, full_share=1.0)
     )
+    segment_share: Share = 0.5
     crop_share: Share = 0.2
 
 

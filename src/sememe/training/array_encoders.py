@@ -113,7 +113,7 @@ class TextEmbeddings:
         self._text = EncodedText(load_component("tokenizer", tokenizer), encoder, length, reads_padding=reads_padding)
 
     def list_entries(self, items: Sequence[ClipItem]) -> Mapping[str, Any]:
-        captions = [caption for item in items for caption in (item.caption, item.full_caption)]
+        captions = [text for item in items for text in (item.caption, item.full_caption, *item.segment_captions)]
         return {caption: caption for caption in ("", *captions)}
 
     def preprocess(self, entries: Sequence[str]) -> Tokens:

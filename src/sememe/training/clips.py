@@ -33,6 +33,7 @@ from sememe.world.captions import full_caption, neutral_caption, script_caption
 from sememe.world.catalogue import CATALOGUE, parts_of
 from sememe.world.random_conditions import random_names
 from sememe.world.scene import PHOTOGRAPH_SHARE
+from sememe.world.scripts import frame_edges
 
 _DEFAULT = WorldData()
 
@@ -232,14 +233,17 @@ class ScriptClips(_RenderedClips):
 
     def item(self, index: int) -> ClipItem:
         script = self.script(index)
-        scene = str(script.scene.seed)
+        scene, edges = str(script.scene.seed), frame_edges(script.spans, self.fps)
+        happens = [parts_of(name) for name, _ in script.spans]
         return ClipItem(
             clip=str(index),
             condition=", then ".join(name or "nothing" for name, _ in script.spans),
             scene=scene,
             first_frame=scene,
             caption=neutral_caption(script.scene),
-            full_caption=script_caption(script.scene, [parts_of(name) for name, _ in script.spans]),
+            full_caption=script_caption(script.scene, happens),
+            segment_captions=tuple(full_caption(script.scene, each) for each in happens),
+            segment_ends=tuple(edge / self.fps for edge in edges[1:]),
         )
 
     def first_frame(self, index: int) -> NDArray[np.uint8]:
