@@ -1,5 +1,7 @@
 """Captions of batches, for whole clips and for slices."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
@@ -21,7 +23,7 @@ class Spelling:
     def __init__(self) -> None:
         self.captions: list[str] = []
 
-    def pick(self, captions: tuple[str, ...]) -> Int[Tensor, " caption"]:
+    def pick(self, captions: Sequence[str]) -> Int[Tensor, " caption"]:
         self.captions = list(captions)
         return torch.arange(len(captions))
 

@@ -21,13 +21,12 @@ from sememe.semanticgen.pipeline import SemanticGenPipeline
 from sememe.semanticgen.recipes import smoke_planner, smoke_semanticgen
 from sememe.semanticgen.stage_encoder import EncoderStage
 from sememe.semanticgen.stage_planner import PlannerStage
-from sememe.semanticgen.stage_reader import ReaderStage
 from sememe.semanticgen.stage_renderer import RendererStage
 from sememe.semanticgen.stage_settings import RendererRecipe, SemanticLatentsRecipe
 from sememe.semanticgen.stages import PlannerPreparation
 from sememe.training.dataset_clips import FRAMES_ARRAY
 from sememe.training.progress import read_log
-from sememe.training.stage import step_generator
+from sememe.training.stage import Stage, step_generator
 from sememe.training.text_source import EncodedText
 from sememe.workflows.assemble import assemble_recipe
 from sememe.workflows.beginnings import prepare_stage
@@ -115,7 +114,7 @@ def test_a_loss_is_the_same_when_its_batch_is_made_twice(part: str, root: Path, 
     for place, step in enumerate((3, 3, 4)):
         # A loss moves the compressor's statistics, so each is one of a stage of its own.
         stage = prepare(part, root, tmp_path / str(place))
-        assert isinstance(stage, EncoderStage | RendererStage | PlannerStage | ReaderStage)
+        assert isinstance(stage, Stage)
         for_batch, for_loss = generators(step)
         losses.append(stage.loss(stage.batch(step, for_batch, torch.device("cpu")), for_loss).total.item())
     assert losses[0] == losses[1] != losses[2]

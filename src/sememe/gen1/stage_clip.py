@@ -41,7 +41,7 @@ class ClipBatch:
     captions: Int[Tensor, " batch"]
 
 
-class ClipStage(Stage):
+class ClipStage(Stage[ClipBatch]):
     """Training stage of a CLIP; see `training.stage.Stage`."""
 
     name = "clip"
@@ -83,7 +83,7 @@ class ClipStage(Stage):
         pictures = prepare_pictures(found[..., :3], self.image_processor)
         return ClipBatch(pictures, self._ids[captions].to(device), captions.to(device))
 
-    def loss(self, batch: Any, generator: torch.Generator) -> StepLoss:
+    def loss(self, batch: ClipBatch, generator: torch.Generator) -> StepLoss:
         images = functional.normalize(self.image_encoder(batch.pictures).image_embeds.float(), dim=-1)
         texts = functional.normalize(self.text_encoder(batch.ids).text_embeds.float(), dim=-1)
         # In half precision cosines near 1 would be steps of 0.004, which the temperature makes large.

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -48,7 +47,7 @@ class CustomisationBatch:
     kept: UNetBatch
 
 
-class CustomisationStage(Stage):
+class CustomisationStage(Stage[CustomisationBatch]):
     """Training stage of a customisation; see `training.stage.Stage`.
 
     Args:
@@ -82,7 +81,7 @@ class CustomisationStage(Stage):
         )
         return CustomisationBatch(own, self._images.batch(step, generator, device))
 
-    def loss(self, batch: Any, generator: torch.Generator) -> StepLoss:
+    def loss(self, batch: CustomisationBatch, generator: torch.Generator) -> StepLoss:
         own, kept = (self._images.loss(each, generator) for each in (batch.own, batch.kept))
         total = own.total + self._weight * kept.total * (own.divisor / kept.divisor)
         means = {"pictures": own.total.detach() / own.divisor, "preserved": kept.total.detach() / kept.divisor}

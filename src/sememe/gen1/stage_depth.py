@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -35,7 +34,7 @@ class DepthBatch:
     nearness: Float[Tensor, "batch height width"]
 
 
-class DepthStage(Stage):
+class DepthStage(Stage[DepthBatch]):
     """Training stage of a depth network; see `training.stage.Stage`."""
 
     name = "depth"
@@ -63,7 +62,7 @@ class DepthStage(Stage):
         found = torch.where(mirrored[:, None, None, None], found.flip(2), found)
         return DepthBatch(prepare_pictures(found[..., :3], self.processor), 1.0 / found[..., 3])
 
-    def loss(self, batch: Any, generator: torch.Generator) -> StepLoss:
+    def loss(self, batch: DepthBatch, generator: torch.Generator) -> StepLoss:
         found = self.model(batch.pictures).predicted_depth.float()
         place = functional.l1_loss(found, batch.nearness)
         across = functional.l1_loss(found.diff(dim=-1), batch.nearness.diff(dim=-1))

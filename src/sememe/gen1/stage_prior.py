@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, PriorTransformer
@@ -30,7 +29,7 @@ class PriorBatch:
     texts: EncodedTexts
 
 
-class PriorStage(Stage):
+class PriorStage(Stage[PriorBatch]):
     """Training stage of the prior; see `training.stage.Stage`."""
 
     name = "prior"
@@ -74,7 +73,7 @@ class PriorStage(Stage):
             self._known |= {caption: found[place : place + 1] for place, caption in enumerate(new)}
         return EncodedTexts.join([self._known[caption] for caption in captions])
 
-    def loss(self, batch: Any, generator: torch.Generator) -> StepLoss:
+    def loss(self, batch: PriorBatch, generator: torch.Generator) -> StepLoss:
         clean, texts = batch.clean, batch.texts
         levels = torch.rand(len(clean), generator=generator, device=clean.device)
         noise = torch.randn(clean.shape, generator=generator, device=clean.device)

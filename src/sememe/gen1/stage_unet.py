@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -46,7 +45,7 @@ class UNetBatch:
     levels: Int[Tensor, " batch"]
 
 
-class UNetStage(Stage):
+class UNetStage(Stage[UNetBatch]):
     """Training stage of the U-Net; see `training.stage.Stage`. Its phases are those of `UNetRecipe`.
 
     Args:
@@ -100,7 +99,7 @@ class UNetStage(Stage):
                 structure = cache.select(STRUCTURE_ARRAY, clips).float().to(device)
         return UNetBatch(clean.float().to(device), content * has_content[:, None], structure, torch.from_numpy(levels))
 
-    def loss(self, batch: Any, generator: torch.Generator) -> StepLoss:
+    def loss(self, batch: UNetBatch, generator: torch.Generator) -> StepLoss:
         clean = batch.clean
         level = torch.rand(len(clean), generator=generator, device=clean.device)
         noise = torch.randn(clean.shape, generator=generator, device=clean.device)

@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -119,7 +118,7 @@ def _average_error(found: Maps, true: Maps) -> Float[Tensor, " batch"]:
     return (found.float() - true).square().mean(dim=(1, 2, 3, 4))
 
 
-class EncoderStage(Stage):
+class EncoderStage(Stage[EncoderBatch]):
     """Training stage of the built-in semantic encoder; see `training.stage.Stage`.
 
     Args:
@@ -176,7 +175,7 @@ class EncoderStage(Stage):
         padded = functional.pad(numbers.flatten(0, 1), (most, most, most, most), mode="replicate")
         return padded[..., down : down + height, right : right + width].unflatten(0, numbers.shape[:2])
 
-    def loss(self, batch: Any, generator: torch.Generator) -> StepLoss:
+    def loss(self, batch: EncoderBatch, generator: torch.Generator) -> StepLoss:
         features = self.encoder.encode_frames(batch.video)
         posterior = self.compressor(features)
         plan = _normalise(posterior.sample(generator))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -33,7 +32,7 @@ class PlannerBatch:
     texts: BatchTexts
 
 
-class PlannerStage(Stage):
+class PlannerStage(Stage[PlannerBatch]):
     """Training stage of the planner; see `training.stage.Stage`.
 
     Args:
@@ -83,7 +82,7 @@ class PlannerStage(Stage):
         # Outside `loss`, so that it is computed in float32.
         return PlannerBatch(self.compressor.to(device).encode(features), texts)
 
-    def loss(self, batch: Any, generator: torch.Generator) -> StepLoss:
+    def loss(self, batch: PlannerBatch, generator: torch.Generator) -> StepLoss:
         noise = self.settings.noise
         clean = to_latents(batch.plans)
         sigma = sample_sigma(len(clean), generator, noise.mean, noise.std, noise.shift)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -39,7 +38,7 @@ class ReaderBatch:
     conditions: Int[Tensor, "batch moment"]
 
 
-class ReaderStage(Stage):
+class ReaderStage(Stage[ReaderBatch]):
     """Training stage of the reader; see `training.stage.Stage`.
 
     Args:
@@ -91,7 +90,7 @@ class ReaderStage(Stage):
             conditions=words.index_select(1, len(LABELS) + self._picks.to(device)),
         )
 
-    def loss(self, batch: Any, generator: torch.Generator) -> StepLoss:
+    def loss(self, batch: ReaderBatch, generator: torch.Generator) -> StepLoss:
         found = self.reader(self._disturb(batch.video, generator))
         happening = functional.cross_entropy(found.conditions.flatten(0, 1).float(), batch.conditions.flatten())
         total = happening + functional.binary_cross_entropy_with_logits(found.cover.float(), batch.cover)

@@ -57,7 +57,7 @@ class RendererBatch:
     momentum: float
 
 
-class RendererStage(Stage):
+class RendererStage(Stage[RendererBatch]):
     """Training stage of renderer, compressor and text encoder; see `training.stage.Stage`.
 
     Args:
@@ -141,7 +141,7 @@ class RendererStage(Stage):
             momentum=max(_MOMENTUM, 1 / (step + 1)),
         )
 
-    def loss(self, batch: Any, generator: torch.Generator) -> StepLoss:
+    def loss(self, batch: RendererBatch, generator: torch.Generator) -> StepLoss:
         settings, noise = self.settings, self.settings.noise
         sigma = sample_sigma(len(batch.clean), generator, noise.mean, noise.std, noise.shift)
         added = torch.randn(batch.clean.shape, generator=generator, device=batch.clean.device)

@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from sememe.training.held_out import ItemPicker
 from sememe.video.sheet import SheetRow
 
 Weights = Literal["raw", "ema"]
+BatchT = TypeVar("BatchT")
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -72,8 +73,8 @@ class StepLoss:
         return self.num_samples if self.weight is None else self.weight
 
 
-class Stage(ABC):
-    """One thing to train: an autoencoder, a backbone, an expert.
+class Stage(ABC, Generic[BatchT]):
+    """One thing to train: an autoencoder, a backbone, an expert; the parameter of the type is that of its batches.
 
     The stage sets training or evaluation mode and `requires_grad` of its modules, before the loop begins or in `enter`;
     the loop moves the modules of `modules()` to the device. The stage moves anything else (a frozen encoder, a cache)
@@ -92,7 +93,7 @@ class Stage(ABC):
         """The modules with trained parameters; those with `requires_grad` are optimised and checkpointed."""
 
     @abstractmethod
-    def batch(self, step: int, generator: torch.Generator, device: torch.device) -> Any:
+    def batch(self, step: int, generator: torch.Generator, device: torch.device) -> BatchT:
         """Make the batch of a share of step number `step` (from 0) on `device`.
 
         Must depend only on the phase, `step` and `generator` (on the CPU, seeded from the run's seed, the step and the
@@ -101,7 +102,7 @@ class Stage(ABC):
         """
 
     @abstractmethod
-    def loss(self, batch: Any, generator: torch.Generator) -> StepLoss:
+    def loss(self, batch: BatchT, generator: torch.Generator) -> StepLoss:
         """The loss of a batch; all its randomness comes from `generator`, which is on the training device.
 
         Changes to `state` and to buffers of modules are averaged over the shares of a step.
@@ -149,7 +150,7 @@ class Stage(ABC):
         """Tensors beside those of the modules that a checkpoint keeps, such as running statistics; changed in place."""
         return {}
 
-    def hold_out(self) -> "Stage":
+    def hold_out(self) -> "Stage[BatchT]":
         """Hold a part of the data out of batches from now on, and return a stage over that part.
 
         It shares this one's modules, and is only validated. By default the part is some of the `items`.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -54,7 +54,7 @@ class AutoencoderBatch:
     generated: Float[Tensor, "generation channel latent_frame latent_height latent_width"] | None
 
 
-class AutoencoderStage(Stage):
+class AutoencoderStage(Stage[AutoencoderBatch]):
     """The autoencoder as a stage of training; see `training.stage.Stage`.
 
     Args:
@@ -98,7 +98,7 @@ class AutoencoderStage(Stage):
         video = frames_to_video(np.stack([self.clips.frames(int(index)) for index in picked]))
         return AutoencoderBatch(video.to(device), generated)
 
-    def loss(self, batch: Any, generator: torch.Generator) -> StepLoss:
+    def loss(self, batch: AutoencoderBatch, generator: torch.Generator) -> StepLoss:
         video = batch.video
         with torch.no_grad(), torch.autocast(video.device.type, enabled=False):
             clean = self.autoencoder.encode(video).latent_dist.mode()

@@ -118,7 +118,7 @@ def assign(reference: Reference, owners: Int[Tensor, " target"]) -> Reference:
     return reference.map(lambda tensor: tensor.index_select(0, owners))
 
 
-class PairedStage(Stage):
+class PairedStage(Stage[ExpertBatch]):
     """What all trainings of an expert share; see `training.stage.Stage`.
 
     Of an expert with an adapter, the adapter alone is trained and written. Targets drawn without a reference are left
@@ -191,7 +191,7 @@ class PairedStage(Stage):
         """Return the items that are predicted for each target, (outcome, target); one outcome here."""
         return picked[None]
 
-    def loss(self, batch: Any, generator: torch.Generator) -> StepLoss:
+    def loss(self, batch: ExpertBatch, generator: torch.Generator) -> StepLoss:
         given = self.embed(batch)
         noised = self.add_noise(batch, given, generator)
         return sum_losses(self.measure(given, noised, given.encode(self._family), batch.owners), noised)
@@ -293,7 +293,7 @@ class ExpertStage(PairedStage):
     def add_noise(self, batch: ExpertBatch, given: PairInputs, generator: torch.Generator) -> NoisyLatents:
         return add_noise(batch.targets.clean, self._path, self.settings, generator)
 
-    def loss(self, batch: Any, generator: torch.Generator) -> StepLoss:
+    def loss(self, batch: ExpertBatch, generator: torch.Generator) -> StepLoss:
         settings, given = self.settings, self.embed(batch)
         noised = self.add_noise(batch, given, generator)
         reference = given.encode(self._family)

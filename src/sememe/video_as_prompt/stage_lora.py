@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -81,7 +80,7 @@ class PreferenceStage(PairedStage):
     def add_noise(self, batch: ExpertBatch, given: PairInputs, generator: torch.Generator) -> NoisyLatents:
         return add_noise(batch.targets.clean, self._path, self._settings, generator, num_outcomes=2)
 
-    def loss(self, batch: Any, generator: torch.Generator) -> StepLoss:
+    def loss(self, batch: ExpertBatch, generator: torch.Generator) -> StepLoss:
         given = self.embed(batch)
         noised = self.add_noise(batch, given, generator)
         with torch.no_grad(), without_adapters(self.transformer):

@@ -178,7 +178,7 @@ def sum_losses(losses: Float[Tensor, " batch"], noised: NoisyLatents) -> StepLos
     return StepLoss(total=losses.sum(), num_samples=len(losses), by_noise=NoiseLosses(losses, noised.sigma))
 
 
-class BackboneStage(Stage):
+class BackboneStage(Stage[ClipBatch]):
     """The backbone and its text encoder as a stage of training; see `training.stage.Stage`.
 
     The captions of items for which `unnamed` (item,) is True never say what happens in them. Without a
@@ -222,7 +222,7 @@ class BackboneStage(Stage):
         choice = draw_captions(settings.captions, rng, num_targets=len(picked), unnamed_targets=self._unnamed[picked])
         return read_items(self.latents, self._text, picked, choice.targets, self._family).to(device)
 
-    def loss(self, batch: Any, generator: torch.Generator) -> StepLoss:
+    def loss(self, batch: ClipBatch, generator: torch.Generator) -> StepLoss:
         noised = add_noise(batch.clean, FLOW, self.settings, generator)
         channels = self._family.join_condition(noised.noisy, batch.first_frames)
         predicted = self.transformer(channels, noised.timesteps, self._text.embed(batch.text)).sample
