@@ -102,7 +102,9 @@ def test_a_manifest_keeps_everything_and_hashes_tell_what_changed(tmp_path: Path
         file = tmp_path / sample.path
         file.parent.mkdir(exist_ok=True)
         file.write_text(sample.path)
-    samples = add_hashes([replace(sample, scene="7", full_caption="all") for sample in SAMPLES], tmp_path)
+    segments = ((1.5, "a ball"), (4.0, "a ball; it melts"))
+    known = [replace(sample, scene="7", full_caption="all", segments=segments) for sample in SAMPLES]
+    samples = add_hashes(known, tmp_path)
     write_manifest(samples, tmp_path / "manifest.jsonl")
     assert read_manifest(tmp_path / "manifest.jsonl") == samples
 
@@ -115,6 +117,18 @@ def test_a_manifest_keeps_everything_and_hashes_tell_what_changed(tmp_path: Path
         ('{"path": "a.mp4", "caption": "", "condition": "c", "kind": "c"}', "unknown: kind"),
         ('{"path": "a.mp4", "caption": 3, "condition": "c"}', "the rest texts"),
         ('{"path": "../a.mp4", "caption": "", "condition": "c"}', "a path must stay inside"),
+        *(
+            (f'{{"path": "a.mp4", "caption": "", "condition": "c", "segments": {segments}}}', "must be a list of pairs")
+            for segments in (
+                '"a"',
+                '[[1, "a"], [1, "b"]]',
+                '[[0, "a"]]',
+                '[[NaN, "a"]]',
+                '[[true, "a"]]',
+                "[[1, 2]]",
+                "[1]",
+            )
+        ),
     ],
 )
 def test_a_bad_manifest_line_is_named(tmp_path: Path, line: str, message: str) -> None:

@@ -154,6 +154,18 @@ def test_listed_references_are_kept_with_the_clips(data: Path) -> None:
     assert ArrayCache.open(data.parent / "cache").references == ((2,), (), ())
 
 
+def test_segments_are_kept_where_time_is(data: Path) -> None:
+    segments = ((0.2, "a wall"), (0.5, "a wall; it glows"))
+    samples = [replace(make_sample("0.mp4"), segments=segments), make_sample("1.mp4")]
+    write_manifest(samples, data / MANIFEST_NAME)
+    for clips, kept in ((replace(CLIPS, sampling="fps"), segments), (replace(CLIPS, sampling="even"), ())):
+        recipe = MeansRecipe(name="means", description="", clips=clips, dataset=data, device="cpu")
+        precompute_latents(recipe, data.parent / clips.sampling)
+        item, other = ArrayCache.open(data.parent / clips.sampling).items
+        assert tuple(zip(item.segment_ends, item.segment_captions, strict=True)) == kept
+        assert other.segment_captions == ()
+
+
 @pytest.mark.skipif(find_spec("ray") is not None, reason="Ray is installed")
 def test_a_cluster_needs_ray(data: Path) -> None:
     with pytest.raises(RecipeError, match=r"pip install sememe\[ray\]"):

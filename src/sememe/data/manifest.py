@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -46,8 +47,9 @@ class VideoSample:
     """One video of a dataset.
 
     `path` and `references` are relative to the dataset's folder, with forward slashes. `score` is VAP-Data's reference
-    alignment score, 0 to 100. `scene`, `full_caption` (a caption that also names what happens) and `sha256` (of the
-    file, in hexadecimal) are kept by the JSON-lines manifest only.
+    alignment score, 0 to 100. `scene`, `full_caption` (a caption that also names what happens), `segments` (where one
+    thing happens after another: the second at which each ends, and a caption of it) and `sha256` (of the file, in
+    hexadecimal) are kept by the JSON-lines manifest only.
     """
 
     path: str
@@ -58,6 +60,7 @@ class VideoSample:
     score: float | None = None
     scene: str | None = None
     full_caption: str | None = None
+    segments: tuple[tuple[float, str], ...] = ()
     sha256: str | None = None
 
 
@@ -295,13 +298,33 @@ def _sample_of(path: Path, number: int, values: Mapping[str, Any]) -> VideoSampl
         )
     references = values.get("references", [])
     score = values.get("score")
-    texts = [value for key, value in values.items() if key not in ("references", "score")]
+    texts = [value for key, value in values.items() if key not in ("references", "score", "segments")]
     is_list = isinstance(references, list) and all(isinstance(item, str) for item in references)
     is_number = score is None or (isinstance(score, int | float) and not isinstance(score, bool))
     if not (is_list and is_number and all(isinstance(text, str) for text in texts)):
         raise InputError(f"{path}, line {number}: references must be a list, score a number and the rest texts")
     return VideoSample(
-        **{key: value for key, value in values.items() if key not in ("references", "path")},
+        **{key: value for key, value in values.items() if key not in ("references", "path", "segments")},
         path=_check_path(path, number, values["path"]),
         references=tuple(_check_path(path, number, reference) for reference in references),
+        segments=_read_segments(path, number, values.get("segments", [])),
     )
+
+
+def _read_segments(path: Path, number: int, given: Any) -> tuple[tuple[float, str], ...]:
+    match given:
+        case [*pairs] if all(_is_segment(pair) for pair in pairs):
+            ends = [0.0, *(float(end) for end, _ in pairs)]
+            if all(math.isfinite(end) for end in ends) and all(a < b for a, b in pairwise(ends)):
+                return tuple((float(end), text) for end, text in pairs)
+    raise InputError(
+        f"{path}, line {number}: segments must be a list of pairs of the second at which each ends, rising, and its "
+        f'caption, such as [[2, "a cat; it jumps"], [4, "a cat; it walks off"]], got {json.dumps(given)[:60]}'
+    )
+
+
+def _is_segment(pair: Any) -> bool:
+    match pair:
+        case [int() | float() as end, str()]:
+            return not isinstance(end, bool)
+    return False

@@ -107,6 +107,8 @@ class DatasetClips:
     def item(self, index: int) -> ClipItem:
         sample = self.samples[index]
         content = self._keys[sample.path]
+        # Other ways of sampling change when things happen.
+        segments = sample.segments if self._format.sampling == "fps" else ()
         return ClipItem(
             clip=content,
             condition=sample.condition,
@@ -117,6 +119,8 @@ class DatasetClips:
             split=sample.split,
             references=tuple(self._keys[path] for path in sample.references if path in self._keys),
             bucket=str(self._buckets[index]) if self._format.buckets else "",
+            segment_captions=tuple(caption for _, caption in segments),
+            segment_ends=tuple(end for end, _ in segments),
         )
 
     def first_frame(self, index: int) -> NDArray[np.uint8]:
