@@ -1,9 +1,10 @@
 """What a SemanticGen model's plans know of a clip, by linear probes: `python -m benchmarks.probes --model FOLDER`.
 
 Scripts of the world that no training has shown are encoded. Ridge regressions read from the encoder's features, and
-from the plan that they are compressed to: kind and colour of the subject and kind of the backdrop, from means over the
-picture, voted over slices; how much of each place is subject, and so the subject's path, from each place. With `--seen`
-clips of the training are read by the same probes: where these are read much better, the encoder knows them by heart.
+from the plan that they are compressed to: kind and colour of the subject, from the mean over the places that show it,
+and kind of the backdrop, from that over the others, voted over slices; how much of each place is subject, and so the
+subject's path, from each place. With `--seen` clips of the training are read by the same probes: where these are read
+much better, the encoder knows them by heart.
 """
 
 import argparse
@@ -21,11 +22,11 @@ from sememe.evaluation.reader import name_scene
 from sememe.evaluation.statistics import Estimate, bootstrap_interval, format_mean, format_share, wilson_interval
 from sememe.semanticgen.pipeline import SemanticGenPipeline
 from sememe.video import Clip
-from sememe.world import random_script, render_script
+from sememe.world import EVALUATION_SEED, random_script, render_script
 
 LABELS = ("subject", "colour", "place")
 _PENALTIES = (1.0, 10.0, 100.0, 1e3, 1e4, 1e5)
-_FRESH = 30_000  # the recipes train on fewer scripts than this
+_FRESH = 2 * EVALUATION_SEED  # neither trainings nor evaluations take scripts from here on
 _AT_ONCE = 20
 
 
@@ -77,14 +78,27 @@ def fit_ridge(inputs: np.ndarray, targets: np.ndarray, penalty: float) -> Any:
     return lambda values: (values - mean) / spread @ weights + middle
 
 
+def average_shown(tokens: np.ndarray, cover: np.ndarray, label: str) -> np.ndarray:
+    """Return the mean of each slice's tokens, (clip, slice, number), over the places that show what a label names."""
+    shown = (1 - cover if label == "place" else cover)[..., None] + 1e-3
+    mean: np.ndarray = (tokens * shown).sum(axis=(2, 3)) / shown.sum(axis=(2, 3))
+    return mean
+
+
 def probe_label(tokens: np.ndarray, words: Sequence[str], others: Sequence[np.ndarray]) -> list[list[str]]:
-    """Return the words that a probe reads from the clips of `others`; a sixth of `tokens` chooses the penalty."""
+    """Return the words that a probe reads from the clips of `others`; a sixth of `tokens` chooses the penalty.
+
+    Args:
+        tokens: Tokens to fit to, (clip, slice, number).
+        words: Their words.
+        others: Tokens to read.
+    """
     names = sorted(set(words))
     truth = np.array([names.index(word) for word in words])
     slices = tokens.shape[1]
 
     def rows(values: np.ndarray) -> np.ndarray:
-        return values.mean(axis=(2, 3), dtype=np.float64).reshape(-1, values.shape[-1])
+        return values.reshape(-1, values.shape[-1])
 
     def read(count: int, penalty: float, values: np.ndarray) -> np.ndarray:
         targets = np.eye(len(names))[truth[:count]].repeat(slices, axis=0)
@@ -117,12 +131,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     fresh = encode_scripts(pipeline, range(_FRESH, _FRESH + given.clips))
     groups = {"fresh": fresh} | ({"seen": encode_scripts(pipeline, range(given.seen))} if given.seen else {})
     fitted = given.clips - given.clips // 4
+    starts = {name: fitted if name == "fresh" else 0 for name in groups}
     rows: list[dict[str, Any]] = []
     for kind, tokens in fresh.tokens.items():
-        held = {name: each.tokens[kind][fitted if name == "fresh" else 0 :] for name, each in groups.items()}
         for label in LABELS:
-            truths = {name: [words[label] for words in each.words[-len(held[name]) :]] for name, each in groups.items()}
-            read = probe_label(tokens[:fitted], [words[label] for words in fresh.words[:fitted]], list(held.values()))
+            shown = {name: average_shown(each.tokens[kind], each.cover, label) for name, each in groups.items()}
+            to_read = [shown[name][start:] for name, start in starts.items()]
+            truths = {name: [words[label] for words in groups[name].words[start:]] for name, start in starts.items()}
+            read = probe_label(shown["fresh"][:fitted], [words[label] for words in fresh.words[:fitted]], to_read)
             for (name, truth), found in zip(truths.items(), read, strict=True):
                 share = wilson_interval(sum(a == b for a, b in zip(truth, found, strict=True)), len(truth))
                 rows.append({"read from": kind, "what": label, "clips": name, "right": format_share(share)})

@@ -10,8 +10,9 @@ clips=${CLIPS:-24000} batch=${BATCH:-128} minutes=${TRAIN_MINUTES:-8} encoder=${
 
 if [ "$encoder" = encoder ]; then
   dataset=frames
+  precompute scenes tiny-encoder-frames --set data.num_clips=$((2 * clips)) --set device=cpu
   precompute frames tiny-semantic-frames --set data.num_clips="$clips" --set device=cpu
-  train encoder "${ENCODER_MINUTES:-1}" tiny-semantic-encoder --set frames=frames --set settings.batch_size=$((2 * batch))
+  train encoder "${ENCODER_MINUTES:-3}" tiny-semantic-encoder --set frames=scenes --set settings.batch_size=$((2 * batch))
 fi
 precompute latents tiny-semantic-latents --set data.num_clips="$clips" --set dataset="$dataset" --set semantic_encoder="$encoder"
 

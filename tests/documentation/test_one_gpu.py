@@ -109,7 +109,7 @@ def test_a_call_without_time_left_goes_on_in_the_next(tmp_path: Path, calls: Pat
     calls.unlink()
     assert run("semanticgen", tmp_path / "work").returncode == 0
     verbs = [line.split()[:2] for line in calls.read_text().splitlines()]
-    assert ["precompute", "tiny-semantic-frames"] not in verbs
+    assert not [recipe for verb, recipe in verbs if verb == "precompute" and recipe.endswith("-frames")]
     assert verbs[0] == ["train", "tiny-semantic-encoder"]
 
 

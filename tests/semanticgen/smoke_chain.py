@@ -13,12 +13,13 @@ STAGES = ("semantic-encoder", "renderer", "planner", "reader")
 
 
 def semantic_runs(root: Path) -> Path:
-    """A folder with `semantic-frames`, `semantic-encoder`, `semantic-latents`, `renderer` and `planner`."""
+    """A folder with `encoder-frames`, `semantic-frames`, `semantic-encoder` and so on, up to `planner`."""
     folder = root / "semantic-smoke"
     if folder not in _made:
         start = smoke_runs(root)
-        frames = resolve_recipe("smoke-semantic-frames", ["device=cpu"], ArraysRecipe, "precompute")
-        precompute_latents(frames, folder / "semantic-frames")
+        for name in ("encoder-frames", "semantic-frames"):
+            frames = resolve_recipe(f"smoke-{name}", ["device=cpu"], ArraysRecipe, "precompute")
+            precompute_latents(frames, folder / name)
         given = [*settings(root, "semantic-encoder"), "training.validate_every=2"]
         train_recipe(resolve_training_recipe("smoke-semantic-encoder", given), folder / "semantic-encoder")
         given = [
@@ -40,7 +41,8 @@ def settings(root: Path, part: str) -> list[str]:
     """What a recipe must be told to find its inputs."""
     folder = root / "semantic-smoke"
     given = [CPU]
-    given += [f"frames={folder / 'semantic-frames'}"] if part in ("semantic-encoder", "reader") else []
+    given += [f"frames={folder / 'encoder-frames'}"] if part == "semantic-encoder" else []
+    given += [f"frames={folder / 'semantic-frames'}"] if part == "reader" else []
     given += [f"latents={folder / 'semantic-latents'}"] if part in ("renderer", "planner") else []
     if part == "renderer":
         given += [f"backbone={smoke_runs(root) / 'backbone'}", f"encoder={folder / 'semantic-encoder'}"]

@@ -19,7 +19,7 @@ from sememe.semanticgen.compressor import SemanticCompressor
 from sememe.semanticgen.encoders import load_encoder
 from sememe.semanticgen.pipeline import SemanticGenPipeline
 from sememe.semanticgen.recipes import smoke_planner, smoke_semanticgen
-from sememe.semanticgen.stage_encoder import EncoderStage
+from sememe.semanticgen.stage_encoder import EncoderStage, score_labels
 from sememe.semanticgen.stage_planner import PlannerStage
 from sememe.semanticgen.stage_renderer import RendererStage
 from sememe.semanticgen.stage_settings import RendererRecipe, SemanticLatentsRecipe
@@ -195,6 +195,30 @@ def test_encoder_and_compressor_learn_from_what_plans_tell(root: Path, tmp_path:
     batch = stage.batch(0, for_batch, torch.device("cpu"))
     stage.loss(batch, for_loss).total.backward()
     assert all(parameter.grad is not None for parameter in stage.compressor.parameters())
+
+
+def test_pictures_and_maps_of_a_batch_are_moved_alike(root: Path, tmp_path: Path) -> None:
+    stage = prepare("semantic-encoder", root, tmp_path, "settings.batch_size=16")
+    assert isinstance(stage, EncoderStage)
+    batches = [stage.batch(step, generators(step)[0], torch.device("cpu")) for step in (0, 0, 1)]
+    for batch in batches:
+        red = (batch.video[:, 0].unflatten(1, (-1, 2)) + 1) / 2
+        rows, columns = batch.maps.shape[2:4]
+        pooled = red.unflatten(3, (rows, -1)).unflatten(5, (columns, -1)).mean(dim=(4, 6))
+        torch.testing.assert_close(batch.maps[..., 0], pooled[:, :, 0])
+    assert torch.equal(batches[0].video, batches[1].video)
+    assert not torch.equal(batches[0].video, batches[2].video)
+
+
+def test_labels_count_where_they_are_shown() -> None:
+    logits = torch.full((2, 1, 1, 3, 4), 0.0)
+    logits[0, 0, 0, 0, 1] = 50.0  # right where it is shown
+    logits[0, 0, 0, 1, 2] = logits[1, ..., 3] = 50.0  # wrong where it is not shown, and everywhere
+    shown = torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.0, 0.0]]).view(2, 1, 1, 3)
+    scores = score_labels(logits, torch.tensor([1, 1]), shown)
+    # Half a place counts half.
+    torch.testing.assert_close(scores.losses, torch.tensor([0.0, 25.0]))
+    torch.testing.assert_close(scores.right, torch.tensor(1 / 1.5))
 
 
 def test_the_picture_of_a_clip_is_given_or_not(root: Path, tmp_path: Path) -> None:

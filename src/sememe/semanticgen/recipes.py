@@ -1,8 +1,9 @@
 """SemanticGen's recipes: the built-in model `tiny`, its baselines, models of the size of Wan2.1, and twins of `tiny`
 that take seconds.
 
-In order: `tiny-semantic-frames`, `tiny-semantic-encoder`, `tiny-semantic-latents`, `tiny-renderer`, `tiny-planner`,
-`tiny-semanticgen`; the reader of the evaluation, `tiny-reader`, learns from the same frames. Imports no torch.
+In order: `tiny-encoder-frames`, `tiny-semantic-encoder`, `tiny-semantic-frames`, `tiny-semantic-latents`,
+`tiny-renderer`, `tiny-planner`, `tiny-semanticgen`; the reader of the evaluation, `tiny-reader`, learns from
+`tiny-semantic-frames`. Imports no torch.
 """
 
 from __future__ import annotations
@@ -37,6 +38,16 @@ _SCRIPT_DATA = WorldData(num_clips=20_000, clips_per_scene=1, kind="scripts")
 _SMOKE_CLIPS = ClipFormat(num_frames=17, height=16, width=16)
 
 
+def tiny_encoder_frames() -> SemanticFramesRecipe:
+    """Scripts for the encoder, which sees half a second at a time: many short ones show it more subjects."""
+    return SemanticFramesRecipe(
+        name="tiny-encoder-frames",
+        description="40,000 short scripts of the world, 64x64 pixels and 10 frames, with what is known of them",
+        clips=replace(_SCRIPTS, num_frames=10),
+        data=replace(_SCRIPT_DATA, num_clips=40_000),
+    )
+
+
 def tiny_semantic_frames() -> SemanticFramesRecipe:
     return SemanticFramesRecipe(
         name="tiny-semantic-frames",
@@ -50,7 +61,7 @@ def tiny_semantic_encoder() -> EncoderRecipe:
     return EncoderRecipe(
         name="tiny-semantic-encoder",
         description="the semantic encoder of tiny, a tower of Qwen2.5-VL at small size, and its compressor",
-        frames=Path("runs/tiny-semantic-frames"),
+        frames=Path("runs/tiny-encoder-frames"),
         training=train_transformer(learning_rate=1e-3, warmup_steps=50, ema_decay=0.995, max_minutes=30.0),
     )
 
@@ -299,6 +310,11 @@ def _train_at_scale(num_steps: int) -> TrainingConfig:
 # Twins that take seconds.
 
 
+def smoke_encoder_frames() -> SemanticFramesRecipe:
+    clips = replace(_SMOKE_CLIPS, num_frames=10)
+    return make_twin(tiny_encoder_frames(), clips=clips, data=replace(_SCRIPT_DATA, num_clips=6))
+
+
 def smoke_semantic_frames() -> SemanticFramesRecipe:
     return make_twin(tiny_semantic_frames(), clips=_SMOKE_CLIPS, data=replace(_SCRIPT_DATA, num_clips=6))
 
@@ -306,7 +322,7 @@ def smoke_semantic_frames() -> SemanticFramesRecipe:
 def smoke_semantic_encoder() -> EncoderRecipe:
     return make_twin(
         tiny_semantic_encoder(),
-        frames=Path("runs/smoke-semantic-frames"),
+        frames=Path("runs/smoke-encoder-frames"),
         network=TowerNetwork(feature_dim=24, depth=1, hidden_size=16, intermediate_size=16, num_heads=2, patch_size=4),
         compressor=CompressorNetwork(semantic_dim=4, hidden_dim=16),
         settings=EncoderSettings(batch_size=2),

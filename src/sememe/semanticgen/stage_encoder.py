@@ -1,8 +1,9 @@
 """Train the built-in semantic encoder to tell what clips of the world show.
 
 The encoders of the paper have learned from videos and texts of the internet what matters in a video. The built-in one
-learns it from labels that the world gives: linear probes read subject, nearness and colours at every place of both
-frames of a slice, and kind and colour of the subject and kind of the backdrop of the whole. The probes are thrown away.
+learns it from labels that the world gives: linear probes read cover, nearness and colours at every place of both
+frames of a slice, kind and colour of the subject where it is seen, and the kind of the backdrop elsewhere. The probes
+are thrown away.
 
 The compressor is trained with it: probes read the same from the plans that it draws. From a renderer's gradient alone
 it learns slowly what plans are for (docs/log.md, 2026-11-26), and a plan that does not say what kind of subject it
@@ -34,13 +35,15 @@ from sememe.training.stage import Stage, StepLoss, Weights
 
 _PLAN_NOISE = 0.2  # beside unit variance; without any, three of eight numbers came to carry all
 _HEAD_DIM = 256
+_MAX_ZOOM = 1.3  # or as much smaller
 _NUM_MAPS = 5  # red, green, blue, subject, nearness
+_COVER = [3, 3 + _NUM_MAPS]  # places of "subject" among the maps of the two frames of a slice
 
 Maps = Float[Tensor, "batch slice row column reading"]
 """Labels of a place: `_NUM_MAPS` numbers for each frame of a slice, each in 0..1."""
 
-Labels = dict[str, Float[Tensor, "batch slice value"]]
-"""Logits of the values of each label, by name."""
+Labels = dict[str, Float[Tensor, "batch slice row column value"]]
+"""Logits of the values of each label at each place, by name."""
 
 Pictures = Float[Tensor, "batch number frame height width"]
 """Frames with the `_NUM_MAPS` numbers of each pixel."""
@@ -71,14 +74,13 @@ class Probes(nn.Module):
         self.labels = nn.ModuleDict({name: nn.Linear(feature_dim, count) for name, count in label_counts.items()})
 
     def forward(self, features: EncoderFeatures) -> tuple[Maps, Labels]:
-        """Return the maps, and for each label and slice the logits of its values."""
+        """Return the maps, and for each label the logits of its values at each place."""
         normed = self.norm(features)
-        pooled = normed.mean(dim=(2, 3))
-        return self.maps(normed), {name: head(pooled) for name, head in self.labels.items()}
+        return self.maps(normed), {name: head(normed) for name, head in self.labels.items()}
 
 
 class PlanHead(nn.Module):
-    """Readings of plans: linear ones of places; of a whole slice after a layer over the few numbers of each place.
+    """Readings of plans at each place: linear ones of maps; of labels after a layer over the few numbers of the place.
 
     Muon leaves modules of this name out: its steps are small for few numbers.
 
@@ -98,9 +100,9 @@ class PlanHead(nn.Module):
         self.labels = nn.ModuleDict({name: nn.Linear(_HEAD_DIM, count) for name, count in label_counts.items()})
 
     def forward(self, plan: PlanFeatures) -> tuple[Maps, Labels]:
-        """Return the maps, and for each label and slice the logits of its values."""
-        pooled = self.places(plan).mean(dim=(2, 3))
-        return self.maps(plan), {name: head(pooled) for name, head in self.labels.items()}
+        """Return the maps, and for each label the logits of its values at each place."""
+        places = self.places(plan)
+        return self.maps(plan), {name: head(places) for name, head in self.labels.items()}
 
 
 def _normalise(drawn: PlanFeatures) -> PlanFeatures:
@@ -116,6 +118,37 @@ def _normalise(drawn: PlanFeatures) -> PlanFeatures:
 def _average_error(found: Maps, true: Maps) -> Float[Tensor, " batch"]:
     """Return the mean squared error of the maps of each clip."""
     return (found.float() - true).square().mean(dim=(1, 2, 3, 4))
+
+
+@dataclass(frozen=True, eq=False)
+class LabelScores:
+    """How well the values of a label are read where it is shown.
+
+    Attributes:
+        losses: Cross-entropy of each clip.
+        right: Share that is right, over all clips.
+    """
+
+    losses: Float[Tensor, " batch"]
+    right: Float[Tensor, ""]
+
+
+def score_labels(
+    logits: Float[Tensor, "batch slice row column value"],
+    truth: Int[Tensor, " batch"],
+    shown: Float[Tensor, "batch slice row column"],
+) -> LabelScores:
+    """Score the readings of a label at the places that show it.
+
+    Args:
+        logits: Logits of the values of a label.
+        truth: The right value of each clip.
+        shown: How much of each place shows it, 0 to 1. A clip with less than one place of it counts less.
+    """
+    everywhere = truth.view(-1, 1, 1, 1).expand(logits.shape[:-1])
+    losses = functional.cross_entropy(logits.flatten(0, 3), everywhere.flatten(), reduction="none").view_as(shown)
+    right = ((logits.argmax(dim=-1) == everywhere) * shown).sum() / shown.sum().clamp_min(1)
+    return LabelScores((losses * shown).sum(dim=(1, 2, 3)) / shown.sum(dim=(1, 2, 3)).clamp_min(1), right.detach())
 
 
 class EncoderStage(Stage[EncoderBatch]):
@@ -167,13 +200,20 @@ class EncoderStage(Stage[EncoderBatch]):
         return EncoderBatch(numbers[:, :3] * 2 - 1, self._pool(numbers), labels)
 
     def _move(self, numbers: Pictures, generator: torch.Generator) -> Pictures:
-        """Mirror half of the clips, and shift all by as many pixels, with the edges repeated."""
-        most, (height, width) = self.settings.max_shift, numbers.shape[-2:]
-        is_mirrored = (torch.rand(len(numbers), generator=generator) < 0.5).to(numbers.device)
-        numbers = torch.where(is_mirrored.view(-1, 1, 1, 1, 1), numbers.flip(-1), numbers)
-        down, right = torch.randint(2 * most + 1, (2,), generator=generator).tolist()
-        padded = functional.pad(numbers.flatten(0, 1), (most, most, most, most), mode="replicate")
-        return padded[..., down : down + height, right : right + width].unflatten(0, numbers.shape[:2])
+        """Mirror half of the clips, enlarge or shrink half, and shift all by whole pixels, with the edges repeated."""
+        count, (height, width), most = len(numbers), numbers.shape[-2:], self.settings.max_shift
+        mirrored, resized, size = torch.rand(3, count, generator=generator)
+        scale = torch.where(resized < 0.5, _MAX_ZOOM ** (2 * size - 1), torch.ones(count))
+        # In units of half the picture, as `affine_grid` has it.
+        shift = torch.randint(-most, most + 1, (2, count), generator=generator) * 2 / torch.tensor([[width], [height]])
+        theta = torch.zeros(count, 2, 3)
+        theta[:, 0, 0] = torch.where(mirrored < 0.5, -scale, scale)
+        theta[:, 1, 1] = scale
+        theta[:, :, 2] = shift.T
+        pictures = numbers.flatten(1, 2)  # (batch, number * frame, height, width)
+        grid = functional.affine_grid(theta.to(numbers.device), list(pictures.shape), align_corners=False)
+        moved = functional.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
+        return moved.unflatten(1, numbers.shape[1:3])
 
     def loss(self, batch: EncoderBatch, generator: torch.Generator) -> StepLoss:
         features = self.encoder.encode_frames(batch.video)
@@ -194,12 +234,13 @@ class EncoderStage(Stage[EncoderBatch]):
             "kl": divergence.detach(),
             "collapsed_channels": self._channels.has_collapsed.float().sum(),
         }
+        cover = batch.maps[..., _COVER].mean(dim=-1)
+        shown = {"subject": cover, "colour": cover, "place": 1 - cover}
         for prefix, found in (("", logits), ("plan_", plan_logits)):
             for name, values in found.items():
-                truth = batch.labels[name].repeat_interleave(values.shape[1])
-                losses = functional.cross_entropy(values.float().flatten(0, 1), truth, reduction="sum")
-                total = total + self.settings.label_weight * losses / values.shape[1]
-                metrics[prefix + name] = (values.flatten(0, 1).argmax(dim=-1) == truth).float().mean()
+                scores = score_labels(values.float(), batch.labels[name], shown[name])
+                total = total + self.settings.label_weight * scores.losses.sum()
+                metrics[prefix + name] = scores.right
         return StepLoss(total=total, num_samples=len(place), metrics=metrics)
 
     def _pool(self, numbers: Pictures) -> Maps:

@@ -59,18 +59,19 @@ class EncoderSettings(Record):
     """How the built-in semantic encoder is trained.
 
     Linear probes read the world from its features. At every position: subject coverage, mean colour and nearness, in
-    both frames of a slice. For a slice as a whole: kind and colour of the subject and kind of the backdrop, with loss
-    weight `label_weight`.
+    both frames of a slice; with loss weight `label_weight` also kind and colour of the subject, where it is seen, and
+    kind of the backdrop, where that is.
 
     The compressor is trained with it: further probes read the same from the plans that the compressor samples.
     `kl_weight` is the weight of their KL divergence from a standard Gaussian.
 
     Each clip of a batch contributes `num_slices` slices, because those of one clip are similar. Half of the clips are
-    mirrored, and all are shifted by up to `max_shift` pixels, so that the position in the patch grid does not matter.
+    mirrored, half are resized by up to 1.3, and all are shifted by up to `max_shift` pixels, so that position in the
+    patch grid does not matter.
     """
 
     batch_size: Count = 64
-    label_weight: Scale = 0.01
+    label_weight: Scale = 0.2
     kl_weight: Scale = 1e-4
     num_slices: Count = 1
     max_shift: Whole = 6
