@@ -271,11 +271,11 @@ def test_the_demo_tells_where_everything_is(
     assert document["pairs"] == [
         {"condition": "melt", "reference": "d/reference.mp4", "image": "d/image.png", "result": "d/result.mp4"}
     ]
-    monkeypatch.setattr(
-        demo, "run_demo", lambda *_: DemoResult((DemoFilm("a cat", None, Path("p"), Path("r")),), Path("s"))
-    )
+    film = DemoFilm("a cat;", ("0-2: it jumps", "2-4: it waits"), None, Path("p"), Path("r"))
+    monkeypatch.setattr(demo, "run_demo", lambda *_: DemoResult((film,), Path("s")))
     assert [line.split(maxsplit=1) for line in run_here(capsys, "demo", "semanticgen").out.splitlines()] == [
-        ["prompt", "a cat"],
+        ["prompt", "a cat;"],
+        ["segments", "0-2: it jumps, 2-4: it waits"],
         ["plan", "p"],
         ["result", "r"],
         ["sheet", "s"],

@@ -12,6 +12,7 @@ from sememe.records import SizeSettings
 from sememe.semanticgen.demo import make_demo
 from sememe.semanticgen.generation import SemanticGenInputs
 from sememe.semanticgen.plan import Plan
+from sememe.semanticgen.segments import parse_segment
 from sememe.video import read_clip, read_image, write_clip, write_image
 from sememe.workflows.demo import DemoRequest, run_demo
 from video_as_prompt.pipeline_factories import make_clip
@@ -19,7 +20,7 @@ from video_as_prompt.pipeline_factories import make_clip
 SIZE = SizeSettings(height=16, width=32, num_frames=16, fps=8.0)
 
 
-def test_a_text_is_planned_and_a_clip_rendered_anew(tmp_path: Path) -> None:
+def test_texts_are_planned_and_a_clip_rendered_under_another_text(tmp_path: Path) -> None:
     given: list[SemanticGenInputs] = []
 
     def make(inputs: SemanticGenInputs, output: Path) -> None:
@@ -31,9 +32,14 @@ def test_a_text_is_planned_and_a_clip_rendered_anew(tmp_path: Path) -> None:
         )
 
     told, anew = make_demo(tmp_path / "sheet.png", None, 3, SIZE, make)
-    assert [(inputs.prompt, inputs.source, inputs.save_plan) for inputs in given] == [
-        (film.prompt, film.source, film.plan) for film in (told, anew)
+    assert [(inputs.prompt, inputs.segments, inputs.source, inputs.save_plan) for inputs in given] == [
+        (film.prompt, film.segments, film.source, film.plan) for film in (told, anew)
     ]
+    segments = [parse_segment(text) for text in told.segments]
+    assert segments[-1].stop == 2.0  # 16 frames
+    assert told.prompt.endswith(";")
+    assert not any(told.prompt in segment.text for segment in segments)
+    assert (anew.segments, anew.prompt.count(";")) == ((), 1)
     assert (told.source, anew.source) == (None, tmp_path / "source.mp4")
     assert read_clip(tmp_path / "source.mp4").frames.shape == (16, 16, 32, 3)
     assert len({told.prompt, anew.prompt, told.result, anew.result, told.plan, anew.plan}) == 6

@@ -37,7 +37,14 @@ def demo(
     with show_progress() as on_progress:
         request = DemoRequest(output_dir=output_dir, system=system, image=image, model=model, seed=seed, device=device)
         result = run_demo(request, on_progress)
-    pairs = [{name: str(value) for name, value in asdict(pair).items() if value is not None} for pair in result.pairs]
+    pairs = [
+        {
+            name: ", ".join(value) if isinstance(value, tuple) else str(value)
+            for name, value in asdict(pair).items()
+            if value not in (None, ())
+        }
+        for pair in result.pairs
+    ]
     if as_json:
         echo_json({"pairs": pairs, "sheet": str(result.sheet)})
         return

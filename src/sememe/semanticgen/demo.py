@@ -1,4 +1,4 @@
-"""The demonstration: a text planned and rendered, a clip rendered again under another text, and a sheet of them all."""
+"""The demonstration: texts that are planned and rendered, a clip rendered under another text, and a sheet of both."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,17 +10,27 @@ from sememe.records import SizeSettings
 from sememe.semanticgen.generation import SemanticGenInputs
 from sememe.semanticgen.plan import Plan
 from sememe.semanticgen.plan_picture import colour_plan
+from sememe.semanticgen.segments import Segment
 from sememe.video import Clip, SheetRow, contact_sheet, read_clip, write_clip, write_image
 from sememe.world import EVALUATION_SEED, Script, random_script, render_script
-from sememe.world.captions import script_caption
+from sememe.world.captions import neutral_caption, script_caption
 from sememe.world.catalogue import parts_of
 
 
 @dataclass(frozen=True)
 class DemoFilm:
-    """A text, the clip whose plan is rendered under it (None where the text is planned), the plan, and the result."""
+    """What a video is made from, and its files.
+
+    Attributes:
+        prompt: Text for all of it.
+        segments: Texts for its parts, as on the command line.
+        source: Clip whose plan is rendered; None where the texts are planned.
+        plan: The plan.
+        result: The video.
+    """
 
     prompt: str
+    segments: tuple[str, ...]
     source: Path | None
     plan: Path
     result: Path
@@ -33,28 +43,31 @@ def make_demo(
     size: SizeSettings,
     generate: Callable[[SemanticGenInputs, Path], None],
 ) -> tuple[DemoFilm, ...]:
-    """Make a video of a text, and another from a rendered clip's plan, and lay all out on a contact sheet.
+    """Make a video of texts, and another from a rendered clip's plan, and lay all out on a contact sheet.
 
     Args:
         sheet: Picture to write; the other files are written beside it.
-        image: Picture file that the first video begins with; None for a text alone.
+        image: Picture file that the first video begins with; None for texts alone.
         seed: Seed of the scenes and of what happens in them.
         size: The model's own size.
         generate: Writes the video of some inputs.
     """
     folder, (written, filmed, other) = sheet.parent, _draw_scripts(seed, size.num_frames / size.fps)
     source = folder / "source.mp4"
+    # What happens in the source is said of another scene.
+    asked = Script(other.scene, filmed.spans)
     films = (
-        DemoFilm(_describe(written), None, folder / "result.plan", folder / "result.mp4"),
-        # What happens in the source is said of another scene.
         DemoFilm(
-            _describe(Script(other.scene, filmed.spans)), source, folder / "result_2.plan", folder / "result_2.mp4"
+            f"{neutral_caption(written.scene)};", _divide(written), None, folder / "result.plan", folder / "result.mp4"
         ),
+        DemoFilm(_describe(asked), (), source, folder / "result_2.plan", folder / "result_2.mp4"),
     )
     shot = render_script(filmed.scene, filmed.spans, size=(size.height, size.width), fps=size.fps)
     write_clip(shot.clip, source)
     for film, picture in zip(films, (image, None), strict=True):
-        inputs = SemanticGenInputs(prompt=film.prompt, source=film.source, image=picture, save_plan=film.plan)
+        inputs = SemanticGenInputs(
+            prompt=film.prompt, segments=film.segments, source=film.source, image=picture, save_plan=film.plan
+        )
         generate(inputs, film.result)
     _write_sheet(films, shot.full_caption, sheet)
     return films
@@ -71,15 +84,25 @@ def _describe(script: Script) -> str:
     return script_caption(script.scene, [parts_of(name) for name, _ in script.spans])
 
 
+def _divide(script: Script) -> tuple[str, ...]:
+    """Say what happens in each span, and when."""
+    segments, start = [], 0.0
+    for name, seconds in script.spans:
+        text = script_caption(script.scene, [parts_of(name)]).removeprefix(f"{neutral_caption(script.scene)}; ")
+        segments.append(str(Segment(start, start + seconds, text)))
+        start += seconds
+    return tuple(segments)
+
+
 def _write_sheet(films: tuple[DemoFilm, ...], source_caption: str, sheet: Path) -> None:
     """Show each result below the plan that it follows, and that below the source."""
     rows = []
     for film in films:
         plan = Plan.load(film.plan)
         rows += [] if film.source is None else [SheetRow(f"source: {source_caption}", read_clip(film.source))]
-        origin = "its plan" if film.source else "plan of a text"
+        origin = "its plan" if film.source else "plan of texts"
         rows += [
             SheetRow(f"{origin}: {plan.num_slices} slices", Clip(colour_plan(plan), 1.0 / plan.slice_seconds)),
-            SheetRow(film.prompt, read_clip(film.result)),
+            SheetRow(" ".join((film.prompt, *film.segments)), read_clip(film.result)),
         ]
     write_image(contact_sheet(rows), sheet)
