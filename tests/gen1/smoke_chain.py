@@ -10,6 +10,7 @@ from sememe.workflows.recipe_list import resolve_recipe
 from sememe.workflows.train import resolve_training_recipe, train_recipe
 
 _made: dict[Path, Path] = {}
+_ENCODED = ("frames", "latents", "content")
 _NEEDS: dict[str, dict[str, str]] = {
     "frames": {},
     "autoencoder": {"dataset": "frames"},
@@ -21,7 +22,8 @@ _NEEDS: dict[str, dict[str, str]] = {
         "depth_estimator": "depth",
         "image_encoder": "clip",
     },
-    "prior": {"latents": "latents", "clip": "clip"},
+    "content": {"image_encoder": "clip"},
+    "prior": {"latents": "content", "clip": "clip"},
     "unet": {"latents": "latents", "autoencoder": "autoencoder"},
 }
 
@@ -31,7 +33,7 @@ def gen1_runs(root: Path) -> Path:
     folder = root / "gen1-smoke"
     if folder not in _made:
         for part in _NEEDS:
-            if part in ("frames", "latents"):
+            if part in _ENCODED:
                 recipe: Any = resolve_recipe(f"smoke-gen1-{part}", settings(root, part), ArraysRecipe, "precompute")
                 precompute_latents(recipe, folder / part)
             else:
@@ -46,4 +48,4 @@ def gen1_runs(root: Path) -> Path:
 def settings(root: Path, part: str) -> list[str]:
     """What a recipe must be told to find its inputs."""
     given = [f"{field}={root / 'gen1-smoke' / source}" for field, source in _NEEDS[part].items()]
-    return [*given, "device=cpu" if part in ("frames", "latents") else "training.device=cpu"]
+    return [*given, "device=cpu" if part in _ENCODED else "training.device=cpu"]

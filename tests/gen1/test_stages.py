@@ -121,6 +121,9 @@ def test_the_cache_holds_what_the_pipeline_sees(root: Path, pipeline: Gen1Pipeli
     content = pipeline.encode_content(clip[2])
     torch.testing.assert_close(cache.select("content", [1])[0, 2], content.tokens[0].half(), atol=2e-3, rtol=2e-3)  # type: ignore[union-attr]
     assert cache.describe("content")["image_encoder"] == identify_space(pipeline.image_encoder)
+    alone = ArrayCache.open(gen1_runs(root) / "content")
+    assert {name: array.shape for name, array in alone.arrays.items()} == {"content": (1, 16)}
+    assert alone.describe("content")["image_encoder"] == cache.describe("content")["image_encoder"]
 
 
 def test_an_assembled_model_follows_a_text_and_a_picture(root: Path, pipeline: Gen1Pipeline) -> None:

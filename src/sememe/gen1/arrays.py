@@ -15,7 +15,7 @@ from sememe.data.array_writer import ArrayEncoder, ClipArray
 from sememe.errors import RecipeError
 from sememe.gen1.content import embed_images
 from sememe.gen1.prior import identify_space
-from sememe.gen1.stage_settings import Gen1FramesRecipe, Gen1LatentsRecipe
+from sememe.gen1.stage_settings import Gen1ContentRecipe, Gen1FramesRecipe, Gen1LatentsRecipe
 from sememe.gen1.structure import DepthEstimator, normalise
 from sememe.training.clips import ClipCollection, LookClips
 from sememe.training.dataset_clips import FRAMES_ARRAY
@@ -93,6 +93,11 @@ def list_frames(recipe: Gen1FramesRecipe, clips: ClipCollection, device: torch.d
     if not isinstance(clips, LookClips):
         raise RecipeError(f"expected data.kind looks, whose depth is known, got clips of {clips.origin}")
     return [FramesAndDepth(clips)]
+
+
+def list_content(recipe: Gen1ContentRecipe, clips: ClipCollection, device: torch.device) -> list[ArrayEncoder]:
+    """Return the arrays of a `Gen1ContentRecipe`."""
+    return [ContentArray(clips, recipe.image_encoder, device)]
 
 
 def list_arrays(recipe: Gen1LatentsRecipe, clips: ClipCollection, device: torch.device) -> list[ArrayEncoder]:

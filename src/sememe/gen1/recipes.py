@@ -1,7 +1,7 @@
 """Gen-1's recipes: the built-in model `tiny`, a start from Stable Diffusion, and twins that take seconds.
 
-In order: `tiny-gen1-frames`, `tiny-gen1-autoencoder`, `tiny-gen1-depth`, `tiny-gen1-clip`, `tiny-gen1-latents`,
-`tiny-gen1-prior`, `tiny-gen1-unet`, `tiny-gen1`. Imports no torch.
+In order: `tiny-gen1-frames`, `tiny-gen1-autoencoder`, `tiny-gen1-depth`, `tiny-gen1-clip`, `tiny-gen1-content`,
+`tiny-gen1-prior`, `tiny-gen1-latents`, `tiny-gen1-unet`, `tiny-gen1`. Imports no torch.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from sememe.gen1.stage_settings import (
     DepthNetwork,
     DepthRecipe,
     DepthSettings,
+    Gen1ContentRecipe,
     Gen1FramesRecipe,
     Gen1LatentsRecipe,
     Gen1ModelRecipe,
@@ -105,13 +106,24 @@ def tiny_gen1_latents() -> Gen1LatentsRecipe:
     )
 
 
+def tiny_gen1_content() -> Gen1ContentRecipe:
+    """Single pictures, because the prior needs many looks and no motion."""
+    return Gen1ContentRecipe(
+        name="tiny-gen1-content",
+        description="the embeddings of 60,000 pictures of the world, three looks of each scene",
+        clips=replace(_CLIPS, num_frames=1),
+        data=replace(_DATA, num_clips=60_000),
+        image_encoder="runs/tiny-gen1-clip",
+    )
+
+
 def tiny_gen1_prior() -> PriorRecipe:
     return PriorRecipe(
         name="tiny-gen1-prior",
         description="the prior of tiny: image embeddings from captions",
-        latents=Path("runs/tiny-gen1-latents"),
+        latents=Path("runs/tiny-gen1-content"),
         clip="runs/tiny-gen1-clip",
-        training=train_transformer(learning_rate=1e-3, warmup_steps=50, ema_decay=0.99, max_minutes=6.0),
+        training=train_transformer(learning_rate=1e-3, warmup_steps=50, ema_decay=0.99, max_minutes=30.0),
     )
 
 
@@ -231,10 +243,19 @@ def smoke_gen1_latents() -> Gen1LatentsRecipe:
     )
 
 
+def smoke_gen1_content() -> Gen1ContentRecipe:
+    return make_twin(
+        tiny_gen1_content(),
+        clips=replace(_SMOKE_CLIPS, num_frames=1),
+        data=_SMOKE_DATA,
+        image_encoder="runs/smoke-gen1-clip",
+    )
+
+
 def smoke_gen1_prior() -> PriorRecipe:
     return make_twin(
         tiny_gen1_prior(),
-        latents=Path("runs/smoke-gen1-latents"),
+        latents=Path("runs/smoke-gen1-content"),
         clip="runs/smoke-gen1-clip",
         network=PriorNetwork(num_layers=1, num_heads=2, head_dim=8),
         settings=PriorSettings(batch_size=2),

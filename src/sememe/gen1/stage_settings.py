@@ -120,6 +120,15 @@ class Gen1LatentsRecipe(LatentsRecipe):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Gen1ContentRecipe(ArraysRecipe):
+    """The content of clips alone, as the array "content". `image_encoder` is a model, run or folder with that part."""
+
+    more_arrays: ClassVar[str | None] = "sememe.gen1.arrays:list_content"
+
+    image_encoder: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class PriorNetwork(Record):
     """A `PriorTransformer`."""
 
@@ -143,7 +152,10 @@ class PriorSettings(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class PriorRecipe:
-    """Trains a prior, from a text to an image embedding. `clip` is the run or model of both encoders."""
+    """Trains a prior, from a text to an image embedding.
+
+    `latents` is a cache with the content of clips; `clip` is the run or model of both encoders.
+    """
 
     name: str
     description: str
