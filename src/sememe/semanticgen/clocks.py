@@ -61,6 +61,10 @@ class SliceClock:
         """Return the centres of slices in seconds."""
         return (np.arange(num_slices) + 0.5) * self.slice_seconds
 
+    def inner_edges(self, num_slices: int) -> tuple[float, ...]:
+        """Return the seconds at which one slice ends and the next begins."""
+        return tuple(self.slice_seconds * place for place in range(1, num_slices))
+
     def pick_frames(self, num_frames: int, fps: float) -> Int[np.ndarray, " picked"]:
         """Return the indices of the frames to encode, `frames_per_slice` for each slice.
 

@@ -13,7 +13,7 @@ from sememe.semanticgen.plan_picture import colour_plan
 from sememe.semanticgen.segments import Segment
 from sememe.video import Clip, SheetRow, contact_sheet, read_clip, write_clip, write_image
 from sememe.world import EVALUATION_SEED, Script, random_script, render_script
-from sememe.world.captions import neutral_caption, script_caption
+from sememe.world.captions import name_happenings, neutral_caption, script_caption
 from sememe.world.catalogue import parts_of
 
 
@@ -88,8 +88,7 @@ def _divide(script: Script) -> tuple[str, ...]:
     """Say what happens in each span, and when."""
     segments, start = [], 0.0
     for name, seconds in script.spans:
-        text = script_caption(script.scene, [parts_of(name)]).removeprefix(f"{neutral_caption(script.scene)}; ")
-        segments.append(str(Segment(start, start + seconds, text)))
+        segments.append(str(Segment(start, start + seconds, name_happenings(parts_of(name)))))
         start += seconds
     return tuple(segments)
 

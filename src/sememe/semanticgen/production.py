@@ -25,13 +25,11 @@ from sememe.semanticgen.predictor import Predictor
 from sememe.semanticgen.rendering import Known, Retake, VideoShape, encode_clips, find_span, make_condition
 from sememe.semanticgen.settings import Settings
 from sememe.semanticgen.shapes import PlanFeatures, TextEmbeds, VideoLatents
-from sememe.semanticgen.windows import SliceShape, WindowLayout, make_layout
+from sememe.semanticgen.windows import SliceShape, WindowLayout, find_segments, make_layout
 from sememe.video import Clip, resize_clip
 
 Texts = Mapping[Text, tuple[TextEmbeds, ...]]
 """Embedded text of each segment, by choice of text."""
-
-_ROUNDING = 1e-6  # seconds, as in layouts
 
 
 @runtime_checkable
@@ -164,7 +162,7 @@ class Production:
             return encode_sources(pipeline, request.sources, self.settings)
         step = replace(self.prepare_planning(texts), known=self._read_pictures())
         result = self._denoise(step, self.settings.sampling.num_planning_steps, "plan")
-        places = np.searchsorted(request.segment_ends, pipeline.clock.times(result.shape[2]) + _ROUNDING, side="right")
+        places = find_segments(request.segment_ends, pipeline.clock.times(result.shape[2]))
         captions = [tuple(each[place] for place in places) for each in request.texts]
         # (batch, number, slice, row, column) -> (batch, slice, row, column, number)
         return wrap_plans(pipeline, result.permute(0, 2, 3, 4, 1), captions)

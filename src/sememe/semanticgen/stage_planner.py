@@ -63,7 +63,7 @@ class PlannerStage(Stage[PlannerBatch]):
             (count, num_segments): make_layout(
                 LatentClock.of_slices(clock),
                 (count, rows, columns),
-                segment_ends=[clock.slice_seconds * end for end in range(1, num_segments)],
+                segment_ends=clock.inner_edges(num_segments),
             )
             for count in range(1, slices + 1)
             for num_segments in (1, count)

@@ -107,7 +107,7 @@ class RendererStage(Stage[RendererBatch]):
                 shape,
                 plan if has_plan else None,
                 window_seconds=settings.window_seconds,
-                segment_ends=[slice_clock.slice_seconds * end for end in range(1, num_segments)],
+                segment_ends=slice_clock.inner_edges(num_segments),
             )
             for has_plan in (True, False)
             for num_segments in (1, slices)

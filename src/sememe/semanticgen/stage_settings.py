@@ -60,7 +60,7 @@ class EncoderSettings(Record):
 
     Linear probes read the world from its features. At every position: subject coverage, mean colour and nearness, in
     both frames of a slice; with loss weight `label_weight` also kind and colour of the subject, where it is seen, and
-    kind of the backdrop, where that is. With weights of 0.06 and more, plans no longer say where the subject is.
+    kind of the backdrop, where that is. At 0.06 plans already say much less of where the subject is.
 
     The compressor is trained with it: further probes read the same from the plans that the compressor samples.
     `kl_weight` is the weight of their KL divergence from a standard Gaussian.

@@ -15,9 +15,8 @@ from sememe.data.caption_policy import CaptionPolicy
 from sememe.data.pairing import CaptionKind, draw_captions, pick_captions
 from sememe.semanticgen.clocks import SliceClock
 from sememe.semanticgen.shapes import TextEmbeds
+from sememe.semanticgen.windows import find_segments
 from sememe.training.text_source import TextSource
-
-_ROUNDING = 1e-6  # seconds, as in layouts
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,5 +77,5 @@ class ClipTexts:
     def _divide(self, index: int, num_slices: int) -> tuple[str, ...]:
         """Return the text of the segment that the centre of each slice lies in; none of a clip without segments."""
         item = self._cache.item(index)
-        places = np.searchsorted(item.segment_ends[:-1], self._clock.times(num_slices) + _ROUNDING, side="right")
+        places = find_segments(item.segment_ends[:-1], self._clock.times(num_slices))
         return tuple(item.segment_captions[place] for place in places) if item.segment_captions else ()

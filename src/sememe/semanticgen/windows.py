@@ -238,7 +238,7 @@ def make_layout(
     slice_times = np.zeros(0) if slices is None else slices.times
     latent_times = clock.times(num_frames)
     end = clock.end(num_frames)
-    marks = [_mark(times, end, window_seconds, ends) for times in (latent_times, slice_times)]
+    marks = [_mark(times, end, window_seconds, segment_ends) for times in (latent_times, slice_times)]
     latent_stops, slice_stops = ({key: stop for stop, key in enumerate(keys, 1)} for keys in marks)
     pieces, latent, piece_slice = [], 0, 0
     for key in sorted(latent_stops.keys() | slice_stops.keys()):
@@ -255,16 +255,24 @@ def make_layout(
     )
 
 
-def _mark(
-    times: Times, end: float, window_seconds: float | None, ends: Float[np.ndarray, " end"]
-) -> list[tuple[int, int]]:
+def find_segments(segment_ends: Sequence[float], times: Times) -> Int[np.ndarray, " moment"]:
+    """Return which segment each moment lies in, counted from 0.
+
+    Args:
+        segment_ends: Seconds at which one segment ends and the next begins, as in `make_layout`.
+        times: Moments in seconds.
+    """
+    return np.searchsorted(segment_ends, times + _ROUNDING, side="right")
+
+
+def _mark(times: Times, end: float, window_seconds: float | None, ends: Sequence[float]) -> list[tuple[int, int]]:
     """Return half window and segment of each moment of a video that ends at `end`; both rise with time."""
     if window_seconds is None:
         half = np.zeros(len(times))
     else:
         num_full = max(1, int(2 * end / window_seconds + _ROUNDING))
         half = np.minimum(np.floor(2 * times / window_seconds + _ROUNDING), num_full - 1)
-    segments = np.searchsorted(ends, times + _ROUNDING, side="right")
+    segments = find_segments(ends, times)
     return list(zip(half.astype(int).tolist(), segments.tolist(), strict=True))
 
 

@@ -111,5 +111,9 @@ def full_caption(scene: Scene, happenings: Sequence[Condition]) -> str:
 
 def script_caption(scene: Scene, spans: Sequence[Sequence[Condition]]) -> str:
     """Name subject, place, and the conditions of one span after another."""
-    happens = [" and ".join(happening.phrase for happening in span) or "nothing moves" for span in spans]
-    return f"{neutral_caption(scene)}; {', then '.join(happens)}"
+    return f"{neutral_caption(scene)}; {', then '.join(name_happenings(span) for span in spans)}"
+
+
+def name_happenings(happenings: Sequence[Condition]) -> str:
+    """Name conditions alone; without any, say that nothing moves."""
+    return " and ".join(happening.phrase for happening in happenings) or "nothing moves"
