@@ -47,8 +47,8 @@ class _Values:
         self.name = name
         self.made_by: Mapping[str, str] = {"autoencoder": "none"}
 
-    def list_entries(self, items: Sequence[ClipItem]) -> Mapping[str, Any]:
-        return {item.clip: index for index, item in enumerate(items)}
+    def list_entries(self, items: Mapping[int, ClipItem]) -> Mapping[str, Any]:
+        return {item.clip: index for index, item in items.items()}
 
     def preprocess(self, entries: Sequence[Any]) -> Tensor:
         return torch.zeros(len(entries), *_SHAPE)

@@ -39,7 +39,7 @@ class Encoder:
         self.values = torch.randn(len(keys), *shape, generator=torch.Generator().manual_seed(len(name))).half()
         self.entries = {name: place for place, name in enumerate(keys)}
 
-    def list_entries(self, items: Sequence[ClipItem]) -> Mapping[str, Any]:
+    def list_entries(self, items: Mapping[int, ClipItem]) -> Mapping[str, Any]:
         return self.entries
 
     def preprocess(self, entries: Sequence[int]) -> Tensor:

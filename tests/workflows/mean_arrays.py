@@ -26,8 +26,8 @@ class Means:
         self._clips = clips
         self.made_by: Mapping[str, str] = {"means": "of frames"}
 
-    def list_entries(self, items: Sequence[ClipItem]) -> Mapping[str, Any]:
-        return {item.clip: index for index, item in enumerate(items)}
+    def list_entries(self, items: Mapping[int, ClipItem]) -> Mapping[str, Any]:
+        return {item.clip: index for index, item in items.items()}
 
     def preprocess(self, entries: Sequence[int]) -> Tensor:
         return torch.from_numpy(np.stack([self._clips.frames(index) for index in entries]))

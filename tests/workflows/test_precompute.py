@@ -11,10 +11,11 @@ from sememe.backbones.first_frame import encode_first_frame
 from sememe.checkpoints.components import load_component
 from sememe.checkpoints.fingerprint import fingerprint_encoder
 from sememe.data.array_cache import ArrayCache
+from sememe.data.cache_index import ClipItem
 from sememe.data.manifest import VideoSample, write_manifest, write_vap_data
 from sememe.errors import InputError, ModelError, RecipeError
 from sememe.events import Progress
-from sememe.training.clips import render_item, world_item
+from sememe.training.clips import WorldClips, render_item, world_item
 from sememe.training.dataset_clips import open_clips
 from sememe.training.recipes import LatentsRecipe, Regeneration, WorldData
 from sememe.video import write_clip
@@ -84,7 +85,7 @@ def test_broken_off_work_is_continued(runs: Path, tmp_path: Path, monkeypatch: p
 def test_parts_share_the_work(runs: Path, tmp_path: Path) -> None:
     recipe = latents_recipe(runs, "data.num_clips=10", "batch_size=4")
     done = [precompute_latents(recipe, tmp_path, part=Part.parse(text)).num_new for text in ("1/3", "2/3", "3/3")]
-    assert [each["clean"] for each in done] == [4, 3, 3]
+    assert [each["clean"] for each in done] == [3, 3, 4]
     assert sum(each["first_frame"] for each in done) == 1
     with pytest.raises(InputError, match="is not finished"):
         ArrayCache.open(tmp_path)
@@ -93,6 +94,24 @@ def test_parts_share_the_work(runs: Path, tmp_path: Path) -> None:
     assert parts.items == whole.items[:10]
     one, two = (cache.select("clean", torch.arange(10)) for cache in (parts, whole))
     assert torch.allclose(one, two, atol=1e-3)
+
+
+def test_a_part_lists_its_own_clips_alone(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed: list[int] = []
+    find = WorldClips.item
+
+    def list_clip(clips: WorldClips, index: int) -> ClipItem:
+        listed.append(index)
+        return find(clips, index)
+
+    monkeypatch.setattr(WorldClips, "item", list_clip)
+    summary = precompute_latents(latents_recipe(runs, "data.num_clips=10"), tmp_path, part=Part(2, 3))
+    assert (listed, summary.num_clips, summary.num_unused) == ([3, 4, 5], 3, 0)
+
+
+def test_a_part_does_not_prune_what_others_need(runs: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no part with prune, got 2/3"):
+        precompute_latents(latents_recipe(runs, "data.num_clips=10"), tmp_path, part=Part(2, 3), prune=True)
 
 
 @pytest.mark.parametrize("text", ["0/3", "4/3", "3", "a/b", "1/0"])

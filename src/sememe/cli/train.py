@@ -95,7 +95,7 @@ Prune = Annotated[
 PartOfWork = Annotated[
     str | None,
     typer.Option(
-        help="Encode one part of the entries, such as 2/8, beside processes that encode the others; a last call "
+        help="Encode one part of the clips, such as 2/8, beside processes that encode the others; a last call "
         "without it finishes the cache.",
         metavar="K/N",
         rich_help_panel=_RUN,

@@ -47,8 +47,8 @@ class ArrayEncoder(Protocol):
     key: str
     made_by: Mapping[str, str]
 
-    def list_entries(self, items: Sequence[ClipItem]) -> Mapping[str, Any]:
-        """Inputs of `preprocess`, by key, in order."""
+    def list_entries(self, items: Mapping[int, ClipItem]) -> Mapping[str, Any]:
+        """Inputs of `preprocess` for clips, by key, in order; clips are given by their numbers."""
         ...
 
     def preprocess(self, entries: Sequence[Any]) -> Entries:
@@ -65,8 +65,8 @@ class ClipArray:
 
     key = "clip"
 
-    def list_entries(self, items: Sequence[ClipItem]) -> Mapping[str, Any]:
-        return {item.clip: index for index, item in enumerate(items)}
+    def list_entries(self, items: Mapping[int, ClipItem]) -> Mapping[str, Any]:
+        return {item.clip: index for index, item in items.items()}
 
     def encode(self, inputs: Entries) -> Entries:
         return inputs
@@ -116,10 +116,11 @@ class ArrayCacheWriter:
         self._writer, self._num_written = secrets.token_hex(4), 0
 
     def begin(self, encoder: ArrayEncoder) -> frozenset[str]:
-        """Begin an array, or continue it; return the keys that it has.
+        """Begin an array, or continue it; return the keys that it has, those of other writers included.
 
         Raises `RecipeError` if the folder holds an array of that name that was made differently.
         """
+        self._find_shards()
         made_by = dict(encoder.made_by)
         present = [shard for shard in self._shards.values() if shard.about.array == encoder.name]
         for about in {id(shard.about): shard.about for shard in present}.values():

@@ -59,7 +59,7 @@ class FirstFrameLatents:
         self._vae, self._clips, self._fill = vae, clips, fill
         self.made_by: Mapping[str, str] = {"autoencoder": fingerprint_encoder(vae), "first_frame_fill": fill}
 
-    def list_entries(self, items: Sequence[ClipItem]) -> Mapping[str, Any]:
+    def list_entries(self, items: Mapping[int, ClipItem]) -> Mapping[str, Any]:
         return list_first_frames(items)
 
     def preprocess(self, entries: Sequence[int]) -> Videos:
@@ -73,10 +73,10 @@ class FirstFrameLatents:
         return encode_cached_first_frame(self._vae, inputs[:, :, 0], inputs.shape[2], self._fill)
 
 
-def list_first_frames(items: Sequence[ClipItem]) -> dict[str, int]:
+def list_first_frames(items: Mapping[int, ClipItem]) -> dict[str, int]:
     """The number of the first clip that shows each first frame, by the frame's key."""
     entries: dict[str, int] = {}
-    for index, item in enumerate(items):
+    for index, item in items.items():
         entries.setdefault(item.first_frame, index)
     return entries
 
@@ -112,8 +112,10 @@ class TextEmbeddings:
         encoder, self._device = load_component("text_encoder", text_encoder).to(device), device
         self._text = EncodedText(load_component("tokenizer", tokenizer), encoder, length, reads_padding=reads_padding)
 
-    def list_entries(self, items: Sequence[ClipItem]) -> Mapping[str, Any]:
-        captions = [text for item in items for text in (item.caption, item.full_caption, *item.segment_captions)]
+    def list_entries(self, items: Mapping[int, ClipItem]) -> Mapping[str, Any]:
+        captions = [
+            text for item in items.values() for text in (item.caption, item.full_caption, *item.segment_captions)
+        ]
         return {caption: caption for caption in ("", *captions)}
 
     def preprocess(self, entries: Sequence[str]) -> Tokens:
@@ -135,7 +137,7 @@ class ImageEmbeddings:
         self._encoder = load_component("image_encoder", image_encoder).to(device)
         self._processor, self._clips = load_component("image_processor", image_processor), clips
 
-    def list_entries(self, items: Sequence[ClipItem]) -> Mapping[str, Any]:
+    def list_entries(self, items: Mapping[int, ClipItem]) -> Mapping[str, Any]:
         return list_first_frames(items)
 
     def preprocess(self, entries: Sequence[int]) -> Pictures:

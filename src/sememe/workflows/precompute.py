@@ -44,12 +44,12 @@ class PrecomputeSummary:
     Attributes:
         folder: Folder of the cache, or its URL.
         version: Hash or version that identifies the clips.
-        num_clips: Clips in the cache.
+        num_clips: Clips in the cache; those of the part, where one was encoded.
         num_new: Entries of each array that this call encoded.
         made_by: What each array was made by.
         quarantine: Clips that were left out.
         damaged: Names of the files that were removed because they were damaged.
-        num_unused: Entries of clips that are not in the data any more.
+        num_unused: Entries of clips that are not in the data any more; none are counted where one part was encoded.
         seconds: Seconds that the call took.
     """
 
@@ -66,7 +66,7 @@ class PrecomputeSummary:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One of several parts of the entries of every array, for as many processes; written as "2/8".
+    """One of several parts of the clips, for as many processes; written as "2/8".
 
     Attributes:
         number: Which part, from 1.
@@ -94,6 +94,10 @@ class Part:
             raise InputError(f"expected a part such as 2/8, got {text!r}")
         return cls(int(number), int(count))
 
+    def list_clips(self, num_clips: int) -> range:
+        """Return the numbers of the part's clips. They are neighbours, which often share a first frame."""
+        return range(num_clips * (self.number - 1) // self.count, num_clips * self.number // self.count)
+
 
 _WHOLE = Part(1, 1)
 
@@ -119,18 +123,21 @@ def precompute_latents(
         on_progress: Called with what is being done, and how long it takes.
         verify: Read the whole cache first, and encode again what is damaged.
         prune: Remove the entries of clips that are not in the data any more.
-        part: The entries to encode, for several processes that share the work. A cache is finished by a call without
-            it, which encodes what is still missing.
+        part: The clips to encode, for several processes that share the work; others are not listed. A cache is
+            finished by a call without it, which encodes what is still missing.
         ray: Address of a Ray cluster whose machines encode, "auto" for the one of this machine, "local" for a cluster
             of this machine alone; None encodes in this process.
 
     Raises:
         ModelError: There is no autoencoder or text encoder where the recipe says.
-        InputError: More than one video in a hundred cannot be read, the cache is damaged, or there is no such cluster.
+        InputError: More than one video in a hundred cannot be read, the cache is damaged, there is no such cluster, or
+            a part is to be pruned.
         RecipeError: The folder holds arrays of other clips or of another encoder.
         OutputError: The folder cannot be written, or the cluster's machines do not write to the same one.
     """
     begin = time.monotonic()
+    if prune and part.count > 1:
+        raise InputError(f"expected no part with prune, got {part}; the last call, without a part, can prune")
     on_progress(Progress("listing clips"))
     # Each clip is read once, and several processes may encode parts: none holds all of them.
     clips = open_clips(recipe.clips, recipe.data, recipe.dataset, recipe.min_score, memory_bytes=0)
@@ -141,20 +148,21 @@ def precompute_latents(
     num_far = Counter[str]() if ray is None else _encode_far(recipe, clips, output_dir, ray, on_progress)
     encoding = Encoding(recipe, clips, output_dir)
     encoding.check_shared(num_far)
-    num_new = Counter(encoding.encode(part, on_progress)) + num_far
-    good = encoding.quarantine.list_good()
+    encoded = encoding.encode(part, on_progress)
+    num_new, good, num_unused = Counter(encoded.num_new) + num_far, encoded.quarantine.list_good(), 0
     if part.count == 1:
-        encoding.writer.finish(good, clips.version)
-        encoding.quarantine.write(Storage(output_dir))
+        encoding.writer.finish(tuple(good.values()), clips.version)
+        encoded.quarantine.write(Storage(output_dir))
+        num_unused = encoding.count_unused(good, prune=prune)
     return PrecomputeSummary(
         folder=str(Storage(output_dir)),
         version=clips.version,
         num_clips=len(good),
         num_new={name: num_new[name] for name in encoding.made_by},
         made_by=encoding.made_by,
-        quarantine=encoding.quarantine.clips,
+        quarantine=encoded.quarantine.clips,
         damaged=damaged,
-        num_unused=encoding.count_unused(good, prune=prune),
+        num_unused=num_unused,
         seconds=time.monotonic() - begin,
     )
 
@@ -167,8 +175,23 @@ def _encode_far(
     return encode_on_cluster(recipe, clips, folder, address, on_progress)
 
 
+@dataclass(frozen=True, kw_only=True)
+class EncodedPart:
+    """What was encoded of a part of the clips.
+
+    Attributes:
+        num_new: How many entries of each array.
+        quarantine: The part's clips, and which of them cannot be read.
+    """
+
+    num_new: Mapping[str, int]
+    quarantine: Quarantine
+
+
 class Encoding:
-    """The encoders of a recipe and the cache that they fill; no entry is encoded twice.
+    """The encoders of a recipe and the cache that they fill.
+
+    No entry is encoded twice, except one that clips of several parts share, if these are encoded at the same time.
 
     Args:
         recipe: Arrays.
@@ -181,23 +204,24 @@ class Encoding:
     """
 
     def __init__(self, recipe: ArraysRecipe, clips: ClipCollection, folder: Path | str) -> None:
-        self._recipe, self._encoders = recipe, list_encoders(recipe, clips)
-        self._items = [clips.item(index) for index in range(len(clips))]  # takes long; others may add entries meanwhile
+        self._recipe, self._clips, self._encoders = recipe, clips, list_encoders(recipe, clips)
         self.writer = ArrayCacheWriter(folder, clips.origin, dtype=recipe.dtype, shard_bytes=_SHARD_BYTES)
-        self.quarantine = Quarantine(self._items)
         self.made_by = {encoder.name: encoder.made_by for encoder in self._encoders}
 
-    def encode(self, part: Part = _WHOLE, on_progress: ProgressHandler = ignore_progress) -> dict[str, int]:
-        """Encode what the cache lacks of a part of the entries; return how many entries of each array were encoded.
+    def encode(self, part: Part = _WHOLE, on_progress: ProgressHandler = ignore_progress) -> EncodedPart:
+        """Encode what the cache lacks of a part of the clips, which alone are listed.
 
         Raises:
             InputError: More than one video in a hundred cannot be read.
         """
-        size = self._recipe.batch_size
-        return {
-            encoder.name: encode_array(encoder, self._items, self.writer, size, self.quarantine, on_progress, part)
+        size, num_clips = self._recipe.batch_size, len(self._clips)
+        items = {index: self._clips.item(index) for index in part.list_clips(num_clips)}
+        quarantine = Quarantine(items, num_clips)
+        num_new = {
+            encoder.name: encode_array(encoder, items, self.writer, size, quarantine, on_progress)
             for encoder in self._encoders
         }
+        return EncodedPart(num_new=num_new, quarantine=quarantine)
 
     def check_shared(self, num_written: Mapping[str, int]) -> None:
         """Check that the folder holds what other machines have written to it.
@@ -213,7 +237,7 @@ class Encoding:
                     "folder that all of its machines share, or a URL of object storage"
                 )
 
-    def count_unused(self, items: Sequence[ClipItem], *, prune: bool) -> int:
+    def count_unused(self, items: Mapping[int, ClipItem], *, prune: bool) -> int:
         """Count entries of clips that are not among the items, and remove them if they are to be pruned."""
         needed = {encoder.name: encoder.list_entries(items).keys() for encoder in self._encoders}
         num_unused = self.writer.count_unused(needed)
@@ -269,16 +293,14 @@ def _list_latents(recipe: LatentsRecipe, clips: ClipCollection, device: torch.de
 
 def encode_array(
     encoder: ArrayEncoder,
-    items: Sequence[ClipItem],
+    items: Mapping[int, ClipItem],
     writer: ArrayCacheWriter,
     batch_size: int,
     quarantine: Quarantine,
     on_progress: ProgressHandler = ignore_progress,
-    part: Part = _WHOLE,
 ) -> int:
     """Encode those entries of an array that the cache lacks, except of clips that cannot be read; return how many."""
     present, entries = writer.begin(encoder), encoder.list_entries(items)
-    entries = dict(list(entries.items())[part.number - 1 :: part.count])
     missing = {key: entry for key, entry in entries.items() if key not in present}
     begin, stage, num_present = time.monotonic(), f"encoding {encoder.name}", len(entries) - len(missing)
     on_progress(Progress(stage, num_present, len(entries)))
@@ -296,10 +318,10 @@ def encode_array(
 
 
 def _list_batches(
-    entries: Mapping[str, Any], key_field: str, items: Sequence[ClipItem], batch_size: int
+    entries: Mapping[str, Any], key_field: str, items: Mapping[int, ClipItem], batch_size: int
 ) -> Iterator[Mapping[str, Any]]:
     """Divide entries into batches of clips of one bucket each."""
-    buckets = {getattr(item, key_field): item.bucket for item in items}
+    buckets = {getattr(item, key_field): item.bucket for item in items.values()}
     keys_of: dict[str, list[str]] = defaultdict(list)
     for key in entries:
         keys_of[buckets.get(key, "")].append(key)

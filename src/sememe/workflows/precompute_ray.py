@@ -15,7 +15,7 @@ from sememe.training.clips import ClipCollection
 from sememe.training.dataset_clips import DatasetClips, open_clips
 from sememe.training.recipes import ArraysRecipe
 
-# Small parts leave no machine idle at the end, and each lists all entries once.
+# Small parts leave no machine idle at the end.
 _PARTS_PER_WORKER = 8
 
 
@@ -44,7 +44,7 @@ class PartEncoder:
         """Encode the part of a row, a number from 1; return how many entries of each array were new."""
         from sememe.workflows.precompute import Part
 
-        return self._encoding.encode(Part(int(row["part"]), self._num_parts))
+        return dict(self._encoding.encode(Part(int(row["part"]), self._num_parts)).num_new)
 
 
 def encode_on_cluster(

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 
 from sememe.data.cache_index import ClipItem
@@ -27,11 +27,16 @@ class QuarantinedClip:
 
 
 class Quarantine:
-    """Clips that cannot be used, with reasons."""
+    """Clips that cannot be used, with reasons.
 
-    def __init__(self, items: Sequence[ClipItem]) -> None:
-        self._items = items
-        self._counts = Counter(item.clip for item in items)
+    Args:
+        items: The clips that are encoded, by number.
+        num_clips: How many clips the data has; more than a hundredth of them must not be left out.
+    """
+
+    def __init__(self, items: Mapping[int, ClipItem], num_clips: int) -> None:
+        self._items, self._num_clips = items, num_clips
+        self._counts = Counter(item.clip for item in items.values())
         self._reasons: dict[str, str] = {}
         self._owners: dict[str, Mapping[str, set[str]]] = {}
         self._num_bad = 0
@@ -46,19 +51,19 @@ class Quarantine:
     def add(self, key_field: str, key: str, reason: str) -> None:
         """Leave out the clips of which one field holds a key. Raises `InputError` if these are too many by now."""
         if key_field not in self._owners:
-            self._owners[key_field] = _group(self._items, key_field)
+            self._owners[key_field] = _group(self._items.values(), key_field)
         for clip in self._owners[key_field].get(key, ()):
             self._num_bad += 0 if clip in self._reasons else self._counts[clip]
             self._reasons[clip] = reason
-        if self._num_bad > _MAX_BAD_SHARE * len(self._items):
+        if self._num_bad > _MAX_BAD_SHARE * self._num_clips:
             raise InputError(
-                f"{self._num_bad} of {len(self._items)} videos cannot be used, more than the {_MAX_BAD_SHARE:.0%} that "
+                f"{self._num_bad} of {self._num_clips} videos cannot be used, more than the {_MAX_BAD_SHARE:.0%} that "
                 f"are left out; repair them, or take them out of the list; the last: {reason}"
             )
 
-    def list_good(self) -> list[ClipItem]:
-        """Return the clips that were not left out, in order."""
-        return [item for item in self._items if item.clip not in self._reasons]
+    def list_good(self) -> dict[int, ClipItem]:
+        """Return the clips that were not left out, by number, in order."""
+        return {number: item for number, item in self._items.items() if item.clip not in self._reasons}
 
     def write(self, storage: Storage) -> None:
         """Write a JSON line for each clip that was left out; no file if there is none."""
@@ -69,7 +74,7 @@ class Quarantine:
             storage.remove(QUARANTINE_NAME)
 
 
-def _group(items: Sequence[ClipItem], key_field: str) -> Mapping[str, set[str]]:
+def _group(items: Iterable[ClipItem], key_field: str) -> Mapping[str, set[str]]:
     """Group clips by the value of one of their fields."""
     groups: dict[str, set[str]] = defaultdict(set)
     for item in items:
