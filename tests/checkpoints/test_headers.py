@@ -108,6 +108,8 @@ def test_other_damage_is_named(single: Path) -> None:
         b"[1]",
         b'{"a": {"dtype": "F32"}}',
         b'{"a": {"dtype": "F32", "shape": [4], "data_offsets": [4, 0]}}',
+        b'{"a": {"dtype": "F32", "shape": [Infinity], "data_offsets": [0, 4]}}',
+        b"[" * 100_000,
     ):
         (single / NAME).write_bytes(len(header).to_bytes(8, "little") + header)
         with pytest.raises(ModelError, match="no safetensors file"):

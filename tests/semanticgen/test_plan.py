@@ -78,6 +78,7 @@ META = {"format": "sememe-plan-1", "slice_seconds": "0.5", "encoder": "e", "comp
         ({}, {"slice_seconds": "nan"}, "slice_seconds above 0"),
         ({}, {"slice_seconds": "fast"}, "metadata are not valid"),
         ({}, {"captions": "{"}, "metadata are not valid"),
+        ({}, {"captions": "[" * 100_000}, "metadata are not valid"),
         ({}, {"captions": "[1]"}, "captions as a list of texts"),
         ({}, {"captions": '["one"]'}, "a caption for each of 4 slices, got 1"),
     ],

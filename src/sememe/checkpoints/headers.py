@@ -268,7 +268,7 @@ def read_header(path: Path) -> list[StoredTensor]:
                 raise ValueError("its header is longer than the file")
             header = json.loads(file.read(length))
         tensors = [_parse_entry(path, key, entry) for key, entry in header.items() if key != "__metadata__"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         if isinstance(error, ModelError):
             raise
         raise ModelError(f"{path} is no safetensors file, or is damaged or cut short; download it again") from error

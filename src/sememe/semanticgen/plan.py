@@ -138,7 +138,7 @@ class Plan:
                 metadata["compressor"],
                 _check_captions(captions),
             )
-        except (KeyError, ValueError) as error:
+        except (KeyError, ValueError, RecursionError) as error:
             reason = str(error) if isinstance(error, PlanError) else f"its metadata are not valid ({error})"
             raise PlanError(f"the plan {path} cannot be used: {reason}") from error
         if tensors["times"].shape != plan.times.shape or not np.allclose(tensors["times"], plan.times):
