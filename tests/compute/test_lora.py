@@ -12,6 +12,7 @@ from diffusers.loaders import WanLoraLoaderMixin
 from peft import LoraConfig, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 
+from sememe.compute.loading_settings import LoadingSettings
 from sememe.compute.lora import LORA_NAME, add_expert_adapter, load_expert_adapter, save_expert_adapter
 from sememe.errors import InputError, ModelError
 from video_as_prompt import cogvideox_factories, wan_factories
@@ -24,6 +25,12 @@ each_family = pytest.mark.parametrize("family", ["wan", "cogvideox"])
 
 def make(family: str) -> Any:
     return make_pipeline("joint") if family == "wan" else make_cogvideox_pipeline()
+
+
+def test_a_scale_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").touch()
+    with pytest.raises(InputError, match=r"a finite scale for the LoRA weights .*a\.safetensors, got nan"):
+        _ = LoadingSettings(lora=(f"{tmp_path}/a.safetensors:nan",)).adapters
 
 
 def make_stock(pipe: Any) -> Any:

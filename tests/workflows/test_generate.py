@@ -138,6 +138,21 @@ def test_a_result_can_be_made_again_from_its_record(request_of_files: Generation
     assert whole.document["output"]["sha256"] != first.document["output"]["sha256"]
 
 
+def test_a_record_holds_in_any_folder(
+    request_of_files: GenerationRequest, model: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("tiny").mkdir()  # a built-in model goes before a folder of its name
+    # The loaded model stands for the one that is asked for.
+    loading = {"model": "tiny", "lora": ("style.safetensors:0.5", "a.safetensors"), "expert": "inputs"}
+    result = run(request_of_files, model, **loading, negative_references="inputs/other.mp4")
+    stored = read_request(result.sidecar, VIDEO_AS_PROMPT)
+    assert stored.model == "tiny"
+    lora = [f"{tmp_path}/style.safetensors:0.5", f"{tmp_path}/a.safetensors:1.0"]
+    assert stored.loading == {"device": "cpu", "lora": lora, "expert": str(tmp_path / "inputs")}
+    assert stored.settings["negative_references"] == [str(tmp_path / "inputs" / "other.mp4")]
+
+
 def test_the_video_itself_says_the_essentials(request_of_files: GenerationRequest, model: LoadedModel) -> None:
     result = run(request_of_files, model)
     with av.open(str(result.output)) as container:

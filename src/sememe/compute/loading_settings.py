@@ -1,6 +1,7 @@
 """Settings that act when a model is loaded, the same for every system. Imports no torch."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -42,16 +43,28 @@ class LoadingSettings(Record):
         """Files of LoRA weights, and the scale of each.
 
         Raises:
-            InputError: A file is not there, or is not a .safetensors file.
+            InputError: A file is not there, or is not a .safetensors file, or a scale is not finite.
         """
-        found = []
-        for entry in self.lora:
-            name, _, scale = entry.rpartition(":")
-            try:
-                path, factor = (Path(name), float(scale)) if name else (Path(entry), 1.0)
-            except ValueError:  # the colon is part of the name
-                path, factor = Path(entry), 1.0
+        found = tuple(map(_parse_adapter, self.lora))
+        for path, scale in found:
             if path.suffix != ".safetensors" or not path.is_file():
                 raise InputError(f"expected LoRA weights in a .safetensors file that is there, got {path}")
-            found.append((path, factor))
-        return tuple(found)
+            if not math.isfinite(scale):
+                raise InputError(f"expected a finite scale for the LoRA weights {path}, got {scale}")
+        return found
+
+    def with_absolute_paths(self) -> "LoadingSettings":
+        """Return the same settings for use in any folder of this machine."""
+        lora = tuple(f"{path.absolute()}:{scale}" for path, scale in map(_parse_adapter, self.lora))
+        expert = self.expert
+        if expert is not None and Path(expert).is_dir():
+            expert = str(Path(expert).absolute())
+        return replace(self, lora=lora, expert=expert)
+
+
+def _parse_adapter(entry: str) -> tuple[Path, float]:
+    name, _, scale = entry.rpartition(":")
+    try:
+        return (Path(name), float(scale)) if name else (Path(entry), 1.0)
+    except ValueError:  # the colon is part of the name
+        return Path(entry), 1.0

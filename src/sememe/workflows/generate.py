@@ -301,9 +301,13 @@ class _Generation:
 def _describe(request: GenerationRequest, work: _Generation, output: Any) -> dict[str, Any]:
     model = work.model
     # Videos among the settings are stated by their paths.
-    stated = {name: [str(path) for path in paths] for name, paths in request.inputs.videos(work.settings).items()}
+    videos = request.inputs.videos(work.settings)
     settings = output.settings.to_dict()
-    settings |= {name: paths for name, paths in stated.items() if name in settings}
+    settings |= {name: [str(path) for path in paths] for name, paths in videos.items() if name in settings}
+    changed = {key: videos.get(key.rpartition(".")[2], value) for key, value in request.settings.items()}
+    # Built-in and released models go before a folder of their name.
+    is_folder = model.folder == Path(request.model)
+    name = str(model.folder.absolute()) if is_folder else request.model
     return {
         "system": request.inputs.system,
         "created": sidecar.now(),
@@ -318,7 +322,7 @@ def _describe(request: GenerationRequest, work: _Generation, output: Any) -> dic
         "computing": sidecar.describe_computing(model),
         "exactness": sidecar.describe_exactness(output.settings, model),
         "inputs": work.files.to_document(),
-        "request": describe_request(request.model, request.inputs, request.settings, request.loading),
+        "request": describe_request(name, request.inputs, changed, request.loading),
         "output": {"path": str(request.output)},
         "influence": None,
     }

@@ -43,12 +43,12 @@ def describe_request(
     """
     read = [name for name in list_fields(type(inputs)) if not name.startswith(SAVING)]
     given = {name: _absolute(getattr(inputs, name)) for name in read}
-    usual = flatten(LoadingSettings())
+    usual, used = flatten(LoadingSettings()), flatten(loading.with_absolute_paths())
     return {
-        "model": str(Path(model).absolute()) if Path(model).is_dir() else model,
+        "model": model,
         "inputs": {name: to_plain(value) for name, value in given.items() if value not in (None, ())},
         "settings": {key: to_plain(_absolute(value)) for key, value in settings.items()},
-        "loading": {key: to_plain(value) for key, value in flatten(loading).items() if value != usual[key]},
+        "loading": {key: to_plain(value) for key, value in used.items() if value != usual[key]},
     }
 
 
