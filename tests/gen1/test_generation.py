@@ -83,6 +83,15 @@ def test_a_text_gives_the_whole_source_another_look(files: Path, loaded: LoadedM
     assert (result.document["content"], result.document["inputs"].keys()) == ("gold", {"source"})
 
 
+def test_memory_is_planned_for_the_models_own_size_before_that_of_a_source(files: Path, tmp_path: Path) -> None:
+    planned: dict[str, Any] = {**Gen1Inputs(source=files / "source.mkv", content="gold").workload(Settings())}
+    pipeline = make_pipeline(tmp_path)
+    found = [pipeline.list_phases(**planned).settings]
+    pipeline.register_to_config(generation_defaults=Settings().override(height=32, width=32).to_dict())
+    found.append(pipeline.list_phases(**planned).settings)
+    assert [(each["num_frames"], each["height"], each["width"]) for each in found] == [(6, 16, 24), (6, 32, 32)]
+
+
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [

@@ -71,9 +71,8 @@ class Gen1Inputs(SystemInputs):
         settings.structure.check_kinds()
 
     def workload(self, settings: Settings) -> Mapping[str, float]:
-        size = settings.size
-        height, width = size.height or self._survey.height, size.width or self._survey.width
-        return {"num_frames": self._count_frames(settings), "height": height, "width": width}
+        source = {"source_height": self._survey.height, "source_width": self._survey.width}
+        return {"num_frames": self._count_frames(settings), **source}
 
     def fit(self, pipeline: Any, settings: Settings) -> Settings:
         from sememe.video import read_clip

@@ -19,7 +19,14 @@ from sememe.gen1.settings import Settings
 from sememe.gen1.structure import DepthEstimator
 
 
-def list_phases(pipeline: Gen1Pipeline, name: str = "the model", **settings: Any) -> Workload:
+def list_phases(
+    pipeline: Gen1Pipeline,
+    name: str = "the model",
+    *,
+    source_height: int | None = None,
+    source_width: int | None = None,
+    **settings: Any,
+) -> Workload:
     """List the phases of a generation: structure, content, steps, decoding.
 
     Content is a text where the model takes one, otherwise a picture.
@@ -27,15 +34,17 @@ def list_phases(pipeline: Gen1Pipeline, name: str = "the model", **settings: Any
     Args:
         pipeline: Pipeline whose networks are on one device; on the meta device nothing is computed.
         name: Name of the model, for messages.
+        source_height: Height of the source in pixels, for models and settings that state none.
+        source_width: Width of the source, the same.
         settings: Fields of the settings, by name; None for the model's own. Height and width are brought to the nearest
-            that the model can make, as for a source of that size. Where the model states none, they are those that
-            the U-Net was made for, and the length is that of a window.
+            that the model can make, as for a source of that size. Where neither they nor a source states them, they are
+            those that the U-Net was made for; the length is then that of a window.
 
     Raises:
         InputError: The size is not known, or the model cannot make such a video.
     """
     chosen = pipeline.defaults.override(**settings)
-    num_frames, height, width = _choose_shape(pipeline, chosen)
+    num_frames, height, width = _choose_shape(pipeline, chosen, source_height, source_width)
     rehearsal = _Rehearsal(pipeline, chosen, (num_frames, height, width))
     # Blocks of Stable Diffusion serve the image model as well, whose calls bring none of them.
     is_shared = isinstance(rehearsal.model, MotionModel)
@@ -56,10 +65,12 @@ def list_phases(pipeline: Gen1Pipeline, name: str = "the model", **settings: Any
     )
 
 
-def _choose_shape(pipeline: Gen1Pipeline, settings: Settings) -> tuple[int, int, int]:
+def _choose_shape(
+    pipeline: Gen1Pipeline, settings: Settings, source_height: int | None, source_width: int | None
+) -> tuple[int, int, int]:
     size, grid, sample_size = settings.size, pipeline.grid, pipeline.unet.config.sample_size
     usual = sample_size * grid.spatial_ratio if isinstance(sample_size, int) else None
-    height, width = size.height or usual, size.width or usual
+    height, width = size.height or source_height or usual, size.width or source_width or usual
     if height is None or width is None:
         raise InputError("expected the size of the source, to plan for it; give height and width")
     num_frames = size.num_frames or make_model(pipeline.unet, pipeline.controlnet).max_frames
