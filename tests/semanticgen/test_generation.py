@@ -132,11 +132,21 @@ def test_what_a_long_video_takes_is_announced(tmp_path: Path) -> None:
         ({"segments": ("it jumps",)}, "a segment such as"),
         ({"span": "2-4"}, "--source with --span"),
         ({"span": "two", "source": Path("a.mp4")}, "such as 2-4, got 'two'"),
+        ({"span": "4-2", "source": Path("a.mp4")}, "such as 2-4, got '4-2'"),
     ],
 )
 def test_mistakes_are_found_before_a_model_is_loaded(inputs: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         SemanticGenInputs(**inputs).check(Settings())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("seconds", 2.0), ("segments", ("0-1: a",)), ("source", Path("a")), ("plan", Path("a"))]
+)
+def test_a_length_is_given_once(name: str, value: object) -> None:
+    given: dict[str, Any] = {name: value}
+    with pytest.raises(InputError, match=f"the length of the video by size.num_frames or {name}, got both"):
+        SemanticGenInputs(**given).check(Settings().override(num_frames=9))
 
 
 def test_plan_files_are_read_before_a_model_is_loaded(tmp_path: Path) -> None:

@@ -59,6 +59,11 @@ class SemanticGenInputs(SystemInputs):
     def check(self, settings: Settings) -> None:
         if self.seconds is not None and not 0 < self.seconds < float("inf"):
             raise InputError(f"expected seconds above 0, got {self.seconds:g}")
+        lengths = [name for name in ("seconds", "segments", "source", "plan") if getattr(self, name)]
+        if lengths and settings.size.num_frames != Settings().size.num_frames:
+            raise InputError(
+                f"expected the length of the video by size.num_frames or {lengths[0]}, got both; leave one out"
+            )
         self._read_plan()
         if self.plan is not None and self.source is not None and self.span is None:
             raise InputError(
@@ -178,6 +183,6 @@ class SemanticGenInputs(SystemInputs):
         if self.span is None:
             return None
         found = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*-\s*(\d+(?:\.\d*)?)\s*", self.span)
-        if found is None:
-            raise InputError(f"expected a span of seconds such as 2-4, got {self.span!r}")
+        if found is None or not float(found[1]) < float(found[2]):
+            raise InputError(f"expected a span of rising seconds such as 2-4, got {self.span!r}")
         return float(found[1]), float(found[2])
