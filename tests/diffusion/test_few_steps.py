@@ -51,12 +51,12 @@ def test_learned_predictions_lead_where_the_teacher_leads(scheduler: Any) -> Non
     torch.testing.assert_close(few, many, rtol=1e-5, atol=1e-5)
 
 
-def test_the_noise_is_that_of_the_timestep() -> None:
-    steps = FewSteps(FLOW, 4, 2)
-    clean, noise = torch.full((1, 1), 1.0), torch.full((1, 1), 3.0)
-    sigmas = [(float(steps.add_noise(clean, noise, place)) - 1.0) / 2.0 for place in range(4)]
-    expected = [3 * share / (1 + 2 * share) for share in (1.0, 0.75025, 0.5005, 0.25075)]
-    assert sigmas == pytest.approx(expected, abs=2e-6)
+@each_kind
+def test_a_step_leads_where_its_prediction_was_found(scheduler: Any) -> None:
+    steps, (begin, end) = FewSteps(scheduler, 4, 2), torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+    for place in range(4):
+        found = steps.find_prediction(begin, end, place)
+        torch.testing.assert_close(steps.move(found, begin, place), end, rtol=1e-5, atol=1e-5)
 
 
 def test_steps_that_do_not_lie_on_those_of_the_teacher() -> None:

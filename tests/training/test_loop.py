@@ -47,6 +47,22 @@ def assert_same_run(first: Path, second: Path) -> None:
     assert losses[0] == losses[1]
 
 
+def test_batches_that_come_again_have_other_noise(tmp_path: Path) -> None:
+    seen: list[tuple[torch.Tensor, float]] = []
+
+    class Watched(SmallStage):
+        def loss(self, batch: Any, generator: torch.Generator) -> StepLoss:
+            found = super().loss(batch, generator)
+            seen.append((batch[1], float(found.metrics["noise"])))
+            return found
+
+    train(Watched(), make_config(num_steps=6, repeat_after=3), tmp_path)
+    tokens, noise = zip(*seen, strict=True)
+    assert all(torch.equal(tokens[place], tokens[place + 3]) for place in range(3))
+    assert not torch.equal(tokens[0], tokens[1])
+    assert len(set(noise)) == 6
+
+
 def test_training_lowers_the_loss_and_exports_the_average(tmp_path: Path) -> None:
     events: list[TrainingEvent] = []
     summary = train(SmallStage(), make_config(num_steps=60), tmp_path, on_event=events.append)

@@ -1,5 +1,6 @@
 """What students learn from teachers: exact targets, at sizes of a few thousand weights."""
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -38,11 +39,11 @@ def make_pair(mode: str) -> tuple[Any, Any]:
     return teacher, student
 
 
-def make_few_step(guidance: GuidanceSettings, teacher_steps: int) -> FewStepStage:
+def make_few_step(guidance: GuidanceSettings, teacher_steps: int, *, keeps_paths: bool = False) -> FewStepStage:
     settings = FewStepSettings(num_steps=2, teacher_steps=teacher_steps, guidance=guidance, **PAIRS)
     scheduler = make_scheduler(SchedulerSettings(kind="euler_trailing"))
     teacher, student = make_pair("cached")
-    return FewStepStage(student, teacher, Texts(), Latents(), settings, scheduler)
+    return FewStepStage(student, teacher, Texts(), Latents(), settings, scheduler, keeps_paths=keeps_paths)
 
 
 def draw(stage: PairedStage) -> tuple[Any, PairInputs]:
@@ -108,7 +109,7 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn() -> None:
 
 
 def test_few_steps_fold_in_guidance_and_many_steps() -> None:
-    """The target ends where two of Euler's steps under text and reference guidance end."""
+    """Targets lead from where the student is to where four of Euler's steps under guidance are."""
     guidance = GuidanceSettings(guidance_scale=2.0, reference_guidance_scale=4.0)
     stage = make_few_step(guidance, 2)
     batch, given = draw(stage)
@@ -117,23 +118,46 @@ def test_few_steps_fold_in_guidance_and_many_steps() -> None:
     cache = assign(given.encode(stage._family), batch.owners)
     empty = stage.text.embed(stage.text.pick([""])).expand_as(given.text)
 
-    def predict(noisy: Tensor, level: float) -> Tensor:
+    @torch.no_grad()
+    def predict(model: Any, noisy: Tensor, level: float, text: Tensor, reference: Any = cache) -> Tensor:
         channels = stage._family.join_condition(noisy, given.first_frames)
         timestep = torch.full((4,), float(int(1000 * level)))
-        with torch.no_grad():
-            named = stage.teacher(channels, timestep, given.text, reference=cache).sample
-            read = stage.teacher(channels, timestep, empty, reference=cache).sample
-            alone = stage.teacher(channels, timestep, empty).sample
+        found: Tensor = model(channels, timestep, text, reference=reference).sample
+        return found
+
+    def guide(noisy: Tensor, level: float) -> Tensor:
+        named, read = (predict(stage.teacher, noisy, level, text) for text in (given.text, empty))
+        alone = predict(stage.teacher, noisy, level, empty, None)
         return alone + 4.0 * (read - alone) + 2.0 * (named - read)
 
+    path = [batch.noise]
+    for level, lower in pairwise(levels):
+        path.append(path[-1] + (lower - level) * guide(path[-1], level))
+    own = batch.noise + (levels[2] - levels[0]) * predict(stage.transformer, batch.noise, levels[0], given.text)
     assert sorted(noised.timesteps.tolist()) == [750, 750, 999, 999]
-    for place, timestep in ((0, 999), (1, 750)):
-        begin, middle, end = levels[2 * place : 2 * place + 3]
-        half = noised.noisy + (middle - begin) * predict(noised.noisy, begin)
-        whole = half + (end - middle) * predict(half, middle)
+    for place, timestep, begin in ((0, 999, batch.noise), (1, 750, own)):
         ours = noised.timesteps == timestep
-        found = noised.noisy + (end - begin) * noised.target
-        torch.testing.assert_close(found[ours], whole[ours], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(noised.noisy[ours], begin[ours], rtol=1e-4, atol=1e-4)
+        end = noised.noisy + (levels[2 * place + 2] - levels[2 * place]) * noised.target
+        torch.testing.assert_close(end[ours], path[2 * place + 2][ours], rtol=1e-4, atol=1e-4)
+
+
+def test_the_teacher_is_asked_once_for_a_batch_that_comes_again() -> None:
+    stage = make_few_step(GuidanceSettings(guidance_scale=1.0), 1, keeps_paths=True)
+    asked: list[int] = []
+    stage.teacher.register_forward_pre_hook(lambda *_: asked.append(1))
+    losses, counts = [], []
+    for number, seed in enumerate((0, 0, 1)):
+        batch = stage.batch(0, torch.Generator().manual_seed(seed), CPU)
+        with torch.no_grad():
+            losses.append(float(stage.loss(batch, generator()).total))
+        counts.append(len(asked))
+        if not number:
+            shifted = next(parameter for _, parameter in stage.transformer.expert_named_parameters())
+            shifted.data += 1.0
+    assert counts[0] == counts[1] < counts[2]
+    assert losses[0] == pytest.approx(0.0, abs=1e-8)
+    assert losses[1] > 1e-6, "the student is asked again"
 
 
 def test_few_steps_of_v_prediction() -> None:

@@ -1,11 +1,11 @@
-"""Few steps that each stand for several of a teacher: progressive distillation of samplers (arXiv 2202.00512)."""
+"""Few steps that each stand for several of a teacher (arXiv 2202.00512)."""
 
 import torch
 
 from sememe.diffusion.denoise import Predict, Stepper, denoise
 from sememe.diffusion.guidance import Guidance, GuidanceSchedule, VariantT
 from sememe.diffusion.objectives import PredictionType, Samples, prediction_of
-from sememe.diffusion.schedulers import NoiseScheduler, Scheduler
+from sememe.diffusion.schedulers import Scheduler
 from sememe.errors import RecipeError
 
 
@@ -37,12 +37,6 @@ class FewSteps:
                 "begin; use a scheduler with trailing timesteps, and numbers of steps that divide 1000"
             )
 
-    def add_noise(self, clean: Samples, noise: Samples, place: int) -> Samples:
-        """The latents at the beginning of a step."""
-        self._begin(1, place, clean.device)
-        assert isinstance(self._scheduler, NoiseScheduler), f"{type(self._scheduler).__name__} adds no noise"
-        return self._scheduler.add_noise(clean, noise, self.timesteps[place].expand(len(clean)))
-
     def follow(
         self,
         predict: Predict[VariantT],
@@ -66,11 +60,12 @@ class FewSteps:
 
         A step of the first order is linear in latents and prediction, and tells its two factors.
         """
-        kept = self._step(torch.zeros_like(noisy), noisy, place)
-        factor = self._step(torch.ones_like(noisy), torch.zeros_like(noisy), place)
+        kept = self.move(torch.zeros_like(noisy), noisy, place)
+        factor = self.move(torch.ones_like(noisy), torch.zeros_like(noisy), place)
         return (end - kept) / factor
 
-    def _step(self, predicted: Samples, noisy: Samples, place: int) -> Samples:
+    def move(self, predicted: Samples, noisy: Samples, place: int) -> Samples:
+        """The latents at the end of a step that a prediction leads to at once."""
         self._begin(1, place, noisy.device)
         return Stepper(self._scheduler, None).step(predicted, self._scheduler.timesteps[0], noisy)
 

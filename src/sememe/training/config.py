@@ -101,6 +101,8 @@ class TrainingConfig(Record):
         gradient_clip: Largest norm of all gradients together; 0 does not clip.
         num_shares: Batches of a step, whose gradients are summed. The processes of a run divide them among themselves,
             so that their number changes only rounding.
+        repeat_after: Steps after which the same batches come again, with other noise; none is never. With 1 a network
+            should be able to learn its one batch by heart.
         precision: "auto" is bf16 on devices that are fast in it and fp32 on others, such as CPUs without AVX-512.
         compile: "blocks" compiles the repeated blocks of networks.
         device: Torch device; "auto" is a GPU if there is one.
@@ -137,6 +139,7 @@ class TrainingConfig(Record):
     ema_decay: Share = 0.999
     gradient_clip: Scale = 1.0
     num_shares: Count = 1
+    repeat_after: Count | None = None
     precision: Precision = "auto"
     compile: Literal["none", "blocks"] = "none"
     device: str = "auto"

@@ -246,6 +246,7 @@ class _Run:
             start=self._step,
             stop=self._phase.stop,
             num_ahead=config.prefetch_batches,
+            repeat_after=config.repeat_after,
         )
         watch = HangWatch(self._distribution.rank, self._distribution.num_ranks)
         watch.start()

@@ -1,7 +1,7 @@
 """Train an expert towards another one: to read references one-way, or to need few steps and no guidance."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -13,16 +13,17 @@ from sememe.checkpoints.zoo import find_part
 from sememe.data.array_cache import ArrayCache
 from sememe.diffusion.few_steps import FewSteps
 from sememe.diffusion.objectives import NUM_TRAIN_TIMESTEPS, NoisePath, PredictionType
-from sememe.diffusion.schedulers import NoiseScheduler
+from sememe.diffusion.schedulers import Scheduler
 from sememe.training.networks import make_scheduler
 from sememe.training.recipes import SchedulerSettings
 from sememe.training.samples import Sampler
 from sememe.training.text_source import TextSource
 from sememe.video_as_prompt.conditioning import Conditions, Predictor
 from sememe.video_as_prompt.expert_model import ExpertModel
-from sememe.video_as_prompt.families import Reference, TransformerAlone, choose_family
+from sememe.video_as_prompt.families import BackboneFamily, Reference, TransformerAlone, choose_family
 from sememe.video_as_prompt.guidance import ReferenceChoice, Text, VideoAsPromptSchedule
 from sememe.video_as_prompt.settings import Settings
+from sememe.video_as_prompt.shapes import VideoLatents
 from sememe.video_as_prompt.stage_expert import (
     ExpertBatch,
     ExpertStage,
@@ -87,12 +88,29 @@ class OneWayStage(TaughtStage, ExpertStage):
         return replace(noised, target=torch.lerp(predicted.float(), noised.target, self._true_share))
 
 
-class FewStepStage(TaughtStage):
-    """Training of an expert for few steps, by progressive distillation; see `training.stage.Stage`.
+@dataclass(frozen=True, kw_only=True)
+class FewStepBatch(ExpertBatch):
+    """Targets, of which only the conditioning is used, and the noise that generation begins with.
 
-    Each target is noised to the beginning of one of the student's steps. The teacher takes several steps from there,
-    under its guidance, and the student learns the prediction that leads to the same end in one (arXiv 2202.00512,
-    section 3; guidance as in arXiv 2210.03142, section 3, and any number of the teacher's steps at once).
+    Attributes:
+        noise: Noise of each target.
+        seed: What the batch was drawn by, the same whenever it comes again.
+    """
+
+    noise: VideoLatents
+    seed: int
+
+
+class FewStepStage(TaughtStage):
+    """Training of an expert for few steps; see `training.stage.Stage`.
+
+    The teacher goes from noise to a clip in many steps under its guidance. The student goes from the same noise by its
+    own steps up to one of them, and learns the prediction that leads from there to where the teacher was at the end of
+    that step. Each step learns to stand for several of the teacher's (arXiv 2202.00512, section 3), with the guidance
+    folded in (arXiv 2210.03142, section 3), and begins where generation really will, so that it also mends the errors
+    of the steps before (arXiv 2405.05224, section 3.1).
+
+    A teacher is asked once for a batch that comes again (`training.repeat_after`), and its path is kept in memory.
     """
 
     name = "few_step"
@@ -104,47 +122,67 @@ class FewStepStage(TaughtStage):
         text: TextSource,
         latents: LatentSource,
         settings: FewStepSettings,
-        scheduler: NoiseScheduler,
+        scheduler: Scheduler,
+        *,
+        keeps_paths: bool = False,
     ) -> None:
         super().__init__(transformer, text, latents, settings)
         self.teacher = freeze(teacher)
+        self._paths: dict[int, list[VideoLatents]] | None = {} if keeps_paths else None
         # Keeping the texts' keys would pay for a generation of many steps.
         self._settings = Settings(guidance=settings.guidance).override(text_keys="recomputed")
         self._schedule = VideoAsPromptSchedule(settings=self._settings, texts_differ=True)
         self._steps = FewSteps(scheduler, settings.num_steps, settings.teacher_steps)
 
+    def batch(self, step: int, generator: torch.Generator, device: torch.device) -> FewStepBatch:
+        drawn, seed = super().batch(step, generator, device), generator.initial_seed()
+        noise = torch.randn(drawn.targets.clean.shape, generator=generator).to(device)
+        return FewStepBatch(**{each.name: getattr(drawn, each.name) for each in fields(drawn)}, noise=noise, seed=seed)
+
     @torch.no_grad()
     def add_noise(self, batch: ExpertBatch, given: PairInputs, generator: torch.Generator) -> NoisyLatents:
-        steps, clean = self._steps, batch.targets.clean
-        noise = torch.randn(clean.shape, generator=generator, device=clean.device)
-        first = torch.randint(steps.num_steps, (1,), generator=generator, device=clean.device)
-        places = (torch.arange(len(clean), device=clean.device) + first) % steps.num_steps
-        noisy, target = torch.empty_like(clean), torch.empty_like(clean)
-        family = choose_family(TransformerAlone(self.teacher))
-        reference = assign(given.encode(family), batch.owners)
-        for place in places.unique().tolist():
-            members = (places == place).nonzero().flatten()
-            begin = steps.add_noise(clean[members], noise[members], place)
-            conditions = self._find_conditions(batch, given, reference, members)
-            predictor = Predictor(family, conditions, self._settings)
-            end = steps.follow(predictor, self._schedule.by_timestep, begin, place)
-            noisy[members], target[members] = begin, steps.find_prediction(begin, end, place)
-        timesteps = steps.timesteps.to(clean.device)[places]
+        assert isinstance(batch, FewStepBatch), f"a {type(batch).__name__} has no noise"
+        steps, device, path = self._steps, batch.noise.device, self._find_path(batch, given)
+        first = torch.randint(steps.num_steps, (1,), generator=generator, device=device)
+        places = (torch.arange(len(batch.noise), device=device) + first) % steps.num_steps
+        noisy, target = torch.empty_like(batch.noise), torch.empty_like(batch.noise)
+        reached, reference = batch.noise, given.encode(self._family)
+        for place in range(steps.num_steps):
+            begins = (places == place).nonzero().flatten()
+            noisy[begins] = reached[begins]
+            target[begins] = steps.find_prediction(reached[begins], path[place][begins], place)
+            if place + 1 < steps.num_steps:
+                timesteps = steps.timesteps[place].to(device).expand(len(reached))
+                predicted = given.predict(self._family, reached, timesteps, reference, batch.owners)
+                reached = steps.move(predicted.float(), reached, place)
+        timesteps = steps.timesteps.to(device)[places]
         return NoisyLatents(noisy, timesteps.float() / NUM_TRAIN_TIMESTEPS, timesteps, target)
 
-    def _find_conditions(
-        self, batch: ExpertBatch, given: PairInputs, reference: Reference, members: Tensor
-    ) -> Conditions:
-        clean, first, images = batch.targets.clean[members], given.first_frames, given.image_embeds
+    def _find_path(self, batch: FewStepBatch, given: PairInputs) -> list[VideoLatents]:
+        """The latents that the teacher reaches at the end of each of the student's steps."""
+        if self._paths is not None and batch.seed in self._paths:
+            return [reached.to(batch.noise.device) for reached in self._paths[batch.seed]]
+        family = choose_family(TransformerAlone(self.teacher))
+        predictor = Predictor(family, self._find_conditions(batch, given, family), self._settings)
+        reached, path = batch.noise, []
+        for place in range(self._steps.num_steps):
+            reached = self._steps.follow(predictor, self._schedule.by_timestep, reached, place)
+            path.append(reached)
+        if self._paths is not None:
+            self._paths[batch.seed] = [reached.cpu() for reached in path]
+        return path
+
+    def _find_conditions(self, batch: FewStepBatch, given: PairInputs, family: BackboneFamily) -> Conditions:
+        noise, first = batch.noise, given.first_frames
         # What a network is given of the first frame follows the latents.
-        channels = None if first is None else self._family.join_condition(clean, first[members])[:, clean.shape[1] :]
-        texts: dict[Text, Tensor] = {"positive": given.text[members]}
+        channels = None if first is None else family.join_condition(noise, first)[:, noise.shape[1] :]
+        texts: dict[Text, Tensor] = {"positive": given.text}
         if self._settings.guidance.guidance_scale != 1.0:
-            negative = self.text.pick([str(self._settings.guidance.negative_prompt)]).to(clean.device)
-            texts["negative"] = self.text.embed(negative).expand_as(texts["positive"])
-        seen = assign(reference, members)
+            negative = self.text.pick([str(self._settings.guidance.negative_prompt)]).to(noise.device)
+            texts["negative"] = self.text.embed(negative).expand_as(given.text)
+        seen = assign(given.encode(family), batch.owners)
         read: dict[tuple[ReferenceChoice, Text], Reference] = {("given", text): seen for text in texts}
-        return Conditions(channels, texts, None if images is None else images[members], read)
+        return Conditions(channels, texts, given.image_embeds, read)
 
 
 class DistillationPreparation(PairedPreparation):
@@ -203,14 +241,22 @@ class FewStepPreparation(DistillationPreparation):
     ) -> FewStepStage:
         recipe = self._recipe
         if prediction == "flow":
-            scheduler: NoiseScheduler = _make_flow_scheduler(recipe.settings)
+            scheduler: Scheduler = _make_flow_scheduler(recipe.settings)
         else:
             find_path(recipe.backbone, prediction)
             scheduler = load_component("scheduler", find_part(recipe.backbone, "scheduler"))
-        return FewStepStage(transformer, self._teacher, text, latents, recipe.settings, scheduler)
+        return FewStepStage(
+            transformer,
+            self._teacher,
+            text,
+            latents,
+            recipe.settings,
+            scheduler,
+            keeps_paths=recipe.training.repeat_after is not None,
+        )
 
 
-def _make_flow_scheduler(settings: FewStepSettings) -> NoiseScheduler:
+def _make_flow_scheduler(settings: FewStepSettings) -> Scheduler:
     return make_scheduler(SchedulerSettings(kind="euler_trailing", shift=settings.shift))
 
 

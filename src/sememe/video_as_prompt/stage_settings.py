@@ -95,7 +95,8 @@ class FewStepSettings(PairSettings):
     """How a few-step sampler is distilled from a teacher.
 
     Each of the student's `num_steps` steps learns to end where `teacher_steps` steps of the teacher end, with the
-    teacher's `guidance`; the student is used without guidance. `shift` is the flow-matching shift of the steps.
+    teacher's `guidance`; the student is used without guidance. `shift` is the flow-matching shift of the steps. The
+    teacher is asked for `num_steps` times `teacher_steps` steps of each batch, once if `training.repeat_after` is set.
     """
 
     num_steps: Count = 4
