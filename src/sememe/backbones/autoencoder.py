@@ -17,6 +17,7 @@ from sememe.video import Clip
 
 Video = Float[torch.Tensor, "batch 3 frame height width"]
 Latents = Float[torch.Tensor, "batch channel latent_frame latent_height latent_width"]
+Statistic = Float[torch.Tensor, ""] | Float[torch.Tensor, "1 channel 1 1 1"]
 Generators = torch.Generator | list[torch.Generator] | None
 
 
@@ -229,8 +230,8 @@ def _decode(vae: Autoencoder, latents: torch.Tensor) -> torch.Tensor:
     return vae.decode(latents).sample
 
 
-def latent_statistics(vae: Autoencoder, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return mean and deviation of raw latents, each broadcastable over (batch, channel, frame, height, width)."""
+def latent_statistics(vae: Autoencoder, latents: Latents) -> tuple[Statistic, Statistic]:
+    """Return mean and deviation of raw latents."""
     config = vae.config
     means, deviations = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
     if means is None or deviations is None:

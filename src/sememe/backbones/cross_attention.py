@@ -6,17 +6,21 @@ from typing import Any, NamedTuple
 import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor, _get_added_kv_projections
+from jaxtyping import Float
 
 from sememe.backbones.text import MAX_SEQUENCE_LENGTH
 
+TokenHeads = Float[torch.Tensor, "batch token head head_dim"]
+PictureHeads = Float[torch.Tensor, "batch picture_token head head_dim"]
+
 
 class TextKeys(NamedTuple):
-    """Keys and values of one block's cross-attention, (batch, token, head, head_dim) each: of texts and of pictures."""
+    """Keys and values of one block's cross-attention: of texts and of pictures."""
 
-    key: torch.Tensor
-    value: torch.Tensor
-    image_key: torch.Tensor | None = None
-    image_value: torch.Tensor | None = None
+    key: TokenHeads
+    value: TokenHeads
+    image_key: PictureHeads | None = None
+    image_value: PictureHeads | None = None
 
     def repeat(self, num_repeats: int) -> "TextKeys":
         """Repeat the batch entries a, b as a, b, a, b, ..."""
@@ -71,12 +75,12 @@ class TextAttnProcessor(WanAttnProcessor):
         return heads.flatten(2, 3).type_as(query)
 
 
-def project_text(attn: WanAttention, text: torch.Tensor) -> TextKeys:
+def project_text(attn: WanAttention, text: Float[torch.Tensor, "batch token dim"]) -> TextKeys:
     """Return keys and values of one block's cross-attention.
 
     Args:
         attn: The attention module of the block.
-        text: (batch, token, dim), with the embedded pictures in front if the block has weights of its own for them.
+        text: Embedded text, with the embedded pictures in front if the block has weights of its own for them.
     """
     split = (attn.heads, -1)
     # As in the stock attention: tokens before a text's fixed number of them are those of pictures.

@@ -8,9 +8,10 @@ from typing import Any, Protocol, runtime_checkable
 import ftfy
 import torch
 from diffusers.utils.torch_utils import get_module_execution_device
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 TextEmbeds = Float[torch.Tensor, "batch token text_dim"]
+TokenIds = Int[torch.Tensor, "prompt token"]
 
 MAX_SEQUENCE_LENGTH = 512
 
@@ -90,7 +91,7 @@ def encode_prompts_padded(
     return text_encoder(ids.to(get_module_execution_device(text_encoder))).last_hidden_state
 
 
-def tokenize_prompts(tokenizer: Tokenizer, prompts: list[str], length: int) -> tuple[torch.Tensor, torch.Tensor]:
+def tokenize_prompts(tokenizer: Tokenizer, prompts: list[str], length: int) -> tuple[TokenIds, TokenIds]:
     """Return token ids and mask, each (prompt, token), padded to `length`; warns where a prompt is cut."""
     tokens = tokenizer(
         prompts,

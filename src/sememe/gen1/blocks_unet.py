@@ -195,7 +195,7 @@ class VideoTransformer2D(Transformer2DModel):
         encoder_hidden_states: Float[Tensor, "batch_frame token dim"] | Float[Tensor, "batch frame token dim"],
         return_dict: bool = True,  # noqa: FBT001, FBT002 (the stock signature)
         **stock: Any,
-    ) -> Transformer2DModelOutput | tuple[Tensor]:
+    ) -> Transformer2DModelOutput | tuple[Images]:
         """Run the block.
 
         Args:
@@ -219,6 +219,8 @@ class VideoTransformer2D(Transformer2DModel):
         return Transformer2DModelOutput(sample=images) if return_dict else (images,)
 
 
-def widen_weight(weight: Float[Tensor, "out latent height width"], num_channels: int) -> Tensor:
+def widen_weight(
+    weight: Float[Tensor, "out latent height width"], num_channels: int
+) -> Float[Tensor, "out all height width"]:
     """Return the weight of a convolution with zeros for further channels, up to `num_channels`."""
     return F.pad(weight, (0, 0, 0, 0, 0, num_channels - weight.shape[1]))

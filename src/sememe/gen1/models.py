@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from diffusers import ControlNetModel, ModelMixin, UNet2DConditionModel, UNetMotionModel
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 from torch import Tensor
 
 from sememe.backbones.autoencoder import Autoencoder, encode_video
@@ -18,6 +18,7 @@ from sememe.gen1.network_unet import Gen1UNet
 from sememe.gen1.shapes import Latents, StructureVideo
 from sememe.gen1.structure import embed_level, simplify_structure
 
+Timestep = Num[Tensor, ""]
 Conditions = Float[Tensor, "batch condition_channel frame condition_height condition_width"]
 
 
@@ -49,7 +50,7 @@ class Model(Protocol):
         """Return the conditioning by structure in [0, 1], at a level in 0..7."""
 
     def predict(
-        self, latents: Latents, timestep: Tensor, structure: Conditions, content: FrameContents, *, together: bool
+        self, latents: Latents, timestep: Timestep, structure: Conditions, content: FrameContents, *, together: bool
     ) -> Latents:
         """Predict a run of frames, together or each alone."""
 
@@ -74,7 +75,7 @@ class InflatedModel:
         return encode_structure(vae, structure, torch.full((len(structure),), level))
 
     def predict(
-        self, latents: Latents, timestep: Tensor, structure: Conditions, content: FrameContents, *, together: bool
+        self, latents: Latents, timestep: Timestep, structure: Conditions, content: FrameContents, *, together: bool
     ) -> Latents:
         """Predict a run of frames."""
         joined = torch.cat([latents, structure], dim=1).to(self.unet.dtype)
@@ -127,7 +128,7 @@ class MotionModel:
         return simplify_structure(structure, level).unsqueeze(1).expand(-1, 3, -1, -1, -1)
 
     def predict(
-        self, latents: Latents, timestep: Tensor, structure: Conditions, content: FrameContents, *, together: bool
+        self, latents: Latents, timestep: Timestep, structure: Conditions, content: FrameContents, *, together: bool
     ) -> Latents:
         """Predict a run of frames."""
         num_videos, num_frames = latents.shape[0], latents.shape[2]

@@ -140,7 +140,7 @@ class SemanticGenTransformer(WanTransformer3DModel):
         layout: WindowLayout | None = None,
         *,
         one_by_one: bool = False,
-    ) -> Transformer2DModelOutput | tuple[Tensor]:
+    ) -> Transformer2DModelOutput | tuple[VideoLatents]:
         """Predict the velocity of the latents.
 
         Args:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from sememe.backbones.first_frame import mark_first_frame
@@ -211,7 +211,7 @@ class RendererStage(Stage[RendererBatch]):
 
 
 def join_picture(
-    noisy: VideoLatents, first_frames: VideoLatents, num_mask_channels: int, has_image: Tensor
+    noisy: VideoLatents, first_frames: VideoLatents, num_mask_channels: int, has_image: Shaped[Tensor, " batch"]
 ) -> Float[Tensor, "batch all_channel frame height width"]:
     """Append mask and latents of first pictures to noisy latents, on the channel axis; zeros where none is given.
 
@@ -219,7 +219,7 @@ def join_picture(
         noisy: Latents with noise.
         first_frames: Latents of the pictures, as `backbones.first_frame` makes them.
         num_mask_channels: Channels of the mask.
-        has_image: (batch,) whether a picture is given.
+        has_image: Whether a picture is given.
     """
     condition = mark_first_frame(first_frames, num_mask_channels)
     return torch.cat([noisy, condition * has_image.view(-1, 1, 1, 1, 1)], dim=1)

@@ -109,8 +109,8 @@ def start_autoencoder(network: LinearNetwork, clips: ClipSource, seed: int) -> L
     return autoencoder
 
 
-def read_video(clips: ClipSource, indices: Sequence[int]) -> Tensor:
-    """Clips as (clip, 3, frame, height, width) in [-1, 1]."""
+def read_video(clips: ClipSource, indices: Sequence[int]) -> Float[Tensor, "clip 3 frame height width"]:
+    """Clips in [-1, 1]."""
     return frames_to_video(np.stack([clips.frames(int(index)) for index in indices]))
 
 

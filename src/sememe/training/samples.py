@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from sememe.backbones.autoencoder import Autoencoder, decode_latents, video_to_clips
@@ -19,6 +20,8 @@ NUM_SAMPLES = 2
 """Clips on a sheet."""
 _FPS = 8.0
 
+Latents = Float[Tensor, "clip channel latent_frame latent_height latent_width"]
+Videos = Float[Tensor, "clip 3 frame height width"]
 Predict = Callable[[Tensor, Tensor], Tensor]
 """Returns the prediction for noisy latents (batch, ...) at timesteps (batch,) in 0..1000."""
 
@@ -44,7 +47,7 @@ class Sampler:
     scheduler: Scheduler
     num_steps: int = 12
 
-    def make(self, predict: Predict, like: Tensor, generator: torch.Generator) -> Tensor:
+    def make(self, predict: Predict, like: Latents, generator: torch.Generator) -> Latents:
         """Generate latents, float32.
 
         Args:
@@ -63,8 +66,8 @@ class Sampler:
         only = Guidance((GuidanceRow(_AsGiven(), 1.0),))
         return denoise(predict_one, self.scheduler, noise, only, self.num_steps, prediction=prediction)
 
-    def show(self, latents: Mapping[str, Tensor]) -> list[SheetRow]:
-        """Decode latents (clip, channel, frame, height, width) to rows of a sheet, those of the first clip first.
+    def show(self, latents: Mapping[str, Latents]) -> list[SheetRow]:
+        """Decode latents to rows of a sheet, those of the first clip first.
 
         Args:
             latents: Equally many latents of each kind, by their label on the sheet.
@@ -72,8 +75,8 @@ class Sampler:
         return lay_out({name: decode_latents(self.vae.to(each.device), each) for name, each in latents.items()})
 
 
-def lay_out(videos: Mapping[str, Tensor]) -> list[SheetRow]:
-    """Return rows of a sheet of videos (clip, 3, frame, height, width) in [-1, 1], those of the first clip first.
+def lay_out(videos: Mapping[str, Videos]) -> list[SheetRow]:
+    """Return rows of a sheet of videos in [-1, 1], those of the first clip first.
 
     Args:
         videos: Equally many videos of each kind, by their label on the sheet.

@@ -11,6 +11,7 @@ from typing import Any, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
+from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from sememe.errors import RecipeError
@@ -68,7 +69,7 @@ class StepLoss:
     by_noise: NoiseLosses | None = None
 
     @property
-    def divisor(self) -> Tensor | float:
+    def divisor(self) -> Shaped[Tensor, ""] | float:
         """The weight, or the number of samples where no weight is given."""
         return self.num_samples if self.weight is None else self.weight
 

@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -41,8 +41,10 @@ class GenerationSource(Protocol):
         """How many there are."""
         ...
 
-    def select(self, name: str, indices: Tensor) -> Tensor:
-        """Entries of items, (item, channel, frame, height, width) for "generated"."""
+    def select(
+        self, name: str, indices: Int[Tensor, " item"]
+    ) -> Float[Tensor, "item channel latent_frame latent_height latent_width"]:
+        """Entries of items."""
         ...
 
 

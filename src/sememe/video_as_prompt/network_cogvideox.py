@@ -240,7 +240,7 @@ class CogVideoXVideoAsPromptTransformer(ExpertModel, CogVideoXTransformer3DModel
         return_dict: bool = True,  # noqa: FBT001, FBT002 (the stock signature)
         reference: ReferenceCache | ReferenceTokens | ReferenceInputs | None = None,
         reference_strength: float = 1.0,
-    ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
+    ) -> Transformer2DModelOutput | tuple[Float[Tensor, "batch frame out height width"]]:
         """Predict the velocity of a target, optionally with a reference.
 
         Args:
@@ -296,7 +296,7 @@ class CogVideoXVideoAsPromptTransformer(ExpertModel, CogVideoXTransformer3DModel
         reference: ReferenceCache | ReferenceTokens | ReferenceInputs | None,
         strength: float = 1.0,
         kept: list[tuple[Heads, Heads]] | None = None,
-    ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
+    ) -> Transformer2DModelOutput | tuple[Float[Tensor, "batch frame out height width"]]:
         if (image_rotary_emb is not None) != self.config.use_rotary_positional_embeddings:
             raise ModelError("image_rotary_emb must be what rotary_tables gives for the target's size")
         grid = (latents.shape[3] // self.config.patch_size, latents.shape[4] // self.config.patch_size)

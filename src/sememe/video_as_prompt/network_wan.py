@@ -257,7 +257,7 @@ class WanVideoAsPromptTransformer(ExpertModel, WanTransformer3DModel):
         reference: ReferenceCache | ReferenceTokens | ReferenceInputs | None = None,
         reference_strength: float = 1.0,
         image_rotary_emb: RotaryTables | None = None,
-    ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
+    ) -> Transformer2DModelOutput | tuple[Float[Tensor, "batch out frame height width"]]:
         """Predict the velocity of a target, optionally with a reference.
 
         Args:
@@ -300,7 +300,7 @@ class WanVideoAsPromptTransformer(ExpertModel, WanTransformer3DModel):
         attention_kwargs: dict[str, Any] | None = None,
         kept: list[tuple[Heads, Heads]] | None = None,
         image_rotary_emb: RotaryTables | None = None,
-    ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
+    ) -> Transformer2DModelOutput | tuple[Float[Tensor, "batch out frame height width"]]:
         _, patch_height, patch_width = self.config.patch_size
         grid = (latents.shape[-2] // patch_height, latents.shape[-1] // patch_width)
         given = self._prepare_reference(reference, grid, latents.shape[0])

@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 from diffusers import ModelMixin, WanTransformer3DModel
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
@@ -83,7 +83,7 @@ class LatentSource(Protocol):
         """The items that may be each item's reference; none for all others of its condition."""
         ...
 
-    def select(self, name: str, indices: Tensor) -> Tensor:
+    def select(self, name: str, indices: Int[Tensor, " item"]) -> Float[Tensor, "item *entry"]:
         """Entries of items of one bucket: (item, channel, frame, height, width) for "clean" and "first_frame".
 
         "image" has (item, token, dim).
