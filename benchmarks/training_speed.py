@@ -35,6 +35,7 @@ from sememe.data.array_cache import ArrayCache
 from sememe.data.cache_index import ClipItem
 from sememe.data.manifest import MANIFEST_NAME, VideoSample, write_manifest
 from sememe.training.clips import ClipCollection, render_item, world_item
+from sememe.training.config import TrainingConfig
 from sememe.training.dataset_clips import open_clips
 from sememe.training.networks import choose_attention, read_video
 from sememe.training.recipes import LatentsRecipe, WorldData
@@ -155,10 +156,8 @@ def make_stage(contestant: Contestant, latents: LatentSource, text: TextSource, 
 def measure(contestant: Contestant, stage: ExpertStage, num_steps: int, device: torch.device) -> dict[str, Any]:
     """Train for some steps, of which the first two are left out, and return a row of the result."""
     optimizer = torch.optim.AdamW([each for each in stage.transformer.parameters() if each.requires_grad], lr=1e-5)
-    ahead = contestant.num_ahead
-    batches = BatchSource(
-        stage, seed=_SEED, shares=range(1), device=device, start=0, stop=num_steps + 2, num_ahead=ahead
-    )
+    config = TrainingConfig(seed=_SEED, prefetch_batches=contestant.num_ahead)
+    batches = BatchSource(stage, config, shares=range(1), device=device, start=0, stop=num_steps + 2)
     waits, steps, num_clips = [], [], 0
     try:
         for step in range(num_steps + 2):

@@ -236,17 +236,14 @@ class _Run:
 
     def _run_phase(self, request: StopRequest) -> Ending | None:
         """Train to the end of the phase (None), or of the run, its time or this call."""
-        config = self._config
         # No batch is prefetched before its phase.
         batches = BatchSource(
             self._stage,
-            seed=config.seed,
+            self._config,
             shares=self._shares,
             device=self._device,
             start=self._step,
             stop=self._phase.stop,
-            num_ahead=config.prefetch_batches,
-            repeat_after=config.repeat_after,
         )
         watch = HangWatch(self._distribution.rank, self._distribution.num_ranks)
         watch.start()

@@ -15,6 +15,7 @@ from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from sememe.errors import RecipeError
+from sememe.training.config import TrainingConfig
 from sememe.training.held_out import ItemPicker
 from sememe.video.sheet import SheetRow
 
@@ -182,25 +183,22 @@ class BatchSource:
     """Yields the batches of a stage in order: the shares of a step that this process trains on, then the next step's.
 
     Batches are pure functions of step and share, so the order in which they are made is free. The same ones come again
-    after `repeat_after` steps.
+    after `training.repeat_after` steps.
     """
 
     def __init__(
         self,
         stage: Stage,
+        config: TrainingConfig,
         *,
-        seed: int,
         shares: range,
         device: torch.device,
         start: int,
         stop: int,
-        num_ahead: int,
-        repeat_after: int | None = None,
     ) -> None:
-        self._stage, self._seed, self._shares, self._device = stage, seed, shares, device
-        self._repeat_after = repeat_after
-        self._next, self._stop, self._num_ahead = start * len(shares), stop * len(shares), num_ahead
-        self._pool = ThreadPoolExecutor(num_ahead, thread_name_prefix="batch") if num_ahead else None
+        self._stage, self._config, self._shares, self._device = stage, config, shares, device
+        self._next, self._stop, self._num_ahead = start * len(shares), stop * len(shares), config.prefetch_batches
+        self._pool = ThreadPoolExecutor(self._num_ahead, thread_name_prefix="batch") if self._num_ahead else None
         self._ahead: dict[int, Future[Any]] = {}
 
     def take(self) -> Any:
@@ -227,8 +225,9 @@ class BatchSource:
     @torch.no_grad()
     def _make(self, index: int) -> Any:
         step, place = divmod(index, len(self._shares))
-        step = step if self._repeat_after is None else step % self._repeat_after
-        generator = step_generator(self._seed, step, self._shares[place], "batch")
+        if self._config.repeat_after is not None:
+            step %= self._config.repeat_after
+        generator = step_generator(self._config.seed, step, self._shares[place], "batch")
         return self._stage.batch(step, generator, self._device)
 
 

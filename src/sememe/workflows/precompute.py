@@ -149,15 +149,12 @@ def precompute_latents(
     encoding = Encoding(recipe, clips, output_dir)
     encoding.check_shared(num_far)
     encoded = encoding.encode(part, on_progress)
-    num_new, good, num_unused = Counter(encoded.num_new) + num_far, encoded.quarantine.list_good(), 0
-    if part.count == 1:
-        encoding.writer.finish(tuple(good.values()), clips.version)
-        encoded.quarantine.write(Storage(output_dir))
-        num_unused = encoding.count_unused(good, prune=prune)
+    num_new = Counter(encoded.num_new) + num_far
+    num_unused = encoding.finish(encoded.quarantine, prune=prune) if part.count == 1 else 0
     return PrecomputeSummary(
         folder=str(Storage(output_dir)),
         version=clips.version,
-        num_clips=len(good),
+        num_clips=len(encoded.quarantine.list_good()),
         num_new={name: num_new[name] for name in encoding.made_by},
         made_by=encoding.made_by,
         quarantine=encoded.quarantine.clips,
@@ -205,6 +202,7 @@ class Encoding:
 
     def __init__(self, recipe: ArraysRecipe, clips: ClipCollection, folder: Path | str) -> None:
         self._recipe, self._clips, self._encoders = recipe, clips, list_encoders(recipe, clips)
+        self._storage = Storage(folder)
         self.writer = ArrayCacheWriter(folder, clips.origin, dtype=recipe.dtype, shard_bytes=_SHARD_BYTES)
         self.made_by = {encoder.name: encoder.made_by for encoder in self._encoders}
 
@@ -237,9 +235,20 @@ class Encoding:
                     "folder that all of its machines share, or a URL of object storage"
                 )
 
-    def count_unused(self, items: Mapping[int, ClipItem], *, prune: bool) -> int:
-        """Count entries of clips that are not among the items, and remove them if they are to be pruned."""
-        needed = {encoder.name: encoder.list_entries(items).keys() for encoder in self._encoders}
+    def finish(self, quarantine: Quarantine, *, prune: bool) -> int:
+        """Write the index and what was left out.
+
+        Args:
+            quarantine: All clips, and which of them cannot be read.
+            prune: Whether entries of other clips are removed.
+
+        Returns:
+            Their number.
+        """
+        good = quarantine.list_good()
+        self.writer.finish(tuple(good.values()), self._clips.version)
+        quarantine.write(self._storage)
+        needed = {encoder.name: encoder.list_entries(good).keys() for encoder in self._encoders}
         num_unused = self.writer.count_unused(needed)
         if prune:
             self.writer.prune(needed)
