@@ -57,6 +57,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     Raises:
         OutputError: The folder cannot be written. An `OSError` raised inside the block comes out as one too.
     """
+    folder = folder.absolute()
     temporary = folder.with_name(f".{folder.name}.writing-{os.getpid()}")
     replaced = folder.with_name(f".{folder.name}.replaced-{os.getpid()}")
     try:

@@ -132,6 +132,36 @@ def test_an_older_model_stays_if_something_fails(parts: dict[str, Path], tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
 
 
+@pytest.mark.parametrize("output", ["kept", "."])
+def test_a_folder_of_other_files_is_not_replaced(
+    output: str, parts: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match="holds other files, which would be lost"):
+        assemble(Path(output), parts)
+    assert (tmp_path / "kept" / "notes.txt").read_text() == "mine"
+
+
+def test_the_folder_of_the_process_becomes_a_model(
+    parts: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assemble(Path(), parts)
+    assert describe_model(tmp_path).source == "a test"
+
+
+def test_a_run_that_was_moved_to_where_it_began_from(tmp_path: Path) -> None:
+    source = str(tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    write_run(tmp_path / "run", RunRecord(recipe="r", settings={}, inputs={}, init_from=source))
+    summary = RunSummary(recipe="r", step=1, num_samples=1, seconds=1, loss=None, ending="finished", device="CPU")
+    write_summary(tmp_path / "run", summary)
+    told = describe_runs({"expert": source})["expert"]
+    assert told.startswith(f"begun from {source}, whose training is not stated here; then r: 1 steps")
+
+
 def test_a_place_that_cannot_be_written(parts: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError):

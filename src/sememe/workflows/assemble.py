@@ -1,14 +1,15 @@
 """Assembling a model from the parts that were trained: one folder that `from_pretrained` reads."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
 import sememe
 from sememe.checkpoints.fingerprint import fingerprint_model
+from sememe.checkpoints.saving import INDEX_NAME
 from sememe.checkpoints.zoo import resolve_model
-from sememe.errors import ModelError
+from sememe.errors import ModelError, OutputError
 from sememe.files import atomic_folder, write_text
 from sememe.training.recipes import ModelRecipe
 from sememe.training.run_record import describe_run, read_run, read_summary
@@ -36,6 +37,7 @@ def assemble_recipe(
     from sememe.checkpoints.fingerprint import fingerprint_encoder
     from sememe.workflows.sources import check_agreement, find_parts
 
+    _check_output(Path(output))
     system = find_model_system(recipe)
     spec = system.model
     assert spec is not None
@@ -43,7 +45,7 @@ def assemble_recipe(
     encoder = fingerprint_encoder(load_component("vae", parts["vae"]))
     check_agreement(recipe, spec.needs, {"autoencoder": encoder})
     card = ModelCard(
-        title=title or Path(output).name,
+        title=title or Path(output).absolute().name,
         description=f"A {system.title} model: {recipe.description}.",
         source=f"trained by the recipes of sememe {sememe.__version__}",
         pipeline=system.pipeline_name,
@@ -68,10 +70,11 @@ def write_model(pipeline: Any, recipe: ModelRecipe, output: Path | str, card: Mo
 
     Raises:
         ModelError: The result cannot be loaded.
-        OutputError: The folder cannot be written.
+        OutputError: The folder cannot be written, or holds something else than a model.
     """
-    _round_weights(pipeline, recipe.precision)
     output = Path(output)
+    _check_output(output)
+    _round_weights(pipeline, recipe.precision)
     with atomic_folder(output) as folder:
         pipeline.save_pretrained(folder, max_shard_size=recipe.max_shard_size)
         write_text(folder / "README.md", write_card(card, fingerprint_model(folder).files))
@@ -79,22 +82,40 @@ def write_model(pipeline: Any, recipe: ModelRecipe, output: Path | str, card: Mo
     return output
 
 
+def _check_output(output: Path) -> None:
+    """Raise `OutputError` for a folder of other files, which would be lost."""
+    if output.is_dir() and any(output.iterdir()) and not (output / INDEX_NAME).is_file():
+        raise OutputError(
+            f"expected {output} to be absent, empty or an earlier model, but it holds other files, which would be "
+            "lost; choose another folder"
+        )
+
+
 def describe_runs(sources: Mapping[str, str]) -> dict[str, str]:
     """Return how each part was trained, for a card; `sources` are runs by the part's name."""
     return {name: _describe_source(source) for name, source in sources.items()}
 
 
-def _describe_source(source: str) -> str:
-    """Return the figures of a run, after those of the runs whose weights it began with."""
+def _describe_source(source: str, after: Collection[Path] = ()) -> str:
+    """Return the figures of a run, after those of the runs whose weights it began with.
+
+    Args:
+        source: Run or model.
+        after: Folders of runs that began with it. One of them may have been moved to where it was.
+    """
     try:
         folder = resolve_model(source)
     except ModelError:
+        folder = None
+    if folder is None or folder.resolve() in after:
         return f"begun from {source}, whose training is not stated here"
     summary, record = read_summary(folder), read_run(folder)
     if summary is None:
         return "not stated"
     own = f"{summary.recipe}: {describe_run(summary)}"
-    return own if record is None or record.init_from is None else f"{_describe_source(record.init_from)}; then {own}"
+    if record is None or record.init_from is None:
+        return own
+    return f"{_describe_source(record.init_from, {*after, folder.resolve()})}; then {own}"
 
 
 def _round_weights(pipeline: Any, precision: str) -> None:
