@@ -172,3 +172,12 @@ def test_the_schema_states_types_bounds_and_documentation() -> None:
     assert schema["size"] == {"type": "integer", "minimum": 1, "description": "Pixels of a side.", "default": 8}
     assert schema["names"]["items"] == {"type": "string"}
     assert schema["share"]["anyOf"] == [{"type": "number", "minimum": 0, "maximum": 1}, {"type": "null"}]
+
+
+def test_a_record_that_may_be_left_out_is_not_read_from_a_text() -> None:
+    @dataclass(frozen=True)
+    class Outer:
+        training: TrainingConfig | None = None
+
+    with pytest.raises(InputError, match="training cannot be set from a value"):
+        apply_overrides(Outer(), ["training=fast"])

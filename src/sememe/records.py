@@ -305,8 +305,10 @@ def convert(value: Any, kind: Any, name: str) -> Any:
         return _convert_tuple(value, arguments, name)
     if origin is Mapping:
         return _convert_mapping(value, arguments[1], name)
-    if dataclasses.is_dataclass(kind):
-        return value if isinstance(value, typing.cast(type, kind)) else typing.cast(Any, kind)(**value)
+    if dataclasses.is_dataclass(kind) and isinstance(value, typing.cast(type, kind)):
+        return value
+    if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
+        return typing.cast(Any, kind)(**value)
     if kind in _SCALARS:
         return _convert_scalar(value, kind, name)
     if kind is Any:

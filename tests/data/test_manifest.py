@@ -1,4 +1,5 @@
 import csv
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -140,3 +141,22 @@ def test_a_bad_manifest_line_is_named(tmp_path: Path, line: str, message: str) -
     (tmp_path / "m.jsonl").write_text(line)
     with pytest.raises(InputError, match=r"must begin with|line 1"):
         read_manifest(tmp_path / "m.jsonl")
+
+
+def test_a_list_of_which_nothing_is_left_says_why(tmp_path: Path) -> None:
+    (tmp_path / "vap_data.csv").write_text(f"{HEADER}\n")
+    with pytest.raises(InputError, match=r"expected videos in the list of .*, got none; add some"):
+        read_samples(tmp_path)
+    (tmp_path / "vap_data.csv").write_text(f"{HEADER}\na.mp4,[],a cat,melt,,0\n")
+    with pytest.raises(InputError, match=r"above 0 in .*, got none of 1; correct the scores"):
+        read_samples(tmp_path)
+    write_manifest(
+        [VideoSample(path="a.mp4", caption="a cat", condition="melt", score=math.nan)], tmp_path / MANIFEST_NAME
+    )
+    with pytest.raises(InputError, match="score a number"):
+        read_samples(tmp_path)
+
+
+def test_a_video_of_no_split_is_trained_on(tmp_path: Path) -> None:
+    (tmp_path / "vap_data.csv").write_text(f"{HEADER}\na.mp4,[],a cat,melt,,1\n")
+    assert [sample.split for sample in read_samples(tmp_path)] == ["train"]

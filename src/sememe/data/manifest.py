@@ -88,10 +88,13 @@ def read_samples(folder: Path, min_score: float = 0.0) -> tuple[VideoSample, ...
     if not manifest.is_file() and not (folder / TRAINING_NAME).is_file():
         raise InputError(f"expected {MANIFEST_NAME} or {TRAINING_NAME} in the dataset's folder {folder}")
     samples = read_manifest(manifest) if manifest.is_file() else read_vap_data(folder)
+    if not samples:
+        raise InputError(f"expected videos in the list of {folder}, got none; add some")
     kept = tuple(sample for sample in samples if sample.score is None or sample.score > min_score)
     if not kept:
+        way = "lower min_score" if min_score else "correct the scores, or leave them out"
         raise InputError(
-            f"expected videos with a score above {min_score:g} in {folder}, got none of {len(samples)}; lower min_score"
+            f"expected videos with a score above {min_score:g} in {folder}, got none of {len(samples)}; {way}"
         )
     return kept
 
@@ -247,7 +250,7 @@ def _parse_sample(path: Path, number: int, row: Mapping[str, str]) -> VideoSampl
         path=_check_path(path, number, row["video_paths"]),
         caption=row["tar_video_caption"],
         condition=row["kind"].strip(),
-        split=row["split"].strip(),
+        split=row["split"].strip() or "train",
         references=tuple(_check_path(path, number, reference) for reference in references),
         score=_parse_number(path, number, "reference_alignment_score", row["reference_alignment_score"]),
     )
@@ -300,7 +303,9 @@ def _sample_of(path: Path, number: int, values: Mapping[str, Any]) -> VideoSampl
     score = values.get("score")
     texts = [value for key, value in values.items() if key not in ("references", "score", "segments")]
     is_list = isinstance(references, list) and all(isinstance(item, str) for item in references)
-    is_number = score is None or (isinstance(score, int | float) and not isinstance(score, bool))
+    is_number = score is None or (
+        isinstance(score, int | float) and not isinstance(score, bool) and math.isfinite(score)
+    )
     if not (is_list and is_number and all(isinstance(text, str) for text in texts)):
         raise InputError(f"{path}, line {number}: references must be a list, score a number and the rest texts")
     return VideoSample(
