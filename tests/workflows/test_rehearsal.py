@@ -66,5 +66,6 @@ def test_what_would_stop_a_run_stops_its_rehearsal(runs: Path, capsys: pytest.Ca
     faster = ["--set", "training.learning_rate=0.5"]
     assert "--allow-changes training.learning_rate" in refused(run_here(capsys, *words, *faster))
     assert run_here(capsys, *words, *faster, "--allow-changes", "training.learning_rate").code == 0
+    assert "holds a run already" in refused(run_here(capsys, *words, "--no-resume"))
     record = json.loads((runs / "expert" / "run.json").read_text())
     assert record["settings"]["training.learning_rate"] == "0.0012"

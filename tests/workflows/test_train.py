@@ -340,11 +340,43 @@ def test_systems_say_which_stages_share_tokens(system: System) -> None:
         assert spec.shares_tokens == shares_tokens, spec.recipe
 
 
-def test_never_resuming_clears_what_an_earlier_try_left(runs: Path, tmp_path: Path) -> None:
+def test_what_a_try_without_a_checkpoint_left_is_not_used(tmp_path: Path) -> None:
     (tmp_path / "run" / "start").mkdir(parents=True)
     (tmp_path / "run" / "run.json").write_text("{")
-    recipe = resolve_training_recipe("smoke-expert", [*settings(runs, "expert"), "training.num_steps=1"])
-    assert train_recipe(recipe, tmp_path / "run", resume="never").is_complete
+    # It fails when its parts are written, and the next when its record is written too.
+    for given in ("training.optimizer=muon", "training.shard=2"):
+        with pytest.raises(RecipeError):
+            train_recipe(resolve_training_recipe("smoke-autoencoder", [given]), tmp_path / "run")
+        assert (tmp_path / "run" / "start" / "vae").is_dir()
+    wider = resolve_training_recipe("smoke-autoencoder", ["network.hidden_channels=16", "training.num_steps=1"])
+    rehearse(wider, tmp_path / "run")
+    assert train_recipe(wider, tmp_path / "run").is_complete
+    config = json.loads((tmp_path / "run" / "model" / "vae" / "config.json").read_text())
+    assert config["hidden_channels"] == 16
+
+
+def test_a_complete_run_keeps_its_figures_and_networks(tmp_path: Path) -> None:
+    given = ["training.num_steps=1", "network.hidden_channels=16"]
+    train_recipe(resolve_training_recipe("smoke-autoencoder", given[:1]), tmp_path / "run")
+    train_recipe(resolve_training_recipe("smoke-autoencoder", given[:1]), tmp_path / "run")
+    # Nothing was left to do.
+    summary = read_summary(tmp_path / "run")
+    assert summary is not None
+    assert summary.metrics.keys() == {"psnr"}
+    with pytest.raises(RecipeError, match=r"hidden_channels 8, and it is 16 now; .* because a run keeps its networks"):
+        train_recipe(
+            resolve_training_recipe("smoke-autoencoder", given),
+            tmp_path / "run",
+            allow_changes=["network.hidden_channels"],
+        )
+
+
+def test_a_folder_that_is_no_start_is_not_removed(tmp_path: Path) -> None:
+    (tmp_path / "run" / "start").mkdir(parents=True)
+    (tmp_path / "run" / "start" / "notes.txt").write_text("mine")
+    with pytest.raises(ModelError):
+        train_recipe(resolve_training_recipe("smoke-autoencoder"), tmp_path / "run")
+    assert (tmp_path / "run" / "start" / "notes.txt").read_text() == "mine"
 
 
 def test_latents_that_are_not_there(runs: Path, tmp_path: Path) -> None:

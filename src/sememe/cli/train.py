@@ -13,6 +13,7 @@ from sememe.events import tell_duration
 
 if TYPE_CHECKING:
     from sememe.events import Progress
+    from sememe.training.checkpoint import Resume
     from sememe.training.progress import TrainingSummary
     from sememe.training.recipes import TrainingRecipe
     from sememe.workflows.precompute import PrecomputeSummary
@@ -146,8 +147,9 @@ def train(
 
     resolved = resolve_training_recipe(recipe, settings or (), max_minutes)
     allowed = [key.strip() for keys in allow_changes or () for key in keys.split(",")]
+    how: Resume = "auto" if resume else "never"
     if dry_run:
-        _rehearse(resolved, output_dir, init_from, allowed, as_json=as_json)
+        _rehearse(resolved, output_dir, init_from, allowed, resume=how, as_json=as_json)
         return
     _keep_memory()
     is_main = os.environ.get("RANK", "0") == "0"  # torchrun starts this command several times; one of them speaks
@@ -156,7 +158,7 @@ def train(
             resolved,
             output_dir,
             init_from=init_from,
-            resume="auto" if resume else "never",
+            resume=how,
             allow_changes=allowed,
             on_progress=on_progress,
         )
@@ -308,12 +310,20 @@ def _tell(summary: "TrainingSummary") -> None:
 
 
 def _rehearse(
-    recipe: "TrainingRecipe", folder: Path | None, init_from: str | None, allowed: list[str], *, as_json: bool
+    recipe: "TrainingRecipe",
+    folder: Path | None,
+    init_from: str | None,
+    allowed: list[str],
+    *,
+    resume: "Resume",
+    as_json: bool,
 ) -> None:
     from sememe.workflows.rehearsal import rehearse
 
     with show_progress() as on_progress:
-        found = rehearse(recipe, folder, init_from=init_from, allow_changes=allowed, on_progress=on_progress)
+        found = rehearse(
+            recipe, folder, init_from=init_from, resume=resume, allow_changes=allowed, on_progress=on_progress
+        )
     if as_json:
         echo_json({**asdict(found), "folder": str(found.folder)})
         return

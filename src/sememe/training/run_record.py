@@ -11,6 +11,8 @@ from sememe.files import write_text
 
 RUN_NAME = "run.json"
 SUMMARY_NAME = "summary.json"
+OF_NETWORKS = ("network.", "text.")
+"""Beginnings of the names of settings that describe networks; a run keeps those that it began with."""
 _FORMAT = 1
 
 
@@ -231,14 +233,16 @@ def _find_changes(before: Mapping[str, str], now: Mapping[str, str]) -> dict[str
 
 
 def _refuse(folder: Path, before: Mapping[str, str], changes: Mapping[str, str], allowed: Collection[str]) -> None:
-    refused = [name for name in changes if name not in allowed]
+    fixed = [name for name in changes if name.startswith(OF_NETWORKS)]
+    refused = [name for name in changes if name not in allowed or name in fixed]
     if not refused:
         return
     listed = "; ".join(f"{name} {before[name]}, and it is {changes[name]} now" for name in refused[:3])
     more = f"; and {len(refused) - 3} more" if len(refused) > 3 else ""
+    way = f"or resume with --allow-changes {','.join(refused)}"
     raise RecipeError(
-        f"the run in {folder} was begun with {listed}{more}; give the same, choose another output folder, or "
-        f"resume with --allow-changes {','.join(refused)}"
+        f"the run in {folder} was begun with {listed}{more}; give the same, choose another output folder, "
+        f"{'because a run keeps its networks' if fixed else way}"
     )
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from sememe.compute.devices import choose_device
 from sememe.compute.host import read_free_memory
 from sememe.events import Progress, ProgressHandler, ignore_progress
-from sememe.training.checkpoint import count_steps, list_checkpoints
+from sememe.training.checkpoint import Resume, count_steps, list_checkpoints
 from sememe.training.config import TrainingConfig
 from sememe.training.frozen_weights import list_rounded
 from sememe.training.optimizer import split_parameters
@@ -101,6 +101,7 @@ def rehearse(
     output_dir: Path | str | None = None,
     *,
     init_from: str | None = None,
+    resume: Resume = "auto",
     allow_changes: Collection[str] = (),
     on_progress: ProgressHandler = ignore_progress,
 ) -> Rehearsal:
@@ -116,14 +117,15 @@ def rehearse(
     """
     folder = RUNS_FOLDER / recipe.name if output_dir is None else Path(output_dir)
     check_usable(recipe)
-    check_resumable(recipe, folder, init_from, allow_changes)
+    check_resumable(recipe, folder, init_from, allow_changes, resume)
     initial = None if init_from is None else find_initial(qualify_model(init_from, recipe))
     checkpoints = list_checkpoints(folder / "checkpoints")
     with TemporaryDirectory() as temporary:
-        place = folder if (folder / START_NAME).is_dir() else Path(temporary)
+        place = folder if checkpoints and (folder / START_NAME).is_dir() else Path(temporary)
         prepare = partial(prepare_stage, recipe, place, initial, on_progress)
         prepared = prepare()
-        check_inputs(folder, prepared.inputs, allow_changes)
+        if checkpoints:
+            check_inputs(folder, prepared.inputs, allow_changes)
         stage, config = prepared.stage, recipe.training
         if config.validate_every:
             stage.hold_out()

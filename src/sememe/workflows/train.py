@@ -17,16 +17,18 @@ from sememe.records import flatten, flatten_defaults
 from sememe.training.config import FREE_SETTINGS
 from sememe.training.recipes import TrainingRecipe
 from sememe.training.run_record import (
+    OF_NETWORKS,
     RUN_NAME,
     RunRecord,
     RunSummary,
     check_settings,
     read_run,
+    read_summary,
     write_run,
     write_summary,
 )
 from sememe.workflows.recipe_list import resolve_recipe
-from sememe.workflows.systems import qualify_model
+from sememe.workflows.systems import find_stage, qualify_model
 
 if TYPE_CHECKING:
     from sememe.training.checkpoint import Resume
@@ -91,8 +93,9 @@ def train_recipe(
     from sememe.workflows.beginnings import find_initial, prepare_stage
 
     with lock_folder(folder) if _is_main() else nullcontext(), open_distribution(recipe.training.device):
-        _check_resume(folder, resume)
-        settings = check_resumable(recipe, folder, init_from, allow_changes)
+        if _is_main() and not holds_run(folder):
+            _clear(folder, find_stage(recipe).makes)
+        settings = check_resumable(recipe, folder, init_from, allow_changes, resume)
         initial = None if init_from is None else find_initial(qualify_model(init_from, recipe))
         prepared = prepare_stage(recipe, folder, initial, on_progress)
         if _is_main():
@@ -100,7 +103,8 @@ def train_recipe(
             present = list_checkpoints(folder / "checkpoints")
             step = count_steps(present[-1]) if present else 0
             write_run(folder, record, step, allow_changes, _list_defaults(recipe))
-        watcher = _Watcher(recipe, on_progress, on_event)
+        before = read_summary(folder)
+        watcher = _Watcher(recipe, on_progress, on_event, {} if before is None else before.metrics)
         checkpoint = None if initial is None else initial.checkpoint
         summary = train(prepared.stage, recipe.training, folder, resume, checkpoint, watcher)
         if _is_main():
@@ -112,24 +116,27 @@ def train_recipe(
 
 
 def check_resumable(
-    recipe: TrainingRecipe, folder: Path, init_from: str | None, allow_changes: Collection[str]
+    recipe: TrainingRecipe, folder: Path, init_from: str | None, allow_changes: Collection[str], resume: Resume
 ) -> dict[str, str]:
     """Return the settings of a run as text, by dotted key.
 
     Raises:
-        RecipeError: The folder holds a run of another recipe, or of other settings than are allowed.
+        RecipeError: The folder holds a run of another recipe, or of other settings than are allowed, or any run where
+            `resume` is "never".
     """
-    from sememe.workflows.systems import find_stage
-
+    is_begun = holds_run(folder)
+    if is_begun and resume == "never":
+        raise RecipeError(f"{folder} holds a run already; let it resume, or choose another output folder")
     # With weights of another model come its networks: the recipe's own have no effect and are not recorded.
-    present = read_run(folder)
+    present = read_run(folder) if is_begun else None
     begins_elsewhere = (init_from or (present and present.init_from)) is not None
-    unused = ("network.", "text.") if begins_elsewhere else ()
+    unused = OF_NETWORKS if begins_elsewhere else ()
     values = flatten(recipe).items()
     settings = {key: str(value) for key, value in values if not key.startswith(unused) and key != "description"}
     # Where a part is read from is free, but what is read there is an input and has to be the same.
     free = {f"training.{name}" for name in FREE_SETTINGS} | find_stage(recipe).needs.keys()
-    check_settings(folder, recipe.name, settings, free.union(allow_changes), _list_defaults(recipe))
+    if is_begun:
+        check_settings(folder, recipe.name, settings, free.union(allow_changes), _list_defaults(recipe))
     return settings
 
 
@@ -138,12 +145,18 @@ def _list_defaults(recipe: TrainingRecipe) -> dict[str, str]:
 
 
 class _Watcher:
-    """Pass on the events of the training loop, also as progress."""
+    """Pass on the events of the training loop, also as progress, and keep the last metrics: at first earlier ones."""
 
-    def __init__(self, recipe: TrainingRecipe, on_progress: ProgressHandler, on_event: EventHandler | None) -> None:
+    def __init__(
+        self,
+        recipe: TrainingRecipe,
+        on_progress: ProgressHandler,
+        on_event: EventHandler | None,
+        metrics: Mapping[str, float],
+    ) -> None:
         self._name, self._on_progress, self._on_event = recipe.name, on_progress, on_event
         self._ends_by_clock = recipe.training.max_minutes is not None
-        self.metrics: dict[str, float] = {}
+        self.metrics = metrics
 
     def __call__(self, event: TrainingEvent) -> None:
         from sememe.training.progress import TrainingProgress
@@ -164,18 +177,20 @@ class _Watcher:
             self._on_event(event)
 
 
-def _check_resume(folder: Path, resume: Resume) -> None:
-    """With "never", refuse a run that has checkpoints, and remove what is left of one that has none."""
+def holds_run(folder: Path) -> bool:
+    """Whether a folder holds a run with a checkpoint; without one there is nothing to resume."""
     from sememe.training.checkpoint import list_checkpoints
 
-    if resume != "never":
-        return
-    if list_checkpoints(folder / "checkpoints"):
-        raise RecipeError(f"{folder} holds a run already; let it resume, or choose another output folder")
-    if _is_main():
-        for name in ("start", "run.json"):
-            path = folder / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    return bool(list_checkpoints(folder / "checkpoints"))
+
+
+def _clear(folder: Path, makes: Collection[str]) -> None:
+    """Remove what is left of a run that ended before its first checkpoint: its record and its untrained parts."""
+    (folder / RUN_NAME).unlink(missing_ok=True)
+    start = folder / "start"
+    # Not another folder that happens to have this name.
+    if start.is_dir() and all(path.name in makes for path in start.iterdir()):
+        shutil.rmtree(start)
 
 
 def check_usable(recipe: TrainingRecipe) -> None:
@@ -187,7 +202,6 @@ def check_usable(recipe: TrainingRecipe) -> None:
     """
     from sememe.compute.devices import choose_device
     from sememe.training.trackers import check_trackers
-    from sememe.workflows.systems import find_stage
 
     config = recipe.training
     if config.context > 1 and not find_stage(recipe).shares_tokens:
@@ -231,7 +245,7 @@ def _describe_best(folder: Path, summary: RunSummary, validation: ValidationReco
     write_summary(folder, replace(summary, step=validation.best_step, metrics=figures))
 
 
-def _summarise(recipe: TrainingRecipe, summary: TrainingSummary, metrics: dict[str, float]) -> RunSummary:
+def _summarise(recipe: TrainingRecipe, summary: TrainingSummary, metrics: Mapping[str, float]) -> RunSummary:
     import torch
 
     from sememe.compute.devices import choose_device
