@@ -5,6 +5,7 @@ import pytest
 
 from cli.runs import refused, run_here
 from sememe.data.manifest import MANIFEST_NAME, add_hashes, write_manifest
+from sememe.errors import OutputError
 from sememe.video import read_image
 from sememe.workflows.data_check import check_data
 from workflows.painted_videos import make_sample, paint
@@ -63,3 +64,8 @@ def test_a_good_dataset_passes(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert (told.code, told.out.splitlines()[-1]) == (0, "nothing wrong was found")
     report = json.loads(run_here(capsys, "data", "check", tmp_path, "--json").out)
     assert (report["conditions"], report["findings"]) == ({"melt": 2}, [])
+
+
+def test_a_sheet_that_is_no_picture_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"ending in \.png"):
+        check_data(tmp_path, tmp_path / "sheet.txt")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sememe.compute.loading_settings import LoadingSettings
-from sememe.errors import InputError
+from sememe.errors import InputError, OutputError
 from sememe.evaluation.rows import RowSummary
 from sememe.events import Progress
 from sememe.video import Clip, read_image
@@ -212,6 +212,13 @@ def test_wrong_numbers(change: dict[str, int], message: str) -> None:
 def test_wrong_rows(settings: EvaluationSettings, rows: tuple[str, ...]) -> None:
     with pytest.raises(InputError, match="expected rows of seen, unseen"):
         evaluate(replace(settings, rows=rows))
+
+
+def test_a_sheet_that_is_no_picture_is_refused_at_once(settings: EvaluationSettings, tmp_path: Path) -> None:
+    seen: list[Progress] = []
+    with pytest.raises(OutputError, match=r"ending in \.png"):
+        evaluate(replace(settings, rows=("seen",), generations=1, sheet=tmp_path / "sheet.txt"), seen.append)
+    assert not seen
 
 
 def test_an_unknown_negative_reference(settings: EvaluationSettings) -> None:

@@ -13,7 +13,7 @@ import PIL.ImageOps
 from PIL import ImageCms
 
 from sememe.errors import InputError, OutputError, VideoError
-from sememe.files import atomic_path
+from sememe.files import atomic_path, check_writable
 from sememe.video.clip import Clip, Image, VideoLimits
 from sememe.video.colors import over_white
 from sememe.video.source import check_frame_size, checked_path
@@ -110,6 +110,13 @@ def _name_format(path: Path) -> str:
     return "none, or is damaged"
 
 
+def check_picture_output(path: Path) -> None:
+    """Raise `OutputError` if `write_image` cannot write `path`, before any work is spent on the picture."""
+    if path.suffix.lower() not in _PICTURE_SUFFIXES:
+        raise OutputError(f"expected a file name ending in {', '.join(_PICTURE_SUFFIXES)}, got {path.name}")
+    check_writable(path)
+
+
 def write_image(image: np.ndarray, path: str | Path) -> None:
     """Write a uint8 array (height, width, 3) as PNG, JPEG or WebP (by the suffix), atomically.
 
@@ -120,8 +127,7 @@ def write_image(image: np.ndarray, path: str | Path) -> None:
     path = Path(path)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise VideoError(f"expected a uint8 picture of shape (height, width, 3), got {image.dtype} {image.shape}")
-    if path.suffix.lower() not in _PICTURE_SUFFIXES:
-        raise OutputError(f"expected a file name ending in {', '.join(_PICTURE_SUFFIXES)}, got {path.name}")
+    check_picture_output(path)
     with atomic_path(path) as part:
         PIL.Image.fromarray(image).save(part, format=_PICTURE_SUFFIXES[path.suffix.lower()], quality=95)
 

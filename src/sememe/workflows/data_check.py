@@ -11,8 +11,8 @@ import numpy as np
 from sememe.data.manifest import VideoSample, hash_videos, read_samples
 from sememe.errors import VideoError
 from sememe.events import ProgressHandler, StepCounter, ignore_progress
-from sememe.files import check_writable
 from sememe.video import SheetRow, contact_sheet, read_clip, write_image
+from sememe.video.picture import check_picture_output
 from sememe.video.source import survey_video
 
 _SHEET_FRAMES, _SHEET_SIZE = 8, 128
@@ -72,7 +72,7 @@ def check_data(folder: Path, sheet: Path | None = None, on_progress: ProgressHan
         OutputError: The picture cannot be written.
     """
     if sheet is not None:
-        check_writable(sheet)
+        check_picture_output(sheet)
     samples = read_samples(folder)
     hashes = hash_videos(folder, samples)
     counter = StepCounter("checking videos", len(samples), on_progress)

@@ -13,6 +13,7 @@ from sememe.evaluation.runner import EvaluationReport, Runner, SystemRows, choos
 from sememe.events import Progress, ProgressHandler, ignore_progress
 from sememe.files import check_writable
 from sememe.records import replace_fields
+from sememe.video.picture import check_picture_output
 from sememe.workflows.loading import LoadedModel, check_model_request, load_model
 from sememe.workflows.sidecar import describe_machine, describe_software
 from sememe.workflows.systems import SYSTEMS
@@ -85,9 +86,10 @@ def evaluate(settings: EvaluationSettings, on_progress: ProgressHandler = ignore
     if system.evaluation is None:
         raise InputError(f"expected a system with an evaluation, but {system.title} has none")
     check_model_request(system, settings.model, settings.loading)
-    for path in (settings.output, settings.sheet):
-        if path is not None:
-            check_writable(path)
+    if settings.output is not None:
+        check_writable(settings.output)
+    if settings.sheet is not None:
+        check_picture_output(settings.sheet)
     with tempfile.TemporaryDirectory(prefix="sememe-") as folder:
         model = load_model(system, settings.model, settings.loading)
         resolved = replace_fields(model.pipeline.defaults, settings.settings)
