@@ -17,15 +17,25 @@ from model_folders import save_model
 from sememe.compute.placement import apply_storage
 from sememe.errors import InputError, ModelError
 from sememe.video import Clip, write_clip, write_image
+from sememe.video_as_prompt.generation import VideoAsPromptInputs
 from sememe.video_as_prompt.inputs import EncodedReference
 from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
 from sememe.video_as_prompt.reference_files import fingerprint_transformer
+from sememe.video_as_prompt.settings import Settings
 from video_as_prompt.pipeline_factories import make_clip, make_cogvideox_pipeline, make_picture, make_pipeline
 
 
 def generate(pipe: VideoAsPromptPipeline, references: Any, **size: Any) -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
     return pipe(make_picture(), references, generator=generator, output_type="latent", **size).frames
+
+
+def test_a_section_of_an_encoded_reference_is_refused(tmp_path: Path) -> None:
+    inputs = VideoAsPromptInputs(
+        image=tmp_path / "i.png", encoded_reference=tmp_path / "r.safetensors", reference_end=2.0
+    )
+    with pytest.raises(InputError, match="no effect on an encoded reference"):
+        inputs.check(Settings())
 
 
 @pytest.mark.parametrize("kind", ["cached", "joint", "cogvideox", "clip", "approximate", "coarse"])

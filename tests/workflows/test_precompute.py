@@ -9,7 +9,7 @@ import torch
 from sememe.backbones.autoencoder import encode_video, frames_to_video
 from sememe.backbones.first_frame import encode_first_frame
 from sememe.checkpoints.components import load_component
-from sememe.checkpoints.fingerprint import fingerprint_encoder
+from sememe.checkpoints.fingerprint import fingerprint_encoder, fingerprint_model
 from sememe.data.array_cache import ArrayCache
 from sememe.data.cache_index import ClipItem
 from sememe.data.manifest import VideoSample, write_manifest, write_vap_data
@@ -18,6 +18,7 @@ from sememe.events import Progress
 from sememe.training.clips import WorldClips, render_item, world_item
 from sememe.training.dataset_clips import open_clips
 from sememe.training.recipes import LatentsRecipe, Regeneration, WorldData
+from sememe.training.run_record import read_run
 from sememe.video import write_clip
 from sememe.video_as_prompt.stages import LatentSource
 from sememe.workflows import precompute
@@ -155,6 +156,9 @@ def test_generations_are_near_the_clips_and_train_the_decoder(runs: Path, tmp_pa
     assert 0.1 < error < 2 * latents.float().std()
     given = ["training.device=cpu", f"generations={tmp_path / 'again'}"]
     train_recipe(resolve_training_recipe("smoke-autoencoder", given), tmp_path / "run", init_from=str(runs / "model"))
+    record = read_run(tmp_path / "run")
+    assert record is not None
+    assert fingerprint_model(runs / "model").sha256[:16] in record.inputs["generations"]
     other = resolve_training_recipe("smoke-autoencoder", [*given, "network.num_start_clips=4"])
     with pytest.raises(RecipeError, match="expected generations of the clips of world"):
         train_recipe(other, tmp_path / "other")

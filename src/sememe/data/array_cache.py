@@ -281,7 +281,7 @@ def _measure(shards: Sequence[Shard]) -> int:
 
 
 def _find_free(device: torch.device | str) -> int:
-    """Half of the free bytes, for this process."""
-    is_cuda = torch.device(device).type == "cuda"
-    free = torch.cuda.mem_get_info(device)[0] if is_cuda else psutil.virtual_memory().available
-    return int(free) // 2 // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    """Half of the free bytes, for this process: of its GPU, or of its share of the machine's memory."""
+    if torch.device(device).type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0]) // 2
+    return int(psutil.virtual_memory().available) // 2 // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

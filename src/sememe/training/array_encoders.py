@@ -86,9 +86,11 @@ class GeneratedLatents(ClipArray):
 
     name = "generated"
 
-    def __init__(self, vae: Autoencoder, settings: Regeneration, generate: Callable[[Sequence[int]], Latents]) -> None:
+    def __init__(
+        self, vae: Autoencoder, settings: Regeneration, model: Path, generate: Callable[[Sequence[int]], Latents]
+    ) -> None:
         self._generate = generate
-        about = {name: str(value) for name, value in asdict(settings).items()}
+        about = {name: str(value) for name, value in asdict(settings).items()} | {"model": identify_model(model)}
         self.made_by: Mapping[str, str] = {"autoencoder": fingerprint_encoder(vae), **about}
 
     def preprocess(self, entries: Sequence[int]) -> Int[Tensor, " clip"]:
@@ -151,7 +153,12 @@ class ImageEmbeddings:
 
 def describe_images(image_encoder: Path, image_processor: Path) -> dict[str, str]:
     """What image embeddings depend on: the contents of the folders."""
-    return {"image_encoder": " ".join(fingerprint_model(each).sha256[:16] for each in (image_encoder, image_processor))}
+    return {"image_encoder": " ".join(map(identify_model, (image_encoder, image_processor)))}
+
+
+def identify_model(folder: Path) -> str:
+    """Return the beginning of the hash of what a model's folder holds."""
+    return fingerprint_model(folder).sha256[:16]
 
 
 def check_images(cache: ArrayCache, image_encoder: Path, image_processor: Path) -> None:
@@ -171,7 +178,7 @@ def check_images(cache: ArrayCache, image_encoder: Path, image_processor: Path) 
 
 def describe_text(text_encoder: Path, tokenizer: Path, length: int | None, *, reads_padding: bool) -> dict[str, str]:
     """What text embeddings depend on: the contents of the folders, and how texts are read."""
-    hashes = " ".join(fingerprint_model(folder).sha256[:16] for folder in (text_encoder, tokenizer))
+    hashes = " ".join(map(identify_model, (text_encoder, tokenizer)))
     return {"text_encoder": hashes, "text_length": str(length), "reads_padding": str(reads_padding)}
 
 

@@ -155,7 +155,9 @@ class AutoencoderPreparation:
 
     @property
     def inputs(self) -> Mapping[str, str]:
-        return {"clips": self._clips.version}
+        made = self._generations
+        generations = {} if made is None else {"generations": ", ".join(made.describe("generated").values())}
+        return {"clips": self._clips.version} | generations
 
     def begin(self, folder: Path) -> None:
         self._announce("fitting principal components")

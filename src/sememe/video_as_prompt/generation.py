@@ -80,6 +80,10 @@ class VideoAsPromptInputs(SystemInputs):
             raise InputError(f"expected reference_start of at least 0 and a later reference_end, got {start} and {end}")
         if self.encoded_reference is not None and (self.references or self.reference_prompts or not is_read):
             raise InputError("expected references as videos or encoded, got both, or reference_guidance_scale 0")
+        if self.encoded_reference is not None and (self.reference_start, self.reference_end) != (None, None):
+            raise InputError(
+                "reference_start and reference_end have no effect on an encoded reference; encode the section"
+            )
         if self.encoded_reference is not None and not self.encoded_reference.is_file():
             raise InputError(f"expected an encoded reference, but there is no file {self.encoded_reference}")
         if is_read and not self.references and self.encoded_reference is None:

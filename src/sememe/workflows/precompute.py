@@ -279,11 +279,12 @@ def list_encoders(recipe: ArraysRecipe, clips: ClipCollection) -> list[ArrayEnco
 def _list_latents(recipe: LatentsRecipe, clips: ClipCollection, device: torch.device) -> list[ArrayEncoder]:
     vae = load_component("vae", find_part(recipe.autoencoder, "vae")).to(device)
     if recipe.regeneration is not None:
-        system = find_system(describe_model(resolve_model(recipe.regeneration.model)).pipeline)
+        model = resolve_model(recipe.regeneration.model)
+        system = find_system(describe_model(model).pipeline)
         if system.regenerator is None:
             raise RecipeError(f"{system.title} cannot generate training clips again; leave out regeneration")
         regenerator = resolve_name(system.regenerator)(recipe.regeneration, clips, recipe.clips.fps)
-        return [GeneratedLatents(vae, recipe.regeneration, regenerator.generate)]
+        return [GeneratedLatents(vae, recipe.regeneration, model, regenerator.generate)]
     encoders: list[ArrayEncoder] = []
     if recipe.first_frame_fill is not None:
         encoders.append(FirstFrameLatents(vae, clips, recipe.first_frame_fill))

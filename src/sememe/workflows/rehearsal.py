@@ -138,9 +138,7 @@ def rehearse(
             for phase in plan_phases(stage, config)
         ]
         on_progress(Progress("making a batch"))
-        stage.enter(phases[0].name)
-        with torch.no_grad():
-            batch = stage.batch(0, step_generator(config.seed, 0, 0, "batch"), device)
+        batch = _make_batch(stage, config, phases[0].name, device)
         sizes = {name: _count(module.parameters()) for name, module in stage.modules().items()}
         on_progress(Progress("counting activations and operations, and timing steps"))
         phases = _add_costs(prepare, stage, replace(config, shard=shard), phases)
@@ -157,6 +155,13 @@ def rehearse(
         context=config.context,
         device=str(device),
     )
+
+
+@torch.no_grad()
+def _make_batch(stage: Stage, config: TrainingConfig, phase: str, device: torch.device) -> Any:
+    """Return the first batch of a phase."""
+    stage.enter(phase)
+    return stage.batch(0, step_generator(config.seed, 0, 0, "batch"), device)
 
 
 def _add_costs(

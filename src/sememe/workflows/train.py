@@ -87,7 +87,6 @@ def train_recipe(
     """
     folder = RUNS_FOLDER / recipe.name if output_dir is None else Path(output_dir)
     check_usable(recipe)
-    from sememe.training.checkpoint import count_steps, list_checkpoints
     from sememe.training.loop import BEST_NAME, train
     from sememe.training.process import open_distribution
     from sememe.workflows.beginnings import find_initial, prepare_stage
@@ -100,9 +99,7 @@ def train_recipe(
         prepared = prepare_stage(recipe, folder, initial, on_progress)
         if _is_main():
             record = _describe(recipe, settings, prepared.inputs, init_from)
-            present = list_checkpoints(folder / "checkpoints")
-            step = count_steps(present[-1]) if present else 0
-            write_run(folder, record, step, allow_changes, _list_defaults(recipe))
+            write_run(folder, record, _find_step(folder), allow_changes, _list_defaults(recipe))
         before = read_summary(folder)
         watcher = _Watcher(recipe, on_progress, on_event, {} if before is None else before.metrics)
         checkpoint = None if initial is None else initial.checkpoint
@@ -113,6 +110,14 @@ def train_recipe(
             if summary.model is not None and summary.validation is not None:
                 _describe_best(folder / BEST_NAME, written, summary.validation)
         return summary
+
+
+def _find_step(folder: Path) -> int:
+    """Return the step of a run's newest checkpoint, 0 where there is none."""
+    from sememe.training.checkpoint import count_steps, list_checkpoints
+
+    present = list_checkpoints(folder / "checkpoints")
+    return count_steps(present[-1]) if present else 0
 
 
 def check_resumable(
