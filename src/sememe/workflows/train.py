@@ -150,7 +150,10 @@ def _list_defaults(recipe: TrainingRecipe) -> dict[str, str]:
 
 
 class _Watcher:
-    """Pass on the events of the training loop, also as progress, and keep the last metrics: at first earlier ones."""
+    """Pass on the events of the training loop, also as progress, and keep the last metrics.
+
+    `metrics` are at first those of an earlier call.
+    """
 
     def __init__(
         self,
