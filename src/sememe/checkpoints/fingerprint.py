@@ -48,6 +48,11 @@ def fingerprint_model(folder: Path) -> ModelFingerprint:
     return ModelFingerprint(hashlib.sha256(lines.encode()).hexdigest(), files, folder.name if is_snapshot else None)
 
 
+def identify_model(folder: Path) -> str:
+    """Return the beginning of the hash of what a model's folder holds."""
+    return fingerprint_model(folder).sha256[:16]
+
+
 def fingerprint_encoder(autoencoder: Any) -> str:
     """Return the sha256 of all that decides on latents: the encoder's weights and the latents' statistics.
 

@@ -16,7 +16,7 @@ from sememe.backbones.autoencoder import Autoencoder, encode_video, frames_to_vi
 from sememe.backbones.first_frame import CachedFill, encode_cached_first_frame
 from sememe.backbones.pictures import encode_pictures
 from sememe.checkpoints.components import load_component
-from sememe.checkpoints.fingerprint import fingerprint_encoder, fingerprint_model
+from sememe.checkpoints.fingerprint import fingerprint_encoder, identify_model
 from sememe.data.array_cache import ArrayCache
 from sememe.data.array_writer import ClipArray
 from sememe.data.cache_index import ClipItem
@@ -154,11 +154,6 @@ class ImageEmbeddings:
 def describe_images(image_encoder: Path, image_processor: Path) -> dict[str, str]:
     """What image embeddings depend on: the contents of the folders."""
     return {"image_encoder": " ".join(map(identify_model, (image_encoder, image_processor)))}
-
-
-def identify_model(folder: Path) -> str:
-    """Return the beginning of the hash of what a model's folder holds."""
-    return fingerprint_model(folder).sha256[:16]
 
 
 def check_images(cache: ArrayCache, image_encoder: Path, image_processor: Path) -> None:

@@ -107,8 +107,8 @@ class FewStepStage(TaughtStage):
     The teacher goes from noise to a clip in many steps under its guidance. The student goes from the same noise by its
     own steps up to one of them, and learns the prediction that leads from there to where the teacher was at the end of
     that step. Each step learns to stand for several of the teacher's (arXiv 2202.00512, section 3), with the guidance
-    folded in (arXiv 2210.03142, section 3), and begins where generation really will, so that it also mends the errors
-    of the steps before (arXiv 2405.05224, section 3.1).
+    folded in (arXiv 2210.03142, section 3), and starts from latents as generation has them there, so that it also
+    corrects the errors of the steps before (arXiv 2405.05224, section 3.1).
 
     A teacher is asked once for a batch that comes again (`training.repeat_after`), and its path is kept in memory.
     """

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import resolve_name
 
-from sememe.checkpoints.fingerprint import fingerprint_model
+from sememe.checkpoints.fingerprint import identify_model
 from sememe.checkpoints.zoo import find_part
 from sememe.errors import ModelError
 from sememe.events import Progress, ProgressHandler
@@ -67,7 +67,7 @@ def prepare_stage(
     check_agreement(recipe, spec.needs, preparation.inputs)
     start = prepare_start(spec.makes, output_dir, initial, preparation.begin)
     hashes = {
-        field: " ".join(fingerprint_model(parts[part]).sha256[:16] for part in names)
+        field: " ".join(identify_model(parts[part]) for part in names)
         for field, names in spec.needs.items()
         if getattr(recipe, field) is not None
     }
