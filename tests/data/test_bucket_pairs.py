@@ -1,6 +1,7 @@
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,21 @@ def test_a_target_gets_one_of_the_references_that_it_lists() -> None:
     allowed = {(target, reference) for target, listed in enumerate(lists) for reference in listed}
     free = {(3, reference) for reference in (0, 1, 2, 4)}
     assert pairs == allowed | free | {(target, reference) for target in (5, 6, 7) for reference in {5, 6, 7} - {target}}
+
+
+def test_every_target_of_a_group_lists_all_of_its_references() -> None:
+    # Items 0 and 1 list the same two, 2 and 3 only one of these each, 4 and 5 list none.
+    lists = [[6, 7], [6, 7], [6], [7], [], [], [], []]
+    items = make_items(["a"] * 8, [f"s{number}" for number in range(8)], [""] * 8, lists)
+    source = make_pairs_of(replace(items, max_references=2), same_scene_share=0.0)
+    generator, shown = np.random.default_rng(2), Counter[int]()
+    for _ in range(300):
+        batch = source.draw(generator, 1, 2, 2)
+        references = set(batch.references.tolist())
+        for target in batch.targets.tolist():
+            assert references <= set(lists[target]) if lists[target] else target not in references
+        shown.update(batch.targets.tolist())
+    assert sorted(shown) == list(range(8))
 
 
 def test_targets_of_a_listed_reference_take_the_scenes_of_another_condition() -> None:

@@ -222,7 +222,7 @@ class ListedPairs:
             references[:] = generator.choice(listed, size=count, replace=count > len(listed))
         if len(targets) == 1:
             return
-        allowed = self._list_targets(int(references[0]))
+        allowed = self._list_targets(references)
         taken = {self._scenes[targets[0]]}
         for place in range(1, len(targets)):
             # Prefer targets of other scenes, within a few tries.
@@ -232,9 +232,9 @@ class ListedPairs:
                 targets[place] = allowed[int(generator.integers(len(allowed)))]
             taken.add(self._scenes[targets[place]])
 
-    def _list_targets(self, reference: int) -> list[int]:
-        """Items that may have a reference: those that list it, and those of other scenes that list none."""
-        free = [
-            target for target in self._free[self._groups[reference]] if self._scenes[target] != self._scenes[reference]
-        ]
-        return self._targets.get(reference, []) + free
+    def _list_targets(self, references: np.ndarray) -> list[int]:
+        """Items that may have these references: those that list all, and those of other scenes that list none."""
+        shown, scenes = set(references.tolist()), {self._scenes[each] for each in references}
+        listing = [each for each in self._targets.get(int(references[0]), []) if shown <= set(self._references[each])]
+        free = self._free[self._groups[references[0]]]
+        return listing + [target for target in free if self._scenes[target] not in scenes]
