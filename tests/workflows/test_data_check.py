@@ -1,12 +1,14 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cli.runs import refused, run_here
 from sememe.data.manifest import MANIFEST_NAME, add_hashes, write_manifest
-from sememe.errors import OutputError
-from sememe.video import read_image
+from sememe.errors import OutputError, VideoError
+from sememe.video import Clip, read_clip, read_image
+from sememe.workflows import data_check
 from sememe.workflows.data_check import check_data
 from workflows.painted_videos import make_sample, paint
 
@@ -64,6 +66,25 @@ def test_a_good_dataset_passes(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert (told.code, told.out.splitlines()[-1]) == (0, "nothing wrong was found")
     report = json.loads(run_here(capsys, "data", "check", tmp_path, "--json").out)
     assert (report["conditions"], report["findings"]) == ({"melt": 2}, [])
+
+
+def test_a_video_that_breaks_after_its_first_frame_leaves_the_sheet_to_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_broken(path: Path, **options: Any) -> Clip:
+        if path.name == "0.mp4" and options["num_frames"] > 1:
+            raise VideoError(f"{path} ends early")
+        return read_clip(path, **options)
+
+    for number in range(3):
+        paint(tmp_path / f"{number}.mp4", 40 * number)
+    write_manifest([make_sample(f"{number}.mp4") for number in range(3)], tmp_path / MANIFEST_NAME)
+    monkeypatch.setattr(data_check, "read_clip", read_broken)
+    report = check_data(tmp_path, tmp_path / "sheet.png")
+    assert [(each.is_error, each.examples) for each in report.findings] == [
+        (True, [f"{tmp_path / '0.mp4'} ends early"])
+    ]
+    assert (tmp_path / "sheet.png").is_file()
 
 
 def test_a_sheet_that_is_no_picture_is_refused_at_once(tmp_path: Path) -> None:

@@ -84,11 +84,12 @@ def check_data(folder: Path, sheet: Path | None = None, on_progress: ProgressHan
         except VideoError as error:
             bad[sample.path] = str(error)
         counter.advance()
+    rows = [] if sheet is None else _read_rows(folder, samples, bad)
     good = [sample for sample in samples if sample.path not in bad]
     findings = [*_find_bad(bad, len(samples)), *_find_lonely(good), *_find_doubles(samples, hashes)]
     findings += [*_find_captions(good), *_find_references(samples), *_find_speeds(list(seconds.values()))]
-    if sheet is not None and good:
-        write_image(contact_sheet(_list_rows(folder, good), columns=_SHEET_FRAMES, cell_height=_SHEET_SIZE), sheet)
+    if sheet is not None and rows:
+        write_image(contact_sheet(rows, columns=_SHEET_FRAMES, cell_height=_SHEET_SIZE), sheet)
     durations = list(seconds.values())
     return DataReport(
         num_videos=len(samples),
@@ -183,14 +184,16 @@ def _find_speeds(durations: Sequence[float]) -> list[Finding]:
     return [Finding(is_error=False, message=message)]
 
 
-def _list_rows(folder: Path, samples: Sequence[VideoSample]) -> list[SheetRow]:
-    firsts: dict[str, VideoSample] = {}
+def _read_rows(folder: Path, samples: Sequence[VideoSample], bad: dict[str, str]) -> list[SheetRow]:
+    """Read the first good video of each condition; those that break on the way are added to the bad ones."""
+    rows: dict[str, SheetRow] = {}
     for sample in samples:
-        firsts.setdefault(sample.condition, sample)
-    return [
-        SheetRow(
-            f"{condition}: {sample.caption or 'no caption'}",
-            read_clip(folder / sample.path, num_frames=_SHEET_FRAMES, max_size=2 * _SHEET_SIZE),
-        )
-        for condition, sample in sorted(firsts.items())
-    ]
+        if sample.path in bad or sample.condition in rows:
+            continue
+        try:
+            clip = read_clip(folder / sample.path, num_frames=_SHEET_FRAMES, max_size=2 * _SHEET_SIZE)
+        except VideoError as error:
+            bad[sample.path] = str(error)
+            continue
+        rows[sample.condition] = SheetRow(f"{sample.condition}: {sample.caption or 'no caption'}", clip)
+    return [rows[condition] for condition in sorted(rows)]
