@@ -61,6 +61,14 @@ def test_a_rehearsal_tells_what_the_run_then_does(
     assert phase["memory"] - rounded["phases"][0]["memory"] == 2 * num_rounded
 
 
+def test_compiling_where_there_are_no_blocks_is_refused(
+    runs: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = ["train", "smoke-autoencoder", "--dry-run", "-o", tmp_path, *given(runs, "autoencoder")]
+    told = run_here(capsys, *words, "--set", "training.compile=blocks")
+    assert "compile=blocks has no effect" in refused(told)
+
+
 def test_what_would_stop_a_run_stops_its_rehearsal(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["train", "smoke-expert", "--dry-run", "-o", runs / "expert", *given(runs, "expert")]
     faster = ["--set", "training.learning_rate=0.5"]

@@ -244,16 +244,23 @@ def meet() -> None:
         dist.barrier()
 
 
-def compile_modules(modules: Mapping[str, nn.Module], config: TrainingConfig) -> None:
-    """Compile the repeated blocks of a stage's modules, if the settings say so."""
-    if config.compile == "none":
-        return
+def list_compiled(modules: Mapping[str, nn.Module], config: TrainingConfig) -> list[nn.Module]:
+    """List the modules of a stage whose repeated blocks are to be compiled.
+
+    Raises:
+        RecipeError: Blocks are to be compiled, and there are none.
+    """
     able = [module for module in modules.values() if getattr(module, "_repeated_blocks", None)]
-    if not able:
+    if config.compile == "blocks" and not able:
         raise RecipeError(
             "compile=blocks has no effect: no module of the stage names repeated blocks; use compile=none"
         )
-    for module in able:
+    return able if config.compile == "blocks" else []
+
+
+def compile_modules(modules: Mapping[str, nn.Module], config: TrainingConfig) -> None:
+    """Compile the repeated blocks of a stage's modules, if the settings say so."""
+    for module in list_compiled(modules, config):
         module.compile_repeated_blocks()  # type: ignore[operator]
 
 

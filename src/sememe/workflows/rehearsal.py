@@ -22,7 +22,7 @@ from sememe.training.config import TrainingConfig
 from sememe.training.frozen_weights import list_rounded
 from sememe.training.optimizer import split_parameters
 from sememe.training.phases import plan_phases
-from sememe.training.process import resolve_precision, torch_settings
+from sememe.training.process import list_compiled, resolve_precision, torch_settings
 from sememe.training.recipes import TrainingRecipe
 from sememe.training.run_record import check_inputs
 from sememe.training.sharding import count_kept
@@ -127,6 +127,7 @@ def rehearse(
         if checkpoints:
             check_inputs(folder, prepared.inputs, allow_changes)
         stage, config = prepared.stage, recipe.training
+        list_compiled(stage.modules(), config)
         if config.validate_every:
             stage.hold_out()
         shard = int(os.environ.get("WORLD_SIZE", "1")) if config.shard == -1 else config.shard
