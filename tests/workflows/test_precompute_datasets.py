@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 import torch
 
+from sememe.data import manifest
 from sememe.data.array_cache import ArrayCache
 from sememe.data.manifest import MANIFEST_NAME, add_hashes, read_manifest, write_manifest, write_vap_data
 from sememe.errors import InputError, RecipeError, VideoError
+from sememe.files import hash_file
+from sememe.training import dataset_clips
 from sememe.training.dataset_clips import open_clips
 from sememe.training.recipes import ClipFormat, WorldData
-from sememe.workflows.precompute import PrecomputeSummary, precompute_latents
+from sememe.workflows.precompute import Part, PrecomputeSummary, precompute_latents
 from workflows.mean_arrays import MeansRecipe
 from workflows.painted_videos import make_sample, paint
 
@@ -62,6 +65,26 @@ def test_a_changed_video_and_a_new_one_are_encoded_and_nothing_else_is(data: Pat
     write_manifest([replace(samples[0], caption="told"), *samples[1:]], data / MANIFEST_NAME)
     third = encode(data)
     assert (third.num_new, third.version != second.version) == ({"means": 0}, True)
+
+
+def test_a_part_reads_its_own_videos_and_their_references_alone(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hash_and_note(path: Path) -> str:
+        read.append(path.name)
+        return hash_file(path)
+
+    read: list[str] = []
+    write_manifest(
+        [make_sample("0.mp4"), make_sample("1.mp4"), make_sample("2.mp4", references=("0.mp4",))], data / MANIFEST_NAME
+    )
+    monkeypatch.setattr(manifest, "hash_file", hash_and_note)
+    monkeypatch.setattr(dataset_clips, "_BLOCK", 1)
+    encode(data, part=Part(2, 3))
+    assert read == ["1.mp4"]
+    encode(data, part=Part(3, 3))
+    assert read == ["1.mp4", "2.mp4", "0.mp4"]
+    encode(data)
+    assert sorted(read[3:]) == ["0.mp4", "1.mp4", "2.mp4"]
+    assert read_levels(data) == [0, 5, 10]
 
 
 def test_damage_is_found_and_mended(data: Path) -> None:

@@ -169,17 +169,17 @@ def add_hashes(samples: Sequence[VideoSample], folder: Path | str) -> tuple[Vide
     return tuple(dataclasses.replace(sample, sha256=hash_file(Path(folder) / sample.path)) for sample in samples)
 
 
-def hash_videos(folder: Path, samples: Sequence[VideoSample]) -> tuple[str | None, ...]:
-    """The SHA-256 of each sample's file; None for one that is not there or cannot be read."""
+def hash_videos(folder: Path, paths: Sequence[str]) -> tuple[str | None, ...]:
+    """The SHA-256 of each file of a folder; None for one that is not there or cannot be read."""
 
-    def hash_sample(sample: VideoSample) -> str | None:
+    def hash_video(path: str) -> str | None:
         try:
-            return hash_file(folder / sample.path)
+            return hash_file(folder / path)
         except InputError:
             return None
 
     with ThreadPoolExecutor(_NUM_READERS) as pool:
-        return tuple(pool.map(hash_sample, samples))
+        return tuple(pool.map(hash_video, paths))
 
 
 def _read_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:

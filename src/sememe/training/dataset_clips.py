@@ -22,6 +22,7 @@ from sememe.video.resizing import pick_frames_at
 from sememe.video.source import survey_video
 
 _NUM_READERS = 4
+_BLOCK = 64  # files that are examined together, in threads
 
 FRAMES_ARRAY = "frames"
 """Name of the array that holds frames, (clip, frame, height, width, channel): colours 0 to 255, and what follows."""
@@ -67,19 +68,17 @@ class CachedClips:
 class DatasetClips:
     """The videos of a dataset's folder, which has a manifest or VAP-Data's csv.
 
-    Clips are identified by the content of their files, all of which are read once at first: a changed file is another
-    clip. `frames` and `first_frame` raise `VideoError` for a video that cannot be read, or is not the one that
-    the manifest describes.
+    Clips are identified by the content of their files: a changed file is another clip. A file is read for that when its
+    clip is first asked for, together with its neighbours; `version` needs all. `frames` and `first_frame` raise
+    `VideoError` for a video that cannot be read, or is not the one that the manifest describes.
     """
 
     def __init__(self, folder: Path, clips: ClipFormat, min_score: float = 0.0) -> None:
         self.samples = read_samples(folder, min_score)
         self._folder, self._format = folder, clips
-        self._hashes = hash_videos(folder, self.samples)
-        self._buckets = self._choose_buckets()
-        # The key of an unreadable file is never used.
-        digests = zip(self.samples, self._hashes, strict=True)
-        self._keys = {sample.path: sample.path if digest is None else digest[:32] for sample, digest in digests}
+        self._paths = {sample.path for sample in self.samples}
+        self._hashes: dict[str, str | None] = {}
+        self._buckets: dict[int, Bucket] = {}
 
     @property
     def origin(self) -> str:
@@ -96,17 +95,19 @@ class DatasetClips:
         return f"dataset {digest.hexdigest()[:16]}, {self.origin}"
 
     def count_frames(self, index: int) -> int:
-        return self._buckets[index].num_frames
+        return self._bucket(index).num_frames
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def frames(self, index: int) -> NDArray[np.uint8]:
-        return self._read(index, self._buckets[index].num_frames)
+        return self._read(index, self._bucket(index).num_frames)
 
     def item(self, index: int) -> ClipItem:
         sample = self.samples[index]
-        content = self._keys[sample.path]
+        self._hash([each.path for each in self.samples[self._block(index)]])
+        content = self._make_key(sample.path)
+        self._hash([path for path in sample.references if path in self._paths])
         # Other ways of sampling change when things happen.
         segments = sample.segments if self._format.sampling == "fps" else ()
         return ClipItem(
@@ -117,8 +118,8 @@ class DatasetClips:
             caption=sample.caption,
             full_caption=sample.full_caption or sample.caption,
             split=sample.split,
-            references=tuple(self._keys[path] for path in sample.references if path in self._keys),
-            bucket=str(self._buckets[index]) if self._format.buckets else "",
+            references=tuple(self._make_key(path) for path in sample.references if path in self._paths),
+            bucket=str(self._bucket(index)) if self._format.buckets else "",
             segment_captions=tuple(caption for _, caption in segments),
             segment_ends=tuple(end for end, _ in segments),
         )
@@ -128,9 +129,10 @@ class DatasetClips:
         return self._read(index, 1)[0]
 
     def _read(self, index: int, num_frames: int) -> NDArray[np.uint8]:
-        sample, clips, bucket = self.samples[index], self._format, self._buckets[index]
+        sample, clips, bucket = self.samples[index], self._format, self._bucket(index)
         path = self._folder / sample.path
-        if sample.sha256 is not None and self._hashes[index] not in (None, sample.sha256):
+        self._hash([sample.path])
+        if sample.sha256 is not None and self._hashes[sample.path] not in (None, sample.sha256):
             raise VideoError(f"{path} is not the file that the manifest describes: its SHA-256 differs")
         frames: NDArray[np.uint8] = read_clip(
             path,
@@ -141,12 +143,32 @@ class DatasetClips:
         ).frames
         return frames
 
-    def _choose_buckets(self) -> Sequence[Bucket]:
+    def _hash(self, paths: Sequence[str]) -> None:
+        """Hash files, those that are not yet known."""
+        new = [path for path in dict.fromkeys(paths) if path not in self._hashes]
+        if new:
+            self._hashes |= zip(new, hash_videos(self._folder, new), strict=True)
+
+    def _make_key(self, path: str) -> str:
+        # The key of an unreadable file is never used.
+        digest = self._hashes[path]
+        return path if digest is None else digest[:32]
+
+    def _bucket(self, index: int) -> Bucket:
         buckets = self._format.list_buckets()
         if len(buckets) == 1:
-            return buckets * len(self.samples)
-        with ThreadPoolExecutor(_NUM_READERS) as pool:
-            return list(pool.map(self._choose_bucket, self.samples))
+            return buckets[0]
+        if index not in self._buckets:
+            block = self._block(index)
+            with ThreadPoolExecutor(_NUM_READERS) as pool:
+                found = list(pool.map(self._choose_bucket, self.samples[block]))
+            self._buckets |= enumerate(found, block.start)
+        return self._buckets[index]
+
+    @staticmethod
+    def _block(index: int) -> slice:
+        first = index // _BLOCK * _BLOCK
+        return slice(first, first + _BLOCK)
 
     def _choose_bucket(self, sample: VideoSample) -> Bucket:
         """Choose by the displayed size of a video: upright, with square pixels. An unreadable video gets the first

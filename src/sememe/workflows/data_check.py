@@ -74,7 +74,7 @@ def check_data(folder: Path, sheet: Path | None = None, on_progress: ProgressHan
     if sheet is not None:
         check_picture_output(sheet)
     samples = read_samples(folder)
-    hashes = hash_videos(folder, samples)
+    hashes = hash_videos(folder, [sample.path for sample in samples])
     counter = StepCounter("checking videos", len(samples), on_progress)
     bad: dict[str, str] = {}
     seconds: dict[str, float] = {}

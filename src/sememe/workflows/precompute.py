@@ -43,7 +43,7 @@ class PrecomputeSummary:
 
     Attributes:
         folder: Folder of the cache, or its URL.
-        version: Hash or version that identifies the clips.
+        version: Hash or version that identifies the clips; None where one part was encoded, for that reads no others.
         num_clips: Clips in the cache; those of the part, where one was encoded.
         num_new: Entries of each array that this call encoded.
         made_by: What each array was made by.
@@ -54,7 +54,7 @@ class PrecomputeSummary:
     """
 
     folder: str
-    version: str
+    version: str | None
     num_clips: int
     num_new: Mapping[str, int]
     made_by: Mapping[str, Mapping[str, str]]
@@ -153,7 +153,7 @@ def precompute_latents(
     num_unused = encoding.finish(encoded.quarantine, prune=prune) if part.count == 1 else 0
     return PrecomputeSummary(
         folder=str(Storage(output_dir)),
-        version=clips.version,
+        version=clips.version if part.count == 1 else None,
         num_clips=len(encoded.quarantine.list_good()),
         num_new={name: num_new[name] for name in encoding.made_by},
         made_by=encoding.made_by,
