@@ -112,7 +112,7 @@ def test_what_a_long_video_takes_is_announced(tmp_path: Path) -> None:
     write_clip(Clip(np.zeros((130, 16, 16, 3), np.uint8), 2.0), tmp_path / "long.mp4")
     source = SemanticGenInputs(prompt="a cat", source=tmp_path / "long.mp4")
     pipeline = SimpleNamespace(estimate_seconds=estimate, grid=make_pipeline().grid)
-    text, time = source.announce(pipeline, Settings())
+    text, time = source.announce(pipeline, source.fit(pipeline, Settings()))
     assert text.startswith("1041 frames of 832x480 pixels, 1.1 minutes")
     assert text.endswith("compressed, rendered in 14 windows")
     assert time.startswith("rendering about 90 seconds, by")

@@ -96,7 +96,8 @@ class SemanticGenInputs(SystemInputs):
 
     def fit(self, pipeline: Any, settings: Settings) -> Settings:
         if self.source is not None:
-            return settings
+            num_frames = max(1, round(self.workload(settings)["seconds"] * settings.size.fps))
+            return settings.override(num_frames=pipeline.grid.nearest_num_frames(num_frames))
         from sememe.semanticgen.inputs import resolve_length
 
         return resolve_length(self._request, settings, pipeline.grid, pipeline.clock, seconds=self.seconds)
@@ -104,11 +105,6 @@ class SemanticGenInputs(SystemInputs):
     def announce(self, pipeline: Any, settings: Settings) -> Iterator[str]:
         if self.span is not None:
             return
-        if self.source is not None:
-            num_frames = max(1, round(self.workload(settings)["seconds"] * settings.size.fps))
-            if num_frames < _LONG * settings.size.fps:
-                return
-            settings = settings.override(num_frames=pipeline.grid.nearest_num_frames(num_frames))
         size = settings.size
         seconds = size.num_frames / size.fps
         if seconds < _LONG:
