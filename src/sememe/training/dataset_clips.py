@@ -105,7 +105,8 @@ class DatasetClips:
 
     def item(self, index: int) -> ClipItem:
         sample = self.samples[index]
-        self._hash([each.path for each in self.samples[self._block(index)]])
+        if sample.path not in self._hashes:
+            self._hash([each.path for each in self.samples[self._block(index)]])
         content = self._make_key(sample.path)
         self._hash([path for path in sample.references if path in self._paths])
         # Other ways of sampling change when things happen.
