@@ -77,13 +77,14 @@ def test_a_video_that_breaks_after_its_first_frame_leaves_the_sheet_to_the_next(
         return read_clip(path, **options)
 
     for number in range(3):
-        paint(tmp_path / f"{number}.mp4", 40 * number)
+        paint(tmp_path / f"{number}.mp4", 40 * number, num_frames=4 if number else 24)
     write_manifest([make_sample(f"{number}.mp4") for number in range(3)], tmp_path / MANIFEST_NAME)
     monkeypatch.setattr(data_check, "read_clip", read_broken)
     report = check_data(tmp_path, tmp_path / "sheet.png")
     assert [(each.is_error, each.examples) for each in report.findings] == [
         (True, [f"{tmp_path / '0.mp4'} ends early"])
     ]
+    assert report.seconds == pytest.approx([0.5, 0.5, 0.5]), "the broken one lasts 3 seconds"
     assert (tmp_path / "sheet.png").is_file()
 
 

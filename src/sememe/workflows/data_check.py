@@ -86,11 +86,11 @@ def check_data(folder: Path, sheet: Path | None = None, on_progress: ProgressHan
         counter.advance()
     rows = [] if sheet is None else _read_rows(folder, samples, bad)
     good = [sample for sample in samples if sample.path not in bad]
+    durations = [length for path, length in seconds.items() if path not in bad]
     findings = [*_find_bad(bad, len(samples)), *_find_lonely(good), *_find_doubles(samples, hashes)]
-    findings += [*_find_captions(good), *_find_references(samples), *_find_speeds(list(seconds.values()))]
+    findings += [*_find_captions(good), *_find_references(samples), *_find_speeds(durations)]
     if sheet is not None and rows:
         write_image(contact_sheet(rows, columns=_SHEET_FRAMES, cell_height=_SHEET_SIZE), sheet)
-    durations = list(seconds.values())
     return DataReport(
         num_videos=len(samples),
         conditions=dict(Counter(sample.condition for sample in samples)),
