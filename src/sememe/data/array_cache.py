@@ -9,6 +9,7 @@ the shards, and is written last.
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, groupby
@@ -27,6 +28,9 @@ from sememe.data.storage import Storage
 from sememe.errors import InputError
 
 logger = logging.getLogger(__name__)
+
+# Hashing takes most of the time of reading, and lets other threads run. Each holds two copies of a shard.
+_NUM_READERS = 4
 
 Places = Int[Tensor, " place"]
 
@@ -268,11 +272,13 @@ def _find_starts(lengths: Sequence[int]) -> Tensor:
 def _read_group(storage: Storage, shards: Sequence[Shard]) -> Tensor:
     count = sum(len(shard.keys) for shard in shards)
     result = torch.empty((count, *shards[0].shape), dtype=DTYPES[shards[0].about.dtype])
-    start = 0
-    for shard in shards:
-        end = start + len(shard.keys)
-        result[start:end] = read_values(storage, shard)
-        start = end
+
+    def read(start: int, shard: Shard) -> None:
+        result[start : start + len(shard.keys)] = read_values(storage, shard)
+
+    starts = [0, *accumulate(len(shard.keys) for shard in shards)][:-1]
+    with ThreadPoolExecutor(_NUM_READERS) as pool:
+        list(pool.map(read, starts, shards))  # a list, so that errors are raised
     return result
 
 
