@@ -1,7 +1,10 @@
 """A recipe whose only array is cheap: the mean colour of every frame."""
 
+import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,6 +20,18 @@ from sememe.training.recipes import ArraysRecipe
 @dataclass(frozen=True, kw_only=True)
 class MeansRecipe(ArraysRecipe):
     more_arrays: ClassVar[str | None] = "workflows.mean_arrays:list_arrays"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeetingRecipe(MeansRecipe):
+    """The same, of which two workers begin together: one that starts fast would do everything alone.
+
+    Each notes its process in the folder `meeting`, and waits until another has.
+    """
+
+    more_arrays: ClassVar[str | None] = "workflows.mean_arrays:meet"
+
+    meeting: Path
 
 
 class Means:
@@ -38,3 +53,12 @@ class Means:
 
 def list_arrays(recipe: MeansRecipe, clips: ClipCollection, device: torch.device) -> list[ArrayEncoder]:
     return [Means(clips)]
+
+
+def meet(recipe: MeetingRecipe, clips: ClipCollection, device: torch.device) -> list[ArrayEncoder]:
+    (recipe.meeting / str(os.getpid())).touch()
+    for _ in range(3000):
+        if len(list(recipe.meeting.iterdir())) > 1:
+            return list_arrays(recipe, clips, device)
+        time.sleep(0.1)
+    raise AssertionError("expected two workers, got one")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from sememe.data.manifest import MANIFEST_NAME, write_manifest
 from sememe.events import Progress
 from sememe.training.recipes import ClipFormat
 from sememe.workflows.precompute import precompute_latents
-from workflows.mean_arrays import MeansRecipe
+from workflows.mean_arrays import MeansRecipe, MeetingRecipe
 from workflows.painted_videos import make_sample, paint
 
 ray = pytest.importorskip("ray", reason="needs the extra ray")
@@ -40,10 +41,12 @@ def test_two_machines_make_the_cache_that_one_makes(address: str, tmp_path: Path
         paint(tmp_path / f"{number}.mp4", 9 * number)
     write_manifest([make_sample(f"{number}.mp4") for number in range(NUM_VIDEOS)], tmp_path / MANIFEST_NAME)
     clips = ClipFormat(num_frames=3, height=16, width=16)
-    recipe = MeansRecipe(name="means", description="", clips=clips, dataset=tmp_path, device="cpu", batch_size=2)
+    given: dict[str, Any] = {"name": "means", "description": "", "clips": clips, "device": "cpu", "batch_size": 2}
+    (tmp_path / "meeting").mkdir()
+    together = MeetingRecipe(**given, dataset=tmp_path, meeting=tmp_path / "meeting")
     seen: list[Progress] = []
-    far = precompute_latents(recipe, tmp_path / "far", seen.append, ray=address)
-    near = precompute_latents(recipe, tmp_path / "near")
+    far = precompute_latents(together, tmp_path / "far", seen.append, ray=address)
+    near = precompute_latents(MeansRecipe(**given, dataset=tmp_path), tmp_path / "near")
     assert far.num_new == near.num_new == {"means": NUM_VIDEOS}
     assert "encoding on 2 workers of 2 machines" in {progress.stage for progress in seen}
     writers = {path.name.split("-")[1] for path in (tmp_path / "far").glob("means-*")}
