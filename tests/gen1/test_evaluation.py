@@ -1,6 +1,8 @@
 """The evaluation of Gen-1: what is dealt, how clips are judged, and its rows on a model that takes seconds."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 
 from gen1.model_factories import make_motion_pipeline, make_pipeline
 from gen1.smoke_chain import gen1_runs
-from sememe.errors import ModelError
+from sememe.errors import InputError, ModelError
 from sememe.evaluation.metrics import PSNR_LIMIT
 from sememe.gen1.evaluation import NUM_LOOKS, ROWS, Maker, build_rows, correlate, deal_looks, read_result, summarise
 from sememe.gen1.pipeline import Gen1Pipeline
@@ -94,3 +96,18 @@ def test_all_kinds_of_rows_are_measured_and_read_again(model: Path, tmp_path: Pa
     assert found["ceiling"].psnr > found["source"].psnr
     document = json.loads((tmp_path / "report.json").read_text())
     assert {name: read_result(row["cases"][0]) for name, row in document["rows"].items()} == found
+
+
+def test_a_judge_may_be_moved_and_not_replaced(model: Path, tmp_path: Path) -> None:
+    judges = [tmp_path / name for name in ("judge", "moved")]
+    for name in ("depth_estimator", "depth_processor"):
+        shutil.copytree(model / name, judges[0] / name)
+    given: dict[str, Any] = {"system": "gen1", "model": str(model), "output": tmp_path / "report.json"}
+    settings = EvaluationSettings(generations=1, rows=("source",), options={"depth": str(judges[0])}, **given)
+    found = evaluate(settings).rows[0].results
+    judges[0].rename(judges[1])
+    settings = replace(settings, options={"depth": str(judges[1])})
+    assert evaluate(settings).rows[0].results == found
+    (judges[1] / "depth_processor" / "more.json").write_text("{}")
+    with pytest.raises(InputError, match="another depth"):
+        evaluate(settings)

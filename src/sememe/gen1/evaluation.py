@@ -12,6 +12,7 @@ from diffusers import DDIMScheduler
 
 from sememe.backbones.autoencoder import clips_to_video, encode_video, reconstruct_clips
 from sememe.checkpoints.components import load_component
+from sememe.checkpoints.fingerprint import identify_model
 from sememe.checkpoints.zoo import find_part
 from sememe.errors import ModelError
 from sememe.evaluation.metrics import psnr
@@ -350,9 +351,11 @@ def build_rows(
     """
     del folder
     estimator = pipeline.estimators.get("depth")
+    identity: dict[str, Any] = {"looks": NUM_LOOKS, "sdedit_strength": _STRENGTH}
     if depth is not None:
-        names = ("depth_estimator", "depth_processor")
-        estimator = DepthEstimator(*(load_component(name, find_part(depth, name)) for name in names))
+        parts = {name: find_part(depth, name) for name in ("depth_estimator", "depth_processor")}
+        estimator = DepthEstimator(*(load_component(name, part) for name, part in parts.items()))
+        identity["depth"] = " ".join(map(identify_model, parts.values()))
     is_whole = isinstance(pipeline.unet, Gen1UNet) and pipeline.image_encoder is not None
     if not is_whole or not isinstance(estimator, DepthEstimator):
         raise ModelError(
@@ -374,7 +377,7 @@ def build_rows(
         )
         for row in ROWS
     ]
-    return SystemRows(tuple(rows), {"looks": NUM_LOOKS, "sdedit_strength": _STRENGTH})
+    return SystemRows(tuple(rows), identity)
 
 
 def read_result(values: Mapping[str, Any]) -> LookResult:

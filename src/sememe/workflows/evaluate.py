@@ -102,7 +102,9 @@ def evaluate(settings: EvaluationSettings, on_progress: ProgressHandler = ignore
             seed=settings.seed,
             **settings.options,
         )
-        identity = _identify(settings, model, resolved) | dict(made.identity)
+        # What rows identify by its content may be moved, but not replaced.
+        options = {name: value for name, value in settings.options.items() if name not in made.identity}
+        identity = _identify(settings, model, resolved.to_dict() | options) | dict(made.identity)
         chosen = choose_rows(made.rows, settings.rows)
         runner = Runner(
             made.rows,
@@ -118,12 +120,12 @@ def evaluate(settings: EvaluationSettings, on_progress: ProgressHandler = ignore
     return runner.report
 
 
-def _identify(settings: EvaluationSettings, model: LoadedModel, resolved: Any) -> dict[str, Any]:
+def _identify(settings: EvaluationSettings, model: LoadedModel, generation: Mapping[str, Any]) -> dict[str, Any]:
     """Return all that the results depend on in every system."""
     return {
         "model_sha256": model.fingerprint.sha256,
         "dtype": model.dtype,
-        "generation": resolved.to_dict() | dict(settings.options),
+        "generation": generation,
         "generations": settings.generations,
         "per_scene": settings.per_scene,
         "seed": settings.seed,
