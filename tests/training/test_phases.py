@@ -1,3 +1,4 @@
+import dataclasses
 import math
 from operator import itemgetter
 from pathlib import Path
@@ -104,6 +105,10 @@ def test_phases_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     shorter = PhaseConfig(name="head", num_steps=2)
     with pytest.raises(RecipeError, match="at step 2 of phase 'both'"):
         train(PhasedStage(), make_config(phases=(shorter, BOTH)), tmp_path)
+    later = dataclasses.replace(BOTH, learning_rate_factors={"*nothing*": 2.0})
+    with pytest.raises(RecipeError, match=r"no trained parameter matches '\*nothing\*'"):
+        train(PhasedStage(), make_config(phases=(HEAD, later)), tmp_path / "factors")
+    assert not (tmp_path / "factors" / "log.jsonl").exists()
     with pytest.raises(RecipeError, match="no phase 'head'"):
         train(SmallStage(), make_config(), tmp_path / "other")
     with pytest.raises(RecipeError, match="differ in name"):

@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -77,3 +78,14 @@ def test_what_would_stop_a_run_stops_its_rehearsal(runs: Path, capsys: pytest.Ca
     assert "holds a run already" in refused(run_here(capsys, *words, "--no-resume"))
     record = json.loads((runs / "expert" / "run.json").read_text())
     assert record["settings"]["training.learning_rate"] == "0.0012"
+
+
+def test_damaged_checkpoints_stop_a_rehearsal(runs: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    shutil.copytree(runs / "autoencoder", tmp_path / "run")
+    words = ["train", "smoke-autoencoder", "--dry-run", *given(runs, "autoencoder")]
+    (tmp_path / "run" / "checkpoints" / "step_000004" / "weights.safetensors").unlink()
+    assert "all checkpoints in" in refused(run_here(capsys, *words, "-o", tmp_path / "run"))
+    source = tmp_path / "run" / "checkpoints" / "step_000004"
+    assert "is not a complete checkpoint" in refused(
+        run_here(capsys, *words, "-o", tmp_path / "new", "--init-from", source)
+    )

@@ -343,7 +343,7 @@ def test_systems_say_which_stages_share_tokens(system: System) -> None:
 def test_what_a_try_without_a_checkpoint_left_is_not_used(tmp_path: Path) -> None:
     (tmp_path / "run" / "start").mkdir(parents=True)
     (tmp_path / "run" / "run.json").write_text("{")
-    # It fails when its parts are written, and the next when its record is written too.
+    # They fail when their parts are written.
     for given in ("training.optimizer=muon", "training.shard=2"):
         with pytest.raises(RecipeError):
             train_recipe(resolve_training_recipe("smoke-autoencoder", [given]), tmp_path / "run")
@@ -369,6 +369,21 @@ def test_a_complete_run_keeps_its_figures_and_networks(tmp_path: Path) -> None:
             tmp_path / "run",
             allow_changes=["network.hidden_channels"],
         )
+
+
+def test_a_change_that_the_loop_refuses_is_not_recorded(tmp_path: Path) -> None:
+    train_recipe(resolve_training_recipe("smoke-autoencoder", ["training.num_steps=1"]), tmp_path / "run")
+    before = (tmp_path / "run" / "run.json").read_bytes()
+    for given, message in (
+        ("training.optimizer=muon", "optimizer"),
+        ("training.learning_rate_factors=*nothing*:2", "no trained parameter matches"),
+    ):
+        changed = resolve_training_recipe("smoke-autoencoder", ["training.num_steps=2", given])
+        allowed = ["training.num_steps", given.partition("=")[0]]
+        for begin in (rehearse, train_recipe):
+            with pytest.raises(RecipeError, match=message):
+                begin(changed, tmp_path / "run", allow_changes=allowed)
+        assert (tmp_path / "run" / "run.json").read_bytes() == before
 
 
 def test_a_folder_that_is_no_start_is_not_removed(tmp_path: Path) -> None:

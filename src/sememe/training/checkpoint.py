@@ -45,6 +45,11 @@ class Checkpoint:
     state: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def phase(self) -> str:
+        """Name of the phase that it was written in."""
+        return str(self.state.get("phase", "main"))
+
+    @property
     def model_weights(self) -> Mapping[str, Tensor]:
         """The weights to use: averaged ones if there are any."""
         return self.weights if self.average is None else ChainMap(dict(self.average), dict(self.weights))

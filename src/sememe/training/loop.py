@@ -3,17 +3,15 @@
 import dataclasses
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from sememe.compute.host import peak_memory
-from sememe.errors import ModelError, RecipeError
 from sememe.files import atomic_folder
 from sememe.training.checkpoint import (
     Checkpoint,
@@ -35,7 +33,7 @@ from sememe.training.optimizer import (
     replaced,
     tracked_tensors,
 )
-from sememe.training.phases import check_phase, find_phase, plan_phases, schedule_factor
+from sememe.training.phases import check_checkpoint, find_phase, plan_phases, schedule_factor
 from sememe.training.process import (
     Distribution,
     StopRequest,
@@ -77,6 +75,7 @@ def train(
     resume: Resume = "auto",
     init_from: Path | str | None = None,
     on_event: EventHandler | None = None,
+    on_begin: Callable[[], None] | None = None,
 ) -> TrainingSummary:
     """Train a stage in `output_dir`, or resume its training.
 
@@ -89,6 +88,7 @@ def train(
     `init_from` is a checkpoint or a run's folder, whose weights (averaged, if it has averages) a new run begins with.
     Under torchrun, the processes divide the shares of a step among themselves (`config.num_shares`); the number of
     processes, which may change on resuming, changes the result only by rounding.
+    `on_begin` is called by the main process once the run is restored, before its first step.
 
     Raises `RecipeError` for settings that do not fit, and if loss or gradients are not finite, with the step;
     `ModelError` for checkpoints of another model; `OutputError` if something cannot be written.
@@ -98,6 +98,8 @@ def train(
         with torch_settings(config, distribution.device):
             run = _Run(stage, config, Path(output_dir), distribution, on_event)
             run.restore(resume, None if init_from is None else Path(init_from))
+            if on_begin is not None and distribution.is_main:
+                on_begin()
             return run.work(request)
 
 
@@ -180,22 +182,11 @@ class _Run:
         return key.rpartition("/")[0] in self._parameters
 
     def _take_up(self, loaded: Checkpoint, path: Path) -> None:
-        before: Mapping[str, Any] = loaded.state.get("config", {})
-        if loaded.state.get("stage") != self._stage.name:
-            raise ModelError(
-                f"{path} is of stage {loaded.state.get('stage')}, not {self._stage.name}; choose another folder"
-            )
-        if before.get("optimizer") != self._config.optimizer:
-            raise RecipeError(
-                f"{path} was written with optimizer {before.get('optimizer')}, not {self._config.optimizer}; "
-                "keep it, or begin a new run with init_from"
-            )
-        phase, step_in_phase = loaded.state.get("phase", "main"), loaded.state.get("phase_step", loaded.step)
-        check_phase(self._phases, phase, step_in_phase, loaded.step)
+        check_checkpoint(loaded, path, self._stage, self._config, self._phases)
         copy_tensors(loaded.weights, self._tensors, str(path))
         self._step, self._num_samples = loaded.step, int(loaded.state["num_samples"])
         self._seconds_before = self._saved_seconds = float(loaded.state["seconds"])
-        is_within = self._phases[find_phase(self._phases, self._step)].settings.name == phase
+        is_within = self._phases[find_phase(self._phases, self._step)].settings.name == loaded.phase
         self._phase_seconds = float(loaded.state.get("phase_seconds", 0.0)) if is_within else self._seconds_before
         self._loss = loaded.state["loss"]
         if self._distribution.is_main and "interval" in loaded.state:

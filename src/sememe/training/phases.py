@@ -3,12 +3,14 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import nn
 
-from sememe.errors import RecipeError
+from sememe.errors import ModelError, RecipeError
+from sememe.training.checkpoint import Checkpoint
 from sememe.training.config import PhaseConfig, TrainingConfig
-from sememe.training.optimizer import trained_parameters
+from sememe.training.optimizer import NamedOptimizer, trained_parameters
 from sememe.training.stage import Stage
 
 
@@ -68,6 +70,8 @@ def plan_phases(stage: Stage, config: TrainingConfig) -> list[PlannedPhase]:
         before = phases[-1].begun if phases else {}
         stage.enter(settings.name)
         parameters = trained_parameters(stage.modules())
+        # What the optimiser of a later phase refuses is refused before the first step.
+        NamedOptimizer(stage.modules(), config, settings)
         begun = {name: before.get(name, start) for name in parameters}
         phases.append(PlannedPhase(settings=settings, start=start, parameters=parameters, begun=begun))
     return phases
@@ -78,8 +82,32 @@ def find_phase(phases: Sequence[PlannedPhase], step: int) -> int:
     return next((index for index, phase in enumerate(phases) if step < phase.stop), len(phases) - 1)
 
 
-def check_phase(phases: Sequence[PlannedPhase], name: str, step_in_phase: int, step: int) -> None:
-    """Raise `RecipeError` if a checkpoint's phase has moved."""
+def check_checkpoint(
+    checkpoint: Checkpoint, path: Path, stage: Stage, config: TrainingConfig, phases: Sequence[PlannedPhase]
+) -> None:
+    """Check that a run can go on from a checkpoint.
+
+    Args:
+        checkpoint: Checkpoint.
+        path: Its folder.
+        stage: Stage of the run.
+        config: Settings of the run.
+        phases: Phases of the run.
+
+    Raises:
+        ModelError: It is of another stage.
+        RecipeError: It was written with another optimiser, or in a phase that has moved.
+    """
+    state, step = checkpoint.state, checkpoint.step
+    if state.get("stage") != stage.name:
+        raise ModelError(f"{path} is of stage {state.get('stage')}, not {stage.name}; choose another folder")
+    optimizer = state.get("config", {}).get("optimizer")
+    if optimizer != config.optimizer:
+        raise RecipeError(
+            f"{path} was written with optimizer {optimizer}, not {config.optimizer}; keep it, or begin a new run with "
+            "init_from"
+        )
+    name, step_in_phase = checkpoint.phase, state.get("phase_step", step)
     place = next((phase for phase in phases if phase.settings.name == name), None)
     is_over = place is not None and place is not phases[-1] and step_in_phase > place.settings.num_steps
     if place is None or place.start + step_in_phase != step or is_over:

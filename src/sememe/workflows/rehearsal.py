@@ -17,11 +17,18 @@ from torch import Tensor, nn
 from sememe.compute.devices import choose_device
 from sememe.compute.host import read_free_memory
 from sememe.events import Progress, ProgressHandler, ignore_progress
-from sememe.training.checkpoint import Resume, count_steps, list_checkpoints
+from sememe.training.checkpoint import (
+    Resume,
+    count_steps,
+    find_own,
+    list_checkpoints,
+    load_checkpoint,
+    load_initial,
+)
 from sememe.training.config import TrainingConfig
 from sememe.training.frozen_weights import list_rounded
 from sememe.training.optimizer import split_parameters
-from sememe.training.phases import plan_phases
+from sememe.training.phases import check_checkpoint, plan_phases
 from sememe.training.process import list_compiled, resolve_precision, torch_settings
 from sememe.training.recipes import TrainingRecipe
 from sememe.training.run_record import check_inputs
@@ -134,9 +141,14 @@ def rehearse(
         config = resolve_precision(config, device := choose_device(config.device))
         kept = count_kept_numbers(stage, shard)
         weights = _count_weights(stage, config, kept)
+        planned, latest = plan_phases(stage, config), find_own(folder, resume)
+        if latest is not None:
+            check_checkpoint(load_checkpoint(latest, is_verified=True), latest, stage, config, planned)
+        elif initial is not None and initial.checkpoint is not None:
+            load_initial(initial.checkpoint)
         phases = [
             _describe_phase(stage, config, phase.settings.name, phase.settings.num_steps, kept, weights)
-            for phase in plan_phases(stage, config)
+            for phase in planned
         ]
         on_progress(Progress("making a batch"))
         batch = _make_batch(stage, config, phases[0].name, device)
@@ -146,7 +158,7 @@ def rehearse(
     return Rehearsal(
         recipe=recipe.name,
         folder=folder,
-        step=count_steps(checkpoints[-1]) if checkpoints else 0,
+        step=0 if latest is None else count_steps(latest),
         inputs=prepared.inputs,
         modules=sizes,
         phases=phases,

@@ -21,6 +21,7 @@ from sememe.training.run_record import (
     RUN_NAME,
     RunRecord,
     RunSummary,
+    check_inputs,
     check_settings,
     read_run,
     read_summary,
@@ -97,13 +98,17 @@ def train_recipe(
         settings = check_resumable(recipe, folder, init_from, allow_changes, resume)
         initial = None if init_from is None else find_initial(qualify_model(init_from, recipe))
         prepared = prepare_stage(recipe, folder, initial, on_progress)
-        if _is_main():
-            record = _describe(recipe, settings, prepared.inputs, init_from)
-            write_run(folder, record, _find_step(folder), allow_changes, _list_defaults(recipe))
+        check_inputs(folder, prepared.inputs, allow_changes)
+
+        def record() -> None:
+            found = _describe(recipe, settings, prepared.inputs, init_from)
+            write_run(folder, found, _find_step(folder), allow_changes, _list_defaults(recipe))
+
         before = read_summary(folder)
         watcher = _Watcher(recipe, on_progress, on_event, {} if before is None else before.metrics)
         checkpoint = None if initial is None else initial.checkpoint
-        summary = train(prepared.stage, recipe.training, folder, resume, checkpoint, watcher)
+        # What the loop refuses must not be recorded as a change.
+        summary = train(prepared.stage, recipe.training, folder, resume, checkpoint, watcher, record)
         if _is_main():
             written = _summarise(recipe, summary, watcher.metrics)
             write_summary(folder, written)
