@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,18 @@ def test_validation_changes_nothing_and_goes_on_where_it_was(tmp_path: Path) -> 
         assert all(torch.equal(tensor, other.weights[name]) for name, tensor in ends[0].weights.items())
         assert all(torch.equal(tensor, other.optimizer[name]) for name, tensor in ends[0].optimizer.items())
     assert ends[1].state["validation"] == ends[2].state["validation"]
+
+
+def test_where_the_best_checkpoint_is_lost_another_becomes_the_best(tmp_path: Path) -> None:
+    before = train(BiasStage(), make_config(), tmp_path).validation
+    assert before is not None
+    for step in (before.best_step, 10):
+        (tmp_path / "checkpoints" / f"step_{step:06}" / "weights.safetensors").write_bytes(b"")
+    found = train(BiasStage(), make_config(), tmp_path).validation
+    assert found == replace(before, best_step=12, best_loss=before.loss)
+    further = train(BiasStage(), make_config(num_steps=14), tmp_path)
+    assert further.validation is not None
+    assert further.is_complete
 
 
 def test_a_twentieth_of_the_scenes_is_held_out_whole() -> None:

@@ -61,7 +61,7 @@ from sememe.training.progress import (
 from sememe.training.sharding import Sharding, choose_shard, divide_and_clip
 from sememe.training.share_states import ShareStates
 from sememe.training.stage import BatchSource, Stage, StepLoss, derive_seed, step_generator
-from sememe.training.validation import Validator
+from sememe.training.validation import Validator, find_record
 
 BEST_NAME = "best"
 
@@ -153,8 +153,10 @@ class _Run:
         elif init_from is not None:
             self._begin_with(init_from)
         optimizer, average = ({}, None) if loaded is None else (loaded.optimizer, loaded.average)
-        found = None if loaded is None else loaded.state.get("validation")
-        self._enter(find_phase(self._phases, self._step), optimizer, average or {}, found and ValidationRecord(**found))
+        record = None
+        if loaded is not None and self._validator is not None:
+            record = find_record(loaded, self._folder / "checkpoints", self._distribution)
+        self._enter(find_phase(self._phases, self._step), optimizer, average or {}, record)
         checkpoint_activations(self._modules, self._config)
 
     def _enter(

@@ -1,13 +1,16 @@
 """Validation of a run on held-out data: losses, and samples for visual inspection."""
 
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from sememe.errors import RecipeError
+from sememe.training.checkpoint import Checkpoint, find_damage, name_checkpoint
 from sememe.training.config import TrainingConfig
 from sememe.training.process import Distribution
 from sememe.training.progress import IntervalMeter, RunLog, ValidationRecord
@@ -16,6 +19,8 @@ from sememe.video.sheet import contact_sheet
 
 NUM_BATCHES = 8
 """Batches of a validation, or more for their number to be a multiple of that of the shares."""
+
+logger = logging.getLogger(__name__)
 
 _BATCH, _LOSS, _SAMPLES = "validation batch", "validation", "validation samples"
 _SEED = 0
@@ -108,6 +113,29 @@ class Validator:
             # Compiled blocks would be compiled again, for evaluation.
             with torch.compiler.set_stance("force_eager"):
                 yield
+
+
+def find_record(loaded: Checkpoint, folder: Path, distribution: Distribution) -> ValidationRecord | None:
+    """Return the validations that a run resumes with; all processes must call it.
+
+    Args:
+        loaded: Checkpoint that it resumes from.
+        folder: Folder of its checkpoints.
+        distribution: Processes of the run.
+
+    Returns:
+        The record; None if there is none, or if the best checkpoint is lost, so that the next one is the best so far.
+    """
+    found = loaded.state.get("validation")
+    if found is None:
+        return None
+    record = ValidationRecord(**found)
+    path, problem = name_checkpoint(folder, record.best_step), None
+    if distribution.is_main and record.best_step != loaded.step:
+        problem = find_damage(path)
+    if problem is not None:
+        logger.warning("passing over the best checkpoint %s: %s", path, problem)
+    return None if distribution.share([float(problem is not None)])[0] else record
 
 
 @contextmanager
