@@ -36,6 +36,11 @@ def test_samples_survive_the_csv(tmp_path: Path) -> None:
     assert read_vap_data(tmp_path) == (replace(SAMPLES[0], score=100.0), *SAMPLES[1:])
 
 
+def test_a_hash_may_be_in_upper_case(tmp_path: Path) -> None:
+    write_manifest([replace(SAMPLES[0], sha256="AB12")], tmp_path / MANIFEST_NAME)
+    assert read_manifest(tmp_path / MANIFEST_NAME) == (replace(SAMPLES[0], sha256="ab12"),)
+
+
 def test_samples_are_kept_by_score_and_validity(tmp_path: Path) -> None:
     write_vap_data(SAMPLES, tmp_path)
     assert [sample.path[-6:] for sample in read_samples(tmp_path, 5.0)] == ["a1.mp4", "a2.mp4"]

@@ -309,10 +309,11 @@ def _sample_of(path: Path, number: int, values: Mapping[str, Any]) -> VideoSampl
     if not (is_list and is_number and all(isinstance(text, str) for text in texts)):
         raise InputError(f"{path}, line {number}: references must be a list, score a number and the rest texts")
     return VideoSample(
-        **{key: value for key, value in values.items() if key not in ("references", "path", "segments")},
+        **{key: value for key, value in values.items() if key not in ("references", "path", "segments", "sha256")},
         path=_check_path(path, number, values["path"]),
         references=tuple(_check_path(path, number, reference) for reference in references),
         segments=_read_segments(path, number, values.get("segments", [])),
+        sha256=None if values.get("sha256") is None else values["sha256"].lower(),
     )
 
 
