@@ -232,7 +232,10 @@ def test_the_best_model_is_a_run_of_its_own(runs: Path, tmp_path: Path) -> None:
     best = read_summary(tmp_path / "run" / "best")
     assert best is not None
     assert best.step == summary.validation.best_step
-    assert best.metrics["validation_loss"] == summary.validation.best_loss
+    assert best.metrics == {"validation_loss": summary.validation.best_loss}
+    last = read_summary(tmp_path / "run")
+    assert last is not None
+    assert best.num_samples / last.num_samples == best.step / last.step
     assert read_run(tmp_path / "run" / "best") == read_run(tmp_path / "run")
     assert find_part(tmp_path / "run" / "best", "transformer") == tmp_path / "run" / "best" / "model" / "transformer"
     assert len(list((tmp_path / "run" / "samples").iterdir())) == 2

@@ -252,10 +252,20 @@ def _describe(
 
 
 def _describe_best(folder: Path, summary: RunSummary, validation: ValidationRecord) -> None:
-    """Write the record and summary of a run beside its best model."""
+    """Write the record of a run, and its figures at the time, beside its best model."""
+    from sememe.training.checkpoint import load_checkpoint, name_checkpoint
+
     shutil.copy(folder.parent / RUN_NAME, folder / RUN_NAME)
-    figures = {**summary.metrics, VALIDATION_LOSS: validation.best_loss}
-    write_summary(folder, replace(summary, step=validation.best_step, metrics=figures))
+    best = load_checkpoint(name_checkpoint(folder.parent / "checkpoints", validation.best_step), is_verified=True)
+    written = replace(
+        summary,
+        step=best.step,
+        num_samples=int(best.state["num_samples"]),
+        seconds=round(best.state["seconds"], 1),
+        loss=best.state["loss"],
+        metrics={VALIDATION_LOSS: validation.best_loss},
+    )
+    write_summary(folder, written)
 
 
 def _summarise(recipe: TrainingRecipe, summary: TrainingSummary, metrics: Mapping[str, float]) -> RunSummary:
