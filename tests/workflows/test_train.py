@@ -3,6 +3,7 @@ import shutil
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from pkgutil import resolve_name
@@ -22,6 +23,7 @@ from sememe.files import lock_folder
 from sememe.system import System
 from sememe.training.loop import train
 from sememe.training.progress import CheckpointSaved, TrainingEvent, TrainingProgress, TrainingSummary, read_log
+from sememe.training.recipes import ModelRecipe
 from sememe.training.run_record import read_run, read_summary
 from sememe.training.stage import Stage
 from sememe.video import Clip
@@ -29,12 +31,14 @@ from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
 from sememe.video_as_prompt.stage_expert import ExpertStage
 from sememe.video_as_prompt.stage_settings import WanNetwork
 from sememe.video_as_prompt.stages import BackboneStage, find_unseen, make_transformer, select_conditions
+from sememe.workflows.assemble import assemble_recipe
 from sememe.workflows.beginnings import find_initial, prepare_stage, prepare_start
+from sememe.workflows.recipe_list import resolve_recipe
 from sememe.workflows.rehearsal import rehearse
 from sememe.workflows.systems import SYSTEMS
 from sememe.workflows.train import resolve_training_recipe, train_recipe
 from sememe.world import conditions
-from workflows.smoke_runs import settings, smoke_runs
+from workflows.smoke_runs import CPU, settings, smoke_runs
 
 PARTS = ("autoencoder", "backbone", "expert")
 CONSTANT = ["training.schedule.shape=constant", "training.ema_decay=0"]
@@ -387,6 +391,19 @@ def test_a_change_that_the_loop_refuses_is_not_recorded(tmp_path: Path) -> None:
             with pytest.raises(RecipeError, match=message):
                 begin(changed, tmp_path / "run", allow_changes=allowed)
         assert (tmp_path / "run" / "run.json").read_bytes() == before
+
+
+def test_a_model_older_than_its_run_is_not_taken_for_the_runs(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "autoencoder", tmp_path / "run")
+    given = [CPU, "training.num_steps=200", "training.stop_after_minutes=1e-9"]
+    longer = resolve_training_recipe("smoke-autoencoder", given)
+    assert train_recipe(longer, tmp_path / "run", allow_changes=["training.num_steps"]).ending == "paused"
+    assembled = [f"{name}={runs / name}" for name in ("backbone", "expert")]
+    for autoencoder, is_refused in ((tmp_path / "run", True), (tmp_path / "run" / "model", False)):
+        recipe = resolve_recipe("smoke-model", [*assembled, f"autoencoder={autoencoder}"], ModelRecipe, "assemble")
+        with pytest.raises(ModelError, match="resume it first, or give") if is_refused else nullcontext():
+            assemble_recipe(recipe, tmp_path / "model")
+    assert find_initial(str(tmp_path / "run")).checkpoint == tmp_path / "run"
 
 
 def test_a_folder_that_is_no_start_is_not_removed(tmp_path: Path) -> None:

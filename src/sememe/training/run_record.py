@@ -76,6 +76,11 @@ class RunSummary:
     device: str
     metrics: Mapping[str, float] = field(default_factory=dict)
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing was left to do."""
+        return self.ending in ("finished", "budget")
+
 
 def check_settings(
     folder: Path,

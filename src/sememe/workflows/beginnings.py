@@ -22,7 +22,7 @@ from sememe.files import atomic_folder
 from sememe.training.process import meet
 from sememe.training.recipes import TrainingRecipe
 from sememe.training.stage import Preparation, Stage
-from sememe.workflows.sources import check_agreement, find_parts
+from sememe.workflows.sources import check_agreement, find_parts, has_older_model
 from sememe.workflows.systems import find_stage
 
 START_NAME = "start"
@@ -83,7 +83,8 @@ def find_initial(source: str) -> InitialWeights:
     """
     folder = Path(source)
     is_checkpoint = (folder / "state.json").is_file() and (folder / "manifest.json").is_file()
-    is_incomplete = (folder / "checkpoints").is_dir() and not (folder / "model").is_dir()
+    is_without = (folder / "checkpoints").is_dir() and not (folder / "model").is_dir()
+    is_incomplete = is_without or has_older_model(folder)
     if not is_checkpoint and not is_incomplete:
         return InitialWeights(source)
     start = (folder.resolve().parent.parent if is_checkpoint else folder) / START_NAME

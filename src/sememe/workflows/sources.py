@@ -8,7 +8,7 @@ from sememe.checkpoints.fingerprint import fingerprint_encoder
 from sememe.checkpoints.zoo import find_part, resolve_model
 from sememe.errors import ModelError, RecipeError
 from sememe.training.recipes import Recipe
-from sememe.training.run_record import read_run
+from sememe.training.run_record import read_run, read_summary
 
 # Parts of one model may be trained on different clips, but agree in every other input that they share.
 _FREE_INPUTS = frozenset({"clips"})
@@ -22,9 +22,16 @@ def find_parts(recipe: Recipe, needs: Mapping[str, tuple[str, ...]]) -> dict[str
         needs: Parts by field; those of a field that is None are left out.
 
     Raises:
-        ModelError: A part is not there.
+        ModelError: A part is not there, or of a run that has gone on since.
     """
     named = {field: source for field in needs if (source := getattr(recipe, field)) is not None}
+    for source in named.values():
+        folder = resolve_model(source)
+        if has_older_model(folder):
+            raise ModelError(
+                f"expected a complete run in {folder}, but it was continued after its model was written; resume it "
+                f"first, or give {folder / 'model'}"
+            )
     return {part: find_part(source, part) for field, source in named.items() for part in needs[field]}
 
 
@@ -47,6 +54,12 @@ def check_agreement(recipe: Recipe, fields: Mapping[str, object], inputs: Mappin
                     f"the {field} {source} was made with {name} {known[:16]}, but it is {inputs[name][:16]} here; give "
                     f"parts and latents of the same {name}"
                 )
+
+
+def has_older_model(folder: Path) -> bool:
+    """Whether a folder holds a run that has gone on since its model was written, and is not complete again."""
+    summary = read_summary(folder)
+    return (folder / "model").is_dir() and summary is not None and not summary.is_complete
 
 
 def read_inputs(source: str) -> Mapping[str, str]:
