@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sememe.errors import RecipeError
 from sememe.training.checkpoint import list_checkpoints, load_checkpoint
-from sememe.training.config import ScheduleConfig, TrainingConfig
+from sememe.training.config import PhaseConfig, ScheduleConfig, TrainingConfig
 from sememe.training.held_out import ItemPicker, choose_held_out, choose_held_out_targets
 from sememe.training.loop import train
 from sememe.training.progress import NOISE_NAMES, TrainingEvent, TrainingProgress, read_log
@@ -119,6 +119,21 @@ def test_validation_changes_nothing_and_goes_on_where_it_was(tmp_path: Path) -> 
         assert all(torch.equal(tensor, other.weights[name]) for name, tensor in ends[0].weights.items())
         assert all(torch.equal(tensor, other.optimizer[name]) for name, tensor in ends[0].optimizer.items())
     assert ends[1].state["validation"] == ends[2].state["validation"]
+
+
+def test_a_phase_that_was_stopped_at_its_end_is_validated(tmp_path: Path) -> None:
+    class PhasedStage(BiasStage):
+        def enter(self, phase: str) -> None:
+            assert phase in ("one", "two")
+
+    phases = tuple(PhaseConfig(name=name, num_steps=3, learning_rate=0.05) for name in ("one", "two"))
+    config = TrainingConfig(phases=phases, precision="fp32", device="cpu", validate_every=100)
+    train(PhasedStage(), config, tmp_path / "whole")
+    stopped = train(PhasedStage(stop_at=2), config, tmp_path / "parts")
+    assert (stopped.ending, stopped.step) == ("signal", 3)
+    train(PhasedStage(), config, tmp_path / "parts")
+    assert list(read_validations(tmp_path / "whole")) == [3, 6]
+    assert read_validations(tmp_path / "parts") == read_validations(tmp_path / "whole")
 
 
 def test_where_the_best_checkpoint_is_lost_another_becomes_the_best(tmp_path: Path) -> None:

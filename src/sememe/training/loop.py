@@ -156,7 +156,9 @@ class _Run:
         record = None
         if loaded is not None and self._validator is not None:
             record = find_record(loaded, self._folder / "checkpoints", self._distribution)
-        self._enter(find_phase(self._phases, self._step), optimizer, average or {}, record)
+        # A phase that is over is resumed too: it may not have been validated at its end.
+        names = [phase.settings.name for phase in self._phases]
+        self._enter(0 if loaded is None else names.index(loaded.phase), optimizer, average or {}, record)
         checkpoint_activations(self._modules, self._config)
 
     def _enter(
@@ -188,8 +190,7 @@ class _Run:
         copy_tensors(loaded.weights, self._tensors, str(path))
         self._step, self._num_samples = loaded.step, int(loaded.state["num_samples"])
         self._seconds_before = self._saved_seconds = float(loaded.state["seconds"])
-        is_within = self._phases[find_phase(self._phases, self._step)].settings.name == loaded.phase
-        self._phase_seconds = float(loaded.state.get("phase_seconds", 0.0)) if is_within else self._seconds_before
+        self._phase_seconds = float(loaded.state.get("phase_seconds", 0.0))
         self._loss = loaded.state["loss"]
         if self._distribution.is_main and "interval" in loaded.state:
             self._meter.go_on(IntervalSums.from_state(loaded.state["interval"]))
