@@ -18,6 +18,7 @@ from sememe.gen1.pipeline import Gen1Pipeline
 from sememe.gen1.prior import identify_space
 from sememe.gen1.recipes import gen1_latents, gen1_unet, smoke_gen1_frames
 from sememe.gen1.stage_depth import DepthStage
+from sememe.gen1.stage_prior import PriorStage
 from sememe.gen1.stage_unet import UNetStage
 from sememe.gen1.stages import check_space
 from sememe.training.clips import LookClips
@@ -63,6 +64,21 @@ def test_every_stage_is_validated_in_each_of_its_phases(root: Path) -> None:
         assert [line["step"] for line in lines] == ([1, 2, 3, 4] if part == "unet" else [2, 4])
     assert len(list((gen1_runs(root) / "autoencoder" / "samples").iterdir())) == 2
     assert len(list((gen1_runs(root) / "unet" / "samples").iterdir())) == 4
+
+
+def test_captions_of_the_prior_do_not_depend_on_earlier_batches(root: Path, tmp_path: Path) -> None:
+    recipe = resolve_training_recipe("smoke-gen1-prior", settings(root, "prior"))
+    stages = [prepare_stage(recipe, tmp_path / name, None, ignore_progress).stage for name in ("one", "other")]
+    found = []
+    with torch.no_grad():
+        for stage, num_before in zip(stages, (0, 9), strict=True):
+            assert isinstance(stage, PriorStage)
+            captions = list(dict.fromkeys(["", *stage.cache.captions]))
+            for caption in captions[:num_before]:
+                stage._encode([caption], CPU)
+            found.append(stage._encode(captions, CPU))
+    assert torch.equal(found[0].tokens, found[1].tokens)
+    assert torch.equal(found[0].pooled, found[1].pooled)
 
 
 def test_a_training_on_cached_frames_is_that_on_rendered_ones(root: Path, tmp_path: Path) -> None:

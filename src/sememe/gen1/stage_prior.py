@@ -20,6 +20,9 @@ from sememe.gen1.stage_settings import PriorNetwork, PriorSettings
 from sememe.training.held_out import ItemPicker
 from sememe.training.stage import NoiseLosses, Stage, StepLoss, Weights, make_rng
 
+# Of captions that are encoded together. What an encoder makes of a text depends on the others in its last digits.
+_BLOCK = 32
+
 
 @dataclass(frozen=True, eq=False)
 class PriorBatch:
@@ -47,7 +50,9 @@ class PriorStage(Stage[PriorBatch]):
         self.scheduler, self.tokenizer, self.cache, self.settings = scheduler, tokenizer, cache, settings
         self.text_encoder = text_encoder.eval().requires_grad_(False)
         self._path = NoisePath.of_scheduler(scheduler)
-        self._known: dict[str, EncodedTexts] = {}
+        captions = dict.fromkeys(["", *cache.captions])
+        self._captions, self._places = tuple(captions), {caption: place for place, caption in enumerate(captions)}
+        self._known: dict[int, EncodedTexts] = {}
         self.items: ItemPicker = ItemPicker(cache.scenes)
         for statistic in (self.prior.clip_mean, self.prior.clip_std):
             statistic.requires_grad_(False)
@@ -66,12 +71,12 @@ class PriorStage(Stage[PriorBatch]):
         return PriorBatch(clean, self._encode(captions, device))
 
     def _encode(self, captions: list[str], device: torch.device) -> EncodedTexts:
-        """Encode captions, each once for the whole run."""
-        new = [caption for caption in dict.fromkeys(captions) if caption not in self._known]
-        if new:
-            found = encode_texts(self.tokenizer, self.text_encoder.to(device), new)
-            self._known |= {caption: found[place : place + 1] for place, caption in enumerate(new)}
-        return EncodedTexts.join([self._known[caption] for caption in captions])
+        """Encode captions, each once for the whole run, beside the same others whenever that is."""
+        places = [divmod(self._places[caption], _BLOCK) for caption in captions]
+        for block in {block for block, _ in places} - self._known.keys():
+            texts = self._captions[block * _BLOCK : (block + 1) * _BLOCK]
+            self._known[block] = encode_texts(self.tokenizer, self.text_encoder.to(device), texts)
+        return EncodedTexts.join([self._known[block][place : place + 1] for block, place in places])
 
     def loss(self, batch: PriorBatch, generator: torch.Generator) -> StepLoss:
         clean, texts = batch.clean, batch.texts
