@@ -78,10 +78,14 @@ def test_a_fingerprint_is_that_of_the_weights() -> None:
     adapted = make_pipeline()
     adapted.transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q"]), "quick")
     found.add(fingerprint_transformer(adapted.transformer))
+    adapted.set_adapters("quick", 0.5)
+    found.add(fingerprint_transformer(adapted.transformer))
+    adapted.disable_lora()
+    found.add(fingerprint_transformer(adapted.transformer))
     small = make_pipeline()
     apply_storage(small, "fp8")
     found.add(fingerprint_transformer(small.transformer))
-    assert len(found) == 4
+    assert len(found) == 6
     with pytest.raises(ModelError, match="encoded by this model"):
         generate(adapted, pipe.encode_reference(make_clip()))
 

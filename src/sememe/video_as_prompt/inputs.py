@@ -248,7 +248,7 @@ def _check_encoded(encoded: Sequence[EncodedReference], family: BackboneFamily) 
     if encoded and {each.fingerprint for each in encoded} != {fingerprint_transformer(family.transformer)}:
         raise ModelError(
             "expected references encoded by this model, but these were by another one, or with other LoRA weights or "
-            "weights in fewer bits; encode them again with this one"
+            "scales, or weights in fewer bits; encode them again with this one"
         )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from diffusers import ModelMixin
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
@@ -27,8 +28,8 @@ _SAMPLE = 8  # values of each tensor
 def fingerprint_transformer(transformer: ModelMixin) -> str:
     """Return a hash of a transformer's weights, by a few values of each, wherever they are.
 
-    It is the same in every precision in which weights are loaded, and another with LoRA weights or with weights in
-    fewer bits.
+    It is the same in every precision in which weights are loaded, and another with LoRA weights, with another scale of
+    these, or with weights in fewer bits.
     """
     # Settings with an underscore say where and by what the model was saved.
     config = {name: to_plain(value) for name, value in transformer.config.items() if not name.startswith("_")}
@@ -42,6 +43,9 @@ def fingerprint_transformer(transformer: ModelMixin) -> str:
 
 def _sample(transformer: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     for prefix, module in transformer.named_modules():
+        if isinstance(module, BaseTunerLayer):  # the scales of its adapters are no weights
+            active = () if module.disable_adapters else module.active_adapters
+            yield f"{prefix} {[(name, module.scaling.get(name)) for name in active]}", torch.empty(0)
         for name, parameter in module.named_parameters(recurse=False):
             value = _find_value(module, name, parameter).data
             kind = "" if type(value) is torch.Tensor else type(value).__name__
