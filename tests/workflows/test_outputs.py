@@ -49,6 +49,14 @@ def test_a_json_file_of_a_person_is_not_replaced(content: str, tmp_path: Path) -
     assert os.listdir(tmp_path) == ["a.json"]
 
 
+def test_one_file_is_not_written_twice_however_it_is_spelt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path)
+    for sheet in (Path("a.mp4"), tmp_path / "a.mp4", Path("link/a.mp4")):
+        with pytest.raises(OutputError, match="expected different files to write"):
+            OutputFiles.beside(Path("a.mp4"), sheet).check([])
+
+
 def test_the_record_of_an_earlier_video_of_this_name_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps({"output": {"path": "/before/the/move/a.mp4"}}))
     OutputFiles.beside(tmp_path / "a.mp4").check([])

@@ -47,7 +47,8 @@ class OutputFiles:
         _check_suffix(self.video, VIDEO_SUFFIXES, "the result")
         if self.sheet is not None:
             _check_suffix(self.sheet, (*PICTURE_SUFFIXES, *VIDEO_SUFFIXES), "the contact sheet")
-        if len(set(self.paths)) < len(self.paths):
+        # One file may be spelt in several ways; where its last part is a link, the link alone is replaced.
+        if len({path.parent.resolve() / path.name for path in self.paths}) < len(self.paths):
             raise OutputError(f"expected different files to write, got {', '.join(map(str, self.paths))}")
         for path in self.paths:
             check_writable(path)
