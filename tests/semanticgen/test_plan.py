@@ -143,6 +143,8 @@ def test_blends_lie_between_their_ends(weight: float) -> None:
         (lambda plan: cut(plan, 1.0, 1.0), "start before stop by a slice of 0.5 s"),
         (lambda plan: cut(plan, 0.0, 9.0), "stop within the plan's 2 s, got 9"),
         (lambda plan: repeat(plan, 0), "count of at least 1"),
+        (lambda plan: repeat(plan, 25_001), "at most 100000 slices, got 100004"),
+        (lambda plan: hold(plan, 0.0, 50_000.0), "at most 100000 slices, got 100004"),
         (lambda plan: hold(plan, 2.0, 1.0), "a moment within the plan's 2 s, got 2"),
         (lambda plan: hold(plan, 0.0, 0.0), "seconds above 0, got 0"),
         (lambda plan: blend(plan, make_plan(3), 0.5), "plans of one length, got 4 and 3 slices"),

@@ -12,6 +12,7 @@ from sememe.errors import PlanError
 from sememe.semanticgen.plan import Plan
 
 _ROUNDING = 1e-6  # in slices
+_MOST_SLICES = 100_000  # half a day of the built-in model's
 
 
 def cut(plan: Plan, start: float, stop: float) -> Plan:
@@ -42,10 +43,11 @@ def repeat(plan: Plan, count: int) -> Plan:
     """Return a plan that shows another `count` times.
 
     Raises:
-        PlanError: `count` is less than 1.
+        PlanError: `count` is less than 1, or the plan too long.
     """
     if count < 1:
         raise PlanError(f"expected count of at least 1, got {count}")
+    _check_length(plan.num_slices * count)
     return _join(*[plan] * count)
 
 
@@ -63,15 +65,17 @@ def hold(plan: Plan, at: float, seconds: float) -> Plan:
         seconds: Time to add; at least one slice is added.
 
     Raises:
-        PlanError: The moment is not within the plan, or `seconds` is not above 0.
+        PlanError: The moment is not within the plan, `seconds` is not above 0, or the plan too long.
     """
     if not 0 <= at < plan.seconds:
         raise PlanError(f"expected a moment within the plan's {plan.seconds:g} s, got {at:g}")
     if not 0 < seconds < math.inf:
         raise PlanError(f"expected seconds above 0, got {seconds:g}")
     place = min(int(at / plan.slice_seconds + _ROUNDING), plan.num_slices - 1)
+    added = max(1, round(seconds / plan.slice_seconds))
+    _check_length(plan.num_slices + added)
     counts = np.ones(plan.num_slices, dtype=np.int64)
-    counts[place] += max(1, round(seconds / plan.slice_seconds))
+    counts[place] += added
     captions = [caption for caption, count in zip(plan.captions, counts, strict=False) for _ in range(count)]
     return plan.with_slices(plan.features.repeat(counts, axis=0), captions)
 
@@ -124,6 +128,11 @@ def _find(plan: Plan, seconds: float, name: str) -> int:
     if not 0 <= seconds <= plan.seconds + plan.slice_seconds / 2:
         raise PlanError(f"expected {name} within the plan's {plan.seconds:g} s, got {seconds:g}")
     return min(round(seconds / plan.slice_seconds), plan.num_slices)
+
+
+def _check_length(num_slices: int) -> None:
+    if num_slices > _MOST_SLICES:
+        raise PlanError(f"expected a plan of at most {_MOST_SLICES} slices, got {num_slices}; make it shorter")
 
 
 def _join(*plans: Plan) -> Plan:
