@@ -47,3 +47,5 @@ def test_mistakes_take_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().err.startswith("error: expected a name for the plan that ends in .plan")
     assert run(["plans", "cut", plan, "--start", "0", "--stop", "9", "-o", plan]) == 2
     assert "within the plan's 0.5 s" in capsys.readouterr().err
+    assert run(["plans", "encode", "a.mp4", "-o", plan, "--set", "num_frames=9", "--set", "height=64"]) == 2
+    assert "size.num_frames has no effect on the plan of a video" in capsys.readouterr().err

@@ -9,6 +9,7 @@ import typer
 
 from sememe.cli.console import show_progress
 from sememe.cli.setting_options import Device, ModelName, Overrides, read_overrides
+from sememe.errors import InputError
 from sememe.semanticgen.settings import Settings
 
 PlanFile = Annotated[Path, typer.Argument(help="Plan file.", show_default=False)]
@@ -39,6 +40,9 @@ def encode(
     from sememe.workflows.loading import load_model
 
     settings, loading = read_overrides(Settings, {"loading.device": device}, overrides)
+    idle = sorted(settings.keys() - {"size.height", "size.width"})
+    if idle:
+        raise InputError(f"{', '.join(idle)} has no effect on the plan of a video; leave it out")
     check_plan_name(output)
     with show_progress() as on_progress:
         on_progress(Progress(f"loading {model}"))
