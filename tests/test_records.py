@@ -72,7 +72,7 @@ def test_overrides_are_read_by_the_type_of_the_setting() -> None:
         ("training.betas=0.9", "must be 2 values"),
         ("training.learning_rate", "must look like key=value"),
         ("training.learning_rate=-1", "expected training.learning_rate above 0, got -1.0"),
-        ("training.learning_rate_factors=embed", "training.learning_rate_factors for '' must be a number, got 'embed'"),
+        ("training.learning_rate_factors=embed", "must be names and values such as a:1,b:2, got 'embed'"),
         ("training.keep_checkpoints=1", "expected training.keep_checkpoints of at least 2, got 1"),
         ("training.time_decay=true", "set max_minutes"),
     ],
@@ -81,6 +81,11 @@ def test_an_override_that_does_not_fit_is_refused(override: str, message: str) -
     with pytest.raises(InputError) as caught:
         apply_overrides(Recipe(), [override])
     assert message in str(caught.value)
+
+
+def test_a_list_is_no_mapping() -> None:
+    with pytest.raises(InputError, match="must be names and values such as a:1,b:2"):
+        replace_fields(Recipe(), {"training.learning_rate_factors": ["embed"]})
 
 
 def test_a_key_given_twice_is_refused() -> None:
@@ -128,6 +133,12 @@ def test_groups_may_be_left_out_where_the_name_is_unique() -> None:
 def test_lists_may_hold_commas() -> None:
     assert apply_overrides(Inner(), ["names=a, b"]).names == ("a", "b")
     assert apply_overrides(Inner(), ['names=["a, b", "c"]']).names == ("a, b", "c")
+
+
+def test_a_large_value_is_not_shown_whole() -> None:
+    with pytest.raises(InputError, match="names must be a list") as caught:
+        Inner(names=Recipe("n" * 1000))  # type: ignore[arg-type]
+    assert len(str(caught.value)) < 100
 
 
 @pytest.mark.parametrize(

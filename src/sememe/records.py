@@ -9,6 +9,7 @@ import difflib
 import functools
 import inspect
 import re
+import reprlib
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -356,7 +357,7 @@ def _convert_union(value: Any, choices: Sequence[Any], name: str) -> Any:
 def _convert_tuple(value: Any, kinds: Sequence[Any], name: str) -> tuple[Any, ...]:
     parts = _split(value, name) if isinstance(value, str) else value
     if not isinstance(parts, Iterable):
-        raise InputError(f"{name} must be a list, got {value!r}")
+        raise InputError(f"{name} must be a list, got {reprlib.repr(value)}")
     items = sorted(parts) if isinstance(parts, (set, frozenset)) else list(parts)
     if len(kinds) == 2 and kinds[1] is Ellipsis:
         return tuple(convert(item, kinds[0], name) for item in items)
@@ -369,7 +370,9 @@ def _convert_mapping(value: Any, kind: Any, name: str) -> dict[str, Any]:
     """Convert a mapping, or a text such as `a:1,b:2`."""
     if isinstance(value, str):
         parts = [part.rpartition(":") for part in value.split(",") if part.strip()]
-        value = {key.strip(): item for key, _, item in parts}
+        value = {key.strip(): item for key, _, item in parts} if all(colon for _, colon, _ in parts) else value
+    if not isinstance(value, Mapping):
+        raise InputError(f"{name} must be names and values such as a:1,b:2, got {value!r}")
     return {key: convert(item, kind, f"{name} for {key!r}") for key, item in value.items()}
 
 

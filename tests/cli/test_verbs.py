@@ -12,7 +12,8 @@ from cli.runs import refused, run_here
 from model_folders import save_model
 from sememe.checkpoints import zoo
 from sememe.compute.loading_settings import LoadingSettings
-from sememe.records import list_fields, replace_fields
+from sememe.gen1.settings import Settings as Gen1Settings
+from sememe.records import apply_overrides, list_fields, replace_fields
 from sememe.semanticgen.demo import DemoFilm
 from sememe.video_as_prompt import parity
 from sememe.video_as_prompt.demo import DemoPair
@@ -184,6 +185,12 @@ def test_all_settings_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     text = run_here(capsys, "generate", "video-as-prompt", "--help-all").out
     for key in (*list_fields(Settings), *list_fields(LoadingSettings, "loading.")):
         assert f"{key}=" in text
+
+
+def test_listed_defaults_are_what_set_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = run_here(capsys, "generate", "gen1", "--help-all").out.splitlines()
+    listed = [line for line in lines if line.partition("=")[0] in list_fields(Gen1Settings)]
+    assert apply_overrides(Gen1Settings(), listed) == Gen1Settings()
 
 
 def test_models_are_listed_for_people_and_programs(

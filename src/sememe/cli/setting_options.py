@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from sememe.compute.loading_settings import LoadingSettings
-from sememe.records import Record, list_fields, parse_overrides, to_plain
+from sememe.records import Record, list_fields, parse_overrides
 
 _LOADING = list_fields(LoadingSettings, "loading.")
 
@@ -46,11 +46,17 @@ def make_help_all(kind: type[Record], rare: Mapping[str, str] | None = None) -> 
         for flag, text in (rare or {}).items():
             typer.echo(f"{flag}\n    {text}")
         for key, field in (list_fields(kind) | _LOADING).items():
-            value_text = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
-            typer.echo(f"{key}={'' if value_text == '' else str(to_plain(value_text)).lower()}\n    {field.help}")
+            typer.echo(f"{key}={_write(field.default).lower()}\n    {field.help}")
         raise typer.Exit
 
     return typer.Option("--help-all", callback=show, is_eager=True, help="List rarer flags and all settings, and exit.")
+
+
+def _write(value: Any) -> str:
+    """Return a value as `--set` takes it."""
+    if isinstance(value, Mapping):
+        return ",".join(f"{key}:{each}" for key, each in value.items())
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def read_overrides(
