@@ -372,6 +372,8 @@ def test_a_prompt_that_is_cut_says_what_is_lost(caplog: pytest.LogCaptureFixture
     assert not caplog.messages
     generate(pipe, prompt="a red ball a red ball a cat melts")
     assert caplog.messages == ["the prompt has 10 tokens, but 8 are read; not read: 'cat melts'"]
+    generate(pipe, prompt="a red ball " * 1000)
+    assert len(caplog.messages[-1]) < 300
 
 
 def test_references_of_different_captions_share_one_pass() -> None:

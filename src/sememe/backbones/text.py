@@ -14,6 +14,7 @@ TextEmbeds = Float[torch.Tensor, "batch token text_dim"]
 TokenIds = Int[torch.Tensor, "prompt token"]
 
 MAX_SEQUENCE_LENGTH = 512
+_MOST_SHOWN = 200  # characters of a prompt in a message
 
 
 @runtime_checkable
@@ -113,6 +114,7 @@ def _warn_of_cut(tokenizer: Tokenizer, prompt: str, length: int) -> None:
     lost = ids[max(0, length - num_special) :]
     if lost:
         text = tokenizer.decode(lost)
+        text = text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]} ..."
         _log.warning("the prompt has %d tokens, but %d are read; not read: %r", len(ids) + num_special, length, text)
 
 
