@@ -61,6 +61,11 @@ def test_an_encoded_prompt_serves_batches_and_encoded_references() -> None:
     assert isinstance(again.payload, ReferenceCache)
     assert isinstance(reference.payload, ReferenceCache)
     assert all(map(torch.equal, again.payload.keys, reference.payload.keys))
+    # The captions of the record are those of the encoded references already.
+    found = generate(pipe, **(both | {"prompt": record, "references": again}), latents=noise)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    with pytest.raises(InputError, match="reference_prompts have no effect on encoded references"):
+        generate(pipe, references=again, prompt=record, reference_prompts="melts")
 
 
 def test_what_is_said_beside_an_encoded_prompt_goes_before_it() -> None:

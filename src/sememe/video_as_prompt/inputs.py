@@ -175,7 +175,7 @@ def make_request(
     if isinstance(prompt, EncodedPrompt):
         known = find_embeds(prompt, settings)
         negative_prompt = prompt.negative_prompt if negative_prompt is None else negative_prompt
-        reference_prompts = prompt.reference_prompts if reference_prompts is None else reference_prompts
+        reference_prompts = _find_captions(prompt, reference_prompts, references)
         prompt = prompt.prompt
     if negative_prompt is None and not settings.guidance.negative_prompt:
         quirks = settings.experimental.official_quirks
@@ -360,6 +360,13 @@ def _spread_texts(name: str, texts: Any, count: int, of: str = "picture") -> tup
     if len(spread) != count:
         raise InputError(f"expected one {name} per {of}, got {len(spread)} for {count}")
     return spread
+
+
+def _find_captions(prompt: EncodedPrompt, given: Any, references: Any) -> Any:
+    """Return the captions that are given, else the prompt's; encoded references have taken theirs already."""
+    listed = references if isinstance(references, (list, tuple)) else [references]
+    are_encoded = bool(listed) and all(isinstance(each, EncodedReference) for each in listed)
+    return prompt.reference_prompts if given is None and not are_encoded else given
 
 
 def _is_any_given(texts: Any) -> bool:
