@@ -126,6 +126,11 @@ def test_the_record_says_how_an_encoded_reference_was_made() -> None:
     assert pipe(**given, reference_downscale=2).settings.experimental.reference_downscale == 2
     with pytest.raises(InputError, match="made with reference_downscale 2, but the generation has 4"):
         pipe(**given, reference_downscale=4)
+    with pytest.raises(InputError, match="made with num_reference_frames 5, but the generation has 9"):
+        pipe(**given, num_reference_frames=9)
+    with pytest.raises(InputError, match="made with reference_sampling even, but the generation has first"):
+        pipe(**given, reference_sampling="first")
+    assert pipe(**given, num_reference_frames=5).settings.reference.num_reference_frames == 5
     with pytest.raises(InputError, match="made for 9 frames, but the result is to have 5"):
         pipe(**given, num_frames=5)
 

@@ -13,7 +13,12 @@ from sememe.video import Clip, Picture, to_picture
 from sememe.video_as_prompt.families import BackboneFamily
 from sememe.video_as_prompt.reference_files import fingerprint_transformer, load_reference, save_reference
 from sememe.video_as_prompt.references import ReferenceCache, ReferenceInputs, ReferenceTokens
-from sememe.video_as_prompt.settings import OFFICIAL_NEGATIVE_PROMPT, ExperimentalSettings, Settings
+from sememe.video_as_prompt.settings import (
+    OFFICIAL_NEGATIVE_PROMPT,
+    ExperimentalSettings,
+    ReferenceSettings,
+    Settings,
+)
 from sememe.video_as_prompt.shapes import TextEmbeds
 
 Texts = str | tuple[str, ...]
@@ -267,18 +272,28 @@ def _match_encoded(encoded: Sequence[EncodedReference], settings: Settings) -> S
                 f"{size.num_frames}; encode it with num_frames={size.num_frames}, and with num_reference_frames to "
                 "keep its own length"
             )
+    for name in ("reference_sampling", "num_reference_frames"):
+        given = getattr(settings.reference, name)
+        if given != getattr(ReferenceSettings, name):
+            for way in (getattr(each.settings.reference, name) for each in encoded):
+                _check_way(name, way, given)
     for name in ("reference_positions", "reference_downscale"):
         given = getattr(settings.experimental, name)
         ways = sorted({getattr(each.settings.experimental, name) for each in encoded})
         if len(ways) > 1:
             raise InputError(f"expected references encoded with one {name}, got {' and '.join(map(str, ways))}")
-        if ways and given not in (getattr(ExperimentalSettings, name), ways[0]):
-            raise InputError(
-                f"the encoded reference was made with {name} {ways[0]}, but the generation has {given}; "
-                "leave that out, or encode the reference again"
-            )
+        if ways and given != getattr(ExperimentalSettings, name):
+            _check_way(name, ways[0], given)
         settings = settings.override(**{name: ways[0]}) if ways else settings
     return settings
+
+
+def _check_way(name: str, way: Any, given: Any) -> None:
+    if given != way:
+        raise InputError(
+            f"the encoded reference was made with {name} {way}, but the generation has {given}; leave that out, or "
+            "encode the reference again"
+        )
 
 
 def _to_pictures(name: str, image: Any) -> tuple[np.ndarray, ...]:
