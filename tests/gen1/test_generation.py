@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gen1.model_factories import make_picture, make_pipeline, make_source
-from sememe.errors import InputError, VideoError
+from sememe.errors import InputError, OutputError, VideoError
 from sememe.gen1.generation import Gen1Inputs
 from sememe.gen1.settings import Settings
 from sememe.video import Clip, VideoLimits, read_clip, read_image, write_clip, write_image
@@ -98,10 +98,11 @@ def test_memory_is_planned_for_the_models_own_size_before_that_of_a_source(files
         ({}, "--content TEXT or --content-image PICTURE, got neither"),
         ({"content": "gold", "content_image": Path("a.png")}, "--content-image, got both"),
         ({"content": "gold", "seconds": 0.0}, "seconds above 0, got 0"),
+        ({"content": "gold", "save_structure": Path("a.png")}, r"a file name ending in \.mp4, .* got a\.png"),
     ],
 )
 def test_mistakes_are_found_before_a_file_is_read(inputs: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message):
+    with pytest.raises((InputError, OutputError), match=message):
         Gen1Inputs(source=Path("a.mp4"), **inputs).check(Settings())
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from semanticgen.semantic_pipelines import FPS, make_pipeline
 from sememe.cli.app import run
-from sememe.errors import InputError, PlanError
+from sememe.errors import InputError, OutputError, PlanError
 from sememe.events import Progress
 from sememe.semanticgen.generation import SemanticGenInputs
 from sememe.semanticgen.inputs import Request
@@ -133,10 +133,11 @@ def test_what_a_long_video_takes_is_announced(tmp_path: Path) -> None:
         ({"span": "2-4"}, "--source with --span"),
         ({"span": "two", "source": Path("a.mp4")}, "such as 2-4, got 'two'"),
         ({"span": "4-2", "source": Path("a.mp4")}, "such as 2-4, got '4-2'"),
+        ({"save_plan": Path("plan.txt")}, "a name for the plan that ends in .plan, got plan.txt"),
     ],
 )
 def test_mistakes_are_found_before_a_model_is_loaded(inputs: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message):
+    with pytest.raises((InputError, OutputError), match=message):
         SemanticGenInputs(**inputs).check(Settings())
 
 

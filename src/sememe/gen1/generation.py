@@ -69,6 +69,10 @@ class Gen1Inputs(SystemInputs):
         if self.seconds is not None and settings.size.num_frames is not None:
             raise InputError("expected --seconds or size.num_frames, got both; leave one out")
         settings.structure.check_kinds()
+        if self.save_structure is not None:
+            from sememe.video.writer import check_video_name
+
+            check_video_name(self.save_structure)
 
     def workload(self, settings: Settings) -> Mapping[str, float]:
         source = {"source_height": self._survey.height, "source_width": self._survey.width}

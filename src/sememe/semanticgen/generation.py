@@ -75,6 +75,10 @@ class SemanticGenInputs(SystemInputs):
             raise InputError("plan_guidance_scale 0 leaves the plan out, so that there is none to save")
         self._read_segments()
         self._read_span()
+        if self.save_plan is not None:
+            from sememe.semanticgen.plan_files import check_plan_name
+
+            check_plan_name(self.save_plan)
 
     def workload(self, settings: Settings) -> Mapping[str, float]:
         found: dict[str, float] = {"num_images": len(self.images())}

@@ -144,9 +144,14 @@ def _check_pieces(clips: Iterable[Clip]) -> Iterator[Clip]:
         raise InputError("expected at least one clip to write, got none")
 
 
-def _choose(path: Path, codec: Codec | None, *, lossless: bool) -> tuple[str, Codec]:
+def check_video_name(path: Path) -> None:
+    """Raise `OutputError` for the name of a file that `write_clip` cannot write."""
     if path.suffix.lower() not in _CONTAINERS:
         raise OutputError(f"expected a file name ending in {', '.join(_CONTAINERS)}, got {path.name}")
+
+
+def _choose(path: Path, codec: Codec | None, *, lossless: bool) -> tuple[str, Codec]:
+    check_video_name(path)
     container, codecs = _CONTAINERS[path.suffix.lower()]
     if lossless:
         if codec not in {None, "ffv1"}:
