@@ -31,6 +31,8 @@ class SystemInputs:
     """Name of the system."""
     baseline_name: ClassVar[str] = "without its conditions"
     """The baseline of influence, in words."""
+    least_frames: ClassVar[int] = 1
+    """Frames that each video has at least, in the section that is read."""
     is_written_in_pieces: ClassVar[bool] = False
     """Whether `pieces` are made one at a time, so that no memory holds the whole result."""
 

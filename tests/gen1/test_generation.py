@@ -131,6 +131,14 @@ def test_files_that_do_not_fit_the_source_are_refused(
         generate(ask(files, tmp_path / "out.mp4", content="gold", **given), loaded=loaded)
 
 
+def test_a_source_and_a_mask_may_have_one_frame(files: Path, loaded: LoadedModel, tmp_path: Path) -> None:
+    for name in ("source", "mask"):
+        write_clip(Clip(read_clip(files / f"{name}.mkv").frames[:1], 8.0), tmp_path / f"{name}.mkv", lossless=True)
+    for source, count in ((files / "source.mkv", 6), (tmp_path / "source.mkv", 1)):
+        request = ask(files, tmp_path / "out.mkv", content="gold", source=source, mask=tmp_path / "mask.mkv")
+        assert read_clip(generate(request, loaded=loaded).output).num_frames == count
+
+
 def test_more_frames_than_the_source_has_are_refused(files: Path, loaded: LoadedModel, tmp_path: Path) -> None:
     request = replace(ask(files, tmp_path / "out.mp4", content="gold"), settings={"num_frames": 7})
     with pytest.raises(InputError, match=r"source of at least 7 frames, got 6 \(0\.75 seconds\)"):

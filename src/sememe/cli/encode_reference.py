@@ -30,7 +30,7 @@ def encode_reference(
 ) -> None:
     """Encode references for `sememe generate video-as-prompt --encoded-reference`, with the same model and size."""
     from sememe.events import Progress
-    from sememe.video_as_prompt.generation import list_reading
+    from sememe.video_as_prompt.generation import VideoAsPromptInputs, list_reading
     from sememe.video_as_prompt.reference_files import check_name
     from sememe.video_as_prompt.system import VIDEO_AS_PROMPT
     from sememe.workflows.input_files import VideoFile
@@ -40,7 +40,8 @@ def encode_reference(
     check_name(output)
     with show_progress() as on_progress:
         on_progress(Progress("reading the inputs"))
-        files = [VideoFile.survey_path(path, {"start": start, "end": end}) for path in videos]
+        section, least = {"start": start, "end": end}, VideoAsPromptInputs.least_frames
+        files = [VideoFile.survey_path(path, section, least) for path in videos]
         on_progress(Progress(f"loading {model}"))
         pipeline = load_model(VIDEO_AS_PROMPT, model, loading).pipeline
         resolved = pipeline.defaults.override(**settings)

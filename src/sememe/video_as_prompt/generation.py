@@ -40,6 +40,7 @@ class VideoAsPromptInputs(SystemInputs):
 
     system: ClassVar[str] = "video-as-prompt"
     baseline_name: ClassVar[str] = "without reference"
+    least_frames: ClassVar[int] = 2
 
     image: Path
     references: tuple[Path, ...] = ()

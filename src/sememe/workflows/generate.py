@@ -215,7 +215,7 @@ class _OpenedFiles:
         """Survey the videos, then read the pictures."""
         section = inputs.section(settings)
         videos = {
-            name: tuple(VideoFile.survey_path(path, section) for path in paths)
+            name: tuple(VideoFile.survey_path(path, section, inputs.least_frames) for path in paths)
             for name, paths in inputs.videos(settings).items()
         }
         largest = max(settings.size.height or 0, settings.size.width or 0)

@@ -30,19 +30,20 @@ class VideoFile:
     survey: Survey
 
     @classmethod
-    def survey_path(cls, path: Path, section: Mapping[str, Any]) -> "VideoFile":
-        """Survey a video file, or a section of one, which has at least 2 frames unless a single one is asked for.
+    def survey_path(cls, path: Path, section: Mapping[str, Any], least_frames: int = 1) -> "VideoFile":
+        """Survey a video file, or a section of one.
 
         Args:
             path: The file.
             section: `start`, `end` and `num_frames` for `survey_video`; empty for the whole file.
+            least_frames: Frames that it has at least, 1 or 2.
 
         Raises:
-            VideoError: It is missing, is no video, is damaged or cut short, is over the limits, or is a still.
+            VideoError: It is missing, is no video, is damaged or cut short, is over the limits, or has fewer frames.
             InputError: The section ends before it begins.
         """
         survey = survey_video(path, **section)
-        if len(survey.times) < 2 and section.get("num_frames") != 1:
+        if len(survey.times) < least_frames:
             where = " in the section that is read" if any(section.values()) else ""
             raise VideoError(
                 f"expected a video of at least 2 frames, but {path} has 1{where}: a still shows no motion to copy"
