@@ -52,6 +52,10 @@ class SystemInputs:
         """Return the texts by name."""
         return {}
 
+    def length_input(self) -> str | None:
+        """Return the name of an input that sets the length in place of `size.num_frames`; None for none."""
+        return None
+
     def check(self, settings: Any) -> None:
         """Raise `InputError` for inputs that do not go with each other or with the settings."""
 

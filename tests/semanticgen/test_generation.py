@@ -144,10 +144,12 @@ def test_mistakes_are_found_before_a_model_is_loaded(inputs: dict[str, Any], mes
 @pytest.mark.parametrize(
     ("name", "value"), [("seconds", 2.0), ("segments", ("0-1: a",)), ("source", Path("a")), ("plan", Path("a"))]
 )
-def test_a_length_is_given_once(name: str, value: object) -> None:
+def test_a_length_is_given_once(name: str, value: object, tmp_path: Path) -> None:
     given: dict[str, Any] = {name: value}
-    with pytest.raises(InputError, match=f"the length of the video by size.num_frames or {name}, got both"):
-        SemanticGenInputs(**given).check(Settings().override(num_frames=9))
+    for settings in ({"size.num_frames": 9}, {"num_frames": Settings().size.num_frames}):
+        request = replace(ask(tmp_path, tmp_path / "a.mp4", **given), settings=settings)
+        with pytest.raises(InputError, match=f"the length of the video by size.num_frames or {name}, got both"):
+            generate(request)
 
 
 def test_plan_files_are_read_before_a_model_is_loaded(tmp_path: Path) -> None:

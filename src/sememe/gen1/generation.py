@@ -59,6 +59,9 @@ class Gen1Inputs(SystemInputs):
     def texts(self) -> Mapping[str, Any]:
         return {"content": self.content}
 
+    def length_input(self) -> str | None:
+        return None if self.seconds is None else "seconds"
+
     def check(self, settings: Settings) -> None:
         if self.content is None and self.content_image is None:
             raise InputError("expected --content TEXT or --content-image PICTURE, got neither")
@@ -66,8 +69,6 @@ class Gen1Inputs(SystemInputs):
             raise InputError("expected --content or --content-image, got both; leave one out")
         if self.seconds is not None and not 0 < self.seconds < float("inf"):
             raise InputError(f"expected seconds above 0, got {self.seconds:g}")
-        if self.seconds is not None and settings.size.num_frames is not None:
-            raise InputError("expected --seconds or size.num_frames, got both; leave one out")
         settings.structure.check_kinds()
         if self.save_structure is not None:
             from sememe.video.writer import check_video_name

@@ -56,14 +56,12 @@ class SemanticGenInputs(SystemInputs):
         found: dict[str, Any] = {"prompt": self.prompt, "segments": list(self.segments)}
         return found | ({} if self.plan is None else {"plan_sha256": hash_file(self.plan)})
 
+    def length_input(self) -> str | None:
+        return next((name for name in ("seconds", "segments", "source", "plan") if getattr(self, name)), None)
+
     def check(self, settings: Settings) -> None:
         if self.seconds is not None and not 0 < self.seconds < float("inf"):
             raise InputError(f"expected seconds above 0, got {self.seconds:g}")
-        lengths = [name for name in ("seconds", "segments", "source", "plan") if getattr(self, name)]
-        if lengths and settings.size.num_frames != Settings().size.num_frames:
-            raise InputError(
-                f"expected the length of the video by size.num_frames or {lengths[0]}, got both; leave one out"
-            )
         self._read_plan()
         if self.plan is not None and self.source is not None and self.span is None:
             raise InputError(
