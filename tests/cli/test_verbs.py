@@ -23,6 +23,7 @@ from sememe.video_as_prompt.settings import Settings
 from sememe.workflows import demo, generate
 from sememe.workflows.demo import DemoRequest, DemoResult
 from sememe.workflows.generate import GenerationRequest, GenerationResult
+from sememe.workflows.input_files import ImageFile
 
 
 @pytest.fixture
@@ -96,6 +97,7 @@ def test_a_result_for_each_picture_and_seed(
 ) -> None:
     loaded: list[GenerationRequest] = []
     monkeypatch.setattr(generate, "_load", lambda request, _: loaded.append(request))
+    monkeypatch.setattr(ImageFile, "read", lambda _: None)  # there are no files
     more = ("--image", "other/j.png", "--seed", 1, "--seed", 2, "--sheet", "s.png")
     outcome = run_here(capsys, "generate", "video-as-prompt", *FILES, *more)
     assert outcome.code == 0, outcome.err

@@ -20,7 +20,7 @@ from sememe.video_as_prompt.generation import VideoAsPromptInputs
 from sememe.video_as_prompt.system import VIDEO_AS_PROMPT
 from sememe.workflows import generate as module
 from sememe.workflows import sidecar
-from sememe.workflows.generate import GenerationRequest, GenerationResult, generate
+from sememe.workflows.generate import GenerationRequest, GenerationResult, generate, generate_all
 from sememe.workflows.input_files import VideoFile
 from sememe.workflows.loading import LoadedModel, load_model
 from sememe.workflows.outputs import PICTURE_SUFFIXES, VIDEO_SUFFIXES
@@ -293,6 +293,16 @@ def test_a_still_is_no_reference(request_of_files: GenerationRequest) -> None:
         run(request_of_files, references=(still,))
     with pytest.raises(VideoError, match=r"at least 2 frames, but .* has 1 in the section that is read"):
         run(request_of_files, reference_end=0.01)
+
+
+def test_the_pictures_of_several_results_are_read_before_the_first_is_made(
+    request_of_files: GenerationRequest, tmp_path: Path
+) -> None:
+    folder = request_of_files.output.parent
+    missing = vary(request_of_files, image=tmp_path / "missing.png", output=folder / "second.mp4")
+    with pytest.raises(VideoError, match=r"missing\.png"):
+        next(generate_all([request_of_files, missing]))
+    assert os.listdir(folder) == []
 
 
 def test_an_input_is_never_overwritten(request_of_files: GenerationRequest) -> None:

@@ -144,7 +144,8 @@ def generate_all(
     """Generate several video files with one model, which is loaded once; yield each result when it is written.
 
     Args:
-        requests: Requests of one system for one model, loaded in one way; all are checked before the first is made.
+        requests: Requests of one system for one model, loaded in one way; all are checked, and their pictures read,
+            before the first is made.
         on_progress: Called with the stages and steps.
 
     Raises:
@@ -159,6 +160,8 @@ def generate_all(
         assert len({(request.inputs.system, request.model) for request in requests}) == 1
         for request in requests:
             _check_request(request, _list_files(request))
+        for picture in sorted({path for request in requests for path in request.inputs.images().values()}):
+            ImageFile.read(picture)
         check_model_request(SYSTEMS[requests[0].inputs.system], requests[0].model, requests[0].loading)
         model = _load(requests[0], on_progress)
     for request in requests:
