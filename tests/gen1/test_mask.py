@@ -1,13 +1,16 @@
 """Masks: what is outside stays, bit for bit."""
 
+from pathlib import Path
+
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from diffusers import DDIMScheduler
 
 from sememe.errors import InputError
 from sememe.gen1.mask import MaskedLatents, put_over, read_mask
-from sememe.video import Clip
+from sememe.video import Clip, read_image
 
 
 def make_clip(value: int, num_frames: int = 2) -> Clip:
@@ -33,6 +36,16 @@ def test_masks_are_read() -> None:
     assert np.array_equal(read_mask(longer, 2, (16, 24), (16, 24)), mask)
     larger = show(mask.repeat(2, axis=1).repeat(2, axis=2))
     assert np.array_equal(read_mask(larger, 2, (16, 24), (16, 24)), mask)
+
+
+def test_a_picture_is_read_as_its_file_is(tmp_path: Path) -> None:
+    grey = PIL.Image.fromarray(np.where(make_mask()[0], 40_000, 20_000).astype(np.uint16))
+    half = np.zeros((16, 24, 4), np.uint8)
+    half[:, :12, 3] = 255  # the rest is transparent
+    for picture, expected in ((grey, make_mask()[0]), (PIL.Image.fromarray(half), half[..., 3] == 0)):
+        picture.save(tmp_path / "mask.png")
+        for given in (picture, read_image(tmp_path / "mask.png")):
+            assert np.array_equal(read_mask(given, 1, (16, 24), (16, 24))[0], expected)
 
 
 @pytest.mark.parametrize(

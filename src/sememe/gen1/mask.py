@@ -9,7 +9,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import PIL.Image
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -18,7 +17,7 @@ from torch.nn import functional as F
 from sememe.diffusion.schedulers import NoiseScheduler
 from sememe.errors import InputError
 from sememe.gen1.shapes import Latents
-from sememe.video import Clip, resize_clip
+from sememe.video import Clip, resize_clip, to_picture
 
 Mask = Bool[np.ndarray, "frame height width"]
 
@@ -30,7 +29,8 @@ def read_mask(given: Any, num_frames: int, original_size: tuple[int, int], size:
     one frame serves for all; otherwise its frames are those of the source, whatever its rate, and more are left out.
 
     Args:
-        given: Clip, PIL image, or a uint8 array (height, width, 3); light pixels (128 and above) are edited.
+        given: Clip, PIL image, or a uint8 array (height, width, 3); light pixels (128 and above) are edited,
+            and transparent ones.
         num_frames: Frames of the source.
         original_size: Height and width of the source as it was given.
         size: Height and width of the result.
@@ -38,8 +38,7 @@ def read_mask(given: Any, num_frames: int, original_size: tuple[int, int], size:
     Raises:
         InputError: It is shorter than the source, has other proportions, or nothing in it is white.
     """
-    picture = given.convert("RGB") if isinstance(given, PIL.Image.Image) else given
-    clip = given if isinstance(given, Clip) else Clip.from_image(np.asarray(picture))
+    clip = given if isinstance(given, Clip) else Clip.from_image(to_picture(given))
     if 1 < clip.num_frames < num_frames:
         raise InputError(
             f"expected a mask of 1 frame or of at least the source's {num_frames}, got {clip.num_frames}; make it as "
