@@ -46,3 +46,5 @@ def test_frames_lie_between_their_keyframes() -> None:
     assert spread_content(first, 3, fps=4.0) == [first] * 3
     with pytest.raises(InputError, match=r"rising times, got 1\.0, 1\.0"):
         spread_content([Keyframe(1.0, first), Keyframe(1.0, second)], 3, fps=4.0)
+    with pytest.raises(InputError, match=r"rising times, got 1\.0, nan"):
+        spread_content([Keyframe(1.0, first), Keyframe(math.nan, second)], 3, fps=4.0)

@@ -234,7 +234,7 @@ def spread_content(content: ContentEmbedding | list[Keyframe], num_frames: int, 
     if isinstance(content, ContentEmbedding):
         return [content] * num_frames
     times = [each.seconds for each in content]
-    if any(later <= earlier for earlier, later in itertools.pairwise(times)):
+    if not all(earlier < later for earlier, later in itertools.pairwise(times)):
         raise InputError(f"expected keyframes with rising times, got {', '.join(map(str, times))}")
     found = []
     for frame in range(num_frames):
