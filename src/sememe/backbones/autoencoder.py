@@ -33,10 +33,10 @@ class Autoencoder(Protocol):
     def dtype(self) -> torch.dtype:
         """Precision of its weights."""
 
-    def encode(self, x: torch.Tensor) -> Any:
+    def encode(self, x: Video) -> Any:
         """Return the posterior of raw latents, as `latent_dist`."""
 
-    def decode(self, z: torch.Tensor) -> Any:
+    def decode(self, z: Latents) -> Any:
         """Return the video of raw latents, as `sample`."""
 
     def to(self, *args: Any, **kwargs: Any) -> Any:

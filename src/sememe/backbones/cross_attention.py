@@ -10,6 +10,8 @@ from jaxtyping import Float
 
 from sememe.backbones.text import MAX_SEQUENCE_LENGTH
 
+Tokens = Float[torch.Tensor, "batch token dim"]
+TextTokens = Float[torch.Tensor, "batch text_token text_dim"]
 TokenHeads = Float[torch.Tensor, "batch token head head_dim"]
 PictureHeads = Float[torch.Tensor, "batch picture_token head head_dim"]
 
@@ -54,11 +56,11 @@ class TextAttnProcessor(WanAttnProcessor):
     def __call__(
         self,
         attn: WanAttention,
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor | TextKeys | None = None,
+        hidden_states: Tokens,
+        encoder_hidden_states: TextTokens | TextKeys | None = None,
         attention_mask: torch.Tensor | None = None,
         rotary_emb: Any = None,
-    ) -> torch.Tensor:
+    ) -> Tokens:
         if not isinstance(encoder_hidden_states, TextKeys):
             return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
         kept = encoder_hidden_states

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKLCogVideoX, AutoencoderKLWan
+from jaxtyping import Float
 from torch import Tensor
 
 from sememe.backbones.autoencoder import Autoencoder
@@ -12,14 +13,15 @@ from sememe.compute.placement import check_tiling, enable_tiling
 from sememe.compute.rehearsal import Phase
 from sememe.diffusion.denoise import Predict
 from sememe.diffusion.guidance import GuidanceRow, VariantT
+from sememe.diffusion.objectives import Samples
 
 # In the middle of a generation; the memory that a step takes does not depend on it.
 _TIMESTEP = 500.0
 
 
 def rehearse_step(
-    predict: Predict[VariantT], groups: Iterable[tuple[GuidanceRow[VariantT], ...]], latents: Tensor
-) -> Tensor:
+    predict: Predict[VariantT], groups: Iterable[tuple[GuidanceRow[VariantT], ...]], latents: Samples
+) -> Float[Tensor, "..."]:
     """Return latents after a step as `denoise` takes it, without a scheduler.
 
     Args:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from diffusers import ModelMixin, UNet2DConditionModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 
 from sememe.errors import ModelError
@@ -26,6 +26,7 @@ from sememe.gen1.structure import NUM_LEVEL_CHANNELS
 
 Video = Float[Tensor, "batch channel frame height width"]
 Timestep = Float[Tensor, ""] | Int[Tensor, ""] | Float[Tensor, " batch"] | Int[Tensor, " batch"] | float | int
+FrameTimesteps = Num[Tensor, "batch frame"]
 Content = Float[Tensor, "batch token dim"] | Float[Tensor, "batch frame token dim"]
 
 _BLOCKS = frozenset({"CrossAttnDownBlock2D", "DownBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"})
@@ -129,7 +130,9 @@ class Gen1UNet(UNet2DConditionModel):
             if isinstance(module, TemporalConv | TemporalTransformer):
                 module.reset_output()
 
-    def get_time_embed(self, sample: Tensor, timestep: Tensor | float) -> Tensor:
+    def get_time_embed(
+        self, sample: Float[Tensor, "picture channel height width"], timestep: Timestep | FrameTimesteps
+    ) -> Float[Tensor, "..."]:
         """Embed timesteps; those with an axis for frames, (batch, frame), keep it."""
         if isinstance(timestep, Tensor) and timestep.ndim == 2:
             embedded: Tensor = super().get_time_embed(sample, timestep.flatten())

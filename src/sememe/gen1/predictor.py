@@ -4,12 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float, Num
 from torch import Tensor
 
 from sememe.errors import InputError
 from sememe.gen1.content import ContentEmbedding
 from sememe.gen1.guidance import Content, Detail, Variant
 from sememe.gen1.models import Conditions, FrameContents, Model
+from sememe.gen1.shapes import Latents
 from sememe.gen1.windows import Window, predict_windows
 
 
@@ -31,7 +33,9 @@ class Predictor:
     windows: tuple[Window, ...]
     batch_frames: int
 
-    def __call__(self, latents: Tensor, timestep: Tensor, variants: tuple[Variant, ...]) -> Tensor:
+    def __call__(
+        self, latents: Latents, timestep: Num[Tensor, ""], variants: tuple[Variant, ...]
+    ) -> Float[Tensor, "variant batch channel frame latent_height latent_width"]:
         """Predict under variants that are all of the video model, or all of the image model.
 
         Windows of one frame are predicted by the image model.

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from torch import Tensor
 
 from sememe.backbones.first_frame import ConditionChannels
@@ -35,7 +35,7 @@ class Predictor:
     plan: PlanFeatures | None = None
     channels: ConditionChannels | None = None
 
-    def __call__(self, latents: VideoLatents, timestep: Tensor, variants: tuple[Variant, ...]) -> Predictions:
+    def __call__(self, latents: VideoLatents, timestep: Num[Tensor, ""], variants: tuple[Variant, ...]) -> Predictions:
         """Predict the velocity of all latents under each variant, in windows one by one where there are several."""
         inputs = latents if self.channels is None else torch.cat([latents, self.channels.to(latents)], dim=1)
         steps = timestep.to(latents.device).expand(len(latents))
