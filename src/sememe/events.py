@@ -15,6 +15,7 @@ class Progress:
         num_steps: Steps of this stage; 0 where it has none.
         seconds_left: Estimate for this stage; None before there is one.
         stays: Whether people should be able to read it later, too.
+        figures: What was measured at this step, to be shown behind the stage.
     """
 
     stage: str
@@ -22,6 +23,12 @@ class Progress:
     num_steps: int = 0
     seconds_left: float | None = None
     stays: bool = False
+    figures: str = ""
+
+    @property
+    def description(self) -> str:
+        """The stage and its figures."""
+        return f"{self.stage}, {self.figures}" if self.figures else self.stage
 
 
 ProgressHandler = Callable[[Progress], None]

@@ -37,6 +37,13 @@ def test_slow_steps_are_shown_by_time_too(capsys: pytest.CaptureFixture[str], mo
     assert capsys.readouterr().err == "generating\ngenerating: step 2 of 1000\n"
 
 
+def test_other_figures_are_no_other_stage(capsys: pytest.CaptureFixture[str]) -> None:
+    steps = [Progress("training", step, 1000, figures=f"loss {1 / (step + 1):.4f}") for step in range(1000)]
+    lines = told(capsys, *steps)
+    assert lines[:2] == ["training, loss 1.0000", "training, loss 0.0099: step 100 of 1000"]
+    assert len(lines) == 10
+
+
 def test_a_repeated_stage_is_shown_again(capsys: pytest.CaptureFixture[str]) -> None:
     run = [Progress("generating", 0, 1), Progress("generating", 1, 1, 0.0), Progress("writing")]
     assert told(capsys, *run, *run) == 2 * ["generating", "generating: step 1 of 1, 0 s left", "writing"]

@@ -61,9 +61,9 @@ class PlainLines:
 
 def _line(progress: "Progress") -> str:
     if not progress.step:
-        return progress.stage
+        return progress.description
     left = "" if progress.seconds_left is None else f", {_duration(progress.seconds_left)} left"
-    return f"{progress.stage}: step {progress.step} of {progress.num_steps}{left}"
+    return f"{progress.description}: step {progress.step} of {progress.num_steps}{left}"
 
 
 def _duration(seconds: float) -> str:
@@ -103,6 +103,7 @@ def _bar() -> Iterator[Callable[["Progress"], None]]:
                 task = bars.add_task(progress.stage, total=progress.num_steps or None, left="")
                 stage = progress.stage
             left = "" if progress.seconds_left is None else f"{_duration(progress.seconds_left)} left"
-            bars.update(task, completed=progress.step, left=left)
+            total = progress.num_steps or None
+            bars.update(task, description=progress.description, total=total, completed=progress.step, left=left)
 
         yield handle

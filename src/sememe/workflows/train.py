@@ -184,8 +184,8 @@ class _Watcher:
             found = event.validation
             validated = "" if found is None else f", validation {found.loss:.4f} (best {found.best_loss:.4f})"
             speed = f"{event.samples_per_second:.1f} samples/s"
-            stage = f"{self._name}, loss {event.loss:.4f}{validated}, {speed}{memory}"
-            self._on_progress(Progress(stage, event.step, event.step + left, event.seconds_left))
+            figures = f"loss {event.loss:.4f}{validated}, {speed}{memory}"
+            self._on_progress(Progress(self._name, event.step, event.step + left, event.seconds_left, figures=figures))
         if self._on_event is not None:
             self._on_event(event)
 
