@@ -28,7 +28,7 @@ from sememe.training.checkpoint import (
 from sememe.training.config import TrainingConfig
 from sememe.training.frozen_weights import list_rounded
 from sememe.training.optimizer import split_parameters
-from sememe.training.phases import check_checkpoint, plan_phases
+from sememe.training.phases import PlannedPhase, check_checkpoint, plan_phases
 from sememe.training.process import list_compiled, resolve_precision, torch_settings
 from sememe.training.recipes import TrainingRecipe
 from sememe.training.run_record import check_inputs
@@ -142,10 +142,7 @@ def rehearse(
         kept = count_kept_numbers(stage, shard)
         weights = _count_weights(stage, config, kept)
         planned, latest = plan_phases(stage, config), find_own(folder, resume)
-        if latest is not None:
-            check_checkpoint(load_checkpoint(latest, is_verified=True), latest, stage, config, planned)
-        elif initial is not None and initial.checkpoint is not None:
-            load_initial(initial.checkpoint)
+        _check_beginning(stage, config, planned, latest, None if initial is None else initial.checkpoint)
         phases = [
             _describe_phase(stage, config, phase.settings.name, phase.settings.num_steps, kept, weights)
             for phase in planned
@@ -168,6 +165,16 @@ def rehearse(
         context=config.context,
         device=str(device),
     )
+
+
+def _check_beginning(
+    stage: Stage, config: TrainingConfig, planned: Sequence[PlannedPhase], latest: Path | None, initial: Path | None
+) -> None:
+    """Read the checkpoint that the run would begin with, as the run does."""
+    if latest is not None:
+        check_checkpoint(load_checkpoint(latest, is_verified=True), latest, stage, config, planned)
+    elif initial is not None:
+        load_initial(initial)
 
 
 @torch.no_grad()

@@ -88,7 +88,7 @@ def train_recipe(
     """
     folder = RUNS_FOLDER / recipe.name if output_dir is None else Path(output_dir)
     check_usable(recipe)
-    from sememe.training.loop import BEST_NAME, train
+    from sememe.training.loop import train
     from sememe.training.process import open_distribution
     from sememe.workflows.beginnings import find_initial, prepare_stage
 
@@ -110,11 +110,20 @@ def train_recipe(
         # What the loop refuses must not be recorded as a change.
         summary = train(prepared.stage, recipe.training, folder, resume, checkpoint, watcher, record)
         if _is_main():
-            written = _summarise(recipe, summary, watcher.metrics)
-            write_summary(folder, written)
-            if summary.model is not None and summary.validation is not None:
-                _describe_best(folder / BEST_NAME, written, summary.validation)
+            _write_summaries(recipe, folder, summary, watcher.metrics)
         return summary
+
+
+def _write_summaries(
+    recipe: TrainingRecipe, folder: Path, summary: TrainingSummary, metrics: Mapping[str, float]
+) -> None:
+    """Write the summary of a run, and that of its best model if there is one."""
+    from sememe.training.loop import BEST_NAME
+
+    written = _summarise(recipe, summary, metrics)
+    write_summary(folder, written)
+    if summary.model is not None and summary.validation is not None:
+        _describe_best(folder / BEST_NAME, written, summary.validation)
 
 
 def _find_step(folder: Path) -> int:
