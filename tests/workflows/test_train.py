@@ -378,6 +378,17 @@ def test_a_complete_run_keeps_its_figures_and_networks(tmp_path: Path) -> None:
         )
 
 
+def test_a_model_whose_checkpoints_were_removed_is_not_replaced(tmp_path: Path) -> None:
+    recipe = resolve_training_recipe("smoke-autoencoder", ["training.num_steps=1"])
+    train_recipe(recipe, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    before = sorted(path for path in (tmp_path / "run").rglob("*") if path.is_file())
+    for begin in (rehearse, train_recipe):
+        with pytest.raises(RecipeError, match="holds a trained model without checkpoints"):
+            begin(recipe, tmp_path / "run")
+    assert sorted(path for path in (tmp_path / "run").rglob("*") if path.is_file()) == before
+
+
 def test_a_change_that_the_loop_refuses_is_not_recorded(tmp_path: Path) -> None:
     train_recipe(resolve_training_recipe("smoke-autoencoder", ["training.num_steps=1"]), tmp_path / "run")
     before = (tmp_path / "run" / "run.json").read_bytes()

@@ -93,9 +93,9 @@ def train_recipe(
     from sememe.workflows.beginnings import find_initial, prepare_stage
 
     with lock_folder(folder) if _is_main() else nullcontext(), open_distribution(recipe.training.device):
+        settings = check_resumable(recipe, folder, init_from, allow_changes, resume)
         if _is_main() and not holds_run(folder):
             _clear(folder, find_stage(recipe).makes)
-        settings = check_resumable(recipe, folder, init_from, allow_changes, resume)
         initial = None if init_from is None else find_initial(qualify_model(init_from, recipe))
         prepared = prepare_stage(recipe, folder, initial, on_progress)
         check_inputs(folder, prepared.inputs, allow_changes)
@@ -141,9 +141,11 @@ def check_resumable(
 
     Raises:
         RecipeError: The folder holds a run of another recipe, or of other settings than are allowed, or any run where
-            `resume` is "never".
+            `resume` is "never", or a complete one whose checkpoints were removed.
     """
     is_begun = holds_run(folder)
+    if not is_begun and (folder / "model").exists():
+        raise RecipeError(f"{folder} holds a trained model without checkpoints; choose another output folder")
     if is_begun and resume == "never":
         raise RecipeError(f"{folder} holds a run already; let it resume, or choose another output folder")
     # With weights of another model come its networks: the recipe's own have no effect and are not recorded.
