@@ -115,7 +115,7 @@ def test_progress_tells_loss_and_time(runs: Path, tmp_path: Path) -> None:
     recipe = resolve_training_recipe("smoke-backbone", [*settings(runs, "backbone"), "training.num_steps=2"])
     train_recipe(recipe, tmp_path / "run", on_progress=seen.append)
     assert [progress.stage for progress in seen[:2]] == ["reading latents", "fitting the tokenizer"]
-    assert seen[-1].stage.startswith("smoke-backbone, loss ")
+    assert seen[-1].description.startswith("smoke-backbone, loss ")
     assert (seen[-1].step, seen[-1].num_steps, seen[-1].seconds_left) == (2, 2, 0.0)
 
 
@@ -232,7 +232,7 @@ def test_the_best_model_is_a_run_of_its_own(runs: Path, tmp_path: Path) -> None:
     summary = train_recipe(recipe, tmp_path / "run", on_progress=seen.append)
     assert summary.validation is not None
     first = next(line["validation_loss"] for line in read_log(tmp_path / "run") if "validation_loss" in line)
-    assert f", validation {first:.4f} (best {first:.4f}), " in seen[-1].stage
+    assert f", validation {first:.4f} (best {first:.4f}), " in seen[-1].description
     best = read_summary(tmp_path / "run" / "best")
     assert best is not None
     assert best.step == summary.validation.best_step

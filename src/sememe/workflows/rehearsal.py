@@ -25,7 +25,7 @@ from sememe.training.checkpoint import (
     load_checkpoint,
     load_initial,
 )
-from sememe.training.config import TrainingConfig
+from sememe.training.config import PhaseConfig, TrainingConfig
 from sememe.training.frozen_weights import list_rounded
 from sememe.training.optimizer import split_parameters
 from sememe.training.phases import PlannedPhase, check_checkpoint, plan_phases
@@ -143,10 +143,7 @@ def rehearse(
         weights = _count_weights(stage, config, kept)
         planned, latest = plan_phases(stage, config), find_own(folder, resume)
         _check_beginning(stage, config, planned, latest, None if initial is None else initial.checkpoint)
-        phases = [
-            _describe_phase(stage, config, phase.settings.name, phase.settings.num_steps, kept, weights)
-            for phase in planned
-        ]
+        phases = [_describe_phase(stage, config, phase.settings, kept, weights) for phase in planned]
         on_progress(Progress("making a batch"))
         batch = _make_batch(stage, config, phases[0].name, device)
         sizes = {name: _count(module.parameters()) for name, module in stage.modules().items()}
@@ -220,10 +217,10 @@ def _count_weights(stage: Stage, config: TrainingConfig, kept: Mapping[str, int]
 
 
 def _describe_phase(
-    stage: Stage, config: TrainingConfig, name: str, num_steps: int, kept: Mapping[str, int], weights: int
+    stage: Stage, config: TrainingConfig, phase: PhaseConfig, kept: Mapping[str, int], weights: int
 ) -> RehearsedPhase:
     """Describe a phase of a run whose processes keep so many numbers of each parameter, and bytes of weights."""
-    stage.enter(name)
+    stage.enter(phase.name)
     modules = stage.modules()
     split = split_parameters(modules, config)
     trained = (*split.decayed, *split.plain, *split.hidden)
@@ -231,7 +228,8 @@ def _describe_phase(
     further = sum(kept[key] for key in trained) * (3 + bool(config.ema_decay)) - sum(kept[key] for key in split.hidden)
     sizes = {key: each.numel() for key, each in nn.ModuleDict(modules).named_parameters()}
     num_trained = sum(sizes[key] for key in trained)
-    return RehearsedPhase(name=name, num_steps=num_steps, num_trained=num_trained, memory=weights + _FLOAT32 * further)
+    memory = weights + _FLOAT32 * further
+    return RehearsedPhase(name=phase.name, num_steps=phase.num_steps, num_trained=num_trained, memory=memory)
 
 
 def count_kept_numbers(stage: Stage, shard: int) -> dict[str, int]:
