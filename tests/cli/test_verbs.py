@@ -273,9 +273,7 @@ def test_the_demo_tells_where_everything_is(
     lines = run_here(capsys, "demo").out.splitlines()
     assert [line.split() for line in lines[:2]] == [["condition", "melt"], ["reference", "demo/reference.mp4"]]
     assert lines[-1].split() == ["sheet", "demo/sheet.png"]
-    document = json.loads(
-        run_here(capsys, "demo", "gen1", "--output-dir", "d", "--model", "m", "--seed", 3, "--json").out
-    )
+    document = json.loads(run_here(capsys, "demo", "gen1", "-o", "d", "--model", "m", "--seed", 3, "--json").out)
     assert document["sheet"] == "d/sheet.png"
     assert document["pairs"] == [
         {"condition": "melt", "reference": "d/reference.mp4", "image": "d/image.png", "result": "d/result.mp4"}

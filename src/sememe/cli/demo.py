@@ -18,7 +18,9 @@ def demo(
     system: Annotated[
         str, typer.Argument(metavar="[SYSTEM]", help="video-as-prompt, semanticgen or gen1.")
     ] = "video-as-prompt",
-    output_dir: Annotated[Path, typer.Option(help="Folder for the files; made if it does not exist.")] = Path("demo"),
+    output_dir: Annotated[
+        Path, typer.Option("--output-dir", "-o", help="Folder for the files; made if it does not exist.")
+    ] = Path("demo"),
     image: Annotated[
         Path | None, typer.Option(help="Your picture, in place of a rendered one; for SemanticGen, the first frame.")
     ] = None,
