@@ -98,12 +98,17 @@ def test_memory_is_planned_for_the_models_own_size_before_that_of_a_source(files
         ({}, "--content TEXT or --content-image PICTURE, got neither"),
         ({"content": "gold", "content_image": Path("a.png")}, "--content-image, got both"),
         ({"content": "gold", "seconds": 0.0}, "seconds above 0, got 0"),
-        ({"content": "gold", "save_structure": Path("a.png")}, r"a file name ending in \.mp4, .* got a\.png"),
     ],
 )
 def test_mistakes_are_found_before_a_file_is_read(inputs: dict[str, Any], message: str) -> None:
-    with pytest.raises((InputError, OutputError), match=message):
+    with pytest.raises(InputError, match=message):
         Gen1Inputs(source=Path("a.mp4"), **inputs).check(Settings())
+
+
+def test_the_name_of_a_saved_structure_is_checked_before_a_file_is_read() -> None:
+    inputs = Gen1Inputs(source=Path("a.mp4"), content="gold", save_structure=Path("a.png"))
+    with pytest.raises(OutputError, match=r"a file name ending in \.mp4, .* got a\.png"):
+        inputs.check(Settings())
 
 
 def test_an_unknown_kind_of_structure_is_found_before_a_file_is_read() -> None:
