@@ -1,8 +1,9 @@
-"""Training from the files of a data set and from its cache are the same."""
+"""Training from the files of a data set and from its cache are the same, and a training is measured."""
 
 from dataclasses import replace
-from pathlib import Path
+from typing import NamedTuple
 
+import pytest
 import torch
 
 from benchmarks.training_speed import (
@@ -11,6 +12,7 @@ from benchmarks.training_speed import (
     load_text,
     make_recipe,
     make_stage,
+    measure,
     write_videos,
 )
 from sememe.checkpoints.components import load_component
@@ -55,14 +57,37 @@ def train(latents: LatentSource, text: TextSource) -> torch.Tensor:
     return torch.cat([each.detach().flatten() for each in trained])
 
 
-def test_training_from_a_cache_is_training_from_files(tmp_path: Path) -> None:
-    (tmp_path / "videos").mkdir()
-    write_videos(tmp_path / "videos", 16, 72)
-    recipe = replace(make_recipe(tmp_path / "videos"), device="cpu")
-    precompute_latents(recipe, tmp_path / "latents")
-    cache = ArrayCache.open(tmp_path / "latents", CPU)
-    clips, text = open_clips(recipe.clips, WorldData(), recipe.dataset), load_text(CPU)
+class Sources(NamedTuple):
+    """Latents and texts of the same videos, encoded when they are asked for and before."""
+
+    online: OnlineLatents
+    online_text: EncodedText
+    cache: ArrayCache
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Sources:
+    folder = tmp_path_factory.mktemp("sources")
+    (folder / "videos").mkdir()
+    write_videos(folder / "videos", 16, 72)
+    recipe = replace(make_recipe(folder / "videos"), device="cpu")
+    precompute_latents(recipe, folder / "latents")
     vae = load_component("vae", find_part("video-as-prompt/tiny", "vae"))
-    cached = train(cache, CachedText(cache))
-    rounded = train(RoundedLatents(clips, vae, CPU), RoundedText(text.tokenizer, text.text_encoder))
-    assert torch.equal(cached, rounded)
+    clips = open_clips(recipe.clips, WorldData(), recipe.dataset)
+    return Sources(RoundedLatents(clips, vae, CPU), load_text(CPU), ArrayCache.open(folder / "latents", CPU))
+
+
+def test_training_from_a_cache_is_training_from_files(sources: Sources) -> None:
+    text = RoundedText(sources.online_text.tokenizer, sources.online_text.text_encoder)
+    cached = train(sources.cache, CachedText(sources.cache))
+    assert torch.equal(cached, train(sources.online, text))
+
+
+def test_a_training_is_measured(sources: Sources) -> None:
+    contestant = Contestant("official", "joint", 1, 1, is_precomputed=False, num_ahead=0, recompute=True)
+    stage = make_stage(contestant, sources.online, sources.online_text, CPU)
+    row = measure(contestant, stage, num_steps=1, device=CPU, rate=1e12)
+    assert row["clips_per_step"] == len(row["step_seconds"]) == 1
+    # 17 frames of 64x64 pixels are 3 latent frames of 8x8, and each place a token.
+    assert row["tokens_per_second"] / row["clips_per_second"] == pytest.approx(3 * 8 * 8)
+    assert row["utilisation"] > 0

@@ -94,7 +94,7 @@ def _count_cost(stage: Stage, config: TrainingConfig, phase: str) -> StepCost | 
             # Gradients are counted with the weights, so they are allocated before the step.
             parameter.grad = torch.zeros_like(parameter)
         try:
-            with FlopCounterMode(display=False, custom_mapping=_ATTENTION) as counter, track_memory() as memory:
+            with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter, track_memory() as memory:
                 with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"):
                     result = stage.loss(batch, step_generator(config.seed, 0, 0, "loss"))
                 result.total.backward()
@@ -114,11 +114,11 @@ def _count_attention_back(gradient: Any, query: Any, key: Any, value: Any, *_: A
     return int(sdpa_backward_flop_count(gradient, query, key, value))
 
 
-# torch counts these operations only on GPUs.
-_ATTENTION = {
+CPU_ATTENTION = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _count_attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _count_attention_back,
 }
+"""Counts operations of attention on a CPU, which torch's counter leaves out."""
 
 
 class _Enough(Exception):  # noqa: N818 (it is no error)
