@@ -288,6 +288,9 @@ def test_damage_is_named(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=rf"{shard.name} is damaged"):
             ArrayCache.open(tmp_path)
         assert remove_damaged(tmp_path) == (shard.name,)
+    shard.write_bytes(content[:-8])
+    with pytest.raises(InputError, match=rf"{shard.name} is damaged: it has .* bytes instead of"):
+        write(tmp_path)
     # The index says what is where, so that only a writer reads what shards say of themselves.
     shard.write_bytes(content.replace(b"weights", b"weighty"))
     assert remove_damaged(tmp_path) == (shard.name,)

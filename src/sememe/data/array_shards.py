@@ -75,6 +75,11 @@ class Shard:
         """Bytes of one entry."""
         return math.prod(self.shape) * DTYPES[self.about.dtype].itemsize
 
+    @property
+    def stop(self) -> int:
+        """Bytes of the file, at whose end the entries end."""
+        return self.start + len(self.keys) * self.entry_bytes
+
 
 @dataclass(frozen=True)
 class EntryPlace:
@@ -109,9 +114,19 @@ def write_shard(
     return parse_shard({"name": name, "start": start, **asdict(about), **described})
 
 
-def list_shards(storage: Storage) -> list[str]:
-    """The names of all shards of a folder, sorted."""
-    return storage.list_names(SUFFIX)
+def list_shards(storage: Storage, known: Mapping[str, Shard] | None = None) -> dict[str, Shard]:
+    """List the shards of a folder by name, sorted; of those that are not known, the headers are read.
+
+    Raises:
+        InputError: A file is not a shard, is cut short, or cannot be read.
+    """
+    found = {}
+    for name, size in storage.list_sizes(SUFFIX).items():
+        shard = None if known is None else known.get(name)
+        if shard is not None and size != shard.stop:
+            raise _damage(storage, name, f"it has {size:,} bytes instead of {shard.stop:,}")
+        found[name] = read_shard(storage, name) if shard is None else shard
+    return found
 
 
 def read_shard(storage: Storage, name: str) -> Shard:
@@ -161,9 +176,8 @@ def read_values(storage: Storage, shard: Shard) -> Entries:
     Raises:
         InputError: They are not those that were written, or cannot be read.
     """
-    stop = shard.start + len(shard.keys) * shard.entry_bytes
-    (content,) = _read(storage, [FileRange(shard.name, shard.start, stop)])
-    if len(content) != stop - shard.start:
+    (content,) = _read(storage, [FileRange(shard.name, shard.start, shard.stop)])
+    if len(content) != shard.stop - shard.start:
         raise _damage(storage, shard.name, "it is cut short")
     values = torch.frombuffer(bytearray(content), dtype=DTYPES[shard.about.dtype]).reshape(-1, *shard.shape)
     if _hash_entries(values) != shard.hashes:
@@ -192,7 +206,7 @@ def read_entries(storage: Storage, places: Sequence[EntryPlace]) -> Entries:
 def find_damaged(storage: Storage) -> list[str]:
     """The names of damaged shards of a folder; reads all shards completely."""
     damaged = []
-    for name in list_shards(storage):
+    for name in storage.list_sizes(SUFFIX):
         try:
             read_values(storage, read_shard(storage, name))
         except InputError:

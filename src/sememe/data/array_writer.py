@@ -20,7 +20,6 @@ from sememe.data.array_shards import (
     Shard,
     find_damaged,
     list_shards,
-    read_shard,
     read_values,
     write_shard,
 )
@@ -222,7 +221,7 @@ class ArrayCacheWriter:
 
     def _find_shards(self) -> None:
         """Read the headers of new shards, which other writers may have added."""
-        found = {name: self._shards.get(name) or read_shard(self._storage, name) for name in list_shards(self._storage)}
+        found = list_shards(self._storage, self._shards)
         abouts: dict[str, ArrayAbout] = {}
         for shard in found.values():
             self._check_same("clips", shard.about.origin, self._origin)

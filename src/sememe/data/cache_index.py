@@ -12,7 +12,7 @@ from functools import cached_property
 from io import BytesIO
 from typing import Any
 
-from sememe.data.array_shards import Shard, list_shards, parse_shard
+from sememe.data.array_shards import SUFFIX, Shard, parse_shard
 from sememe.data.storage import FileRange, Storage
 from sememe.errors import InputError
 
@@ -104,7 +104,7 @@ def read_index(storage: Storage) -> CacheIndex:
         InputError: It is missing, damaged or of another format.
     """
     if not has_index(storage):
-        if list_shards(storage):
+        if storage.list_sizes(SUFFIX):
             raise InputError(f"the cache {storage} is not finished; finish it with `sememe precompute`")
         raise InputError(f"{storage} holds no cache; make one with `sememe precompute`")
     try:

@@ -60,14 +60,19 @@ class Storage:
         except OSError as error:
             raise OutputError(describe_write_error(str(self), error)) from error
 
-    def list_names(self, suffix: str) -> list[str]:
-        """Sorted names of the files with this ending, without hidden ones; none if the folder does not exist."""
-        try:
-            paths = self._files.ls(self._root, detail=False, refresh=True)
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        names = (path.rpartition("/")[2] for path in paths)
-        return sorted(name for name in names if name.endswith(suffix) and not name.startswith("."))
+    def list_sizes(self, suffix: str) -> dict[str, int]:
+        """Bytes of the files with this ending, by name and sorted, without hidden ones; none if the folder does not
+        exist."""
+        sizes: dict[str, int] = {}
+        with suppress(FileNotFoundError, NotADirectoryError):
+            if self._folder is None:
+                files = self._files.ls(self._root, detail=True, refresh=True)
+                sizes = {file["name"].rpartition("/")[2]: file["size"] for file in files}
+            else:
+                for path in self._folder.iterdir():
+                    with suppress(FileNotFoundError):  # another writer's, renamed or removed meanwhile
+                        sizes[path.name] = path.stat().st_size
+        return {name: sizes[name] for name in sorted(sizes) if name.endswith(suffix) and not name.startswith(".")}
 
     def has(self, name: str) -> bool:
         """Whether there is a file of that name."""
