@@ -124,7 +124,9 @@ def test_progress_tells_loss_and_time(runs: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("kind", ["model", "run"])
-def test_weights_of_a_model_or_a_run(kind: str, part: str, runs: Path, tmp_path: Path) -> None:
+def test_weights_of_a_model_or_a_run(
+    kind: str, part: str, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = runs / ("model" if kind == "model" else part)
     recipe = resolve_training_recipe(f"smoke-{part}", [*settings(runs, part), "training.learning_rate=1e-9"])
     train_recipe(recipe, tmp_path / "run", init_from=str(source))
@@ -135,6 +137,8 @@ def test_weights_of_a_model_or_a_run(kind: str, part: str, runs: Path, tmp_path:
     assert record is not None
     assert record.init_from == str(source)
     assert not any(key.startswith(("network.", "text.")) for key in record.settings)
+    monkeypatch.chdir(source)
+    train_recipe(recipe, tmp_path / "run", init_from=f"../{source.name}")  # resumed: the path is the same
 
 
 def test_weights_of_an_unfinished_run(runs: Path, tmp_path: Path) -> None:

@@ -208,12 +208,17 @@ def describe_run(summary: RunSummary) -> str:
     return ", ".join(parts)
 
 
+def _is_same_source(source: str, present: str | None) -> bool:
+    """Whether two names of weights are the same; a path may be given in several ways."""
+    return present is not None and (source == present or Path(source).resolve() == Path(present).resolve())
+
+
 def _go_on(folder: Path, present: RunRecord, record: RunRecord, step: int, allowed: Collection[str]) -> RunRecord:
     """The stored record with what is new."""
     inputs = check_inputs(folder, record.inputs, allowed)
     settings = _find_changes(present.settings, record.settings)
     versions = _find_changes(present.versions, record.versions)
-    if record.init_from is not None and record.init_from != present.init_from:
+    if record.init_from is not None and not _is_same_source(record.init_from, present.init_from):
         raise RecipeError(
             f"the run in {folder} began from {present.init_from or 'its own weights'}, not from "
             f"{record.init_from}; leave out init_from to resume it, or choose another output folder"
