@@ -35,6 +35,8 @@ def test_ends_are_exact_and_what_spans_no_arc_is_mixed_linearly() -> None:
     torch.testing.assert_close(blend_contents(first, first, 0.3).tokens, first.tokens)
     with pytest.raises(InputError, match=r"share in 0\.\.1, got 1\.5"):
         blend_contents(first, second, 1.5)
+    with pytest.raises(InputError, match="without keyframes, got ContentEmbedding and list"):
+        blend_contents(first, [Keyframe(0.0, first)], 0.5)
 
 
 def test_frames_lie_between_their_keyframes() -> None:

@@ -200,7 +200,7 @@ def test_structure_that_was_given_back_saves_the_estimation(pipe: Gen1Pipeline) 
 def test_contents_are_blended_and_change_over_time(shared_pipe: Gen1Pipeline) -> None:
     first, second = shared_pipe.encode_content(make_picture(1)), shared_pipe.encode_content(make_picture(2))
     assert np.array_equal(generate(shared_pipe, content=first), generate(shared_pipe, content=make_picture(1)))
-    mixed = blend_contents(first, second, 0.5)  # type: ignore[arg-type]
+    mixed = blend_contents(first, second, 0.5)
     assert not np.array_equal(generate(shared_pipe, content=mixed), generate(shared_pipe, content=first))
     keyframes = [Keyframe(0.0, make_picture(1)), Keyframe(0.375, make_picture(2))]
     # At 8 frames a second, four frames end at the second keyframe.

@@ -192,7 +192,9 @@ def _read_picture(content: Any) -> np.ndarray:
         ) from error
 
 
-def blend_contents(first: ContentEmbedding, second: ContentEmbedding, share: float) -> ContentEmbedding:
+def blend_contents(
+    first: ContentEmbedding | list[Keyframe], second: ContentEmbedding | list[Keyframe], share: float
+) -> ContentEmbedding:
     """Mix two contents on the arc between them, so that the length of a mixture lies between theirs.
 
     Args:
@@ -201,8 +203,13 @@ def blend_contents(first: ContentEmbedding, second: ContentEmbedding, share: flo
         share: Share of the second, 0 to 1.
 
     Raises:
-        InputError: The share is out of range.
+        InputError: The share is out of range, or keyframes are given.
     """
+    if not isinstance(first, ContentEmbedding) or not isinstance(second, ContentEmbedding):
+        raise InputError(
+            "expected two contents that encode_content returned, without keyframes, got "
+            f"{type(first).__name__} and {type(second).__name__}"
+        )
     if not 0.0 <= share <= 1.0:
         raise InputError(f"expected a share in 0..1, got {share}")
     image = None
