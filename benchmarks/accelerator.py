@@ -1,9 +1,10 @@
-"""The built-in model from clips to figures on an accelerator, in parts that continue each other.
+"""A built-in model from clips to figures on an accelerator, in parts that continue each other.
 
 `python -m benchmarks.accelerator FOLDER --minutes 9` runs for at most about that long and stops; the same command goes
 on where it stopped, until the model is assembled and evaluated. Each step is a verb of the command line, so that
 nothing here can differ from what a person would type. `FOLDER/result` holds what is worth keeping after each part: the
-newest exported weights in shards of less than 16 MB, and the reports.
+newest exported weights in shards of less than 16 MB, and the reports. `--system semanticgen` trains encoder, renderer
+and planner of SemanticGen; the autoencoder and the backbone to begin with are those of the built-in Video-As-Prompt.
 """
 
 from __future__ import annotations
@@ -20,6 +21,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _LEAST_MINUTES = 0.5  # a shorter rest of a part is not worth starting a process for
+_BATCHES = {
+    "tiny-backbone": ("settings.batch_size=384",),
+    "tiny-expert": ("settings.num_references=64", "settings.targets_per_reference=3"),
+    "tiny-semantic-encoder": ("settings.batch_size=1024",),
+    "tiny-renderer": ("settings.batch_size=128",),
+    "tiny-planner": ("settings.batch_size=256",),
+}
+"""Batches that fill an H200; those of the recipes are for a CPU."""
 
 
 @dataclass(frozen=True)
@@ -44,31 +53,50 @@ class Step:
         return self.folder.with_name(f"{self.folder.name}.complete")
 
 
-def plan(folder: Path, size: str, init_from: str | None, settings: Sequence[str], generations: int) -> tuple[Step, ...]:
-    """The steps for the recipes of `size`, such as `tiny`, `small` or `smoke`."""
-    place = {name: folder / name for name in ("autoencoder", "latents", "backbone", "expert", "assembled", "report")}
+def plan(
+    system: str, folder: Path, size: str, init_from: str | None, settings: Sequence[str], generations: int
+) -> tuple[Step, ...]:
+    """The steps for a system's recipes of `size`, such as `tiny`, `small` or `smoke`."""
     start = ("--init-from", init_from) if init_from else ()
-    extra = tuple(argument for value in settings for argument in ("--set", value))
-    latents = f"latents={place['latents']}"
-    parts = [part for name in ("autoencoder", "backbone", "expert") for part in ("--set", f"{name}={place[name]}")]
-    return (
-        Step(place["autoencoder"], ("train", f"{size}-autoencoder", *start, *extra), 0.1),
-        Step(place["latents"], ("precompute", f"{size}-latents", "--model-part", str(place["autoencoder"]))),
-        Step(place["backbone"], ("train", f"{size}-backbone", "--set", latents, *start, *extra), 0.4),
-        Step(
-            place["expert"],
-            ("train", f"{size}-expert", "--set", latents, "--set", f"backbone={place['backbone']}", *start, *extra),
-            0.5,
-        ),
-        Step(
-            place["assembled"],
-            ("assemble", f"{size}-model", *parts),
-        ),
-        Step(
-            place["report"],
-            ("evaluate", "video-as-prompt", "--model", str(place["assembled"]), "--generations", str(generations)),
-        ),
-    )
+
+    def train(name: str, recipe: str, share: float, *inputs: str) -> Step:
+        sizes = _BATCHES.get(f"{size}-{recipe}", ())
+        return Step(folder / name, ("train", f"{size}-{recipe}", *_set(*inputs, *sizes, *settings), *start), share)
+
+    def make(name: str, verb: str, recipe: str, *inputs: str) -> Step:
+        return Step(folder / name, (verb, f"{size}-{recipe}", *_set(*inputs)))
+
+    def at(setting: str, name: str = "") -> str:
+        return f"{setting}={folder / (name or setting)}"
+
+    if system == "video-as-prompt":
+        steps: tuple[Step, ...] = (
+            train("autoencoder", "autoencoder", 0.1),
+            make("latents", "precompute", "latents", at("autoencoder")),
+            train("backbone", "backbone", 0.4, at("latents")),
+            train("expert", "expert", 0.5, at("latents"), at("backbone")),
+            make("assembled", "assemble", "model", at("autoencoder"), at("backbone"), at("expert")),
+        )
+    else:
+        videos, backbone = "autoencoder=video-as-prompt/tiny", "backbone=video-as-prompt/tiny"
+        # The recipe of seconds has an autoencoder of its own, of another temporal ratio than the built-in one.
+        of_latents = (at("dataset", "frames"), at("semantic_encoder", "encoder"))
+        of_renderer = (at("latents"), at("encoder"), backbone, "temporal_ratio=8")
+        steps = (
+            make("short_frames", "precompute", "encoder-frames"),
+            train("encoder", "semantic-encoder", 0.25, at("frames", "short_frames")),
+            make("frames", "precompute", "semantic-frames"),
+            make("latents", "precompute", "semantic-latents", videos, *of_latents),
+            train("renderer", "renderer", 0.45, *of_renderer),
+            train("planner", "planner", 0.3, at("latents"), at("renderer")),
+            make("assembled", "assemble", "semanticgen", videos, at("encoder"), at("renderer"), at("planner")),
+        )
+    evaluate = ("evaluate", system, "--model", str(folder / "assembled"), "--generations", str(generations))
+    return (*steps, Step(folder / "report", evaluate))
+
+
+def _set(*settings: str) -> tuple[str, ...]:
+    return tuple(argument for setting in settings for argument in ("--set", setting))
 
 
 def run_part(steps: Sequence[Step], minutes: float, training_minutes: float, processes: int = 1) -> bool:
@@ -144,6 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one part; returns 0 when everything is complete, 3 when the same command has to be run again."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.accelerator", description=__doc__)
     parser.add_argument("folder", type=Path, help="where the runs are; the same for all parts")
+    parser.add_argument("--system", choices=("video-as-prompt", "semanticgen"), default="video-as-prompt")
     parser.add_argument("--minutes", type=float, default=9.0, help="time of this part")
     parser.add_argument("--training-minutes", type=float, default=22.0, help="time of all trainings, over all parts")
     parser.add_argument("--size", default="tiny", help="which recipes: tiny, small or smoke")
@@ -152,7 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--processes", type=int, default=max(1, (os.cpu_count() or 1) - 1), help="that render clips")
     parser.add_argument("--set", action="append", default=[], dest="settings", help="KEY=VALUE for all trainings")
     given = parser.parse_args(arguments)
-    steps = plan(given.folder, given.size, given.init_from, given.settings, given.generations)
+    steps = plan(given.system, given.folder, given.size, given.init_from, given.settings, given.generations)
     is_complete = run_part(steps, given.minutes, given.training_minutes, given.processes)
     keep_result(steps, given.folder / "result")
     print(json.dumps({step.folder.name: step.is_complete for step in steps}))

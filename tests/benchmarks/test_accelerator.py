@@ -15,13 +15,16 @@ def run_here(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(command, run(command[3:]))
 
 
+@pytest.mark.parametrize("system", ["video-as-prompt", "semanticgen"])
 def test_parts_continue_each_other_until_a_model_is_assembled(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    system: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("benchmarks.accelerator.plan", lambda *given: plan(*given)[:-1])  # the evaluation takes minutes
     monkeypatch.setattr("benchmarks.accelerator.subprocess.run", run_here)
     call = [
         str(tmp_path),
+        "--system",
+        system,
         "--size",
         "smoke",
         "--set",
@@ -58,7 +61,10 @@ def test_processes_share_the_encoding(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_step_that_fails_ends_the_part(tmp_path: Path) -> None:
-    steps = (Step(tmp_path / "latents", ("precompute", "no-such-recipe")), *plan(tmp_path, "smoke", None, (), 8)[4:])
+    steps = (
+        Step(tmp_path / "latents", ("precompute", "no-such-recipe")),
+        *plan("video-as-prompt", tmp_path, "smoke", None, (), 8)[4:],
+    )
     assert not run_part(steps, 60.0, 60.0)
     keep_result(steps, tmp_path / "result")
     assert not list((tmp_path / "result").iterdir())
