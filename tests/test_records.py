@@ -66,6 +66,7 @@ def test_overrides_are_read_by_the_type_of_the_setting() -> None:
         ("training.time_decay=1", "training.time_decay must be true or false"),
         ("learing_rate=1", "the nearest is training.learning_rate"),
         ("rate=1", "the nearest is training.learning_rate"),
+        ("zzz.qqq=1", "there is no setting zzz.qqq; settings and groups are name, "),
         ("schedule.num_steps=1", "the nearest is training.num_steps"),
         ("training.schedule.shape=linear", "must be one of constant, cosine, constant_then_decay, got 'linear'"),
         ("training.schedule=cosine", "is a group of settings; set one of them: training.schedule.warmup_steps"),

@@ -258,9 +258,10 @@ def find_key(key: str, known: Sequence[str]) -> str:
     by_name = {name.rpartition(".")[2]: name for name in reversed(known)}
     last = key.rpartition(".")[2]
     similar = difflib.get_close_matches(last, by_name, n=1) or [name for name in by_name if last in name]
-    similar = [last] if last in by_name else similar or difflib.get_close_matches(last, by_name, n=1, cutoff=0.0)
-    nearest = by_name[similar[0]] if similar else "none: there are none"
-    raise InputError(f"there is no setting {key}; the nearest is {nearest}")
+    similar = [last] if last in by_name else similar
+    groups = ", ".join(dict.fromkeys(name.partition(".")[0] for name in known)) or "none"
+    hint = f"the nearest is {by_name[similar[0]]}" if similar else f"settings and groups are {groups}"
+    raise InputError(f"there is no setting {key}; {hint}")
 
 
 def json_schema(kind: type, defaults: object = None) -> dict[str, Any]:

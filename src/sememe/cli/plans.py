@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from sememe.cli.console import show_progress
-from sememe.cli.setting_options import Device, ModelName, Overrides, read_overrides
+from sememe.cli.setting_options import Device, ModelName, read_overrides
 from sememe.errors import InputError
 from sememe.semanticgen.settings import Settings
 
@@ -31,7 +31,15 @@ def encode(
     output: Output,
     model: ModelName = "tiny",
     device: Device = None,
-    overrides: Overrides = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Size of the results, such as size.height=64, or how the model is loaded, such as loading.dtype; "
+            "may be repeated.",
+        ),
+    ] = None,
 ) -> None:
     """Write the plan that a generation from a video would follow, without rendering."""
     from sememe.events import Progress

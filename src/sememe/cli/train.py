@@ -4,7 +4,7 @@ import os
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,15 +22,13 @@ if TYPE_CHECKING:
 _RUN, _RECIPE, _RESULT = "Run", "Recipe", "Result"
 
 RecipeName = Annotated[str | None, typer.Argument(help="Name of the recipe (see `sememe recipes`).", metavar="RECIPE")]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        help="Replace a setting, such as training.learning_rate=3e-4; may be repeated.",
-        metavar="KEY=VALUE",
-        rich_help_panel=_RECIPE,
-    ),
-]
+
+
+def _make_settings(example: str) -> Any:
+    text = f"Replace a setting, such as {example}; may be repeated."
+    return typer.Option("--set", help=text, metavar="KEY=VALUE", rich_help_panel=_RECIPE)
+
+
 InitFrom = Annotated[
     str | None,
     typer.Option(
@@ -126,7 +124,7 @@ def register(app: typer.Typer) -> None:
 
 def train(
     recipe: RecipeName = None,
-    settings: Settings = None,
+    settings: Annotated[list[str] | None, _make_settings("training.learning_rate=3e-4")] = None,
     output_dir: Annotated[
         Path | None,
         typer.Option("--output-dir", "-o", help="Folder of the run; runs/RECIPE if left out.", rich_help_panel=_RUN),
@@ -183,7 +181,7 @@ def precompute(
             rich_help_panel=_RUN,
         ),
     ] = None,
-    settings: Settings = None,
+    settings: Annotated[list[str] | None, _make_settings("data.num_clips=1000")] = None,
     verify: Verify = False,
     prune: Prune = False,
     part: PartOfWork = None,
@@ -237,7 +235,7 @@ def assemble(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder to write; required.", rich_help_panel=_RESULT)
     ] = None,
-    settings: Settings = None,
+    settings: Annotated[list[str] | None, _make_settings("expert=FOLDER")] = None,
     title: Annotated[
         str | None,
         typer.Option(help="Title of the model card; the folder's name if left out.", rich_help_panel=_RESULT),

@@ -162,7 +162,7 @@ def tiny_expert_half_blocks() -> ExpertRecipe:
 
 
 def tiny_expert_24_conditions() -> ExpertRecipe:
-    return _vary_expert("tiny-expert-24-conditions", "24 of the seen conditions only", num_conditions=24)
+    return _vary_expert("tiny-expert-24-conditions", "24 of the trained conditions only", num_conditions=24)
 
 
 def tiny_expert_single_targets() -> ExpertRecipe:

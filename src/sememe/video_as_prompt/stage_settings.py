@@ -37,8 +37,8 @@ class PairSettings(Record):
     """References and targets in a batch of an expert's training.
 
     All targets of a batch read the same number of references of their condition, drawn from 1 to `max_references`. In
-    the one-way mode a reference is encoded once and serves `targets_per_reference` targets, which nearly halves the
-    cost of a pair. `full_share` of `captions` is 0: a caption that names the condition would make
+    the one-way mode a reference is encoded once and serves `targets_per_reference` targets, which with four of them
+    takes a third off the cost of a pair. `full_share` of `captions` is 0: a caption that names the condition would make
     the reference superfluous (the official recipe names it in nearly every caption; set it to 1 to reproduce that).
     """
 
