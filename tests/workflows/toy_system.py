@@ -17,6 +17,7 @@ from sememe.files import write_text
 from sememe.records import Count, Positive, Record, Scale
 from sememe.system import GenerationSpec, StageSpec, System, SystemInputs
 from sememe.training.config import TrainingConfig
+from sememe.training.recipes import TrainingRecipe
 from sememe.training.stage import Stage, StepLoss
 from sememe.video import Clip
 
@@ -178,7 +179,7 @@ _TRAINING = TrainingConfig(num_steps=100, learning_rate=0.02, ema_decay=0.0, pre
 
 
 @dataclass(frozen=True, kw_only=True)
-class LightRecipe:
+class LightRecipe(TrainingRecipe):
     name: str = "toy-light"
     description: str = "a light"
     training: TrainingConfig = _TRAINING

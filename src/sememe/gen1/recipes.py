@@ -207,7 +207,6 @@ def smoke_gen1_autoencoder() -> AutoencoderRecipe:
         recipe,
         clips=_SMOKE_CLIPS,
         data=_SMOKE_DATA,
-        dataset=Path("runs/smoke-gen1-frames"),
         network=replace(recipe.network, latent_channels=4, hidden_channels=8, num_layers=1, num_start_clips=4),
         settings=replace(recipe.settings, batch_size=2),
     )
@@ -216,7 +215,6 @@ def smoke_gen1_autoencoder() -> AutoencoderRecipe:
 def smoke_gen1_depth() -> DepthRecipe:
     return make_twin(
         tiny_gen1_depth(),
-        frames=Path("runs/smoke-gen1-frames"),
         network=DepthNetwork(hidden_size=8, num_heads=2, patch_size=4, fusion_size=4, head_size=4),
         settings=DepthSettings(batch_size=2),
     )
@@ -225,7 +223,6 @@ def smoke_gen1_depth() -> DepthRecipe:
 def smoke_gen1_clip() -> ClipRecipe:
     return make_twin(
         tiny_gen1_clip(),
-        frames=Path("runs/smoke-gen1-frames"),
         network=ClipNetwork(hidden_size=16, num_image_layers=1, num_text_layers=1, num_heads=2, vocab_size=100),
         settings=ClipSettings(num_scenes=2),
     )
@@ -236,10 +233,6 @@ def smoke_gen1_latents() -> Gen1LatentsRecipe:
         tiny_gen1_latents(),
         clips=_SMOKE_CLIPS,
         data=_SMOKE_DATA,
-        dataset=Path("runs/smoke-gen1-frames"),
-        autoencoder="runs/smoke-gen1-autoencoder",
-        depth_estimator="runs/smoke-gen1-depth",
-        image_encoder="runs/smoke-gen1-clip",
     )
 
 
@@ -248,15 +241,12 @@ def smoke_gen1_content() -> Gen1ContentRecipe:
         tiny_gen1_content(),
         clips=replace(_SMOKE_CLIPS, num_frames=1),
         data=_SMOKE_DATA,
-        image_encoder="runs/smoke-gen1-clip",
     )
 
 
 def smoke_gen1_prior() -> PriorRecipe:
     return make_twin(
         tiny_gen1_prior(),
-        latents=Path("runs/smoke-gen1-content"),
-        clip="runs/smoke-gen1-clip",
         network=PriorNetwork(num_layers=1, num_heads=2, head_dim=8),
         settings=PriorSettings(batch_size=2),
     )
@@ -265,8 +255,6 @@ def smoke_gen1_prior() -> PriorRecipe:
 def smoke_gen1_unet() -> UNetRecipe:
     return make_twin(
         tiny_gen1_unet(),
-        latents=Path("runs/smoke-gen1-latents"),
-        autoencoder="runs/smoke-gen1-autoencoder",
         network=UNetNetwork(block_out_channels=(8, 16), attention_levels=(1,), norm_num_groups=4, max_frames=3),
         settings=UNetSettings(batch_size=1, image_batch_size=2, image_share=0.5),
     )
@@ -275,7 +263,6 @@ def smoke_gen1_unet() -> UNetRecipe:
 def smoke_gen1_customisation() -> CustomisationRecipe:
     return make_twin(
         tiny_gen1_customisation(),
-        latents=Path("runs/smoke-gen1-latents"),
         settings=CustomisationSettings(rank=2, batch_size=2),
     )
 
@@ -283,11 +270,6 @@ def smoke_gen1_customisation() -> CustomisationRecipe:
 def smoke_gen1() -> Gen1ModelRecipe:
     return make_twin(
         tiny_gen1(),
-        autoencoder="runs/smoke-gen1-autoencoder",
-        depth="runs/smoke-gen1-depth",
-        clip="runs/smoke-gen1-clip",
-        prior="runs/smoke-gen1-prior",
-        unet="runs/smoke-gen1-unet",
         generation=BUILT_IN.override(height=16, width=16, num_inference_steps=2, prior_num_inference_steps=2),
     )
 

@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal
 from sememe.gen1.settings import BUILT_IN, Settings
 from sememe.records import Count, Positive, Range, Record, Scale, Share
 from sememe.training.config import TrainingConfig, check_setting
-from sememe.training.recipes import ArraysRecipe, LatentsRecipe, ModelRecipe
+from sememe.training.recipes import ArraysRecipe, LatentsRecipe, ModelRecipe, TrainingRecipe
 
 PHASES = ("content", "time", "structure", "levels")
 """Phases of the U-Net's training in the order of the paper (supplement)."""
@@ -48,11 +48,9 @@ class DepthSettings(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DepthRecipe:
+class DepthRecipe(TrainingRecipe):
     """Trains a depth network on frames of the world and their true depth."""
 
-    name: str
-    description: str
     frames: Path
     network: DepthNetwork = field(default_factory=DepthNetwork)
     settings: DepthSettings = field(default_factory=DepthSettings)
@@ -94,11 +92,9 @@ class ClipSettings(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClipRecipe:
+class ClipRecipe(TrainingRecipe):
     """Trains a CLIP on frames of the world and their captions."""
 
-    name: str
-    description: str
     frames: Path
     network: ClipNetwork = field(default_factory=ClipNetwork)
     settings: ClipSettings = field(default_factory=ClipSettings)
@@ -151,14 +147,12 @@ class PriorSettings(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PriorRecipe:
+class PriorRecipe(TrainingRecipe):
     """Trains a prior, from a text to an image embedding.
 
     `latents` is a cache with the content of clips; `clip` is the run or model of both encoders.
     """
 
-    name: str
-    description: str
     latents: Path
     clip: str
     network: PriorNetwork = field(default_factory=PriorNetwork)
@@ -204,7 +198,7 @@ class UNetSettings(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class UNetRecipe:
+class UNetRecipe(TrainingRecipe):
     """Trains the U-Net on cached arrays, in the phases of the paper.
 
     "content" learns from images and the embedding of their content; "time" adds temporal layers, and learns from
@@ -214,8 +208,6 @@ class UNetRecipe:
     begin with; of `network` then only `max_frames` has an effect.
     """
 
-    name: str
-    description: str
     latents: Path
     autoencoder: str
     image_model: Path | None = None
@@ -224,6 +216,7 @@ class UNetRecipe:
     training: TrainingConfig
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         unknown = [phase.name for phase in self.training.list_phases() if phase.name not in PHASES]
         check_setting(not unknown, f"training.phases must be among {', '.join(PHASES)}, got {', '.join(unknown)}")
 
@@ -244,14 +237,12 @@ class CustomisationSettings(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CustomisationRecipe:
+class CustomisationRecipe(TrainingRecipe):
     """Trains a LoRA that customises a model with the pictures of a folder.
 
     `model` is the model, and `latents` are arrays that it was trained on, for the preservation images.
     """
 
-    name: str
-    description: str
     pictures: Path
     model: str
     latents: Path

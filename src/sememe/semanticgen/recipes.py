@@ -322,7 +322,6 @@ def smoke_semantic_frames() -> SemanticFramesRecipe:
 def smoke_semantic_encoder() -> EncoderRecipe:
     return make_twin(
         tiny_semantic_encoder(),
-        frames=Path("runs/smoke-encoder-frames"),
         network=TowerNetwork(feature_dim=24, depth=1, hidden_size=16, intermediate_size=16, num_heads=2, patch_size=4),
         compressor=CompressorNetwork(semantic_dim=4, hidden_dim=16),
         settings=EncoderSettings(batch_size=2),
@@ -334,9 +333,7 @@ def smoke_semantic_latents() -> SemanticLatentsRecipe:
         tiny_semantic_latents(),
         clips=_SMOKE_CLIPS,
         data=replace(_SCRIPT_DATA, num_clips=6),
-        dataset=Path("runs/smoke-semantic-frames"),
         autoencoder="runs/smoke-autoencoder",
-        semantic_encoder="runs/smoke-semantic-encoder",
     )
 
 
@@ -353,9 +350,7 @@ def smoke_renderer() -> RendererRecipe:
     recipe = tiny_renderer()
     return make_twin(
         recipe,
-        latents=Path("runs/smoke-semantic-latents"),
         backbone="runs/smoke-backbone",
-        encoder="runs/smoke-semantic-encoder",
         temporal_ratio=4,
         compressor=CompressorNetwork(semantic_dim=4, hidden_dim=16),
         settings=replace(recipe.settings, batch_size=2, window_seconds=1.0),
@@ -366,8 +361,6 @@ def smoke_planner() -> PlannerRecipe:
     recipe = tiny_planner()
     return make_twin(
         recipe,
-        latents=Path("runs/smoke-semantic-latents"),
-        renderer="runs/smoke-renderer",
         network=PlannerNetwork(num_layers=1, num_attention_heads=2, attention_head_dim=12, ffn_dim=16, freq_dim=16),
         settings=replace(recipe.settings, batch_size=2),
     )
@@ -377,9 +370,6 @@ def smoke_semanticgen() -> SemanticGenModelRecipe:
     return make_twin(
         tiny_semanticgen(),
         autoencoder="runs/smoke-autoencoder",
-        encoder="runs/smoke-semantic-encoder",
-        renderer="runs/smoke-renderer",
-        planner="runs/smoke-planner",
         generation=BUILT_IN.override(
             height=16, width=16, num_frames=17, num_inference_steps=2, num_planning_steps=2, window_seconds=1.0
         ),
@@ -389,7 +379,6 @@ def smoke_semanticgen() -> SemanticGenModelRecipe:
 def smoke_reader() -> ReaderRecipe:
     return make_twin(
         tiny_reader(),
-        frames=Path("runs/smoke-semantic-frames"),
         network=ReaderNetwork(width=4, feature_dim=8, size=16),
         settings=ReaderSettings(batch_size=2),
     )

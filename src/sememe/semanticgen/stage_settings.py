@@ -10,7 +10,7 @@ from sememe.data.caption_policy import CaptionPolicy
 from sememe.records import Count, Positive, Range, Record, Scale, Share, Whole
 from sememe.semanticgen.settings import BUILT_IN, Settings
 from sememe.training.config import TrainingConfig
-from sememe.training.recipes import ArraysRecipe, LatentsRecipe, ModelRecipe, SchedulerSettings
+from sememe.training.recipes import ArraysRecipe, LatentsRecipe, ModelRecipe, SchedulerSettings, TrainingRecipe
 
 NoiseLaw = Literal["half_normal", "uniform", "none"]
 
@@ -78,14 +78,12 @@ class EncoderSettings(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncoderRecipe:
+class EncoderRecipe(TrainingRecipe):
     """Trains the built-in semantic encoder and the compressor of its features on scripts of the world.
 
     `frames` is the cache of a `SemanticFramesRecipe`, and `fps` are the frames per second that the encoder reads.
     """
 
-    name: str
-    description: str
     frames: Path
     fps: float = 4.0
     network: TowerNetwork = field(default_factory=TowerNetwork)
@@ -141,7 +139,7 @@ class RendererSettings(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RendererRecipe(Record):
+class RendererRecipe(TrainingRecipe):
     """Trains the renderer and the text encoder on cached arrays (paper section 3.3, stage 1).
 
     `backbone` is a model or run whose transformer, text encoder and tokenizer it starts from. `encoder` is a run or
@@ -151,8 +149,6 @@ class RendererRecipe(Record):
     model whose autoencoder decodes samples to look at; none makes none.
     """
 
-    name: str
-    description: str
     latents: Path
     backbone: str
     encoder: str | None = None
@@ -198,15 +194,13 @@ class PlannerSettings(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlannerRecipe:
+class PlannerRecipe(TrainingRecipe):
     """Trains the planner on cached arrays (paper section 3.3, stage 2).
 
     Encoder, compressor and text encoder are frozen. `renderer` is the run or model that provides compressor, text
     encoder and tokenizer.
     """
 
-    name: str
-    description: str
     latents: Path
     renderer: str
     network: PlannerNetwork = field(default_factory=PlannerNetwork)
@@ -254,14 +248,12 @@ class ReaderSettings(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReaderRecipe:
+class ReaderRecipe(TrainingRecipe):
     """Trains the reader of the evaluation on scripts of the world.
 
     `frames` is the cache of a `SemanticFramesRecipe`, whose pictures are square and at least of the reader's size.
     """
 
-    name: str
-    description: str
     frames: Path
     network: ReaderNetwork = field(default_factory=ReaderNetwork)
     settings: ReaderSettings = field(default_factory=ReaderSettings)

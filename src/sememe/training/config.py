@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from sememe.errors import RecipeError
@@ -233,15 +234,25 @@ def train_adapter(*, learning_rate: float, warmup_steps: int, ema_decay: float, 
 def make_twin(recipe: RecipeT, **changes: Any) -> RecipeT:
     """Return a version of a recipe that takes seconds, for tests; its name begins with "smoke-" instead of "tiny-".
 
+    The runs that it reads are the twins' too: "runs/tiny-latents" becomes "runs/smoke-latents".
+
     Args:
         recipe: A record with a name and a description, and settings of a training where it is one.
         changes: Further fields.
     """
     own: Any = recipe
+    twin: dict[str, Any] = {
+        name: type(value)(str(value).replace("runs/tiny-", "runs/smoke-"))
+        for name, value in vars(own).items()
+        if isinstance(value, str | Path)
+    }
     if hasattr(own, "training"):
-        changes["training"] = _shorten(own.training)
-    about = f"seconds-long twin of {own.name}, for tests"
-    return dataclasses.replace(own, name=f"smoke-{own.name.removeprefix('tiny-')}", description=about, **changes)
+        twin["training"] = _shorten(own.training)
+    twin |= {
+        "name": f"smoke-{own.name.removeprefix('tiny-')}",
+        "description": f"seconds-long twin of {own.name}, for tests",
+    }
+    return dataclasses.replace(own, **(twin | changes))
 
 
 def _shorten(training: TrainingConfig) -> TrainingConfig:

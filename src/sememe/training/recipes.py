@@ -4,36 +4,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Annotated, ClassVar, Literal
 
 from sememe.data.buckets import Bucket
 from sememe.records import Count, Positive, Range, Record, Whole
 from sememe.training.config import AutoencoderSettings, TrainingConfig, check_setting
 
 
-@runtime_checkable
-class Recipe(Protocol):
-    """The settings of one run, by name."""
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Record):
+    """The settings of one run.
 
-    @property
-    def name(self) -> str:
-        """Name of the recipe on the command line."""
-        ...
+    Attributes:
+        name: Name of the recipe on the command line.
+        description: What it makes, in one line.
+    """
 
-    @property
-    def description(self) -> str:
-        """What it makes, in one line."""
-        ...
+    name: str
+    description: str
 
 
-@runtime_checkable
-class TrainingRecipe(Recipe, Protocol):
-    """The settings of one training run."""
+class TrainingRecipe(Recipe):
+    """The settings of one training run; of its fields those of the training loop come last."""
 
-    @property
-    def training(self) -> TrainingConfig:
-        """Settings of the training loop."""
-        ...
+    training: TrainingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,15 +130,13 @@ class TextNetwork(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AutoencoderRecipe:
+class AutoencoderRecipe(TrainingRecipe):
     """Trains an autoencoder on clips of the world, or on those of `dataset` if it is given (see `ArraysRecipe`).
 
     `generations` is a cache of latents that a model generated from the first of these clips (see `Regeneration`), so
     that the decoder learns to correct that model's errors.
     """
 
-    name: str
-    description: str
     clips: ClipFormat = field(default_factory=ClipFormat)
     data: WorldData = field(default_factory=WorldData)
     dataset: Path | None = None
@@ -154,6 +146,7 @@ class AutoencoderRecipe:
     training: TrainingConfig
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check_grid(self.clips, self.network)
 
 
@@ -179,7 +172,7 @@ class Regeneration(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ArraysRecipe(Record):
+class ArraysRecipe(Recipe):
     """Keeps named arrays of the clips of the world, or of those of `dataset`: a dataset's folder, or a cache of frames.
 
     The system defines the arrays. Videos of a dataset whose score (VAP-Data's `reference_alignment_score`, 0 to
@@ -189,8 +182,6 @@ class ArraysRecipe(Record):
     # "module:function" that returns the encoders of arrays, given recipe, clips and device.
     more_arrays: ClassVar[str | None] = None
 
-    name: str
-    description: str
     clips: ClipFormat = field(default_factory=ClipFormat)
     data: WorldData = field(default_factory=WorldData)
     dataset: Path | None = None
@@ -245,7 +236,7 @@ class SchedulerSettings(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelRecipe:
+class ModelRecipe(Recipe):
     """Assembles a whole model from the runs of its parts; a system adds the parts, and its scheduler.
 
     `precision` is that of the tensors in the files, whose size is at most `max_shard_size` each.

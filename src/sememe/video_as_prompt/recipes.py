@@ -47,6 +47,7 @@ from sememe.video_as_prompt.stage_settings import (
     PreferenceSettings,
     VideoAsPromptModelRecipe,
     WanNetwork,
+    continue_expert,
 )
 
 
@@ -201,14 +202,12 @@ def _vary_expert(name: str, about: str, **changes: Any) -> ExpertRecipe:
 
 def tiny_one_way() -> OneWayRecipe:
     """A one-way expert of the two-way one, whose reference is then encoded once for all steps."""
-    return OneWayRecipe(
+    return continue_expert(
+        OneWayRecipe,
+        tiny_expert_joint(),
         name="tiny-one-way",
         description="a one-way expert that learns from the two-way one of tiny-expert-joint",
-        latents=Path("runs/tiny-latents"),
-        backbone="runs/tiny-backbone",
-        teacher="runs/tiny-expert-joint",
-        settings=tiny_expert().settings,
-        training=_learn_from_teacher(),
+        training=train_transformer(learning_rate=6e-4, warmup_steps=20, ema_decay=0.98, max_minutes=25.0),
     )
 
 
@@ -218,12 +217,11 @@ def tiny_few_step() -> FewStepRecipe:
     The teacher takes six steps, which are nearly as accurate as twelve. It is most of the cost, so that its paths for
     100 batches are gone over again and again.
     """
-    return FewStepRecipe(
+    return continue_expert(
+        FewStepRecipe,
+        tiny_expert(),
         name="tiny-few-step",
         description="an expert for two steps and no guidance, which learns from the expert of tiny under guidance",
-        latents=Path("runs/tiny-latents"),
-        backbone="runs/tiny-backbone",
-        teacher="runs/tiny-expert",
         settings=FewStepSettings(num_references=4, targets_per_reference=4, num_steps=2, teacher_steps=3),
         training=replace(
             train_adapter(learning_rate=4e-4, warmup_steps=20, ema_decay=0.98, max_minutes=90.0), repeat_after=100
@@ -231,31 +229,24 @@ def tiny_few_step() -> FewStepRecipe:
     )
 
 
-def _learn_from_teacher() -> TrainingConfig:
-    return train_transformer(learning_rate=6e-4, warmup_steps=20, ema_decay=0.98, max_minutes=25.0)
-
-
 def tiny_lora() -> LoraRecipe:
     """An adapter of the expert; `--set latents=FOLDER` teaches it conditions of one's own."""
-    return LoraRecipe(
+    return continue_expert(
+        LoraRecipe,
+        tiny_expert(),
         name="tiny-lora",
         description="a LoRA on the expert of tiny, which itself stays as it is",
-        latents=Path("runs/tiny-latents"),
-        backbone="runs/tiny-backbone",
-        expert="runs/tiny-expert",
-        settings=tiny_expert().settings,
         training=train_adapter(learning_rate=1e-3, warmup_steps=20, ema_decay=0.98, max_minutes=25.0),
     )
 
 
 def tiny_preference() -> PreferenceRecipe:
     """An adapter that learns from outcomes of one picture, of which one shows what the reference does."""
-    return PreferenceRecipe(
+    return continue_expert(
+        PreferenceRecipe,
+        tiny_expert(),
         name="tiny-preference",
         description="a LoRA on the expert of tiny that learns to prefer what the reference shows",
-        latents=Path("runs/tiny-latents"),
-        backbone="runs/tiny-backbone",
-        expert="runs/tiny-expert",
         settings=PreferenceSettings(num_references=8, targets_per_reference=2),
         training=train_adapter(learning_rate=3e-4, warmup_steps=20, ema_decay=0.98, max_minutes=25.0),
     )
@@ -351,13 +342,12 @@ def smoke_autoencoder() -> AutoencoderRecipe:
 
 
 def smoke_latents() -> LatentsRecipe:
-    return make_twin(tiny_latents(), clips=_SMOKE_CLIPS, data=_SMOKE_DATA, autoencoder="runs/smoke-autoencoder")
+    return make_twin(tiny_latents(), clips=_SMOKE_CLIPS, data=_SMOKE_DATA)
 
 
 def smoke_backbone() -> BackboneRecipe:
     return make_twin(
         tiny_backbone(),
-        latents=Path("runs/smoke-latents"),
         network=WanNetwork(
             num_mask_channels=4, num_layers=2, num_attention_heads=2, attention_head_dim=24, ffn_dim=32, freq_dim=16
         ),
@@ -375,27 +365,24 @@ def smoke_expert_joint() -> ExpertRecipe:
 
 
 def smoke_one_way() -> OneWayRecipe:
-    return _shorten_expert(tiny_one_way(), teacher="runs/smoke-expert-joint")
+    return _shorten_expert(tiny_one_way())
 
 
 def smoke_few_step() -> FewStepRecipe:
-    return _shorten_expert(tiny_few_step(), teacher="runs/smoke-expert")
+    return _shorten_expert(tiny_few_step())
 
 
 def smoke_lora() -> LoraRecipe:
-    return _shorten_expert(tiny_lora(), expert="runs/smoke-expert")
+    return _shorten_expert(tiny_lora())
 
 
 def smoke_preference() -> PreferenceRecipe:
-    return _shorten_expert(tiny_preference(), expert="runs/smoke-expert")
+    return _shorten_expert(tiny_preference())
 
 
 def smoke_model() -> VideoAsPromptModelRecipe:
     return make_twin(
         tiny_model(),
-        autoencoder="runs/smoke-autoencoder",
-        backbone="runs/smoke-backbone",
-        expert="runs/smoke-expert",
         generation=BUILT_IN.override(height=16, width=16, num_frames=9, num_inference_steps=2),
     )
 
@@ -403,11 +390,5 @@ def smoke_model() -> VideoAsPromptModelRecipe:
 _PairedT = TypeVar("_PairedT", bound=PairedRecipe)
 
 
-def _shorten_expert(recipe: _PairedT, **changes: str) -> _PairedT:
-    return make_twin(
-        recipe,
-        latents=Path("runs/smoke-latents"),
-        backbone="runs/smoke-backbone",
-        settings=replace(recipe.settings, num_references=2, targets_per_reference=2),
-        **changes,
-    )
+def _shorten_expert(recipe: _PairedT) -> _PairedT:
+    return make_twin(recipe, settings=replace(recipe.settings, num_references=2, targets_per_reference=2))

@@ -25,6 +25,7 @@ from sememe.video_as_prompt.stage_settings import (
     OneWayRecipe,
     PreferenceRecipe,
     PreferenceSettings,
+    continue_expert,
 )
 
 _CAPTIONS = CaptionPolicy(drop_target_caption=0.5, drop_reference_caption=0.5)
@@ -75,60 +76,49 @@ def wan_14b_expert() -> ExpertRecipe:
 
 
 def wan_14b_lora() -> LoraRecipe:
-    about = "a LoRA on an expert on Wan2.1-I2V-14B, such as the released"
-    return _adapt("wan-14b-lora", about, wan_14b_expert(), _train_at_scale(1e-4))
+    return continue_expert(
+        LoraRecipe,
+        wan_14b_expert(),
+        name="wan-14b-lora",
+        description="a LoRA on an expert on Wan2.1-I2V-14B, such as the released",
+        rank=32,
+        training=_train_at_scale(1e-4),
+    )
 
 
 def wan_14b_preference() -> PreferenceRecipe:
     """Rank and learning rate are those of the released code for CogVideoX."""
-    recipe = wan_14b_expert()
-    return PreferenceRecipe(
+    return continue_expert(
+        PreferenceRecipe,
+        wan_14b_expert(),
         name="wan-14b-preference",
         description="a LoRA on an expert on Wan2.1-I2V-14B that learns to prefer what the reference shows",
-        latents=recipe.latents,
-        backbone=recipe.backbone,
-        expert="runs/wan-14b-expert",
         rank=32,
         settings=PreferenceSettings(
             num_references=1, targets_per_reference=1, same_scene_share=0.0, sigma_std=1.0, sigma_shift=1.0
         ),
-        training=_train_at_scale(5e-5),
     )
 
 
 def wan_14b_one_way() -> OneWayRecipe:
     """Makes the released expert, which is two-way, cacheable."""
-    recipe = wan_14b_expert()
-    return OneWayRecipe(
+    return continue_expert(
+        OneWayRecipe,
+        wan_14b_expert(),
         name="wan-14b-one-way",
         description="a one-way expert on Wan2.1-I2V-14B that learns from a two-way one, such as the released",
-        latents=recipe.latents,
-        backbone=recipe.backbone,
-        teacher="runs/wan-14b-expert",
-        settings=recipe.settings,
-        training=recipe.training,
     )
 
 
 def wan_14b_few_step() -> FewStepRecipe:
     """The teacher is the released expert as it is shown: about 50 steps with a guidance of 5."""
-    recipe = wan_14b_expert()
-    return FewStepRecipe(
+    return _take_few_steps(
+        wan_14b_expert(),
         name="wan-14b-few-step",
         description="an expert on Wan2.1-I2V-14B for four steps and no guidance, which learns from one of many steps",
-        latents=recipe.latents,
-        backbone=recipe.backbone,
-        teacher="runs/wan-14b-expert",
-        settings=FewStepSettings(
-            num_references=1,
-            targets_per_reference=1,
-            same_scene_share=0.0,
-            captions=recipe.settings.captions,
-            teacher_steps=12,
-            # The cache of texts holds no negative prompt but the empty one.
-            guidance=GuidanceSettings(guidance_scale=5.0),
-        ),
-        training=replace(recipe.training, repeat_after=_REPEAT_AFTER),
+        teacher_steps=12,
+        # The cache of texts holds no negative prompt but the empty one.
+        guidance_scale=5.0,
     )
 
 
@@ -206,57 +196,47 @@ def cogvideox_expert() -> ExpertRecipe:
 
 def cogvideox_one_way() -> OneWayRecipe:
     """Makes the released expert, which is two-way, cacheable."""
-    recipe = cogvideox_expert()
-    return OneWayRecipe(
+    return continue_expert(
+        OneWayRecipe,
+        cogvideox_expert(),
         name="cogvideox-one-way",
         description="a one-way expert on CogVideoX-5B that learns from a two-way one, such as the released",
-        latents=recipe.latents,
-        backbone=recipe.backbone,
-        teacher="runs/cogvideox-expert",
         # The teacher's follows the target's timestep; encoded once, it has one of its own.
         reference_timestep=0.0,
-        settings=recipe.settings,
-        training=recipe.training,
     )
 
 
 def cogvideox_few_step() -> FewStepRecipe:
-    recipe = cogvideox_expert()
-    return FewStepRecipe(
+    return _take_few_steps(
+        cogvideox_expert(),
         name="cogvideox-few-step",
         description="an expert on CogVideoX-5B for four steps and no guidance, which learns from one of many steps",
-        latents=recipe.latents,
-        backbone=recipe.backbone,
-        teacher="runs/cogvideox-expert",
-        settings=FewStepSettings(
-            num_references=1,
-            targets_per_reference=1,
-            same_scene_share=0.0,
-            captions=recipe.settings.captions,
-            # Steps of both divide the 1000 timesteps.
-            teacher_steps=10,
-            guidance=GuidanceSettings(guidance_scale=6.0),
-        ),
-        training=replace(recipe.training, repeat_after=_REPEAT_AFTER),
+        # Steps of both divide the 1000 timesteps.
+        teacher_steps=10,
+        guidance_scale=6.0,
     )
 
 
+def _take_few_steps(expert: ExpertRecipe, teacher_steps: int, guidance_scale: float, **about: str) -> FewStepRecipe:
+    settings = FewStepSettings(
+        num_references=1,
+        targets_per_reference=1,
+        same_scene_share=0.0,
+        captions=expert.settings.captions,
+        teacher_steps=teacher_steps,
+        guidance=GuidanceSettings(guidance_scale=guidance_scale),
+    )
+    training = replace(expert.training, repeat_after=_REPEAT_AFTER)
+    return continue_expert(FewStepRecipe, expert, settings=settings, training=training, **about)
+
+
 def cogvideox_lora() -> LoraRecipe:
-    recipe = cogvideox_expert()
-    about = "a LoRA on an expert on CogVideoX-5B, such as the released"
-    return _adapt("cogvideox-lora", about, recipe, recipe.training)
-
-
-def _adapt(name: str, about: str, expert: ExpertRecipe, training: TrainingConfig) -> LoraRecipe:
-    return LoraRecipe(
-        name=name,
-        description=about,
-        latents=expert.latents,
-        backbone=expert.backbone,
-        expert=f"runs/{expert.name}",
+    return continue_expert(
+        LoraRecipe,
+        cogvideox_expert(),
+        name="cogvideox-lora",
+        description="a LoRA on an expert on CogVideoX-5B, such as the released",
         rank=32,
-        settings=expert.settings,
-        training=training,
     )
 
 

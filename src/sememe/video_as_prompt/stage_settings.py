@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from sememe.data.caption_policy import CaptionPolicy
 from sememe.records import Count, Positive, Range, Record, Scale, Share
 from sememe.training.config import TrainingConfig, check_setting
-from sememe.training.recipes import ModelRecipe, SchedulerSettings, TextNetwork
+from sememe.training.recipes import ModelRecipe, SchedulerSettings, TextNetwork, TrainingRecipe
 from sememe.video_as_prompt.settings import BUILT_IN, GuidanceSettings, Settings
 
 Timestep = Annotated[float, Range(least=0, most=1000)]
@@ -124,15 +124,13 @@ class WanNetwork(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BackboneRecipe:
+class BackboneRecipe(TrainingRecipe):
     """Trains an image-to-video backbone and its text encoder on cached latents.
 
     It is trained on all conditions, but no caption names those in `unseen`; none means those of splits other than
     "train". `autoencoder` is a run or model whose autoencoder decodes samples to look at; none makes none.
     """
 
-    name: str
-    description: str
     latents: Path
     autoencoder: str | None = None
     network: WanNetwork = field(default_factory=WanNetwork)
@@ -143,7 +141,7 @@ class BackboneRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairedRecipe(Record):
+class PairedRecipe(TrainingRecipe):
     """Trains an expert on a frozen backbone, on cached latents of the seen conditions.
 
     Conditions in `unseen` are left out; none means those of splits other than "train". `num_conditions` limits the
@@ -151,8 +149,6 @@ class PairedRecipe(Record):
     `BackboneRecipe`.
     """
 
-    name: str
-    description: str
     latents: Path
     autoencoder: str | None = None
     backbone: str
@@ -228,8 +224,18 @@ class PreferenceRecipe(AdaptedRecipe):
     settings: PreferenceSettings = field(default_factory=PreferenceSettings)
 
 
+_PairedT = TypeVar("_PairedT", bound=PairedRecipe)
+
+
+def continue_expert(kind: type[_PairedT], expert: ExpertRecipe, **fields: Any) -> _PairedT:
+    """Return a recipe that goes on from the expert of another one; what `fields` do not give it has of that one."""
+    source = "expert" if issubclass(kind, AdaptedRecipe) else "teacher"
+    shared = {name: getattr(expert, name) for name in ("latents", "backbone", "settings", "training")}
+    return kind(**(shared | {source: f"runs/{expert.name}"} | fields))
+
+
 @dataclass(frozen=True, kw_only=True)
-class VideoAsPromptModelRecipe(ModelRecipe, Record):
+class VideoAsPromptModelRecipe(ModelRecipe):
     """Assembles a Video-As-Prompt model from the runs of its parts.
 
     `expert_share` interpolates from the backbone's weights (0), with which training began, to the trained expert's (1).

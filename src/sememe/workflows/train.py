@@ -49,7 +49,7 @@ def resolve_training_recipe(
     """
     if max_minutes is not None:
         overrides = [*overrides, f"training.max_minutes={max_minutes}"]
-    return resolve_recipe(name, overrides, TrainingRecipe, "train")  # type: ignore[type-abstract]
+    return resolve_recipe(name, overrides, TrainingRecipe, "train")
 
 
 def train_recipe(
