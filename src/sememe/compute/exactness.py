@@ -5,7 +5,6 @@ from typing import Any
 
 from diffusers.hooks.layerwise_casting import _is_layerwise_casting_active
 
-from sememe.compute.interfaces import DenoisingPipeline
 from sememe.compute.speed import list_attention
 from sememe.compute.storage import find_library
 from sememe.compute.strategy import list_vae_shortcuts
@@ -27,9 +26,7 @@ class ModelChanges:
     adapters: tuple[str, ...]
 
 
-def find_model_changes(
-    pipeline: DenoisingPipeline, height: int, width: int, storage: str | None = None
-) -> ModelChanges:
+def find_model_changes(pipeline: Any, height: int, width: int, storage: str | None = None) -> ModelChanges:
     """Return how a pipeline differs from its model.
 
     Args:
@@ -62,7 +59,7 @@ def _is_tiled(vae: Any, height: int, width: int) -> bool:
     return height > vae.tile_sample_min_height or width > vae.tile_sample_min_width
 
 
-def _list_adapters(pipeline: DenoisingPipeline) -> tuple[str, ...]:
+def _list_adapters(pipeline: Any) -> tuple[str, ...]:
     """Return the adapters that act, in the order of their names."""
     fused = set(getattr(pipeline, "fused_loras", ()))
     if not getattr(pipeline.transformer, "peft_config", None):

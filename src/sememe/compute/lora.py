@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 import safetensors.torch
 import torch
+from diffusers import DiffusionPipeline, ModelMixin
 from diffusers.hooks.group_offloading import _maybe_remove_and_reapply_group_offloading
 from diffusers.loaders import PeftAdapterMixin
 from diffusers.loaders.lora_base import LoraBaseMixin
@@ -23,7 +24,6 @@ from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 
-from sememe.compute.interfaces import ExpertTransformer, KeyMap, Pipeline, Transformer
 from sememe.compute.placement import without_offload
 from sememe.compute.speed import without_feature_cache
 from sememe.compute.storage import ADAPTER_LAYER_PATTERN, find_storage
@@ -37,7 +37,7 @@ _log = logging.getLogger(__name__)
 _ADAPTER_PART = re.compile(ADAPTER_LAYER_PATTERN + ".*")
 
 
-def check_can_adapt(model: Transformer, *, of_expert: bool) -> None:
+def check_can_adapt(model: ModelMixin, *, of_expert: bool) -> None:
     """Check that new adapters can be put on the expert, or on the backbone.
 
     Raises:
@@ -57,17 +57,17 @@ def check_can_adapt(model: Transformer, *, of_expert: bool) -> None:
         )
 
 
-def restrict_to_backbone(model: ExpertTransformer, config: PeftConfig) -> PeftConfig:
+def restrict_to_backbone(model: ModelMixin, config: PeftConfig) -> PeftConfig:
     """Return a PEFT configuration whose targets are those of `config` outside the expert."""
     return _exclude(config, _expert_pattern(model))
 
 
-def restrict_to_expert(model: ExpertTransformer, config: PeftConfig) -> PeftConfig:
+def restrict_to_expert(model: ModelMixin, config: PeftConfig) -> PeftConfig:
     """Return a PEFT configuration whose targets are those of `config` inside the expert."""
     return _exclude(config, rf"(?!{_expert_pattern(model)}$).*")
 
 
-def add_expert_adapter(model: ExpertTransformer, config: PeftConfig, name: str = "default") -> None:
+def add_expert_adapter(model: ModelMixin, config: PeftConfig, name: str = "default") -> None:
     """Put a new adapter on the expert alone.
 
     Args:
@@ -87,7 +87,7 @@ def add_expert_adapter(model: ExpertTransformer, config: PeftConfig, name: str =
 
 
 @torch.no_grad()
-def save_expert_adapter(model: ExpertTransformer, folder: str | Path, name: str = "default") -> None:
+def save_expert_adapter(model: ModelMixin, folder: str | Path, name: str = "default") -> None:
     """Write an adapter of the expert, safetensors only.
 
     Raises:
@@ -103,7 +103,7 @@ def save_expert_adapter(model: ExpertTransformer, folder: str | Path, name: str 
     model.save_lora_adapter(folder, adapter_name=name, weight_name=LORA_NAME)
 
 
-def load_expert_adapter(model: ExpertTransformer, source: str | Path, name: str | None = "default") -> None:
+def load_expert_adapter(model: ModelMixin, source: str | Path, name: str | None = "default") -> None:
     """Read what `save_expert_adapter` wrote.
 
     Args:
@@ -151,7 +151,7 @@ def without_adapters(model: PeftAdapterMixin) -> Iterator[None]:
 
 
 @contextmanager
-def _refetched(model: ExpertTransformer) -> Iterator[None]:
+def _refetched(model: ModelMixin) -> Iterator[None]:
     """Under offload 'group', blocks are then fetched with the layers that are new, and a feature cache stays on."""
     with without_feature_cache(model):
         yield
@@ -172,7 +172,7 @@ def without_injection_warnings() -> Iterator[None]:
         yield
 
 
-def check_adapter(model: Transformer, tensors: Mapping[str, torch.Tensor], source: str, *, of_expert: bool) -> None:
+def check_adapter(model: ModelMixin, tensors: Mapping[str, torch.Tensor], source: str, *, of_expert: bool) -> None:
     """Check the tensors of an adapter against the layers that they name.
 
     Args:
@@ -198,8 +198,8 @@ def check_adapter(model: Transformer, tensors: Mapping[str, torch.Tensor], sourc
         _check_shape(layers[path], key, tensor, source)
 
 
-def _is_expert_key(model: Transformer, key: str) -> bool:
-    keys: KeyMap | None = getattr(model, "key_map", None)
+def _is_expert_key(model: ModelMixin, key: str) -> bool:
+    keys: Any = getattr(model, "key_map", None)
     return keys is not None and keys.is_expert_key(key)
 
 
@@ -217,7 +217,7 @@ def _check_shape(layer: Any, key: str, tensor: torch.Tensor, source: str) -> Non
         )
 
 
-def _expert_pattern(model: ExpertTransformer) -> str:
+def _expert_pattern(model: ModelMixin) -> str:
     return rf"(?:{model.key_map.blocks}\.\d+\.expert|expert_embedder)(?:\..*)?"
 
 
@@ -339,7 +339,7 @@ class AdapterMixin(LoraBaseMixin):
 
 
 def _add_prefix(
-    tensors: Mapping[str, Any], metadata: Mapping[str, Any] | None, part: str, network: Transformer
+    tensors: Mapping[str, Any], metadata: Mapping[str, Any] | None, part: str, network: ModelMixin
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Return tensors and metadata with the network's name before theirs; tensors of other networks as they are."""
     children = tuple(f"{name}." for name, _ in network.named_children())
@@ -347,7 +347,7 @@ def _add_prefix(
     return named, None if metadata is None else {f"{part}.{key}": value for key, value in metadata.items()}
 
 
-def _is_of_expert(model: Transformer, path: Path, options: Mapping[str, Any]) -> bool:
+def _is_of_expert(model: ModelMixin, path: Path, options: Mapping[str, Any]) -> bool:
     """Whether a folder or file holds an adapter of the expert; what cannot be read is refused elsewhere."""
     file = path if path.suffix == ".safetensors" else path / LORA_NAME
     if options.get("weight_name") is not None or not file.is_file():
@@ -379,7 +379,7 @@ def _check_lora_source(source: LoraSource, weight_name: str | None) -> None:
 
 
 @contextmanager
-def _changeable(pipeline: Pipeline) -> Iterator[None]:
+def _changeable(pipeline: DiffusionPipeline) -> Iterator[None]:
     """Take offload and feature cache off the transformer within the block, in which its layers change.
 
     diffusers does so for some offloads, but puts them back for another device than the chosen one, and leaves feature
@@ -389,7 +389,7 @@ def _changeable(pipeline: Pipeline) -> Iterator[None]:
         yield
 
 
-def _check_can_fuse(transformer: Transformer) -> None:
+def _check_can_fuse(transformer: ModelMixin) -> None:
     adapted = (module for module in transformer.modules() if isinstance(module, BaseTunerLayer))
     storage = find_storage(weight for module in adapted for weight in module.parameters())
     if storage is not None:
@@ -399,7 +399,7 @@ def _check_can_fuse(transformer: Transformer) -> None:
         )
 
 
-def check_unadapted(transformer: Transformer) -> None:
+def check_unadapted(transformer: ModelMixin) -> None:
     """Raise `InputError` for a transformer that cannot be saved because adapters are loaded."""
     names = sorted(getattr(transformer, "peft_config", {}))
     if names:

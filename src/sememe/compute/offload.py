@@ -7,10 +7,10 @@ from typing import Any, Literal, ParamSpec, TypeVar
 
 import torch
 from accelerate import cpu_offload_with_hook
+from diffusers import DiffusionPipeline, ModelMixin
 from diffusers.hooks.group_offloading import GroupOffloadingType, _get_top_level_group_offload_hook
 from torch import nn
 
-from sememe.compute.interfaces import ExpertTransformer, Pipeline, Transformer
 from sememe.errors import InputError
 
 OffloadedPart = Literal["encoders", "expert"]
@@ -55,7 +55,7 @@ class PartOffload:
             step()
 
 
-def offload_expert(transformer: ExpertTransformer, offload_device: torch.device | str = "cpu") -> PartOffload:
+def offload_expert(transformer: ModelMixin, offload_device: torch.device | str = "cpu") -> PartOffload:
     """Keep a one-way expert on `offload_device` except while references are encoded.
 
     It comes to the backbone's device when a reference is embedded and leaves when the next step begins. In between a
@@ -83,13 +83,13 @@ def offload_expert(transformer: ExpertTransformer, offload_device: torch.device 
     return PartOffload(tuple(hook.remove for hook in hooks))
 
 
-def check_can_offload(transformer: ExpertTransformer) -> None:
+def check_can_offload(transformer: ModelMixin) -> None:
     """Raise `InputError` for a two-way expert, which is needed at every step."""
     if transformer.config.attention_mode != "cached":
         raise InputError("a two-way expert is needed at every step, so that it cannot leave the device in between")
 
 
-def offload_encoders(pipeline: Pipeline, device: torch.device | str) -> PartOffload:
+def offload_encoders(pipeline: DiffusionPipeline, device: torch.device | str) -> PartOffload:
     """Keep text and image encoder on the CPU except while they encode; the result is the same.
 
     They come to `device` when they are called and leave when the transformer's next step begins.
@@ -106,7 +106,7 @@ def offload_encoders(pipeline: Pipeline, device: torch.device | str) -> PartOffl
     return PartOffload((at_step.remove, *(hook.remove for hook in hooks)))
 
 
-def is_offloaded_by_layer(transformer: Transformer) -> bool:
+def is_offloaded_by_layer(transformer: ModelMixin) -> bool:
     """Whether weights come and go within a block: offload 'sequential', or 'group' by single layers."""
     groups = _get_top_level_group_offload_hook(transformer)
     if groups is not None and groups.config.offload_type is GroupOffloadingType.LEAF_LEVEL:
@@ -115,7 +115,7 @@ def is_offloaded_by_layer(transformer: Transformer) -> bool:
     return any(hasattr(module, "_hf_hook") for name, module in transformer.named_modules() if name)
 
 
-def expert_modules(transformer: ExpertTransformer) -> tuple[nn.Module, ...]:
+def expert_modules(transformer: ModelMixin) -> tuple[nn.Module, ...]:
     """Return the modules that hold the expert's weights and nothing else, its embedder first."""
     blocks, places = transformer.key_map.blocks, transformer.config.expert_blocks
     names = ("expert_embedder", *(f"{blocks}.{place}.expert" for place in places))
@@ -142,7 +142,7 @@ def place_without(root: nn.Module, left_out: Sequence[nn.Module], device: torch.
         place_without(child, left_out, device)
 
 
-def _first_module(transformer: Transformer) -> nn.Module:
+def _first_module(transformer: ModelMixin) -> nn.Module:
     """Return the patch embedding: called once in every step, and never while a reference is encoded."""
     children = dict(transformer.named_children())
     return children["patch_embedding" if "patch_embedding" in children else "patch_embed"]

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from accelerate import cpu_offload
-from diffusers import AutoencoderKLCogVideoX, AutoencoderKLWan
+from diffusers import AutoencoderKLCogVideoX, AutoencoderKLWan, DiffusionPipeline, ModelMixin
 from diffusers.hooks import apply_group_offloading
 from diffusers.hooks.group_offloading import _is_group_offload_enabled
 from diffusers.hooks.layerwise_casting import DEFAULT_SKIP_MODULES_PATTERN, _is_layerwise_casting_active
@@ -18,7 +18,6 @@ from torch import nn
 
 from sememe.backbones.autoencoder import Autoencoder
 from sememe.compute.devices import find_device
-from sememe.compute.interfaces import ExpertTransformer, Pipeline, Transformer
 from sememe.compute.offload import (
     OffloadedPart,
     PartOffload,
@@ -122,7 +121,7 @@ class _Offload:
 
 
 def apply_offload(
-    pipeline: Pipeline,
+    pipeline: DiffusionPipeline,
     kind: str,
     device: torch.device | str,
     *,
@@ -176,7 +175,7 @@ def apply_offload(
 
 
 @contextmanager
-def without_offload(pipeline: Pipeline) -> Iterator[None]:
+def without_offload(pipeline: DiffusionPipeline) -> Iterator[None]:
     """Take off the hooks of `apply_offload`, which keep weights out of reach, within the block.
 
     Those of offload 'group' stay on.
@@ -226,7 +225,7 @@ def name_smaller_plan(device: torch.device | str, plan: MemoryPlan | None) -> It
         raise InputError(f"{where} ran out of memory{used}; {advice}") from error
 
 
-def apply_storage(pipeline: Pipeline, storage: str, parts: str = "both") -> None:
+def apply_storage(pipeline: DiffusionPipeline, storage: str, parts: str = "both") -> None:
     """Store the weights of the transformer's blocks in fewer bits, which is approximate; "full" changes nothing.
 
     Args:
@@ -242,12 +241,12 @@ def apply_storage(pipeline: Pipeline, storage: str, parts: str = "both") -> None
     store_weights(pipeline.transformer, storage, parts)
 
 
-def store_weights(transformer: Transformer, storage: str, parts: str = "both") -> None:
+def store_weights(transformer: ModelMixin, storage: str, parts: str = "both") -> None:
     """Store the weights of a transformer's blocks in fewer bits; arguments and errors are those of `apply_storage`."""
     _check(("storage", storage, Storage), ("parts", parts, Parts))
     if storage == "full":
         return
-    if parts != "both" and not isinstance(transformer, ExpertTransformer):
+    if parts != "both" and not hasattr(transformer, "key_map"):
         raise InputError(f"a {type(transformer).__name__} has no expert, so that parts {parts!r} has no meaning")
     if _is_layerwise_casting_active(transformer) or find_library(transformer) is not None:
         raise InputError("the transformer's weights are in fewer bits already; load the pipeline again to change that")
@@ -264,7 +263,7 @@ def store_weights(transformer: Transformer, storage: str, parts: str = "both") -
         quantize_transformer(transformer, storage, parts)
 
 
-def cast_layerwise(transformer: Transformer, parts: str = "both") -> None:
+def cast_layerwise(transformer: ModelMixin, parts: str = "both") -> None:
     """Store layers as 8-bit floats (e4m3) and cast each to its own precision while it computes.
 
     Embedders, norms with what modulates them, the output layer, and adapters stay in full precision.
@@ -273,13 +272,13 @@ def cast_layerwise(transformer: Transformer, parts: str = "both") -> None:
     if parts == "backbone":
         patterns += (_EXPERT_PATTERN,)
     elif parts == "expert":
-        assert isinstance(transformer, ExpertTransformer), "only experts are stored apart"
+        assert hasattr(transformer, "key_map"), "only experts are stored apart"
         # Whatever is not under an expert: layers of the blocks themselves.
         patterns += (rf"^{transformer.key_map.blocks}\.\d+\.(?!expert(\.|$))\w",)
     transformer.enable_layerwise_casting(torch.float8_e4m3fn, transformer.dtype, skip_modules_pattern=patterns)
 
 
-def _check_combination(pipeline: Pipeline, kind: str, group_level: str, parts: Collection[str]) -> None:
+def _check_combination(pipeline: DiffusionPipeline, kind: str, group_level: str, parts: Collection[str]) -> None:
     is_by_layer = kind == "sequential" or (kind == "group" and group_level == "leaf")
     if is_by_layer and is_compiled(pipeline.transformer):
         raise InputError(
@@ -301,7 +300,7 @@ def _check_combination(pipeline: Pipeline, kind: str, group_level: str, parts: C
         raise InputError("fp8 storage and sequential offload exclude each other; use offload 'group'")
 
 
-def _offload_layers(pipeline: Pipeline, device: torch.device) -> None:
+def _offload_layers(pipeline: DiffusionPipeline, device: torch.device) -> None:
     for name, module in _modules(pipeline).items():
         if name in pipeline._exclude_from_cpu_offload:
             module.to(device)
@@ -310,7 +309,7 @@ def _offload_layers(pipeline: Pipeline, device: torch.device) -> None:
         cpu_offload(module, device, offload_buffers=any(True for _ in module.parameters(recurse=False)))
 
 
-def _offload_groups(pipeline: Pipeline, device: torch.device, level: str, host_memory: str) -> None:
+def _offload_groups(pipeline: DiffusionPipeline, device: torch.device, level: str, host_memory: str) -> None:
     for name, module in _modules(pipeline).items():
         if name in pipeline._exclude_from_cpu_offload:
             module.to(device)
@@ -329,7 +328,7 @@ def _offload_groups(pipeline: Pipeline, device: torch.device, level: str, host_m
         )
 
 
-def _place(pipeline: Pipeline, device: torch.device, parts: Collection[str]) -> None:
+def _place(pipeline: DiffusionPipeline, device: torch.device, parts: Collection[str]) -> None:
     for name, module in _modules(pipeline).items():
         if "encoders" in parts and name in ("text_encoder", "image_encoder"):
             continue
@@ -337,13 +336,13 @@ def _place(pipeline: Pipeline, device: torch.device, parts: Collection[str]) -> 
         place_without(module, left_out, device)
 
 
-def _clear(pipeline: Pipeline) -> None:
+def _clear(pipeline: DiffusionPipeline) -> None:
     for offload in pipeline._part_offloads:
         offload.end()
     pipeline.remove_all_hooks()
 
 
-def _modules(pipeline: Pipeline) -> dict[str, nn.Module]:
+def _modules(pipeline: DiffusionPipeline) -> dict[str, nn.Module]:
     return {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
 
 

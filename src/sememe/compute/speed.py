@@ -28,6 +28,7 @@ from inspect import signature
 from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline, ModelMixin
 from diffusers.hooks.layerwise_casting import _is_layerwise_casting_active
 from diffusers.models.attention_dispatch import (
     AttentionBackendName,
@@ -36,7 +37,6 @@ from diffusers.models.attention_dispatch import (
     dispatch_attention_fn,
 )
 
-from sememe.compute.interfaces import CachingTransformer, DenoisingPipeline, ExpertTransformer, Pipeline, Transformer
 from sememe.compute.offload import is_offloaded_by_layer
 from sememe.diffusion.denoise import Predict
 from sememe.diffusion.guidance import VariantT
@@ -49,7 +49,7 @@ reference may need one. torch.compile refuses a ninth by default."""
 _MARK = "_is_compiled_beneath_hooks"
 
 
-def compile_blocks(model: Transformer, **options: Any) -> None:
+def compile_blocks(model: ModelMixin, **options: Any) -> None:
     """Compile the forward of each repeated block of a transformer, in whole graphs.
 
     Args:
@@ -75,14 +75,14 @@ def compile_blocks(model: Transformer, **options: Any) -> None:
         setattr(block, _MARK, True)
 
 
-def is_compiled(model: Transformer) -> bool:
+def is_compiled(model: ModelMixin) -> bool:
     """Return whether a block of a transformer is compiled."""
     return any(
         block._compiled_call_impl is not None or getattr(block, _MARK, False) for block in _repeated_blocks(model)
     )
 
 
-def _repeated_blocks(model: Transformer) -> Iterator[Any]:
+def _repeated_blocks(model: ModelMixin) -> Iterator[Any]:
     """The blocks that `compile_blocks` compiles."""
     return (module for module in model.modules() if type(module).__name__ in (model._repeated_blocks or ()))
 
@@ -96,7 +96,7 @@ _ADVICE = {
 }
 
 
-def enable_checked(model: ExpertTransformer, config: Any, enable: Callable[[Any], None]) -> None:
+def enable_checked(model: ModelMixin, config: Any, enable: Callable[[Any], None]) -> None:
     """Enable a feature cache, if it takes effect.
 
     Args:
@@ -131,17 +131,16 @@ def enable_checked(model: ExpertTransformer, config: Any, enable: Callable[[Any]
 
 
 @contextmanager
-def without_feature_cache(model: Transformer) -> Iterator[None]:
+def without_feature_cache(model: ModelMixin) -> Iterator[None]:
     """Take the feature cache of a transformer off within the block; what it keeps is lost."""
-    caching: Any = model
     config = getattr(model, "_cache_config", None)
     if config is not None:
-        caching.disable_cache()
+        model.disable_cache()
     try:
         yield
     finally:
         if config is not None:
-            caching.enable_cache(config)
+            model.enable_cache(config)
 
 
 def check_compiled_cache(config: Any) -> None:
@@ -153,7 +152,7 @@ def check_compiled_cache(config: Any) -> None:
         )
 
 
-def check_two_way(model: CachingTransformer, num_references: int) -> None:
+def check_two_way(model: ModelMixin, num_references: int) -> None:
     """Check a two-way model's feature cache against the number of references that pass through it.
 
     Raises:
@@ -175,7 +174,7 @@ def check_two_way(model: CachingTransformer, num_references: int) -> None:
 
 
 def check_generation(
-    model: CachingTransformer, num_forwards: int, num_inference_steps: int, *, is_limited: bool = False
+    model: ModelMixin, num_forwards: int, num_inference_steps: int, *, is_limited: bool = False
 ) -> None:
     """Check the model's feature cache, if it has one, against a generation.
 
@@ -206,7 +205,7 @@ def check_generation(
         )
 
 
-def _find_hooks(model: Transformer) -> Iterator[tuple[str, str]]:
+def _find_hooks(model: ModelMixin) -> Iterator[tuple[str, str]]:
     """Yield the names of hooked modules below a model, and of their hooks."""
     for path, module in model.named_modules():
         if path:
@@ -218,7 +217,7 @@ def _name(config: Any) -> str:
     return type(config).__name__
 
 
-def set_attention(pipeline: Pipeline, name: str) -> None:
+def set_attention(pipeline: DiffusionPipeline, name: str) -> None:
     """Choose the backend of every attention of the transformer and its expert, and of no other model.
 
     Args:
@@ -271,7 +270,7 @@ def _find_lack(backend: AttentionBackendName) -> str | None:
     return None
 
 
-def list_usable_attention(pipeline: Pipeline, *, needs_mask: bool = False) -> tuple[str, ...]:
+def list_usable_attention(pipeline: DiffusionPipeline, *, needs_mask: bool = False) -> tuple[str, ...]:
     """Return the attention backends that compute on the pipeline's device, in its precision; each is tried."""
     return tuple(
         backend.value
@@ -280,7 +279,7 @@ def list_usable_attention(pipeline: Pipeline, *, needs_mask: bool = False) -> tu
     )
 
 
-def check_mask_support(pipeline: Pipeline, strength: float) -> None:
+def check_mask_support(pipeline: DiffusionPipeline, strength: float) -> None:
     """Check that the chosen attention takes a mask, by which the weight of a reference is reduced.
 
     Args:
@@ -303,14 +302,16 @@ def check_mask_support(pipeline: Pipeline, strength: float) -> None:
             )
 
 
-def list_attention(pipeline: DenoisingPipeline) -> tuple[str, ...]:
+def list_attention(pipeline: Any) -> tuple[str, ...]:
     """Return the backends that were chosen for the attentions of the transformer and its expert, by name."""
     processors = getattr(pipeline.transformer, "attn_processors", {}).values()
     chosen = {processor._attention_backend for processor in processors}
     return tuple(sorted(AttentionBackendName(backend).value for backend in chosen if backend is not None))
 
 
-def compile_transformer(pipeline: Pipeline, *, backend: str | Callable[..., Any] = "inductor", **options: Any) -> None:
+def compile_transformer(
+    pipeline: DiffusionPipeline, *, backend: str | Callable[..., Any] = "inductor", **options: Any
+) -> None:
     """Compile the transformer's blocks, with and without experts, each kind once, without graph breaks.
 
     The first step of a generation of a new size then takes longer, by minutes on large models; choose attention, LoRA
@@ -350,7 +351,7 @@ def check_compiler(device: torch.device) -> None:
         raise InputError("compiling needs a C++ compiler on a CPU, and none was found; install one (g++)")
 
 
-def begin_generation(pipeline: Pipeline, predict: Predict[VariantT]) -> Predict[VariantT]:
+def begin_generation(pipeline: DiffusionPipeline, predict: Predict[VariantT]) -> Predict[VariantT]:
     """Empty the transformer's feature cache, and return `predict` so that `current_timestep` follows it.
 
     PyramidAttentionBroadcast and FasterCache ask for the timestep: give them `lambda: pipeline.current_timestep`.
@@ -367,7 +368,9 @@ def begin_generation(pipeline: Pipeline, predict: Predict[VariantT]) -> Predict[
 
 
 @torch.no_grad()
-def _find_obstacle(pipeline: Pipeline, backend: AttentionBackendName, *, needs_mask: bool = False) -> str | None:
+def _find_obstacle(
+    pipeline: DiffusionPipeline, backend: AttentionBackendName, *, needs_mask: bool = False
+) -> str | None:
     """Return why a backend cannot be used, or not with a mask; None where it can."""
     lack = _find_lack(backend)
     if lack is not None:

@@ -12,9 +12,9 @@ from types import ModuleType
 from typing import Any, Literal, get_args
 
 import torch
+from diffusers import ModelMixin
 from torch import nn
 
-from sememe.compute.interfaces import KeyMap, Transformer
 from sememe.errors import InputError, MissingExtraError, ModelError
 
 Library = Literal["torchao", "bitsandbytes"]
@@ -27,7 +27,7 @@ def is_adapter_layer(name: str) -> bool:
     return re.search(ADAPTER_LAYER_PATTERN, name) is not None
 
 
-def find_library(module: nn.Module | Transformer) -> Library | None:
+def find_library(module: nn.Module) -> Library | None:
     """Return the library that has quantised a weight in `module`; None where none has."""
     for parameter in module.parameters():
         library = _library_of(parameter)
@@ -101,7 +101,7 @@ class QuantizationReport:
     bytes_after: int
 
 
-def quantize_transformer(transformer: Transformer, kind: str, parts: str = "both") -> QuantizationReport:
+def quantize_transformer(transformer: ModelMixin, kind: str, parts: str = "both") -> QuantizationReport:
     """Quantise the linear layers in a transformer's blocks, in place and for inference only.
 
     Do it before the transformer is moved, offloaded or compiled; LoRA weights may be loaded before or after, and stay
@@ -139,9 +139,9 @@ def check_installed(kind: str) -> None:
         raise MissingExtraError(library, "quant")
 
 
-def quantizable_layers(transformer: Transformer, parts: str = "both") -> Iterator[tuple[str, nn.Linear]]:
+def quantizable_layers(transformer: ModelMixin, parts: str = "both") -> Iterator[tuple[str, nn.Linear]]:
     """Yield names and layers that `quantize_transformer` would change, without those of adapters."""
-    keys: KeyMap | None = getattr(transformer, "key_map", None)
+    keys: Any = getattr(transformer, "key_map", None)
     lists = tuple(f"{name}." for name, child in transformer.named_children() if isinstance(child, nn.ModuleList))
     for name, module in transformer.named_modules():
         # CogVideoX's modulated norms hold a linear layer each.
@@ -154,7 +154,7 @@ def quantizable_layers(transformer: Transformer, parts: str = "both") -> Iterato
             yield name, module
 
 
-def _quantize_with_torchao(transformer: Transformer, names: frozenset[str], config: str) -> None:
+def _quantize_with_torchao(transformer: ModelMixin, names: frozenset[str], config: str) -> None:
     quantization: Any = _import_extra("torchao.quantization")
     is_chosen: Callable[[nn.Module, str], bool] = lambda _, name: name in names  # noqa: E731
     # By default torchao lets the whole process multiply float32 matrices as TF32, those of the autoencoder too.
@@ -162,7 +162,7 @@ def _quantize_with_torchao(transformer: Transformer, names: frozenset[str], conf
 
 
 @torch.no_grad()
-def _quantize_with_bitsandbytes(transformer: Transformer, layers: dict[str, nn.Linear], kind: str) -> None:
+def _quantize_with_bitsandbytes(transformer: ModelMixin, layers: dict[str, nn.Linear], kind: str) -> None:
     library: Any = _import_extra("bitsandbytes").nn
     for name, layer in layers.items():
         shape: Any = (layer.in_features, layer.out_features, layer.bias is not None)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
+from diffusers import SchedulerMixin
 from jaxtyping import Float, Num
 
 from sememe.diffusion.guidance import (
@@ -16,7 +17,6 @@ from sememe.diffusion.guidance import (
     combine,
 )
 from sememe.diffusion.objectives import PredictionType, Samples, prediction_of
-from sememe.diffusion.schedulers import Scheduler
 from sememe.errors import InputError
 from sememe.records import Batching
 
@@ -62,14 +62,14 @@ class Predict(Protocol[_VariantT_contra]):
         """
 
 
-SetTimesteps = Callable[[Scheduler, int, torch.device], None]
+SetTimesteps = Callable[[SchedulerMixin, int, torch.device], None]
 StepCallback = Callable[[int, Timestep, Samples], Samples | None]
 
 
 @torch.no_grad()
 def denoise(
     predict: Predict[VariantT],
-    scheduler: Scheduler,
+    scheduler: SchedulerMixin,
     latents: Samples,
     guidance: Guidance[VariantT] | GuidanceSchedule[VariantT],
     num_inference_steps: int,
@@ -128,7 +128,7 @@ def denoise(
     return latents
 
 
-def check_scheduler(scheduler: Scheduler, prediction: PredictionType = "flow") -> None:
+def check_scheduler(scheduler: SchedulerMixin, prediction: PredictionType = "flow") -> None:
     """Refuse schedulers that take a prediction for something else.
 
     Raises:
@@ -148,12 +148,12 @@ def check_scheduler(scheduler: Scheduler, prediction: PredictionType = "flow") -
         )
 
 
-def _set_timesteps(scheduler: Scheduler, num_inference_steps: int, device: torch.device) -> None:
+def _set_timesteps(scheduler: SchedulerMixin, num_inference_steps: int, device: torch.device) -> None:
     scheduler.set_timesteps(num_inference_steps, device=device)
 
 
 def _set_steps(
-    scheduler: Scheduler, num_inference_steps: int, device: torch.device, set_timesteps: SetTimesteps
+    scheduler: SchedulerMixin, num_inference_steps: int, device: torch.device, set_timesteps: SetTimesteps
 ) -> None:
     if num_inference_steps < 1:
         raise InputError(f"num_inference_steps must be at least 1, got {num_inference_steps}")
@@ -170,7 +170,7 @@ def _set_steps(
 class Stepper:
     """Calls a scheduler's step with the arguments that it takes."""
 
-    def __init__(self, scheduler: Scheduler, generator: torch.Generator | list[torch.Generator] | None) -> None:
+    def __init__(self, scheduler: SchedulerMixin, generator: torch.Generator | list[torch.Generator] | None) -> None:
         self.scheduler = scheduler
         known = inspect.signature(scheduler.step).parameters
         self.extra: dict[str, Any] = {"generator": generator} if "generator" in known else {}

@@ -1,11 +1,11 @@
 """Few steps that each stand for several of a teacher (arXiv 2202.00512)."""
 
 import torch
+from diffusers import SchedulerMixin
 
 from sememe.diffusion.denoise import Predict, Stepper, denoise
 from sememe.diffusion.guidance import Guidance, GuidanceSchedule, VariantT
 from sememe.diffusion.objectives import PredictionType, Samples, prediction_of
-from sememe.diffusion.schedulers import Scheduler
 from sememe.errors import RecipeError
 
 
@@ -21,7 +21,7 @@ class FewSteps:
         RecipeError: The scheduler's steps do not begin where every so many of its smaller ones begin.
     """
 
-    def __init__(self, scheduler: Scheduler, num_steps: int, num_parts: int) -> None:
+    def __init__(self, scheduler: SchedulerMixin, num_steps: int, num_parts: int) -> None:
         prediction = prediction_of(scheduler)
         assert prediction is not None, f"no path for prediction_type {scheduler.config.get('prediction_type')}"
         self.prediction: PredictionType = prediction

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from diffusers import SchedulerMixin
 from jaxtyping import Float
-
-from sememe.diffusion.schedulers import NoiseScheduler, Scheduler
 
 Samples = Float[torch.Tensor, "batch ..."]
 PerSample = Float[torch.Tensor, " batch"]
@@ -28,7 +27,7 @@ _BY_SCHEDULER: dict[str | None, PredictionType] = {
 }
 
 
-def prediction_of(scheduler: Scheduler) -> PredictionType | None:
+def prediction_of(scheduler: SchedulerMixin) -> PredictionType | None:
     """What a diffusers scheduler takes a prediction for; None for what no path here predicts."""
     if type(scheduler).__name__.startswith("FlowMatch"):
         return "flow"
@@ -51,13 +50,13 @@ class NoisePath:
         assert (self.prediction == "flow") == (self.signal is None), "diffusion, and only it, has a noise schedule"
 
     @classmethod
-    def of_scheduler(cls, scheduler: Scheduler) -> "NoisePath":
+    def of_scheduler(cls, scheduler: SchedulerMixin) -> "NoisePath":
         """The path that a diffusers scheduler walks back, so that training and sampling share one noise schedule."""
         prediction = prediction_of(scheduler)
         assert prediction is not None, f"no path for prediction_type {scheduler.config.get('prediction_type')}"
         if prediction == "flow":
             return cls(prediction)
-        assert isinstance(scheduler, NoiseScheduler), f"{type(scheduler).__name__} has no noise schedule"
+        assert hasattr(scheduler, "alphas_cumprod"), f"{type(scheduler).__name__} has no noise schedule"
         return cls(prediction, scheduler.alphas_cumprod.sqrt())
 
     def timesteps(self, levels: PerSample) -> PerSample:

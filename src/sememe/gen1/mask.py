@@ -10,11 +10,11 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from diffusers import SchedulerMixin
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from sememe.diffusion.schedulers import NoiseScheduler
 from sememe.errors import InputError
 from sememe.gen1.shapes import Latents
 from sememe.video import Clip, resize_clip, to_picture
@@ -78,7 +78,7 @@ class MaskedLatents:
         edited = F.adaptive_max_pool2d(pixels, source.shape[-2:]).unsqueeze(1)
         return cls(source, noise, edited)
 
-    def hold(self, latents: Latents, scheduler: NoiseScheduler, step: int) -> Latents:
+    def hold(self, latents: Latents, scheduler: SchedulerMixin, step: int) -> Latents:
         """Return latents after a step with those outside the mask replaced by the source at the same noise.
 
         Args:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
-from diffusers import ControlNetModel, PriorTransformer, UNetMotionModel
+from diffusers import ControlNetModel, ModelMixin, PriorTransformer, SchedulerMixin, UNetMotionModel
 from diffusers.loaders import IPAdapterMixin, StableDiffusionLoraLoaderMixin
 from diffusers.utils.torch_utils import randn_tensor
 from transformers import BaseImageProcessor, CLIPVisionModelWithProjection, PreTrainedModel
@@ -23,14 +23,12 @@ from sememe.backbones.autoencoder import (
 )
 from sememe.backbones.text import TextEncoder, Tokenizer
 from sememe.checkpoints.saving import save_components
-from sememe.compute.interfaces import Transformer
 from sememe.compute.lora import AdapterMixin, check_unadapted
 from sememe.compute.offload import sends_modules_back
 from sememe.compute.stopwatch import Stopwatch
 from sememe.diffusion.denoise import denoise
 from sememe.diffusion.guidance import Guidance
 from sememe.diffusion.objectives import prediction_of
-from sememe.diffusion.schedulers import Scheduler
 from sememe.errors import InputError, ModelError
 from sememe.gen1.content import (
     ContentEmbedding,
@@ -133,12 +131,12 @@ class Gen1Pipeline(SystemPipeline, AdapterMixin, StableDiffusionLoraLoaderMixin,
     def __init__(
         self,
         vae: Autoencoder,
-        unet: Transformer,
-        scheduler: Scheduler,
+        unet: ModelMixin,
+        scheduler: SchedulerMixin,
         tokenizer: Tokenizer | None = None,
         text_encoder: TextEncoder | None = None,
         prior: PriorTransformer | None = None,
-        prior_scheduler: Scheduler | None = None,
+        prior_scheduler: SchedulerMixin | None = None,
         image_encoder: CLIPVisionModelWithProjection | None = None,
         image_processor: BaseImageProcessor | None = None,
         depth_estimator: PreTrainedModel | None = None,
@@ -180,7 +178,7 @@ class Gen1Pipeline(SystemPipeline, AdapterMixin, StableDiffusionLoraLoaderMixin,
         return Settings.from_config(self.config.generation_defaults)
 
     @property
-    def transformer(self) -> Transformer:
+    def transformer(self) -> ModelMixin:
         """The denoising network, by its common name in all systems."""
         return self.unet
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from diffusers import DDIMScheduler, PriorTransformer
+from diffusers import DDIMScheduler, PriorTransformer, SchedulerMixin
 from diffusers.utils.torch_utils import get_module_execution_device, randn_tensor
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -14,7 +14,6 @@ from transformers import CLIPVisionModelWithProjection
 from sememe.backbones.text import TextEncoder, Tokenizer, tokenize_prompts
 from sememe.diffusion.denoise import Predict, denoise
 from sememe.diffusion.guidance import Guidance, make_guidance
-from sememe.diffusion.schedulers import Scheduler
 from sememe.errors import ModelError
 
 ImageEmbeddings = Float[Tensor, "batch dim"]
@@ -63,7 +62,7 @@ class PriorSampler:
     """
 
     prior: PriorTransformer
-    scheduler: Scheduler
+    scheduler: SchedulerMixin
     tokenizer: Tokenizer
     text_encoder: TextEncoder
     guidance_scale: float
@@ -121,7 +120,7 @@ def encode_texts(tokenizer: Tokenizer, text_encoder: TextEncoder, texts: Sequenc
     return EncodedTexts(encoded.text_embeds, encoded.last_hidden_state, mask.bool().to(device))
 
 
-def make_prior_scheduler(scheduler: Scheduler) -> DDIMScheduler:
+def make_prior_scheduler(scheduler: SchedulerMixin) -> DDIMScheduler:
     """Return the DDIM scheduler of a prior's noise schedule.
 
     Released priors come with `UnCLIPScheduler`, whose steps need more than a prediction. DDIM walks the same noise

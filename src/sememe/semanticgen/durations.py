@@ -8,8 +8,9 @@ import torch
 
 from sememe.compute.stopwatch import Stopwatch
 from sememe.compute.workloads import rehearse_step
+from sememe.pipeline import SystemPipeline
 from sememe.semanticgen.inputs import Request
-from sememe.semanticgen.production import PlanningPipeline, Production, Steps, encode_texts
+from sememe.semanticgen.production import Production, Steps, encode_texts
 from sememe.semanticgen.settings import Settings
 from sememe.semanticgen.windows import WindowLayout
 
@@ -17,7 +18,7 @@ _DIVISORS = (64, 64, 16)
 """Parts of the length whose steps are timed; the first one also pays for what happens once."""
 
 
-def estimate_seconds(pipeline: PlanningPipeline, request: Request, settings: Settings) -> dict[str, float]:
+def estimate_seconds(pipeline: SystemPipeline, request: Request, settings: Settings) -> dict[str, float]:
     """Estimate what planning (`plan`, where a plan is made) and rendering (`latents`) will take.
 
     Encoding and decoding are not counted. A step of a sixteenth of the length takes a sixteenth of the time with

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
+from diffusers import SchedulerMixin
 from diffusers.loaders import WanLoraLoaderMixin
 from torch import nn
 
@@ -19,7 +20,6 @@ from sememe.compute.lora import AdapterMixin, check_unadapted
 from sememe.compute.offload import sends_modules_back
 from sememe.compute.stopwatch import Stopwatch
 from sememe.diffusion.denoise import check_scheduler
-from sememe.diffusion.schedulers import Scheduler
 from sememe.errors import InputError
 from sememe.pipeline import SystemPipeline
 from sememe.semanticgen.clocks import SliceClock
@@ -125,7 +125,7 @@ class SemanticGenPipeline(SystemPipeline, AdapterMixin, WanLoraLoaderMixin):
         planner: SemanticGenTransformer,
         transformer: SemanticGenTransformer,
         vae: Autoencoder,
-        scheduler: Scheduler,
+        scheduler: SchedulerMixin,
         generation_defaults: Mapping[str, Any] | None = None,
         encoder_colours: tuple[Colours, Colours] | None = None,
     ) -> None:

@@ -2,20 +2,17 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from sememe.backbones.autoencoder import Autoencoder, LatentGrid
-from sememe.backbones.text import TextEncoder, Tokenizer, encode_prompts
+from sememe.backbones.text import encode_prompts
 from sememe.diffusion.denoise import denoise
 from sememe.diffusion.guidance import Guidance
-from sememe.diffusion.schedulers import FlowScheduler
 from sememe.errors import InputError
-from sememe.semanticgen.clocks import LatentClock, SliceClock
-from sememe.semanticgen.compressor import SemanticCompressor
-from sememe.semanticgen.encoders import TowerEncoder
+from sememe.pipeline import SystemPipeline
+from sememe.semanticgen.clocks import LatentClock
 from sememe.semanticgen.guidance import Text, Variant, planning_guidance, rendering_guidance
 from sememe.semanticgen.inputs import Request, check_plan, check_sources
 from sememe.semanticgen.network_renderer import SemanticGenTransformer
@@ -30,41 +27,6 @@ from sememe.video import Clip, resize_clip
 
 Texts = Mapping[Text, tuple[TextEmbeds, ...]]
 """Embedded text of each segment, by choice of text."""
-
-
-@runtime_checkable
-class PlanningPipeline(Protocol):
-    """A `SemanticGenPipeline`, as far as a generation calls it."""
-
-    tokenizer: Tokenizer
-    text_encoder: TextEncoder
-    compressor: SemanticCompressor
-    planner: SemanticGenTransformer
-    transformer: SemanticGenTransformer
-    vae: Autoencoder
-    scheduler: FlowScheduler
-
-    @property
-    def grid(self) -> LatentGrid:
-        """Which numbers of frames and which sizes it can make."""
-
-    @property
-    def clock(self) -> SliceClock:
-        """How plans divide time."""
-
-    @property
-    def encoder(self) -> TowerEncoder:
-        """The semantic encoder."""
-
-    @property
-    def interrupt(self) -> bool:
-        """Whether the generation is to end before its next step."""
-
-    @property
-    def _execution_device(self) -> torch.device: ...
-
-    def progress_bar(self, *, total: int) -> Any:
-        """Return a bar for so many steps."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +60,7 @@ class Production:
         callback: Called after each step, as the pipeline says.
     """
 
-    pipeline: PlanningPipeline
+    pipeline: SystemPipeline
     request: Request
     settings: Settings
     generators: list[torch.Generator]
@@ -298,7 +260,7 @@ class Production:
         return torch.cat([add_semantic_noise(each, torch.full((1,), level), source) for each, source in pairs])
 
 
-def encode_sources(pipeline: PlanningPipeline, sources: Sequence[Clip], settings: Settings) -> list[Plan]:
+def encode_sources(pipeline: SystemPipeline, sources: Sequence[Clip], settings: Settings) -> list[Plan]:
     """Return the plans of clips of one length; they are resized to cover the result, and cropped."""
     size, source = settings.size, sources[0]
     picks = pipeline.clock.pick_frames(source.num_frames, source.fps)
@@ -309,7 +271,7 @@ def encode_sources(pipeline: PlanningPipeline, sources: Sequence[Clip], settings
 
 
 def wrap_plans(
-    pipeline: PlanningPipeline, features: PlanFeatures, captions: Sequence[tuple[str, ...]] = ()
+    pipeline: SystemPipeline, features: PlanFeatures, captions: Sequence[tuple[str, ...]] = ()
 ) -> list[Plan]:
     """Return features as plans of a pipeline's encoder and compressor."""
     compressor, spread = pipeline.compressor, captions or [()] * len(features)
@@ -319,7 +281,7 @@ def wrap_plans(
     ]
 
 
-def encode_texts(pipeline: PlanningPipeline, request: Request, settings: Settings) -> Texts:
+def encode_texts(pipeline: SystemPipeline, request: Request, settings: Settings) -> Texts:
     """Encode each distinct text once: for each segment (batch, token, text_dim)."""
     by_segment = list(zip(*request.texts, strict=True))
     negative = settings.guidance.negative_prompt

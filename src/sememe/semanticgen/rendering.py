@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 
 import torch
+from diffusers import SchedulerMixin
 from jaxtyping import Bool
 from torch import Tensor
 
 from sememe.backbones.autoencoder import Autoencoder, clips_to_video, encode_video, latent_grid
 from sememe.backbones.first_frame import ConditionChannels, FirstFrameFill, frame_condition
 from sememe.diffusion.objectives import FLOW
-from sememe.diffusion.schedulers import FlowScheduler
 from sememe.semanticgen.clocks import LatentClock
 from sememe.semanticgen.shapes import VideoLatents, VideoPart
 from sememe.semanticgen.windows import SliceShape, WindowLayout, make_layout
@@ -85,7 +85,7 @@ class Known:
     clean: VideoPart
     is_known: Bool[Tensor, " frame"]
 
-    def hold(self, latents: VideoPart, noise: VideoPart, scheduler: FlowScheduler, step: int) -> VideoPart:
+    def hold(self, latents: VideoPart, noise: VideoPart, scheduler: SchedulerMixin, step: int) -> VideoPart:
         """Return latents after a step, with those that are known at the noise level of the next one."""
         sigma = scheduler.sigmas[step + 1].to(latents).expand(len(latents))
         known = FLOW.add_noise(self.clean.to(latents), noise, sigma)

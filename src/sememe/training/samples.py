@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from diffusers import SchedulerMixin
 from jaxtyping import Float
 from torch import Tensor
 
@@ -13,7 +14,6 @@ from sememe.checkpoints.components import load_component
 from sememe.diffusion.denoise import denoise
 from sememe.diffusion.guidance import Guidance, GuidanceRow
 from sememe.diffusion.objectives import prediction_of
-from sememe.diffusion.schedulers import Scheduler
 from sememe.video.sheet import SheetRow
 
 NUM_SAMPLES = 2
@@ -44,7 +44,7 @@ class Sampler:
     """
 
     vae: Autoencoder
-    scheduler: Scheduler
+    scheduler: SchedulerMixin
     num_steps: int = 12
 
     def make(self, predict: Predict, like: Latents, generator: torch.Generator) -> Latents:
@@ -86,7 +86,7 @@ def lay_out(videos: Mapping[str, Videos]) -> list[SheetRow]:
     return [SheetRow(name, each[number]) for number in range(count) for name, each in clips.items()]
 
 
-def find_sampler(parts: Mapping[str, Path], scheduler: Scheduler) -> Sampler | None:
+def find_sampler(parts: Mapping[str, Path], scheduler: SchedulerMixin) -> Sampler | None:
     """Return a sampler with the autoencoder among the folders of parts; None where there is none."""
     if "vae" not in parts:
         return None

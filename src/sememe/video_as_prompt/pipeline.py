@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
+from diffusers import ModelMixin, SchedulerMixin
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.loaders import WanLoraLoaderMixin
 from transformers import BaseImageProcessor, CLIPVisionModel
@@ -21,7 +22,6 @@ from sememe.backbones.autoencoder import (
     video_to_clips,
 )
 from sememe.backbones.text import TextEncoder, Tokenizer
-from sememe.compute.interfaces import ExpertTransformer
 from sememe.compute.lora import AdapterMixin, check_unadapted
 from sememe.compute.offload import sends_modules_back
 from sememe.compute.placement import check_tiling, without_offload
@@ -30,7 +30,6 @@ from sememe.compute.stopwatch import Stopwatch
 from sememe.compute.storage import check_savable
 from sememe.compute.strategy import MemoryPlan
 from sememe.diffusion.denoise import check_scheduler, denoise
-from sememe.diffusion.schedulers import Scheduler
 from sememe.errors import InputError, ModelError
 from sememe.pipeline import SystemPipeline
 from sememe.video import Clip
@@ -118,8 +117,8 @@ class VideoAsPromptPipeline(SystemPipeline, AdapterMixin, WanLoraLoaderMixin):
         tokenizer: Tokenizer,
         text_encoder: TextEncoder | None,
         vae: Autoencoder,
-        transformer: ExpertTransformer,
-        scheduler: Scheduler | None,
+        transformer: ModelMixin,
+        scheduler: SchedulerMixin | None,
         image_encoder: CLIPVisionModel | None = None,
         image_processor: BaseImageProcessor | None = None,
         generation_defaults: Mapping[str, Any] | None = None,

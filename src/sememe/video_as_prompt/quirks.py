@@ -5,9 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import PIL.Image
 import torch
-from diffusers import UniPCMultistepScheduler
+from diffusers import SchedulerMixin, UniPCMultistepScheduler
 
-from sememe.diffusion.schedulers import Scheduler
 from sememe.video import Clip
 
 
@@ -29,7 +28,7 @@ def stretch_clip(clip: Clip, height: int, width: int) -> Clip:
     return Clip(stretch_pictures(list(clip.frames), height, width), clip.fps)
 
 
-def set_truncated_timesteps(scheduler: Scheduler, num_inference_steps: int, device: torch.device) -> None:
+def set_truncated_timesteps(scheduler: SchedulerMixin, num_inference_steps: int, device: torch.device) -> None:
     """Set the steps of UniPC for flow matching as the diffusers in the official Wan code (0.34.0.dev0) has them.
 
     Noise levels are spread from 1 - 1 / 1000 down, before the shift, where they now start at 1; and timesteps lose

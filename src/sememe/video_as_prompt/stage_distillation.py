@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
-from diffusers import ModelMixin
+from diffusers import ModelMixin, SchedulerMixin
 from torch import Tensor, nn
 
 from sememe.checkpoints.components import load_component
@@ -13,7 +13,6 @@ from sememe.checkpoints.zoo import find_part
 from sememe.data.array_cache import ArrayCache
 from sememe.diffusion.few_steps import FewSteps
 from sememe.diffusion.objectives import NUM_TRAIN_TIMESTEPS, NoisePath, PredictionType
-from sememe.diffusion.schedulers import Scheduler
 from sememe.training.networks import make_scheduler
 from sememe.training.recipes import SchedulerSettings
 from sememe.training.samples import Sampler
@@ -122,7 +121,7 @@ class FewStepStage(TaughtStage):
         text: TextSource,
         latents: LatentSource,
         settings: FewStepSettings,
-        scheduler: Scheduler,
+        scheduler: SchedulerMixin,
         *,
         keeps_paths: bool = False,
     ) -> None:
@@ -241,7 +240,7 @@ class FewStepPreparation(DistillationPreparation):
     ) -> FewStepStage:
         recipe = self._recipe
         if prediction == "flow":
-            scheduler: Scheduler = _make_flow_scheduler(recipe.settings)
+            scheduler: SchedulerMixin = _make_flow_scheduler(recipe.settings)
         else:
             find_path(recipe.backbone, prediction)
             scheduler = load_component("scheduler", find_part(recipe.backbone, "scheduler"))
@@ -256,7 +255,7 @@ class FewStepPreparation(DistillationPreparation):
         )
 
 
-def _make_flow_scheduler(settings: FewStepSettings) -> Scheduler:
+def _make_flow_scheduler(settings: FewStepSettings) -> SchedulerMixin:
     return make_scheduler(SchedulerSettings(kind="euler_trailing", shift=settings.shift))
 
 
