@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, groupby
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import psutil
@@ -64,15 +64,6 @@ class ArrayRecord:
         return self.shapes[0]
 
 
-@runtime_checkable
-class ArrayValues(Protocol):
-    """The values of one array."""
-
-    def read(self, places: Places) -> Entries:
-        """The entries at indices, which must have one shape."""
-        ...
-
-
 class HeldValues:
     """Values in memory, in one tensor for each shape."""
 
@@ -107,6 +98,10 @@ class StoredValues:
         entries = [EntryPlace(self._shards[owner], number) for owner, number in zip(owners, numbers, strict=True)]
         assert len({entry.shard.shape for entry in entries}) == 1, f"entries of several shapes: {places}"
         return read_entries(self._storage, entries)
+
+
+ArrayValues = HeldValues | StoredValues
+"""The values of one array: `read` returns the entries at indices, which must have one shape."""
 
 
 class ArrayCache:

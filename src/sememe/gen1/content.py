@@ -8,7 +8,7 @@ the prompt's tokens, and for a picture what an IP-Adapter reads.
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,20 +50,6 @@ class Keyframe:
 
     seconds: float
     content: Any
-
-
-@runtime_checkable
-class ContentEncoder(Protocol):
-    """Encodes contents for one kind of model."""
-
-    def encode_text(self, text: str, generator: torch.Generator | None) -> ContentEmbedding:
-        """Encode a text; the generator draws what a prior needs."""
-
-    def encode_image(self, image: np.ndarray) -> ContentEmbedding:
-        """Encode a picture, uint8 (height, width, 3)."""
-
-    def encode_nothing(self) -> ContentEmbedding:
-        """Return the content that guidance leads away from."""
 
 
 def embed_images(
@@ -160,6 +146,10 @@ class PromptEncoder:
     def encode_nothing(self) -> ContentEmbedding:
         """Return the empty prompt and no picture."""
         return self.encode_text("", None)
+
+
+ContentEncoder = ImageSpaceEncoder | PromptEncoder
+"""Encodes contents for one kind of model; a generator draws what a prior needs."""
 
 
 def encode_content(

@@ -1,6 +1,6 @@
 """Inputs of a generation, checked and in one form: clips of the result's shape, structure, masks."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +11,8 @@ from sememe.errors import InputError
 from sememe.gen1.content import ContentEmbedding, Keyframe
 from sememe.gen1.mask import Mask, read_mask
 from sememe.gen1.settings import KINDS, Settings, StructureSettings
-from sememe.gen1.shapes import Structure, StructureVideo
-from sememe.gen1.structure import estimate_structure, read_structure
+from sememe.gen1.shapes import StructureVideo
+from sememe.gen1.structure import StructureEstimator, estimate_structure, read_structure
 from sememe.video import Clip, Picture, resize_clip
 
 # What may be given. `make_request` refuses anything else with a message, before a check of types could.
@@ -90,7 +90,7 @@ def make_request(
 
 
 def find_structure(
-    request: Request, settings: StructureSettings, estimators: Mapping[str, Callable[[Clip], Structure]]
+    request: Request, settings: StructureSettings, estimators: Mapping[str, StructureEstimator]
 ) -> StructureVideo:
     """Return the structure of each source: as given, or estimated by the estimators of its kinds.
 

@@ -5,7 +5,6 @@ with and without its temporal layers.
 """
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import torch
 from diffusers import ControlNetModel, ModelMixin, UNet2DConditionModel, UNetMotionModel
@@ -36,23 +35,6 @@ class FrameContents:
 
     def __getitem__(self, frames: slice) -> "FrameContents":
         return FrameContents(self.tokens[:, frames], None if self.images is None else self.images[:, frames])
-
-
-@runtime_checkable
-class Model(Protocol):
-    """A network that predicts frames together or alone."""
-
-    @property
-    def max_frames(self) -> int:
-        """Frames that are predicted at once."""
-
-    def condition(self, vae: Autoencoder, structure: StructureVideo, level: int) -> Conditions:
-        """Return the conditioning by structure in [0, 1], at a level in 0..7."""
-
-    def predict(
-        self, latents: Latents, timestep: Timestep, structure: Conditions, content: FrameContents, *, together: bool
-    ) -> Latents:
-        """Predict a run of frames, together or each alone."""
 
 
 @dataclass(frozen=True)
@@ -160,6 +142,10 @@ class MotionModel:
         return frames.unflatten(0, (num_videos, num_frames)).transpose(1, 2)
 
 
+Model = InflatedModel | MotionModel
+"""A network that predicts frames together or alone."""
+
+
 def share_image_model(unet: UNetMotionModel) -> UNet2DConditionModel:
     """Return the image model within a model with motion modules: the same modules, but for these.
 
@@ -198,9 +184,7 @@ def _name_image_block(name: str) -> str:
     return name.replace("Motion", "2D")
 
 
-def make_model(
-    unet: ModelMixin, controlnet: ControlNetModel | None, controlnet_scale: float = 1.0
-) -> InflatedModel | MotionModel:
+def make_model(unet: ModelMixin, controlnet: ControlNetModel | None, controlnet_scale: float = 1.0) -> Model:
     """Return the model of a network.
 
     Raises:

@@ -7,7 +7,6 @@ trained on; others, and mixtures, are experiments.
 import itertools
 import math
 from collections.abc import Callable, Mapping
-from typing import Protocol, runtime_checkable
 
 import cv2
 import numpy as np
@@ -34,16 +33,8 @@ _KERNEL = torch.tensor([math.exp(-(offset**2) / 2) for offset in range(-2, 3)])
 _KERNEL /= _KERNEL.sum()
 
 
-@runtime_checkable
-class StructureEstimator(Protocol):
-    """Estimates one kind of structure."""
-
-    def __call__(self, clip: Clip) -> Structure:
-        """Estimate.
-
-        Returns:
-            A map of each frame, of its size, in [0, 1].
-        """
+StructureEstimator = Callable[[Clip], Structure]
+"""Returns a map of each frame, of its size, in [0, 1]."""
 
 
 class DepthEstimator:
@@ -106,7 +97,7 @@ def normalise(maps: Structure) -> Structure:
 
 
 def estimate_structure(
-    clip: Clip, weights: Mapping[str, float], estimators: Mapping[str, Callable[[Clip], Structure]]
+    clip: Clip, weights: Mapping[str, float], estimators: Mapping[str, StructureEstimator]
 ) -> Structure:
     """Estimate one or several kinds of structure and mix them: the mean of their maps, by weight.
 

@@ -5,7 +5,7 @@ import os
 import secrets
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from sememe.errors import MissingExtraError, OutputError
 from sememe.files import write_text
@@ -14,23 +14,6 @@ from sememe.training.run_record import read_run
 from sememe.video.clip import Image
 
 _EXTRAS: Mapping[TrackerName, str] = {"tensorboard": "train", "wandb": "wandb"}
-
-
-@runtime_checkable
-class Tracker(Protocol):
-    """Receives figures and samples of a run."""
-
-    def add(self, figures: Mapping[str, float], step: int) -> None:
-        """Log figures by name after so many steps."""
-        ...
-
-    def show(self, sheet: Image, step: int) -> None:
-        """Show a contact sheet of samples."""
-        ...
-
-    def close(self) -> None:
-        """Flush and close."""
-        ...
 
 
 class TensorBoardTracker:
@@ -93,6 +76,10 @@ class WandbTracker:
 
     def close(self) -> None:
         self._run.finish()
+
+
+Tracker = TensorBoardTracker | WandbTracker
+"""Receives figures and samples of a run."""
 
 
 def check_trackers(names: Collection[TrackerName]) -> None:
