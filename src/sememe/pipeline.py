@@ -1,15 +1,17 @@
 """The base class of all pipelines: loading, placement on a card, and interruption."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
+from sememe.backbones.autoencoder import Generators
 from sememe.checkpoints.components import FULL_PRECISION, Dtypes, check_components
 from sememe.checkpoints.zoo import find_folder
 from sememe.compute.devices import check_vram, choose_device, find_device, read_free_vram
@@ -19,10 +21,37 @@ from sememe.compute.plan import Planner
 from sememe.compute.rehearsal import Workload, copy_to_meta
 from sememe.compute.speed import compile_transformer, is_compiled
 from sememe.compute.strategy import GIGABYTE, Constraints, MemoryPlan, check_constraints
+from sememe.diffusion.denoise import Predict, denoise
+from sememe.diffusion.guidance import Guidance, GuidanceSchedule, VariantT
 from sememe.errors import InputError
 from sememe.system import System
+from sememe.video import Clip
 
 P = TypeVar("P", bound="SystemPipeline")
+OutputType = Literal["np", "pt", "pil", "latent"]
+CallbackOnStepEnd = Callable[[Any, int, torch.Tensor, dict[str, Any]], dict[str, Any] | None]
+"""Called with the pipeline, the number of the step, its timestep and tensors by name, as diffusers does."""
+
+
+@dataclass(frozen=True)
+class GenerationOutput:
+    """The result of a generation.
+
+    Attributes:
+        clips: One per result, uint8 RGB; empty for the output type "latent".
+        frames: The clips in the form of the output type. "np": float (batch, frame, height, width, 3) in [0, 1]; "pt":
+            float (batch, frame, 3, height, width) in [0, 1]; "pil": a list of PIL images per clip; "latent":
+            normalised latents (batch, channel, frame, height, width).
+        settings: Resolved settings; pass them to repeat the generation.
+        guidance: The guidance table, as plain values.
+        timings: Seconds that the parts of the generation took, by name.
+    """
+
+    clips: list[Clip]
+    frames: Any
+    settings: Any
+    guidance: list[dict[str, Any]]
+    timings: dict[str, float]
 
 
 class SystemPipeline(DiffusionPipeline):
@@ -56,6 +85,11 @@ class SystemPipeline(DiffusionPipeline):
         """Precision in which the denoising network computes."""
         dtype: torch.dtype = self.transformer.dtype
         return dtype
+
+    @property
+    def defaults(self) -> Any:
+        """Default settings of the model."""
+        return self.system.settings.from_config(self.config.generation_defaults)
 
     @property
     def interrupt(self) -> bool:
@@ -247,6 +281,68 @@ class SystemPipeline(DiffusionPipeline):
             apply_storage(self, strategy.storage)
         kind, _, level = strategy.offload.partition("-")
         apply_offload(self, kind, device, group_level=level or "block", host_memory=plan.host_memory or "lean")
+
+    def check_call(self, output_type: str, generator: Generators, count: int, of: str) -> None:
+        """Raise `InputError` for an unknown type of output, or another number of generators than of results."""
+        if output_type not in get_args(OutputType):
+            raise InputError(f"expected output_type of {', '.join(get_args(OutputType))}, got {output_type!r}")
+        if isinstance(generator, list) and len(generator) != count:
+            raise InputError(f"expected one generator per {of}, got {len(generator)} for {count}")
+
+    def place_noise(self, given: Any, shape: tuple[int, ...]) -> torch.Tensor:
+        """Return initial noise that was given, on the pipeline's device in float32.
+
+        Raises:
+            InputError: It is no tensor of the shape.
+        """
+        if not isinstance(given, torch.Tensor) or tuple(given.shape) != shape:
+            got = tuple(given.shape) if isinstance(given, torch.Tensor) else type(given).__name__
+            raise InputError(f"expected latents of shape {shape}, got {got}")
+        return given.to(self._execution_device, torch.float32)
+
+    def run_steps(
+        self,
+        predict: Predict[VariantT],
+        noise: torch.Tensor,
+        guidance: Guidance[VariantT] | GuidanceSchedule[VariantT],
+        num_steps: int,
+        *,
+        callback: CallbackOnStepEnd | None,
+        name: str = "latents",
+        hold: Callable[[torch.Tensor, int], torch.Tensor] | None = None,
+        **options: Any,
+    ) -> torch.Tensor:
+        """Run the denoising loop with a progress bar, until it is done or interrupted.
+
+        Args:
+            predict: Argument of `denoise`, as are the next three and the options.
+            noise: Where the steps begin.
+            guidance: Table of the variants.
+            num_steps: Steps.
+            callback: Called after each step; what it returns by the name replaces the latents.
+            name: What the latents are called for it.
+            hold: Called before it with latents and number of the step, to put in what is known already.
+            options: Further arguments.
+        """
+        with self.progress_bar(total=num_steps) as bar:
+
+            def advance(step: int, timestep: torch.Tensor, current: torch.Tensor) -> torch.Tensor:
+                bar.total = len(self.scheduler.timesteps)  # Heun's schedulers take more than they are asked for
+                bar.update()
+                held = current if hold is None else hold(current, step)
+                found = None if callback is None else callback(self, step, timestep, {name: held})
+                return (found or {}).get(name, held)
+
+            return denoise(
+                predict,
+                self.scheduler,
+                noise,
+                guidance,
+                num_steps,
+                on_step_end=advance,
+                is_interrupted=lambda: self._interrupt,
+                **options,
+            )
 
     def compile(self, **options: Any) -> None:
         """Compile the blocks of the denoising network; see `compile_transformer`."""

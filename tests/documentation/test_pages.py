@@ -92,7 +92,7 @@ def test_python_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.Monkey
     write_clip(render(random_scene(1), "melt").clip, tmp_path / "any.mp4")
     write_image(render(random_scene(2), None).clip.frames[0], tmp_path / "any.png")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sememe.video_as_prompt.pipeline.denoise", take_two_steps)
+    monkeypatch.setattr("sememe.pipeline.denoise", take_two_steps)
     namespace: dict[str, Any] = {}
     for block in PYTHON:
         if block.page == page:

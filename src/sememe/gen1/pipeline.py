@@ -1,9 +1,9 @@
 """Gen-1: keep the structure of a clip, and give it new content (arXiv 2302.03011)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar
 
 import torch
 from diffusers import ControlNetModel, ModelMixin, PriorTransformer, SchedulerMixin, UNetMotionModel
@@ -26,7 +26,6 @@ from sememe.checkpoints.saving import save_components
 from sememe.compute.lora import AdapterMixin, check_unadapted
 from sememe.compute.offload import sends_modules_back
 from sememe.compute.stopwatch import Stopwatch
-from sememe.diffusion.denoise import denoise
 from sememe.diffusion.guidance import Guidance
 from sememe.diffusion.objectives import prediction_of
 from sememe.errors import InputError, ModelError
@@ -51,35 +50,22 @@ from sememe.gen1.shapes import Generators, StructureVideo
 from sememe.gen1.structure import DepthEstimator, StructureEstimator, find_edges, find_motion, show_structure
 from sememe.gen1.system import GEN1
 from sememe.gen1.windows import make_windows
-from sememe.pipeline import SystemPipeline
+from sememe.pipeline import CallbackOnStepEnd, GenerationOutput, SystemPipeline
 from sememe.video import Clip
 
-OutputType = Literal["np", "pt", "pil", "latent"]
-CallbackOnStepEnd = Callable[["Gen1Pipeline", int, torch.Tensor, dict[str, Any]], dict[str, Any] | None]
 Contents = Mapping[Content, FrameContents]
-OnStepEnd = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor | None]
 
 
 @dataclass(frozen=True)
-class Gen1Output:
+class Gen1Output(GenerationOutput):
     """The result of a generation.
 
     Attributes:
-        clips: One per source, uint8 RGB; empty for the output type "latent".
         structure: Structure of each source as a grey clip, before it is blurred to the level. Passed as `structure=`,
             it saves the estimation.
-        frames: The clips as `output_type` says; see `Gen1Pipeline.__call__`.
-        settings: Resolved settings; pass them to repeat the generation.
-        guidance: The guidance table, as plain values.
-        timings: Seconds for "structure", "content", "denoise" and "decode".
     """
 
-    clips: list[Clip]
-    structure: list[Clip]
-    frames: Any
-    settings: Settings
-    guidance: list[dict[str, Any]] = field(default_factory=list)
-    timings: dict[str, float] = field(default_factory=dict)
+    structure: list[Clip] = field(default_factory=list)
 
 
 class Gen1Pipeline(SystemPipeline, AdapterMixin, StableDiffusionLoraLoaderMixin, IPAdapterMixin):
@@ -171,11 +157,6 @@ class Gen1Pipeline(SystemPipeline, AdapterMixin, StableDiffusionLoraLoaderMixin,
         """Estimators of structure by kind; further ones may be added."""
         if depth_estimator is not None:
             self.estimators["depth"] = DepthEstimator(depth_estimator, depth_processor)
-
-    @property
-    def defaults(self) -> Settings:
-        """Default settings of the model."""
-        return Settings.from_config(self.config.generation_defaults)
 
     @property
     def transformer(self) -> ModelMixin:
@@ -314,10 +295,8 @@ class Gen1Pipeline(SystemPipeline, AdapterMixin, StableDiffusionLoraLoaderMixin,
         output_type: str,
         callback: CallbackOnStepEnd | None,
     ) -> Gen1Output:
-        if output_type not in get_args(OutputType):
-            raise InputError(f"expected output_type of {', '.join(get_args(OutputType))}, got {output_type!r}")
+        self.check_call(output_type, generator, len(request.sources), "source")
         guidance = make_table(settings)
-        _check_generators(generator, len(request.sources))
         watch = Stopwatch(self._execution_device)
         self._interrupt = False
         maps = find_structure(request, settings.structure, self.estimators)
@@ -331,7 +310,7 @@ class Gen1Pipeline(SystemPipeline, AdapterMixin, StableDiffusionLoraLoaderMixin,
         clips, frames = self._make_frames(result, request, settings.mask.mask_feather, output_type)
         watch.lap("decode")
         shown = [show_structure(each, request.sources[0].fps) for each in maps]
-        return Gen1Output(clips, shown, frames, settings, guidance.to_table(), watch.seconds)
+        return Gen1Output(clips, frames, settings, guidance.to_table(), watch.seconds, shown)
 
     def make_encoder(self, settings: Settings) -> ContentEncoder:
         """Return the encoder of contents for the model.
@@ -403,9 +382,7 @@ class Gen1Pipeline(SystemPipeline, AdapterMixin, StableDiffusionLoraLoaderMixin,
         source = request.sources[0]
         shape = (len(request.sources), *self.grid.latent_shape(source.num_frames, *source.size))
         if given is not None:
-            if tuple(given.shape) != shape:
-                raise InputError(f"expected latents of shape {shape}, got {tuple(given.shape)}")
-            return given.to(self._execution_device, torch.float32)
+            return self.place_noise(given, shape)
         return randn_tensor(shape, generator=generator, device=self._execution_device, dtype=torch.float32)
 
     def _mask_latents(self, request: Request, noise: torch.Tensor) -> MaskedLatents | None:
@@ -430,28 +407,17 @@ class Gen1Pipeline(SystemPipeline, AdapterMixin, StableDiffusionLoraLoaderMixin,
                 "expected a scheduler that says what is predicted (prediction_type), such as DDIMScheduler, got "
                 f"{type(self.scheduler).__name__}"
             )
-        num_steps = settings.sampling.num_inference_steps
-        with self.progress_bar(total=num_steps) as bar:
-
-            def advance(step: int, timestep: torch.Tensor, current: torch.Tensor) -> torch.Tensor | None:
-                bar.update()
-                held = current if masked is None else masked.hold(current, self.scheduler, step)
-                if callback is None:
-                    return held
-                return (callback(self, step, timestep, {"latents": held}) or {}).get("latents", held)
-
-            return denoise(
-                predictor,
-                self.scheduler,
-                noise,
-                guidance,
-                num_steps,
-                batching=settings.execution.batching,
-                prediction=prediction,
-                generator=generator,
-                on_step_end=advance,
-                is_interrupted=lambda: self._interrupt,
-            )
+        return self.run_steps(
+            predictor,
+            noise,
+            guidance,
+            settings.sampling.num_inference_steps,
+            callback=callback,
+            hold=None if masked is None else lambda latents, step: masked.hold(latents, self.scheduler, step),
+            batching=settings.execution.batching,
+            prediction=prediction,
+            generator=generator,
+        )
 
     def _make_frames(
         self, latents: torch.Tensor, request: Request, feather: int, output_type: str
@@ -465,8 +431,3 @@ class Gen1Pipeline(SystemPipeline, AdapterMixin, StableDiffusionLoraLoaderMixin,
             clips = [put_over(source, clip, mask, feather) for source, clip, mask in edits]
             video = clips_to_video(clips)
         return clips, format_video(video, clips, output_type)
-
-
-def _check_generators(generator: Generators, num_sources: int) -> None:
-    if isinstance(generator, list) and len(generator) != num_sources:
-        raise InputError(f"expected one generator per source, got {len(generator)} for {num_sources}")

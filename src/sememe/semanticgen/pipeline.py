@@ -1,10 +1,10 @@
 """SemanticGen: plan a video in a semantic space, then render it, at any length (arXiv 2512.20619)."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from sememe.compute.offload import sends_modules_back
 from sememe.compute.stopwatch import Stopwatch
 from sememe.diffusion.denoise import check_scheduler
 from sememe.errors import InputError
-from sememe.pipeline import SystemPipeline
+from sememe.pipeline import CallbackOnStepEnd, GenerationOutput, SystemPipeline
 from sememe.semanticgen.clocks import SliceClock
 from sememe.semanticgen.compressor import SemanticCompressor
 from sememe.semanticgen.durations import estimate_seconds
@@ -50,31 +50,16 @@ from sememe.semanticgen.system import SEMANTICGEN
 from sememe.training.networks import make_scheduler
 from sememe.video import Clip
 
-OutputType = Literal["np", "pt", "pil", "latent"]
-CallbackOnStepEnd = Callable[["SemanticGenPipeline", int, torch.Tensor, dict[str, Any]], dict[str, Any] | None]
-
 
 @dataclass(frozen=True)
-class SemanticGenOutput:
-    """The result of a generation.
+class SemanticGenOutput(GenerationOutput):
+    """The result of a generation; `SemanticGenPipeline.decode` reads its latents.
 
     Attributes:
-        clips: One per prompt, uint8 RGB; empty for the output type "latent".
-        plans: The plan of each; empty if `plan_guidance_scale` is 0.
-        frames: The clips as "np": float (batch, frame, height, width, 3) in [0, 1]; "pt": float (batch, frame, 3,
-            height, width) in [0, 1]; "pil": a list of PIL images per clip; "latent": normalised latents (batch,
-            channel, frame, height, width), for `decode`.
-        settings: Resolved settings; pass them to repeat the generation.
-        guidance: The guidance table of the renderer, as plain values.
-        timings: Seconds for "encode", "plan", "denoise" and "decode".
+        plans: The plan of each clip; empty if `plan_guidance_scale` is 0.
     """
 
-    clips: list[Clip]
-    plans: list[Plan]
-    frames: Any
-    settings: Settings
-    guidance: list[dict[str, Any]] = field(default_factory=list)
-    timings: dict[str, float] = field(default_factory=dict)
+    plans: list[Plan] = field(default_factory=list)
 
     @property
     def plan(self) -> Plan:
@@ -142,11 +127,6 @@ class SemanticGenPipeline(SystemPipeline, AdapterMixin, WanLoraLoaderMixin):
         )
         defaults = Settings.from_config(generation_defaults)
         self.register_to_config(generation_defaults=defaults.to_dict(), encoder_colours=encoder_colours)
-
-    @property
-    def defaults(self) -> Settings:
-        """Default settings of the model."""
-        return Settings.from_config(self.config.generation_defaults)
 
     @property
     def grid(self) -> LatentGrid:
@@ -244,10 +224,9 @@ class SemanticGenPipeline(SystemPipeline, AdapterMixin, WanLoraLoaderMixin):
             InputError: An argument is not what was expected.
             PlanError: A plan belongs to another model or size.
         """
-        if output_type not in get_args(OutputType):
-            raise InputError(f"expected output_type of {', '.join(get_args(OutputType))}, got {output_type!r}")
         settings = (settings or self.defaults).override(negative_prompt=negative_prompt, **overrides)
         request = make_request(prompt, plan, source, image, segments, span)
+        self.check_call(output_type, generator, request.batch_size, "prompt")
         settings = resolve_length(request, settings, self.grid, self.clock, num_frames, seconds)
         generators = _spread_generator(generator, request.batch_size)
         return self._generate(Production(self, request, settings, generators, callback_on_step_end), output_type)
@@ -280,7 +259,7 @@ class SemanticGenPipeline(SystemPipeline, AdapterMixin, WanLoraLoaderMixin):
         clips = [] if output_type == "latent" else self._decode_clips(latents, request, retake, settings.size.fps)
         frames = latents if output_type == "latent" else _format_frames(clips, output_type)
         watch.lap("decode")
-        return SemanticGenOutput(clips, plans, frames, settings, guidance.to_table(), watch.seconds)
+        return SemanticGenOutput(clips, frames, settings, guidance.to_table(), watch.seconds, plans)
 
     def decode(self, latents: VideoLatents, fps: float, chunk: int = 8) -> Iterator[Clip]:
         """Decode one video piece by piece, so that it is never in memory as a whole; `write_clips` takes the pieces.
@@ -341,8 +320,6 @@ def build_pipeline(recipe: SemanticGenModelRecipe, parts: Mapping[str, Path]) ->
 def _spread_generator(generator: Generators, count: int) -> list[torch.Generator]:
     """Return a generator for each result; one that is given for several draws for one after the other."""
     if isinstance(generator, list):
-        if len(generator) != count:
-            raise InputError(f"expected one generator per prompt, got {len(generator)} for {count}")
         return generator
     if generator is None:
         generator = torch.Generator().manual_seed(int(torch.randint(1 << 62, (1,))))

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from sememe.backbones.text import encode_prompts
-from sememe.diffusion.denoise import denoise
 from sememe.diffusion.guidance import Guidance
 from sememe.errors import InputError
 from sememe.pipeline import SystemPipeline
@@ -227,26 +226,17 @@ class Production:
         return made.float().to(pipeline._execution_device)
 
     def _denoise(self, given: Steps, num_steps: int, name: Literal["plan", "latents"]) -> VideoLatents:
-        pipeline, known = self.pipeline, given.known
-        with pipeline.progress_bar(total=num_steps) as bar:
-
-            def advance(step: int, timestep: torch.Tensor, current: torch.Tensor) -> torch.Tensor:
-                bar.update()
-                if known is not None:
-                    current = known.hold(current, given.noise, pipeline.scheduler, step)
-                found = None if self.callback is None else self.callback(pipeline, step, timestep, {name: current})
-                return (found or {}).get(name, current)
-
-            return denoise(
-                given.predict,
-                pipeline.scheduler,
-                given.noise,
-                given.guidance,
-                num_steps,
-                generator=self.generators if len(self.generators) > 1 else self.generators[0],
-                on_step_end=advance,
-                is_interrupted=lambda: pipeline.interrupt,
-            )
+        known, scheduler = given.known, self.pipeline.scheduler
+        return self.pipeline.run_steps(
+            given.predict,
+            given.noise,
+            given.guidance,
+            num_steps,
+            callback=self.callback,
+            name=name,
+            hold=None if known is None else lambda latents, step: known.hold(latents, given.noise, scheduler, step),
+            generator=self.generators if len(self.generators) > 1 else self.generators[0],
+        )
 
     def _draw(self, shape: tuple[int, ...]) -> torch.Tensor:
         """Draw noise, that of each result from its own generator."""

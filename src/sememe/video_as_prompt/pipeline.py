@@ -1,11 +1,11 @@
 """Video-As-Prompt: do to a picture what happens in a reference clip (arXiv 2510.20888)."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from diffusers import ModelMixin, SchedulerMixin
@@ -29,9 +29,9 @@ from sememe.compute.speed import begin_generation, check_generation, check_mask_
 from sememe.compute.stopwatch import Stopwatch
 from sememe.compute.storage import check_savable
 from sememe.compute.strategy import MemoryPlan
-from sememe.diffusion.denoise import check_scheduler, denoise
+from sememe.diffusion.denoise import check_scheduler
 from sememe.errors import InputError, ModelError
-from sememe.pipeline import SystemPipeline
+from sememe.pipeline import CallbackOnStepEnd, GenerationOutput, SystemPipeline
 from sememe.video import Clip
 from sememe.video_as_prompt.conditioning import ConditionEncoder, Conditions, Predictor
 from sememe.video_as_prompt.families import BackboneFamily, Generators, choose_family
@@ -58,30 +58,9 @@ from sememe.video_as_prompt.settings import Settings
 from sememe.video_as_prompt.shapes import VideoLatents
 from sememe.video_as_prompt.system import VIDEO_AS_PROMPT
 
-OutputType = Literal["np", "pt", "pil", "latent"]
-OnStepEnd = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor | None]
-CallbackOnStepEnd = Callable[["VideoAsPromptPipeline", int, torch.Tensor, dict[str, Any]], dict[str, Any] | None]
 
-
-@dataclass(frozen=True)
-class VideoAsPromptOutput:
-    """The result of a generation.
-
-    Attributes:
-        clips: One clip per picture, uint8 RGB; empty for the output type "latent".
-        frames: The same clips in the form of the output type. "np": float (batch, frame, height, width, 3) in [0, 1];
-            "pt": float (batch, frame, 3, height, width) in [0, 1]; "pil": a list of PIL images per picture; "latent":
-            normalised latents (batch, channel, frame, height, width).
-        settings: Resolved settings; pass them to repeat the generation.
-        guidance: The guidance table, as plain values.
-        timings: Seconds for "encode", "denoise" and "decode".
-    """
-
-    clips: list[Clip]
-    frames: Any
-    settings: Settings
-    guidance: list[dict[str, Any]] = field(default_factory=list)
-    timings: dict[str, float] = field(default_factory=dict)
+class VideoAsPromptOutput(GenerationOutput):
+    """The result of a generation."""
 
 
 class VideoAsPromptPipeline(SystemPipeline, AdapterMixin, WanLoraLoaderMixin):
@@ -140,11 +119,6 @@ class VideoAsPromptPipeline(SystemPipeline, AdapterMixin, WanLoraLoaderMixin):
         self.lora_loader = family.lora_loader
         if not family.can_spread_timesteps and expand_timesteps:
             raise ModelError("expand_timesteps goes with Wan backbones that have no condition channels")
-
-    @property
-    def defaults(self) -> Settings:
-        """Default settings of the model."""
-        return Settings.from_config(self.config.generation_defaults)
 
     @property
     def grid(self) -> LatentGrid:
@@ -314,22 +288,29 @@ class VideoAsPromptPipeline(SystemPipeline, AdapterMixin, WanLoraLoaderMixin):
         Raises:
             InputError: An argument is not what was expected.
         """
-        _check_output(output_type, num_videos_per_prompt)
+        if num_videos_per_prompt < 1:
+            raise InputError(f"expected num_videos_per_prompt of at least 1, got {num_videos_per_prompt}")
         settings = (settings or self.defaults).override(**overrides)
         texts = (prompt, negative_prompt, reference_prompts)
         request = make_request(self.family, settings, image, references, *texts, last_image)
-        on_step_end = self._wrap_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        callback = self._wrap_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
         request = request.repeat(num_videos_per_prompt)
-        output = self._generate(request, generator, latents, output_type, on_step_end)
+        self.check_call(output_type, generator, request.batch_size, "picture")
+        output = self._generate(request, generator, latents, output_type, callback)
         return output if return_dict else (output.frames,)
 
     def _generate(
-        self, request: Request, generator: Generators, latents: Any, output_type: str, on_step_end: OnStepEnd | None
+        self,
+        request: Request,
+        generator: Generators,
+        latents: Any,
+        output_type: str,
+        callback: CallbackOnStepEnd | None,
     ) -> VideoAsPromptOutput:
         settings = request.settings
         shape = self._latent_shape(settings, is_decoded=output_type != "latent")
         schedule = VideoAsPromptSchedule(settings=settings, texts_differ=request.prompts != request.negative_prompts)
-        self._check_generation(request, schedule, generator)
+        self._check_generation(settings, schedule)
         watch = Stopwatch(self._execution_device)
         self._interrupt = False
         encoder = ConditionEncoder(self.family, settings, request.known)
@@ -340,7 +321,7 @@ class VideoAsPromptPipeline(SystemPipeline, AdapterMixin, WanLoraLoaderMixin):
         conditions = replace(targets, references=found)
         conditions.check_reading(settings.experimental)
         watch.lap("encode")
-        result = self._denoise(conditions, schedule, noise, generator, on_step_end)
+        result = self._denoise(conditions, schedule, noise, generator, callback)
         watch.lap("denoise")
         clips, frames = self._make_frames(result, settings.size.fps, output_type)
         watch.lap("decode")
@@ -350,11 +331,8 @@ class VideoAsPromptPipeline(SystemPipeline, AdapterMixin, WanLoraLoaderMixin):
         )
         return VideoAsPromptOutput(clips, frames, resolved, schedule.base.to_table(), watch.seconds)
 
-    def _check_generation(self, request: Request, schedule: VideoAsPromptSchedule, generator: Generators) -> None:
-        settings = request.settings
+    def _check_generation(self, settings: Settings, schedule: VideoAsPromptSchedule) -> None:
         check_scheduler(self.scheduler, self.family.prediction)
-        if isinstance(generator, list) and len(generator) != request.batch_size:
-            raise InputError(f"expected one generator per picture, got {len(generator)} for {request.batch_size}")
         num_forwards = len(schedule.needed.groups(settings.execution.batching))
         num_steps, is_limited = settings.sampling.num_inference_steps, settings.guidance.is_limited
         check_generation(self.transformer, num_forwards, num_steps, is_limited=is_limited)
@@ -362,21 +340,16 @@ class VideoAsPromptPipeline(SystemPipeline, AdapterMixin, WanLoraLoaderMixin):
             raise InputError("approximate has no effect on a model that was trained one-way; leave it out")
         check_mask_support(self, settings.reference.reference_strength)
 
-    def _wrap_callback(self, callback: Any, tensor_inputs: Sequence[str]) -> OnStepEnd | None:
+    def _wrap_callback(self, callback: Any, tensor_inputs: Sequence[str]) -> CallbackOnStepEnd | None:
         if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):
             tensor_inputs = callback.tensor_inputs
         unknown = sorted(set(tensor_inputs) - set(self._callback_tensor_inputs))
         if unknown:
             known = ", ".join(self._callback_tensor_inputs)
             raise InputError(f"expected callback_on_step_end_tensor_inputs of {known}, got {unknown[0]!r}")
-        if callback is None:
-            return None
-
-        def on_step_end(step: int, timestep: torch.Tensor, current: torch.Tensor) -> torch.Tensor | None:
-            tensors = {"latents": current} if tensor_inputs else {}
-            return (callback(self, step, timestep, tensors) or {}).get("latents")
-
-        return on_step_end
+        if callback is None or tensor_inputs:
+            return callback
+        return lambda pipeline, step, timestep, _: callback(pipeline, step, timestep, {})
 
     def _denoise(
         self,
@@ -384,31 +357,21 @@ class VideoAsPromptPipeline(SystemPipeline, AdapterMixin, WanLoraLoaderMixin):
         schedule: VideoAsPromptSchedule,
         noise: VideoLatents,
         generator: Generators,
-        on_step_end: OnStepEnd | None,
+        callback: CallbackOnStepEnd | None,
     ) -> VideoLatents:
         settings = schedule.settings
-        num_steps = settings.sampling.num_inference_steps
         is_truncated = "truncated_timesteps" in settings.experimental.official_quirks
-        with self.progress_bar(total=num_steps) as bar:
-
-            def advance(step: int, timestep: torch.Tensor, current: torch.Tensor) -> torch.Tensor | None:
-                bar.total = len(self.scheduler.timesteps)  # Heun's schedulers take more than they are asked for
-                bar.update()
-                return None if on_step_end is None else on_step_end(step, timestep, current)
-
-            result = denoise(
-                begin_generation(self, Predictor(self.family, conditions, settings)),
-                self.scheduler,
-                noise,
-                schedule.by_timestep,
-                num_steps,
-                batching=settings.execution.batching,
-                prediction=self.family.prediction,
-                generator=generator,
-                on_step_end=advance,
-                is_interrupted=lambda: self._interrupt,
-                set_timesteps=set_truncated_timesteps if is_truncated else None,
-            )
+        result = self.run_steps(
+            begin_generation(self, Predictor(self.family, conditions, settings)),
+            noise,
+            schedule.by_timestep,
+            settings.sampling.num_inference_steps,
+            callback=callback,
+            batching=settings.execution.batching,
+            prediction=self.family.prediction,
+            generator=generator,
+            set_timesteps=set_truncated_timesteps if is_truncated else None,
+        )
         return conditions.replace_first_frame(result)
 
     def _latent_shape(self, settings: Settings, *, is_decoded: bool) -> tuple[int, int, int, int]:
@@ -422,10 +385,7 @@ class VideoAsPromptPipeline(SystemPipeline, AdapterMixin, WanLoraLoaderMixin):
         self, shape: tuple[int, ...], generator: Generators, given: Any, settings: Settings
     ) -> VideoLatents:
         if given is not None:
-            if not isinstance(given, torch.Tensor) or tuple(given.shape) != shape:
-                got = tuple(given.shape) if isinstance(given, torch.Tensor) else type(given).__name__
-                raise InputError(f"expected latents of shape {shape}, got {got}")
-            return given.to(self._execution_device, torch.float32)
+            return self.place_noise(given, shape)
         is_sampled = "sampled_latents" in settings.experimental.official_quirks
         frames_first = is_sampled and self.family.has_sampled_latents
         return self.family.draw_noise(shape, generator, frames_first=frames_first).to(self._execution_device)
@@ -436,10 +396,3 @@ class VideoAsPromptPipeline(SystemPipeline, AdapterMixin, WanLoraLoaderMixin):
         video = decode_latents(self.vae, latents)
         clips = video_to_clips(video, fps)
         return clips, format_video(video, clips, output_type)
-
-
-def _check_output(output_type: str, num_videos: int) -> None:
-    if num_videos < 1:
-        raise InputError(f"expected num_videos_per_prompt of at least 1, got {num_videos}")
-    if output_type not in get_args(OutputType):
-        raise InputError(f"expected output_type to be one of {', '.join(get_args(OutputType))}, got {output_type!r}")
