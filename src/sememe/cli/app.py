@@ -73,23 +73,19 @@ def make_app(session: Session) -> typer.Typer:
         if not session.debug:
             silence_libraries()
 
-    verbs = (
-        demo,
-        generate,
-        encode_reference,
-        train,
-        evaluate,
-        plan,
-        plans,
-        models,
-        download,
-        convert,
-        world,
-        data,
-        parity,
-    )
-    for verb in (*verbs, environment):
-        verb.register(app)
+    app.command()(demo.demo)
+    generate.register(app)
+    app.command()(encode_reference.encode_reference)
+    for verb in (train.train, train.precompute, train.assemble, train.recipes, evaluate.evaluate, plan.plan):
+        app.command()(verb)
+    plans.register(app)
+    app.command("models")(models.list_models)
+    app.command()(download.download)
+    app.command()(convert.convert)
+    world.register(app)
+    data.register(app)
+    app.command()(parity.check_parity)
+    app.command("env")(environment.show_environment)
     return app
 
 

@@ -8,11 +8,6 @@ import typer
 from sememe.cli.console import echo_json, show_progress
 
 
-def register(app: typer.Typer) -> None:
-    """Adds the verb."""
-    app.command("convert")(convert)
-
-
 def convert(
     source: Annotated[
         str, typer.Argument(metavar="SOURCE", help="Folder, built-in name, or repository on the hub (owner/name).")

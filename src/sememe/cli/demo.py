@@ -9,11 +9,6 @@ import typer
 from sememe.cli.console import echo_json, show_progress
 
 
-def register(app: typer.Typer) -> None:
-    """Adds the verb."""
-    app.command("demo")(demo)
-
-
 def demo(
     system: Annotated[
         str, typer.Argument(metavar="[SYSTEM]", help="video-as-prompt, semanticgen or gen1.")

@@ -10,11 +10,6 @@ from sememe.cli.setting_options import Device, ModelName, Overrides, make_help_a
 from sememe.video_as_prompt.settings import Settings
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    app.command("encode-reference")(encode_reference)
-
-
 def encode_reference(
     videos: Annotated[list[Path], typer.Argument(help="Reference videos.", metavar="VIDEO...", show_default=False)],
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write (safetensors).", show_default=False)],

@@ -7,11 +7,6 @@ import typer
 from sememe.cli.console import echo_json
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    app.command("env")(show_environment)
-
-
 def show_environment(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Show versions, memory and accelerators, for a bug report."""
     from sememe.workflows.environment import describe_environment

@@ -34,11 +34,6 @@ Control = Annotated[
 ]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    app.command("evaluate")(evaluate)
-
-
 def evaluate(
     system: Annotated[str, typer.Argument(metavar="SYSTEM", help=f"System to measure: {', '.join(SYSTEMS)}.")],
     model: ModelName = "tiny",

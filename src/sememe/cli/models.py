@@ -7,11 +7,6 @@ import typer
 from sememe.cli.console import echo_json
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    app.command("models")(list_models)
-
-
 def list_models(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """List the models that come with the package, and released ones that can be fetched."""
     from sememe.workflows.model_list import list_built_in_models, list_released_models

@@ -8,11 +8,6 @@ import typer
 from sememe.cli.console import echo_json
 
 
-def register(app: typer.Typer) -> None:
-    """Adds the verb."""
-    app.command("check-parity")(check_parity)
-
-
 def check_parity(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of parity vectors.")],
 ) -> None:

@@ -11,11 +11,6 @@ from sememe.video_as_prompt.settings import Settings
 _setting = make_setting(Settings)
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    app.command("plan")(plan)
-
-
 def plan(
     model: Annotated[
         str,

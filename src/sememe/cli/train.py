@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sememe.cli.console import echo_json, show_progress
-from sememe.events import tell_duration
+from sememe.events import ignore_progress, tell_duration
+from sememe.records import to_plain
 
 if TYPE_CHECKING:
-    from sememe.events import Progress
     from sememe.training.checkpoint import Resume
     from sememe.training.progress import TrainingSummary
     from sememe.training.recipes import TrainingRecipe
@@ -114,14 +114,6 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON."
 ListAll = Annotated[bool, typer.Option("--list", help="List the recipes, or the settings of RECIPE, and stop.")]
 
 
-def register(app: typer.Typer) -> None:
-    """Adds the verbs."""
-    app.command("train")(train)
-    app.command("precompute")(precompute)
-    app.command("assemble")(assemble)
-    app.command("recipes")(recipes)
-
-
 def train(
     recipe: RecipeName = None,
     settings: Annotated[list[str] | None, _make_settings("training.learning_rate=3e-4")] = None,
@@ -151,7 +143,7 @@ def train(
         return
     _keep_memory()
     is_main = os.environ.get("RANK", "0") == "0"  # torchrun starts this command several times; one of them speaks
-    with show_progress() if is_main else nullcontext(_say_nothing) as on_progress:
+    with show_progress() if is_main else nullcontext(ignore_progress) as on_progress:
         summary = train_recipe(
             resolved,
             output_dir,
@@ -161,7 +153,7 @@ def train(
             on_progress=on_progress,
         )
     if as_json and is_main:
-        echo_json(_document(summary))
+        echo_json(to_plain({name: value for name, value in asdict(summary).items() if name != "signal_name"}))
     elif is_main:
         _tell(summary)
     if summary.ending == "signal":
@@ -285,10 +277,6 @@ def _list(recipe: str | None, *, as_json: bool, is_asked: bool) -> None:
         typer.echo("\n".join(lines))
 
 
-def _say_nothing(_: "Progress") -> None:
-    """For the other processes of a run."""
-
-
 def _keep_memory() -> None:
     from sememe.training.process import keep_freed_memory
 
@@ -371,17 +359,3 @@ def _tell_precomputed(summary: "PrecomputeSummary", *, is_pruned: bool) -> None:
     if summary.num_unused:
         done = "removed" if is_pruned else "--prune removes them"
         typer.echo(f"entries of clips that are not in the data any more: {summary.num_unused}; {done}")
-
-
-def _document(summary: "TrainingSummary") -> dict[str, object]:
-    return {
-        "step": summary.step,
-        "num_steps": summary.num_steps,
-        "num_samples": summary.num_samples,
-        "seconds": summary.seconds,
-        "loss": summary.loss,
-        "ending": summary.ending,
-        "checkpoint": None if summary.checkpoint is None else str(summary.checkpoint),
-        "model": None if summary.model is None else str(summary.model),
-        "validation": None if summary.validation is None else asdict(summary.validation),
-    }
