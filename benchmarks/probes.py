@@ -56,7 +56,7 @@ def encode_scripts(pipeline: Any, seeds: Sequence[int]) -> Known:
             render_script(each.scene, each.spans, size=(size.height, size.width), fps=size.fps) for each in scripts
         ]
         picks = clock.pick_frames(size.num_frames, size.fps)
-        found = pipeline.encoder.encode([Clip(shot.clip.frames[picks], clock.fps) for shot in shots]).features
+        found = pipeline.encoder.encode([Clip(shot.clip.frames[picks], clock.fps) for shot in shots])
         features.append(found.float().numpy())
         plans.append(pipeline.compressor.encode(found).numpy())
         _, slices, rows, columns, _ = found.shape

@@ -111,7 +111,7 @@ def test_small_weights_under_group_offload(storage: str) -> None:
 )
 def test_quantised_backbone_and_both(family: str, kind: str) -> None:
     expected = predict(make_model(family), family)
-    distances, sizes = [], []
+    distances = []
     for parts in ("backbone", "both"):
         model = make_model(family)
         names = [name for name, _ in quantizable_layers(model, parts)]
@@ -119,18 +119,14 @@ def test_quantised_backbone_and_both(family: str, kind: str) -> None:
         assert not [name for name in names if any(part in name for part in KEPT)]
         assert any(".expert." in name for name in names) == (parts == "both")
         untouched = [name for name, _ in quantizable_layers(model) if name not in names]
-        report = quantize_transformer(model, kind, parts)
-        assert report.num_layers == len(names)
+        quantize_transformer(model, kind, parts)
         assert all(find_library(model.get_submodule(name)) for name in names)
         assert not any(find_library(model.get_submodule(name)) for name in untouched)
         found = predict(model, family)
         assert torch.isfinite(found).all()
         distances.append(measure_distance(found, expected))
-        sizes.append(report.bytes_after / report.bytes_before)
     assert min(distances) > 0.0
     assert max(distances) < BOUNDS[kind]
-    # Scales weigh more here than in a real model, whose rows are a hundred times as long.
-    assert max(sizes) < (0.2 if kind == "nf4" else 0.35)
     assert torch.get_float32_matmul_precision() == "highest", "other networks of the process compute as before"
 
 

@@ -80,21 +80,18 @@ def test_features_have_a_grid_and_times(make: Any, num_frames: int, num_slices: 
     encoder: TowerEncoder = make()
     found = encoder.encode([make_clip(num_frames), make_clip(num_frames, seed=1)])
     rows, columns = encoder.choose_grid(60, 90)
-    assert found.features.shape == (2, num_slices, rows, columns, encoder.feature_dim)
-    assert found.grid == (num_slices, rows, columns)
-    assert found.times.tolist() == [0.25 + 0.5 * index for index in range(num_slices)]
-    assert found.size == encoder.choose_size(60, 90)
-    assert found.fingerprint == encoder.fingerprint
+    assert found.shape == (2, num_slices, rows, columns, encoder.feature_dim)
+    assert encoder.clock.times(num_slices).tolist() == [0.25 + 0.5 * index for index in range(num_slices)]
     # Each clip of a batch is encoded alone, and clips differ.
-    alone = encoder.encode([make_clip(num_frames)]).features
-    torch.testing.assert_close(found.features[:1], alone, atol=1e-5, rtol=1e-5)
-    assert not torch.allclose(found.features[0], found.features[1])
+    alone = encoder.encode([make_clip(num_frames)])
+    torch.testing.assert_close(found[:1], alone, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(found[0], found[1])
 
 
 @pytest.mark.parametrize("slices_at_once", [1, 3, 4])
 def test_chunks_of_slices_are_exact(slices_at_once: int) -> None:
-    whole = make_qwen(slices_at_once=100).encode([make_clip()]).features
-    chunked = make_qwen(slices_at_once=slices_at_once).encode([make_clip()]).features
+    whole = make_qwen(slices_at_once=100).encode([make_clip()])
+    chunked = make_qwen(slices_at_once=slices_at_once).encode([make_clip()])
     torch.testing.assert_close(chunked, whole, atol=1e-6, rtol=1e-6)
 
 
@@ -103,7 +100,7 @@ def test_a_slice_is_at_its_place() -> None:
     encoder, clip = make_qwen(), make_clip(40, 112, 112)
     frames = clip.frames.copy()
     frames[8:12, 84:, :28] = 255 - frames[8:12, 84:, :28]  # third slice, last row, first column
-    before, after = (encoder.encode([each]).features[0] for each in (clip, Clip(frames, 8.0)))
+    before, after = (encoder.encode([each])[0] for each in (clip, Clip(frames, 8.0)))
     change = (after - before).abs().amax(dim=-1)
     assert change.shape == (10, 4, 4)
     assert change[[0, 1, *range(3, 10)]].max() == 0
@@ -135,7 +132,7 @@ def test_sizes_are_the_nearest_multiples(height: int, width: int, expected: tupl
 def test_the_built_in_tower_has_four_by_four_features() -> None:
     encoder = QwenEncoder(make_built_in_tower(TowerNetwork(feature_dim=16)), BUILT_IN_FPS)
     assert encoder.choose_grid(64, 64) == (4, 4)
-    assert encoder.encode([make_clip(33, 64, 64)]).features.shape == (1, 8, 4, 4, 16)
+    assert encoder.encode([make_clip(33, 64, 64)]).shape == (1, 8, 4, 4, 16)
 
 
 def test_encoding_is_differentiable() -> None:
@@ -164,7 +161,7 @@ def test_encoders_are_loaded_from_folders(make: Any, tmp_path: Path) -> None:
     loaded = load_encoder(tmp_path, 4.0)
     assert type(loaded) is type(encoder)
     assert loaded.fingerprint == encoder.fingerprint
-    assert torch.equal(loaded.encode([make_clip()]).features, encoder.encode([make_clip()]).features)
+    assert torch.equal(loaded.encode([make_clip()]), encoder.encode([make_clip()]))
     assert not any(parameter.requires_grad for parameter in loaded.tower.parameters())
 
 
@@ -210,12 +207,12 @@ def test_an_autoencoder_encodes_frame_by_frame(tmp_path: Path) -> None:
     clip = make_clip(num_frames=9, height=24, width=16)
     found = encoder.encode([clip])
     side, channels = vae.config.patch_size, vae.config.latent_channels
-    assert found.features.shape == (1, 2, 24 // (2 * side), 16 // (2 * side), 8 * channels)
+    assert found.shape == (1, 2, 24 // (2 * side), 16 // (2 * side), 8 * channels)
     picks = encoder.clock.pick_frames(9, 8.0)
     second = clips_to_video([Clip(clip.frames[picks[1:2]], 4.0)])
     # The second frame's latents of the four places of the first feature.
     expected = encode_video(vae, second)[0, :, 0, :2, :2].flatten()
-    torch.testing.assert_close(found.features[0, 0, 0, 0, 4 * channels :], expected)
+    torch.testing.assert_close(found[0, 0, 0, 0, 4 * channels :], expected)
 
 
 def test_slices_at_once_are_those_of_transformers() -> None:

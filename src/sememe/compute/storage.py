@@ -6,7 +6,6 @@ sensitive to rounding (embedders, norms with what modulates them, the output lay
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any, Literal, get_args
@@ -86,22 +85,7 @@ _TORCHAO_CONFIGS = {
 }
 
 
-@dataclass(frozen=True)
-class QuantizationReport:
-    """What was done.
-
-    Attributes:
-        num_layers: Number of linear layers that were quantised.
-        bytes_before: Size of their weights.
-        bytes_after: Their size with scales.
-    """
-
-    num_layers: int
-    bytes_before: int
-    bytes_after: int
-
-
-def quantize_transformer(transformer: ModelMixin, kind: str, parts: str = "both") -> QuantizationReport:
+def quantize_transformer(transformer: ModelMixin, kind: str, parts: str = "both") -> None:
     """Quantise the linear layers in a transformer's blocks, in place and for inference only.
 
     Do it before the transformer is moved, offloaded or compiled; LoRA weights may be loaded before or after, and stay
@@ -123,13 +107,10 @@ def quantize_transformer(transformer: ModelMixin, kind: str, parts: str = "both"
     layers = dict(quantizable_layers(transformer, parts))
     if any(find_library(layer) for layer in layers.values()):
         raise InputError("this transformer is quantised already; load it again to quantise it otherwise")
-    before = sum(layer.weight.nbytes for layer in layers.values())
     if kind in _TORCHAO_CONFIGS:
         _quantize_with_torchao(transformer, frozenset(layers), _TORCHAO_CONFIGS[kind])
     else:
         _quantize_with_bitsandbytes(transformer, layers, kind)
-    after = sum(_count_bytes(transformer.get_submodule(name)) for name in layers)
-    return QuantizationReport(len(layers), before, after)
 
 
 def check_installed(kind: str) -> None:
@@ -190,18 +171,3 @@ def _import_extra(name: str) -> ModuleType:
         return import_module(name)
     except ImportError as error:
         raise MissingExtraError(name.split(".", maxsplit=1)[0], "quant") from error
-
-
-def _count_bytes(layer: nn.Module) -> int:
-    """Return the bytes of a layer's weight with its scales, wherever a library keeps them."""
-    weight: Any = layer.weight
-    state = getattr(weight, "quant_state", None)
-    if state is not None:
-        return weight.nbytes + state.absmax.nbytes
-    row_scales = getattr(weight, "SCB", None)
-    if row_scales is not None:
-        return weight.nbytes + row_scales.nbytes
-    names = getattr(type(weight.data), "tensor_data_names", None)
-    if names is None:
-        return weight.nbytes
-    return sum(getattr(weight.data, name).nbytes for name in names)

@@ -7,7 +7,6 @@ place, to measure whether plans have to be semantic (section 4.4).
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,7 +27,7 @@ from sememe.checkpoints.components import ModelPart, load_component, load_strict
 from sememe.checkpoints.fingerprint import hash_tensors
 from sememe.checkpoints.headers import CONFIG_NAME, read_json
 from sememe.errors import InputError, ModelError
-from sememe.semanticgen.clocks import SliceClock, Times
+from sememe.semanticgen.clocks import SliceClock
 from sememe.semanticgen.network_encoder import use_all_slices_at_once
 from sememe.semanticgen.shapes import EncoderFeatures
 from sememe.video import Clip, resize_clip
@@ -45,29 +44,6 @@ Colours = tuple[float, float, float]
 _CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _PROCESSORS = ("video_preprocessor_config.json", "preprocessor_config.json")
-
-
-@dataclass(frozen=True, eq=False)
-class SemanticFeatures:
-    """Features of clips of one shape.
-
-    Attributes:
-        features: Features of every slice, row and column, float32.
-        times: Centres of the slices in seconds.
-        size: Height and width in pixels at which the encoder saw the frames; they were stretched to it.
-        fingerprint: Identifies the encoder with its rate and its way of resizing.
-    """
-
-    features: EncoderFeatures
-    times: Times
-    size: tuple[int, int]
-    fingerprint: str
-
-    @property
-    def grid(self) -> tuple[int, int, int]:
-        """Slices, rows and columns."""
-        slices, rows, columns = self.features.shape[1:4]
-        return slices, rows, columns
 
 
 class TowerEncoder(ABC):
@@ -143,7 +119,7 @@ class TowerEncoder(ABC):
         return {"class": type(self.tower).__name__, "fps": self.clock.fps, "colours": self.colours} | settings
 
     @torch.no_grad()
-    def encode(self, clips: Sequence[Clip]) -> SemanticFeatures:
+    def encode(self, clips: Sequence[Clip]) -> EncoderFeatures:
         """Encode clips of one shape and rate.
 
         Frames are taken as `SliceClock.pick_frames` says: a clip shorter than one slice has one slice.
@@ -159,8 +135,7 @@ class TowerEncoder(ABC):
         num_frames, height, width, fps = shapes.pop()
         picks, size = self.clock.pick_frames(num_frames, fps), self.choose_size(height, width)
         sampled = [resize_clip(Clip(clip.frames[picks], self.clock.fps), *size, "stretch") for clip in clips]
-        features = self.encode_frames(clips_to_video(sampled))
-        return SemanticFeatures(features, self.clock.times(features.shape[1]), size, self.fingerprint)
+        return self.encode_frames(clips_to_video(sampled))
 
     def encode_frames(self, video: SampledFrames) -> EncoderFeatures:
         """Encode frames that were taken and resized already, such as those of a training batch; differentiable."""

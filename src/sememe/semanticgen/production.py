@@ -255,9 +255,9 @@ def encode_sources(pipeline: SystemPipeline, sources: Sequence[Clip], settings: 
     size, source = settings.size, sources[0]
     picks = pipeline.clock.pick_frames(source.num_frames, source.fps)
     sampled = [resize_clip(Clip(clip.frames[picks], pipeline.clock.fps), size.height, size.width) for clip in sources]
-    found = pipeline.encoder.encode(sampled)
-    pipeline.compressor.check_encoder(found.fingerprint)
-    return wrap_plans(pipeline, pipeline.compressor.encode(found.features.to(pipeline._execution_device)))
+    features = pipeline.encoder.encode(sampled)
+    pipeline.compressor.check_encoder(pipeline.encoder.fingerprint)
+    return wrap_plans(pipeline, pipeline.compressor.encode(features.to(pipeline._execution_device)))
 
 
 def wrap_plans(
