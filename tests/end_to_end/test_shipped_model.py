@@ -44,7 +44,7 @@ def test_most_of_12_references_are_followed() -> None:
             num_inference_steps=4,  # a third of the default, and nearly as often right
         ).clips
         oracle = Oracle({name: render(scene, name).clip for name in conditions(scene=scene)})
-        followed += [name for name, clip in zip(names, made, strict=True) if oracle.nearest(clip).name == name]
+        followed += [name for name, clip in zip(names, made, strict=True) if oracle.nearest(clip) == name]
     assert len(followed) >= 8, followed
 
 

@@ -51,7 +51,7 @@ def test_neighbours_turn_into_each_other() -> None:
     """Two windows that disagree are mixed step by step, so that no two frames differ by more than a share of it."""
     windows = make_windows(10, 6, 4)
     values = {window.start: float(place) for place, window in enumerate(windows)}
-    found = predict_windows(windows, lambda frames: torch.full((1, 1, 6), values[frames.start]), 10)[0, 0]
+    found = predict_windows(windows, lambda frames: torch.full((1, 1, 6, 1, 1), values[frames.start]), 10).flatten()
     assert found[0] == 0.0
     assert found[-1] == len(windows) - 1
     assert (found.diff() >= -1e-6).all()

@@ -55,15 +55,11 @@ class PartOffload:
             step()
 
 
-def offload_expert(transformer: ModelMixin, offload_device: torch.device | str = "cpu") -> PartOffload:
-    """Keep a one-way expert on `offload_device` except while references are encoded.
+def offload_expert(transformer: ModelMixin) -> PartOffload:
+    """Keep a one-way expert on the CPU except while references are encoded.
 
     It comes to the backbone's device when a reference is embedded and leaves when the next step begins. In between a
     step needs nothing but the reference's keys and values. The result is the same.
-
-    Args:
-        transformer: A transformer with experts.
-        offload_device: Where the expert waits.
 
     Raises:
         InputError: A two-way expert, which is needed at every step.
@@ -75,7 +71,7 @@ def offload_expert(transformer: ModelMixin, offload_device: torch.device | str =
         move_modules(parts, next(gate.parameters()).device)
 
     def leave(*_: Any) -> None:
-        move_modules(parts, offload_device)
+        move_modules(parts, "cpu")
 
     leave()
     # No hooks on the experts themselves, which would break the graph of a compiled block.

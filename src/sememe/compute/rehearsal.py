@@ -102,6 +102,9 @@ class _Tracker(TorchDispatchMode):
         return result
 
 
+_MOST_LAYOUTS = 100_000
+
+
 class _MetaAnswers:
     """Operations on the meta device, each computed once for arguments of the same layout.
 
@@ -109,9 +112,8 @@ class _MetaAnswers:
     millisecond to find it.
     """
 
-    def __init__(self, max_size: int = 100_000) -> None:
+    def __init__(self) -> None:
         self._layouts: dict[Any, tuple[_Layout, ...] | _Layout | None] = {}
-        self._max_size = max_size
 
     @no_type_check
     def compute(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -130,7 +132,7 @@ class _MetaAnswers:
             # Some operations, such as _unsafe_view, return views without saying so.
             given = {tensor.untyped_storage()._cdata for tensor in _tensors((args, kwargs))}
             is_new = given.isdisjoint(tensor.untyped_storage()._cdata for tensor in _tensors(result))
-            if len(self._layouts) >= self._max_size:
+            if len(self._layouts) >= _MOST_LAYOUTS:
                 self._layouts.clear()
             self._layouts[key] = _find_layout(result) if is_new else None
         return result

@@ -43,18 +43,15 @@ def draw_captions(
     num_targets: int,
     num_references: int = 0,
     unnamed_targets: np.ndarray | None = None,
-    unnamed_references: np.ndarray | None = None,
 ) -> CaptionChoice:
     """Draw the caption of each target and reference.
 
-    Where `unnamed_...` (boolean, one for each target or reference) is True the condition is never named: a caption that
-    would be full is neutral. The draws of the others do not depend on it.
+    Where `unnamed_targets` (boolean, one for each) is True the condition is never named: a caption that would be full
+    is neutral. The draws of the others do not depend on it.
     """
     return CaptionChoice(
         targets=_draw_kinds(policy.drop_target_caption, policy.full_share, generator, num_targets, unnamed_targets),
-        references=_draw_kinds(
-            policy.drop_reference_caption, policy.full_share, generator, num_references, unnamed_references
-        ),
+        references=_draw_kinds(policy.drop_reference_caption, policy.full_share, generator, num_references),
         dropped_references=generator.random(num_targets) < policy.drop_reference,
     )
 
@@ -67,7 +64,7 @@ def pick_captions(kinds: np.ndarray, neutral: Sequence[str], full: Sequence[str]
 
 
 def _draw_kinds(
-    drop: float, full_share: float, generator: np.random.Generator, count: int, unnamed: np.ndarray | None
+    drop: float, full_share: float, generator: np.random.Generator, count: int, unnamed: np.ndarray | None = None
 ) -> np.ndarray:
     is_dropped = generator.random(count) < drop
     is_full = generator.random(count) < full_share

@@ -39,14 +39,6 @@ Features = Float32[np.ndarray, "value"]
 
 
 @dataclass(frozen=True, slots=True)
-class Match:
-    """A candidate and its mean squared distance."""
-
-    name: str
-    distance: float
-
-
-@dataclass(frozen=True, slots=True)
 class Verdict:
     """What the oracle says of one clip.
 
@@ -98,14 +90,9 @@ class Oracle:
         difference = self._features - cell_colors(clip)
         return np.einsum("cv,cv->c", difference, difference, dtype=np.float64) / difference.shape[1]
 
-    def rank(self, clip: Clip) -> tuple[Match, ...]:
-        """Return all candidates, nearest first; candidates equally near stay in the order given."""
-        distances = self.measure(clip)
-        return tuple(Match(self.names[i], float(distances[i])) for i in np.argsort(distances, kind="stable"))
-
-    def nearest(self, clip: Clip) -> Match:
-        """Return the candidate that the clip resembles most."""
-        return self.rank(clip)[0]
+    def nearest(self, clip: Clip) -> str:
+        """Return the candidate that the clip resembles most, the first of those that are equally near."""
+        return self.names[int(self.measure(clip).argmin())]
 
     def judge(self, clip: Clip, expected: str) -> Verdict:
         """Compare the clip with all candidates.
@@ -113,11 +100,11 @@ class Oracle:
         Raises:
             InputError: If `expected` is no candidate.
         """
-        matches = self.rank(clip)
-        for place, match in enumerate(matches, start=1):
-            if match.name == expected:
-                return Verdict(expected, matches[0].name, place, match.distance)
-        raise InputError(f"expected one of the {len(self.names)} candidates, got {expected!r}")
+        if expected not in self.names:
+            raise InputError(f"expected one of the {len(self.names)} candidates, got {expected!r}")
+        distances, place = self.measure(clip), self.names.index(expected)
+        order = np.argsort(distances, kind="stable").tolist()
+        return Verdict(expected, self.names[order[0]], 1 + order.index(place), float(distances[place]))
 
 
 def cell_colors(clip: Clip) -> Features:

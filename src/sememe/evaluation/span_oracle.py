@@ -50,7 +50,7 @@ def read_spans(
                 f"expected spans that together last as long as the clip, {clip.duration:g} seconds, "
                 f"got {sum(seconds):g}"
             )
-        nearest = Oracle(candidates).nearest(Clip(span, clip.fps)).name
+        nearest = Oracle(candidates).nearest(Clip(span, clip.fps))
         read.append(None if nearest == _NOTHING else nearest)
         first += num_frames
     return tuple(read)

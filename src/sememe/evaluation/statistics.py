@@ -11,6 +11,8 @@ import numpy as np
 
 from sememe.errors import InputError
 
+_CONFIDENCE, _NUM_DRAWS = 0.95, 2000
+
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
@@ -41,8 +43,6 @@ def bootstrap_interval(
     values: Sequence[float] | Sequence[Sequence[float]],
     groups: Sequence[Hashable] | None = None,
     *,
-    confidence: float = 0.95,
-    num_draws: int = 2000,
     seed: int = 0,
     statistic: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Estimate:
@@ -53,8 +53,6 @@ def bootstrap_interval(
     Args:
         values: One number per trial, or a row of numbers for `statistic`.
         groups: The group of each value; None draws single values.
-        confidence: Confidence of the interval.
-        num_draws: Number of resamples.
         seed: Seed of the draws.
         statistic: Maps the means of the columns, (..., num_columns), to the figure, (...).
 
@@ -72,10 +70,10 @@ def bootstrap_interval(
     counts = np.bincount(members)
     sums = np.zeros((len(counts), data.shape[1]))
     np.add.at(sums, members, data)
-    draws = np.random.Generator(np.random.PCG64(seed)).integers(len(counts), size=(num_draws, len(counts)))
+    draws = np.random.Generator(np.random.PCG64(seed)).integers(len(counts), size=(_NUM_DRAWS, len(counts)))
     means = np.concatenate([data.mean(axis=0)[None], sums[draws].sum(axis=1) / counts[draws].sum(axis=1)[:, None]])
     value, *results = means[:, 0] if statistic is None else statistic(means)
-    low, high = np.quantile(results, [(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = np.quantile(results, [(1 - _CONFIDENCE) / 2, (1 + _CONFIDENCE) / 2])
     return Estimate(float(value), float(low), float(high), len(data))
 
 

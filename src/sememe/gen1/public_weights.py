@@ -135,22 +135,19 @@ def load_prior(folder: str | Path, torch_dtype: torch.dtype | None = None) -> di
     }
 
 
-def inflate_stable_diffusion(
-    folder: str | Path, max_frames: int = 8, content_dim: int | None = None, torch_dtype: torch.dtype | None = None
-) -> dict[str, Any]:
+def inflate_stable_diffusion(folder: str | Path, max_frames: int = 8, content_dim: int | None = None) -> dict[str, Any]:
     """Load `vae`, `unet` and `scheduler` of an untrained Gen-1 model from an image model.
 
     Args:
         folder: Folder of Stable Diffusion 1 or 2.
         max_frames: Frames that the model predicts at once.
         content_dim: Length of content embeddings; None for that of the folder's own texts.
-        torch_dtype: Dtype of the U-Net; None for float32.
 
     Raises:
         ModelError: The folder is missing, damaged, or of another architecture.
     """
     base = check_stable_diffusion(folder)
-    image_model = load_component("unet", base / "unet", torch_dtype, UNet2DConditionModel)
+    image_model = load_component("unet", base / "unet", component=UNet2DConditionModel)
     return {
         "vae": load_component("vae", base / "vae"),
         "unet": Gen1UNet.from_image_model(image_model, max_frames, content_dim),

@@ -8,7 +8,6 @@ is no seam. Memory is that of one window. Where one window covers a frame, its p
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from sememe.errors import InputError
@@ -61,29 +60,16 @@ def make_windows(num_frames: int, window_frames: int, overlap: int) -> tuple[Win
     return tuple(Window(start, weights) for start, weights in zip(starts, shares, strict=True))
 
 
-def predict_windows(
-    windows: tuple[Window, ...], predict: Callable[[slice], Tensor], num_frames: int, axis: int = 2
-) -> Tensor:
-    """Blend the predictions of windows to that of the clip.
-
-    Args:
-        windows: As `make_windows` made them.
-        predict: Predicts the frames of a slice.
-        num_frames: Frames of the clip.
-        axis: Which axis of a prediction is that of frames.
-    """
+def predict_windows(windows: tuple[Window, ...], predict: Callable[[slice], Tensor], num_frames: int) -> Tensor:
+    """Blend the predictions of windows, (batch, channel, frame, height, width), to that of a clip of so many frames."""
     if len(windows) == 1:
         return predict(windows[0].frames)
     total: Tensor | None = None
     for window in windows:
         predicted = predict(window.frames)
         if total is None:
-            shape = list(predicted.shape)
-            shape[axis] = num_frames
-            total = predicted.new_zeros(shape)
-        view = [1] * predicted.ndim
-        view[axis] = -1
-        weights = torch.tensor(window.weights, dtype=predicted.dtype, device=predicted.device).view(view)
-        total.narrow(axis, window.start, len(window.weights)).add_(predicted * weights)
+            batch, channels, _, *grid = predicted.shape
+            total = predicted.new_zeros(batch, channels, num_frames, *grid)
+        total[:, :, window.frames] += predicted * predicted.new_tensor(window.weights).view(-1, 1, 1)
     assert total is not None, "there is at least one window"
     return total

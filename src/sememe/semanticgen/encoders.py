@@ -54,11 +54,10 @@ class TowerEncoder(ABC):
         fps: Frames per second that it is given.
         colours: Mean and standard deviation of the colours 0..1 that the network was trained with; None for those
             that the class's released networks have.
-        slices_at_once: Slices encoded together.
 
     Raises:
         ModelError: The network cannot encode videos as needed.
-        InputError: A number is out of range.
+        InputError: `fps` is not above 0.
     """
 
     tower_class: ClassVar[Any]
@@ -66,20 +65,13 @@ class TowerEncoder(ABC):
     # Settings that the shapes of tensors do not show, so they are part of the fingerprint.
     telling_settings: ClassVar[tuple[str, ...]]
 
-    def __init__(
-        self,
-        tower: Any,
-        fps: float = DEFAULT_FPS,
-        *,
-        colours: tuple[Colours, Colours] | None = None,
-        slices_at_once: int = 8,
-    ) -> None:
-        if slices_at_once < 1:
-            raise InputError(f"expected slices_at_once of at least 1, got {slices_at_once}")
+    slices_at_once = 8
+    """Slices that are encoded together."""
+
+    def __init__(self, tower: Any, fps: float = DEFAULT_FPS, colours: tuple[Colours, Colours] | None = None) -> None:
         self.tower = tower
         self.clock = SliceClock(fps, self.frames_per_slice)
         self.colours = colours or self.released_colours
-        self.slices_at_once = slices_at_once
 
     @property
     @abstractmethod
@@ -154,13 +146,6 @@ class QwenEncoder(TowerEncoder):
     Its attention stays within a slice of two frames, so that encoding in chunks of slices is exact. Each side of a
     frame is stretched to the nearest multiple of a feature's pixels (28 in released towers), at least one; frames with
     more than `max_features` are made smaller first. The paper does not say how frames are resized.
-
-    Args:
-        tower: `Qwen2_5_VisionTransformerPretrainedModel`.
-        fps: Frames per second that it is given.
-        colours: As in `TowerEncoder`.
-        slices_at_once: Slices encoded together.
-        max_features: Most features per slice; released processors allow as many.
     """
 
     tower_class: ClassVar[Any] = Qwen2_5_VisionTransformerPretrainedModel
@@ -173,19 +158,11 @@ class QwenEncoder(TowerEncoder):
         "fullatt_block_indexes",
     )
 
-    def __init__(
-        self,
-        tower: Any,
-        fps: float = DEFAULT_FPS,
-        *,
-        colours: tuple[Colours, Colours] | None = None,
-        slices_at_once: int = 8,
-        max_features: int = 1280,
-    ) -> None:
-        super().__init__(tower, fps, colours=colours, slices_at_once=slices_at_once)
-        if max_features < 1:
-            raise InputError(f"expected max_features of at least 1, got {max_features}")
-        self.max_features = max_features
+    max_features = 1280
+    """Most features per slice; released processors allow as many."""
+
+    def __init__(self, tower: Any, fps: float = DEFAULT_FPS, colours: tuple[Colours, Colours] | None = None) -> None:
+        super().__init__(tower, fps, colours)
         use_all_slices_at_once(tower)
 
     @property
@@ -239,19 +216,14 @@ class ClipLengthEncoder(TowerEncoder):
     size_setting: ClassVar[str]
     length_setting: ClassVar[str]
 
-    def __init__(
-        self,
-        tower: Any,
-        fps: float = DEFAULT_FPS,
-        *,
-        colours: tuple[Colours, Colours] | None = None,
-    ) -> None:
+    def __init__(self, tower: Any, fps: float = DEFAULT_FPS, colours: tuple[Colours, Colours] | None = None) -> None:
         num_frames, tubelet = getattr(tower.config, self.length_setting), tower.config.tubelet_size
         if num_frames % tubelet:
             raise ModelError(
                 f"expected {self.length_setting} as a multiple of tubelet_size {tubelet}, got {num_frames}"
             )
-        super().__init__(tower, fps, colours=colours, slices_at_once=num_frames // tubelet)
+        super().__init__(tower, fps, colours)
+        self.slices_at_once = num_frames // tubelet
 
     @property
     def frames_per_slice(self) -> int:
@@ -368,7 +340,6 @@ _ENCODERS: dict[str, type[TowerEncoder]] = {
 def load_encoder(
     folder: Path,
     fps: float = DEFAULT_FPS,
-    dtype: torch.dtype = torch.float32,
     device: torch.device | None = None,
 ) -> TowerEncoder:
     """Load the encoder of a local folder, in evaluation mode.
@@ -377,7 +348,6 @@ def load_encoder(
         folder: Holds a vision tower, a Qwen2.5-VL of which only the tower is read, a V-JEPA 2, a VideoMAE, or a video
             autoencoder.
         fps: Frames per second that it is given.
-        dtype: Precision of the weights; fingerprints differ between precisions.
         device: Where the tower goes; None for the CPU. On the meta device it has no weights.
 
     Raises:
@@ -392,10 +362,10 @@ def load_encoder(
     if encoder is LatentEncoder:
         tower = load_component("vae", folder, device=device)
     elif device is not None and device.type == "meta":
-        tower = sketch_network(encoder.tower_class, folder).to(dtype)
+        tower = sketch_network(encoder.tower_class, folder).to(torch.float32)
     else:
         part = _TOWER_OF_QWEN if kind == "qwen2_5_vl" else None
-        tower = load_strictly(encoder.tower_class, folder, dtype, part=part).to(device)
+        tower = load_strictly(encoder.tower_class, folder, torch.float32, part=part).to(device)
     return encoder(tower.requires_grad_(False), fps, colours=_read_colours(folder))
 
 

@@ -17,16 +17,13 @@ from sememe.workflows.model_card import ModelCard, write_card
 from sememe.workflows.systems import find_model_system
 
 
-def assemble_recipe(
-    recipe: ModelRecipe, output: Path | str, *, title: str | None = None, evaluation: Mapping[str, str] | None = None
-) -> Path:
+def assemble_recipe(recipe: ModelRecipe, output: Path | str, *, title: str | None = None) -> Path:
     """Write the model that a recipe assembles from runs, or from parts of other models.
 
     Args:
         recipe: Names the runs, and says what the model makes by default.
         output: Folder to write; see `write_model`.
         title: Title of the card; None for the folder's name.
-        evaluation: Measured figures for the card.
 
     Raises:
         ModelError: A run is not complete, or its parts do not fit.
@@ -52,7 +49,6 @@ def assemble_recipe(
         task=spec.task,
         intended_use=f"trying out, testing and measuring {system.title} on small machines; {spec.use}",
         training=describe_runs({field: getattr(recipe, field) for field in spec.needs}),
-        evaluation=evaluation or {},
     )
     return write_model(resolve_name(spec.build)(recipe, parts), recipe, output, card)
 
