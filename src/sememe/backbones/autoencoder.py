@@ -5,13 +5,15 @@ no other latents."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL, AutoencoderKLCogVideoX, AutoencoderKLWan, ModelMixin
 from diffusers.utils.torch_utils import get_module_execution_device
 from jaxtyping import Float, UInt8
 
+from sememe.backbones.linear_autoencoder import LinearVideoAutoencoder
 from sememe.errors import InputError, ModelError
 from sememe.video import Clip
 
@@ -21,29 +23,8 @@ Statistic = Float[torch.Tensor, ""] | Float[torch.Tensor, "1 channel 1 1 1"]
 Generators = torch.Generator | list[torch.Generator] | None
 
 
-@runtime_checkable
-class Autoencoder(Protocol):
-    """Videos to latents and back, as the autoencoders of diffusers have it; see `latent_grid` for those known here."""
-
-    @property
-    def config(self) -> Any:
-        """Arguments of its constructor, as attributes."""
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Precision of its weights."""
-
-    def encode(self, x: Video) -> Any:
-        """Return the posterior of raw latents, as `latent_dist`."""
-
-    def decode(self, z: Latents) -> Any:
-        """Return the video of raw latents, as `sample`."""
-
-    def to(self, *args: Any, **kwargs: Any) -> Any:
-        """Return it, moved to a device or cast to a precision."""
-
-    def enable_slicing(self) -> None:
-        """Encode and decode the videos of a batch one by one."""
+Autoencoder: TypeAlias = AutoencoderKLWan | AutoencoderKLCogVideoX | AutoencoderKL | LinearVideoAutoencoder
+"""Videos to latents and back: those that `latent_grid` knows."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +103,7 @@ class LatentGrid:
         return self.num_channels, frames, height // self.spatial_ratio, width // self.spatial_ratio
 
 
-def latent_grid(vae: Autoencoder, patch_size: int = 1) -> LatentGrid:
+def latent_grid(vae: ModelMixin, patch_size: int = 1) -> LatentGrid:
     """Return the grid of a video autoencoder (ours, Wan's, CogVideoX's), or of Stable Diffusion's, which is for images.
 
     Raises:
@@ -207,7 +188,7 @@ def finish_video(decoded: Video) -> Video:
     return video
 
 
-def _is_for_images(vae: Autoencoder) -> bool:
+def _is_for_images(vae: ModelMixin) -> bool:
     return type(vae).__name__ == "AutoencoderKL"
 
 

@@ -137,7 +137,8 @@ class _Refiner(nn.Module):
         own = fold(video, self.num_frames, self.num_pixels)
         parts: tuple[Tensor, ...] = (own, wide, plane)
         if self.num_frames > 1:
-            parts = (own, *self._see_neighbours(video), wide, *self._find_neighbours(wide), plane)
+            before, after = _list_neighbours(wide)
+            parts = (own, *self._see_neighbours(video), wide, wide[:, :, before], wide[:, :, after], plane)
         # (batch, channel, latent frame, height, width) each, joined with latent frames in the batch
         return torch.cat([part.movedim(2, 1).flatten(0, 1) for part in parts], dim=1)
 
@@ -147,11 +148,6 @@ class _Refiner(nn.Module):
         last = fold(video[:, :, self.num_frames - 1 :: self.num_frames], 1, self.num_pixels)
         before, after = _list_neighbours(last)
         return last[:, :, before], first[:, :, after], last[:, :, :1].expand_as(last)
-
-    def _find_neighbours(self, wide: Tensor) -> tuple[Tensor, Tensor]:
-        """The latents before and after each."""
-        before, after = _list_neighbours(wide)
-        return wide[:, :, before], wide[:, :, after]
 
 
 def _list_neighbours(frames: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ import ftfy
 import torch
 from diffusers.utils.torch_utils import get_module_execution_device
 from jaxtyping import Float, Int
+from transformers import PreTrainedModel
 
 TextEmbeds = Float[torch.Tensor, "batch token text_dim"]
 TokenIds = Int[torch.Tensor, "prompt token"]
@@ -34,22 +35,6 @@ class Tokenizer(Protocol):
         """Return the text of numbers."""
 
 
-@runtime_checkable
-class TextEncoder(Protocol):
-    """Numbers of a text to embeddings, as the text encoders of transformers do it."""
-
-    @property
-    def config(self) -> Any:
-        """Its configuration."""
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Precision of its weights."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Return embeddings (text, token, dim) of token ids and their mask, as `last_hidden_state`."""
-
-
 _log = logging.getLogger(__name__)
 
 
@@ -60,7 +45,7 @@ def default_sequence_length(tokenizer: Tokenizer) -> int:
 
 @torch.no_grad()
 def encode_prompts(
-    tokenizer: Tokenizer, text_encoder: TextEncoder, prompts: Sequence[str], max_sequence_length: int | None = None
+    tokenizer: Tokenizer, text_encoder: PreTrainedModel, prompts: Sequence[str], max_sequence_length: int | None = None
 ) -> TextEmbeds:
     """Embed prompts as Wan reads them: cleaned, padding masked in the encoder, zeros after a prompt's end.
 
@@ -82,7 +67,7 @@ def encode_prompts(
 
 @torch.no_grad()
 def encode_prompts_padded(
-    tokenizer: Tokenizer, text_encoder: TextEncoder, prompts: Sequence[str], max_sequence_length: int
+    tokenizer: Tokenizer, text_encoder: PreTrainedModel, prompts: Sequence[str], max_sequence_length: int
 ) -> TextEmbeds:
     """Embed prompts as CogVideoX reads them: as they are, with the padding read like any other token.
 

@@ -228,18 +228,14 @@ def _list_shards(index: Path) -> list[Path]:
 
 def _read_shard_names(index: Path) -> list[str]:
     weight_map = read_json(index).get("weight_map")
-    names = set(weight_map.values()) if isinstance(weight_map, dict) and _are_texts(weight_map) else set()
+    names = list(weight_map.values()) if isinstance(weight_map, dict) else []
     # An index must not lead out of its folder.
-    if not names or not all(name == Path(name).name for name in names):
+    if not names or not all(isinstance(name, str) and name == Path(name).name for name in names):
         raise ModelError(f"{index} must map tensors to files beside it")
-    pickled = sorted(name for name in names if Path(name).suffix in PICKLED_SUFFIXES)
+    pickled = sorted(name for name in set(names) if Path(name).suffix in PICKLED_SUFFIXES)
     if pickled:
         raise ModelError(f"expected safetensors files, but {index} names {pickled[0]}; {PICKLE_REASON}")
-    return sorted(names)
-
-
-def _are_texts(weight_map: Mapping[str, Any]) -> bool:
-    return all(isinstance(name, str) for name in weight_map.values())
+    return sorted(set(names))
 
 
 def _unfinished_downloads(folder: Path) -> list[str]:

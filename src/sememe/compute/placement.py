@@ -348,10 +348,6 @@ def _modules(pipeline: DiffusionPipeline) -> dict[str, nn.Module]:
 
 def _check(*choices: tuple[str, str, Any]) -> None:
     for name, value, allowed in choices:
-        names = _flatten(allowed)
+        names = get_args(allowed)
         if value not in names:
             raise InputError(f"expected {name} to be one of {', '.join(names)}, got {value!r}")
-
-
-def _flatten(allowed: Any) -> tuple[str, ...]:
-    return tuple(get_args(allowed))

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cached_property
 
-import torch
 from torch import nn
 
 from sememe.compute.rehearsal import PhaseMemory, Workload, measure_phase
@@ -224,10 +223,10 @@ class _ComponentWeights:
 
     def _count(self, module: nn.Module, *, recurse: bool = True) -> int:
         tensors = (*module.parameters(recurse), *module.buffers(recurse))
-        return sum(self._count_tensor(tensor) for tensor in tensors)
-
-    def _count_tensor(self, tensor: torch.Tensor) -> int:
-        return int(tensor.numel() * STORED_BYTES[self.storage]) if id(tensor) in self.stored else tensor.nbytes
+        return sum(
+            int(each.numel() * STORED_BYTES[self.storage]) if id(each) in self.stored else each.nbytes
+            for each in tensors
+        )
 
 
 def _rank(candidate: Candidate) -> int:

@@ -164,7 +164,9 @@ class ArrayCache:
                 logger.info("%s of %s (%.1f GB) is read from its files, entry by entry", name, storage, size / 1e9)
                 values[name] = StoredValues(storage, shards[name])
         arrays = {name: _describe(group) for name, group in shards.items()}
-        entries = {name: _find_entries(name, record.keys, index.columns[record.key]) for name, record in arrays.items()}
+        entries = {
+            name: _find_places(name, _number(record.keys), index.columns[record.key]) for name, record in arrays.items()
+        }
         return cls(index, arrays, values, entries, torch.arange(index.num_items))
 
     def __len__(self) -> int:
@@ -241,11 +243,6 @@ def _describe(shards: Sequence[Shard]) -> ArrayRecord:
         shapes=tuple(dict.fromkeys(shard.shape for shard in shards)),
         keys=tuple(key for shard in shards for key in shard.keys),
     )
-
-
-def _find_entries(name: str, keys: Sequence[str], wanted: Sequence[str]) -> Tensor:
-    """The place of each wanted key."""
-    return _find_places(name, _number(keys), wanted)
 
 
 def _number(keys: Sequence[str]) -> dict[str, int]:

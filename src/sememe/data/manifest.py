@@ -110,7 +110,7 @@ def read_vap_data(folder: Path | str) -> tuple[VideoSample, ...]:
     return tuple(
         _parse_sample(path, number, row)
         for number, row in _read_rows(path, TRAINING_COLUMNS)
-        if _is_valid(path, number, row)
+        if (_parse_number(path, number, _VALID, row.get(_VALID, "1")) or 0) > 0
     )
 
 
@@ -229,11 +229,6 @@ def _write_rows(rows: Sequence[Mapping[str, object]], columns: Sequence[str], pa
         writer.writeheader()
         writer.writerows(rows)
     return path
-
-
-def _is_valid(path: Path, number: int, row: Mapping[str, str]) -> bool:
-    valid = _parse_number(path, number, _VALID, row.get(_VALID, "1"))
-    return valid is not None and valid > 0
 
 
 def _parse_sample(path: Path, number: int, row: Mapping[str, str]) -> VideoSample:

@@ -15,10 +15,10 @@ import torch
 from diffusers.utils.torch_utils import get_module_execution_device
 from jaxtyping import Float
 from torch import Tensor
-from transformers import BaseImageProcessor, CLIPVisionModelWithProjection
+from transformers import BaseImageProcessor, CLIPVisionModelWithProjection, PreTrainedModel
 
 from sememe.backbones.pictures import check_size
-from sememe.backbones.text import TextEncoder, Tokenizer, encode_prompts_padded
+from sememe.backbones.text import Tokenizer, encode_prompts_padded
 from sememe.errors import InputError, ModelError
 from sememe.gen1.pictures import read_pictures
 from sememe.gen1.prior import PriorSampler
@@ -119,7 +119,7 @@ class PromptEncoder:
     """
 
     tokenizer: Tokenizer | None
-    text_encoder: TextEncoder | None
+    text_encoder: PreTrainedModel | None
     image_encoder: CLIPVisionModelWithProjection | None
     image_processor: BaseImageProcessor | None
     image_dim: int | None

@@ -21,7 +21,7 @@ from sememe.backbones.autoencoder import (
     latent_grid,
     video_to_clips,
 )
-from sememe.backbones.text import TextEncoder, Tokenizer
+from sememe.backbones.text import Tokenizer
 from sememe.checkpoints.saving import save_components
 from sememe.compute.lora import AdapterMixin, check_unadapted
 from sememe.compute.offload import sends_modules_back
@@ -120,7 +120,7 @@ class Gen1Pipeline(SystemPipeline, AdapterMixin, StableDiffusionLoraLoaderMixin,
         unet: ModelMixin,
         scheduler: SchedulerMixin,
         tokenizer: Tokenizer | None = None,
-        text_encoder: TextEncoder | None = None,
+        text_encoder: PreTrainedModel | None = None,
         prior: PriorTransformer | None = None,
         prior_scheduler: SchedulerMixin | None = None,
         image_encoder: CLIPVisionModelWithProjection | None = None,

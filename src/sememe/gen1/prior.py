@@ -9,9 +9,9 @@ from diffusers import DDIMScheduler, PriorTransformer, SchedulerMixin
 from diffusers.utils.torch_utils import get_module_execution_device, randn_tensor
 from jaxtyping import Bool, Float
 from torch import Tensor
-from transformers import CLIPVisionModelWithProjection
+from transformers import CLIPVisionModelWithProjection, PreTrainedModel
 
-from sememe.backbones.text import TextEncoder, Tokenizer, tokenize_prompts
+from sememe.backbones.text import Tokenizer, tokenize_prompts
 from sememe.diffusion.denoise import Predict, denoise
 from sememe.diffusion.guidance import Guidance, make_guidance
 from sememe.errors import ModelError
@@ -64,7 +64,7 @@ class PriorSampler:
     prior: PriorTransformer
     scheduler: SchedulerMixin
     tokenizer: Tokenizer
-    text_encoder: TextEncoder
+    text_encoder: PreTrainedModel
     guidance_scale: float
     num_inference_steps: int
 
@@ -112,7 +112,7 @@ class PriorSampler:
         return predict
 
 
-def encode_texts(tokenizer: Tokenizer, text_encoder: TextEncoder, texts: Sequence[str]) -> EncodedTexts:
+def encode_texts(tokenizer: Tokenizer, text_encoder: PreTrainedModel, texts: Sequence[str]) -> EncodedTexts:
     """Encode texts by the text encoder of a CLIP, on its device."""
     device = get_module_execution_device(text_encoder)
     ids, mask = tokenize_prompts(tokenizer, list(texts), int(tokenizer.model_max_length))
@@ -150,7 +150,7 @@ def identify_space(image_encoder: CLIPVisionModelWithProjection) -> str:
 
 def check_pair(
     prior: PriorTransformer,
-    text_encoder: TextEncoder,
+    text_encoder: PreTrainedModel,
     image_encoder: CLIPVisionModelWithProjection | None,
     declared: str | None,
 ) -> None:

@@ -63,7 +63,9 @@ class SemanticGenBlock(WanTransformerBlock):
         hidden_states = (hidden_states.float() + attention * _spread(gate, layout)).type_as(hidden_states)
 
         queries = self.norm2(hidden_states.float()).type_as(hidden_states)
-        hidden_states = hidden_states + self._listen(queries, encoder_hidden_states, layout)
+        parts = zip(queries.split(layout.text_lengths, dim=1), encoder_hidden_states, strict=True)
+        heard = [self.attn2(part, text, None, None) for part, text in parts if part.shape[1]]
+        hidden_states = hidden_states + torch.cat(heard, dim=1)
 
         normed = self.norm3(hidden_states.float()) * (1 + _spread(ffn_scale, layout)) + _spread(ffn_shift, layout)
         change = self.ffn(normed.type_as(hidden_states)).float()
@@ -72,10 +74,6 @@ class SemanticGenBlock(WanTransformerBlock):
     def _attend(self, tokens: Tokens, layout: BlockLayout) -> Tokens:
         runs = zip(layout.runs, layout.rotary, strict=True)
         return torch.cat([run.join(self.attn1(run.split(tokens), None, None, rotary)) for run, rotary in runs], dim=1)
-
-    def _listen(self, queries: Tokens, texts: tuple[TextTokens, ...], layout: BlockLayout) -> Tokens:
-        parts = zip(queries.split(layout.text_lengths, dim=1), texts, strict=True)
-        return torch.cat([self.attn2(part, text, None, None) for part, text in parts if part.shape[1]], dim=1)
 
 
 def _spread(row: Float[Tensor, "time_batch kind dim"], layout: BlockLayout) -> Float[Tensor, "time_batch _ dim"]:

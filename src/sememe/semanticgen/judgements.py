@@ -256,7 +256,11 @@ def summarise(results: Sequence[ScriptResult]) -> ScriptSummary:
     """Return the figures of finished cases."""
     scripts = [result.case.script for result in results]
     likenesses = [result.likeness for result in results if result.likeness is not None]
-    spans = [span for result in results for span in _list_spans(result)]
+    spans = [
+        _Span(result.case.script, asked, asked == read)
+        for result in results
+        for asked, read in zip(result.reading.asked_conditions, result.reading.read_conditions, strict=True)
+    ]
     families: dict[str, list[bool]] = {}
     for span in spans:
         family = "+".join(part.family for part in parts_of(span.name)) or "nothing"
@@ -285,12 +289,6 @@ def _average(values: Sequence[float | None]) -> Estimate | None:
     """Return the mean of the values that there are, each of a script of its own."""
     known = [value for value in values if value is not None]
     return bootstrap_interval(known) if known else None
-
-
-def _list_spans(result: ScriptResult) -> list[_Span]:
-    reading = result.reading
-    pairs = zip(reading.asked_conditions, reading.read_conditions, strict=True)
-    return [_Span(result.case.script, asked, asked == read) for asked, read in pairs]
 
 
 def _summarise_readings(results: Sequence[ScriptResult], spans: Sequence[_Span]) -> ReadingSummary:

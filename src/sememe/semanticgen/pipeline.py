@@ -11,10 +11,11 @@ import torch
 from diffusers import SchedulerMixin
 from diffusers.loaders import WanLoraLoaderMixin
 from torch import nn
+from transformers import PreTrainedModel
 
 from sememe.backbones.autoencoder import Autoencoder, Generators, LatentGrid, latent_grid, video_to_clips
 from sememe.backbones.decoding import decode_in_chunks
-from sememe.backbones.text import TextEncoder, Tokenizer
+from sememe.backbones.text import Tokenizer
 from sememe.checkpoints.components import load_component, load_strictly
 from sememe.compute.lora import AdapterMixin, check_unadapted
 from sememe.compute.offload import sends_modules_back
@@ -104,7 +105,7 @@ class SemanticGenPipeline(SystemPipeline, AdapterMixin, WanLoraLoaderMixin):
     def __init__(
         self,
         tokenizer: Tokenizer,
-        text_encoder: TextEncoder,
+        text_encoder: PreTrainedModel,
         semantic_encoder: nn.Module,
         compressor: SemanticCompressor,
         planner: SemanticGenTransformer,

@@ -163,7 +163,11 @@ class RendererPreparation(CachedPreparation):
         _check_channels(transformer, cache)
         choose_attention(transformer, recipe.training.device)
         is_frozen = "text" in cache.arrays
-        text = find_text(self._parts, cache) if is_frozen else _load_text(start)
+        text = (
+            find_text(self._parts, cache)
+            if is_frozen
+            else EncodedText(*(load_component(name, start / name) for name in ("tokenizer", "text_encoder")))
+        )
         clock, frozen = LatentClock(recipe.temporal_ratio, recipe.fps), _TEXT_PARTS if is_frozen else ()
         copied = {name: self._parts[name] for name in frozen}
         sampler = find_sampler(self._parts, make_scheduler(SchedulerSettings()))
@@ -196,10 +200,6 @@ class PlannerPreparation(CachedPreparation):
         planner = load_strictly(SemanticGenTransformer, start / "planner", torch.float32)
         choose_attention(planner, recipe.training.device)
         return PlannerStage(planner, self._compressor, find_text(parts, self._cache), self._cache, recipe.settings)
-
-
-def _load_text(folder: Path) -> EncodedText:
-    return EncodedText(*(load_component(name, folder / name) for name in ("tokenizer", "text_encoder")))
 
 
 def _read_features(cache: ArrayCache) -> Iterator[EncoderFeatures]:

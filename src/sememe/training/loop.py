@@ -151,7 +151,8 @@ class _Run:
         if loaded is not None and latest is not None:
             self._take_up(loaded, latest)
         elif init_from is not None:
-            self._begin_with(init_from)
+            path, initial = load_initial(init_from)
+            copy_tensors(initial.model_weights, self._tensors, str(path))
         optimizer, average = ({}, None) if loaded is None else (loaded.optimizer, loaded.average)
         record = None
         if loaded is not None and self._validator is not None:
@@ -173,7 +174,7 @@ class _Run:
         self._stage.enter(self._phase.settings.name)
         self._parameters = self._phase.parameters
         self._optimizer = NamedOptimizer(self._modules, self._config, self._phase.settings)
-        self._optimizer.load(ChosenTensors(optimizer, self._is_trained))
+        self._optimizer.load(ChosenTensors(optimizer, lambda key: key.rpartition("/")[0] in self._parameters))
         if self._config.ema_decay:
             self._average = WeightAverage(self._parameters, self._config.ema_decay, self._phase.begun)
             self._average.load(ChosenTensors(average, self._parameters.__contains__))
@@ -181,9 +182,6 @@ class _Run:
             # Losses of different phases are not comparable.
             is_within = validation is not None and validation.step > self._phase.start
             self._validator.enter(self._phase.settings.name, validation if is_within else None)
-
-    def _is_trained(self, key: str) -> bool:
-        return key.rpartition("/")[0] in self._parameters
 
     def _take_up(self, loaded: Checkpoint, path: Path) -> None:
         check_checkpoint(loaded, path, self._stage, self._config, self._phases)
@@ -195,10 +193,6 @@ class _Run:
         if self._distribution.is_main and "interval" in loaded.state:
             self._meter.go_on(IntervalSums.from_state(loaded.state["interval"]))
         self._saved, self._saved_step = path, loaded.step
-
-    def _begin_with(self, source: Path) -> None:
-        path, loaded = load_initial(source)
-        copy_tensors(loaded.model_weights, self._tensors, str(path))
 
     # The loop
 

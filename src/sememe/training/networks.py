@@ -1,6 +1,6 @@
 """Untrained networks and schedulers, as recipes describe them."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,7 +105,8 @@ def start_autoencoder(network: LinearNetwork, clips: ClipSource, seed: int) -> L
     autoencoder = make_autoencoder(network)
     count = min(network.num_start_clips, len(clips))
     indices = np.sort(np.random.default_rng(seed).choice(len(clips), count, replace=False))
-    start_from_principal_components(autoencoder, _read_batches(clips, indices.tolist()), network.whitening)
+    parts = (indices[start : start + _CLIPS_AT_ONCE].tolist() for start in range(0, count, _CLIPS_AT_ONCE))
+    start_from_principal_components(autoencoder, (read_video(clips, part) for part in parts), network.whitening)
     return autoencoder
 
 
@@ -172,8 +173,3 @@ def choose_attention(transformer: ModelMixin, device: str) -> None:
     if choose_device(device).type == "cpu":
         # On a CPU the backward of torch's fused attention is slow in bfloat16.
         transformer.set_attention_backend("_native_math")
-
-
-def _read_batches(clips: ClipSource, indices: Sequence[int]) -> Iterator[Tensor]:
-    for start in range(0, len(indices), _CLIPS_AT_ONCE):
-        yield read_video(clips, indices[start : start + _CLIPS_AT_ONCE])

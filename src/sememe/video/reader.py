@@ -142,7 +142,8 @@ def _check_kept(source: Source, num_bytes: int, limits: VideoLimits) -> None:
 def _collect(source: Source, picks: np.ndarray, geometry: _Geometry, limits: VideoLimits) -> np.ndarray:
     """Decode and keep the picked frames: of each picked time, the last frame that is shown at or before it."""
     times = source.survey.times[picks]
-    slack = 0.25 * _shortest_interval(source)
+    intervals = np.diff(source.survey.times)
+    slack = 0.25 * float(intervals[intervals > 0].min(initial=1 / source.survey.fps))
     shelf = _Shelf(len(picks), _Converter(geometry, source.pixel_aspect))
     previous: VideoFrame | None = None
     for time, frame in _decode(source, picks, limits):
@@ -161,11 +162,6 @@ def _collect(source: Source, picks: np.ndarray, geometry: _Geometry, limits: Vid
             f"only {shelf.num_converted} of {num_wanted} frames of {source.path} can be decoded; the file is damaged"
         )
     return shelf.frames
-
-
-def _shortest_interval(source: Source) -> float:
-    intervals = np.diff(source.survey.times)
-    return float(intervals[intervals > 0].min(initial=1 / source.survey.fps))
 
 
 def _decode(source: Source, picks: np.ndarray, limits: VideoLimits) -> Iterator[tuple[float, VideoFrame]]:

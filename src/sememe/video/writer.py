@@ -188,30 +188,23 @@ def _encode(
     with av.open(str(path.absolute()), "w", format=container, container_options=muxing) as output:
         if comment:
             output.metadata["comment"] = comment
-        stream = output.add_stream(encoder.name, rate=_rate(clip.fps), options=options)
+        # As a ratio of small numbers 30000/1001 comes back from its float exactly.
+        rate = max(Fraction(clip.fps).limit_denominator(60_000), Fraction(1, 60_000))
+        stream = output.add_stream(encoder.name, rate=rate, options=options)
         assert isinstance(stream, VideoStream)
         subsampled = encoder.pixel_format == "yuv420p"
         stream.height = clip.height + (clip.height % 2 if subsampled else 0)
         stream.width = clip.width + (clip.width % 2 if subsampled else 0)
         stream.pix_fmt = encoder.pixel_format
         if subsampled:
-            _tag_colours(stream)
+            context = stream.codec_context
+            context.colorspace = context.color_primaries = context.color_trc = _BT709
+            context.color_range = _LIMITED_RANGE
         reformatter = VideoReformatter()
         for piece in chain([clip], clips):
             for frame in piece.frames:
                 output.mux(stream.encode(_convert(frame, stream, reformatter)))
         output.mux(stream.encode(None))
-
-
-def _rate(fps: float) -> Fraction:
-    """The rate as a ratio of small numbers: 30000/1001 comes back from its float exactly."""
-    return max(Fraction(fps).limit_denominator(60_000), Fraction(1, 60_000))
-
-
-def _tag_colours(stream: VideoStream) -> None:
-    context = stream.codec_context
-    context.colorspace = context.color_primaries = context.color_trc = _BT709
-    context.color_range = _LIMITED_RANGE
 
 
 def _convert(frame: np.ndarray, stream: VideoStream, reformatter: VideoReformatter) -> VideoFrame:

@@ -11,7 +11,7 @@ import torch
 from diffusers import ModelMixin, SchedulerMixin
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.loaders import WanLoraLoaderMixin
-from transformers import BaseImageProcessor, CLIPVisionModel
+from transformers import BaseImageProcessor, CLIPVisionModel, PreTrainedModel
 
 from sememe.backbones.autoencoder import (
     Autoencoder,
@@ -21,7 +21,7 @@ from sememe.backbones.autoencoder import (
     latent_grid,
     video_to_clips,
 )
-from sememe.backbones.text import TextEncoder, Tokenizer
+from sememe.backbones.text import Tokenizer
 from sememe.compute.lora import AdapterMixin, check_unadapted
 from sememe.compute.offload import sends_modules_back
 from sememe.compute.placement import check_tiling, without_offload
@@ -94,7 +94,7 @@ class VideoAsPromptPipeline(SystemPipeline, AdapterMixin, WanLoraLoaderMixin):
     def __init__(
         self,
         tokenizer: Tokenizer,
-        text_encoder: TextEncoder | None,
+        text_encoder: PreTrainedModel | None,
         vae: Autoencoder,
         transformer: ModelMixin,
         scheduler: SchedulerMixin | None,

@@ -39,7 +39,8 @@ def draw_gallery(
     Returns:
         uint8 array (height, width, 3).
     """
-    sections = _sections()
+    sections = [_Section(family, tuple(conditions(family=family))) for family in FAMILIES]
+    sections.append(_Section("novel: two at once", tuple(conditions(split="novel"))))
     counter = StepCounter("gallery", sum(len(section.names) for section in sections), on_progress)
     strip_width = num_shown * size + (num_shown - 1) * 2
     width = 2 * _MARGIN + columns * strip_width + (columns - 1) * _GAP
@@ -65,11 +66,6 @@ def draw_gallery(
         top += height
         draw.line([(_MARGIN, top - 6), (width - _MARGIN, top - 6)], _FAINT, 1)
     return np.array(sheet)
-
-
-def _sections() -> list[_Section]:
-    sections = [_Section(family, tuple(conditions(family=family))) for family in FAMILIES]
-    return [*sections, _Section("novel: two at once", tuple(conditions(split="novel")))]
 
 
 def _strip(name: str, scene: int, size: int, num_shown: int) -> np.ndarray:

@@ -105,10 +105,5 @@ def encode_on_cluster(
             num_new.update(row)
             on_progress(Progress(stage, number, num_parts))
     except ray.exceptions.RayError as error:
-        raise InputError(f"the cluster could not encode the clips: {_find_reason(error)}") from error
+        raise InputError(f"the cluster could not encode the clips: {str(error).strip().splitlines()[-1]}") from error
     return num_new
-
-
-def _find_reason(error: BaseException) -> str:
-    """Return the last line of a worker's error."""
-    return str(error).strip().splitlines()[-1]

@@ -133,7 +133,9 @@ def whip(take: Take) -> None:
 
     def blur(_: Take, picture: Picture) -> Floats:
         frames = [
-            _box(frame, int(1 + 2 * round(amount * frame.shape[1] / 12)), 1)
+            cv2.blur(
+                frame, (int(1 + 2 * round(amount * frame.shape[1] / 12)), 1), borderType=cv2.BORDER_REFLECT_101
+            ).astype(np.float32, copy=False)
             for frame, amount in zip(picture.frames, speed, strict=True)
         ]
         return np.stack(frames)
@@ -225,7 +227,3 @@ def _blend_blur(frame: Floats, mask: Floats | None, amount: np.float32) -> Float
         return np.asarray(blurred, np.float32)
     keep = mask[..., None]
     return np.asarray(frame * keep + blurred * (1 - keep), np.float32)
-
-
-def _box(frame: Floats, width: int, height: int) -> Floats:
-    return np.asarray(cv2.blur(frame, (width, height), borderType=cv2.BORDER_REFLECT_101), np.float32)
