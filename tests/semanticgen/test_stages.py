@@ -255,7 +255,7 @@ def test_texts_that_were_embedded_before_need_no_text_encoder(root: Path, tmp_pa
         assert isinstance(stage, RendererStage)
         assert ("text_encoder" in stage.modules()) == (cache != latents)
         losses.append(stage.loss(stage.batch(0, generators(0)[0], torch.device("cpu")), generators(0)[1]).total.item())
-        stage.export(tmp_path / "model" / cache.name, "raw")
+        stage.export(tmp_path / "model" / cache.name)
     # Embeddings are kept in half precision.
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
     for part in ("text_encoder", "tokenizer"):

@@ -17,7 +17,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from sememe.training.config import ScheduleConfig, TrainingConfig
 from sememe.training.loop import train
-from sememe.training.stage import Stage, StepLoss, Weights
+from sememe.training.stage import Stage, StepLoss
 
 NUM_STEPS = 10
 CAN_SHARD = hasattr(FSDPModule, "set_reduce_scatter_unused_params")  # from torch 2.13 on
@@ -98,7 +98,7 @@ class RegressionStage(Stage):
         metrics = {"even" if len(batch) % 2 == 0 else "odd": error.abs().mean().detach()}
         return StepLoss(total=error.square().sum(), num_samples=len(batch), weight=error.numel(), metrics=metrics)
 
-    def export(self, folder: Path, weights: Weights) -> None:
+    def export(self, folder: Path) -> None:
         save_file(self.network.state_dict() | {"mean": self.mean}, folder / "network.safetensors")
 
 

@@ -1,6 +1,5 @@
 """A small stage that has everything that makes resuming hard: noise, dropout, buffers, channels-last weights."""
 
-import json
 import os
 import signal
 from pathlib import Path
@@ -9,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sememe.training.stage import Stage, StepLoss, Weights
+from sememe.training.stage import Stage, StepLoss
 
 
 class SmallNetwork(nn.Module):
@@ -63,9 +62,8 @@ class SmallStage(Stage):
             os.kill(os.getpid(), signal.SIGTERM)
         return StepLoss(total=total, num_samples=5, metrics={"noise": noise.mean(), "one": 1.0})
 
-    def export(self, folder: Path, weights: Weights) -> None:
+    def export(self, folder: Path) -> None:
         save_file(
             {name: tensor.contiguous() for name, tensor in self.network.state_dict().items()},
             folder / "small.safetensors",
         )
-        (folder / "config.json").write_text(json.dumps({"weights": weights}))

@@ -200,7 +200,7 @@ class LightStage(Stage):
     def loss(self, batch: torch.Tensor, generator: torch.Generator) -> StepLoss:
         return StepLoss(total=(batch + self.light.level - (batch + TARGET)).square().sum(), num_samples=len(batch))
 
-    def export(self, folder: Path, weights: str) -> None:
+    def export(self, folder: Path) -> None:
         self.light.save(folder)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,7 @@ from sememe.gen1.pictures import prepare_pictures
 from sememe.gen1.stage_settings import ClipNetwork, ClipSettings
 from sememe.training.dataset_clips import FRAMES_ARRAY
 from sememe.training.held_out import ItemPicker
-from sememe.training.stage import Stage, StepLoss, Weights, make_rng
+from sememe.training.stage import Stage, StepLoss, make_rng
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,15 +96,11 @@ class ClipStage(Stage[ClipBatch]):
             right = same.gather(1, logits.argmax(dim=1, keepdim=True)).mean()
         return StepLoss(total=loss * len(images), num_samples=len(images), metrics={"accuracy": right})
 
-    def export(self, folder: Path, weights: Weights) -> None:
-        """Write `image_encoder/`, `image_processor/`, `text_encoder/` and `tokenizer/`."""
+    def companions(self) -> Mapping[str, Any]:
         # Calls leave their padding in the tokenizer, which would then be saved with it.
         self.tokenizer.backend_tokenizer.no_padding()
         self.tokenizer.backend_tokenizer.no_truncation()
-        others = {"image_processor": self.image_processor, "tokenizer": self.tokenizer}
-        parts: dict[str, Any] = {**self.modules(), **others}
-        for name, part in parts.items():
-            part.save_pretrained(folder / name)
+        return {"image_processor": self.image_processor, "tokenizer": self.tokenizer}
 
 
 def make_image_encoder(network: ClipNetwork, image_size: int) -> CLIPVisionModelWithProjection:

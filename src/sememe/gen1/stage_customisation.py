@@ -23,7 +23,7 @@ from sememe.gen1.settings import MAX_LEVEL
 from sememe.gen1.shapes import Latents, StructureVideo
 from sememe.gen1.stage_unet import UNetBatch, UNetStage
 from sememe.gen1.structure import DepthEstimator
-from sememe.training.stage import Stage, StepLoss, Weights, make_rng
+from sememe.training.stage import Stage, StepLoss, make_rng
 from sememe.video import Clip, read_image, resize_clip
 
 LORA_FOLDER = "lora"
@@ -87,7 +87,7 @@ class CustomisationStage(Stage[CustomisationBatch]):
         means = {"pictures": own.total.detach() / own.divisor, "preserved": kept.total.detach() / kept.divisor}
         return StepLoss(total=total, num_samples=own.num_samples, weight=own.divisor, metrics=means)
 
-    def export(self, folder: Path, weights: Weights) -> None:
+    def export(self, folder: Path) -> None:
         """Write `lora/`."""
         self._images.unet.save_lora_adapter(folder / LORA_FOLDER)
 

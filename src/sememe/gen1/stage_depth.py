@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -23,7 +23,7 @@ from sememe.gen1.pictures import prepare_pictures
 from sememe.gen1.stage_settings import DepthNetwork, DepthSettings
 from sememe.training.dataset_clips import FRAMES_ARRAY
 from sememe.training.held_out import ItemPicker
-from sememe.training.stage import Stage, StepLoss, Weights, make_rng
+from sememe.training.stage import Stage, StepLoss, make_rng
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,10 +70,8 @@ class DepthStage(Stage[DepthBatch]):
         loss = place + self.settings.gradient_weight * (across + down)
         return StepLoss(total=loss * len(found), num_samples=len(found), metrics={"error": place.detach()})
 
-    def export(self, folder: Path, weights: Weights) -> None:
-        """Write `depth_estimator/` and `depth_processor/`."""
-        self.model.save_pretrained(folder / "depth_estimator")
-        self.processor.save_pretrained(folder / "depth_processor")
+    def companions(self) -> Mapping[str, Any]:
+        return {"depth_processor": self.processor}
 
 
 def make_depth_estimator(network: DepthNetwork, image_size: int) -> DepthAnythingForDepthEstimation:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, PriorTransformer
@@ -18,7 +18,7 @@ from sememe.gen1.arrays import CONTENT_ARRAY, pick_frames
 from sememe.gen1.prior import EncodedTexts, ImageEmbeddings, encode_texts
 from sememe.gen1.stage_settings import PriorNetwork, PriorSettings
 from sememe.training.held_out import ItemPicker
-from sememe.training.stage import NoiseLosses, Stage, StepLoss, Weights, make_rng
+from sememe.training.stage import NoiseLosses, Stage, StepLoss, make_rng
 
 # Of captions that are encoded together. What an encoder makes of a text depends on the others in its last digits.
 _BLOCK = 32
@@ -89,10 +89,8 @@ class PriorStage(Stage[PriorBatch]):
         losses = sample_losses(predicted, self._path.target(clean, noise, levels))
         return StepLoss(total=losses.sum(), num_samples=len(losses), by_noise=NoiseLosses(losses, levels))
 
-    def export(self, folder: Path, weights: Weights) -> None:
-        """Write `prior/` and `prior_scheduler/`."""
-        self.prior.save_pretrained(folder / "prior")
-        self.scheduler.save_pretrained(folder / "prior_scheduler")
+    def companions(self) -> Mapping[str, Any]:
+        return {"prior_scheduler": self.scheduler}
 
 
 def make_prior(network: PriorNetwork, dim: int, num_tokens: int) -> PriorTransformer:

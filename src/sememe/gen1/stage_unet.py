@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from sememe.gen1.shapes import Latents, StructureVideo
 from sememe.gen1.stage_settings import PHASES, UNetNetwork, UNetSettings
 from sememe.training.held_out import ItemPicker
 from sememe.training.samples import NUM_SAMPLES, Sampler
-from sememe.training.stage import NoiseLosses, Stage, StepLoss, Weights, make_rng
+from sememe.training.stage import NoiseLosses, Stage, StepLoss, make_rng
 from sememe.video.sheet import SheetRow
 
 
@@ -155,10 +155,8 @@ class UNetStage(Stage[UNetBatch]):
         )
         return sampler.show({"true": batch.clean, "made": made})
 
-    def export(self, folder: Path, weights: Weights) -> None:
-        """Write `unet/` and `scheduler/`."""
-        self.unet.save_pretrained(folder / "unet")
-        self.scheduler.save_pretrained(folder / "scheduler")
+    def companions(self) -> Mapping[str, Any]:
+        return {"scheduler": self.scheduler}
 
 
 def make_unet(network: UNetNetwork, num_channels: int, content_dim: int) -> Gen1UNet:

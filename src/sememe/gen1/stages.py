@@ -61,11 +61,9 @@ class DepthPreparation(FramesPreparation):
 
     _recipe: DepthRecipe
 
-    def begin(self, folder: Path) -> None:
-        torch.manual_seed(self._recipe.training.seed)
+    def make(self) -> Mapping[str, Any]:
         model = stage_depth.make_depth_estimator(self._recipe.network, self._size)
-        model.save_pretrained(folder / "depth_estimator")
-        stage_depth.make_depth_processor(self._size).save_pretrained(folder / "depth_processor")
+        return {"depth_estimator": model, "depth_processor": stage_depth.make_depth_processor(self._size)}
 
     def build(self, start: Path) -> stage_depth.DepthStage:
         model = load_component("depth_estimator", start / "depth_estimator")
@@ -78,21 +76,18 @@ class ClipPreparation(FramesPreparation):
 
     _recipe: ClipRecipe
 
-    def begin(self, folder: Path) -> None:
+    def make(self) -> Mapping[str, Any]:
         network = self._recipe.network
         text = TextNetwork(
             vocab_size=network.vocab_size, max_tokens=network.max_tokens, caption_stride=network.caption_stride
         )
         tokenizer = train_tokenizer(stage_clip.list_captions(self._cache), text)
-        torch.manual_seed(self._recipe.training.seed)
-        parts: dict[str, Any] = {
+        return {
             "image_encoder": stage_clip.make_image_encoder(network, self._size),
             "image_processor": stage_clip.make_image_processor(self._size),
             "text_encoder": stage_clip.make_text_encoder(network, tokenizer),
             "tokenizer": tokenizer,
         }
-        for name, part in parts.items():
-            part.save_pretrained(folder / name)
 
     def build(self, start: Path) -> stage_clip.ClipStage:
         return stage_clip.ClipStage(
@@ -120,14 +115,12 @@ class PriorPreparation(CachedPreparation):
         super().__init__(recipe, parts, announce)
         check_space(self.inputs, identify_space(load_component("image_encoder", parts["image_encoder"])), recipe.clip)
 
-    def begin(self, folder: Path) -> None:
-        torch.manual_seed(self._recipe.training.seed)
+    def make(self) -> Mapping[str, Any]:
         tokenizer = load_component("tokenizer", self._parts["tokenizer"])
         dim = self._cache.arrays[CONTENT_ARRAY].shape[-1]
         prior = stage_prior.make_prior(self._recipe.network, dim, default_sequence_length(tokenizer))
         stage_prior.set_statistics(prior, self._cache)
-        prior.save_pretrained(folder / "prior")
-        stage_prior.make_scheduler().save_pretrained(folder / "prior_scheduler")
+        return {"prior": prior, "prior_scheduler": stage_prior.make_scheduler()}
 
     def build(self, start: Path) -> stage_prior.PriorStage:
         return stage_prior.PriorStage(
@@ -160,18 +153,14 @@ class UNetPreparation(CachedPreparation):
                 f"expected latents of the autoencoder {recipe.autoencoder} ({expected[:16]}), got those of {found[:16]}"
             )
 
-    def begin(self, folder: Path) -> None:
+    def make(self) -> Mapping[str, Any]:
         recipe, arrays = self._recipe, self._cache.arrays
-        torch.manual_seed(recipe.training.seed)
         content_dim, network = arrays[CONTENT_ARRAY].shape[-1], recipe.network
         if recipe.image_model is None:
             unet = stage_unet.make_unet(network, arrays["clean"].shape[0], content_dim)
-            scheduler = stage_unet.make_scheduler()
-        else:
-            parts = inflate_stable_diffusion(recipe.image_model, network.max_frames, content_dim)
-            unet, scheduler = parts["unet"], parts["scheduler"]
-        unet.save_pretrained(folder / "unet")
-        scheduler.save_pretrained(folder / "scheduler")
+            return {"unet": unet, "scheduler": stage_unet.make_scheduler()}
+        parts = inflate_stable_diffusion(recipe.image_model, network.max_frames, content_dim)
+        return {name: parts[name] for name in ("unet", "scheduler")}
 
     def build(self, start: Path) -> stage_unet.UNetStage:
         unet = load_strictly(Gen1UNet, start / "unet", torch.float32)

@@ -78,20 +78,18 @@ def list_frames(recipe: SemanticFramesRecipe, clips: ClipCollection, device: tor
     return [ScriptWords(clips), ScriptFrames(clips)]
 
 
-def open_frames(folder: Path, device: torch.device) -> ArrayCache:
-    """Open a cache of a `SemanticFramesRecipe`.
+def check_frames(cache: ArrayCache, folder: Path) -> None:
+    """Check for a cache of a `SemanticFramesRecipe`.
 
     Raises:
-        InputError: It holds something else, is damaged or not finished.
+        InputError: It holds something else.
     """
-    cache = ArrayCache.open(folder, device)
     shape = cache.arrays[FRAMES_ARRAY].shape if FRAMES_ARRAY in cache.arrays else ()
     if WORDS_ARRAY not in cache.arrays or shape[-1:] != (_NUM_CHANNELS,):
         raise InputError(
             f"expected scripts with what is known of them in {folder}, got {', '.join(cache.arrays)}; make them with "
             "`sememe precompute tiny-semantic-frames`"
         )
-    return cache
 
 
 class SemanticArray(ClipArray):

@@ -31,7 +31,7 @@ from sememe.semanticgen.shapes import EncoderFeatures, PlanFeatures
 from sememe.semanticgen.stage_settings import EncoderSettings
 from sememe.training.dataset_clips import FRAMES_ARRAY
 from sememe.training.held_out import ItemPicker
-from sememe.training.stage import Stage, StepLoss, Weights
+from sememe.training.stage import Stage, StepLoss
 
 _PLAN_NOISE = 0.2  # beside unit variance; without any, three of eight numbers came to carry all
 _HEAD_DIM = 256
@@ -251,7 +251,7 @@ class EncoderStage(Stage[EncoderBatch]):
         split = pooled.unflatten(2, (-1, self.encoder.frames_per_slice))
         return split.permute(0, 2, 4, 5, 3, 1).flatten(4)
 
-    def export(self, folder: Path, weights: Weights) -> None:
+    def export(self, folder: Path) -> None:
         """Write `semantic_encoder/` and `compressor/`."""
         if self._channels is not None:
             self._channels.warn()

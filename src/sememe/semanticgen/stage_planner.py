@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -20,7 +19,7 @@ from sememe.semanticgen.stage_settings import PlannerSettings
 from sememe.semanticgen.stage_texts import BatchTexts, ClipTexts
 from sememe.semanticgen.windows import make_layout
 from sememe.training.held_out import ItemPicker
-from sememe.training.stage import NoiseLosses, Stage, StepLoss, Weights, make_rng
+from sememe.training.stage import NoiseLosses, Stage, StepLoss, make_rng
 from sememe.training.text_source import TextSource
 
 
@@ -94,10 +93,6 @@ class PlannerStage(Stage[PlannerBatch]):
         predicted = self.planner(noisy, FLOW.timesteps(sigma), texts, layout=layout).sample
         losses = sample_losses(predicted, FLOW.target(clean, added, sigma))
         return StepLoss(total=losses.sum(), num_samples=len(losses), by_noise=NoiseLosses(losses, sigma))
-
-    def export(self, folder: Path, weights: Weights) -> None:
-        """Write `planner/`."""
-        self.planner.save_pretrained(folder / "planner")
 
 
 def to_latents(plans: PlanFeatures) -> VideoLatents:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -22,7 +21,7 @@ from sememe.semanticgen.encoders import SampledFrames
 from sememe.semanticgen.stage_settings import ReaderSettings
 from sememe.training.dataset_clips import FRAMES_ARRAY
 from sememe.training.held_out import ItemPicker
-from sememe.training.stage import Stage, StepLoss, Weights, make_rng
+from sememe.training.stage import Stage, StepLoss, make_rng
 from sememe.video.resizing import pick_frames
 
 _CLIPS_AT_ONCE = 64
@@ -116,7 +115,3 @@ class ReaderStage(Stage[ReaderBatch]):
         level = self.settings.max_noise * torch.rand(count, generator=generator, device=device).square()
         noise = torch.randn(video.shape, generator=generator, device=device)
         return video + level.view(-1, 1, 1, 1, 1) * noise
-
-    def export(self, folder: Path, weights: Weights) -> None:
-        """Write `reader/`."""
-        self.reader.save_pretrained(folder / "reader")

@@ -29,7 +29,7 @@ from sememe.semanticgen.stage_texts import BatchTexts, ClipTexts
 from sememe.semanticgen.windows import SliceShape, WindowLayout, make_layout
 from sememe.training.held_out import ItemPicker
 from sememe.training.samples import NUM_SAMPLES, Sampler
-from sememe.training.stage import NoiseLosses, Stage, StepLoss, Weights, make_rng
+from sememe.training.stage import NoiseLosses, Stage, StepLoss, make_rng
 from sememe.training.text_source import EncodedText, TextSource
 from sememe.video.sheet import SheetRow
 
@@ -197,15 +197,14 @@ class RendererStage(Stage[RendererBatch]):
         made = self.sampler.make(predict, clean, generator)
         return self.sampler.show({"true": clean, "made": made})
 
-    def export(self, folder: Path, weights: Weights) -> None:
-        """Write `transformer/`, `compressor/`, `text_encoder/` and `tokenizer/`."""
+    def companions(self) -> Mapping[str, Any]:
+        tokenizer = {"tokenizer": self.text.tokenizer} if isinstance(self.text, EncodedText) else {}
+        return {"compressor": self.compressor, **tokenizer}
+
+    def export(self, folder: Path) -> None:
         if self.trains_compressor and self._channels is not None:
             self._channels.warn()
-        self.transformer.save_pretrained(folder / "transformer")
-        self.compressor.save_pretrained(folder / "compressor")
-        if isinstance(self.text, EncodedText):
-            self.text.text_encoder.save_pretrained(folder / "text_encoder")  # type: ignore[operator]
-            self.text.tokenizer.save_pretrained(folder / "tokenizer")
+        super().export(folder)
         for name, source in self._copied.items():
             shutil.copytree(source, folder / name)
 

@@ -2,17 +2,17 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import WanTransformer3DModel
 
 from sememe.checkpoints.components import load_component, load_strictly
 from sememe.checkpoints.headers import CONFIG_NAME, read_json
-from sememe.compute.devices import choose_device
 from sememe.data.array_cache import ArrayCache
 from sememe.errors import RecipeError
 from sememe.evaluation.reader import PART, VOCABULARY, SceneReader
-from sememe.semanticgen.arrays import ARRAY, WORDS_ARRAY, open_frames, read_clock
+from sememe.semanticgen.arrays import ARRAY, WORDS_ARRAY, check_frames, read_clock
 from sememe.semanticgen.clocks import LatentClock, SliceClock
 from sememe.semanticgen.compressor import SemanticCompressor
 from sememe.semanticgen.encoders import QwenEncoder, load_encoder
@@ -44,21 +44,24 @@ from sememe.training.text_source import EncodedText
 _TEXT_PARTS = ("text_encoder", "tokenizer")
 
 
-class EncoderPreparation:
-    """Scripts of the world, for the training of the built-in semantic encoder; see `training.stage.Preparation`.
+class ScriptsPreparation(CachedPreparation):
+    """Scripts of the world.
 
     Raises:
-        InputError: The frames are not there, or not finished.
+        InputError: The frames are something else.
     """
 
-    def __init__(self, recipe: EncoderRecipe, parts: Mapping[str, Path], announce: Announce) -> None:
-        assert not parts, parts
-        announce("reading frames")
-        self._recipe, self._cache = recipe, open_frames(recipe.frames, choose_device(recipe.training.device))
+    source, arrays = "frames", (FRAMES_ARRAY, WORDS_ARRAY)
 
-    @property
-    def inputs(self) -> Mapping[str, str]:
-        return {**self._cache.describe(FRAMES_ARRAY), **self._cache.describe(WORDS_ARRAY)}
+    def __init__(self, recipe: EncoderRecipe | ReaderRecipe, parts: Mapping[str, Path], announce: Announce) -> None:
+        super().__init__(recipe, parts, announce)
+        check_frames(self._cache, recipe.frames)
+
+
+class EncoderPreparation(ScriptsPreparation):
+    """Scripts of the world, for the training of the built-in semantic encoder."""
+
+    _recipe: EncoderRecipe
 
     def begin(self, folder: Path) -> None:
         recipe = self._recipe
@@ -83,35 +86,27 @@ class EncoderPreparation:
         return EncoderStage(encoder, compressor, self._cache, self._recipe.settings)
 
 
-class ReaderPreparation:
-    """Scripts of the world, for the training of the reader; see `training.stage.Preparation`.
+class ReaderPreparation(ScriptsPreparation):
+    """Scripts of the world, for the training of the reader.
 
     Raises:
-        InputError: The frames are not there, or not finished.
         RecipeError: They are not square, or smaller than what the reader sees.
     """
 
+    _recipe: ReaderRecipe
+    device = "cpu"  # because the stage takes but a part of it to its own
+
     def __init__(self, recipe: ReaderRecipe, parts: Mapping[str, Path], announce: Announce) -> None:
-        assert not parts, parts
-        announce("reading frames")
-        # On the CPU, because the stage takes but a part of it to the device.
-        self._recipe, self._cache = recipe, open_frames(recipe.frames, torch.device("cpu"))
+        super().__init__(recipe, parts, announce)
         _, height, width, _ = self._cache.arrays[FRAMES_ARRAY].shape
         if height != width or height < recipe.network.size:
             raise RecipeError(
                 f"expected square frames of at least network.size {recipe.network.size} pixels, got {height}x{width}"
             )
 
-    @property
-    def inputs(self) -> Mapping[str, str]:
-        return {**self._cache.describe(FRAMES_ARRAY), **self._cache.describe(WORDS_ARRAY)}
-
-    def begin(self, folder: Path) -> None:
-        torch.manual_seed(self._recipe.training.seed)
+    def make(self) -> Mapping[str, Any]:
         network = self._recipe.network
-        SceneReader(VOCABULARY, network.width, network.feature_dim, network.fps, network.size).save_pretrained(
-            folder / PART
-        )
+        return {PART: SceneReader(VOCABULARY, network.width, network.feature_dim, network.fps, network.size)}
 
     def build(self, start: Path) -> ReaderStage:
         network = load_strictly(SceneReader, start / PART, torch.float32)
@@ -129,9 +124,8 @@ class RendererPreparation(CachedPreparation):
     arrays = ("clean", ARRAY)
     _recipe: RendererRecipe
 
-    def begin(self, folder: Path) -> None:
+    def make(self) -> Mapping[str, Any]:
         recipe, cache, clock = self._recipe, self._cache, read_clock(self._cache)
-        torch.manual_seed(recipe.training.seed)
         backbone = load_component("transformer", self._parts["transformer"])
         if not isinstance(backbone, WanTransformer3DModel):
             raise RecipeError(f"only Wan backbones can render plans, got {type(backbone).__name__}")
@@ -149,10 +143,9 @@ class RendererPreparation(CachedPreparation):
             first_frame_fill=described.get("first_frame_fill", "grey"),
         )
         fit_semantic_embedding(renderer, compressor, cache, LatentClock(recipe.temporal_ratio, recipe.fps))
-        renderer.save_pretrained(folder / "transformer")
-        compressor.save_pretrained(folder / "compressor")
-        for name in () if "text" in cache.arrays else _TEXT_PARTS:
-            load_component(name, self._parts[name]).save_pretrained(folder / name)
+        names = () if "text" in cache.arrays else _TEXT_PARTS
+        texts = {name: load_component(name, self._parts[name]) for name in names}
+        return {"transformer": renderer, "compressor": compressor, **texts}
 
     def build(self, start: Path) -> RendererStage:
         recipe, cache = self._recipe, self._cache
@@ -189,11 +182,10 @@ class PlannerPreparation(CachedPreparation):
         self._compressor = load_strictly(SemanticCompressor, parts["compressor"], torch.float32)
         self._compressor.check_encoder(self.inputs["semantic_encoder"])
 
-    def begin(self, folder: Path) -> None:
-        torch.manual_seed(self._recipe.training.seed)
+    def make(self) -> Mapping[str, Any]:
         text_dim = read_json(self._parts["text_encoder"] / CONFIG_NAME)["d_model"]
         semantic_dim = self._compressor.config.semantic_dim
-        make_planner(self._recipe.network, semantic_dim, text_dim).save_pretrained(folder / "planner")
+        return {"planner": make_planner(self._recipe.network, semantic_dim, text_dim)}
 
     def build(self, start: Path) -> PlannerStage:
         recipe, parts = self._recipe, self._parts

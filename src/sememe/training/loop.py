@@ -483,4 +483,4 @@ class _Run:
         with weights, self._sharding.gathered():
             if self._distribution.is_main:
                 with atomic_folder(folder) as temporary:
-                    self._stage.export(temporary, "raw" if self._average is None else "ema")
+                    self._stage.export(temporary)

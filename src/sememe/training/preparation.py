@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
+
 from sememe.compute.devices import choose_device
 from sememe.data.array_cache import ArrayCache
 from sememe.training.stage import Announce
@@ -20,6 +22,7 @@ class CachedPreparation:
     Attributes:
         source: Field of the recipe that names the arrays' folder.
         arrays: Names of the arrays that the run is made from.
+        device: Where the arrays go; None for the device of the training.
 
     Raises:
         InputError: The arrays are not there, or not finished.
@@ -27,12 +30,24 @@ class CachedPreparation:
 
     source: ClassVar[str] = "latents"
     arrays: ClassVar[tuple[str, ...]]
+    device: ClassVar[str | None] = None
     _recipe: Any
 
     def __init__(self, recipe: Any, parts: Mapping[str, Path], announce: Announce) -> None:
         self._recipe, self._parts, self._announce = recipe, parts, announce
         announce(f"reading {self.source}")
-        self._cache = ArrayCache.open(getattr(recipe, self.source), choose_device(recipe.training.device))
+        device = choose_device(self.device or recipe.training.device)
+        self._cache = ArrayCache.open(getattr(recipe, self.source), device)
+
+    def make(self) -> Mapping[str, Any]:
+        """Return each untrained part that the run trains, by the name of its folder."""
+        raise NotImplementedError
+
+    def begin(self, folder: Path) -> None:
+        """Write each untrained part that the run trains to its own folder."""
+        torch.manual_seed(self._recipe.training.seed)
+        for name, part in self.make().items():
+            part.save_pretrained(folder / name)
 
     @property
     def inputs(self) -> Mapping[str, str]:

@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -19,7 +19,6 @@ from sememe.training.config import TrainingConfig
 from sememe.training.held_out import ItemPicker
 from sememe.video.sheet import SheetRow
 
-Weights = Literal["raw", "ema"]
 BatchT = TypeVar("BatchT")
 
 
@@ -110,12 +109,15 @@ class Stage(ABC, Generic[BatchT]):
         Changes to `state` and to buffers of modules are averaged over the shares of a step.
         """
 
-    @abstractmethod
-    def export(self, folder: Path, weights: Weights) -> None:
-        """Write the loadable model folder from the modules' current weights.
+    def companions(self) -> Mapping[str, Any]:
+        """What is exported beside the modules, such as a tokenizer; by default there is nothing."""
+        return {}
 
-        `weights` says which weights these are, to be recorded.
-        """
+    def export(self, folder: Path) -> None:
+        """Write each module with its current weights, and each companion, to the folder of its name."""
+        parts: Mapping[str, Any] = {**self.modules(), **self.companions()}
+        for name, part in parts.items():
+            part.save_pretrained(folder / name)
 
     def enter(self, phase: str) -> None:
         """Set what the named phase trains, and on which data; may be called more than once.

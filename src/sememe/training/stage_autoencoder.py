@@ -26,7 +26,7 @@ from sememe.training.held_out import ItemPicker
 from sememe.training.networks import start_autoencoder
 from sememe.training.recipes import AutoencoderRecipe
 from sememe.training.samples import NUM_SAMPLES, lay_out
-from sememe.training.stage import Announce, Stage, StepLoss, Weights, make_rng
+from sememe.training.stage import Announce, Stage, StepLoss, make_rng
 from sememe.video.sheet import SheetRow
 
 # Generated latents have a correct first frame, because it is given; decoders are also used without one.
@@ -134,10 +134,6 @@ class AutoencoderStage(Stage[AutoencoderBatch]):
         with torch.autocast(device.type, enabled=False):
             decoded = self.autoencoder.decode(self.autoencoder.encode(video).latent_dist.mode()).sample
         return lay_out({"true": video, "decoded": decoded})
-
-    def export(self, folder: Path, weights: Weights) -> None:
-        """Write `vae/`."""
-        self.autoencoder.save_pretrained(folder / "vae")
 
 
 class AutoencoderPreparation:

@@ -29,7 +29,7 @@ from sememe.training.networks import choose_attention, make_scheduler
 from sememe.training.preparation import CachedPreparation
 from sememe.training.recipes import SchedulerSettings
 from sememe.training.samples import NUM_SAMPLES, Sampler, find_sampler
-from sememe.training.stage import Announce, Stage, StepLoss, Weights, make_rng
+from sememe.training.stage import Announce, Stage, StepLoss, make_rng
 from sememe.training.text_source import TextSource
 from sememe.video.sheet import SheetRow
 from sememe.video_as_prompt.expert_model import ExpertModel
@@ -241,7 +241,7 @@ class PairedStage(Stage[ExpertBatch]):
         made = self.sampler.make(predict, targets.clean, generator)
         return self.sampler.show({"reference": shown, "made": made, "true": targets.clean})
 
-    def export(self, folder: Path, weights: Weights) -> None:
+    def export(self, folder: Path) -> None:
         """Write `lora/` where the expert has an adapter, else `expert/`, which goes beside the backbone's folder."""
         if getattr(self.transformer, "peft_config", None):
             save_expert_adapter(self.transformer, folder / "lora")

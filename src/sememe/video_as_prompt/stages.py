@@ -29,7 +29,7 @@ from sememe.training.networks import (
 from sememe.training.preparation import CachedPreparation
 from sememe.training.recipes import SchedulerSettings
 from sememe.training.samples import NUM_SAMPLES, Sampler, find_sampler
-from sememe.training.stage import NoiseLosses, Stage, StepLoss, Weights, make_rng
+from sememe.training.stage import NoiseLosses, Stage, StepLoss, make_rng
 from sememe.training.text_source import EncodedText, TextSource
 from sememe.video.sheet import SheetRow
 from sememe.video_as_prompt.blocks_wan import JointAttnProcessor
@@ -245,11 +245,8 @@ class BackboneStage(Stage[ClipBatch]):
         made = self.sampler.make(predict, batch.clean, generator)
         return self.sampler.show({"true": batch.clean, "made": made})
 
-    def export(self, folder: Path, weights: Weights) -> None:
-        """Write `transformer/`, `text_encoder/` and `tokenizer/`."""
-        self.transformer.save_pretrained(folder / "transformer")
-        self.text_encoder.save_pretrained(folder / "text_encoder")  # type: ignore[operator]
-        self.tokenizer.save_pretrained(folder / "tokenizer")
+    def companions(self) -> Mapping[str, Any]:
+        return {"tokenizer": self.tokenizer}
 
 
 class BackbonePreparation(CachedPreparation):
@@ -258,16 +255,13 @@ class BackbonePreparation(CachedPreparation):
     arrays = ("first_frame",)
     _recipe: BackboneRecipe
 
-    def begin(self, folder: Path) -> None:
+    def make(self) -> Mapping[str, Any]:
         recipe, cache = self._recipe, self._cache
         self._announce("fitting the tokenizer")
         tokenizer = train_tokenizer(cache.full_captions, recipe.text)
-        torch.manual_seed(recipe.training.seed)
         text_encoder = make_text_encoder(recipe.text, len(tokenizer))
         transformer = make_transformer(recipe.network, cache.arrays["clean"].shapes[0][0], recipe.text.d_model)
-        tokenizer.save_pretrained(folder / "tokenizer")
-        text_encoder.save_pretrained(folder / "text_encoder")
-        transformer.save_pretrained(folder / "transformer")
+        return {"tokenizer": tokenizer, "text_encoder": text_encoder, "transformer": transformer}
 
     def build(self, start: Path) -> BackboneStage:
         recipe, cache = self._recipe, self._cache
