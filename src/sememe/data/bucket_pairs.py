@@ -1,10 +1,12 @@
 """Pairs within buckets of one length and size, and pairs whose targets list their references."""
 
+from __future__ import annotations
+
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol, runtime_checkable
+from typing import TypeAlias
 
 import numpy as np
 
@@ -14,22 +16,6 @@ from sememe.errors import InputError
 logger = logging.getLogger(__name__)
 
 _TRIES = 8
-
-
-@runtime_checkable
-class PairSource(Protocol):
-    """Draws pairs; `data.pairing.PairSampler` is one."""
-
-    def draw(
-        self,
-        generator: np.random.Generator,
-        num_references: int,
-        targets_per_reference: int = 1,
-        references_per_target: int = 1,
-        /,
-    ) -> PairBatch:
-        """Draw groups of references and targets; see `PairSampler.draw`."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +93,7 @@ def make_held_out_pairs(items: PairItems, held: np.ndarray) -> PairSource:
     return ListedPairs(pairs, items, held, ~held) if any(items.references) else pairs
 
 
-def _make_bucket_pairs(items: PairItems, drawn: np.ndarray, share: float) -> "BucketPairs":
+def _make_bucket_pairs(items: PairItems, drawn: np.ndarray, share: float) -> BucketPairs:
     """The sources of all buckets that contain a pair."""
     members = find_members(items, drawn)
     shares = {bucket: share if _is_any_shared(items, each) else 0.0 for bucket, each in members.items()}
@@ -238,3 +224,7 @@ class ListedPairs:
         listing = [each for each in self._targets.get(int(references[0]), []) if shown <= set(self._references[each])]
         free = self._free[self._groups[references[0]]]
         return listing + [target for target in free if self._scenes[target] not in scenes]
+
+
+PairSource: TypeAlias = PairSampler | HeldOutPairs | BucketPairs | ListedPairs
+"""Draws pairs."""

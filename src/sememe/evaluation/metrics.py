@@ -126,7 +126,7 @@ def psnr(clip: Clip, truth: Clip, *, skip_first: bool = True) -> float:
     return PSNR_LIMIT if error == 0 else min(PSNR_LIMIT, -10 * math.log10(error))
 
 
-def ssim(clip: Clip, truth: Clip, *, skip_first: bool = True) -> float:
+def ssim(clip: Clip, truth: Clip) -> float:
     """Return the structural similarity (Wang et al. 2004): mean over frames, channels, 7x7-pixel windows; at most 1.
 
     Local means, variances and covariances weigh all pixels of a window equally and are those of the population.
@@ -134,7 +134,7 @@ def ssim(clip: Clip, truth: Clip, *, skip_first: bool = True) -> float:
     Raises:
         InputError: If the shapes differ or a side is below 7 pixels.
     """
-    first, second = _pair(clip, truth, skip_first=skip_first)
+    first, second = _pair(clip, truth, skip_first=True)
     if min(first.shape[1:3]) < _WINDOW:
         raise InputError(f"expected sides of at least {_WINDOW} pixels for ssim, got {first.shape[1]}x{first.shape[2]}")
     first, second = first.astype(np.float64), second.astype(np.float64)

@@ -156,19 +156,13 @@ class SceneOracles:
         height: Height in pixels.
         width: Width in pixels.
         fps: Frame rate of renders.
-        keep: Number of scenes whose oracle is kept for the next row, about 2 MB each at 17 frames.
     """
 
-    def __init__(
-        self, names: Sequence[str], num_frames: int, height: int, width: int, fps: float, *, keep: int = 64
-    ) -> None:
+    def __init__(self, names: Sequence[str], num_frames: int, height: int, width: int, fps: float) -> None:
         self.names = tuple(names)
         self.num_frames, self.height, self.width, self.fps = num_frames, height, width, fps
-        self._oracle = lru_cache(maxsize=keep)(self._build)
-
-    def oracle(self, scene: int) -> Oracle:
-        """Return the oracle of the scene with this seed."""
-        return self._oracle(scene)
+        # Returns the oracle of the scene of a seed, and keeps it for the next row; about 2 MB each at 17 frames.
+        self.oracle = lru_cache(maxsize=64)(self._build)
 
     def film(self, scene: int, condition: str | None) -> Clip:
         """Render the scene with this seed."""

@@ -77,11 +77,10 @@ class StillOracle:
     Args:
         num_layouts: Draws of each kind of place.
         num_looks: Draws of each kind of subject.
-        seed: Seed of the draws.
     """
 
-    def __init__(self, num_layouts: int = 200, num_looks: int = 20, seed: int = 0) -> None:
-        rng = np.random.Generator(np.random.PCG64(seed))
+    def __init__(self, num_layouts: int = 200, num_looks: int = 20) -> None:
+        rng = np.random.Generator(np.random.PCG64(0))
         self._layouts = [_draw_layout(rng, kind) for kind in BACKDROPS if kind not in TWINS for _ in range(num_layouts)]
         maps = np.stack([_map_place(layout, _COARSE) for layout in self._layouts])
         side = maps.shape[1]

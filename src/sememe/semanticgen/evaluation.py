@@ -243,9 +243,7 @@ class Maker:
         return tuple(self._render(seed, num_frames, names).clip for seed in seeds)
 
 
-@lru_cache(maxsize=1)
-def _draw_stills() -> StillOracle:
-    return StillOracle()
+_draw_stills = lru_cache(maxsize=1)(StillOracle)
 
 
 @lru_cache(maxsize=1024)

@@ -220,14 +220,12 @@ def train_transformer(
     )
 
 
-def train_adapter(*, learning_rate: float, warmup_steps: int, ema_decay: float, max_minutes: float) -> TrainingConfig:
+def train_adapter(*, learning_rate: float, max_minutes: float) -> TrainingConfig:
     """Return settings for training a LoRA; arguments as in `train_transformer`.
 
     With AdamW, because Muon would give all directions of a product of two matrices the same size.
     """
-    training = train_transformer(
-        learning_rate=learning_rate, warmup_steps=warmup_steps, ema_decay=ema_decay, max_minutes=max_minutes
-    )
+    training = train_transformer(learning_rate=learning_rate, warmup_steps=20, ema_decay=0.98, max_minutes=max_minutes)
     return dataclasses.replace(training, optimizer="adamw", weight_decay=0.0)
 
 

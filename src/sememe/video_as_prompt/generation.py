@@ -52,11 +52,9 @@ class VideoAsPromptInputs(SystemInputs):
     encoded_reference: Path | None = None
 
     def images(self) -> Mapping[str, Path]:
-        """Return the picture files by name."""
         return {"image": self.image} | ({} if self.last_image is None else {"last_image": self.last_image})
 
     def videos(self, settings: Settings) -> Mapping[str, tuple[Path, ...]]:
-        """Return the video files by name."""
         negative = tuple(map(Path, settings.experimental.negative_references))
         return {"references": self.references} | ({"negative_references": negative} if negative else {})
 
@@ -74,7 +72,6 @@ class VideoAsPromptInputs(SystemInputs):
         return texts
 
     def check(self, settings: Settings) -> None:
-        """Raise `InputError` for inputs that do not go with each other or with the settings."""
         is_read = settings.guidance.reference_guidance_scale != 0
         start, end = self.reference_start or 0.0, self.reference_end
         if start < 0 or (end is not None and end <= start):
@@ -98,20 +95,17 @@ class VideoAsPromptInputs(SystemInputs):
             )
 
     def workload(self, settings: Settings) -> Mapping[str, float]:
-        """Return what a memory plan is given besides the settings."""
         numbers = {f"num_{name}": len(paths) for name, paths in self.videos(settings).items()}
         if self.encoded_reference is not None:
             numbers["num_references"] = 1  # at least
         return {"num_references": 0, "num_negative_references": 0} | numbers
 
     def reading(self, settings: Settings, place: int, num_places: int) -> Mapping[str, Any]:
-        """Return the arguments with which `read_clip` reads a video among those of its name."""
         return list_reading(settings, place, num_places)
 
     def arguments(
         self, settings: Settings, images: Mapping[str, Any], videos: Mapping[str, Sequence[Any]]
     ) -> dict[str, Any]:
-        """Return the arguments of the pipeline but for generator and callback."""
         if videos.get("negative_references"):
             settings = settings.override(negative_references=videos["negative_references"])
         captions = self.texts()["reference_prompts"]

@@ -223,9 +223,7 @@ def tiny_few_step() -> FewStepRecipe:
         name="tiny-few-step",
         description="an expert for two steps and no guidance, which learns from the expert of tiny under guidance",
         settings=FewStepSettings(num_references=4, targets_per_reference=4, num_steps=2, teacher_steps=3),
-        training=replace(
-            train_adapter(learning_rate=4e-4, warmup_steps=20, ema_decay=0.98, max_minutes=90.0), repeat_after=100
-        ),
+        training=replace(train_adapter(learning_rate=4e-4, max_minutes=90.0), repeat_after=100),
     )
 
 
@@ -236,7 +234,7 @@ def tiny_lora() -> LoraRecipe:
         tiny_expert(),
         name="tiny-lora",
         description="a LoRA on the expert of tiny, which itself stays as it is",
-        training=train_adapter(learning_rate=1e-3, warmup_steps=20, ema_decay=0.98, max_minutes=25.0),
+        training=train_adapter(learning_rate=1e-3, max_minutes=25.0),
     )
 
 
@@ -248,7 +246,7 @@ def tiny_preference() -> PreferenceRecipe:
         name="tiny-preference",
         description="a LoRA on the expert of tiny that learns to prefer what the reference shows",
         settings=PreferenceSettings(num_references=8, targets_per_reference=2),
-        training=train_adapter(learning_rate=3e-4, warmup_steps=20, ema_decay=0.98, max_minutes=25.0),
+        training=train_adapter(learning_rate=3e-4, max_minutes=25.0),
     )
 
 

@@ -33,9 +33,9 @@ def turn(take: Take, pan: float, tilt: float) -> None:
 
 @camera("the camera rolls clockwise", name="roll_clockwise", quarter_turns=1.0)
 @camera("the camera rolls counterclockwise", name="roll_counterclockwise", quarter_turns=-1.0)
-def roll(take: Take, quarter_turns: float, end: float = 0.95) -> None:
+def roll(take: Take, quarter_turns: float) -> None:
     """The camera turns about its line of sight."""
-    take.camera.roll -= np.float32(np.pi / 2 * quarter_turns) * take.ramp(0, end)
+    take.camera.roll -= np.float32(np.pi / 2 * quarter_turns) * take.ramp(0, 0.95)
 
 
 @camera("the horizon snaps askew", name="dutch_angle")

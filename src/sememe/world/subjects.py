@@ -76,7 +76,7 @@ def _draw_body(canvas: Canvas, subject: Subject) -> None:
     _draw_top(canvas, subject)
     _surface(canvas, subject, corners)
     if subject.has_face:
-        _draw_face(canvas, subject, 0.0, -0.1)
+        _draw_face(canvas, subject, -0.1)
 
 
 def _draw_top(canvas: Canvas, subject: Subject) -> None:
@@ -103,20 +103,20 @@ def _draw_top(canvas: Canvas, subject: Subject) -> None:
             pass
 
 
-def _draw_face(canvas: Canvas, subject: Subject, x: float, y: float) -> None:
+def _draw_face(canvas: Canvas, subject: Subject, y: float) -> None:
     size = subject.eye_size
     for side in (-1, 1):
-        canvas.ellipse(x + 0.27 * side, y, size * 1.15, size * 1.3, DARK)
-        canvas.ellipse(x + 0.27 * side, y, size, size * 1.15, WHITE)
-        canvas.ellipse(x + 0.27 * side + 0.03, y + 0.02, size * 0.55, size * 0.6, DARK)
+        canvas.ellipse(0.27 * side, y, size * 1.15, size * 1.3, DARK)
+        canvas.ellipse(0.27 * side, y, size, size * 1.15, WHITE)
+        canvas.ellipse(0.27 * side + 0.03, y + 0.02, size * 0.55, size * 0.6, DARK)
     if subject.mouth == "open":
-        canvas.ellipse(x, y + 0.4, 0.17, 0.14, DARK)
-        canvas.ellipse(x, y + 0.45, 0.1, 0.06, (0.85, 0.35, 0.35))
+        canvas.ellipse(0.0, y + 0.4, 0.17, 0.14, DARK)
+        canvas.ellipse(0.0, y + 0.45, 0.1, 0.06, (0.85, 0.35, 0.35))
     elif subject.mouth == "smile":
         turn = np.linspace(0.2, np.pi - 0.2, 9)
-        canvas.line(np.stack([x + 0.26 * np.cos(turn), y + 0.3 + 0.16 * np.sin(turn)], axis=1), 0.07, DARK)
+        canvas.line(np.stack([0.26 * np.cos(turn), y + 0.3 + 0.16 * np.sin(turn)], axis=1), 0.07, DARK)
     else:
-        canvas.line([(x - 0.2, y + 0.4), (x + 0.2, y + 0.4)], 0.07, DARK)
+        canvas.line([(-0.2, y + 0.4), (0.2, y + 0.4)], 0.07, DARK)
 
 
 def _draw_creature(canvas: Canvas, subject: Subject) -> None:
@@ -140,7 +140,7 @@ def _draw_creature(canvas: Canvas, subject: Subject) -> None:
             canvas.ellipse(0.5 * side, -0.78, 0.26, 0.26, DARK)
             canvas.ellipse(0.5 * side, -0.78, 0.18, 0.18, accent)
     _surface(canvas, subject, outline("ball", 0) * [0.72, 0.62] + [0, -0.3])
-    _draw_face(canvas, subject, 0.0, -0.38)
+    _draw_face(canvas, subject, -0.38)
 
 
 def _draw_robot(canvas: Canvas, subject: Subject) -> None:
@@ -153,7 +153,7 @@ def _draw_robot(canvas: Canvas, subject: Subject) -> None:
     _surface(canvas, subject, outline("box", 0) * [0.68, 0.5] + [0, 0.42])
     canvas.rectangle(-0.62, -0.86, 0.62, -0.06, DARK)
     canvas.rectangle(-0.55, -0.8, 0.55, -0.12, shade(subject.color, 0.25))
-    _draw_face(canvas, subject, 0.0, -0.56)
+    _draw_face(canvas, subject, -0.56)
 
 
 def _draw_bird(canvas: Canvas, subject: Subject) -> None:
