@@ -87,7 +87,9 @@ def check_data(folder: Path, sheet: Path | None = None, on_progress: ProgressHan
     rows = [] if sheet is None else _read_rows(folder, samples, bad)
     good = [sample for sample in samples if sample.path not in bad]
     durations = [length for path, length in seconds.items() if path not in bad]
-    findings = [*_find_bad(bad, len(samples)), *_find_lonely(good), *_find_doubles(samples, hashes)]
+    what = f"of {len(samples)} videos cannot be used; repair them, or take them out of the list"
+    findings = _note(list(bad.values()), what, is_error=True)
+    findings += [*_find_lonely(good), *_find_doubles(samples, hashes)]
     findings += [*_find_captions(good), *_find_references(samples), *_find_speeds(durations)]
     if sheet is not None and rows:
         write_image(contact_sheet(rows, columns=_SHEET_FRAMES, cell_height=_SHEET_SIZE), sheet)
@@ -109,11 +111,10 @@ def _measure(folder: Path, sample: VideoSample, digest: str | None) -> float:
     return len(survey.times) / survey.fps
 
 
-def _find_bad(bad: Mapping[str, str], num_videos: int) -> list[Finding]:
-    if not bad:
-        return []
-    message = f"{len(bad)} of {num_videos} videos cannot be used; repair them, or take them out of the list"
-    return [Finding(is_error=True, message=message, examples=list(bad.values())[:3])]
+def _note(examples: Sequence[str], message: str, *, is_error: bool = False) -> list[Finding]:
+    """Return a finding that begins with the number of what it is about; none where that is nothing."""
+    found = Finding(is_error=is_error, message=f"{len(examples)} {message}", examples=examples[:3])
+    return [found] if examples else []
 
 
 def _find_lonely(samples: Sequence[VideoSample]) -> list[Finding]:
@@ -122,10 +123,7 @@ def _find_lonely(samples: Sequence[VideoSample]) -> list[Finding]:
         if sample.split == "train":
             scenes.setdefault(sample.condition, set()).add(sample.scene or sample.path)
     lonely = sorted(condition for condition, found in scenes.items() if len(found) < 2)
-    if not lonely:
-        return []
-    message = f"{len(lonely)} conditions have one scene only; an expert leaves them out, because a pair needs two"
-    return [Finding(is_error=False, message=message, examples=lonely[:3])]
+    return _note(lonely, "conditions have one scene only; an expert leaves them out, because a pair needs two")
 
 
 def _find_doubles(samples: Sequence[VideoSample], hashes: Sequence[str | None]) -> list[Finding]:
@@ -135,27 +133,20 @@ def _find_doubles(samples: Sequence[VideoSample], hashes: Sequence[str | None]) 
         if digest is not None:
             conditions.setdefault(digest, set()).add(sample.condition)
             paths.setdefault(digest, sample.path)
-    doubled = [digest for digest, found in conditions.items() if len(found) > 1]
-    if not doubled:
-        return []
-    message = f"{len(doubled)} videos are listed under several conditions; a reference then shows more than one"
-    return [Finding(is_error=False, message=message, examples=[paths[digest] for digest in doubled[:3]])]
+    doubled = [paths[digest] for digest, found in conditions.items() if len(found) > 1]
+    return _note(doubled, "videos are listed under several conditions; a reference then shows more than one")
 
 
 def _find_captions(samples: Sequence[VideoSample]) -> list[Finding]:
-    findings = []
     empty = [sample.path for sample in samples if not sample.caption.strip()]
-    if empty:
-        message = f"{len(empty)} captions are empty; such videos are learned without a text"
-        findings.append(Finding(is_error=False, message=message, examples=empty[:3]))
     naming = [sample.path for sample in samples if _normalise(sample.condition) in _normalise(sample.caption)]
-    if naming:
-        message = (
-            f"{len(naming)} captions name their condition, which makes the reference superfluous; give neutral ones "
-            "in manifest.jsonl"
-        )
-        findings.append(Finding(is_error=False, message=message, examples=naming[:3]))
-    return findings
+    return [
+        *_note(empty, "captions are empty; such videos are learned without a text"),
+        *_note(
+            naming,
+            "captions name their condition, which makes the reference superfluous; give neutral ones in manifest.jsonl",
+        ),
+    ]
 
 
 def _normalise(text: str) -> str:
@@ -168,10 +159,7 @@ def _find_references(samples: Sequence[VideoSample]) -> list[Finding]:
     known = {(sample.path, sample.condition) for sample in samples}
     listed = {(path, sample.condition) for sample in samples for path in sample.references}
     lost = sorted({path for path, _ in listed - known})
-    if not lost:
-        return []
-    message = f"{len(lost)} listed references are not in the list, or of another condition; they are never shown"
-    return [Finding(is_error=False, message=message, examples=lost[:3])]
+    return _note(lost, "listed references are not in the list, or of another condition; they are never shown")
 
 
 def _find_speeds(durations: Sequence[float]) -> list[Finding]:
