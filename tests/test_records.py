@@ -100,7 +100,6 @@ def test_settings_are_listed_by_dotted_key() -> None:
     assert "training" not in settings
 
 
-@dataclass(frozen=True, kw_only=True)
 class Inner(Record):
     """A group.
 
@@ -116,7 +115,6 @@ class Inner(Record):
     share: Share | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
 class Outer(Record):
     """Two groups of the same fields."""
 

@@ -13,9 +13,9 @@ import reprlib
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, dataclass_transform
 
 from sememe.errors import InputError, ModelError
 
@@ -53,13 +53,19 @@ Batching = Literal["sequential", "batched"]
 """Whether variants of guidance are predicted one after the other, or those of one kind together."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(field,))
 class Record:
-    """Base of settings records: converts and checks each field by its type.
+    """Base of settings records, each a frozen dataclass of keywords: converts and checks each field by its type.
 
     Raises:
         InputError: A value is of another type, or out of range.
     """
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        dataclass(frozen=True, kw_only=True)(cls)
 
     def __post_init__(self) -> None:
         own: Any = type(self)
@@ -91,7 +97,6 @@ class Record:
         return {key.rpartition(".")[2]: to_plain(value) for key, value in flatten(self).items()}
 
 
-@dataclass(frozen=True, kw_only=True)
 class SizeSettings(Record):
     """The shape of a result.
 

@@ -42,7 +42,7 @@ def test_captions_are_picked_by_kind() -> None:
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    with pytest.raises(RecipeError, match=r"full_share must be between 0 and 1, got 1\.5"):
+    with pytest.raises(InputError, match=r"expected full_share of at most 1, got 1\.5"):
         CaptionPolicy(full_share=1.5)
     with pytest.raises(InputError, match="one value for each of 3"):
         draw_captions(CaptionPolicy(), np.random.default_rng(0), num_targets=3, unnamed_targets=np.zeros(2, bool))

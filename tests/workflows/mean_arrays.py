@@ -3,7 +3,6 @@
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,12 +16,10 @@ from sememe.training.clips import ClipCollection
 from sememe.training.recipes import ArraysRecipe
 
 
-@dataclass(frozen=True, kw_only=True)
 class MeansRecipe(ArraysRecipe):
     more_arrays: ClassVar[str | None] = "workflows.mean_arrays:list_arrays"
 
 
-@dataclass(frozen=True, kw_only=True)
 class MeetingRecipe(MeansRecipe):
     """The same, of which two workers begin together: one that starts fast would do everything alone.
 

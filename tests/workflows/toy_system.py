@@ -24,7 +24,6 @@ from sememe.video import Clip
 TARGET = 0.5
 
 
-@dataclass(frozen=True, kw_only=True)
 class SizeSettings(Record):
     """The shape of the result.
 
@@ -45,7 +44,6 @@ class SizeSettings(Record):
         return round(self.seconds * self.fps)
 
 
-@dataclass(frozen=True, kw_only=True)
 class SamplingSettings(Record):
     """How the result is made.
 
@@ -56,7 +54,6 @@ class SamplingSettings(Record):
     num_inference_steps: Count = 2
 
 
-@dataclass(frozen=True, kw_only=True)
 class GuidanceSettings(Record):
     """How strongly it follows.
 
@@ -67,7 +64,6 @@ class GuidanceSettings(Record):
     light: Scale = 1.0
 
 
-@dataclass(frozen=True, kw_only=True)
 class Settings(Record):
     size: SizeSettings = SizeSettings()
     sampling: SamplingSettings = SamplingSettings()
@@ -178,7 +174,6 @@ class ToyPipeline:
 _TRAINING = TrainingConfig(num_steps=100, learning_rate=0.02, ema_decay=0.0, precision="fp32", device="cpu")
 
 
-@dataclass(frozen=True, kw_only=True)
 class LightRecipe(TrainingRecipe):
     name: str = "toy-light"
     description: str = "a light"

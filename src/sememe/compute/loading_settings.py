@@ -1,7 +1,7 @@
 """Settings that act when a model is loaded, the same for every system. Imports no torch."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -9,7 +9,6 @@ from sememe.errors import InputError
 from sememe.records import Positive, Record
 
 
-@dataclass(frozen=True, kw_only=True)
 class LoadingSettings(Record):
     """How a model is loaded, and where and how it computes.
 

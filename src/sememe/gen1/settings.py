@@ -1,7 +1,7 @@
 """Settings of a Gen-1 generation, from which arguments, flags, sidecars and memory plans derive. Imports no torch."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Annotated
 
 from sememe.errors import InputError
@@ -14,7 +14,6 @@ MAX_LEVEL = 7
 Level = Annotated[int, Range(least=0, most=MAX_LEVEL)]
 
 
-@dataclass(frozen=True, kw_only=True)
 class SizeSettings(Record):
     """The shape of the result.
 
@@ -29,7 +28,6 @@ class SizeSettings(Record):
     num_frames: Count | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
 class SamplingSettings(Record):
     """How the result is denoised.
 
@@ -42,7 +40,6 @@ class SamplingSettings(Record):
     prior_num_inference_steps: Count = 25
 
 
-@dataclass(frozen=True, kw_only=True)
 class GuidanceSettings(Record):
     """Strength of content and structure, and consistency of frames.
 
@@ -62,7 +59,6 @@ class GuidanceSettings(Record):
     prior_guidance_scale: Scale = 4.0
 
 
-@dataclass(frozen=True, kw_only=True)
 class StructureSettings(Record):
     """What is kept of the source.
 
@@ -90,7 +86,6 @@ class StructureSettings(Record):
                 raise InputError(f"expected structure_kinds out of {', '.join(sorted(known))}, got {kind!r}")
 
 
-@dataclass(frozen=True, kw_only=True)
 class WindowSettings(Record):
     """How long clips are predicted.
 
@@ -103,7 +98,6 @@ class WindowSettings(Record):
     window_overlap: Whole | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
 class MaskSettings(Record):
     """Transition between a masked edit and the source.
 
@@ -114,7 +108,6 @@ class MaskSettings(Record):
     mask_feather: Whole = 0
 
 
-@dataclass(frozen=True, kw_only=True)
 class ExecutionSettings(Record):
     """How a generation computes; the result is the same up to rounding.
 
@@ -125,7 +118,6 @@ class ExecutionSettings(Record):
     batching: Batching = "sequential"
 
 
-@dataclass(frozen=True, kw_only=True)
 class Settings(Record):
     """Settings of a generation, in groups; no two fields of all groups have the same name.
 

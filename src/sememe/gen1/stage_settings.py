@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -15,14 +14,12 @@ PHASES = ("content", "time", "structure", "levels")
 """Phases of the U-Net's training in the order of the paper (supplement)."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class Gen1FramesRecipe(ArraysRecipe):
     """Renders scenes of the world in several looks once: frames and their depth."""
 
     more_arrays: ClassVar[str | None] = "sememe.gen1.arrays:list_frames"
 
 
-@dataclass(frozen=True, kw_only=True)
 class DepthNetwork(Record):
     """A `DepthAnythingForDepthEstimation`: a Dinov2 of `num_layers` layers, and a head of convolutions."""
 
@@ -34,7 +31,6 @@ class DepthNetwork(Record):
     head_size: Count = 16
 
 
-@dataclass(frozen=True, kw_only=True)
 class DepthSettings(Record):
     """How depth is learned: mean absolute error of the nearness, which is 1 / distance, and of its differences.
 
@@ -47,17 +43,15 @@ class DepthSettings(Record):
     gradient_weight: Scale = 1.0
 
 
-@dataclass(frozen=True, kw_only=True)
 class DepthRecipe(TrainingRecipe):
     """Trains a depth network on frames of the world and their true depth."""
 
     frames: Path
-    network: DepthNetwork = field(default_factory=DepthNetwork)
-    settings: DepthSettings = field(default_factory=DepthSettings)
+    network: DepthNetwork = DepthNetwork()
+    settings: DepthSettings = DepthSettings()
     training: TrainingConfig
 
 
-@dataclass(frozen=True, kw_only=True)
 class ClipNetwork(Record):
     """A CLIP: towers for pictures and texts of one width, which is also the length of embeddings.
 
@@ -74,7 +68,6 @@ class ClipNetwork(Record):
     caption_stride: Count = 1
 
 
-@dataclass(frozen=True, kw_only=True)
 class ClipSettings(Record):
     """How the CLIP is trained: contrastively within the batch (arXiv 2103.00020).
 
@@ -91,17 +84,15 @@ class ClipSettings(Record):
     trains_images: bool = True
 
 
-@dataclass(frozen=True, kw_only=True)
 class ClipRecipe(TrainingRecipe):
     """Trains a CLIP on frames of the world and their captions."""
 
     frames: Path
-    network: ClipNetwork = field(default_factory=ClipNetwork)
-    settings: ClipSettings = field(default_factory=ClipSettings)
+    network: ClipNetwork = ClipNetwork()
+    settings: ClipSettings = ClipSettings()
     training: TrainingConfig
 
 
-@dataclass(frozen=True, kw_only=True)
 class Gen1LatentsRecipe(LatentsRecipe):
     """Latents of clips, their structure as the array "structure", and the content of each frame as "content".
 
@@ -115,7 +106,6 @@ class Gen1LatentsRecipe(LatentsRecipe):
     image_encoder: str
 
 
-@dataclass(frozen=True, kw_only=True)
 class Gen1ContentRecipe(ArraysRecipe):
     """The content of clips alone, as the array "content". `image_encoder` is a model, run or folder with that part."""
 
@@ -124,7 +114,6 @@ class Gen1ContentRecipe(ArraysRecipe):
     image_encoder: str
 
 
-@dataclass(frozen=True, kw_only=True)
 class PriorNetwork(Record):
     """A `PriorTransformer`."""
 
@@ -133,7 +122,6 @@ class PriorNetwork(Record):
     head_dim: Count = 32
 
 
-@dataclass(frozen=True, kw_only=True)
 class PriorSettings(Record):
     """How the prior is trained.
 
@@ -146,7 +134,6 @@ class PriorSettings(Record):
     drop_text: Share = 0.1
 
 
-@dataclass(frozen=True, kw_only=True)
 class PriorRecipe(TrainingRecipe):
     """Trains a prior, from a text to an image embedding.
 
@@ -155,12 +142,11 @@ class PriorRecipe(TrainingRecipe):
 
     latents: Path
     clip: str
-    network: PriorNetwork = field(default_factory=PriorNetwork)
-    settings: PriorSettings = field(default_factory=PriorSettings)
+    network: PriorNetwork = PriorNetwork()
+    settings: PriorSettings = PriorSettings()
     training: TrainingConfig
 
 
-@dataclass(frozen=True, kw_only=True)
 class UNetNetwork(Record):
     """A `Gen1UNet`; `attention_levels` are those of `block_out_channels`, from 0, that have transformers."""
 
@@ -180,7 +166,6 @@ class UNetNetwork(Record):
         )
 
 
-@dataclass(frozen=True, kw_only=True)
 class UNetSettings(Record):
     """How the U-Net is trained.
 
@@ -197,7 +182,6 @@ class UNetSettings(Record):
     drop_content: Share = 0.1
 
 
-@dataclass(frozen=True, kw_only=True)
 class UNetRecipe(TrainingRecipe):
     """Trains the U-Net on cached arrays, in the phases of the paper.
 
@@ -211,8 +195,8 @@ class UNetRecipe(TrainingRecipe):
     latents: Path
     autoencoder: str
     image_model: Path | None = None
-    network: UNetNetwork = field(default_factory=UNetNetwork)
-    settings: UNetSettings = field(default_factory=UNetSettings)
+    network: UNetNetwork = UNetNetwork()
+    settings: UNetSettings = UNetSettings()
     training: TrainingConfig
 
     def __post_init__(self) -> None:
@@ -221,7 +205,6 @@ class UNetRecipe(TrainingRecipe):
         check_setting(not unknown, f"training.phases must be among {', '.join(PHASES)}, got {', '.join(unknown)}")
 
 
-@dataclass(frozen=True, kw_only=True)
 class CustomisationSettings(Record):
     """How a model is customised.
 
@@ -236,7 +219,6 @@ class CustomisationSettings(Record):
     preservation_weight: Scale = 1.0
 
 
-@dataclass(frozen=True, kw_only=True)
 class CustomisationRecipe(TrainingRecipe):
     """Trains a LoRA that customises a model with the pictures of a folder.
 
@@ -246,11 +228,10 @@ class CustomisationRecipe(TrainingRecipe):
     pictures: Path
     model: str
     latents: Path
-    settings: CustomisationSettings = field(default_factory=CustomisationSettings)
+    settings: CustomisationSettings = CustomisationSettings()
     training: TrainingConfig
 
 
-@dataclass(frozen=True, kw_only=True)
 class Gen1ModelRecipe(ModelRecipe):
     """Assembles a Gen-1 model from the runs of its parts."""
 

@@ -1,14 +1,11 @@
 """Settings of a SemanticGen generation, from which arguments, flags, sidecars and memory plans derive. Imports no
 torch."""
 
-from dataclasses import dataclass
-
 from sememe.records import Count, Positive, Record, Scale, SizeSettings
 
 _SIZE = SizeSettings()
 
 
-@dataclass(frozen=True, kw_only=True)
 class SamplingSettings(Record):
     """How plan and result are denoised.
 
@@ -23,7 +20,6 @@ class SamplingSettings(Record):
     max_sequence_length: Count | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
 class GuidanceSettings(Record):
     """Strength of text and plan. The paper describes no guidance; 1 turns each off.
 
@@ -40,7 +36,6 @@ class GuidanceSettings(Record):
     negative_prompt: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
 class PlanSettings(Record):
     """How the renderer reads the plan.
 
@@ -55,7 +50,6 @@ class PlanSettings(Record):
     window_seconds: Positive | None = 5.0
 
 
-@dataclass(frozen=True, kw_only=True)
 class Settings(Record):
     """Settings of a generation, in groups; no two fields of all groups have the same name.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -15,7 +14,6 @@ from sememe.training.recipes import ArraysRecipe, LatentsRecipe, ModelRecipe, Sc
 NoiseLaw = Literal["half_normal", "uniform", "none"]
 
 
-@dataclass(frozen=True, kw_only=True)
 class NoiseLevels(Record):
     """How noise levels are drawn: logit-normal with `mean` and `std`, then moved towards the noisy end by `shift`."""
 
@@ -24,7 +22,6 @@ class NoiseLevels(Record):
     shift: Positive = 3.0
 
 
-@dataclass(frozen=True, kw_only=True)
 class SemanticFramesRecipe(ArraysRecipe):
     """Renders scripts of the world once: frames with mask and nearness of each pixel, and the conditions in time."""
 
@@ -33,7 +30,6 @@ class SemanticFramesRecipe(ArraysRecipe):
     dtype: Literal["float16", "bfloat16", "uint8"] = "uint8"
 
 
-@dataclass(frozen=True, kw_only=True)
 class TowerNetwork(Record):
     """The vision tower of the built-in encoder; see `semanticgen.network_encoder.make_built_in_tower`."""
 
@@ -45,7 +41,6 @@ class TowerNetwork(Record):
     patch_size: Count = 8
 
 
-@dataclass(frozen=True, kw_only=True)
 class CompressorNetwork(Record):
     """The compressor of semantic features; see `semanticgen.compressor.SemanticCompressor`."""
 
@@ -54,7 +49,6 @@ class CompressorNetwork(Record):
     num_layers: Count = 2
 
 
-@dataclass(frozen=True, kw_only=True)
 class EncoderSettings(Record):
     """How the built-in semantic encoder is trained.
 
@@ -77,7 +71,6 @@ class EncoderSettings(Record):
     max_shift: Whole = 6
 
 
-@dataclass(frozen=True, kw_only=True)
 class EncoderRecipe(TrainingRecipe):
     """Trains the built-in semantic encoder and the compressor of its features on scripts of the world.
 
@@ -86,13 +79,12 @@ class EncoderRecipe(TrainingRecipe):
 
     frames: Path
     fps: float = 4.0
-    network: TowerNetwork = field(default_factory=TowerNetwork)
-    compressor: CompressorNetwork = field(default_factory=CompressorNetwork)
-    settings: EncoderSettings = field(default_factory=EncoderSettings)
+    network: TowerNetwork = TowerNetwork()
+    compressor: CompressorNetwork = CompressorNetwork()
+    settings: EncoderSettings = EncoderSettings()
     training: TrainingConfig
 
 
-@dataclass(frozen=True, kw_only=True)
 class SemanticLatentsRecipe(LatentsRecipe):
     """Latents of clips, and features of a semantic encoder as the array "semantic".
 
@@ -106,7 +98,6 @@ class SemanticLatentsRecipe(LatentsRecipe):
     semantic_fps: float = 1.6
 
 
-@dataclass(frozen=True, kw_only=True)
 class RendererSettings(Record):
     """How the renderer is trained, and the compressor with it.
 
@@ -125,10 +116,8 @@ class RendererSettings(Record):
     """
 
     batch_size: Count = 32
-    noise: NoiseLevels = field(default_factory=NoiseLevels)
-    captions: CaptionPolicy = field(
-        default_factory=lambda: CaptionPolicy(drop_target_caption=0.15, drop_reference_caption=0.0, full_share=0.9)
-    )
+    noise: NoiseLevels = NoiseLevels()
+    captions: CaptionPolicy = CaptionPolicy(drop_target_caption=0.15, drop_reference_caption=0.0, full_share=0.9)
     segment_share: Share = 0.5
     drop_plan: Share = 0.1
     image_share: Share = 0.2
@@ -138,7 +127,6 @@ class RendererSettings(Record):
     window_seconds: Positive | None = 4.0
 
 
-@dataclass(frozen=True, kw_only=True)
 class RendererRecipe(TrainingRecipe):
     """Trains the renderer and the text encoder on cached arrays (paper section 3.3, stage 1).
 
@@ -155,12 +143,11 @@ class RendererRecipe(TrainingRecipe):
     autoencoder: str | None = None
     temporal_ratio: Count = 8
     fps: Positive = 8.0
-    compressor: CompressorNetwork = field(default_factory=CompressorNetwork)
-    settings: RendererSettings = field(default_factory=RendererSettings)
+    compressor: CompressorNetwork = CompressorNetwork()
+    settings: RendererSettings = RendererSettings()
     training: TrainingConfig
 
 
-@dataclass(frozen=True, kw_only=True)
 class PlannerNetwork(Record):
     """The planner, a `WanTransformer3DModel` over the tokens of plans."""
 
@@ -171,7 +158,6 @@ class PlannerNetwork(Record):
     freq_dim: Count = 256
 
 
-@dataclass(frozen=True, kw_only=True)
 class PlannerSettings(Record):
     """How the planner is trained.
 
@@ -185,15 +171,12 @@ class PlannerSettings(Record):
     """
 
     batch_size: Count = 64
-    noise: NoiseLevels = field(default_factory=lambda: NoiseLevels(shift=2.0))
-    captions: CaptionPolicy = field(
-        default_factory=lambda: CaptionPolicy(drop_target_caption=0.15, drop_reference_caption=0.0, full_share=1.0)
-    )
+    noise: NoiseLevels = NoiseLevels(shift=2.0)
+    captions: CaptionPolicy = CaptionPolicy(drop_target_caption=0.15, drop_reference_caption=0.0, full_share=1.0)
     segment_share: Share = 0.5
     crop_share: Share = 0.2
 
 
-@dataclass(frozen=True, kw_only=True)
 class PlannerRecipe(TrainingRecipe):
     """Trains the planner on cached arrays (paper section 3.3, stage 2).
 
@@ -203,12 +186,11 @@ class PlannerRecipe(TrainingRecipe):
 
     latents: Path
     renderer: str
-    network: PlannerNetwork = field(default_factory=PlannerNetwork)
-    settings: PlannerSettings = field(default_factory=PlannerSettings)
+    network: PlannerNetwork = PlannerNetwork()
+    settings: PlannerSettings = PlannerSettings()
     training: TrainingConfig
 
 
-@dataclass(frozen=True, kw_only=True)
 class SemanticGenModelRecipe(ModelRecipe):
     """Assembles a SemanticGen model from the runs of its parts."""
 
@@ -216,11 +198,10 @@ class SemanticGenModelRecipe(ModelRecipe):
     encoder: str
     renderer: str
     planner: str
-    scheduler: SchedulerSettings = field(default_factory=SchedulerSettings)
+    scheduler: SchedulerSettings = SchedulerSettings()
     generation: Settings = BUILT_IN
 
 
-@dataclass(frozen=True, kw_only=True)
 class ReaderNetwork(Record):
     """The network that reads clips in the evaluation; see `evaluation.reader.SceneReader`."""
 
@@ -230,7 +211,6 @@ class ReaderNetwork(Record):
     size: Annotated[int, Range(least=8, multiple_of=8)] = 64
 
 
-@dataclass(frozen=True, kw_only=True)
 class ReaderSettings(Record):
     """How the reader is trained.
 
@@ -247,7 +227,6 @@ class ReaderSettings(Record):
     max_shift: Whole = 2
 
 
-@dataclass(frozen=True, kw_only=True)
 class ReaderRecipe(TrainingRecipe):
     """Trains the reader of the evaluation on scripts of the world.
 
@@ -255,6 +234,6 @@ class ReaderRecipe(TrainingRecipe):
     """
 
     frames: Path
-    network: ReaderNetwork = field(default_factory=ReaderNetwork)
-    settings: ReaderSettings = field(default_factory=ReaderSettings)
+    network: ReaderNetwork = ReaderNetwork()
+    settings: ReaderSettings = ReaderSettings()
     training: TrainingConfig

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -20,7 +20,6 @@ def check_setting(is_valid: object, message: str) -> None:
         raise RecipeError(message)
 
 
-@dataclass(frozen=True, kw_only=True)
 class AutoencoderSettings(Record):
     """How the autoencoder's refinement is trained.
 
@@ -35,7 +34,6 @@ class AutoencoderSettings(Record):
     gradient_weight: Scale = 0.3
 
 
-@dataclass(frozen=True, kw_only=True)
 class ScheduleConfig(Record):
     """The learning rate over a run, as a factor of `TrainingConfig.learning_rate`.
 
@@ -49,7 +47,6 @@ class ScheduleConfig(Record):
     final_ratio: Share = 0.0
 
 
-@dataclass(frozen=True, kw_only=True)
 class PhaseConfig(Record):
     """A part of a run. Its name tells the stage what to train, and on which data.
 
@@ -61,7 +58,7 @@ class PhaseConfig(Record):
     num_steps: Count
     learning_rate: Positive = 1e-3
     learning_rate_factors: Mapping[str, Positive] = field(default_factory=dict)
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    schedule: ScheduleConfig = ScheduleConfig()
 
 
 FREE_SETTINGS = frozenset(
@@ -78,7 +75,6 @@ TrackerName = Literal["tensorboard", "wandb"]
 """Programs that show a run."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class TrainingConfig(Record):
     """Settings of the training loop, the same for every stage.
 
@@ -135,7 +131,7 @@ class TrainingConfig(Record):
     betas: tuple[Share, Share] = (0.9, 0.99)
     epsilon: Positive = 1e-8
     weight_decay: Scale = 0.01
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    schedule: ScheduleConfig = ScheduleConfig()
     phases: tuple[PhaseConfig, ...] = ()
     ema_decay: Share = 0.999
     gradient_clip: Scale = 1.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -11,7 +10,6 @@ from sememe.records import Count, Positive, Range, Record, Whole
 from sememe.training.config import AutoencoderSettings, TrainingConfig, check_setting
 
 
-@dataclass(frozen=True, kw_only=True)
 class Recipe(Record):
     """The settings of one run.
 
@@ -30,7 +28,6 @@ class TrainingRecipe(Recipe):
     training: TrainingConfig
 
 
-@dataclass(frozen=True, kw_only=True)
 class ClipFormat(Record):
     """Length and size of clips from any source.
 
@@ -68,7 +65,6 @@ class ClipFormat(Record):
         return " or ".join(shapes)
 
 
-@dataclass(frozen=True, kw_only=True)
 class WorldData(Record):
     """Which clips of the procedural world are used.
 
@@ -96,7 +92,6 @@ class WorldData(Record):
         )
 
 
-@dataclass(frozen=True, kw_only=True)
 class LinearNetwork(Record):
     """A `LinearVideoAutoencoder`: a linear code of blocks, and a small network that refines decoded videos.
 
@@ -115,7 +110,6 @@ class LinearNetwork(Record):
     whitening: float = 0.5
 
 
-@dataclass(frozen=True, kw_only=True)
 class TextNetwork(Record):
     """A `UMT5EncoderModel` and the tokenizer of its captions, which is trained on every `caption_stride`-th of them."""
 
@@ -129,7 +123,6 @@ class TextNetwork(Record):
     caption_stride: Count = 3
 
 
-@dataclass(frozen=True, kw_only=True)
 class AutoencoderRecipe(TrainingRecipe):
     """Trains an autoencoder on clips of the world, or on those of `dataset` if it is given (see `ArraysRecipe`).
 
@@ -137,12 +130,12 @@ class AutoencoderRecipe(TrainingRecipe):
     that the decoder learns to correct that model's errors.
     """
 
-    clips: ClipFormat = field(default_factory=ClipFormat)
-    data: WorldData = field(default_factory=WorldData)
+    clips: ClipFormat = ClipFormat()
+    data: WorldData = WorldData()
     dataset: Path | None = None
     generations: Path | None = None
-    network: LinearNetwork = field(default_factory=LinearNetwork)
-    settings: AutoencoderSettings = field(default_factory=AutoencoderSettings)
+    network: LinearNetwork = LinearNetwork()
+    settings: AutoencoderSettings = AutoencoderSettings()
     training: TrainingConfig
 
     def __post_init__(self) -> None:
@@ -150,7 +143,6 @@ class AutoencoderRecipe(TrainingRecipe):
         _check_grid(self.clips, self.network)
 
 
-@dataclass(frozen=True, kw_only=True)
 class Regeneration(Record):
     """How latents with a model's errors are made: noise is added to true ones, and the model denoises them.
 
@@ -171,7 +163,6 @@ class Regeneration(Record):
         )
 
 
-@dataclass(frozen=True, kw_only=True)
 class ArraysRecipe(Recipe):
     """Keeps named arrays of the clips of the world, or of those of `dataset`: a dataset's folder, or a cache of frames.
 
@@ -182,8 +173,8 @@ class ArraysRecipe(Recipe):
     # "module:function" that returns the encoders of arrays, given recipe, clips and device.
     more_arrays: ClassVar[str | None] = None
 
-    clips: ClipFormat = field(default_factory=ClipFormat)
-    data: WorldData = field(default_factory=WorldData)
+    clips: ClipFormat = ClipFormat()
+    data: WorldData = WorldData()
     dataset: Path | None = None
     min_score: Annotated[float, Range(least=0, most=100)] = 0.0
     batch_size: Count = 32
@@ -199,7 +190,6 @@ class ArraysRecipe(Recipe):
         )
 
 
-@dataclass(frozen=True, kw_only=True)
 class LatentsRecipe(ArraysRecipe):
     """Encodes clips once.
 
@@ -221,7 +211,6 @@ class LatentsRecipe(ArraysRecipe):
     first_frame_encoder: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
 class SchedulerSettings(Record):
     """The flow-matching scheduler of a model.
 
@@ -235,7 +224,6 @@ class SchedulerSettings(Record):
     shift: Positive = 3.0
 
 
-@dataclass(frozen=True, kw_only=True)
 class ModelRecipe(Recipe):
     """Assembles a whole model from the runs of its parts; a system adds the parts, and its scheduler.
 

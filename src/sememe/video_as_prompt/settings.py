@@ -2,7 +2,7 @@
 torch."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple, get_args
 
 from sememe.errors import InputError
@@ -34,7 +34,6 @@ models have by default.
 _SIZE = SizeSettings(num_frames=49)
 
 
-@dataclass(frozen=True, kw_only=True)
 class SamplingSettings(Record):
     """How the result is denoised.
 
@@ -47,7 +46,6 @@ class SamplingSettings(Record):
     max_sequence_length: Count | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
 class GuidanceSettings(Record):
     """Strength of text and reference.
 
@@ -82,7 +80,6 @@ class GuidanceSettings(Record):
         return self.guidance_interval != (0.0, 1.0)
 
 
-@dataclass(frozen=True, kw_only=True)
 class ReferenceSettings(Record):
     """How references are read.
 
@@ -100,7 +97,6 @@ class ReferenceSettings(Record):
     reference_strength: Share = 1.0
 
 
-@dataclass(frozen=True, kw_only=True)
 class ExecutionSettings(Record):
     """How a generation computes; the result is the same up to rounding.
 
@@ -115,7 +111,6 @@ class ExecutionSettings(Record):
     text_keys: Literal["kept", "recomputed"] = "kept"
 
 
-@dataclass(frozen=True, kw_only=True)
 class ExperimentalSettings(Record):
     """Controls that lowered quality where they were measured (docs/evidence.md), and defects of the official code.
 
@@ -173,7 +168,6 @@ class ReferenceReading(NamedTuple):
     size: tuple[int, int]
 
 
-@dataclass(frozen=True, kw_only=True)
 class Settings(Record):
     """Settings of a generation, in groups; no two fields of all groups have the same name.
 

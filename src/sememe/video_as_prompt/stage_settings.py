@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -15,7 +14,6 @@ from sememe.video_as_prompt.settings import BUILT_IN, GuidanceSettings, Settings
 Timestep = Annotated[float, Range(least=0, most=1000)]
 
 
-@dataclass(frozen=True, kw_only=True)
 class BackboneSettings(Record):
     """How the backbone is trained.
 
@@ -27,12 +25,9 @@ class BackboneSettings(Record):
     sigma_mean: float = 0.0
     sigma_std: Positive = 1.5
     sigma_shift: Positive = 2.0
-    captions: CaptionPolicy = field(
-        default_factory=lambda: CaptionPolicy(drop_target_caption=0.4, drop_reference_caption=0.0, full_share=0.75)
-    )
+    captions: CaptionPolicy = CaptionPolicy(drop_target_caption=0.4, drop_reference_caption=0.0, full_share=0.75)
 
 
-@dataclass(frozen=True, kw_only=True)
 class PairSettings(Record):
     """References and targets in a batch of an expert's training.
 
@@ -46,14 +41,9 @@ class PairSettings(Record):
     targets_per_reference: Count = 4
     max_references: Count = 1
     same_scene_share: Share = 0.5
-    captions: CaptionPolicy = field(
-        default_factory=lambda: CaptionPolicy(
-            drop_target_caption=0.7, drop_reference_caption=0.7, drop_reference=0.0, full_share=0.0
-        )
-    )
+    captions: CaptionPolicy = CaptionPolicy(drop_target_caption=0.7, drop_reference_caption=0.7)
 
 
-@dataclass(frozen=True, kw_only=True)
 class ExpertSettings(PairSettings):
     """How the expert is trained: its batches, and levels of noise as in `BackboneSettings`.
 
@@ -76,7 +66,6 @@ class ExpertSettings(PairSettings):
         )
 
 
-@dataclass(frozen=True, kw_only=True)
 class PreferenceSettings(PairSettings):
     """How preferences are learned: batches, noise levels as in `BackboneSettings`, and `strength`.
 
@@ -90,7 +79,6 @@ class PreferenceSettings(PairSettings):
     strength: Positive = 250.0
 
 
-@dataclass(frozen=True, kw_only=True)
 class FewStepSettings(PairSettings):
     """How a few-step sampler is distilled from a teacher.
 
@@ -105,7 +93,6 @@ class FewStepSettings(PairSettings):
     shift: Positive = 3.0
 
 
-@dataclass(frozen=True, kw_only=True)
 class WanNetwork(Record):
     """A `WanTransformer3DModel`; its other channels follow from the latents.
 
@@ -123,7 +110,6 @@ class WanNetwork(Record):
     rope_max_seq_len: Count = 128
 
 
-@dataclass(frozen=True, kw_only=True)
 class BackboneRecipe(TrainingRecipe):
     """Trains an image-to-video backbone and its text encoder on cached latents.
 
@@ -133,14 +119,13 @@ class BackboneRecipe(TrainingRecipe):
 
     latents: Path
     autoencoder: str | None = None
-    network: WanNetwork = field(default_factory=WanNetwork)
-    text: TextNetwork = field(default_factory=TextNetwork)
+    network: WanNetwork = WanNetwork()
+    text: TextNetwork = TextNetwork()
     unseen: tuple[str, ...] | None = None
-    settings: BackboneSettings = field(default_factory=BackboneSettings)
+    settings: BackboneSettings = BackboneSettings()
     training: TrainingConfig
 
 
-@dataclass(frozen=True, kw_only=True)
 class PairedRecipe(TrainingRecipe):
     """Trains an expert on a frozen backbone, on cached latents of the seen conditions.
 
@@ -158,7 +143,6 @@ class PairedRecipe(TrainingRecipe):
     training: TrainingConfig
 
 
-@dataclass(frozen=True, kw_only=True)
 class ExpertRecipe(PairedRecipe):
     """Trains an expert, initialised with the backbone's weights, to predict the true clips.
 
@@ -172,10 +156,9 @@ class ExpertRecipe(PairedRecipe):
     expert_blocks: tuple[int, ...] | None = None
     reference_timestep: Timestep | None = 0.0
     reference_embeddings: bool = False
-    settings: ExpertSettings = field(default_factory=ExpertSettings)
+    settings: ExpertSettings = ExpertSettings()
 
 
-@dataclass(frozen=True, kw_only=True)
 class OneWayRecipe(PairedRecipe):
     """Distils a one-way expert from a two-way one, so that a reference is encoded once for all steps.
 
@@ -187,18 +170,16 @@ class OneWayRecipe(PairedRecipe):
     teacher: str
     reference_timestep: Timestep | None = None
     true_share: Share = 0.25
-    settings: ExpertSettings = field(default_factory=ExpertSettings)
+    settings: ExpertSettings = ExpertSettings()
 
 
-@dataclass(frozen=True, kw_only=True)
 class FewStepRecipe(PairedRecipe):
     """Distils `teacher` into an expert for few steps without guidance, which reads references like the teacher."""
 
     teacher: str
-    settings: FewStepSettings = field(default_factory=FewStepSettings)
+    settings: FewStepSettings = FewStepSettings()
 
 
-@dataclass(frozen=True, kw_only=True)
 class AdaptedRecipe(PairedRecipe):
     """Trains low-rank matrices of `rank` on the attention of a frozen expert.
 
@@ -209,19 +190,17 @@ class AdaptedRecipe(PairedRecipe):
     rank: Count = 16
 
 
-@dataclass(frozen=True, kw_only=True)
 class LoraRecipe(AdaptedRecipe):
     """Trains an adapter of an expert to predict the true clips."""
 
-    settings: ExpertSettings = field(default_factory=ExpertSettings)
+    settings: ExpertSettings = ExpertSettings()
 
 
-@dataclass(frozen=True, kw_only=True)
 class PreferenceRecipe(AdaptedRecipe):
     """Trains an adapter of an expert to prefer the outcome that follows the reference to another one of the same
     picture."""
 
-    settings: PreferenceSettings = field(default_factory=PreferenceSettings)
+    settings: PreferenceSettings = PreferenceSettings()
 
 
 _PairedT = TypeVar("_PairedT", bound=PairedRecipe)
@@ -234,7 +213,6 @@ def continue_expert(kind: type[_PairedT], expert: ExpertRecipe, **fields: Any) -
     return kind(**(shared | {source: f"runs/{expert.name}"} | fields))
 
 
-@dataclass(frozen=True, kw_only=True)
 class VideoAsPromptModelRecipe(ModelRecipe):
     """Assembles a Video-As-Prompt model from the runs of its parts.
 
@@ -246,5 +224,5 @@ class VideoAsPromptModelRecipe(ModelRecipe):
     backbone: str
     expert: str
     expert_share: Share = 1.0
-    scheduler: SchedulerSettings = field(default_factory=SchedulerSettings)
+    scheduler: SchedulerSettings = SchedulerSettings()
     generation: Settings = BUILT_IN

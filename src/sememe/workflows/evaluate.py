@@ -50,7 +50,7 @@ class EvaluationSettings:
     options: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     batch_size: int = 8
-    loading: LoadingSettings = field(default_factory=LoadingSettings)
+    loading: LoadingSettings = LoadingSettings()
     output: Path | None = None
     sheet: Path | None = None
     num_examples: int = 2

@@ -64,7 +64,7 @@ class GenerationRequest:
     model: str = "tiny"
     seed: int | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
-    loading: LoadingSettings = field(default_factory=LoadingSettings)
+    loading: LoadingSettings = LoadingSettings()
     sheet: Path | None = None
     influence: bool = False
 
