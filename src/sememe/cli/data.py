@@ -14,14 +14,10 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Adds the verb."""
-    group = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
-    group.callback()(_keep_group)
+    # With a callback typer keeps the name of a group's only command.
+    group = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", callback=lambda: None)
     group.command("check")(check)
     app.add_typer(group, name="data", help="Datasets of videos to train on.")
-
-
-def _keep_group() -> None:
-    """Datasets of videos to train on."""
 
 
 def check(

@@ -37,17 +37,12 @@ _STEPS = "sampling.num_inference_steps"
 
 def register(app: typer.Typer) -> None:
     """Add the verb, with a command for each system."""
-    group = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
+    # With a callback typer keeps the name of a group's only command.
+    group = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", callback=lambda: None)
     for system in SYSTEMS.values():
         if system.generation is not None:
             group.command(system.name, help=system.generation.summary)(make_command(system, system.generation))
-    # With a callback typer keeps the name of a group's only command.
-    group.callback()(_group)
     app.add_typer(group, name="generate", help="Generate a video.")
-
-
-def _group() -> None:
-    """Generate a video."""
 
 
 def make_command(system: System, spec: GenerationSpec) -> Callable[..., None]:

@@ -95,18 +95,15 @@ def read_recorded_hashes(sidecar: Path) -> dict[str, str]:
     document = _read_document(sidecar)
     parts = [part for part in (document.get("inputs"), document.get("output")) if isinstance(part, dict)]
     groups = [document.get("output"), *(group for part in parts for group in part.values())]
-    found = [each for group in groups for each in (group if isinstance(group, list) else [group])]
-    return {Path(str(each["path"])).name: each["sha256"] for each in found if _names_file(each)}
+    entries = [each for group in groups for each in (group if isinstance(group, list) else [group])]
+    found = [each for each in entries if isinstance(each, dict) and "path" in each]
+    return {Path(str(each["path"])).name: each["sha256"] for each in found if isinstance(each.get("sha256"), str)}
 
 
 def _read_recorded_name(sidecar: Path) -> str | None:
     """Return the name of the video that a sidecar describes, or None for any other file."""
     output = _read_document(sidecar).get("output")
     return Path(str(output["path"])).name if isinstance(output, dict) and "path" in output else None
-
-
-def _names_file(entry: Any) -> bool:
-    return isinstance(entry, dict) and "path" in entry and isinstance(entry.get("sha256"), str)
 
 
 def _read_document(path: Path) -> dict[str, Any]:
