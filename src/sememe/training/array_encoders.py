@@ -46,7 +46,6 @@ class CleanLatents(ClipArray):
         return read_video(self._clips, entries)
 
     def encode(self, inputs: Videos) -> Latents:
-        """(clip, channel, frame, height, width)."""
         return encode_video(self._vae, inputs)
 
 
@@ -98,7 +97,6 @@ class GeneratedLatents(ClipArray):
         return torch.tensor(entries)
 
     def encode(self, inputs: Int[Tensor, " clip"]) -> Latents:
-        """(clip, channel, frame, height, width)."""
         return self._generate(inputs.tolist())
 
 
@@ -121,11 +119,9 @@ class TextEmbeddings:
         return {caption: caption for caption in ("", *captions)}
 
     def preprocess(self, entries: Sequence[str]) -> Tokens:
-        """(caption, 2, token)."""
         return self._text.pick(entries).to(self._device)
 
     def encode(self, inputs: Tokens) -> Float[Tensor, "caption token text_dim"]:
-        """(caption, token, text_dim)."""
         return self._text.embed(inputs)
 
 
@@ -147,7 +143,6 @@ class ImageEmbeddings:
         return torch.from_numpy(np.stack([self._clips.first_frame(index) for index in entries]))
 
     def encode(self, inputs: Pictures) -> Float[Tensor, "picture token dim"]:
-        """(picture, token, dim)."""
         return encode_pictures(self._encoder, self._processor, list(inputs.numpy()))
 
 
