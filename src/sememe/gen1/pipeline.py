@@ -99,17 +99,8 @@ class Gen1Pipeline(SystemPipeline, AdapterMixin, StableDiffusionLoraLoaderMixin,
     exact_components: ClassVar[tuple[str, ...]] = ("image_encoder", "depth_estimator")
     """Components whose weights are not rounded in files: `content_space` identifies the image encoder by them."""
     model_cpu_offload_seq = "text_encoder->prior->image_encoder->depth_estimator->unet->vae"
-    _optional_components = [  # noqa: RUF012 (diffusers declares it so)
-        "tokenizer",
-        "text_encoder",
-        "prior",
-        "prior_scheduler",
-        "image_encoder",
-        "image_processor",
-        "depth_estimator",
-        "depth_processor",
-        "controlnet",
-    ]
+    # All but vae, unet and scheduler.
+    _optional_components = list(COMPONENTS[3:])  # noqa: RUF012 (diffusers declares it so)
     # Its statistics are read outside of its forward, where sequential offload has taken them away.
     _exclude_from_cpu_offload = ["prior"]  # noqa: RUF012
     _callback_tensor_inputs = ["latents"]  # noqa: RUF012
