@@ -33,14 +33,6 @@ class Drift:
     worst: float
 
 
-def _measure_contrast(frames: np.ndarray) -> PerFrame:
-    return _brightness(frames).std(axis=(1, 2))
-
-
-def _measure_saturation(frames: np.ndarray) -> PerFrame:
-    return (frames.max(axis=-1).astype(np.float64) - frames.min(axis=-1)).mean(axis=(1, 2))
-
-
 def _measure_sharpness(frames: np.ndarray) -> PerFrame:
     grey = _brightness(frames)
     around = grey[:, :-2, 1:-1] + grey[:, 2:, 1:-1] + grey[:, 1:-1, :-2] + grey[:, 1:-1, 2:]
@@ -52,8 +44,8 @@ def _brightness(frames: np.ndarray) -> np.ndarray:
 
 
 MEASURES: Mapping[str, Callable[[np.ndarray], PerFrame]] = {
-    "contrast": _measure_contrast,
-    "saturation": _measure_saturation,
+    "contrast": lambda frames: _brightness(frames).std(axis=(1, 2)),
+    "saturation": lambda frames: (frames.max(axis=-1).astype(np.float64) - frames.min(axis=-1)).mean(axis=(1, 2)),
     "sharpness": _measure_sharpness,
 }
 """Measures of a frame: standard deviation of the brightness, mean spread of red, green and blue, and mean size of the

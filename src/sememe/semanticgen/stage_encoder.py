@@ -115,11 +115,6 @@ def _normalise(drawn: PlanFeatures) -> PlanFeatures:
     return (drawn - mean) / std.clamp_min(1e-6)
 
 
-def _average_error(found: Maps, true: Maps) -> Float[Tensor, " batch"]:
-    """Return the mean squared error of the maps of each clip."""
-    return (found.float() - true).square().mean(dim=(1, 2, 3, 4))
-
-
 @dataclass(frozen=True, eq=False)
 class LabelScores:
     """How well the values of a label are read where it is shown.
@@ -223,7 +218,8 @@ class EncoderStage(Stage[EncoderBatch]):
         plan = add_semantic_noise(plan, levels, generator)
         maps, logits = self.probes(features)
         plan_maps, plan_logits = self.plan_head(plan)
-        place, plan_place = (_average_error(found, batch.maps) for found in (maps, plan_maps))
+        errors = ((found.float() - batch.maps).square() for found in (maps, plan_maps))
+        place, plan_place = (each.mean(dim=(1, 2, 3, 4)) for each in errors)
         divergence = posterior.kl_loss()
         total = (place + plan_place).sum() + self.settings.kl_weight * divergence * len(place)
         with torch.no_grad():

@@ -168,15 +168,11 @@ class VideoAsPromptPipeline(SystemPipeline, AdapterMixin, WanLoraLoaderMixin):
             )
         check_unadapted(self.transformer)
         check_savable(self.transformer.parameters())
+        settings = {"generation_defaults": self.config.generation_defaults}
+        if self.config.expand_timesteps:  # else the folders of other models stay as they were
+            settings["expand_timesteps"] = True
         with without_offload(self):
-            save_components(
-                Path(save_directory), self.components, self._own_settings(), type(self).__name__, max_shard_size
-            )
-
-    def _own_settings(self) -> dict[str, Any]:
-        # Write only settings that differ from the default, so the folders of other models do not change.
-        expanded = {"expand_timesteps": True} if self.config.expand_timesteps else {}
-        return {"generation_defaults": self.config.generation_defaults} | expanded
+            save_components(Path(save_directory), self.components, settings, type(self).__name__, max_shard_size)
 
     @torch.no_grad()
     @sends_modules_back
