@@ -18,8 +18,10 @@ from transformers import (
     DPTImageProcessorPil,
 )
 
+from copies import built_once
 from gen1.depth_factories import make_dpt
 from gen1.unet_factories import CONTENT_DIM, make_image_model, make_unet, stir
+from sememe.gen1.network_unet import Gen1UNet
 from sememe.gen1.pipeline import Gen1Pipeline
 from sememe.gen1.prior import identify_space
 from sememe.video import Clip
@@ -54,6 +56,7 @@ def make_tokenizer(folder: Path) -> CLIPTokenizer:
     return CLIPTokenizer.from_pretrained(folder)
 
 
+@built_once
 def make_text_encoder(kind: Any = CLIPTextModelWithProjection) -> Any:
     torch.manual_seed(2)
     config = CLIPTextConfig(
@@ -71,6 +74,7 @@ def make_text_encoder(kind: Any = CLIPTextModelWithProjection) -> Any:
     return kind(config).eval()
 
 
+@built_once
 def make_image_encoder(seed: int = 3) -> CLIPVisionModelWithProjection:
     torch.manual_seed(seed)
     config = CLIPVisionConfig(
@@ -113,12 +117,18 @@ def make_scheduler(**settings: Any) -> DDIMScheduler:
     return DDIMScheduler(**(config | settings))
 
 
+@built_once
+def make_stirred_unet() -> Gen1UNet:
+    unet: Gen1UNet = stir(make_unet())
+    return unet
+
+
 def make_parts(folder: Path) -> dict[str, Any]:
     """All components of a model with an inflated U-Net."""
     image_encoder = make_image_encoder()
     return {
         "vae": make_vae(),
-        "unet": stir(make_unet()),
+        "unet": make_stirred_unet(),
         "scheduler": make_scheduler(),
         "tokenizer": make_tokenizer(folder),
         "text_encoder": make_text_encoder(),
@@ -139,6 +149,7 @@ def make_pipeline(folder: Path, **changes: Any) -> Gen1Pipeline:
     return pipeline
 
 
+@built_once
 def make_motion_unet() -> UNetMotionModel:
     """A tiny Stable Diffusion with random motion modules."""
     torch.manual_seed(6)

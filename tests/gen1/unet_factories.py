@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 
+from copies import built_once
 from sememe.gen1.network_unet import Gen1UNet
 
 CONTENT_DIM = 16
@@ -27,6 +28,7 @@ def make_image_model(seed: int = 0, **settings: Any) -> UNet2DConditionModel:
     return UNet2DConditionModel(**(config | settings)).eval()
 
 
+@built_once
 def make_unet(seed: int = 0, **settings: Any) -> Gen1UNet:
     """A freshly inflated model."""
     return Gen1UNet.from_image_model(make_image_model(seed, **settings), MAX_FRAMES)

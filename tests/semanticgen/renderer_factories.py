@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from diffusers import WanTransformer3DModel
 
+from copies import built_once
 from sememe.semanticgen.clocks import LatentClock, SliceClock
 from sememe.semanticgen.network_renderer import SemanticGenTransformer
 from sememe.semanticgen.windows import SliceShape, WindowLayout, make_layout
@@ -36,6 +37,7 @@ def make_backbone(seed: int = 0, **settings: Any) -> WanTransformer3DModel:
     return WanTransformer3DModel(**(config | settings)).eval()
 
 
+@built_once
 def make_renderer(seed: int = 0, semantic_dim: int | None = SEMANTIC_DIM, **settings: Any) -> SemanticGenTransformer:
     """A renderer whose weights, but for the projection of semantic tokens, are those of `make_backbone`."""
     return SemanticGenTransformer.from_backbone(make_backbone(seed, **settings), semantic_dim)

@@ -7,10 +7,9 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 
-from semanticgen.renderer_factories import TEXT_DIM, make_backbone
+from semanticgen.renderer_factories import TEXT_DIM, make_renderer
 from sememe.semanticgen.compressor import SemanticCompressor
 from sememe.semanticgen.encoders import QwenEncoder
-from sememe.semanticgen.network_renderer import SemanticGenTransformer
 from sememe.semanticgen.pipeline import SemanticGenPipeline
 from video_as_prompt.pipeline_factories import make_text_encoder, make_tokenizer
 from video_as_prompt.wan_factories import LATENT_CHANNELS, make_linear_vae
@@ -51,9 +50,7 @@ def make_pipeline(*, takes_image: bool = False, **defaults: Any) -> SemanticGenP
     """A pipeline of 16x24 pixels at 8 frames per second: latent frames, slices and half windows of 0.5 s."""
     extra = {"in_channels": 2 * LATENT_CHANNELS + 4} if takes_image else {}
     network = {"text_dim": TEXT_DIM, "out_channels": LATENT_CHANNELS, "in_channels": LATENT_CHANNELS}
-    renderer = make_backbone(1, **(network | extra))
     numbers = {"in_channels": SEMANTIC_DIM, "out_channels": SEMANTIC_DIM, "patch_size": (1, 1, 1), "num_layers": 1}
-    planner = make_backbone(2, **(network | numbers))
     tower = make_tower()
     encoder = QwenEncoder(tower, fps=4.0)
     torch.manual_seed(4)
@@ -65,8 +62,8 @@ def make_pipeline(*, takes_image: bool = False, **defaults: Any) -> SemanticGenP
         text_encoder=make_text_encoder(),
         semantic_encoder=tower,
         compressor=compressor.eval(),
-        planner=SemanticGenTransformer.from_backbone(planner, semantic_dim=None),
-        transformer=SemanticGenTransformer.from_backbone(renderer, semantic_dim=SEMANTIC_DIM),
+        planner=make_renderer(2, None, **(network | numbers)),
+        transformer=make_renderer(1, SEMANTIC_DIM, **(network | extra)),
         vae=make_linear_vae(),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
         generation_defaults=DEFAULTS | defaults,

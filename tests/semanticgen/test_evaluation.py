@@ -12,6 +12,7 @@ import torch
 from semanticgen.semantic_pipelines import make_pipeline
 from sememe.compute.loading_settings import LoadingSettings
 from sememe.errors import InputError
+from sememe.evaluation import span_oracle
 from sememe.evaluation.drift import measure_drift
 from sememe.evaluation.reader import VOCABULARY, ClipReader, SceneReader
 from sememe.evaluation.statistics import wilson_interval
@@ -29,15 +30,20 @@ from sememe.semanticgen.judgements import (
 )
 from sememe.video import Clip, read_image
 from sememe.workflows.evaluate import EvaluationSettings, evaluate
-from sememe.world import EVALUATION_SEED, random_script, render_script
+from sememe.world import EVALUATION_SEED, conditions, random_script, render_script
 
 
 @pytest.fixture(scope="module", autouse=True)
-def few_stills() -> Iterator[None]:
-    """Keep the oracle of nearest stills small: to draw its 200 layouts of a place takes 20 seconds."""
+def small_oracles() -> Iterator[None]:
+    """Few stills, whose 200 layouts of a place take 20 seconds to draw, and few of the 154 conditions to compare with.
+
+    Flood and solarize are what the scripts below ask for, beside what moves.
+    """
     stills = StillOracle(num_layouts=20, num_looks=7)
+    names = sorted({*evaluation.MOVING, "flood", "solarize", *conditions()[::16]})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluation, "_draw_stills", lambda: stills)
+        patch.setattr(span_oracle, "conditions", lambda: names)
         yield
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from diffusers import CogVideoXTransformer3DModel
 
+from copies import built_once
 from sememe.video_as_prompt.network_cogvideox import CogVideoXVideoAsPromptTransformer
 from sememe.video_as_prompt.references import ReferenceInputs
 
@@ -39,6 +40,7 @@ def make_backbone(seed: int = 0, **settings: Any) -> CogVideoXTransformer3DModel
     return CogVideoXTransformer3DModel(**(config | settings)).eval()
 
 
+@built_once
 def make_transformer(
     seed: int = 0,
     attention_mode: str = "joint",

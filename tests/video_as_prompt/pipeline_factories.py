@@ -15,6 +15,7 @@ from transformers import (
     UMT5EncoderModel,
 )
 
+from copies import built_once
 from sememe.video import Clip
 from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
 from video_as_prompt import cogvideox_factories
@@ -46,6 +47,7 @@ def make_tokenizer(max_length: int = 8) -> PreTrainedTokenizerFast:
     )
 
 
+@built_once
 def make_text_encoder(seed: int = 0) -> UMT5EncoderModel:
     torch.manual_seed(seed)
     config = UMT5Config(

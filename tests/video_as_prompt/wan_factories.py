@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 
+from copies import built_once
 from sememe.backbones.linear_autoencoder import LinearVideoAutoencoder
 from sememe.video_as_prompt.network_wan import WanVideoAsPromptTransformer
 from sememe.video_as_prompt.references import ReferenceInputs
@@ -32,6 +33,7 @@ def make_backbone(seed: int = 0, **settings: Any) -> WanTransformer3DModel:
     return WanTransformer3DModel(**(config | settings)).eval()
 
 
+@built_once
 def make_transformer(
     seed: int = 0,
     attention_mode: str = "cached",
