@@ -13,9 +13,6 @@ import importlib
 
 import hypothesis
 import pytest
-import torch
-
-from shape_checks import install
 
 # A test judges results and no times, which depend on what else the machine does.
 hypothesis.settings.register_profile("sememe", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
@@ -29,6 +26,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     if config.getoption("dist", "no") != "no" and not hasattr(config, "workerinput"):
         return
+    from shape_checks import install  # not above: it loads torch, which that process does without
+
     gc.disable()  # until all is imported: little is garbage before, and there is much to look at
     for name in ("peft", "diffusers.models.transformers", "diffusers.models.autoencoders", "diffusers.models.unets"):
         importlib.import_module(name)
@@ -45,6 +44,8 @@ def pytest_collection_finish() -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip tests marked `gpu` where there is no CUDA device."""
+    import torch
+
     if torch.cuda.is_available():
         return
     for item in items:

@@ -1,10 +1,6 @@
-"""Running the command, in this process or in one of its own."""
+"""Running the command in this process."""
 
-import os
-import subprocess
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
@@ -26,20 +22,6 @@ def run_here(capsys: pytest.CaptureFixture[str], *arguments: object) -> Outcome:
     code = run([str(argument) for argument in arguments])
     captured = capsys.readouterr()
     return Outcome(code, captured.out, captured.err)
-
-
-def run_apart(*arguments: object, folder: Path | None = None, **environment: str) -> Outcome:
-    """Runs `python -m sememe` in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-m", "sememe", *(str(argument) for argument in arguments)],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-        cwd=folder,
-        env=os.environ | environment,
-    )
-    return Outcome(done.returncode, done.stdout, done.stderr)
 
 
 def refused(outcome: Outcome) -> str:

@@ -31,7 +31,8 @@ from sememe.checkpoints.zoo import find_folder
 child = os.fork()
 pipe = VideoAsPromptPipeline.from_pretrained("owner/model")
 found = fingerprint_model(find_folder("owner/model", local_files_only=True))
-print(json.dumps([found.sha256, found.revision, sum(each.numel() for each in pipe.transformer.parameters())]))
+values = [found.sha256, found.revision, sum(each.numel() for each in pipe.transformer.parameters())]
+sys.stdout.write(json.dumps(values) + "\\n")  # at once, for print writes the end of a line on its own
 sys.exit(os.waitpid(child, 0)[1] if child else 0)
 """
 

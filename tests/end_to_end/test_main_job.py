@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from cli.runs import run_apart, run_here
+from cli.runs import run_here
 from sememe.video import read_clip, read_image
 from video_files import Recipe, encode
 
@@ -130,45 +131,66 @@ def test_several_references_influence_and_json(
     assert document["influence"]["rms"] > 0
 
 
-def test_a_fresh_process_writes_the_same_video(
-    files: Path, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    here, apart = tmp_path / "here.mp4", tmp_path / "apart.mp4"
-    assert run_here(capsys, *arguments(files, model_folder, here)).code == 0
-    outcome = run_apart(*arguments(files, model_folder, apart))
-    assert (outcome.code, outcome.out) == (0, f"{apart}\n"), outcome.err
-    # On some CPUs products are rounded by where operands lie in memory, so a pixel may differ by a level or two.
-    difference = np.abs(read_clip(here).frames.astype(int) - read_clip(apart).frames.astype(int))
-    assert difference.max() <= 3
-    # Nothing but our own lines: libraries keep quiet.
-    stages = ("reading the inputs", "loading", "generating", "writing")
-    assert all(line.startswith(stages) for line in outcome.err.splitlines()), outcome.err
-
-
 # A shell that starts the tests in the background has its children ignore Ctrl-C; this one must not.
-_HEEDING_INTERRUPTS = """
-import runpy, signal
+_TWO_JOBS = """
+import json, runpy, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
+whole, interrupted = json.loads(sys.argv[1])
+sys.argv[1:] = whole
+try:
+    runpy.run_module("sememe", run_name="__main__", alter_sys=True)
+except SystemExit as ended:
+    assert ended.code == 0, ended
+sys.argv[1:] = interrupted
 runpy.run_module("sememe", run_name="__main__", alter_sys=True)
 """
 
 
-def test_ctrl_c_leaves_nothing(files: Path, model_folder: Path, tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-c",
-        _HEEDING_INTERRUPTS,
-        *map(str, arguments(files, model_folder, tmp_path / "out.mp4", steps=5000)),
+@dataclass(frozen=True)
+class Apart:
+    """What two jobs in a process of their own left, the second one interrupted: `out.mp4` and `none.mp4`."""
+
+    folder: Path
+    code: int
+    out: str
+    err: list[str]
+
+
+@pytest.fixture(scope="module")
+def apart(files: Path, model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Apart:
+    folder = tmp_path_factory.mktemp("apart")
+    jobs = [
+        list(map(str, arguments(files, model_folder, folder / name, steps=steps)))
+        for name, steps in (("out.mp4", 2), ("none.mp4", 5000))
     ]
+    command = [sys.executable, "-c", _TWO_JOBS, json.dumps(jobs)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
+        lines = []
         for line in process.stderr:
-            if line.startswith("generating"):
+            lines.append(line)
+            if "of 5000" in line:
                 break
         time.sleep(0.3)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=600)
-    assert process.returncode == 130, err
-    assert out == ""
-    assert "Traceback" not in err
-    assert os.listdir(tmp_path) == []
+    return Apart(folder, process.returncode, out, [*lines, *err.splitlines()])
+
+
+def test_a_fresh_process_writes_the_same_video(
+    apart: Apart, files: Path, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_here(capsys, *arguments(files, model_folder, tmp_path / "out.mp4")).code == 0
+    assert apart.out == f"{apart.folder / 'out.mp4'}\n", apart.err
+    # On some CPUs products are rounded by where operands lie in memory, so a pixel may differ by a level or two.
+    here, there = (read_clip(folder / "out.mp4").frames.astype(int) for folder in (tmp_path, apart.folder))
+    assert np.abs(here - there).max() <= 3
+    # Nothing but our own lines: libraries keep quiet.
+    stages = ("reading the inputs", "loading", "generating", "writing")
+    assert all(line.startswith(stages) for line in apart.err), apart.err
+
+
+def test_ctrl_c_leaves_nothing(apart: Apart) -> None:
+    assert apart.code == 130, apart.err
+    assert not any("Traceback" in line for line in apart.err)
+    assert sorted(os.listdir(apart.folder)) == ["out.json", "out.mp4"]

@@ -3,13 +3,15 @@
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from sememe.training.recipes import ArraysRecipe, ModelRecipe
 from sememe.workflows.assemble import assemble_recipe
 from sememe.workflows.precompute import precompute_latents
 from sememe.workflows.recipe_list import resolve_recipe
 from sememe.workflows.train import resolve_training_recipe, train_recipe
+from workflows.smoke_runs import share
 
-_made: dict[Path, Path] = {}
 _ENCODED = ("frames", "latents", "content")
 _NEEDS: dict[str, dict[str, str]] = {
     "frames": {},
@@ -30,8 +32,10 @@ _NEEDS: dict[str, dict[str, str]] = {
 
 def gen1_runs(root: Path) -> Path:
     """A folder with all runs by their part, and `model`."""
-    folder = root / "gen1-smoke"
-    if folder not in _made:
+    folder = share(root) / "gen1-smoke"
+    with FileLock(share(root) / "gen1-smoke.lock"):
+        if (folder / "model").is_dir():
+            return folder
         for part in _NEEDS:
             if part in _ENCODED:
                 recipe: Any = resolve_recipe(f"smoke-gen1-{part}", settings(root, part), ArraysRecipe, "precompute")
@@ -41,11 +45,10 @@ def gen1_runs(root: Path) -> Path:
                 train_recipe(resolve_training_recipe(f"smoke-gen1-{part}", given), folder / part)
         given = [f"{part}={folder / part}" for part in ("autoencoder", "depth", "clip", "prior", "unet")]
         assemble_recipe(resolve_recipe("smoke-gen1", given, ModelRecipe, "assemble"), folder / "model")
-        _made[folder] = folder
     return folder
 
 
 def settings(root: Path, part: str) -> list[str]:
     """What a recipe must be told to find its inputs."""
-    given = [f"{field}={root / 'gen1-smoke' / source}" for field, source in _NEEDS[part].items()]
+    given = [f"{field}={share(root) / 'gen1-smoke' / source}" for field, source in _NEEDS[part].items()]
     return [*given, "device=cpu" if part in _ENCODED else "training.device=cpu"]

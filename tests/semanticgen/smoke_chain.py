@@ -2,20 +2,23 @@
 
 from pathlib import Path
 
+from filelock import FileLock
+
 from sememe.training.recipes import ArraysRecipe
 from sememe.workflows.precompute import precompute_latents
 from sememe.workflows.recipe_list import resolve_recipe
 from sememe.workflows.train import resolve_training_recipe, train_recipe
-from workflows.smoke_runs import CPU, smoke_runs
+from workflows.smoke_runs import CPU, share, smoke_runs
 
-_made: dict[Path, Path] = {}
 STAGES = ("semantic-encoder", "renderer", "planner", "reader")
 
 
 def semantic_runs(root: Path) -> Path:
     """A folder with `encoder-frames`, `semantic-frames`, `semantic-encoder` and so on, up to `planner`."""
-    folder = root / "semantic-smoke"
-    if folder not in _made:
+    folder = share(root) / "semantic-smoke"
+    with FileLock(share(root) / "semantic-smoke.lock"):
+        if (folder / "planner" / "model").is_dir():
+            return folder
         start = smoke_runs(root)
         for name in ("encoder-frames", "semantic-frames"):
             frames = resolve_recipe(f"smoke-{name}", ["device=cpu"], ArraysRecipe, "precompute")
@@ -33,13 +36,12 @@ def semantic_runs(root: Path) -> Path:
         for name, more in (("renderer", [f"autoencoder={start / 'autoencoder'}"]), ("planner", [])):
             given = [*settings(root, name), *more, "training.validate_every=2"]
             train_recipe(resolve_training_recipe(f"smoke-{name}", given), folder / name)
-        _made[folder] = folder
     return folder
 
 
 def settings(root: Path, part: str) -> list[str]:
     """What a recipe must be told to find its inputs."""
-    folder = root / "semantic-smoke"
+    folder = share(root) / "semantic-smoke"
     given = [CPU]
     given += [f"frames={folder / 'encoder-frames'}"] if part == "semantic-encoder" else []
     given += [f"frames={folder / 'semantic-frames'}"] if part == "reader" else []

@@ -16,8 +16,7 @@ CPU = "training.device=cpu"
 
 def smoke_runs(root: Path) -> Path:
     """A folder with `autoencoder`, `latents`, `backbone`, `expert` and the assembled `model`."""
-    if "PYTEST_XDIST_WORKER" in os.environ:  # the processes of one run of the tests share it
-        root = root.parent
+    root = share(root)
     folder = root / "smoke"
     with FileLock(root / "smoke.lock"):
         if (folder / "model").is_dir():
@@ -29,6 +28,11 @@ def smoke_runs(root: Path) -> Path:
         given = [f"{name}={folder / name}" for name in ("autoencoder", "backbone", "expert")]
         assemble_recipe(resolve_recipe("smoke-model", given, ModelRecipe, "assemble"), folder / "model")
     return folder
+
+
+def share(root: Path) -> Path:
+    """The folder of all processes of one run of the tests."""
+    return root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
 
 
 def latents_recipe(folder: Path, *more: str) -> LatentsRecipe:

@@ -279,14 +279,15 @@ class Predictor:
         """Predict for all targets under each variant."""
         num_variants, batch_size = len(variants), latents.shape[0]
         given, transformer = self.conditions, self.family.transformer
-        channels = given.replace_first_frame(latents).to(transformer.dtype)
+        dtype = transformer.dtype  # of which diffusers asks all modules
+        channels = given.replace_first_frame(latents).to(dtype)
         steps = self.family.spread_timestep(
             timestep.to(latents.device), latents, is_first_given=given.first_latents is not None
         )
         if given.channels is not None:
             channels = torch.cat([channels, given.channels.to(channels)], dim=1)
         name = "+".join(f"{variant.text}-{variant.reference}" for variant in variants)
-        with transformer.cache_context(name), precision(latents.device, self.settings, transformer.dtype):
+        with transformer.cache_context(name), precision(latents.device, self.settings, dtype):
             text, image_embeds = self._find_text(variants)
             inputs = ForwardInputs(
                 channels.repeat(num_variants, 1, 1, 1, 1),
