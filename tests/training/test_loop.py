@@ -84,6 +84,26 @@ def test_training_lowers_the_loss_and_exports_the_average(tmp_path: Path) -> Non
     assert not torch.equal(exported["head.weight"], checkpoint.weights["network.head.weight"])
 
 
+def test_parameters_that_no_batch_reaches_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Alternating(SmallStage):
+        """Trains one more parameter in every second step, and another one never."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.sometimes = torch.nn.Parameter(torch.ones(1))
+            self.network.register_parameter("sometimes", self.sometimes)
+            self.network.register_parameter("never", torch.nn.Parameter(torch.ones(1)))
+
+        def loss(self, batch: Any, generator: torch.Generator) -> StepLoss:
+            found = super().loss(batch, generator)
+            return replace(found, total=found.total + self.sometimes.sum()) if batch[0] % 2 else found
+
+    train(Alternating(), make_config(num_steps=19), tmp_path / "short")
+    assert not caplog.messages
+    train(Alternating(), make_config(num_steps=20), tmp_path / "long")
+    assert caplog.messages == ["1 of 11 parameters got no gradient in 20 steps, such as network.never"]
+
+
 def test_weights_after_the_export_are_the_trained_ones(tmp_path: Path) -> None:
     stage = SmallStage()
     train(stage, make_config(), tmp_path)

@@ -64,6 +64,8 @@ from sememe.training.stage import BatchSource, Stage, StepLoss, derive_seed, ste
 from sememe.training.validation import Validator, find_record
 
 BEST_NAME = "best"
+_ENOUGH_STEPS = 20
+"""Steps of a phase after which each parameter should have had a gradient; batches may be of several kinds."""
 
 logger = logging.getLogger(__name__)
 
@@ -141,6 +143,7 @@ class _Run:
         self._saved: Path | None = None
         self._saved_step, self._saved_at = -1, 0.0
         self._watch = FiniteWatch(self._device)
+        self._unreached: set[str] = set()
 
     # Beginning
 
@@ -336,9 +339,13 @@ class _Run:
         """Turn the sums of this rank into the mean over all samples of the step, and clip it; return its norm."""
         parameters = self._parameters
         self._distribution.sum_gradients(parameters, self._sharding.take_reached(parameters), weight)
-        without = [name for name, parameter in parameters.items() if parameter.grad is None]
-        if without and self._step == self._phase.start:
-            logger.warning("%d of %d parameters got no gradient, such as %s", len(without), len(parameters), without[0])
+        if self._step == self._phase.start:
+            self._unreached = set(parameters)
+        self._unreached -= {name for name, parameter in parameters.items() if parameter.grad is not None}
+        if self._unreached and self._step == self._phase.start + _ENOUGH_STEPS - 1:
+            count, example = len(self._unreached), min(self._unreached)
+            text = "%d of %d parameters got no gradient in %d steps, such as %s"
+            logger.warning(text, count, len(parameters), _ENOUGH_STEPS, example)
         # If all weights of a step are zero, its gradients are zero, not NaN.
         divisor = torch.where(weight == 0, 1.0, weight)
         return divide_and_clip(list(parameters.values()), divisor, self._config.gradient_clip)
