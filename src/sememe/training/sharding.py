@@ -17,7 +17,6 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from sememe.compute.context_parallel import MESH_NAMES, share_tokens
 from sememe.errors import RecipeError
 from sememe.training.process import Distribution
 from sememe.training.stage import Stage
@@ -195,6 +194,8 @@ def share_stage_tokens(stage: Stage, distribution: Distribution) -> None:
         stage: Stage, whose modules share nothing with each other.
         distribution: The processes.
     """
+    from sememe.compute.context_parallel import MESH_NAMES, share_tokens  # here, because it loads diffusers
+
     context = distribution.context
     assert stage.split_by_tokens(), f"the networks of the stage {stage.name} do not share tokens among processes"
     # Not a dimension of the mesh of weights: they may also be sharded over processes that split tokens.
