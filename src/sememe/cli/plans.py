@@ -80,22 +80,30 @@ def cut(
     stop: Annotated[float, typer.Option(help="Seconds.", show_default=False)],
 ) -> None:
     """Keep a part of a plan."""
-    _edit(lambda edits: partial(edits.cut, start=start, stop=stop), output, plan)
+    from sememe.semanticgen import plan_edits
+
+    _edit(partial(plan_edits.cut, start=start, stop=stop), output, plan)
 
 
 def splice(plan: PlanFile, other: OtherFile, output: Output) -> None:
     """Join two plans, one after the other."""
-    _edit(lambda edits: edits.splice, output, plan, other)
+    from sememe.semanticgen import plan_edits
+
+    _edit(plan_edits.splice, output, plan, other)
 
 
 def repeat(plan: PlanFile, output: Output, count: Annotated[int, typer.Option(help="Number of times.")] = 2) -> None:
     """Repeat a plan several times."""
-    _edit(lambda edits: partial(edits.repeat, count=count), output, plan)
+    from sememe.semanticgen import plan_edits
+
+    _edit(partial(plan_edits.repeat, count=count), output, plan)
 
 
 def reverse(plan: PlanFile, output: Output) -> None:
     """Reverse the order of the slices."""
-    _edit(lambda edits: edits.reverse, output, plan)
+    from sememe.semanticgen import plan_edits
+
+    _edit(plan_edits.reverse, output, plan)
 
 
 def hold(
@@ -105,7 +113,9 @@ def hold(
     seconds: Annotated[float, typer.Option(help="Seconds to add.", show_default=False)],
 ) -> None:
     """Hold a moment for longer."""
-    _edit(lambda edits: partial(edits.hold, at=at, seconds=seconds), output, plan)
+    from sememe.semanticgen import plan_edits
+
+    _edit(partial(plan_edits.hold, at=at, seconds=seconds), output, plan)
 
 
 def blend(
@@ -115,18 +125,23 @@ def blend(
     weight: Annotated[float, typer.Option(help="Weight of the other plan, 0 to 1.")] = 0.5,
 ) -> None:
     """Mix two plans of one length."""
-    _edit(lambda edits: partial(edits.blend, weight=weight), output, plan, other)
+    from sememe.semanticgen import plan_edits
+
+    _edit(partial(plan_edits.blend, weight=weight), output, plan, other)
 
 
 def replace_span(plan: PlanFile, other: OtherFile, output: Output, start: Start) -> None:
     """Replace a part of a plan, from a moment on, by another plan."""
-    _edit(lambda edits: lambda first, second: edits.replace_span(first, start, second), output, plan, other)
-
-
-def _edit(choose: Callable[[Any], Callable[..., Any]], output: Path, *paths: Path) -> None:
-    """Write what an edit makes of plans; `choose` takes it from the module of edits, which is imported here alone."""
     from sememe.semanticgen import plan_edits
+
+    def edit(first: Any, second: Any) -> Any:
+        return plan_edits.replace_span(first, start, second)
+
+    _edit(edit, output, plan, other)
+
+
+def _edit(edit: Callable[..., Any], output: Path, *paths: Path) -> None:
     from sememe.semanticgen.plan_files import edit_plans
 
-    made = edit_plans(paths, choose(plan_edits), output)
+    made = edit_plans(paths, edit, output)
     typer.echo(f"{output}: {made.num_slices} slices of {made.slice_seconds:g} s")

@@ -122,12 +122,23 @@ class EvaluationReport:
         return "\n\n".join(tables)
 
 
+def write_report(report: EvaluationReport, path: Path) -> None:
+    """Write the report as JSON, atomically. Raises `OutputError` if it cannot be written."""
+    write_text(path, to_json(report.to_document()))
+
+
+@dataclass(frozen=True)
+class SavedRow(Generic[ResultT]):
+    """The results of a row that an earlier run has made, and the seconds spent on them."""
+
+    results: tuple[ResultT, ...]
+    seconds: float
+
+
 def read_saved_rows(
     path: Path, identity: Mapping[str, Any], readers: Mapping[str, Callable[[Mapping[str, Any]], ResultT]]
-) -> dict[str, tuple[tuple[ResultT, ...], float]]:
-    """Read what an earlier run with the same identity has made: results and seconds spent, by row.
-
-    There is nothing if there is no such file.
+) -> dict[str, SavedRow[ResultT]]:
+    """Read the results of an earlier run with the same identity; none if there is no such file.
 
     Args:
         path: File of the report.
@@ -157,7 +168,7 @@ def read_saved_rows(
         )
     try:
         return {
-            name: (tuple(readers[name](case) for case in cases), seconds)
+            name: SavedRow(tuple(readers[name](case) for case in cases), seconds)
             for name, (cases, seconds) in saved_cases.items()
         }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -273,7 +284,7 @@ class Runner(Generic[CaseT, ResultT]):
             saved = read_saved_rows(output, report.identity, {row.name: row.read for row in rows})
             for row in self.rows:
                 if row.name in saved:
-                    self._record(row, *saved[row.name])
+                    self._record(row, saved[row.name])
 
     @property
     def report(self) -> EvaluationReport:
@@ -290,9 +301,9 @@ class Runner(Generic[CaseT, ResultT]):
             cases = row.cases[len(results) : len(results) + self.batch_size]
             results += [row.judge(case, clip) for case, clip in zip(cases, row.make(cases), strict=True)]
             spent = time.monotonic() - begin
-            self._record(row, tuple(results), seconds + spent)
+            self._record(row, SavedRow(tuple(results), seconds + spent))
             if self.output is not None:
-                write_text(self.output, to_json(self.report.to_document()))
+                write_report(self.report, self.output)
             self.on_progress(row.name, len(results), total, spent / (len(results) - already) * (total - len(results)))
 
     def write_sheet(
@@ -316,10 +327,11 @@ class Runner(Generic[CaseT, ResultT]):
                     strips += row.show(case, clip, row.judge(case, clip))
         write_image(contact_sheet(strips, columns=9, cell_height=96), path)
 
-    def _record(self, row: Row[CaseT, ResultT], results: tuple[ResultT, ...], seconds: float) -> None:
+    def _record(self, row: Row[CaseT, ResultT], done: SavedRow[ResultT]) -> None:
+        results = done.results
         if tuple(result.case for result in results) != row.cases[: len(results)]:
             raise InputError(
                 f"the saved cases of row {row.name} are not those of these settings; choose another output"
             )
         summary = row.summarise(results) if results else None
-        self._done[row.name] = RowReport(row.name, row.about, len(row.cases), results, summary, seconds)
+        self._done[row.name] = RowReport(row.name, row.about, len(row.cases), results, summary, done.seconds)

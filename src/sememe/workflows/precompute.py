@@ -148,16 +148,16 @@ def precompute_latents(
     num_far = Counter[str]() if ray is None else _encode_far(recipe, clips, output_dir, ray, on_progress)
     encoding = Encoding(recipe, clips, output_dir)
     encoding.check_shared(num_far)
-    num_here, quarantine = encoding.encode(part, on_progress)
-    num_new = Counter(num_here) + num_far
-    num_unused = encoding.finish(quarantine, prune=prune) if part.count == 1 else 0
+    encoded = encoding.encode(part, on_progress)
+    num_new = Counter(encoded.num_new) + num_far
+    num_unused = encoding.finish(encoded.quarantine, prune=prune) if part.count == 1 else 0
     return PrecomputeSummary(
         folder=str(Storage(output_dir)),
         version=clips.version if part.count == 1 else None,
-        num_clips=len(quarantine.list_good()),
+        num_clips=len(encoded.quarantine.list_good()),
         num_new={name: num_new[name] for name in encoding.made_by},
         made_by=encoding.made_by,
-        quarantine=quarantine.clips,
+        quarantine=encoded.quarantine.clips,
         damaged=damaged,
         num_unused=num_unused,
         seconds=time.monotonic() - begin,
@@ -170,6 +170,19 @@ def _encode_far(
     from sememe.workflows.precompute_ray import encode_on_cluster
 
     return encode_on_cluster(recipe, clips, folder, address, on_progress)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedPart:
+    """What was encoded of a part of the clips.
+
+    Attributes:
+        num_new: How many entries of each array.
+        quarantine: The part's clips, and which of them cannot be read.
+    """
+
+    num_new: Mapping[str, int]
+    quarantine: Quarantine
 
 
 class Encoding:
@@ -193,13 +206,8 @@ class Encoding:
         self.writer = ArrayCacheWriter(folder, clips.origin, dtype=recipe.dtype, shard_bytes=_SHARD_BYTES)
         self.made_by = {encoder.name: encoder.made_by for encoder in self._encoders}
 
-    def encode(
-        self, part: Part = _WHOLE, on_progress: ProgressHandler = ignore_progress
-    ) -> tuple[dict[str, int], Quarantine]:
+    def encode(self, part: Part = _WHOLE, on_progress: ProgressHandler = ignore_progress) -> EncodedPart:
         """Encode what the cache lacks of a part of the clips, which alone are listed.
-
-        Returns:
-            How many entries of each array were encoded, and the part's clips with those that cannot be read.
 
         Raises:
             InputError: More than one video in a hundred cannot be read.
@@ -211,7 +219,7 @@ class Encoding:
             encoder.name: encode_array(encoder, items, self.writer, size, quarantine, on_progress)
             for encoder in self._encoders
         }
-        return num_new, quarantine
+        return EncodedPart(num_new=num_new, quarantine=quarantine)
 
     def check_shared(self, num_written: Mapping[str, int]) -> None:
         """Check that the folder holds what other machines have written to it.
@@ -308,11 +316,11 @@ def encode_array(
     on_progress(Progress(stage, num_present, len(entries)))
     num_new = done = 0
     for batch in _list_batches(missing, encoder.key, items, batch_size):
-        keys, inputs = _read_entries(encoder, batch, quarantine)
-        if keys:
+        readable = _read_entries(encoder, batch, quarantine)
+        if readable.keys:
             with torch.inference_mode():
-                writer.append(encoder.name, keys, encoder.encode(inputs))
-        num_new, done = num_new + len(keys), done + len(batch)
+                writer.append(encoder.name, readable.keys, encoder.encode(readable.inputs))
+        num_new, done = num_new + len(readable.keys), done + len(batch)
         left = (time.monotonic() - begin) / done * (len(missing) - done)
         on_progress(Progress(stage, num_present + done, len(entries), left))
     writer.flush(encoder.name)
@@ -332,12 +340,15 @@ def _list_batches(
             yield {key: entries[key] for key in keys[start : start + batch_size]}
 
 
-def _read_entries(
-    encoder: ArrayEncoder, entries: Mapping[str, Any], quarantine: Quarantine
-) -> tuple[Sequence[str], Any]:
-    """Return the keys of the entries that can be read, and what is encoded of them."""
+@dataclass(frozen=True)
+class _Readable:
+    keys: Sequence[str]
+    inputs: Any
+
+
+def _read_entries(encoder: ArrayEncoder, entries: Mapping[str, Any], quarantine: Quarantine) -> _Readable:
     try:
-        return list(entries), encoder.preprocess(list(entries.values()))
+        return _Readable(list(entries), encoder.preprocess(list(entries.values())))
     except VideoError:
         # Which of them?
         good: dict[str, Any] = {}
@@ -348,4 +359,4 @@ def _read_entries(
                 quarantine.add(encoder.key, key, str(error))
             else:
                 good[key] = entry
-        return list(good), (encoder.preprocess(list(good.values())) if good else None)
+        return _Readable(list(good), encoder.preprocess(list(good.values())) if good else None)

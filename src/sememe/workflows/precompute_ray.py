@@ -44,7 +44,7 @@ class PartEncoder:
         """Encode the part of a row, a number from 1; return how many entries of each array were new."""
         from sememe.workflows.precompute import Part
 
-        return self._encoding.encode(Part(int(row["part"]), self._num_parts))[0]
+        return dict(self._encoding.encode(Part(int(row["part"]), self._num_parts)).num_new)
 
 
 def encode_on_cluster(
