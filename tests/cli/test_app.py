@@ -127,6 +127,7 @@ def test_ctrl_c_exits_with_130(capsys: pytest.CaptureFixture[str], monkeypatch: 
     fail_with(KeyboardInterrupt(), monkeypatch)
     outcome = run_here(capsys, "models")
     assert outcome.code == 130
+    assert outcome.err == "interrupted\n"
     assert "Traceback" not in outcome.err
 
 

@@ -119,12 +119,13 @@ def run(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (KeyboardInterrupt, typer.Abort):
-        typer.echo("interrupted", err=True)
-        return INTERRUPTED
+        code = INTERRUPTED
     except (SememeError, typer.TyperException) as error:
         return _tell_user_error(error, session)
     except Exception as error:  # the last line of defence: one line instead of a traceback
         return _tell_fault(error, session)
+    if code == INTERRUPTED:  # typer makes it of most interruptions
+        typer.echo("interrupted", err=True)
     return code if isinstance(code, int) else 0
 
 

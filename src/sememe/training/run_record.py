@@ -244,7 +244,7 @@ def _find_changes(before: Mapping[str, str], now: Mapping[str, str]) -> dict[str
 
 def _refuse(folder: Path, before: Mapping[str, str], changes: Mapping[str, str], allowed: Collection[str]) -> None:
     fixed = [name for name in changes if name.startswith(OF_NETWORKS)]
-    refused = [name for name in changes if name not in allowed or name in fixed]
+    refused = sorted(name for name in changes if name not in allowed or name in fixed)
     if not refused:
         return
     listed = "; ".join(f"{name} {before[name]}, and it is {changes[name]} now" for name in refused[:3])
