@@ -17,7 +17,7 @@ from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
 from sememe.video_as_prompt.settings import Settings
 from sememe.video_as_prompt.stage_settings import VideoAsPromptModelRecipe
 from sememe.video_as_prompt.stages import build_pipeline
-from sememe.workflows.assemble import describe_runs, write_model
+from sememe.workflows.assemble import describe_runs, list_origins, write_model
 from sememe.workflows.model_card import ModelCard
 from video_as_prompt.pipeline_factories import DEFAULTS, make_clip, make_picture, make_pipeline
 
@@ -29,6 +29,7 @@ CARD = ModelCard(
     task="image-to-video",
     intended_use="tests",
     training={"backbone, steps": "3"},
+    origins=["world 2, 17 frames of 64x64 at 8 fps, 9 clips"],
 )
 
 
@@ -106,6 +107,36 @@ def test_the_card(parts: dict[str, Path], tmp_path: Path) -> None:
         assert f"| `{path.relative_to(folder).as_posix()}` | `{hash_file(path)}` |" in text
     for entry in ("## Limits", "## Intended use", "backbone, steps | 3", "## Base", "## Data"):
         assert entry in text
+
+
+def test_the_card_claims_no_license_of_what_others_made(parts: dict[str, Path], tmp_path: Path) -> None:
+    origins = ["Wan2.1-T2V-1.3B-Diffusers", "dataset 3f2a, videos, 17 frames of 64x64, 8 fps"]
+    folder = assemble(tmp_path / "made", parts, card=replace(CARD, origins=[*CARD.origins, *origins]))
+    text = (folder / "README.md").read_text()
+    assert describe_model(folder).license == "other"
+    assert all(f"\n- {origin}\n" in text for origin in origins)
+    assert "Apache" not in text
+    assert "No other model" not in text
+
+
+def test_origins_are_followed_through_runs(tmp_path: Path) -> None:
+    def add_run(name: str, clips: str, init_from: str | None = None, **settings: str) -> str:
+        (tmp_path / name).mkdir()
+        write_run(
+            tmp_path / name, RunRecord(recipe="r", settings=settings, inputs={"clips": clips}, init_from=init_from)
+        )
+        return str(tmp_path / name)
+
+    backbone = add_run("backbone", "world 2, 9 clips", backbone="None", latents="runs/latents")
+    assert list_origins(backbone) == {"world 2, 9 clips"}
+    own = add_run("own", "dataset 3f2a, videos", backbone, teacher="video-as-prompt/tiny", image_model="Some/Model")
+    assert list_origins(own) == {"world 2, 9 clips", "dataset 3f2a, videos", "Model"}
+    for inside in ("model", "checkpoints/step_000004"):
+        (tmp_path / "own" / inside).mkdir(parents=True)
+        assert list_origins(f"{own}/{inside}") == list_origins(own)
+    (tmp_path / "Wan").mkdir()
+    assert list_origins(str(tmp_path / "Wan")) == {"Wan"}
+    assert list_origins("video-as-prompt/tiny") == set()
 
 
 @pytest.mark.parametrize("kind", ["euler", "unipc"])

@@ -8,13 +8,13 @@ from typing import Any
 import sememe
 from sememe.checkpoints.fingerprint import fingerprint_model
 from sememe.checkpoints.saving import INDEX_NAME
-from sememe.checkpoints.zoo import resolve_model
+from sememe.checkpoints.zoo import WEIGHTS_FOLDER, resolve_model
 from sememe.errors import ModelError, OutputError
 from sememe.files import atomic_folder, write_text
 from sememe.training.recipes import ModelRecipe
 from sememe.training.run_record import describe_run, read_run, read_summary
 from sememe.workflows.model_card import ModelCard, write_card
-from sememe.workflows.systems import find_model_system
+from sememe.workflows.systems import SYSTEMS, find_model_system
 
 
 def assemble_recipe(recipe: ModelRecipe, output: Path | str, *, title: str | None = None) -> Path:
@@ -41,6 +41,7 @@ def assemble_recipe(recipe: ModelRecipe, output: Path | str, *, title: str | Non
     parts = find_parts(recipe, spec.needs)
     encoder = fingerprint_encoder(load_component("vae", parts["vae"]))
     check_agreement(recipe, spec.needs, {"autoencoder": encoder})
+    sources = {field: getattr(recipe, field) for field in spec.needs}
     card = ModelCard(
         title=title or Path(output).absolute().name,
         description=f"A {system.title} model: {recipe.description}.",
@@ -48,7 +49,8 @@ def assemble_recipe(recipe: ModelRecipe, output: Path | str, *, title: str | Non
         pipeline=system.pipeline_name,
         task=spec.task,
         intended_use=f"trying out, testing and measuring {system.title} on small machines; {spec.use}",
-        training=describe_runs({field: getattr(recipe, field) for field in spec.needs}),
+        training=describe_runs(sources),
+        origins=sorted({origin for source in sources.values() for origin in list_origins(source)}),
     )
     return write_model(resolve_name(spec.build)(recipe, parts), recipe, output, card)
 
@@ -90,6 +92,28 @@ def _check_output(output: Path) -> None:
 def describe_runs(sources: Mapping[str, str]) -> dict[str, str]:
     """Return how each part was trained, for a card; `sources` are runs by the part's name."""
     return {name: _describe_source(source) for name, source in sources.items()}
+
+
+def list_origins(source: str) -> set[str]:
+    """Return the clips that the weights of a run or model were trained on, and the models of others among them.
+
+    Runs are followed through the runs and models that they began with or read; built-in models add nothing.
+    """
+    try:
+        folder = resolve_model(source)
+    except ModelError:
+        return {Path(source).name}
+    if folder.is_relative_to(WEIGHTS_FOLDER):
+        return set()
+    folder = folder.absolute()
+    # Of a run, its model and its checkpoints may be given as well.
+    record = next(filter(None, map(read_run, (folder, *folder.parents[:2]))), None)
+    if record is None:
+        return {folder.name}
+    named = {field for system in SYSTEMS.values() for stage in system.stages.values() for field in stage.needs}
+    read = [record.settings.get(field, "None") for field in (*named, "image_model")]
+    began = [each for each in (*read, record.init_from) if each not in (None, "None", source)]
+    return {record.inputs.get("clips", folder.name)}.union(*map(list_origins, began))
 
 
 def _describe_source(source: str, after: Collection[Path] = ()) -> str:
