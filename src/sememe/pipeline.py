@@ -87,11 +87,6 @@ class SystemPipeline(DiffusionPipeline):
         return dtype
 
     @property
-    def defaults(self) -> Any:
-        """Default settings of the model."""
-        return self.system.settings.from_config(self.config.generation_defaults)
-
-    @property
     def interrupt(self) -> bool:
         """Set it to True in a callback or from another thread to end the generation before its next step."""
         return self._interrupt

@@ -65,6 +65,7 @@ class Gen1Output(GenerationOutput):
             it saves the estimation.
     """
 
+    settings: Settings
     structure: list[Clip] = field(default_factory=list)
 
 
@@ -148,6 +149,11 @@ class Gen1Pipeline(SystemPipeline, AdapterMixin, StableDiffusionLoraLoaderMixin,
         """Estimators of structure by kind; further ones may be added."""
         if depth_estimator is not None:
             self.estimators["depth"] = DepthEstimator(depth_estimator, depth_processor)
+
+    @property
+    def defaults(self) -> Settings:
+        """Default settings of the model."""
+        return Settings.from_config(self.config.generation_defaults)
 
     @property
     def transformer(self) -> ModelMixin:

@@ -60,6 +60,7 @@ class SemanticGenOutput(GenerationOutput):
         plans: The plan of each clip; empty if `plan_guidance_scale` is 0.
     """
 
+    settings: Settings
     plans: list[Plan] = field(default_factory=list)
 
     @property
@@ -128,6 +129,11 @@ class SemanticGenPipeline(SystemPipeline, AdapterMixin, WanLoraLoaderMixin):
         )
         defaults = Settings.from_config(generation_defaults)
         self.register_to_config(generation_defaults=defaults.to_dict(), encoder_colours=encoder_colours)
+
+    @property
+    def defaults(self) -> Settings:
+        """Default settings of the model."""
+        return Settings.from_config(self.config.generation_defaults)
 
     @property
     def grid(self) -> LatentGrid:

@@ -62,6 +62,8 @@ from sememe.video_as_prompt.system import VIDEO_AS_PROMPT
 class VideoAsPromptOutput(GenerationOutput):
     """The result of a generation."""
 
+    settings: Settings
+
 
 class VideoAsPromptPipeline(SystemPipeline, AdapterMixin, WanLoraLoaderMixin):
     """Generate clips that start with a picture and do what happens in reference clips.
@@ -119,6 +121,11 @@ class VideoAsPromptPipeline(SystemPipeline, AdapterMixin, WanLoraLoaderMixin):
         self.lora_loader = family.lora_loader
         if not family.can_spread_timesteps and expand_timesteps:
             raise ModelError("expand_timesteps goes with Wan backbones that have no condition channels")
+
+    @property
+    def defaults(self) -> Settings:
+        """Default settings of the model."""
+        return Settings.from_config(self.config.generation_defaults)
 
     @property
     def grid(self) -> LatentGrid:
