@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from gen1.smoke_chain import gen1_runs, settings
+from sememe.checkpoints.zoo import describe_model
 from sememe.data.array_cache import ArrayCache
 from sememe.errors import InputError, RecipeError
 from sememe.events import ignore_progress
@@ -40,6 +41,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pipeline(root: Path) -> Gen1Pipeline:
+    assert describe_model(gen1_runs(root) / "model").license == "apache-2.0"
     pipe = Gen1Pipeline.from_pretrained(gen1_runs(root) / "model")
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from semanticgen.smoke_chain import STAGES, semantic_runs, settings
 from sememe.checkpoints.components import load_strictly
+from sememe.checkpoints.zoo import describe_model
 from sememe.data.array_cache import ArrayCache
 from sememe.errors import ModelError
 from sememe.evaluation.reader import VOCABULARY, name_scene
@@ -310,6 +311,7 @@ def test_an_assembled_model_plans_and_renders(tmp_path_factory: pytest.TempPathF
         planner=str(runs / "planner"),
     )
     assemble_recipe(recipe, tmp_path / "model")
+    assert describe_model(tmp_path / "model").license == "apache-2.0"
     pipeline = SemanticGenPipeline.from_pretrained(tmp_path / "model")
     pipeline.set_progress_bar_config(disable=True)
     made = pipeline("a red fox", seconds=2, generator=torch.Generator().manual_seed(0))

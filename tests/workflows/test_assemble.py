@@ -134,6 +134,8 @@ def test_origins_are_followed_through_runs(tmp_path: Path) -> None:
     for inside in ("model", "checkpoints/step_000004"):
         (tmp_path / "own" / inside).mkdir(parents=True)
         assert list_origins(f"{own}/{inside}") == list_origins(own)
+    ring = [add_run(f"ring_{number}", f"world {number}", str(tmp_path / f"ring_{1 - number}")) for number in (0, 1)]
+    assert list_origins(ring[0]) == {"world 0", "world 1"}
     (tmp_path / "Wan").mkdir()
     assert list_origins(str(tmp_path / "Wan")) == {"Wan"}
     assert list_origins("video-as-prompt/tiny") == set()

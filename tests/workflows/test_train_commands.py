@@ -53,7 +53,9 @@ def test_the_commands_of_the_guide(
     made = run_here(capsys, "assemble", "smoke-model", "-o", "made", "--title", "A model")
     assert made.code == 0
     assert made.out.startswith("made: ")
-    assert "# A model" in (tmp_path / "made" / "README.md").read_text()
+    card = (tmp_path / "made" / "README.md").read_text()
+    assert "# A model" in card
+    assert "license: apache-2.0" in card
     index = json.loads((tmp_path / "made" / "model_index.json").read_text())
     assert index["generation_defaults"]["num_inference_steps"] == 2
 

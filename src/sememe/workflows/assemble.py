@@ -94,10 +94,14 @@ def describe_runs(sources: Mapping[str, str]) -> dict[str, str]:
     return {name: _describe_source(source) for name, source in sources.items()}
 
 
-def list_origins(source: str) -> set[str]:
+def list_origins(source: str, after: Collection[Path] = ()) -> set[str]:
     """Return the clips that the weights of a run or model were trained on, and the models of others among them.
 
     Runs are followed through the runs and models that they began with or read; built-in models add nothing.
+
+    Args:
+        source: Run or model.
+        after: Folders that were followed already. A run may have been moved to where one of its own began.
     """
     try:
         folder = resolve_model(source)
@@ -105,15 +109,17 @@ def list_origins(source: str) -> set[str]:
         return {Path(source).name}
     if folder.is_relative_to(WEIGHTS_FOLDER):
         return set()
-    folder = folder.absolute()
+    folder = folder.resolve()
+    if folder in after:
+        return set()
     # Of a run, its model and its checkpoints may be given as well.
     record = next(filter(None, map(read_run, (folder, *folder.parents[:2]))), None)
     if record is None:
         return {folder.name}
     named = {field for system in SYSTEMS.values() for stage in system.stages.values() for field in stage.needs}
     read = [record.settings.get(field, "None") for field in (*named, "image_model")]
-    began = [each for each in (*read, record.init_from) if each not in (None, "None", source)]
-    return {record.inputs.get("clips", folder.name)}.union(*map(list_origins, began))
+    began = [each for each in (*read, record.init_from) if each not in (None, "None")]
+    return {record.inputs.get("clips", folder.name)}.union(*(list_origins(each, {*after, folder}) for each in began))
 
 
 def _describe_source(source: str, after: Collection[Path] = ()) -> str:
