@@ -28,8 +28,9 @@ from sememe.semanticgen.encoders import (
     VideoMAEEncoder,
     VJEPA2Encoder,
     load_encoder,
+    make_built_in_tower,
+    use_all_slices_at_once,
 )
-from sememe.semanticgen.network_encoder import make_built_in_tower, use_all_slices_at_once
 from sememe.semanticgen.stage_settings import TowerNetwork
 from sememe.video import Clip
 from video_as_prompt.wan_factories import make_linear_vae

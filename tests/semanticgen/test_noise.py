@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from sememe.semanticgen.noise import NoiseLaw, add_semantic_noise, draw_noise_levels
+from sememe.semanticgen.noise import add_semantic_noise, draw_noise_levels
+from sememe.semanticgen.stage_settings import NoiseLaw
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from sememe.errors import PlanError
-from sememe.semanticgen.plan import Plan
+from sememe.semanticgen.plan import Plan, colour_plan, draw_plan
 from sememe.semanticgen.plan_edits import blend, cut, hold, repeat, replace_span, reverse, splice
-from sememe.semanticgen.plan_picture import colour_plan, draw_plan
 from sememe.video import Clip
 
 

@@ -8,8 +8,7 @@ import numpy as np
 
 from sememe.records import SizeSettings
 from sememe.semanticgen.generation import SemanticGenInputs
-from sememe.semanticgen.plan import Plan
-from sememe.semanticgen.plan_picture import colour_plan
+from sememe.semanticgen.plan import Plan, colour_plan
 from sememe.semanticgen.segments import Segment
 from sememe.video import Clip, SheetRow, contact_sheet, read_clip, write_clip, write_image
 from sememe.world import EVALUATION_SEED, Script, random_script, render_script

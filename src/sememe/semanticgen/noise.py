@@ -4,15 +4,13 @@ The paper adds noise without giving its law (arXiv 2512.20619, section 3.3). The
 representation autoencoders, which it names (arXiv 2510.11690).
 """
 
-from typing import Literal
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from sememe.semanticgen.shapes import PlanFeatures
+from sememe.semanticgen.stage_settings import NoiseLaw
 
-NoiseLaw = Literal["half_normal", "uniform", "none"]
 NoiseLevels = Float[Tensor, " batch"]
 
 

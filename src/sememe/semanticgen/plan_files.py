@@ -6,8 +6,7 @@ from typing import Any
 
 from sememe.errors import OutputError
 from sememe.files import check_writable
-from sememe.semanticgen.plan import Plan
-from sememe.semanticgen.plan_picture import draw_plan
+from sememe.semanticgen.plan import Plan, draw_plan
 from sememe.semanticgen.settings import Settings
 from sememe.video import read_clip, write_image
 

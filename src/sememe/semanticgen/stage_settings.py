@@ -31,7 +31,7 @@ class SemanticFramesRecipe(ArraysRecipe):
 
 
 class TowerNetwork(Record):
-    """The vision tower of the built-in encoder; see `semanticgen.network_encoder.make_built_in_tower`."""
+    """The vision tower of the built-in encoder; see `semanticgen.encoders.make_built_in_tower`."""
 
     feature_dim: Count = 256
     depth: Count = 6

@@ -15,15 +15,13 @@ from sememe.evaluation.reader import PART, VOCABULARY, SceneReader
 from sememe.semanticgen.arrays import ARRAY, WORDS_ARRAY, check_frames, read_clock
 from sememe.semanticgen.clocks import LatentClock, SliceClock
 from sememe.semanticgen.compressor import SemanticCompressor
-from sememe.semanticgen.encoders import QwenEncoder, load_encoder
-from sememe.semanticgen.network_encoder import make_built_in_tower
+from sememe.semanticgen.encoders import QwenEncoder, load_encoder, make_built_in_tower
 from sememe.semanticgen.network_renderer import SemanticGenTransformer
-from sememe.semanticgen.renderer_start import fit_semantic_embedding
 from sememe.semanticgen.shapes import EncoderFeatures
 from sememe.semanticgen.stage_encoder import EncoderStage
 from sememe.semanticgen.stage_planner import PlannerStage
 from sememe.semanticgen.stage_reader import ReaderStage
-from sememe.semanticgen.stage_renderer import RendererStage
+from sememe.semanticgen.stage_renderer import RendererStage, fit_semantic_embedding
 from sememe.semanticgen.stage_settings import (
     CompressorNetwork,
     EncoderRecipe,
