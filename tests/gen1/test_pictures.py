@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import CLIPImageProcessorPil, DPTImageProcessorPil
 
-from sememe.gen1.pictures import read_pictures
+from sememe.backbones.pictures import read_pictures
 
 CLIP = CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
 DPT = DPTImageProcessorPil(size={"height": 16, "width": 16})

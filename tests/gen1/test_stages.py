@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from gen1.smoke_chain import gen1_runs, settings
+from sememe.backbones.pictures import prepare_pictures
 from sememe.checkpoints.zoo import describe_model
 from sememe.data.array_cache import ArrayCache
 from sememe.errors import InputError, RecipeError
 from sememe.events import ignore_progress
 from sememe.gen1.models import encode_structure
 from sememe.gen1.network_unet import Gen1UNet
-from sememe.gen1.pictures import prepare_pictures
 from sememe.gen1.pipeline import Gen1Pipeline
 from sememe.gen1.prior import identify_space
 from sememe.gen1.recipes import gen1_latents, gen1_unet, smoke_gen1_frames

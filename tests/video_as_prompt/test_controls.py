@@ -9,11 +9,12 @@ from diffusers import FirstBlockCacheConfig
 
 from sememe.compute.placement import apply_offload
 from sememe.errors import InputError
+from sememe.video import Clip
 from sememe.video_as_prompt.conditioning import ConditionEncoder
 from sememe.video_as_prompt.guidance import video_as_prompt_guidance
 from sememe.video_as_prompt.inputs import check_references, make_request
 from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
-from sememe.video_as_prompt.quirks import stretch_clip, stretch_pictures
+from sememe.video_as_prompt.quirks import stretch_clip
 from sememe.video_as_prompt.references import ReferenceCache, ReferenceTokens
 from sememe.video_as_prompt.settings import OFFICIAL_NEGATIVE_PROMPT
 from video_as_prompt.pipeline_factories import make_clip, make_cogvideox_pipeline, make_picture, make_pipeline
@@ -316,8 +317,8 @@ def test_the_official_negative_prompt_stands_where_there_is_none() -> None:
 
 
 def test_what_has_the_target_shape_already_is_not_stretched() -> None:
-    picture = make_picture(height=32, width=48)
-    assert np.array_equal(stretch_pictures([picture], 32, 48)[0], picture)
+    picture = Clip.from_image(make_picture(height=32, width=48))
+    assert np.array_equal(stretch_clip(picture, 32, 48).frames, picture.frames)
     # Stretching keeps what cropping loses: the left edge.
     clip = make_clip(height=32, width=96)
     clip.frames[:, :, :8] = 255

@@ -1,11 +1,11 @@
-"""Image embeddings of pictures, as image-to-video backbones read them."""
+"""Pictures as the processors of transformers give them to networks, and image embeddings of them."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from diffusers.utils.torch_utils import get_module_execution_device
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 from transformers import BaseImageProcessor, CLIPVisionModel, CLIPVisionModelWithProjection
 
@@ -48,3 +48,43 @@ def check_size(image_encoder: CLIPVisionModel | CLIPVisionModelWithProjection, p
             f"expected an image_processor that gives pictures of {side}x{side} pixels, which the image_encoder reads, "
             f"but it gives {width}x{height} (width x height)"
         )
+
+
+def read_pictures(
+    frames: UInt8[np.ndarray, "picture height width 3"],
+    processor: BaseImageProcessor,
+    device: torch.device | str = "cpu",
+) -> Pixels:
+    """Return pictures as a processor gives them to its network, on a device.
+
+    Those that need no resizing are not taken through the processor, which computes picture by picture on the CPU.
+
+    Args:
+        frames: Colours 0 to 255.
+        processor: `DPTImageProcessorPil`, `CLIPImageProcessorPil` or one with the same settings.
+        device: Device of the result.
+    """
+    if _keeps_size(processor, *frames.shape[1:3]):
+        return prepare_pictures(torch.tensor(frames, device=device).float(), processor)
+    pixels: Tensor = processor(images=list(frames), return_tensors="pt")["pixel_values"]
+    return pixels.to(device)
+
+
+def prepare_pictures(
+    levels: Float[Tensor, "picture height width 3"], processor: BaseImageProcessor
+) -> Float[Tensor, "_ 3 _ _"]:
+    """Return colours 0 to 255 as a processor of transformers gives pictures that need no resizing to its network."""
+    mean, std = levels.new_tensor(processor.image_mean), levels.new_tensor(processor.image_std)
+    return ((levels * processor.rescale_factor - mean) / std).permute(0, 3, 1, 2)
+
+
+def _keeps_size(processor: BaseImageProcessor, height: int, width: int) -> bool:
+    if not (processor.do_resize and processor.do_rescale and processor.do_normalize) or getattr(
+        processor, "do_pad", False
+    ):
+        return False
+    size, crop = processor.size, getattr(processor, "crop_size", None)
+    is_size = (size.get("height"), size.get("width")) == (height, width)
+    is_size |= size.get("shortest_edge") == height == width
+    is_crop = crop is not None and (crop.get("height"), crop.get("width")) == (height, width)
+    return bool(is_size and (is_crop or not getattr(processor, "do_center_crop", False)))

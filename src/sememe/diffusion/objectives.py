@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from diffusers import SchedulerMixin
 from jaxtyping import Float
+from torch.nn import functional
 
 Samples = Float[torch.Tensor, "batch ..."]
 PerSample = Float[torch.Tensor, " batch"]
@@ -121,3 +122,17 @@ def sample_losses(prediction: Samples, target: Samples) -> PerSample:
     """The mean squared error of every sample, in float32 or what is wider of the two, not reduced over the batch."""
     dtype = torch.promote_types(torch.promote_types(prediction.dtype, target.dtype), torch.float32)
     return (prediction.to(dtype) - target.to(dtype)).square().flatten(1).mean(dim=1)
+
+
+def preference_losses(margins: PerSample, strength: float) -> PerSample:
+    """The negative logarithm of the probability that the better one is preferred, by a logistic model.
+
+    It is the loss of Diffusion-DPO (arXiv 2311.12908, equation 14), with equal weights of all levels of noise, which is
+    also the form for flow matching (arXiv 2501.13918, section 4). There a margin compares gains, and a gain is by how
+    much the error of the trained network is below that of the frozen one.
+
+    Args:
+        margins: By how much the preferred one is better, in mean squared errors of latents.
+        strength: Factor of the margins; the larger it is, the smaller is the difference that is learned.
+    """
+    return -functional.logsigmoid(strength * margins)

@@ -17,10 +17,9 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import BaseImageProcessor, CLIPVisionModelWithProjection, PreTrainedModel
 
-from sememe.backbones.pictures import check_size
+from sememe.backbones.pictures import check_size, read_pictures
 from sememe.backbones.text import Tokenizer, encode_prompts_padded
 from sememe.errors import InputError, ModelError
-from sememe.gen1.pictures import read_pictures
 from sememe.gen1.prior import PriorSampler
 from sememe.gen1.shapes import Embedding
 from sememe.video import to_picture

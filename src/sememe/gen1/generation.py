@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _LONG = 60.0  # seconds
 _ROUNDING = 1e-6  # seconds, of time stamps
-_PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif"})
+PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,4 +152,4 @@ class Gen1Inputs(SystemInputs):
 
     @staticmethod
     def _is_picture(path: Path | None) -> bool:
-        return path is not None and path.suffix.lower() in _PICTURES
+        return path is not None and path.suffix.lower() in PICTURE_SUFFIXES

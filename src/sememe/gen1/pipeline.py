@@ -13,6 +13,7 @@ from transformers import BaseImageProcessor, CLIPVisionModelWithProjection, PreT
 
 from sememe.backbones.autoencoder import (
     Autoencoder,
+    Generators,
     LatentGrid,
     clips_to_video,
     decode_latents,
@@ -46,7 +47,7 @@ from sememe.gen1.models import Conditions, FrameContents, InflatedModel, Model, 
 from sememe.gen1.predictor import Predictor, stack_contents
 from sememe.gen1.prior import PriorSampler, check_pair
 from sememe.gen1.settings import MAX_LEVEL, Settings
-from sememe.gen1.shapes import Generators, StructureVideo
+from sememe.gen1.shapes import StructureVideo
 from sememe.gen1.structure import DepthEstimator, StructureEstimator, find_edges, find_motion, show_structure
 from sememe.gen1.system import GEN1
 from sememe.gen1.windows import make_windows

@@ -1,6 +1,5 @@
 """Shapes of what goes through the room, by name."""
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -10,4 +9,3 @@ StructureVideo = Float[Tensor, "batch frame height width"]
 Latents = Float[Tensor, "batch channel frame latent_height latent_width"]
 Embedding = Float[Tensor, " dim"]
 """One content, as an image encoder embeds it."""
-Generators = torch.Generator | list[torch.Generator] | None

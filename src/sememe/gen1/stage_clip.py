@@ -21,10 +21,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from sememe.backbones.pictures import prepare_pictures
 from sememe.backbones.text import tokenize_prompts
 from sememe.data.array_cache import ArrayCache
 from sememe.gen1.arrays import pick_frames
-from sememe.gen1.pictures import prepare_pictures
 from sememe.gen1.stage_settings import ClipNetwork, ClipSettings
 from sememe.training.dataset_clips import FRAMES_ARRAY
 from sememe.training.held_out import ItemPicker

@@ -12,13 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from diffusers.loaders import PeftAdapterMixin
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import BaseImageProcessor, CLIPVisionModelWithProjection
 
 from sememe.backbones.autoencoder import Autoencoder, clips_to_video, encode_video
+from sememe.compute.lora import LORA_NAME, without_injection_warnings
 from sememe.errors import InputError
 from sememe.gen1.content import embed_images
+from sememe.gen1.generation import PICTURE_SUFFIXES
 from sememe.gen1.settings import MAX_LEVEL
 from sememe.gen1.shapes import Latents, StructureVideo
 from sememe.gen1.stage_unet import UNetBatch, UNetStage
@@ -27,7 +30,6 @@ from sememe.training.stage import Stage, StepLoss, make_rng
 from sememe.video import Clip, read_image, resize_clip
 
 LORA_FOLDER = "lora"
-_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,8 +94,40 @@ class CustomisationStage(Stage[CustomisationBatch]):
         self._images.unet.save_lora_adapter(folder / LORA_FOLDER)
 
 
+def add_lora(unet: PeftAdapterMixin, rank: int) -> None:
+    """Put small matrices beside those of the spatial attention, which change nothing yet."""
+    from peft import LoraConfig
+
+    unet.add_adapter(
+        LoraConfig(
+            r=rank,
+            lora_alpha=rank,
+            target_modules=["to_q", "to_k", "to_v", "to_out.0"],
+            exclude_modules=r".*temporal_transformer.*",
+        )
+    )
+
+
+def load_lora(unet: PeftAdapterMixin, folder: Path) -> None:
+    """Load what a customisation has trained.
+
+    Raises:
+        InputError: There is no such folder, or it was made for another model.
+    """
+    if not (folder / LORA_NAME).is_file():
+        raise InputError(f"expected a LoRA ({LORA_NAME}) in {folder}, found none")
+    try:
+        with without_injection_warnings():
+            unet.load_lora_adapter(
+                folder, prefix=None, adapter_name="default", use_safetensors=True, local_files_only=True
+            )
+    except (ValueError, RuntimeError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"the LoRA in {folder} does not fit this model: {reason}") from error
+
+
 @torch.no_grad()
-def read_pictures(
+def read_folder(
     folder: Path,
     size: tuple[int, int],
     vae: Autoencoder,
@@ -107,7 +141,7 @@ def read_pictures(
         InputError: There are none.
         VideoError: One cannot be read.
     """
-    paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in _SUFFIXES)
+    paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in PICTURE_SUFFIXES)
     if not paths:
         raise InputError(f"expected pictures (png, jpeg, webp ...) in {folder}, found none; 5 to 30 are usual")
     clips = [resize_clip(Clip.from_image(read_image(path)), *size) for path in paths]

@@ -17,9 +17,9 @@ from transformers import (
     DPTImageProcessorPil,
 )
 
+from sememe.backbones.pictures import prepare_pictures
 from sememe.data.array_cache import ArrayCache
 from sememe.gen1.arrays import pick_frames
-from sememe.gen1.pictures import prepare_pictures
 from sememe.gen1.stage_settings import DepthNetwork, DepthSettings
 from sememe.training.dataset_clips import FRAMES_ARRAY
 from sememe.training.held_out import ItemPicker

@@ -12,7 +12,6 @@ from sememe.checkpoints.fingerprint import fingerprint_encoder
 from sememe.checkpoints.zoo import resolve_model
 from sememe.errors import RecipeError
 from sememe.gen1 import stage_clip, stage_customisation, stage_depth, stage_prior, stage_unet
-from sememe.gen1.adapters import add_lora, load_lora
 from sememe.gen1.arrays import CONTENT_ARRAY, STRUCTURE_ARRAY
 from sememe.gen1.network_unet import Gen1UNet
 from sememe.gen1.pipeline import Gen1Pipeline
@@ -192,7 +191,7 @@ class CustomisationPreparation(CachedPreparation):
         self._unet = load_strictly(Gen1UNet, parts["unet"], torch.float32)
         check_space(self.inputs, identify_space(self._loaded["image_encoder"]), recipe.model)
         announce("reading pictures")
-        self._pictures = stage_customisation.read_pictures(
+        self._pictures = stage_customisation.read_folder(
             recipe.pictures,
             self._cache.arrays[STRUCTURE_ARRAY].shape[1:],  # type: ignore[arg-type]
             self._loaded["vae"],
@@ -203,13 +202,13 @@ class CustomisationPreparation(CachedPreparation):
 
     def begin(self, folder: Path) -> None:
         torch.manual_seed(self._recipe.training.seed)
-        add_lora(self._unet, self._recipe.settings.rank)
+        stage_customisation.add_lora(self._unet, self._recipe.settings.rank)
         self._unet.save_lora_adapter(folder / stage_customisation.LORA_FOLDER)
         self._unet.unload_lora()
 
     def build(self, start: Path) -> stage_customisation.CustomisationStage:
         settings = self._recipe.settings
-        load_lora(self._unet, start / stage_customisation.LORA_FOLDER)
+        stage_customisation.load_lora(self._unet, start / stage_customisation.LORA_FOLDER)
         kept = UNetSettings(image_batch_size=settings.batch_size, image_share=1.0)
         images = stage_unet.UNetStage(self._unet, self._loaded["vae"], self._loaded["scheduler"], self._cache, kept)
         return stage_customisation.CustomisationStage(

@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import BaseImageProcessor, PreTrainedModel
 
+from sememe.backbones.pictures import read_pictures
 from sememe.errors import InputError
-from sememe.gen1.pictures import read_pictures
 from sememe.gen1.settings import MAX_LEVEL
 from sememe.gen1.shapes import Structure
 from sememe.video import Clip, resize_clip

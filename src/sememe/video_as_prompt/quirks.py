@@ -1,7 +1,5 @@
 """Official habits that change pictures: see `Quirk` in `sememe.video_as_prompt.settings`."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import PIL.Image
 import torch
@@ -10,22 +8,13 @@ from diffusers import SchedulerMixin, UniPCMultistepScheduler
 from sememe.video import Clip
 
 
-def stretch_pictures(images: Sequence[np.ndarray], height: int, width: int) -> np.ndarray:
-    """uint8 pictures (picture, height, width, 3), stretched with Lanczos' filter as diffusers' image processor does."""
-    resampling = PIL.Image.Resampling.LANCZOS
-    return np.stack(
-        [
-            image
-            if image.shape[:2] == (height, width)
-            else np.asarray(PIL.Image.fromarray(image).resize((width, height), resampling))
-            for image in images
-        ]
-    )
-
-
 def stretch_clip(clip: Clip, height: int, width: int) -> Clip:
-    """Return the clip with every frame stretched."""
-    return Clip(stretch_pictures(list(clip.frames), height, width), clip.fps)
+    """Return the clip with every frame stretched with Lanczos' filter, as diffusers' image processor does."""
+    if clip.size == (height, width):
+        return clip
+    resampling = PIL.Image.Resampling.LANCZOS
+    frames = [np.asarray(PIL.Image.fromarray(frame).resize((width, height), resampling)) for frame in clip.frames]
+    return Clip(np.stack(frames), clip.fps)
 
 
 def set_truncated_timesteps(scheduler: SchedulerMixin, num_inference_steps: int, device: torch.device) -> None:

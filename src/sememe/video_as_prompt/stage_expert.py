@@ -20,8 +20,7 @@ from sememe.compute.lora import save_expert_adapter
 from sememe.data.array_cache import ArrayCache
 from sememe.data.bucket_pairs import PairItems, make_held_out_pairs, make_pairs
 from sememe.data.pairing import draw_captions
-from sememe.diffusion.objectives import FLOW, NoisePath, PredictionType, sample_losses
-from sememe.diffusion.preference import preference_losses
+from sememe.diffusion.objectives import FLOW, NoisePath, PredictionType, preference_losses, sample_losses
 from sememe.errors import RecipeError
 from sememe.training.array_encoders import check_images, find_text
 from sememe.training.held_out import choose_held_out_targets
@@ -263,7 +262,7 @@ class ExpertStage(PairedStage):
 
     - Mismatched references: as a denoiser classifies by its errors (arXiv 2303.16203), the error with a target's own
       reference is to be below that with another condition's, for the same noise. The loss is a logistic one,
-      `diffusion.preference.preference_losses` of the difference.
+      `diffusion.objectives.preference_losses` of the difference.
     - The references themselves: noise is added to them in a pass of their own, in which the expert reads no target and
       predicts by the backbone's frozen output head. What targets read stays clean, as in generation.
 

@@ -11,8 +11,7 @@ from peft import LoraConfig
 
 from sememe.compute.lora import add_expert_adapter, load_expert_adapter, save_expert_adapter, without_adapters
 from sememe.data.array_cache import ArrayCache
-from sememe.diffusion.objectives import FLOW, NoisePath, PredictionType
-from sememe.diffusion.preference import preference_losses
+from sememe.diffusion.objectives import FLOW, NoisePath, PredictionType, preference_losses
 from sememe.errors import RecipeError
 from sememe.training.stage import NoiseLosses, StepLoss
 from sememe.training.text_source import TextSource

@@ -69,7 +69,7 @@ class ExpertSettings(PairSettings):
 class PreferenceSettings(PairSettings):
     """How preferences are learned: batches, noise levels as in `BackboneSettings`, and `strength`.
 
-    `strength` is the factor of the difference of mean squared errors (see `diffusion.preference`). `num_references`
+    `strength` is the factor of the difference of mean squared errors (see `diffusion.objectives`). `num_references`
     times `targets_per_reference` is the number of pairs of outcomes in a batch.
     """
 

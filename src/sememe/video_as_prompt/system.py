@@ -82,7 +82,7 @@ VIDEO_AS_PROMPT = System(
     ),
     evaluation="sememe.video_as_prompt.evaluation:build_rows",
     evaluation_options=("negative_reference",),
-    regenerator="sememe.video_as_prompt.generations:Regenerator",
+    regenerator="sememe.video_as_prompt.regenerator:Regenerator",
     recipes=list_recipes(recipes, recipes_released),
     checkpoints=CheckpointSpec(
         released={
