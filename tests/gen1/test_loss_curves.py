@@ -9,7 +9,6 @@ import torch
 
 from gen1.model_factories import make_vae
 from gen1.unet_factories import CONTENT_DIM, make_unet
-from sememe.gen1.adapters import add_lora
 from sememe.gen1.arrays import CONTENT_ARRAY, STRUCTURE_ARRAY
 from sememe.gen1.recipes import (
     smoke_gen1_clip,
@@ -19,7 +18,7 @@ from sememe.gen1.recipes import (
     smoke_gen1_unet,
 )
 from sememe.gen1.stage_clip import ClipStage, list_captions, make_image_encoder, make_image_processor, make_text_encoder
-from sememe.gen1.stage_customisation import CustomisationStage, Pictures
+from sememe.gen1.stage_customisation import CustomisationStage, Pictures, add_lora
 from sememe.gen1.stage_depth import DepthStage, make_depth_estimator, make_depth_processor
 from sememe.gen1.stage_prior import PriorStage, make_prior, set_statistics
 from sememe.gen1.stage_prior import make_scheduler as make_prior_scheduler

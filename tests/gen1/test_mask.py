@@ -85,9 +85,9 @@ def test_latents_outside_are_held_at_the_noise_of_the_step() -> None:
     masked = MaskedLatents.from_masks([make_mask()], source, noise)
     # Pixels 8 by 8 to a latent: one with any edited pixel is free.
     assert masked.edited[0, 0].tolist() == [[[0, 1, 1], [0, 1, 1]], [[1, 1, 1], [1, 1, 1]]]
-    held = masked.hold(latents, scheduler, step=0)
+    held = masked.hold(scheduler, latents, step=0)
     free = masked.edited.bool().expand_as(held)
     assert torch.equal(held[free], latents[free])
     expected = scheduler.add_noise(source, noise, scheduler.timesteps[1:2])
     assert torch.equal(held[~free], expected[~free])
-    assert torch.equal(masked.hold(latents, scheduler, step=3)[~free], source[~free])
+    assert torch.equal(masked.hold(scheduler, latents, step=3)[~free], source[~free])

@@ -30,15 +30,7 @@ def make_demo(
     size: SizeSettings,
     generate: Callable[[Gen1Inputs, Path], None],
 ) -> tuple[DemoLook, ...]:
-    """Render a clip and the picture of another look, generate from the files, and lay all out on a contact sheet.
-
-    Args:
-        sheet: Picture to write; the other files are written beside it.
-        image: Picture file to use instead of the rendered one.
-        seed: Seed of the scene, its movement and its looks.
-        size: The model's own size.
-        generate: Writes the video of some inputs.
-    """
+    """Render a clip and the picture of another look, and generate from them; see `System.demo`."""
     folder, (first, second) = sheet.parent, deal_looks(2, 2, seed)
     source, picture = folder / "source.mp4", image or folder / "look.png"
 

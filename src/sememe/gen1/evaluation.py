@@ -334,17 +334,10 @@ def build_rows(
     seed: int,
     depth: str | None = None,
 ) -> SystemRows[LookCase, LookResult]:
-    """Build all rows of the evaluation.
+    """Build all rows of the evaluation; see `System.evaluation`.
 
-    Args:
-        pipeline: Pipeline of an inflated U-Net with an image encoder, which makes the clips.
-        settings: Settings of the generations.
-        folder: Not used: everything is in memory.
-        generations: Number of cases in each row.
-        per_scene: Largest number of cases that share a scene.
-        seed: Seed of scenes, looks and noise.
-        depth: Run or model whose depth network judges structure, such as a second run of `tiny-gen1-depth`; None takes
-            the model's own, which the generation has used.
+    `depth` is a run or model whose depth network judges structure, such as a second run of `tiny-gen1-depth`; None
+    takes the model's own, which the generation has used. Nothing is written to the folder.
 
     Raises:
         ModelError: There is no such depth network, or the model lacks what rows are made or judged by.
@@ -386,12 +379,7 @@ def read_result(values: Mapping[str, Any]) -> LookResult:
 
 
 def summarise(results: Sequence[LookResult], *, has_truth: bool = True) -> LookSummary:
-    """Summarise a row.
-
-    Args:
-        results: Results, at least one.
-        has_truth: Whether there is a true result, to be compared with.
-    """
+    """Summarise a row of at least one result; `has_truth` is whether there is a true one, to be compared with."""
     scenes = [result.case.scene for result in results]
     prompts = [result.prompt_consistency for result in results if result.prompt_consistency is not None]
     camera = set(conditions("camera"))

@@ -1,11 +1,9 @@
 """Guidance by time and content (arXiv 2302.03011, section 3.4) and by structure, as rows of one table."""
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
 from sememe.diffusion.guidance import Guidance, make_guidance
-from sememe.errors import InputError
 from sememe.gen1.settings import MAX_LEVEL, Settings
 
 Frames = Literal["alone", "together"]
@@ -29,53 +27,27 @@ class Variant:
         return int(self.frames == "together")
 
 
-def gen1_guidance(
-    guidance_scale: float, temporal_guidance_scale: float, structure_guidance_scale: float = 1.0
-) -> Guidance[Variant]:
+def make_table(settings: Settings) -> Guidance[Variant]:
     """Make the table of temporal, content and structure guidance.
 
     v = v(alone, none) + s_time * (v(together, none) - v(alone, none)) + s * (v(together, given) - v(together, none))
         + (s_structure - 1) * (v(together, given) - v(together, given, least structure))
 
     The last line is not the paper's. The network knows all levels of detail, so what detail adds to a prediction can be
-    added more than once, as classifier-free guidance does with content.
+    added more than once, as classifier-free guidance does with content; at the highest level there is no less detail.
 
     Without it, that takes three predictions in general. A temporal scale of 1 leaves ordinary classifier-free guidance,
     which takes two; two equal scales leave the image model and the video model with content; both at 1 leave a single
     prediction. It is linear in the predictions, so it holds for velocities and noise too.
-
-    Args:
-        guidance_scale: S, strength of the content, 1 for off.
-        temporal_guidance_scale: s_time; above 1 frames resemble each other more, below 1 less, 1 is off.
-        structure_guidance_scale: s_structure; above 1 geometry follows the source more closely, 1 is off and saves a
-            prediction.
-
-    Raises:
-        InputError: A scale is negative or not a number.
     """
-    scales = {
-        "guidance_scale": guidance_scale,
-        "temporal_guidance_scale": temporal_guidance_scale,
-        "structure_guidance_scale": structure_guidance_scale,
-    }
-    for name, scale in scales.items():
-        if not math.isfinite(scale) or scale < 0:
-            raise InputError(f"{name} must be a number of at least 0 (1 is off), got {scale}")
-    weights = [
-        (Variant("alone", "none"), 1.0 - temporal_guidance_scale),
-        (Variant("together", "none"), temporal_guidance_scale - guidance_scale),
-        (Variant("together", "given"), guidance_scale + structure_guidance_scale - 1.0),
-        (Variant("together", "given", structure="least"), 1.0 - structure_guidance_scale),
-    ]
-    return make_guidance(weights)
-
-
-def make_table(settings: Settings) -> Guidance[Variant]:
-    """Make the table of a generation; at the highest structure level there is no less detail to be guided from."""
-    guidance = settings.guidance
+    scale, time_scale = settings.guidance.guidance_scale, settings.guidance.temporal_guidance_scale
     is_least = settings.structure.structure_level == MAX_LEVEL
-    return gen1_guidance(
-        guidance.guidance_scale,
-        guidance.temporal_guidance_scale,
-        1.0 if is_least else guidance.structure_guidance_scale,
+    structure_scale = 1.0 if is_least else settings.guidance.structure_guidance_scale
+    return make_guidance(
+        [
+            (Variant("alone", "none"), 1.0 - time_scale),
+            (Variant("together", "none"), time_scale - scale),
+            (Variant("together", "given"), scale + structure_scale - 1.0),
+            (Variant("together", "given", structure="least"), 1.0 - structure_scale),
+        ]
     )

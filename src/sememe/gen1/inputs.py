@@ -50,15 +50,7 @@ class Request:
 def make_request(
     grid: LatentGrid, settings: Settings, source: Any, content: Any, structure: Any = None, mask: Any = None
 ) -> Request:
-    """Bring what was given into one form.
-
-    Args:
-        grid: Which sizes the model can make.
-        settings: Shape of the result.
-        source: A clip, or a list of clips of one shape for a batch.
-        content: Content of all sources, or a list with one for each of several.
-        structure: Structure clip of the source, or a list with one for each.
-        mask: Mask of all sources, or a list with one for each.
+    """Bring what was given into one form: each as one for all sources, or a list with one for each.
 
     Raises:
         InputError: Something is missing, of the wrong kind, or does not fit.
@@ -71,7 +63,9 @@ def make_request(
     cut = [_cut(each, settings.size.num_frames) for each in given]
     if len({(each.num_frames, each.size, each.fps) for each in cut}) > 1:
         raise InputError("expected sources of one size, length and frame rate in a batch; generate them one by one")
-    size = _choose_size(grid, settings, cut[0])
+    shape = settings.size
+    size = (shape.height or grid.nearest_size(cut[0].height), shape.width or grid.nearest_size(cut[0].width))
+    grid.latent_shape(cut[0].num_frames, *size)
     sources = [resize_clip(each, *size) for each in cut]
     structures: list[Clip | None] = [None] * len(given)
     if structure is not None:
@@ -98,12 +92,13 @@ def find_structure(
         InputError: A kind is unknown, or has no estimator where one is needed; or a structure clip is too short.
     """
     settings.check_kinds({*KINDS, *estimators})
-    kinds = settings.structure_kinds
-    maps = [
-        estimate_structure(source, kinds, estimators) if given is None else read_structure(given, source)
-        for source, given in zip(request.sources, request.structures, strict=True)
-    ]
-    return torch.stack(maps)
+    kinds, pairs = settings.structure_kinds, zip(request.sources, request.structures, strict=True)
+    return torch.stack(
+        [
+            estimate_structure(source, kinds, estimators) if given is None else read_structure(given, source)
+            for source, given in pairs
+        ]
+    )
 
 
 def _cut(clip: Clip, num_frames: int | None) -> Clip:
@@ -112,13 +107,6 @@ def _cut(clip: Clip, num_frames: int | None) -> Clip:
     if clip.num_frames < num_frames:
         raise InputError(f"expected a source of at least num_frames {num_frames}, got {clip.num_frames} frames")
     return Clip(clip.frames[:num_frames], clip.fps)
-
-
-def _choose_size(grid: LatentGrid, settings: Settings, source: Clip) -> tuple[int, int]:
-    height = settings.size.height or grid.nearest_size(source.height)
-    width = settings.size.width or grid.nearest_size(source.width)
-    grid.latent_shape(source.num_frames, height, width)
-    return height, width
 
 
 def _spread(given: Any, num_sources: int, name: str) -> list[Any]:

@@ -23,17 +23,11 @@ Mask = Bool[np.ndarray, "frame height width"]
 
 
 def read_mask(given: Any, num_frames: int, original_size: tuple[int, int], size: tuple[int, int]) -> Mask:
-    """Return where a clip is edited.
+    """Return where a clip of so many frames is edited: where a mask is light (128 and above), or transparent.
 
-    A mask of another size is resized like the source, if it has the source's proportions to within a pixel. A mask of
-    one frame serves for all; otherwise its frames are those of the source, whatever its rate, and more are left out.
-
-    Args:
-        given: Clip, PIL image, or a uint8 array (height, width, 3); light pixels (128 and above) are edited,
-            and transparent ones.
-        num_frames: Frames of the source.
-        original_size: Height and width of the source as it was given.
-        size: Height and width of the result.
+    The mask is a Clip, a PIL image or a uint8 array (height, width, 3). One of another size is resized like the source,
+    if it has the source's original proportions to within a pixel. A mask of one frame serves for all; otherwise its
+    frames are those of the source, whatever its rate, and more are left out.
 
     Raises:
         InputError: It is shorter than the source, has other proportions, or nothing in it is white.
@@ -78,14 +72,8 @@ class MaskedLatents:
         edited = F.adaptive_max_pool2d(pixels, source.shape[-2:]).unsqueeze(1)
         return cls(source, noise, edited)
 
-    def hold(self, latents: Latents, scheduler: SchedulerMixin, step: int) -> Latents:
-        """Return latents after a step with those outside the mask replaced by the source at the same noise.
-
-        Args:
-            latents: Latents after the step.
-            scheduler: Scheduler that took it.
-            step: Number of the step, from 0.
-        """
+    def hold(self, scheduler: SchedulerMixin, latents: Latents, step: int) -> Latents:
+        """Return latents after a step, counted from 0, with the source at the same noise outside the mask."""
         kept = self.source
         if step + 1 < len(scheduler.timesteps):
             following = scheduler.timesteps[step + 1].reshape(1).expand(len(latents))
@@ -96,11 +84,7 @@ class MaskedLatents:
 def put_over(source: Clip, result: Clip, mask: Mask, feather: int = 0) -> Clip:
     """Return the result inside the mask, and the source outside, bit for bit.
 
-    Args:
-        source: Clip that was edited.
-        result: Clip of the same shape.
-        mask: Where the result is seen.
-        feather: Width of the seam in pixels, inside the mask, over which source turns to result; 0 is a hard edge.
+    `feather` is the width of the seam in pixels, inside the mask, over which source turns to result; 0 is a hard edge.
     """
     if not feather:
         return Clip(np.where(mask[..., None], result.frames, source.frames), result.fps)

@@ -21,24 +21,17 @@ from sememe.gen1.structure import DepthEstimator
 
 def list_phases(
     pipeline: Gen1Pipeline,
-    name: str = "the model",
+    name: str,
     *,
     source_height: int | None = None,
     source_width: int | None = None,
     **settings: Any,
 ) -> Workload:
-    """List the phases of a generation: structure, content, steps, decoding.
+    """List the phases of a generation: structure, content, steps, decoding; see `SystemPipeline.list_phases`.
 
-    Content is a text where the model takes one, otherwise a picture.
-
-    Args:
-        pipeline: Pipeline whose networks are on one device; on the meta device nothing is computed.
-        name: Name of the model, for messages.
-        source_height: Height of the source in pixels, for models and settings that state none.
-        source_width: Width of the source, the same.
-        settings: Fields of the settings, by name; None for the model's own. Height and width are brought to the nearest
-            that the model can make, as for a source of that size. Where neither they nor a source states them, they are
-            those that the U-Net was made for; the length is then that of a window.
+    Content is a text where the model takes one, otherwise a picture. Height and width, or else the source's, are
+    brought to the nearest that the model can make. Where neither is stated, they are those that the U-Net was made for;
+    the length is then that of a window.
 
     Raises:
         InputError: The size is not known, or the model cannot make such a video.

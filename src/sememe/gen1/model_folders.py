@@ -26,7 +26,6 @@ COMPONENTS = (
     "depth_processor",
     "controlnet",
 )
-_SETTINGS = ("generation_defaults", "content_space")
 
 
 def load_components(
@@ -37,15 +36,7 @@ def load_components(
     device: torch.device | None = None,
     store: Callable[[Any], None] | None = None,
 ) -> dict[str, Any]:
-    """Load what `model_index.json` names, except what is given, and the settings of the pipeline.
-
-    Args:
-        folder: Folder of the model.
-        torch_dtype: Precision of networks, as `load_component` takes it.
-        given: Components that are not to be loaded.
-        class_name: Class of the pipeline.
-        device: Where each network goes; None for the CPU.
-        store: Called with the U-Net as soon as it is read, which is before everything else.
+    """Load what `model_index.json` names, and the settings of the pipeline; see `SystemPipeline.load_components`.
 
     Raises:
         ModelError: The folder is not a model of this kind, or is not whole.
@@ -61,13 +52,9 @@ def load_components(
     check_files(folder, needed)
     parts: dict[str, Any] = dict.fromkeys(COMPONENTS) | dict(given)
     for name in sorted(needed, key=lambda name: name != "unet"):
-        component = _find_class(folder, name, index[name])
+        is_own = name == "unet" and index[name] == ["sememe", Gen1UNet.__name__]
+        component = Gen1UNet if is_own else find_class(name, folder / name, index[name])
         parts[name] = load_component(
             name, folder / name, torch_dtype, component, device, store if name == "unet" else None
         )
-    return parts | {name: index.get(name) for name in _SETTINGS}
-
-
-def _find_class(folder: Path, name: str, entry: Any) -> Any:
-    own = [Gen1UNet.__module__.split(".")[0], Gen1UNet.__name__]
-    return Gen1UNet if name == "unet" and entry == own else find_class(name, folder / name, entry)
+    return parts | {name: index.get(name) for name in ("generation_defaults", "content_space")}

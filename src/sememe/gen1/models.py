@@ -5,6 +5,7 @@ with and without its temporal layers.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import ControlNetModel, ModelMixin, UNet2DConditionModel, UNetMotionModel
@@ -39,11 +40,7 @@ class FrameContents:
 
 @dataclass(frozen=True)
 class InflatedModel:
-    """A `Gen1UNet`: structure is encoded by the autoencoder and joins the latents as channels.
-
-    Attributes:
-        unet: Network.
-    """
+    """A `Gen1UNet`: structure is encoded by the autoencoder and joins the latents as channels."""
 
     unet: Gen1UNet
 
@@ -68,12 +65,9 @@ class InflatedModel:
 
 
 def encode_structure(vae: Autoencoder, structure: StructureVideo, levels: Int[Tensor, " batch"]) -> Conditions:
-    """Return the channels that a `Gen1UNet` is given: structure as grey videos, encoded, and its level.
+    """Return the channels that a `Gen1UNet` is given: structure as grey videos, encoded, and its level, 0 to 7.
 
-    Args:
-        vae: Autoencoder of the latents.
-        structure: Structure of each clip, in [0, 1].
-        levels: Level of each, 0 to 7; where they are on the CPU, a GPU is not waited for.
+    Where the levels are on the CPU, a GPU is not waited for.
     """
     maps = torch.empty_like(structure)
     for level in levels.unique().tolist():
@@ -86,13 +80,7 @@ def encode_structure(vae: Autoencoder, structure: StructureVideo, levels: Int[Te
 
 
 class MotionModel:
-    """A `UNetMotionModel` with a `ControlNetModel`, which reads structure as grey pictures.
-
-    Args:
-        unet: Stable Diffusion with motion modules.
-        controlnet: ControlNet of the same Stable Diffusion.
-        scale: Strength of the ControlNet.
-    """
+    """A `UNetMotionModel` with a `ControlNetModel`, which reads structure as grey pictures at a strength of `scale`."""
 
     def __init__(self, unet: UNetMotionModel, controlnet: ControlNetModel, scale: float = 1.0) -> None:
         self.unet, self.controlnet, self.scale = unet, controlnet, scale
@@ -126,19 +114,17 @@ class MotionModel:
             return_dict=False,
         )
         residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
-        if together:
-            added = None if content.images is None else {"image_embeds": [content.images[:, :1].to(images)]}
-            predicted: Tensor = self.unet(
-                latents.to(dtype), timestep, tokens, added_cond_kwargs=added, return_dict=False, **residuals
-            )[0]
-            return predicted
-        added = None
+        options: dict[str, Any] = {"return_dict": False, **residuals}
         if content.images is not None:
-            added = {"image_embeds": [content.images.flatten(0, 1).unsqueeze(1).to(images)]}
+            pictures = content.images[:, :1] if together else content.images.flatten(0, 1).unsqueeze(1)
+            options["added_cond_kwargs"] = {"image_embeds": [pictures.to(images)]}
+        if together:
+            predicted: Tensor = self.unet(latents.to(dtype), timestep, tokens, **options)[0]
+            return predicted
         hook = getattr(self.unet, "_hf_hook", None)
         if hook is not None:  # offload brings the U-Net to its device when it is called, but not the image model
             hook.pre_forward(self.unet)
-        frames = self.image_model(images, timestep, tokens, added_cond_kwargs=added, return_dict=False, **residuals)[0]
+        frames = self.image_model(images, timestep, tokens, **options)[0]
         return frames.unflatten(0, (num_videos, num_frames)).transpose(1, 2)
 
 
@@ -153,8 +139,8 @@ def share_image_model(unet: UNetMotionModel) -> UNet2DConditionModel:
     """
     config = dict(unet.config)
     config |= {
-        "down_block_types": [_name_image_block(name) for name in config["down_block_types"]],
-        "up_block_types": [_name_image_block(name) for name in config["up_block_types"]],
+        "down_block_types": [name.replace("Motion", "2D") for name in config["down_block_types"]],
+        "up_block_types": [name.replace("Motion", "2D") for name in config["up_block_types"]],
         "attention_head_dim": config.pop("num_attention_heads"),
         "num_attention_heads": None,
         "encoder_hid_dim_type": None,
@@ -178,10 +164,6 @@ def share_image_model(unet: UNetMotionModel) -> UNet2DConditionModel:
     if any(id(parameter) not in own for parameter in shared.parameters()):
         raise ModelError("expected a UNetMotionModel of Stable Diffusion 1 or 2, got one with other blocks")
     return shared.eval()
-
-
-def _name_image_block(name: str) -> str:
-    return name.replace("Motion", "2D")
 
 
 def make_model(unet: ModelMixin, controlnet: ControlNetModel | None, controlnet_scale: float = 1.0) -> Model:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,7 +28,6 @@ from sememe.checkpoints.saving import save_components
 from sememe.compute.lora import AdapterMixin, check_unadapted
 from sememe.compute.offload import sends_modules_back
 from sememe.compute.stopwatch import Stopwatch
-from sememe.diffusion.guidance import Guidance
 from sememe.diffusion.objectives import prediction_of
 from sememe.errors import InputError, ModelError
 from sememe.gen1.content import (
@@ -39,7 +39,7 @@ from sememe.gen1.content import (
     encode_content,
     spread_content,
 )
-from sememe.gen1.guidance import Content, Detail, Variant, make_table
+from sememe.gen1.guidance import Content, Detail, make_table
 from sememe.gen1.inputs import Clips, GivenContent, GivenContents, Masks, Request, find_structure, make_request
 from sememe.gen1.mask import MaskedLatents, put_over
 from sememe.gen1.model_folders import COMPONENTS, load_components
@@ -297,13 +297,37 @@ class Gen1Pipeline(SystemPipeline, AdapterMixin, StableDiffusionLoraLoaderMixin,
         guidance = make_table(settings)
         watch = Stopwatch(self._execution_device)
         self._interrupt = False
+        prediction = prediction_of(self.scheduler)
+        if prediction is None:
+            raise InputError(
+                "expected a scheduler that says what is predicted (prediction_type), such as DDIMScheduler, got "
+                f"{type(self.scheduler).__name__}"
+            )
+        model = make_model(self.unet, self.controlnet, settings.structure.controlnet_scale)
+        if isinstance(model, InflatedModel) and settings.structure.controlnet_scale != 1.0:
+            raise InputError("controlnet_scale has an effect only on models with a ControlNet; leave it out")
         maps = find_structure(request, settings.structure, self.estimators)
         watch.lap("structure")
-        predictor = self._make_predictor(request, settings, maps, generator)
+        contents = self._encode_contents(request, settings, generator)
+        predictor = self.prepare(model, request.num_frames, settings, maps, contents)
         watch.lap("content")
         noise = self._make_noise(request, generator, latents)
-        masked = self._mask_latents(request, noise)
-        result = self._denoise(predictor, guidance, noise, settings, generator, masked, callback)
+        hold = None
+        if request.masks is not None:
+            encoded = encode_video(self.vae, clips_to_video(request.sources)).to(noise)
+            masked = MaskedLatents.from_masks(request.masks, encoded, noise)
+            hold = partial(masked.hold, self.scheduler)
+        result = self.run_steps(
+            predictor,
+            noise,
+            guidance,
+            settings.sampling.num_inference_steps,
+            callback=callback,
+            hold=hold,
+            batching=settings.execution.batching,
+            prediction=prediction,
+            generator=generator,
+        )
         watch.lap("denoise")
         clips, frames = self._make_frames(result, request, settings.mask.mask_feather, output_type)
         watch.lap("decode")
@@ -330,15 +354,6 @@ class Gen1Pipeline(SystemPipeline, AdapterMixin, StableDiffusionLoraLoaderMixin,
             sampler = PriorSampler(self.prior, self.prior_scheduler, self.tokenizer, self.text_encoder, scale, steps)
         dim = config.encoder_hid_dim or config.cross_attention_dim
         return ImageSpaceEncoder(self.image_encoder, self.image_processor, sampler, dim)
-
-    def _make_predictor(
-        self, request: Request, settings: Settings, maps: torch.Tensor, generator: Generators
-    ) -> Predictor:
-        model = make_model(self.unet, self.controlnet, settings.structure.controlnet_scale)
-        if isinstance(model, InflatedModel) and settings.structure.controlnet_scale != 1.0:
-            raise InputError("controlnet_scale has an effect only on models with a ControlNet; leave it out")
-        contents = self._encode_contents(request, settings, generator)
-        return self.prepare(model, request.num_frames, settings, maps, contents)
 
     def _encode_contents(self, request: Request, settings: Settings, generator: Generators) -> Contents:
         encoder = self.make_encoder(settings)
@@ -382,40 +397,6 @@ class Gen1Pipeline(SystemPipeline, AdapterMixin, StableDiffusionLoraLoaderMixin,
         if given is not None:
             return self.place_noise(given, shape)
         return randn_tensor(shape, generator=generator, device=self._execution_device, dtype=torch.float32)
-
-    def _mask_latents(self, request: Request, noise: torch.Tensor) -> MaskedLatents | None:
-        if request.masks is None:
-            return None
-        latents = encode_video(self.vae, clips_to_video(request.sources)).to(noise)
-        return MaskedLatents.from_masks(request.masks, latents, noise)
-
-    def _denoise(
-        self,
-        predictor: Predictor,
-        guidance: Guidance[Variant],
-        noise: torch.Tensor,
-        settings: Settings,
-        generator: Generators,
-        masked: MaskedLatents | None,
-        callback: CallbackOnStepEnd | None,
-    ) -> torch.Tensor:
-        prediction = prediction_of(self.scheduler)
-        if prediction is None:
-            raise InputError(
-                "expected a scheduler that says what is predicted (prediction_type), such as DDIMScheduler, got "
-                f"{type(self.scheduler).__name__}"
-            )
-        return self.run_steps(
-            predictor,
-            noise,
-            guidance,
-            settings.sampling.num_inference_steps,
-            callback=callback,
-            hold=None if masked is None else lambda latents, step: masked.hold(latents, self.scheduler, step),
-            batching=settings.execution.batching,
-            prediction=prediction,
-            generator=generator,
-        )
 
     def _make_frames(
         self, latents: torch.Tensor, request: Request, feather: int, output_type: str

@@ -156,11 +156,8 @@ def check_pair(
 ) -> None:
     """Check that a prior makes embeddings of the kind that the image encoder makes.
 
-    Args:
-        prior: `PriorTransformer`.
-        text_encoder: Text encoder that it reads.
-        image_encoder: Image encoder; None where content is given by text alone, and nothing can be compared.
-        declared: Space of the prior's embeddings, as `identify_space` names it.
+    `declared` is the space of the prior's embeddings, as `identify_space` names it. Without an image encoder, where
+    content is given by text alone, nothing can be compared.
 
     Raises:
         ModelError: Their lengths differ, or the prior is declared for another image encoder, or for none.

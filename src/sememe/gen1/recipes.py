@@ -229,19 +229,11 @@ def smoke_gen1_clip() -> ClipRecipe:
 
 
 def smoke_gen1_latents() -> Gen1LatentsRecipe:
-    return make_twin(
-        tiny_gen1_latents(),
-        clips=_SMOKE_CLIPS,
-        data=_SMOKE_DATA,
-    )
+    return make_twin(tiny_gen1_latents(), clips=_SMOKE_CLIPS, data=_SMOKE_DATA)
 
 
 def smoke_gen1_content() -> Gen1ContentRecipe:
-    return make_twin(
-        tiny_gen1_content(),
-        clips=replace(_SMOKE_CLIPS, num_frames=1),
-        data=_SMOKE_DATA,
-    )
+    return make_twin(tiny_gen1_content(), clips=replace(_SMOKE_CLIPS, num_frames=1), data=_SMOKE_DATA)
 
 
 def smoke_gen1_prior() -> PriorRecipe:
@@ -261,10 +253,7 @@ def smoke_gen1_unet() -> UNetRecipe:
 
 
 def smoke_gen1_customisation() -> CustomisationRecipe:
-    return make_twin(
-        tiny_gen1_customisation(),
-        settings=CustomisationSettings(rank=2, batch_size=2),
-    )
+    return make_twin(tiny_gen1_customisation(), settings=CustomisationSettings(rank=2, batch_size=2))
 
 
 def smoke_gen1() -> Gen1ModelRecipe:
@@ -276,11 +265,10 @@ def smoke_gen1() -> Gen1ModelRecipe:
 
 def _train_in_phases(num_steps: dict[str, int], learning_rate: float) -> TrainingConfig:
     """Every phase but the last keeps its learning rate, and the last one lowers it to its end."""
-    *others, last = num_steps
     warm = ScheduleConfig(warmup_steps=50, shape="constant")
     phases = [
-        PhaseConfig(name=name, num_steps=num_steps[name], learning_rate=learning_rate, schedule=warm) for name in others
+        PhaseConfig(name=name, num_steps=count, learning_rate=learning_rate, schedule=warm)
+        for name, count in num_steps.items()
     ]
-    falls = ScheduleConfig(warmup_steps=20, shape="cosine", final_ratio=0.02)
-    phases.append(PhaseConfig(name=last, num_steps=num_steps[last], learning_rate=learning_rate, schedule=falls))
+    phases[-1] = replace(phases[-1], schedule=ScheduleConfig(warmup_steps=20, shape="cosine", final_ratio=0.02))
     return TrainingConfig(phases=tuple(phases), ema_decay=0.995, save_minutes=5.0)

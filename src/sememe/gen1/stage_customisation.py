@@ -52,11 +52,7 @@ class CustomisationBatch:
 class CustomisationStage(Stage[CustomisationBatch]):
     """Training stage of a customisation; see `training.stage.Stage`.
 
-    Args:
-        images: Stage of the U-Net, which has a LoRA; its batches are what is preserved.
-        pictures: Pictures that are learned.
-        batch_size: Pictures per batch.
-        preservation_weight: Weight of the preserved images.
+    `images` is a stage of the U-Net, which has a LoRA; its batches are what is preserved.
     """
 
     name = "customisation"

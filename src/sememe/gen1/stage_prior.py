@@ -95,13 +95,7 @@ class PriorStage(Stage[PriorBatch]):
 
 def make_prior(network: PriorNetwork, dim: int, num_tokens: int) -> PriorTransformer:
     """Return a prior with random weights, for embeddings of a length and texts of so many tokens."""
-    return PriorTransformer(
-        num_attention_heads=network.num_heads,
-        attention_head_dim=network.head_dim,
-        num_layers=network.num_layers,
-        embedding_dim=dim,
-        num_embeddings=num_tokens,
-    )
+    return PriorTransformer(network.num_heads, network.head_dim, network.num_layers, dim, num_embeddings=num_tokens)
 
 
 @torch.no_grad()

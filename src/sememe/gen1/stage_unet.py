@@ -48,12 +48,7 @@ class UNetBatch:
 class UNetStage(Stage[UNetBatch]):
     """Training stage of the U-Net; see `training.stage.Stage`. Its phases are those of `UNetRecipe`.
 
-    Args:
-        unet: An inflated U-Net.
-        vae: Autoencoder of the latents, which encodes structure too; frozen.
-        scheduler: Noise schedule.
-        cache: Latents, structure and content.
-        settings: Settings of the batches.
+    The frozen autoencoder, that of the cached latents, encodes structure too.
     """
 
     name = "unet"

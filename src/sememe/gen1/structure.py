@@ -99,12 +99,7 @@ def normalise(maps: Structure) -> Structure:
 def estimate_structure(
     clip: Clip, weights: Mapping[str, float], estimators: Mapping[str, StructureEstimator]
 ) -> Structure:
-    """Estimate one or several kinds of structure and mix them: the mean of their maps, by weight.
-
-    Args:
-        clip: Source.
-        weights: Weight above 0 by kind, at least one; they need not add up to 1.
-        estimators: Estimator of each kind.
+    """Estimate one or several kinds of structure and mix them: the mean of their maps, by weight above 0.
 
     Raises:
         InputError: A kind has no estimator.
@@ -148,10 +143,6 @@ def simplify_structure(maps: Maps, level: int) -> Maps:
     The paper gives the number of rounds (0 to 7), not kernel and factor. A round here is a Gaussian blur of standard
     deviation 1 over 5 pixels, and half the height and width, rounded down, at least 1 pixel.
 
-    Args:
-        maps: Structure of a batch of clips.
-        level: Number of rounds; 0 returns the maps as they are.
-
     Raises:
         InputError: The level is not in 0..7.
     """
@@ -159,7 +150,6 @@ def simplify_structure(maps: Maps, level: int) -> Maps:
         raise InputError(f"expected structure_level in 0..{MAX_LEVEL}, got {level}")
     if level == 0:
         return maps
-    size, current = maps.shape[-2:], maps
     kernel = _KERNEL.to(maps).view(1, 1, -1, 1)
     current = maps.flatten(0, 1).unsqueeze(1)
     for _ in range(level):
@@ -167,7 +157,7 @@ def simplify_structure(maps: Maps, level: int) -> Maps:
         current = F.conv2d(F.pad(current, (2, 2, 0, 0), mode="replicate"), kernel.transpose(2, 3))
         height, width = current.shape[-2:]
         current = F.adaptive_avg_pool2d(current, (max(1, height // 2), max(1, width // 2)))
-    current = F.interpolate(current, size, mode="bilinear", align_corners=False)
+    current = F.interpolate(current, maps.shape[-2:], mode="bilinear", align_corners=False)
     return current.squeeze(1).unflatten(0, maps.shape[:2])
 
 

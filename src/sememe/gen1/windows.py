@@ -32,15 +32,10 @@ class Window:
 
 
 def make_windows(num_frames: int, window_frames: int, overlap: int) -> tuple[Window, ...]:
-    """Cover a clip with windows of one length.
+    """Cover a clip with windows of one length; neighbours share `overlap` frames.
 
     The last window ends with the clip, so it may overlap more with the one before. Weights fall off linearly from the
     middle of a window to its ends.
-
-    Args:
-        num_frames: Frames of the clip.
-        window_frames: Frames of a window.
-        overlap: Frames that neighbours share, fewer than a window has.
 
     Raises:
         InputError: The overlap is negative, or not below the length of a window.
