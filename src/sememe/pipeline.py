@@ -63,8 +63,10 @@ class SystemPipeline(DiffusionPipeline):
     loading_options: ClassVar[tuple[str, ...]] = ()
     """Names of further options of `load_components`."""
     load_components: ClassVar[Callable[..., dict[str, Any]]]
-    """Reads the arguments of the constructor from a folder; takes the folder, the precision, the given parts, the name
-    of the class, and by name the device, the function that quantises the denoising network, and the options."""
+    """Reads the arguments of the constructor from a folder; takes the folder, the precision as `from_pretrained` has
+    it, the parts that are not to be loaded, the name of the class, and by name the device of the networks (None for
+    the CPU), the options, and a function that is called with the denoising network as soon as it is read, which is
+    before everything else."""
     exact_components: ClassVar[tuple[str, ...]] = ()
     """Components that are always float32, in files and in memory."""
     known_device: torch.device | None = None
@@ -190,9 +192,11 @@ class SystemPipeline(DiffusionPipeline):
     def list_phases(self, name: str = "the model", **generation: Any) -> Workload:
         """List the phases of a generation, for memory plans.
 
+        The networks may be on any device; on the meta device nothing is computed.
+
         Args:
             name: Name of the model, for messages.
-            generation: Settings and numbers of inputs (`num_references`, ...), by name.
+            generation: Settings and numbers of inputs (`num_references`, ...), by name; None for the model's own.
 
         Raises:
             InputError: The model cannot make such a video.

@@ -233,6 +233,8 @@ class System:
         stages: Kinds of training run, by what they train.
         model: How a model is assembled; None where it is not.
         evaluation: Function that builds the rows of its evaluation, as `evaluation.runner.SystemRows`; None for none.
+            It is called with the pipeline, the settings of the generations, a folder for files, and by name the number
+            of cases in each row, how many of them may share a scene, and the seed of all that is drawn.
         evaluation_options: Further arguments of that function, by name.
         regenerator: Class that generates training clips again from their noised latents; it is called with a
             `training.recipes.Regeneration`, the clips and their frame rate, and its `generate` with numbers of clips.
@@ -240,7 +242,10 @@ class System:
         checkpoints: What is known of models besides how the pipeline reads them.
         workload: Function that lists the phases of a generation as a `compute.rehearsal.Workload`, for memory plans. It
             is called with a pipeline, a name for messages, and settings and numbers of inputs by name.
-        demo: Function that renders inputs, generates from them and lays all out on a sheet, see `workflows.demo`.
+        demo: Function that renders inputs, generates from them and lays all out on a sheet. It is called with the
+            sheet's path, beside which the other files are written, a picture file to use instead of a rendered one or
+            None, a seed, the model's own size, and a function that writes the video of some inputs. It returns a record
+            for each result.
     """
 
     name: str

@@ -42,15 +42,7 @@ def make_demo(
     size: SizeSettings,
     generate: Callable[[SemanticGenInputs, Path], None],
 ) -> tuple[DemoFilm, ...]:
-    """Make a video of texts, and another from a rendered clip's plan, and lay all out on a contact sheet.
-
-    Args:
-        sheet: Picture to write; the other files are written beside it.
-        image: Picture file that the first video begins with; None for texts alone.
-        seed: Seed of the scenes and of what happens in them.
-        size: The model's own size.
-        generate: Writes the video of some inputs.
-    """
+    """Make a video of texts, which may begin with a picture, and another from a rendered clip's plan; see `System.demo`."""
     folder, (written, filmed, other) = sheet.parent, _draw_scripts(seed, size.num_frames / size.fps)
     source = folder / "source.mp4"
     # What happens in the source is said of another scene.

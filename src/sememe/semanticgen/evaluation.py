@@ -261,16 +261,10 @@ def build_rows(
     seed: int,
     reader: str | Path = READER,
 ) -> SystemRows[ScriptCase, ScriptResult]:
-    """Build all rows of the evaluation.
+    """Build all rows of the evaluation; see `System.evaluation`.
 
-    Args:
-        pipeline: As in `Maker`, like the next one.
-        settings: Settings of the generations.
-        folder: Folder for files; none are written.
-        generations: Number of cases in each row.
-        per_scene: Has no effect, because each script has a scene of its own.
-        seed: Seed of scripts and noise.
-        reader: Run or folder of the reader.
+    `reader` is a run or folder of the reader. Each script has a scene of its own, so that `per_scene` has no effect, and
+    nothing is written to the folder.
 
     Raises:
         ModelError: There is no such reader.

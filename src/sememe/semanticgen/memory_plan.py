@@ -16,23 +16,16 @@ from sememe.semanticgen.settings import Settings
 
 def list_phases(
     pipeline: SemanticGenPipeline,
-    name: str = "the model",
+    name: str,
     *,
     seconds: float | None = None,
     num_images: int = 0,
     **settings: Any,
 ) -> Workload:
-    """List the phases of a generation: texts, plan, steps of the renderer, decoding.
+    """List the phases of a generation: texts, plan, steps of the renderer, decoding; see `SystemPipeline.list_phases`.
 
     The plan is one that the planner makes. What the semantic encoder takes to read a source, besides its weights, is
     not counted: networks of transformers that read sizes from a tensor do not run on the meta device.
-
-    Args:
-        pipeline: Pipeline whose networks are on one device; on the meta device nothing is computed.
-        name: Name of the model, for messages.
-        seconds: Length of the video; None for the number of frames of the settings.
-        num_images: First pictures.
-        settings: Fields of the settings, by name; None for the model's own.
 
     Raises:
         InputError: The model cannot make such a video.

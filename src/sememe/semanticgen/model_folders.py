@@ -52,16 +52,7 @@ def load_components(
     device: torch.device | None = None,
     store: Callable[[Any], None] | None = None,
 ) -> dict[str, Any]:
-    """Load what `model_index.json` names, except what is given, and the arguments of the pipeline.
-
-    Args:
-        folder: Folder of the model.
-        torch_dtype: Precision of transformer, planner and text encoder, and of the autoencoder where it is named; None
-            for float32, which all else has.
-        given: Components that are not to be loaded.
-        class_name: Class of the pipeline.
-        device: Where each network goes; None for the CPU.
-        store: Called with the renderer as soon as it is read, which is before everything else.
+    """Load what `model_index.json` names, and the settings of the pipeline; see `SystemPipeline.load_components`.
 
     Raises:
         ModelError: The folder is not a model of this kind, or is not whole.

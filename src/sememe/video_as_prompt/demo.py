@@ -33,15 +33,7 @@ def make_demo(
     size: SizeSettings,
     generate: Callable[[VideoAsPromptInputs, Path], None],
 ) -> tuple[DemoPair, ...]:
-    """Render two references and two pictures, generate from the files, and lay all out on a contact sheet.
-
-    Args:
-        sheet: Picture to write; the other files are written beside it.
-        image: Picture file to use instead of the second picture.
-        seed: Seed of the conditions and the scenes; families take turns from one seed to the next.
-        size: The model's own size.
-        generate: Writes the video of some inputs.
-    """
+    """Render two references and two pictures, of which the second may be given, and generate; see `System.demo`."""
     folder, (first, second) = sheet.parent, choose_conditions(seed)
     pairs = (
         DemoPair(first, folder / "reference.mp4", folder / "image.png", folder / "result.mp4"),

@@ -271,19 +271,10 @@ def build_rows(
     seed: int,
     negative_reference: str | None = None,
 ) -> SystemRows[PromptedCase, CaseResult]:
-    """Build all rows of the evaluation.
+    """Build all rows of the evaluation; see `System.evaluation`.
 
     Captions of targets and references are empty. References show the condition in other scenes and come from mp4
     files. What is generated is compared with renders of the same scene under all conditions.
-
-    Args:
-        pipeline: As in `Maker`, like the next two and the last.
-        settings: Settings of the generations.
-        folder: Folder for files of references.
-        generations: Number of cases in each row.
-        per_scene: Largest number of cases that share a scene.
-        seed: Seed of scenes, conditions and noise.
-        negative_reference: Kind of the negative reference.
 
     Raises:
         InputError: `negative_reference` is another one.

@@ -20,20 +20,15 @@ from sememe.video_as_prompt.settings import Settings
 
 def list_phases(
     pipeline: VideoAsPromptPipeline,
-    name: str = "the model",
+    name: str,
     *,
     num_references: int = 1,
     num_negative_references: int = 0,
     **settings: Any,
 ) -> Workload:
-    """List the phases of a generation: texts and picture, references, steps, decoding.
+    """List the phases of a generation: texts and picture, references, steps, decoding; see `SystemPipeline.list_phases`.
 
-    Args:
-        pipeline: Pipeline whose networks are on one device; on the meta device nothing is computed.
-        name: Name of the model, for messages.
-        num_references: Videos that are read.
-        num_negative_references: Videos to steer away from.
-        settings: Fields of the settings, by name; None for the model's own. Without `text_keys` a plan may choose.
+    Without `text_keys` among the settings a plan may choose.
 
     Raises:
         InputError: The model cannot make such a video.

@@ -226,10 +226,7 @@ def load_components(
     device: torch.device | None = None,
     store: Callable[[Any], None] | None = None,
 ) -> dict[str, Any]:
-    """Load what `model_index.json` names, except what is given, and the settings of the pipeline `class_name`.
-
-    Precisions, the expert and the device are as in `VideoAsPromptPipeline.from_pretrained`. `store` is called with the
-    transformer as soon as it is read, which is before everything else.
+    """Load what `model_index.json` names, and the settings of the pipeline; see `SystemPipeline.load_components`.
 
     Raises:
         ModelError: The folder is not a model of this kind, is not whole, or has no expert.
