@@ -190,9 +190,7 @@ class SemanticCompressor(ModelMixin, ConfigMixin):
     def update_statistics(self, values: PlanFeatures, momentum: float) -> None:
         """Move the statistics towards those of a batch of compressed features that are not normalised.
 
-        Args:
-            values: Draws or means.
-            momentum: Share of the batch in the new statistics, 0 to 1.
+        `momentum` is the share of the batch in the new statistics, 0 to 1.
         """
         rows = values.float().flatten(0, -2)
         mean, square = self.channel_mean.float(), self.channel_std.float().square() + self.channel_mean.float().square()

@@ -42,7 +42,7 @@ def make_demo(
     size: SizeSettings,
     generate: Callable[[SemanticGenInputs, Path], None],
 ) -> tuple[DemoFilm, ...]:
-    """Make a video of texts, which may begin with a picture, and another from a rendered clip's plan; see `System.demo`."""
+    """Make a video of texts, with or without a picture, and another from a rendered clip's plan; see `System.demo`."""
     folder, (written, filmed, other) = sheet.parent, _draw_scripts(seed, size.num_frames / size.fps)
     source = folder / "source.mp4"
     # What happens in the source is said of another scene.

@@ -19,15 +19,11 @@ _DIVISORS = (64, 64, 16)
 
 
 def estimate_seconds(pipeline: SystemPipeline, request: Request, settings: Settings) -> dict[str, float]:
-    """Estimate what planning (`plan`, where a plan is made) and rendering (`latents`) will take.
+    """Estimate what planning (`plan`, where a plan is made) and rendering (`latents`) will take, for one result.
 
     Encoding and decoding are not counted. A step of a sixteenth of the length takes a sixteenth of the time with
-    windows, and less with attention over the whole video, so timing takes a small part of the estimate.
-
-    Args:
-        pipeline: Pipeline.
-        request: Inputs of one result; of a source it matters only that there is one.
-        settings: Settings, with the number of frames as it will be.
+    windows, and less with attention over the whole video, so timing takes a small part of the estimate. Of a source it
+    matters only that there is one.
     """
     whole, num_frames = Production(pipeline, request, settings, []), settings.size.num_frames
     parts = [
@@ -49,13 +45,7 @@ def estimate_seconds(pipeline: SystemPipeline, request: Request, settings: Setti
 
 
 def count_operations(layout: WindowLayout, config: Any, num_text_tokens: int) -> int:
-    """Count the operations of the blocks in one forward; an addition counts as one, a multiplication too.
-
-    Args:
-        layout: Layout of the tokens.
-        config: Config of the transformer.
-        num_text_tokens: Tokens of a text.
-    """
+    """Count the additions and multiplications of a transformer's blocks in one forward."""
     dim = config.num_attention_heads * config.attention_head_dim
     # Each token is read by the four matrices of the self-attention, two of the cross-attention and two of the MLP.
     per_token = 2 * (6 * dim**2 + 2 * dim * config.ffn_dim)
@@ -69,13 +59,7 @@ def count_operations(layout: WindowLayout, config: Any, num_text_tokens: int) ->
 
 
 def extrapolate(operations: Sequence[int], seconds: Sequence[float], wanted: int) -> float:
-    """Return the seconds of so many operations, on the line through two measurements.
-
-    Args:
-        operations: Operations of the two measurements, the fewer first.
-        seconds: Seconds of the two measurements.
-        wanted: Operations, no fewer than those.
-    """
+    """Return the seconds of so many operations, on the line through two measurements of no more, the fewer first."""
     (fewer, more), (short, long) = operations, seconds
     if more <= fewer or long <= short:  # nothing but noise between them
         return long * wanted / more

@@ -296,12 +296,6 @@ class LatentEncoder(TowerEncoder):
     """A video autoencoder in place of a semantic encoder, for a plan of compressed latents of the same size.
 
     Each frame is encoded alone; the latents of two frames and 2x2 places are one feature.
-
-    Args:
-        tower: `LinearVideoAutoencoder` or `AutoencoderKLWan`.
-        fps: Frames per second that it is given.
-        colours: As in `TowerEncoder`.
-        slices_at_once: Slices encoded together.
     """
 
     tower_class: ClassVar[Any] = (LinearVideoAutoencoder, AutoencoderKLWan)
@@ -349,13 +343,10 @@ def load_encoder(
     fps: float = DEFAULT_FPS,
     device: torch.device | None = None,
 ) -> TowerEncoder:
-    """Load the encoder of a local folder, in evaluation mode.
+    """Load the encoder of a local folder, in evaluation mode; on the meta device it has no weights.
 
-    Args:
-        folder: Holds a vision tower, a Qwen2.5-VL of which only the tower is read, a V-JEPA 2, a VideoMAE, or a video
-            autoencoder.
-        fps: Frames per second that it is given.
-        device: Where the tower goes; None for the CPU. On the meta device it has no weights.
+    The folder holds a vision tower, a Qwen2.5-VL of which only the tower is read, a V-JEPA 2, a VideoMAE, or a video
+    autoencoder.
 
     Raises:
         ModelError: It is none of these, or is not whole.
@@ -388,12 +379,7 @@ def _read_colours(folder: Path) -> tuple[Colours, Colours] | None:
 
 
 def wrap_tower(tower: Any, fps: float, colours: tuple[Colours, Colours] | None = None) -> TowerEncoder:
-    """Return the encoder of a tower in memory.
-
-    Args:
-        tower: Network of one of the classes that `load_encoder` reads.
-        fps: Frames per second that it is given.
-        colours: As in `TowerEncoder`.
+    """Return the encoder of a tower in memory, of one of the classes that `load_encoder` reads.
 
     Raises:
         ModelError: It is of another class.

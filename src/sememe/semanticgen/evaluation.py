@@ -89,13 +89,7 @@ class RowSettings:
 
 
 def list_rows(num_frames: int, longer: int, *, takes_image: bool) -> tuple[RowSettings, ...]:
-    """List all rows.
-
-    Args:
-        num_frames: Frames of a video as long as those of the training.
-        longer: Frames of one that is many times as long.
-        takes_image: Whether the renderer takes a first picture.
-    """
+    """List all rows: videos as long as those of the training, and `longer` ones of many times as many frames."""
     row = partial(RowSettings, num_frames=num_frames)
     follow = partial(row, method="source", names=MOVING, has_own_look=False)
     still = tuple(name for name in conditions(family="motion") if name in PASSING)
@@ -140,13 +134,7 @@ def deal_row(row: RowSettings, count: int, seed: int) -> tuple[ScriptCase, ...]:
 
 
 class Maker:
-    """Make and judge the clips of cases.
-
-    Args:
-        pipeline: Pipeline that makes the clips.
-        settings: Settings of the generations.
-        reader: Reader that judges them.
-    """
+    """Make the clips of cases, and have a reader judge them."""
 
     def __init__(self, pipeline: SemanticGenPipeline, settings: Settings, reader: ClipReader) -> None:
         self.pipeline, self.settings, self.reader = pipeline, settings, reader
@@ -263,7 +251,7 @@ def build_rows(
 ) -> SystemRows[ScriptCase, ScriptResult]:
     """Build all rows of the evaluation; see `System.evaluation`.
 
-    `reader` is a run or folder of the reader. Each script has a scene of its own, so that `per_scene` has no effect, and
+    `reader` is a run or folder of the reader. Each script has a scene of its own, so that `per_scene` has no effect;
     nothing is written to the folder.
 
     Raises:

@@ -114,13 +114,7 @@ class ScriptResult:
 
 
 def compare_renders(clip: Clip, renders: Sequence[Clip], place: int) -> Likeness:
-    """Compare a clip with true renders of its own script and of others.
-
-    Args:
-        clip: Clip of the shape of all renders.
-        renders: Renders of different scripts.
-        place: Which of them is that of the clip's own script.
-    """
+    """Compare a clip with true renders of different scripts, of which that in `place` is of the clip's own."""
     found = np.array([psnr(clip, each, skip_first=False) for each in renders])
     others = np.delete(found, place)
     return Likeness(
@@ -133,14 +127,11 @@ def compare_renders(clip: Clip, renders: Sequence[Clip], place: int) -> Likeness
 def read_script(
     reader: ClipReader, stills: StillOracle | None, clip: Clip, asked: Script
 ) -> tuple[ScriptReading, Path2D]:
-    """Read what a clip shows, and where its subject is.
+    """Read what a clip of a whole script shows, and where its subject is.
 
-    Args:
-        reader: Finds subject, colour and place, and the subject's path.
-        stills: Finds the scene of the first frame, in which all conditions are rendered and compared with each span.
-            None for long videos, whose last spans look too little like the first frame: the reader reads each span.
-        clip: Clip of a whole script.
-        asked: What the text asks for.
+    The reader finds subject, colour and place, and the subject's path. `stills` finds the scene of the first frame, in
+    which all conditions are rendered and compared with each span; None for long videos, whose last spans look too
+    little like the first frame: the reader reads each span.
     """
     names = tuple(name for name, _ in asked.spans)
     parts = _cut(clip, asked) if stills is None else [clip]

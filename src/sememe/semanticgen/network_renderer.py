@@ -351,14 +351,9 @@ def _find_semantic(layout: WindowLayout, pieces: Iterable[Piece], like: Tensor) 
 
 
 def make_tables(rope: WanRotaryPosEmbed, positions: Positions, like: Tensor) -> tuple[RotaryTable, RotaryTable]:
-    """Return the cosines and sines of Wan's rotary embedding at any positions, on the device of `like`.
+    """Return the cosines and sines of a transformer's rotary embedding at any positions, on the device of `like`.
 
     At whole numbers they are those of the stock table.
-
-    Args:
-        rope: That of a transformer.
-        positions: Time, row and column of each token.
-        like: Tensor on the device of the result.
     """
     device, widths = like.device, (rope.t_dim, rope.h_dim, rope.w_dim)
     precision = torch.float32 if device.type == "mps" else torch.float64

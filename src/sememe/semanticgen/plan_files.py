@@ -14,12 +14,7 @@ PLAN_SUFFIX = ".plan"
 
 
 def edit_plans(paths: Sequence[Path], edit: Callable[..., Plan], output: Path) -> Plan:
-    """Edit plans from files, write the result, and return it.
-
-    Args:
-        paths: Files, in the order in which the edit takes their plans.
-        edit: Function of `semanticgen.plan_edits`, with all but the plans given.
-        output: File to write; it ends in .plan.
+    """Edit plans from files, in the order in which the edit takes them, write the result, and return it.
 
     Raises:
         PlanError: A file cannot be used, or not be edited so.
@@ -40,12 +35,6 @@ def check_plan_name(output: Path) -> None:
 
 def encode_plan(pipeline: Any, video: Path, output: Path, settings: Settings) -> Plan:
     """Write the plan of a video file, and return it: the plan that a generation makes of this file as its source.
-
-    Args:
-        pipeline: The `SemanticGenPipeline` whose encoder and compressor plan.
-        video: Video file of any size and rate, which is cropped to the shape of the results.
-        output: File to write; it ends in .plan.
-        settings: Settings with the size of the results.
 
     Raises:
         VideoError: The video cannot be read.

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor
 
+from sememe.backbones.autoencoder import clips_to_video, encode_video
 from sememe.backbones.first_frame import ConditionChannels
 from sememe.backbones.text import encode_prompts
 from sememe.diffusion.guidance import Guidance
@@ -20,7 +21,7 @@ from sememe.semanticgen.inputs import Request, check_plan, check_sources
 from sememe.semanticgen.network_renderer import SemanticGenTransformer
 from sememe.semanticgen.noise import add_semantic_noise
 from sememe.semanticgen.plan import Plan
-from sememe.semanticgen.rendering import Known, Retake, VideoShape, encode_clips, find_span, make_condition
+from sememe.semanticgen.rendering import Known, Retake, VideoShape, make_condition
 from sememe.semanticgen.settings import Settings
 from sememe.semanticgen.shapes import PlanFeatures, PredictedLatents, TextEmbeds, VideoLatents
 from sememe.semanticgen.windows import SliceShape, WindowLayout, find_segments, make_layout
@@ -213,11 +214,11 @@ class Production:
         laid_out = {has_plan: layouts.lay_out(has_plan=has_plan) for has_plan in needed}
         retake = known = None
         if request.span is not None:
-            span = find_span(layouts.clock, shape[1], request.span)
-            if span == (0, 0):
+            start, stop = np.searchsorted(layouts.clock.times(shape[1]), request.span)
+            if start == stop:
                 raise InputError(f"expected a span that holds the centre of a latent frame, got {request.span}")
-            plain = layouts.lay_out(has_plan=False)
-            retake = Retake.of(encode_clips(pipeline.vae, request.sources).to(device), plain, span)
+            clean = encode_video(pipeline.vae, clips_to_video(request.sources)).to(device)
+            retake = Retake.of(clean, layouts.lay_out(has_plan=False), (int(start), int(stop)))
             if features is not None:
                 features = features[:, slice(*laid_out[True].join(*retake.half_windows).slices)]
             laid_out = {has_plan: layout.cut(*retake.half_windows) for has_plan, layout in laid_out.items()}

@@ -7,7 +7,7 @@ from diffusers import SchedulerMixin
 from jaxtyping import Bool
 from torch import Tensor
 
-from sememe.backbones.autoencoder import Autoencoder, clips_to_video, encode_video, latent_grid
+from sememe.backbones.autoencoder import Autoencoder, clips_to_video, latent_grid
 from sememe.backbones.first_frame import ConditionChannels, FirstFrameFill, frame_condition
 from sememe.diffusion.objectives import FLOW
 from sememe.semanticgen.clocks import LatentClock
@@ -51,17 +51,10 @@ class VideoShape:
 def make_condition(
     vae: Autoencoder, images: list[Image], num_frames: int, size: tuple[int, int], fill: FirstFrameFill
 ) -> ConditionChannels:
-    """Return mask and latents of first pictures for all latent frames of a video.
+    """Return mask and latents of first pictures, each resized to cover the frame, for all latent frames of a video.
 
     What follows the picture is still, so that in a long video the last latent frame is repeated: no more than
     121 frames are encoded.
-
-    Args:
-        vae: Autoencoder.
-        images: A picture of any size for each video; it is resized to cover the frame, and cropped.
-        num_frames: Frames of the video.
-        size: Height and width of the video.
-        fill: Frames that follow the picture.
     """
     clips = [Clip.from_image(resize_image(image, *size)) for image in images]
     pictures = clips_to_video(clips)[:, :, 0]
@@ -135,15 +128,3 @@ class Retake:
         start, stop = (place - self.seen[0] for place in self.span)
         new = latents[:, :, start:stop].to(self.clean)
         return torch.cat([self.clean[:, :, : self.span[0]], new, self.clean[:, :, self.span[1] :]], dim=2)
-
-
-def find_span(clock: LatentClock, num_latent_frames: int, span: tuple[float, float]) -> tuple[int, int]:
-    """Return the latent frames whose centres lie in a span of seconds: the first, and the one after the last."""
-    times = clock.times(num_latent_frames)
-    inside = [index for index, time in enumerate(times) if span[0] <= time < span[1]]
-    return (inside[0], inside[-1] + 1) if inside else (0, 0)
-
-
-def encode_clips(vae: Autoencoder, clips: tuple[Clip, ...]) -> VideoLatents:
-    """Return the latents of clips in float32."""
-    return encode_video(vae, clips_to_video(clips)).float()

@@ -44,10 +44,7 @@ def parse_segment(text: str) -> Segment:
 
 
 def to_segments(given: Sequence[Any]) -> tuple[Segment, ...]:
-    """Return segments that cover a video from its beginning, without gaps and overlaps.
-
-    Args:
-        given: Pairs of seconds and text, one after another, or `Segment` records.
+    """Return pairs of seconds and text, or `Segment` records, as segments that cover a video without gaps and overlaps.
 
     Raises:
         InputError: A pair has another form, a segment does not last, or does not begin where the one before it ends.

@@ -14,7 +14,7 @@ from sememe.semanticgen.arrays import ARRAY, read_clock
 from sememe.semanticgen.clocks import LatentClock
 from sememe.semanticgen.compressor import SemanticCompressor
 from sememe.semanticgen.network_renderer import SemanticGenTransformer
-from sememe.semanticgen.shapes import PlanFeatures, VideoLatents
+from sememe.semanticgen.shapes import PlanFeatures
 from sememe.semanticgen.stage_settings import PlannerSettings
 from sememe.semanticgen.stage_texts import BatchTexts, ClipTexts
 from sememe.semanticgen.windows import make_layout
@@ -34,12 +34,7 @@ class PlannerBatch:
 class PlannerStage(Stage[PlannerBatch]):
     """Training stage of the planner; see `training.stage.Stage`.
 
-    Args:
-        planner: Transformer over plans.
-        compressor: Compressor of the cache's semantic features; frozen.
-        text: Texts by the frozen text encoder of the renderer, or embedded already.
-        cache: Array "semantic".
-        settings: Settings of the loss.
+    Compressor and text encoder, those of the renderer, are frozen; the cache has the array "semantic".
     """
 
     name = "planner"
@@ -83,7 +78,7 @@ class PlannerStage(Stage[PlannerBatch]):
 
     def loss(self, batch: PlannerBatch, generator: torch.Generator) -> StepLoss:
         noise = self.settings.noise
-        clean = to_latents(batch.plans)
+        clean = batch.plans.permute(0, 4, 1, 2, 3)  # (batch, semantic_dim, slice, row, column)
         sigma = sample_sigma(len(clean), generator, noise.mean, noise.std, noise.shift)
         added = torch.randn(clean.shape, generator=generator, device=clean.device)
         with torch.no_grad():
@@ -93,8 +88,3 @@ class PlannerStage(Stage[PlannerBatch]):
         predicted = self.planner(noisy, FLOW.timesteps(sigma), texts, layout=layout).sample
         losses = sample_losses(predicted, FLOW.target(clean, added, sigma))
         return StepLoss(total=losses.sum(), num_samples=len(losses), by_noise=NoiseLosses(losses, sigma))
-
-
-def to_latents(plans: PlanFeatures) -> VideoLatents:
-    """Return plans as latents of a video whose frames are slices: (batch, semantic_dim, slice, row, column)."""
-    return plans.permute(0, 4, 1, 2, 3)

@@ -40,10 +40,7 @@ class ReaderBatch:
 class ReaderStage(Stage[ReaderBatch]):
     """Training stage of the reader; see `training.stage.Stage`.
 
-    Args:
-        reader: Network, whose vocabulary is that of the cache.
-        cache: Scripts as pictures and as words (see `arrays.list_frames`), at least of the reader's size and rate.
-        settings: Settings of the disturbances.
+    The cache has scripts as pictures and as words (see `arrays.list_frames`), at least of the reader's size and rate.
     """
 
     name = "reader"

@@ -70,7 +70,7 @@ class RendererStage(Stage[RendererBatch]):
         settings: Settings of the losses.
         clock: Times of the latent frames.
         copied: Folders of parts that are exported as they are, by name: those of a frozen text encoder.
-        sampler: Makes samples to look at; None for none.
+        sampler: Makes samples to look at.
     """
 
     name = "renderer"
@@ -214,14 +214,7 @@ class RendererStage(Stage[RendererBatch]):
 def join_picture(
     noisy: VideoLatents, first_frames: VideoLatents, num_mask_channels: int, has_image: Shaped[Tensor, " batch"]
 ) -> Float[Tensor, "batch all_channel frame height width"]:
-    """Append mask and latents of first pictures to noisy latents, on the channel axis; zeros where none is given.
-
-    Args:
-        noisy: Latents with noise.
-        first_frames: Latents of the pictures, as `backbones.first_frame` makes them.
-        num_mask_channels: Channels of the mask.
-        has_image: Whether a picture is given.
-    """
+    """Append mask and latents of first pictures to noisy latents, on the channel axis; zeros where none is given."""
     condition = mark_first_frame(first_frames, num_mask_channels)
     return torch.cat([noisy, condition * has_image.view(-1, 1, 1, 1, 1)], dim=1)
 
@@ -235,13 +228,7 @@ def fit_semantic_embedding(
     A backbone reads clean tokens of its own, but not those of a projection with random weights, and must first learn
     that they mean something. So each semantic token is made to resemble, by least squares over clips of the cache, the
     mean embedding of the latents of the time and the area that it covers. The paper does not say how the projection
-    begins.
-
-    Args:
-        transformer: Renderer, whose `semantic_embedding` is changed.
-        compressor: Makes plans of the features; its statistics must be those of the features.
-        cache: Arrays "clean" and "semantic".
-        clock: Times of the latent frames.
+    begins. The statistics of the compressor must be those of the features.
     """
     projection = transformer.semantic_embedding
     assert projection is not None

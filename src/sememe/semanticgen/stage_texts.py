@@ -38,15 +38,10 @@ class BatchTexts:
 
 
 class ClipTexts:
-    """Draws captions of the clips of a cache.
+    """Draws captions of the clips of a cache, which has segments where it is known what happens when.
 
-    Args:
-        cache: Cache with captions, and with segments where it is known what happens when.
-        source: Text encoder, or embedded texts.
-        policy: Captions that are dropped or say what happens.
-        segment_share: Share of batches in which each slice reads what happens in it, and not all that happens. Clips
-            without segments read the same in all slices.
-        clock: How plans divide time.
+    `segment_share` is the share of batches in which each slice reads what happens in it, and not all that happens.
+    Clips without segments read the same in all slices.
     """
 
     def __init__(

@@ -166,12 +166,7 @@ class WindowLayout:
     def order(
         self, latents: Tokens, semantic: Float[Tensor, "batch semantic_token dim"] | None
     ) -> Float[Tensor, "batch joined_token dim"]:
-        """Put tokens in the layout's order.
-
-        Args:
-            latents: Frame after frame.
-            semantic: Slice after slice; None without semantic tokens.
-        """
+        """Put tokens, given frame after frame and slice after slice, in the layout's order."""
         parts = []
         for piece in self.pieces:
             parts.append(_take(latents, piece.latents, self.latent_grid))
@@ -256,12 +251,7 @@ def make_layout(
 
 
 def find_segments(segment_ends: Sequence[float], times: Times) -> Int[np.ndarray, " moment"]:
-    """Return which segment each moment lies in, counted from 0.
-
-    Args:
-        segment_ends: Seconds at which one segment ends and the next begins, as in `make_layout`.
-        times: Moments in seconds.
-    """
+    """Return which segment each moment lies in, counted from 0; ends are as in `make_layout`."""
     return np.searchsorted(segment_ends, times + _ROUNDING, side="right")
 
 

@@ -26,7 +26,7 @@ def list_phases(
     num_negative_references: int = 0,
     **settings: Any,
 ) -> Workload:
-    """List the phases of a generation: texts and picture, references, steps, decoding; see `SystemPipeline.list_phases`.
+    """List the phases of a generation: inputs, references, steps, decoding; see `SystemPipeline.list_phases`.
 
     Without `text_keys` among the settings a plan may choose.
 
