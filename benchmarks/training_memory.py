@@ -35,7 +35,6 @@ from sememe.semanticgen.recipes import (
     wan_14b_planner,
     wan_14b_renderer,
 )
-from sememe.semanticgen.stage_planner import to_latents
 from sememe.semanticgen.stage_settings import PlannerNetwork, RendererRecipe
 from sememe.semanticgen.stages import make_planner
 from sememe.semanticgen.windows import SliceShape, make_layout
@@ -111,7 +110,7 @@ def measure_planner(semantic_dim: int, network: PlannerNetwork) -> Need:
     layout = make_layout(LatentClock.of_slices(slices), shape)
     with torch.device("meta"):
         planner = make_planner(network, semantic_dim, _TEXT_DIM)
-        plans = to_latents(torch.empty(1, *shape, semantic_dim, dtype=torch.bfloat16))
+        plans = torch.empty(1, semantic_dim, *shape, dtype=torch.bfloat16)
     return _measure(lambda: planner(plans, _timestep(), (_text(),), layout=layout).sample, planner.train())
 
 

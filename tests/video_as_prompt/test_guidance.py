@@ -155,9 +155,10 @@ def test_grouping_keeps_every_row() -> None:
 
 
 def test_bad_scales_are_refused() -> None:
-    for scales in ((-1.0, 1.0), (1.0, -0.5), (float("nan"), 1.0), (1.0, float("inf"))):
-        with pytest.raises(InputError, match="at least 0"):
-            video_as_prompt_guidance(*scales)
+    for name in ("guidance_scale", "reference_guidance_scale"):
+        for scale in (-1.0, float("nan"), float("inf")):
+            with pytest.raises(InputError, match="at least 0"):
+                Settings().override(**{name: scale})
 
 
 def test_the_dynamic_scale_is_that_of_cogvideox() -> None:

@@ -138,9 +138,7 @@ class ConditionEncoder:
     def run_expert(self, inputs: ReferenceInputs, *, once: bool) -> Reference:
         """Run the expert on a batch of references in one pass.
 
-        Args:
-            inputs: References.
-            once: Whether that of a two-way model serves all steps, which is approximate.
+        `once` is whether that of a two-way model serves all steps, which is approximate.
         """
         with precision(self.family.device, self.settings, self.family.transformer.dtype):
             if once or self.family.transformer.config.attention_mode == "cached":

@@ -9,7 +9,6 @@ import math
 import re
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -123,7 +122,12 @@ def convert_model(request: ConversionRequest, on_progress: ProgressHandler = ign
     _check_space(request.output, num_bytes)
     with atomic_folder(request.output) as folder:
         counter = StepCounter("copying the tensors of the transformer", len(stored.tensors), on_progress)
-        _write_transformer(stored, request, folder, counter.advance)
+        if request.layout == "published":
+            size = request.max_shard_size
+            save_merged(stored.skeleton, folder / "transformer", size, stored.tensors, counter.advance)
+        else:
+            folders = (folder / "transformer", folder / EXPERT_FOLDER)
+            write_separate(stored, *folders, request.max_shard_size, counter.advance)
         counter = StepCounter("copying the other files", len(files), on_progress)
         for path in files:
             target = folder / path.relative_to(layout.folder)
@@ -187,16 +191,6 @@ def _check_space(output: Path, num_bytes: int) -> None:
             f"cannot write {output}: it takes {num_bytes / 1e9:.1f} GB, and the disk has {free / 1e9:.1f} GB left; "
             "free some space or choose another folder"
         )
-
-
-def _write_transformer(
-    stored: StoredTransformer, request: ConversionRequest, folder: Path, on_tensor: Callable[[], None]
-) -> None:
-    transformer, size = folder / "transformer", request.max_shard_size
-    if request.layout == "published":
-        save_merged(stored.skeleton, transformer, size, stored.tensors, on_tensor)
-    else:
-        write_separate(stored, transformer, folder / EXPERT_FOLDER, size, on_tensor)
 
 
 def _make_index(layout: ModelLayout, target: str) -> dict[str, Any]:

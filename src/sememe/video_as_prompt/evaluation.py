@@ -129,20 +129,14 @@ VALIDATION = "validation"
 REFERENCE_QUALITY = 23.0  # the usual rate factor of H.264: references are lossy, as people's files are
 
 
-@lru_cache(maxsize=4)
-def scene_oracles(candidates: tuple[str, ...], num_frames: int, height: int, width: int, fps: float) -> SceneOracles:
-    """Return the oracles of one size and length, shared by all rows that have it."""
-    return SceneOracles(candidates, num_frames, height, width, fps)
+scene_oracles = lru_cache(maxsize=4)(SceneOracles)
+"""The oracles of one size and length are shared by all rows that have it."""
 
 
 class Maker:
-    """Make and judge the clips of cases.
+    """Make and judge the clips of cases; the files of references are written to the folder.
 
-    Args:
-        pipeline: Pipeline that makes the clips.
-        settings: Settings of the generations, but for their size.
-        folder: Folder for files of references.
-        negative_reference: "neutral" for a negative reference in which nothing happens, in the reference's scene.
+    With the negative reference "neutral", nothing happens in it, in the reference's scene.
     """
 
     def __init__(
@@ -229,12 +223,7 @@ class Maker:
 
 
 def paste_changes(picture: np.ndarray, reference: Clip) -> Clip:
-    """Add the changes of the reference's pixels to the picture: the cheap trick that a model must beat.
-
-    Args:
-        picture: Picture, uint8 (height, width, 3).
-        reference: Clip of the same size.
-    """
+    """Add the changes of the reference's pixels to the picture of its size: the cheap trick that a model must beat."""
     changes = reference.frames.astype(np.int16) - reference.frames[:1]
     return Clip((picture[None] + changes).clip(0, 255).astype(np.uint8), reference.fps)
 

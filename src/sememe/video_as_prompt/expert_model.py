@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -24,14 +23,6 @@ from sememe.video_as_prompt.references import ReferenceCache, ReferenceInputs, R
 from sememe.video_as_prompt.shapes import FrameFirstLatents, Heads, Tokens, TokenStreams, VideoLatents
 
 M = TypeVar("M", bound="ExpertModel")
-
-
-@dataclass(frozen=True)
-class RefreshedPrediction:
-    """A prediction, and the reference's KV cache of that step."""
-
-    sample: VideoLatents | FrameFirstLatents
-    reference: ReferenceCache
 
 
 class ExpertModel(TwoFolderFiles):
@@ -101,13 +92,10 @@ class ExpertModel(TwoFolderFiles):
 
     @torch.no_grad()
     def blend_expert_with_backbone(self, share: float) -> None:
-        """Move every expert tensor from its trained value towards the backbone's, where its training began.
+        """Move every expert tensor to a share of the way from the backbone's value, where training began, to its own.
 
         Between the two, a fine-tuned network often serves inputs that it was not trained on better than either end
         (arXiv 2109.01903); here, conditions that the expert never saw.
-
-        Args:
-            share: Share of the way from the backbone to the trained expert, in 0..1; 1 changes nothing.
         """
         tensors, names = self.state_dict(), self.key_map
         for key in filter(names.is_expert_key, tensors):
@@ -138,12 +126,7 @@ class ExpertModel(TwoFolderFiles):
         return list((adapters or read).values())
 
     def add_adapter(self, adapter_config: PeftConfig, adapter_name: str = "default") -> None:
-        """Add a PEFT adapter to the backbone; for the expert see `sememe.compute.lora`.
-
-        Args:
-            adapter_config: PEFT configuration such as `LoraConfig`; its targets are matched outside the expert only.
-            adapter_name: Name of the adapter.
-        """
+        """Add a PEFT adapter to the backbone alone; for the expert see `sememe.compute.lora`."""
         super().add_adapter(restrict_to_backbone(self, adapter_config), adapter_name)
 
     def enable_cache(self, config: Any) -> None:
@@ -248,17 +231,11 @@ class ExpertModel(TwoFolderFiles):
     @apply_forward_hook  # type: ignore[untyped-decorator]
     def refresh_reference(
         self, *arguments: Any, reference: ReferenceTokens, reference_strength: float = 1.0, **settings: Any
-    ) -> RefreshedPrediction:
+    ) -> tuple[VideoLatents | FrameFirstLatents, ReferenceCache]:
         """Run a two-way forward and return the reference's KV cache too, for `forward` at the steps that follow.
 
         The cache holds the keys and values of this step, in which the reference read the target; at other steps it is
-        approximate.
-
-        Args:
-            arguments: As in `forward`.
-            reference: Result of `embed_reference`.
-            reference_strength: As in `forward`, but above 0.
-            settings: As in `forward`.
+        approximate. Arguments are those of `forward`, with a strength above 0.
 
         Raises:
             ModelError: If the model was trained one-way, or reference and target do not fit together.
@@ -273,7 +250,7 @@ class ExpertModel(TwoFolderFiles):
         output = self._forward_with_reference(
             *arguments, reference=reference, strength=reference_strength, kept=kept, **settings
         )
-        return RefreshedPrediction(output.sample, _make_cache(kept, reference))
+        return output.sample, _make_cache(kept, reference)
 
     def _prepare_reference(
         self,
@@ -282,14 +259,7 @@ class ExpertModel(TwoFolderFiles):
         batch_size: int,
         **step: Any,
     ) -> ReferenceCache | ReferenceTokens | None:
-        """Convert a reference to the form for this model's mode, one entry per target.
-
-        Args:
-            reference: The reference, if any.
-            grid: Target's (height, width) in tokens, which the reference must have too.
-            batch_size: Number of targets.
-            step: Arguments of the encoding.
-        """
+        """Convert a reference to the form for this model's mode, one entry per target, at the grid of the target."""
         if reference is None:
             return None
         if not isinstance(reference, ReferenceInputs):
@@ -321,16 +291,7 @@ class ExpertModel(TwoFolderFiles):
         kept: list[tuple[Heads, Heads]] | None,
         **step: Any,
     ) -> TokenStreams:
-        """Run all blocks on a target, alone or with a reference.
-
-        Args:
-            tokens: Tokens of the target's video, and of its text where texts are tokens of the blocks.
-            arguments: Further arguments of each block.
-            reference: A KV cache that the experts read, or tokens of a reference, which target and reference attend to.
-            strength: As `reference_strength` in `forward`.
-            kept: Collects the reference's keys and values in each expert block, if given.
-            step: Arguments of `_make_stream`.
-        """
+        """Run all blocks on a target, alone or with a reference; `kept` collects its keys and values."""
         places = {block: place for place, block in enumerate(self.config.expert_blocks)}
         if isinstance(reference, ReferenceTokens):
             stream = self._make_stream(reference, **step)._replace(strength=strength)
@@ -367,13 +328,9 @@ class ExpertModel(TwoFolderFiles):
 def add_reference_embedding(
     tokens: Tokens, embeddings: Float[Tensor, "embedding dim"] | None, place: int, count: int
 ) -> Tokens:
-    """Add the learned embedding of a reference to its tokens, where there are such.
+    """Add the learned embedding of a reference to its tokens, where there are such: that of the nearest is the first.
 
-    Args:
-        tokens: Tokens of the reference.
-        embeddings: The embeddings, that of the nearest reference first.
-        place: Place of the reference, of which the first is the farthest.
-        count: Number of references.
+    `place` is that of the reference among `count`, of which the first is the farthest.
 
     Raises:
         ModelError: There are more references than embeddings.

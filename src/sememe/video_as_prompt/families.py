@@ -176,11 +176,10 @@ class BackboneFamily(ABC):
         """
         first = generator[0] if isinstance(generator, list) and generator else generator
         device = first.device if isinstance(first, torch.Generator) else torch.device("cpu")
-        if not frames_first:
-            return randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
         batch, channels, frames, *grid = shape
-        noise = randn_tensor((batch, frames, channels, *grid), generator=generator, device=device, dtype=torch.float32)
-        return noise.transpose(1, 2)  # (batch, channel, frame, height, width)
+        filled = (batch, frames, channels, *grid) if frames_first else shape
+        noise = randn_tensor(filled, generator=generator, device=device, dtype=torch.float32)
+        return noise.transpose(1, 2) if frames_first else noise
 
     def embed_reference(self, inputs: ReferenceInputs) -> ReferenceTokens:
         """Embed references for a two-way model."""
@@ -226,10 +225,10 @@ class BackboneFamily(ABC):
     ) -> tuple[VideoLatents, ReferenceCache]:
         """Run a two-way transformer once and also return the reference's KV cache of this step."""
         arguments, settings = self.forward_arguments(inputs)
-        refreshed = self.transformer.refresh_reference(
+        sample, cache = self.transformer.refresh_reference(
             *arguments, **settings, reference=reference, reference_strength=reference_strength
         )
-        return self.rearrange(refreshed.sample), refreshed.reference
+        return self.rearrange(sample), cache
 
     def _find_rotary(self, key: tuple[Any, ...], make: Callable[[], RotaryTables | None]) -> RotaryTables | None:
         """Return the rotary tables for a size of the target; those of the last size are kept."""

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from sememe.diffusion.guidance import Guidance, GuidanceSchedule, is_guided_at, make_guidance
-from sememe.errors import InputError
 from sememe.video_as_prompt.settings import GuidanceSettings, Settings
 
 Text = Literal["positive", "negative"]
@@ -33,36 +32,25 @@ def video_as_prompt_guidance(
     texts_differ: bool = True,
     null_reference: ReferenceChoice = "none",
 ) -> Guidance[Variant]:
-    """Make the table of text and reference guidance; the null of the reference is the frozen backbone.
+    """Make the table of text and reference guidance; the null is the frozen backbone, or another reference.
 
     v = v(null, negative) + s_ref * (v(reference, negative) - v(null, negative))
         + s_text * (v(reference, positive) - v(reference, negative))
 
     A reference scale of 0 leaves the reference out altogether; text guidance then acts on the backbone alone. Equal
     scales leave two rows: the reference with the positive text, and the null with the negative one. A reference scale
-    of 1 is the guidance of the official code: text only.
-
-    Args:
-        guidance_scale: s_text, 1 for off.
-        reference_guidance_scale: s_ref, 1 for off, 0 for no reference.
-        texts_differ: Whether a negative text is read that differs from the positive one; where none is, text guidance
-            has no effect.
-        null_reference: What the reference leads away from: nothing but the backbone, or another reference.
-
-    Raises:
-        InputError: Where a scale is negative or not a number.
+    of 1 is the guidance of the official code: text only. Where no negative text is read that differs from the positive
+    one, text guidance has no effect.
     """
-    for name, scale in (("guidance_scale", guidance_scale), ("reference_guidance_scale", reference_guidance_scale)):
-        if not math.isfinite(scale) or scale < 0:
-            raise InputError(f"{name} must be a number of at least 0 (1 is off), got {scale}")
     negative: Text = "negative" if texts_differ else "positive"
     seen: ReferenceChoice = "given" if reference_guidance_scale != 0 else null_reference
-    weights = [
-        (Variant(negative, null_reference), 1.0 - reference_guidance_scale),
-        (Variant(negative, seen), reference_guidance_scale - guidance_scale),
-        (Variant("positive", seen), guidance_scale),
-    ]
-    return make_guidance(weights)
+    return make_guidance(
+        [
+            (Variant(negative, null_reference), 1.0 - reference_guidance_scale),
+            (Variant(negative, seen), reference_guidance_scale - guidance_scale),
+            (Variant("positive", seen), guidance_scale),
+        ]
+    )
 
 
 def dynamic_guidance_scale(guidance_scale: float, timestep: float, num_inference_steps: int) -> float:

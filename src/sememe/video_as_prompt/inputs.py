@@ -160,17 +160,9 @@ def make_request(
     reference_prompts: Any = None,
     last_image: Any = None,
 ) -> Request:
-    """Check the inputs of a generation and bring them to one form.
+    """Check the inputs of a generation, as `VideoAsPromptPipeline` takes them, and bring them to one form.
 
-    Args:
-        family: Backbone, which decides what pictures it takes.
-        settings: Settings of the generation.
-        image: Pictures to start from.
-        references: Clips, or encoded references.
-        prompt: One text, or one per picture; or an `EncodedPrompt`, whose texts serve where others are not given.
-        negative_prompt: One text, or one per picture; None for the settings'.
-        reference_prompts: Captions of the references.
-        last_image: Pictures to end with.
+    The texts of an `EncodedPrompt` serve where others are not given.
 
     Raises:
         InputError: An input is not what was expected, or would have no effect.
@@ -304,12 +296,9 @@ def _to_pictures(name: str, image: Any) -> tuple[np.ndarray, ...]:
 
 
 def check_references(clips: Any, prompts: Any = None, fps: float = 16.0) -> ReferenceClips:
-    """Return clips that can serve as references, with their captions.
+    """Return clips that can serve as references, with their captions: one text for all, or one per clip.
 
-    Args:
-        clips: One Clip or several, of at least two frames each; or the PIL images of one.
-        prompts: None for empty captions, one text for all, or one per clip.
-        fps: Frames a second of a clip that is given as images.
+    They are one Clip or several, of at least two frames each, or the PIL images of one, shown at `fps`.
 
     Raises:
         InputError: It is anything else.

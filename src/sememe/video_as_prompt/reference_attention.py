@@ -75,15 +75,9 @@ def attend_with_reference(
     reference: ReferenceAttention,
     mask: Tensor | None = None,
 ) -> Float[Tensor, "batch joined_token joined_dim"]:
-    """Attend from a target to its own tokens followed by a reference's.
+    """Attend from a target, whose queries and keys are rotated, to its own tokens followed by a reference's.
 
-    Args:
-        processor: Attention processor, as in `attend`.
-        query: Rotated queries of the target.
-        key: Rotated keys of the target.
-        value: Values of the target.
-        reference: The reference; if it has queries, its own result is computed too.
-        mask: Mask in the form of the attention backend; must be None unless the strength is 1.
+    The mask has the form of the attention backend, and must be None unless the strength is 1.
 
     Returns:
         Heads merged into one axis, for the target's tokens and then the reference's if it has queries.

@@ -53,12 +53,7 @@ class ReferenceRotaryPosEmbed(WanRotaryPosEmbed):
     """
 
     def forward(self, num_frames: int, height: int, width: int) -> RotaryTables:
-        """Make the tables of consecutive references.
-
-        Args:
-            num_frames: Total number of latent frames of the references, after patching.
-            height: Rows of tokens.
-            width: Columns of tokens.
+        """Make the tables of consecutive references, of so many frames, rows and columns of tokens together.
 
         Raises:
             ModelError: If the references are longer than the stock table.
@@ -81,11 +76,7 @@ class ReferenceRotaryPosEmbed(WanRotaryPosEmbed):
     def spread(self, lengths: Sequence[int], height: int, width: int, extent: TokenExtent) -> RotaryTables:
         """Make the tables of references with fewer tokens than the target, spread evenly over the target's grid.
 
-        Args:
-            lengths: Number of latent frames of each reference, after patching.
-            height: Rows of tokens.
-            width: Columns of tokens.
-            extent: Rows, columns and frames of the target.
+        Lengths are frames of tokens of each reference; height and width are rows and columns of tokens.
         """
         spans = [extent.num_frames or length for length in lengths]
         starts = [-sum(spans[place:]) for place in range(len(spans))]
@@ -103,14 +94,7 @@ class ReferenceRotaryPosEmbed(WanRotaryPosEmbed):
 def cogvideox_rotary(
     config: FrozenDict, num_frames: int, height: int, width: int, device: torch.device | str | None = None
 ) -> RotaryTables:
-    """Make CogVideoX's tables of a target, equal to those of the stock pipelines.
-
-    Args:
-        config: Configuration of the transformer.
-        num_frames: Number of latent frames.
-        height: Rows of latents.
-        width: Columns of latents.
-        device: Device of the tables.
+    """Make CogVideoX's tables of a target of so many latent frames, rows and columns, as the stock pipelines do.
 
     Raises:
         ModelError: If the target is larger than the grid of positions (CogVideoX 1.5).

@@ -98,15 +98,7 @@ class PairInputs:
         reference: Reference,
         owners: Int[Tensor, " batch"],
     ) -> VideoLatents:
-        """Predict for all targets, each with the references of a group.
-
-        Args:
-            family: The network.
-            noisy: Noisy targets.
-            timesteps: Their timesteps in 0..1000.
-            reference: Result of `encode` of the same network.
-            owners: The group that each target reads.
-        """
+        """Predict for all targets, each with the references of the group that owns it, as `encode` gave them."""
         channels = family.join_condition(noisy, self.first_frames)
         inputs = ForwardInputs(channels, timesteps, self.text, self.image_embeds)
         return family.predict(inputs, assign(reference, owners))
@@ -378,11 +370,9 @@ class PairedPreparation(CachedPreparation, ABC):
 
     @abstractmethod
     def put_expert(self, backbone: ModelMixin, fill: str | None) -> ExpertModel:
-        """Return the transformer to train on a backbone, with the expert that it begins with.
+        """Return the transformer to train on a frozen backbone, with the expert that it begins with.
 
-        Args:
-            backbone: The frozen backbone.
-            fill: Kind of the cached first-frame latents; None where there are none.
+        `fill` is the kind of the cached first-frame latents; None where there are none.
         """
 
     @abstractmethod

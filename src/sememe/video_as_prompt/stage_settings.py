@@ -44,17 +44,22 @@ class PairSettings(Record):
     captions: CaptionPolicy = CaptionPolicy(drop_target_caption=0.7, drop_reference_caption=0.7)
 
 
-class ExpertSettings(PairSettings):
-    """How the expert is trained: its batches, and levels of noise as in `BackboneSettings`.
+class NoisedPairSettings(PairSettings):
+    """Batches of pairs, and levels of noise as in `BackboneSettings`."""
+
+    sigma_mean: float = 0.0
+    sigma_std: Positive = 1.3
+    sigma_shift: Positive = 4.0
+
+
+class ExpertSettings(NoisedPairSettings):
+    """How the expert is trained: its batches and levels of noise, and the weights of further losses.
 
     `mismatch_weight` weighs a second loss: each target is also predicted with the reference of another condition, and
     the errors are trained to classify which reference belongs to it (see `stage_expert.ExpertStage`). It costs a second
     forward for each target. `reference_weight` weighs a third one: the expert alone denoises the references.
     """
 
-    sigma_mean: float = 0.0
-    sigma_std: Positive = 1.3
-    sigma_shift: Positive = 4.0
     mismatch_weight: Scale = 0.0
     reference_weight: Scale = 0.0
 
@@ -66,16 +71,13 @@ class ExpertSettings(PairSettings):
         )
 
 
-class PreferenceSettings(PairSettings):
-    """How preferences are learned: batches, noise levels as in `BackboneSettings`, and `strength`.
+class PreferenceSettings(NoisedPairSettings):
+    """How preferences are learned: batches, noise levels, and `strength`.
 
     `strength` is the factor of the difference of mean squared errors (see `diffusion.objectives`). `num_references`
     times `targets_per_reference` is the number of pairs of outcomes in a batch.
     """
 
-    sigma_mean: float = 0.0
-    sigma_std: Positive = 1.3
-    sigma_shift: Positive = 4.0
     strength: Positive = 250.0
 
 

@@ -40,8 +40,7 @@ from sememe.video_as_prompt.shapes import ImageEmbeds, Timesteps, VideoLatents
 from sememe.video_as_prompt.stage_settings import (
     BackboneRecipe,
     BackboneSettings,
-    ExpertSettings,
-    PreferenceSettings,
+    NoisedPairSettings,
     VideoAsPromptModelRecipe,
     WanNetwork,
 )
@@ -159,7 +158,7 @@ class NoisyLatents:
 def add_noise(
     clean: VideoLatents,
     path: NoisePath,
-    settings: BackboneSettings | ExpertSettings | PreferenceSettings,
+    settings: BackboneSettings | NoisedPairSettings,
     generator: torch.Generator,
     num_outcomes: int = 1,
 ) -> NoisyLatents:

@@ -280,11 +280,9 @@ logger = logging.getLogger(__name__)
 
 
 def open_merged(folder: str | Path, stems: tuple[str, ...] = STEMS) -> StoredTransformer:
-    """Check a released transformer folder without loading it.
+    """Check a released transformer folder, of `config.json` and safetensors, without loading it.
 
-    Args:
-        folder: Folder of `config.json` and safetensors, in shards with an index or one file.
-        stems: Names of the files of weights, without `.safetensors`.
+    `stems` are the names that files of weights may have, without `.safetensors`.
 
     Raises:
         ModelError: It is no such folder, is not whole, asks for what is not supported here, or its tensors (by their
@@ -313,14 +311,8 @@ def load_merged(
 ) -> ExpertModel:
     """Load a released transformer folder, tensor by tensor, so that there is never more than one copy of the model.
 
-    Args:
-        folder: As in `open_merged`.
-        torch_dtype: Precision of the weights; what diffusers keeps in float32 stays so, in the expert as well. None
-            for the precision in which each tensor is stored.
-        stems: As in `open_merged`.
-
-    Returns:
-        A `WanVideoAsPromptTransformer` or `CogVideoXVideoAsPromptTransformer`, two-way, in evaluation mode.
+    The model is two-way, and in evaluation mode. What diffusers keeps in float32 stays so in any other precision, in
+    the expert as well; None is the precision in which each tensor is stored.
 
     Raises:
         ModelError: As `open_merged`.
@@ -347,12 +339,8 @@ def save_merged(
 ) -> None:
     """Write one of our transformers as a released folder: backbone and expert in one, under the official names.
 
-    Args:
-        model: The transformer.
-        folder: Folder to write.
-        max_shard_size: Size of each file.
-        stored: Its tensors in other files by our names, for a model on the meta device; None for the model's own.
-        on_tensor: Called after each tensor that was read from another file.
+    `stored` are its tensors in other files by our names, for a model on the meta device; `on_tensor` is called after
+    each one that was read from there.
 
     Raises:
         ModelError: The model is none of ours, or has a setting that such a folder cannot state; or a file cannot be
