@@ -146,12 +146,12 @@ def test_a_cache_is_selected_from_and_joined(family: Any) -> None:
     model = family.make_transformer(attention_mode="cached")
     target = family.make_target(model, batch_size=4)
     pair = model.encode_reference(family.make_reference(batch_size=2))
-    repeated = model(**target, reference=pair.repeat_interleave(2)).sample
+    repeated = model(**target, reference=pair.map(lambda each: each.repeat_interleave(2, dim=0))).sample
     for index in range(4):
         alone = {name: part if name == "image_rotary_emb" else part[index : index + 1] for name, part in target.items()}
-        result = model(**alone, reference=pair.select(index // 2)).sample
+        result = model(**alone, reference=pair.map(lambda each, of=index // 2: each[of : of + 1])).sample
         torch.testing.assert_close(result[0], repeated[index], atol=1e-5, rtol=1e-5)
-    rejoined = join_references([pair.select(0), pair.select(1)])
+    rejoined = join_references([pair.map(lambda each: each[:1]), pair.map(lambda each: each[1:])])
     assert isinstance(rejoined, ReferenceCache)
     assert all(torch.equal(a, b) for a, b in zip(rejoined.keys, pair.keys, strict=True))
     assert pair.to(dtype=torch.bfloat16).values[0].dtype == torch.bfloat16

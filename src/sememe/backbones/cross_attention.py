@@ -24,14 +24,6 @@ class TextKeys(NamedTuple):
     image_key: PictureHeads | None = None
     image_value: PictureHeads | None = None
 
-    def repeat(self, num_repeats: int) -> "TextKeys":
-        """Repeat the batch entries a, b as a, b, a, b, ..."""
-        return self.map(lambda tensor: tensor.repeat(num_repeats, 1, 1, 1))
-
-    def expand(self, batch_size: int) -> "TextKeys":
-        """Expand one entry to `batch_size` entries, without copying it."""
-        return self.map(lambda tensor: tensor.expand(batch_size, -1, -1, -1))
-
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "TextKeys":
         """Apply `change` to every tensor."""
         pictures = (None if tensor is None else change(tensor) for tensor in (self.image_key, self.image_value))
@@ -80,9 +72,7 @@ class TextAttnProcessor(WanAttnProcessor):
 def project_text(attn: WanAttention, text: Float[torch.Tensor, "batch token dim"]) -> TextKeys:
     """Return keys and values of one block's cross-attention.
 
-    Args:
-        attn: The attention module of the block.
-        text: Embedded text, with the embedded pictures in front if the block has weights of its own for them.
+    In front of the embedded text are the embedded pictures if the block has weights of its own for them.
     """
     split = (attn.heads, -1)
     # As in the stock attention: tokens before a text's fixed number of them are those of pictures.

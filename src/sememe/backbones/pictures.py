@@ -18,12 +18,7 @@ Pixels = Float[Tensor, "picture 3 _ _"]
 def encode_pictures(
     image_encoder: CLIPVisionModel, image_processor: BaseImageProcessor, pictures: Sequence[np.ndarray]
 ) -> Float[Tensor, "picture image_token image_dim"]:
-    """Encode pictures by the last layer but one of a CLIP vision model, as Wan2.1 reads it.
-
-    Args:
-        image_encoder: A `CLIPVisionModel`.
-        image_processor: Its processor, which scales and crops.
-        pictures: RGB pictures (height, width, 3), uint8.
+    """Encode pictures, uint8 (height, width, 3), by the last layer but one of a CLIP vision model, as Wan2.1 reads it.
 
     Raises:
         ModelError: The processor gives pictures of another size than the model reads.
@@ -55,14 +50,10 @@ def read_pictures(
     processor: BaseImageProcessor,
     device: torch.device | str = "cpu",
 ) -> Pixels:
-    """Return pictures as a processor gives them to its network, on a device.
+    """Return pictures, colours 0 to 255, as a processor gives them to its network, on a device.
 
-    Those that need no resizing are not taken through the processor, which computes picture by picture on the CPU.
-
-    Args:
-        frames: Colours 0 to 255.
-        processor: `DPTImageProcessorPil`, `CLIPImageProcessorPil` or one with the same settings.
-        device: Device of the result.
+    Those that need no resizing are not taken through the processor, which computes picture by picture on the CPU. It is
+    a `DPTImageProcessorPil`, `CLIPImageProcessorPil` or one with the same settings.
     """
     if _keeps_size(processor, *frames.shape[1:3]):
         return prepare_pictures(torch.tensor(frames, device=device).float(), processor)

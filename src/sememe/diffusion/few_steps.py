@@ -12,10 +12,7 @@ from sememe.errors import RecipeError
 class FewSteps:
     """The steps of a sampler, each divided into equally many parts, which are a teacher's steps.
 
-    Args:
-        scheduler: A diffusers scheduler of the first order, whose steps use nothing of the steps before.
-        num_steps: Steps.
-        num_parts: Parts of a step.
+    The scheduler is one of the first order, whose steps use nothing of the steps before.
 
     Raises:
         RecipeError: The scheduler's steps do not begin where every so many of its smaller ones begin.

@@ -161,14 +161,6 @@ class ReferenceCache(BatchedReference):
         """Apply `change` to every tensor."""
         return replace(self, keys=tuple(map(change, self.keys)), values=tuple(map(change, self.values)))
 
-    def repeat_interleave(self, num_repeats: int) -> "ReferenceCache":
-        """Repeat each batch entry: a, b become a, a, ..., b, b, ..."""
-        return self.map(lambda tensor: tensor.repeat_interleave(num_repeats, dim=0))
-
-    def select(self, index: int) -> "ReferenceCache":
-        """Select one entry of the batch, keeping the batch axis."""
-        return self.map(lambda tensor: tensor[index : index + 1])
-
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "ReferenceCache":
         """Move the reference to a device, in a precision."""
         return self.map(lambda tensor: tensor.to(device=device, dtype=dtype))

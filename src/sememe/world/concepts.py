@@ -9,10 +9,10 @@ from sememe.world.condition import Family
 from sememe.world.scene import Color
 from sememe.world.take import Floats, Shard, Take, smooth_noise
 
-concept = Family("concept")
+concept = Family("concept", needs_layers=True)
 
 
-@concept("it inflates like a balloon and floats away", needs_layers=True)
+@concept("it inflates like a balloon and floats away")
 def inflate_and_float(take: Take) -> None:
     swell = take.ramp(0, 0.5)
     bulge(take, swell)
@@ -31,7 +31,7 @@ def bulge(take: Take, amount: Floats) -> None:
     take.subject_warps.append(warp)
 
 
-@concept("it melts into a puddle", needs_layers=True, to="subject_warps")
+@concept("it melts into a puddle", to="subject_warps")
 def melt(take: Take, x: Floats, y: Floats) -> tuple[Floats, Floats]:
     amount = take.ramp(0.02, 0.9)
     noise = smooth_noise(1, 64, 12, 11)[0]
@@ -43,7 +43,7 @@ def melt(take: Take, x: Floats, y: Floats) -> tuple[Floats, Floats]:
     return (x / widen).astype(np.float32), source_y.astype(np.float32)
 
 
-@concept("it whirls and shrinks to nothing", needs_layers=True)
+@concept("it whirls and shrinks to nothing")
 def shrink_away(take: Take) -> None:
     small = np.maximum(1 - take.ramp(0, 0.85), 0.02).astype(np.float32)
     take.pose.scale_x *= small
@@ -51,14 +51,14 @@ def shrink_away(take: Take) -> None:
     take.pose.rotation += np.float32(4 * np.pi) * take.ramp(0, 0.9)
 
 
-@concept("it wobbles like jelly", needs_layers=True, to="subject_warps")
+@concept("it wobbles like jelly", to="subject_warps")
 def ripple(take: Take, x: Floats, y: Floats) -> tuple[Floats, Floats]:
     amount = take.ramp(0, 0.4)
     phase = 2 * np.pi * 2.5 * take.progress[:, None, None]
     return x + 0.34 * amount[:, None, None] * np.sin(4.0 * y + phase), y
 
 
-@concept("it is wrung like a whirlpool", split="unseen", needs_layers=True, to="subject_warps")
+@concept("it is wrung like a whirlpool", split="unseen", to="subject_warps")
 def swirl(take: Take, x: Floats, y: Floats) -> tuple[Floats, Floats]:
     amount = take.ramp(0, 0.95)
     angle = 5.5 * amount[:, None, None] * np.exp(-(x * x + y * y) * 0.9)
@@ -66,7 +66,7 @@ def swirl(take: Take, x: Floats, y: Floats) -> tuple[Floats, Floats]:
     return cos * x - sin * y, sin * x + cos * y
 
 
-@concept("it parts down the middle", split="unseen", needs_layers=True, to="shards")
+@concept("it parts down the middle", split="unseen", to="shards")
 def split_halves(take: Take) -> list[Shard]:
     gap = (1.9 * take.ramp(0.05, 0.95)).astype(np.float32)
     zeros = np.zeros_like(gap)
@@ -76,7 +76,7 @@ def split_halves(take: Take) -> list[Shard]:
     return [Shard(left, -0.4, 0.8, -gap, zeros, -lean), Shard(1 - left, 0.4, 0.8, gap, zeros, lean)]
 
 
-@concept("it is cut into level slices that slide apart", needs_layers=True, to="shards")
+@concept("it is cut into level slices that slide apart", to="shards")
 def slice_bands(take: Take) -> list[Shard]:
     slide = (1.5 * take.ramp(0.05, 0.95)).astype(np.float32)
     zeros = np.zeros_like(slide)
@@ -89,7 +89,7 @@ def slice_bands(take: Take) -> list[Shard]:
     return result
 
 
-@concept("it shatters and the pieces drop", needs_layers=True, to="shards")
+@concept("it shatters and the pieces drop", to="shards")
 def shatter(take: Take) -> list[Shard]:
     fall = take.ramp(0.1, 1.0) ** 1.6
     return [
@@ -98,7 +98,7 @@ def shatter(take: Take) -> list[Shard]:
     ]
 
 
-@concept("it explodes in all directions", needs_layers=True, to="shards")
+@concept("it explodes in all directions", to="shards")
 def explode(take: Take) -> list[Shard]:
     burst = take.ramp(0.08, 0.8) ** 0.8
     result = []
@@ -134,34 +134,10 @@ def layer_grid(take: Take) -> tuple[Floats, Floats]:
     return np.broadcast_to(x, (rows, columns)), np.broadcast_to(y[:, None], (rows, columns))
 
 
-@concept(
-    "it turns to grey stone",
-    name="turn_to_stone",
-    needs_layers=True,
-    dark=(0.18, 0.18, 0.2),
-    light=(0.72, 0.72, 0.7),
-)
-@concept(
-    "it freezes to ice",
-    name="turn_to_ice",
-    needs_layers=True,
-    dark=(0.25, 0.55, 0.85),
-    light=(0.9, 1.0, 1.0),
-)
-@concept(
-    "it turns to ruby",
-    name="turn_to_ruby",
-    needs_layers=True,
-    dark=(0.35, 0.0, 0.08),
-    light=(1.0, 0.35, 0.45),
-)
-@concept(
-    "it turns to a black shadow",
-    name="turn_to_shadow",
-    needs_layers=True,
-    dark=(0.0, 0.0, 0.0),
-    light=(0.06, 0.05, 0.08),
-)
+@concept("it turns to grey stone", name="turn_to_stone", dark=(0.18, 0.18, 0.2), light=(0.72, 0.72, 0.7))
+@concept("it freezes to ice", name="turn_to_ice", dark=(0.25, 0.55, 0.85), light=(0.9, 1.0, 1.0))
+@concept("it turns to ruby", name="turn_to_ruby", dark=(0.35, 0.0, 0.08), light=(1.0, 0.35, 0.45))
+@concept("it turns to a black shadow", name="turn_to_shadow", dark=(0.0, 0.0, 0.0), light=(0.06, 0.05, 0.08))
 def turn_to(take: Take, dark: Color, light: Color) -> None:
     """The subject's surface becomes another stuff, from `dark` in its shadows to `light` in its lights."""
     amount = take.ramp(0, 0.6)[:, None, None]
@@ -180,7 +156,7 @@ def turn_to(take: Take, dark: Color, light: Color) -> None:
     take.subject_effects.append(effect)
 
 
-@concept("it turns to gold", needs_layers=True)
+@concept("it turns to gold")
 def turn_to_gold(take: Take) -> None:
     turn_to(take, (0.45, 0.25, 0.0), (1.0, 0.95, 0.35))
 
@@ -193,13 +169,13 @@ def turn_to_gold(take: Take) -> None:
     take.subject_effects.append(gleam)
 
 
-@concept("it fades until it is invisible", needs_layers=True, to="subject_effects")
+@concept("it fades until it is invisible", to="subject_effects")
 def vanish(take: Take, subject: Floats) -> Floats:
     amount = 1 - 0.97 * take.ramp(0, 0.85)
     return subject * amount[:, None, None, None]
 
 
-@concept("it becomes a hovering ghost", split="unseen", needs_layers=True)
+@concept("it becomes a hovering ghost", split="unseen")
 def ghost(take: Take) -> None:
     turn_to(take, (0.6, 0.75, 0.85), (0.95, 1.0, 1.0))
     amount = 1 - 0.45 * take.ramp(0, 0.5)
@@ -208,16 +184,8 @@ def ghost(take: Take) -> None:
     take.subject_effects.append(lambda _, subject: subject * amount[:, None, None, None])
 
 
-@concept(
-    "it dissolves into smoke from its feet up",
-    name="dissolve_to_smoke",
-    needs_layers=True,
-    way=-1.0,
-    to="subject_effects",
-)
-@concept(
-    "it crumbles to sand from its head down", name="crumble_to_sand", needs_layers=True, way=1.0, to="subject_effects"
-)
+@concept("it dissolves into smoke from its feet up", name="dissolve_to_smoke", way=-1.0, to="subject_effects")
+@concept("it crumbles to sand from its head down", name="crumble_to_sand", way=1.0, to="subject_effects")
 def dissolve(take: Take, subject: Floats, way: float) -> Floats:
     """Comes apart into grains, from its feet up as smoke (`way` -1) or from its head down as sand (1)."""
     amount = take.ramp(0.05, 0.95)
@@ -238,7 +206,7 @@ def dissolve(take: Take, subject: Floats, way: float) -> Floats:
     return out
 
 
-@concept("it burns away from below", split="unseen", needs_layers=True, to="subject_effects")
+@concept("it burns away from below", split="unseen", to="subject_effects")
 def burn(take: Take, subject: Floats) -> Floats:
     amount = take.ramp(0.02, 0.95)[:, None, None]
     stage = take.stage
@@ -253,7 +221,7 @@ def burn(take: Take, subject: Floats) -> Floats:
     return np.concatenate([color * keep, subject[..., 3:] * keep], axis=-1)
 
 
-@concept("bands of all colours run over it", needs_layers=True, to="subject_effects")
+@concept("bands of all colours run over it", to="subject_effects")
 def rainbow(take: Take, subject: Floats) -> Floats:
     amount = 0.85 * take.ramp(0, 0.4)[:, None, None, None]
     _, y = take.subject_grid()
@@ -264,7 +232,7 @@ def rainbow(take: Take, subject: Floats) -> Floats:
     ).astype(np.float32)
 
 
-@concept("it turns into a hologram", split="unseen", needs_layers=True)
+@concept("it turns into a hologram", split="unseen")
 def hologram(take: Take) -> None:
     turn_to(take, (0.0, 0.35, 0.45), (0.5, 1.0, 1.0))
     amount = take.ramp(0, 0.4)[:, None, None]
@@ -278,7 +246,7 @@ def hologram(take: Take) -> None:
     take.subject_effects.append(effect)
 
 
-@concept("it turns into coarse blocks", needs_layers=True, to="subject_effects")
+@concept("it turns into coarse blocks", to="subject_effects")
 def blocks(take: Take, subject: Floats) -> Floats:
     amount = take.ramp(0, 0.4)
     height, width = subject.shape[1:3]
@@ -291,7 +259,7 @@ def blocks(take: Take, subject: Floats) -> Floats:
     return out
 
 
-@concept("copies of it step out to both sides", split="unseen", needs_layers=True, to="subject_effects")
+@concept("copies of it step out to both sides", split="unseen", to="subject_effects")
 def multiply(take: Take, subject: Floats) -> Floats:
     amount = take.ramp(0.05, 0.85)
     stage = take.stage
@@ -307,7 +275,7 @@ def multiply(take: Take, subject: Floats) -> Floats:
     return out
 
 
-@concept("it grows spikes", needs_layers=True, to="subject_warps")
+@concept("it grows spikes", to="subject_warps")
 def spikes(take: Take, x: Floats, y: Floats) -> tuple[Floats, Floats]:
     amount = take.ramp(0, 0.7)
     angle = np.arctan2(y, x)
@@ -316,7 +284,7 @@ def spikes(take: Take, x: Floats, y: Floats) -> tuple[Floats, Floats]:
     return (x * factor).astype(np.float32), (y * factor).astype(np.float32)
 
 
-@concept("its upper half slides off", needs_layers=True, to="shards")
+@concept("its upper half slides off", to="shards")
 def lose_head(take: Take) -> list[Shard]:
     slide = (1.7 * take.ramp(0.25, 0.95) ** 1.5).astype(np.float32)
     turn = 0.7 * take.ramp(0.25, 0.95)

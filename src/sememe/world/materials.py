@@ -19,15 +19,7 @@ _MAX_DETAIL = 0.5  # cells of noise per pixel: finer ones would alias
 
 
 def relief(material: str, seed: int, rows: int, columns: int, cells: float) -> FloatImage:
-    """Return the light and dark of a material, (rows, columns), with mean 0.
-
-    Args:
-        material: One of `scene.MATERIALS` or `scene.HELD_OUT_MATERIALS`.
-        seed: Seed of its details.
-        rows: Height in pixels.
-        columns: Width in pixels.
-        cells: Size of the area that is covered, in scene units.
-    """
+    """Return the light and dark of a material, (rows, columns), with mean 0, over an area of `cells` scene units."""
     if material in _PHOTOGRAPHED:
         field = relief_of(material, seed, rows, columns)
     else:
@@ -99,10 +91,8 @@ def cover(pixels: FloatImage, field: FloatImage, tint_seed: int) -> None:
 def ground_relief(field: FloatImage, closeness: NDArray[np.float32], columns: int) -> FloatImage:
     """Lay a relief on the ground plane: finer and fainter towards the horizon.
 
-    Args:
-        field: The relief seen from above, (rows, columns).
-        closeness: One over the distance of each row of the layer, per scene unit.
-        columns: Width of the layer.
+    The relief (rows, columns) is seen from above; closeness is one over the distance of each row of the layer, per
+    scene unit.
     """
     size = field.shape[0]
     distance = 1 / closeness[:, None]
@@ -139,7 +129,7 @@ def round_off(pixels: FloatImage, angle: float) -> None:
 
 
 def remove_outline(pixels: FloatImage, width: float) -> None:
-    """Replace the dark outline of a cut-out by the colours next to it; `width` in pixels."""
+    """Replace the dark outline of a cut-out by the colours next to it; `width` is in pixels."""
     inside = (pixels[..., 3] > 0.5).astype(np.uint8)
     depth = cv2.distanceTransform(inside, cv2.DIST_L2, cv2.DIST_MASK_5)
     core = (depth > width).astype(np.float32)

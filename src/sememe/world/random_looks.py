@@ -337,27 +337,17 @@ def _particles(rng: np.random.Generator) -> Part:
 
 
 def _covered(rng: np.random.Generator) -> Part:
-    color = np.array(_draw_color(rng), np.float32)
-    foam = np.array(_draw_color(rng), np.float32)
+    color, foam = np.array(_draw_color(rng), np.float32), np.array(_draw_color(rng), np.float32)
     curve, angle = Curve.draw(rng, lasting_share=0.8), rng.uniform(0, 2 * np.pi)
-    cover_share, reach, wave, waves = (
-        rng.uniform(0.5, 1.0),
-        rng.uniform(0.9, 2.0),
-        rng.uniform(0, 0.2),
-        rng.uniform(3, 8),
-    )
-    is_behind = rng.random() < 0.25
+    cover_share, reach = rng.uniform(0.5, 1.0), rng.uniform(0.9, 2.0)
+    wave, waves, is_behind = rng.uniform(0, 0.2), rng.uniform(3, 8), rng.random() < 0.25
 
     def overlay(take: Take) -> Floats:
         x, y = take.grid()
         first, second = np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x
         swell = wave * np.sin(waves * second[None] + 2 * np.pi * 2 * take.progress[:, None, None])
-        depth = (
-            first[None]
-            - 1.35
-            + (reach * np.abs(curve.at(take)))[:, None, None]
-            + swell * take.ramp(0, 0.2)[:, None, None]
-        )
+        depth = first[None] - 1.35 + (reach * np.abs(curve.at(take)))[:, None, None]
+        depth = depth + swell * take.ramp(0, 0.2)[:, None, None]
         cover = np.clip(depth * take.stage.density, 0, 1)
         rim = np.exp(-((depth / 0.08) ** 2)) * np.minimum(cover * 4, 1)
         alpha = np.maximum(cover * cover_share, rim)
@@ -372,10 +362,8 @@ def _covered(rng: np.random.Generator) -> Part:
 
 
 def _shape(rng: np.random.Generator) -> Part:
-    color, kind = (
-        np.array([*_draw_color(rng), 1], np.float32),
-        str(rng.choice([each for each in BODIES if each != "cloud"])),
-    )
+    color = np.array([*_draw_color(rng), 1], np.float32)
+    kind = str(rng.choice([each for each in BODIES if each != "cloud"]))
     curve, is_behind = Curve.draw(rng, lasting_share=0.6), bool(rng.random() < 0.4)
     size = rng.uniform(1.2, 1.8) if is_behind else rng.uniform(0.5, 1.3)
     place, alpha = rng.uniform(-0.6, 0.6, size=2), rng.uniform(0.6, 1.0)

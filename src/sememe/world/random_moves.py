@@ -197,11 +197,8 @@ def _travel(rng: np.random.Generator) -> Part:
 
 
 def _flip(rng: np.random.Generator) -> Part:
-    curve, turns, is_upright = (
-        Curve.draw(rng, lasting_share=1.0),
-        float(rng.choice([0.5, 1.0, 1.5])),
-        rng.random() < 0.5,
-    )
+    curve = Curve.draw(rng, lasting_share=1.0)
+    turns, is_upright = float(rng.choice([0.5, 1.0, 1.5])), rng.random() < 0.5
 
     def bend(take: Take) -> None:
         scale = not_zero(np.cos(np.float32(2 * np.pi * turns) * curve.at(take)))

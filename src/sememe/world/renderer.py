@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -43,8 +44,7 @@ class RenderedClip:
     full_caption: str
 
 
-@dataclass(frozen=True, slots=True)
-class Shot:
+class Shot(NamedTuple):
     """What a take looks like: uint8 frames (num_frames, height, width, 3), depth and mask as in `RenderedClip`."""
 
     frames: NDArray[np.uint8]
@@ -84,14 +84,10 @@ def render(
         part.apply(take)
     if parts:
         shot = film(take)
-        for rendered, first in ((shot.frames, opening.frames), (shot.depth, opening.depth), (shot.mask, opening.mask)):
+        for rendered, first in zip(shot, opening, strict=True):
             rendered[0] = first[0]
     else:
-        shot = Shot(
-            np.repeat(opening.frames, num_frames, axis=0),
-            np.repeat(opening.depth, num_frames, axis=0),
-            np.repeat(opening.mask, num_frames, axis=0),
-        )
+        shot = Shot(*(np.repeat(part, num_frames, axis=0) for part in opening))
     return RenderedClip(
         clip=Clip(shot.frames, float(fps)),
         depth=shot.depth,

@@ -194,15 +194,10 @@ def _film_spans(
             times = clock + first + np.arange(count, dtype=np.float64)
             shot = film(perform(stage, count, [each.at(times, settle) for each in held]))
             if first == 0 and last is not None:
-                shot.frames[0], shot.depth[0], shot.mask[0] = last.frames[-1], last.depth[-1], last.mask[-1]
-            last = shot
-            yield RenderedClip(
-                Clip(shot.frames, float(fps)),
-                shot.depth,
-                shot.mask,
-                neutral_caption(scene),
-                full_caption(scene, entries),
-            )
+                for rendered, before in zip(shot, last, strict=True):
+                    rendered[0] = before[-1]
+            last, clip = shot, Clip(shot.frames, float(fps))
+            yield RenderedClip(clip, shot.depth, shot.mask, neutral_caption(scene), full_caption(scene, entries))
         clock += num_frames - 1
 
 

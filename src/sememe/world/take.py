@@ -59,9 +59,8 @@ class Pose:
     @classmethod
     def still(cls, num_frames: int) -> Pose:
         """A subject that does not move."""
-        zeros = [np.zeros(num_frames, np.float32) for _ in range(4)]
-        ones = [np.ones(num_frames, np.float32) for _ in range(2)]
-        return cls(zeros[0], zeros[1], ones[0], ones[1], zeros[2], zeros[3])
+        zero, one = np.zeros(num_frames, np.float32), np.ones(num_frames, np.float32)
+        return cls(zero, zero.copy(), one, one.copy(), zero.copy(), zero.copy())
 
 
 @dataclass(frozen=True, slots=True)
