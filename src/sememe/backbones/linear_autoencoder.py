@@ -71,12 +71,7 @@ class LinearVideoAutoencoder(ModelMixin, AutoencoderMixin, ConfigMixin):
 
     @apply_forward_hook  # type: ignore[untyped-decorator]
     def decode(self, z: Latents, noise_levels: NoiseLevels | None = None) -> DecoderOutput:
-        """Decode latents to a video.
-
-        Args:
-            z: Latents.
-            noise_levels: Standard deviation of the error of each latent frame; None for those of the configuration.
-        """
+        """Decode latents; a standard deviation of the error for each latent frame, None for the configured one."""
         if noise_levels is None:
             noise_levels = z.new_full((len(z), z.shape[2]), self.config.noise_level)
             if not self.is_for_images:

@@ -100,14 +100,8 @@ class LookResult:
 class LookSummary:
     """The figures of a row, with intervals over scenes.
 
-    Attributes:
-        num_generations: Number of cases.
-        accuracy: Share of cases in which the right look was the nearest of `NUM_LOOKS`; None where no look is right.
-        psnr: PSNR against the true repaint; None where there is none.
-        structure: Correlation with the true depth.
-        frame_consistency: As in `LookResult`.
-        prompt_consistency: As in `LookResult`.
-        by_group: Accuracy by what moves.
+    `accuracy` is the share of cases in which the right look was the nearest of `NUM_LOOKS`, and `by_group` the same by
+    what moves; it and `psnr` are None where there is no true result. Others are as in `LookResult`.
     """
 
     num_generations: int
@@ -133,16 +127,7 @@ class LookSummary:
 
 @dataclass(frozen=True)
 class RowSettings:
-    """One row.
-
-    Attributes:
-        name: Name in reports and on the command line.
-        about: What the row measures.
-        method: Way in which clips are made.
-        by: What gives the content: the look's picture or caption, that picture mirrored, or another scene's.
-        changes: Settings of its generations that differ.
-        group: Group that the row is chosen with.
-    """
+    """One row: what it measures, how clips are made, what gives the content, and settings that differ."""
 
     name: str
     about: str

@@ -27,14 +27,7 @@ else:
 
 @dataclass(frozen=True)
 class Request:
-    """A batch of generations.
-
-    Attributes:
-        sources: Sources at the shape of the result.
-        contents: Content of each, as it was given.
-        structures: Structure clip of each, or None to estimate it.
-        masks: Where each is edited, or None for everywhere.
-    """
+    """A batch: sources at the shape of the result, contents as given, and structures and masks, None for none."""
 
     sources: list[Clip]
     contents: list[Any]

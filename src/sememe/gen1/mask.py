@@ -53,12 +53,9 @@ def read_mask(given: Any, num_frames: int, original_size: tuple[int, int], size:
 
 @dataclass(frozen=True)
 class MaskedLatents:
-    """Latents of the source, which those outside a mask are held at.
+    """Latents of the source, which those outside a mask are held at, and the noise that the generation started from.
 
-    Attributes:
-        source: Latents of the source (batch, channel, frame, height, width).
-        noise: Noise that the generation started from, of the same shape.
-        edited: 1 where latents are free, of shape (batch, 1, frame, height, width).
+    `edited` is 1 where latents are free.
     """
 
     source: Latents

@@ -24,12 +24,7 @@ Conditions = Float[Tensor, "batch condition_channel frame condition_height condi
 
 @dataclass(frozen=True)
 class FrameContents:
-    """Content of each frame of each clip.
-
-    Attributes:
-        tokens: What cross-attention reads.
-        images: What an IP-Adapter reads; None for models without one.
-    """
+    """Content of each frame of each clip, as a `ContentEmbedding` has it."""
 
     tokens: Float[Tensor, "batch frame token dim"]
     images: Float[Tensor, "batch frame dim"] | None = None

@@ -50,16 +50,7 @@ class EncodedTexts:
 
 @dataclass(frozen=True)
 class PriorSampler:
-    """Samples image embeddings for texts.
-
-    Attributes:
-        prior: `PriorTransformer`, which predicts the clean embedding.
-        scheduler: Noise schedule of the prior, as `make_prior_scheduler` returns it.
-        tokenizer: Tokenizer of the text encoder.
-        text_encoder: `CLIPTextModelWithProjection`.
-        guidance_scale: Strength of the text, 1 for off.
-        num_inference_steps: Denoising steps.
-    """
+    """Samples image embeddings for texts; its scheduler is one of `make_prior_scheduler`."""
 
     prior: PriorTransformer
     scheduler: SchedulerMixin

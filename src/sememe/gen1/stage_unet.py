@@ -32,11 +32,7 @@ from sememe.video.sheet import SheetRow
 class UNetBatch:
     """A batch of latents, content and structure; images are videos of one frame.
 
-    Attributes:
-        clean: Latents.
-        content: Embedding of one frame of each; zeros where content is left out.
-        structure: Structure, or None for a phase without it.
-        levels: Level of each structure in 0..7, on the CPU.
+    Content, the embedding of one frame of each, is zeros where it is left out. Levels are in 0..7, on the CPU.
     """
 
     clean: Latents

@@ -16,13 +16,9 @@ Modulation = Float[Tensor, "time_batch 6 dim"] | Float[Tensor, "time_batch kind 
 
 
 class BlockLayout(NamedTuple):
-    """What a block needs to know of its tokens.
+    """What a block needs to know of its tokens: their kind, if there are two, windows, positions and texts.
 
-    Attributes:
-        is_semantic: Which tokens have the modulation's second kind; None where there is one kind.
-        runs: Windows.
-        rotary: Cosines and sines of the tokens of each run.
-        text_lengths: Number of consecutive tokens that read each text.
+    `text_lengths` are numbers of consecutive tokens that read each text.
     """
 
     is_semantic: Bool[Tensor, "token 1"] | None

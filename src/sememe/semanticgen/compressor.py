@@ -33,12 +33,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Posterior:
-    """Gaussians of compressed features, before they are normalised.
-
-    Attributes:
-        mean: Means.
-        log_variance: Logarithms of the variances.
-    """
+    """Gaussians of compressed features, before they are normalised."""
 
     mean: PlanFeatures
     log_variance: PlanFeatures
@@ -64,12 +59,9 @@ class Posterior:
 
 @dataclass(frozen=True, eq=False)
 class ChannelReport:
-    """What each channel of compressed features carries.
+    """What each channel of compressed features carries, over tokens.
 
-    Attributes:
-        std: Standard deviation of the means over tokens.
-        posterior_std: Standard deviation of the Gaussians, the mean over tokens.
-        kl: KL divergence in nats, the mean over tokens.
+    `std` is the standard deviation of the means; `posterior_std`, that of the Gaussians, and `kl`, in nats, are means.
     """
 
     std: PerChannel

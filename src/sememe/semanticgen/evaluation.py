@@ -54,9 +54,6 @@ class RowSettings:
     """One row of the evaluation.
 
     Attributes:
-        name: Name in reports and on the command line.
-        about: What the row measures.
-        num_frames: Frames of the videos.
         method: What videos are made from.
         names: Conditions of the scripts; None for all.
         changes: Settings of the generation that differ.
@@ -64,7 +61,6 @@ class RowSettings:
         has_image: Whether the first picture of the true render is given.
         has_segments: Whether each span has a text of its own, and not all of them one.
         has_own_look: Whether the text names the script's own scene, and not another one.
-        group: Group of the row.
     """
 
     name: str

@@ -21,13 +21,7 @@ from sememe.world.catalogue import parts_of
 
 @dataclass(frozen=True, slots=True)
 class ScriptCase:
-    """One trial.
-
-    Attributes:
-        script: Seed of the script.
-        look: Seed of the script whose scene the text names: the same, or another one.
-        noise_seed: Seed of the noise.
-    """
+    """One trial: seeds of a script, of the one whose scene the text names (the same, or another), and of noise."""
 
     script: int
     look: int
@@ -167,17 +161,10 @@ def _cut(clip: Clip, script: Script) -> list[Clip]:
 
 @dataclass(frozen=True, slots=True)
 class ReadingSummary:
-    """The figures of a row of what its clips show.
+    """The figures of a row of what its clips show: shares of clips with the right subject, place and colour.
 
-    Attributes:
-        subject: Share of clips with the right subject.
-        place: The same of the place.
-        colour: The same of the subject's colour.
-        condition: Share of spans that show their condition.
-        order: Share of clips in which all spans do.
-        everything: Share of clips in which all of this is right.
-        stays: Share of clips with the same subject and colour at the end.
-        consistency: Mean likeness of moments.
+    `condition` is the share of spans that show theirs, `order` that of clips in which all do, `everything` that of
+    clips in which all of this is right, and `stays` that of clips with the same subject and colour at the end.
     """
 
     subject: Share

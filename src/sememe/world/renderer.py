@@ -87,7 +87,7 @@ def render(
         for rendered, first in zip(shot, opening, strict=True):
             rendered[0] = first[0]
     else:
-        shot = Shot(*(np.repeat(part, num_frames, axis=0) for part in opening))
+        shot = Shot._make(np.repeat(part, num_frames, axis=0) for part in opening)
     return RenderedClip(
         clip=Clip(shot.frames, float(fps)),
         depth=shot.depth,
