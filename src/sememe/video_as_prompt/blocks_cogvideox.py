@@ -68,15 +68,7 @@ def finish_block(
     gates: TextAndVideo,
     temb: TimeEmbeds,
 ) -> TextAndVideo:
-    """Apply gates and feed-forward to one stream, with the modules of a block or an expert.
-
-    Args:
-        part: Module that holds `norm2` and `ff`.
-        tokens: Tokens before the block.
-        attention: Projected result of the attention.
-        gates: Gates of that result.
-        temb: Embedded timestep of the stream.
-    """
+    """Apply gates and feed-forward to one stream, with `norm2` and `ff` of a block or an expert."""
     text, video = tokens.text + gates.text * attention.text, tokens.video + gates.video * attention.video
     normed_video, normed_text, video_gate, text_gate = part.norm2(video, text, temb)
     # (batch, text token + video token, dim)

@@ -40,12 +40,9 @@ Predictions = Float[Tensor, "variant batch channel frame height width"]
 class Conditions:
     """Conditioning of the transformer, the same at every step.
 
-    Attributes:
-        channels: Mask and first-frame latents to append to the latents, if any.
-        texts: Embeddings of the texts that guidance needs.
-        image_embeds: Image embeddings, for backbones that read them.
-        references: References by their choice and the text with which they are read.
-        first_latents: Latents that replace the first latent frame, if any.
+    Mask and first-frame latents are channels to append to the latents, or first latents replace the first latent frame.
+    Texts are the embeddings that guidance needs, and references stand by their choice and the text with which they are
+    read.
     """
 
     channels: VideoLatents | None

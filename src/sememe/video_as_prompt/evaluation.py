@@ -36,19 +36,11 @@ class PromptedCase(Case):
 
 @dataclass(frozen=True)
 class RowSettings:
-    """One row of the evaluation.
+    """One row of the evaluation: what it measures, the conditions that targets show, and how clips are made.
 
-    Attributes:
-        name: Name in reports and on the command line.
-        about: What the row measures.
-        split: Conditions that targets show (see `split_conditions`).
-        method: Way in which clips are made.
-        num_frames: Frames of targets and references.
-        height: Height in pixels.
-        width: Width in pixels.
-        is_misled: Whether prompts name another condition than the reference shows, and captions of references the
-            right one; all are empty otherwise.
-        is_validation: Whether the row is for choosing settings and checkpoints; its scenes are in no other row.
+    Where it is misled, prompts name another condition than the reference shows, and captions of references the right
+    one; all are empty otherwise. A validation row is for choosing settings and checkpoints; its scenes are in no other
+    row.
     """
 
     name: str

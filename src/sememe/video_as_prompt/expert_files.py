@@ -29,13 +29,10 @@ _WITHOUT_TWIN = _EMBEDDER + "reference_embeddings"
 
 @dataclass(frozen=True)
 class KeyMap:
-    """The names on one kind of backbone.
+    """The names on one kind of backbone: its list of blocks, and modules at its top that have a twin in the expert.
 
-    Attributes:
-        blocks: Name of its list of blocks.
-        embedders: Modules at its top that have a twin in the expert.
-        parts: Pairs of a path inside our expert of a block and the path inside the backbone's block, each a prefix
-            that ends at a dot or a name.
+    Parts are pairs of a path inside our expert of a block and the path inside the backbone's block, each a prefix that
+    ends at a dot or a name.
     """
 
     blocks: str
@@ -147,16 +144,11 @@ COGVIDEOX_KEYS = KeyMap(
 
 
 class TwoFolderFiles(ModelMixin):
-    """Save and load methods of a transformer with experts.
+    """Save and load methods of a transformer with experts; a stock class's folder holds the backbone.
 
-    Attributes:
-        backbone_class: Stock class whose folder holds the backbone.
-        expert_class_name: Class name in the configuration of an expert's folder.
-        own_settings: Arguments that the stock class does not have, with what `from_backbone` takes them to be.
-        settings_of_use: Those of them that say how the expert is used and change no name or shape of a tensor.
-        shared_settings: Arguments of the stock class on which the expert's tensors depend; its backbone must agree in
-            them.
-        key_map: Names of the expert's tensors.
+    `own_settings` are arguments that the stock class does not have, with what `from_backbone` takes them to be, and
+    `settings_of_use` those of them that say how the expert is used and change no name or shape of a tensor. On
+    `shared_settings` of the stock class the expert's tensors depend: its backbone must agree in them.
     """
 
     backbone_class: ClassVar[type[ModelMixin]]

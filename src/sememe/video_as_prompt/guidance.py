@@ -67,10 +67,8 @@ def dynamic_guidance_scale(guidance_scale: float, timestep: float, num_inference
 class VideoAsPromptSchedule:
     """Which guidance acts at which timestep.
 
-    Attributes:
-        settings: Scales, interval and number of steps.
-        texts_differ: Whether positive and negative texts differ. Text guidance that is off leaves the negative text
-            out altogether, so that the reference's guidance alone is two forwards, both of the positive text.
+    Text guidance that is off leaves the negative text out altogether, so that the reference's guidance alone is two
+    forwards, both of the positive text. `texts_differ` is whether positive and negative texts differ.
     """
 
     settings: Settings

@@ -106,15 +106,8 @@ class ReferenceClips:
 class Request:
     """A batch: as many pictures as prompts; references of each picture, one record for all, or none.
 
-    Attributes:
-        settings: Settings of the generation, with what encoded inputs decide.
-        prompts: One text per result.
-        negative_prompts: One text per result.
-        images: Pictures, uint8 (height, width, 3) of any size, one per result; empty for text-to-video.
-        last_images: Pictures for the last frames, one per result; or empty.
-        references: Nothing, one entry for all results, or one per result.
-        negative_references: References to steer away from, in the same number of entries.
-        known: Embeddings of texts that were encoded ahead.
+    Settings have what encoded inputs decide. Pictures are uint8 (height, width, 3) of any size, none for text-to-video.
+    `known` are embeddings of texts that were encoded ahead.
     """
 
     settings: Settings

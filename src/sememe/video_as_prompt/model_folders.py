@@ -61,14 +61,7 @@ COMPONENTS = ("transformer", "vae", "text_encoder", "image_encoder", "scheduler"
 
 @dataclass(frozen=True)
 class ModelLayout:
-    """A model folder, by its index.
-
-    Attributes:
-        folder: Where it is.
-        kind: Where its transformer and expert are.
-        format: Format of its transformer.
-        index: What `model_index.json` holds.
-    """
+    """A model folder, by its index: where its transformer and expert are, and what `model_index.json` holds."""
 
     folder: Path
     kind: Kind

@@ -27,10 +27,7 @@ Positions = Float[Tensor, " position"]
 class TokenExtent:
     """Size over which the positions of a reference are spread, in tokens of the target.
 
-    Attributes:
-        height: Rows.
-        width: Columns.
-        num_frames: Frames per reference; None for as many as the reference has.
+    `num_frames` is per reference; None for as many as the reference has.
     """
 
     height: int

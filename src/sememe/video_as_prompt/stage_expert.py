@@ -53,13 +53,9 @@ from sememe.video_as_prompt.stages import (
 
 @dataclass(frozen=True)
 class ExpertBatch:
-    """Targets, and the references of groups of targets.
+    """Targets, and the references of groups of targets: as many of each group, one group after the other.
 
-    Attributes:
-        targets: The clips that are predicted.
-        references: The clips that they read, as many of each group, one group after the other.
-        owners: The group of each target.
-        references_per_target: How many references a group has.
+    `owners` are the groups of the targets.
     """
 
     targets: ClipBatch
@@ -70,14 +66,7 @@ class ExpertBatch:
 
 @dataclass(frozen=True)
 class PairInputs:
-    """What networks are given of a batch besides noisy latents.
-
-    Attributes:
-        text: Captions of the targets.
-        first_frames: First frames of the targets, as in `ClipBatch`.
-        image_embeds: Image embeddings of the targets' first frames, as in `ClipBatch`.
-        references: References, an entry of the batch for each group.
-    """
+    """What networks are given of a batch of targets besides noisy latents; an entry of references for each group."""
 
     text: TextEmbeds
     first_frames: VideoLatents | None

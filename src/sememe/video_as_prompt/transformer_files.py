@@ -29,18 +29,11 @@ from sememe.video_as_prompt.network_wan import WanVideoAsPromptTransformer
 
 @dataclass(frozen=True)
 class TransformerFormat:
-    """One kind of transformer in files.
+    """One kind of transformer in files, `wan` or `cogvideox`: our class, and those of a released folder.
 
-    Attributes:
-        name: `wan` or `cogvideox`.
-        transformer: Our class.
-        official_class: Class in a released folder, where the expert is merged with the backbone.
-        official_pipeline: Class of a released model, which diffusers lacks.
-        unique_argument: Argument that only this kind's configuration has.
-        reference_timestep: Timestep at which the released models read their reference; None for the target's own.
-        released_num_layers: Number of blocks of the released model.
-        released_expert_blocks: Those of them that have an expert.
-        ablations: Settings of the official training's ablations, which a released configuration states as off.
+    Only this kind's configuration has `unique_argument`. The released models read their reference at
+    `reference_timestep`, None for the target's own. `ablations` are settings of the official training's ablations,
+    which a released configuration states as off.
     """
 
     name: str
@@ -148,13 +141,9 @@ def format_of_config(config: Mapping[str, Any]) -> TransformerFormat | None:
 
 @dataclass(frozen=True)
 class StoredTransformer:
-    """A transformer in files, not loaded; all its tensors are there and fit its settings.
+    """A transformer in files, not loaded; all its tensors, by our names, are there and fit its settings.
 
-    Attributes:
-        format: Format of the transformer.
-        settings: Arguments of our class.
-        skeleton: Our class, on the meta device.
-        tensors: Where each tensor is, by our name of it.
+    `skeleton` is our class, with these settings, on the meta device.
     """
 
     format: TransformerFormat
