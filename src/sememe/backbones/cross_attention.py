@@ -31,11 +31,9 @@ class TextKeys(NamedTuple):
 
 
 class KeptText(NamedTuple):
-    """A batch of texts as all blocks read it.
+    """A batch of texts as all blocks read it: keys and values per block.
 
-    Attributes:
-        blocks: Keys and values of the text, per block.
-        stub: Zeros (batch, 1, text_dim) in the precision of the embeddings, which a forward is given in their place.
+    `stub` is what a forward is given in place of the embeddings: zeros (batch, 1, text_dim) in their precision.
     """
 
     blocks: tuple[TextKeys, ...]

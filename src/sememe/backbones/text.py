@@ -20,11 +20,7 @@ _MOST_SHOWN = 200  # characters of a prompt in a message
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """Texts to numbers, as the tokenizers of transformers do it.
-
-    Attributes:
-        model_max_length: Tokens per text that it was made for.
-    """
+    """Texts to numbers, as the tokenizers of transformers do it; made for `model_max_length` tokens per text."""
 
     model_max_length: int
 

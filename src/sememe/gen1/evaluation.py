@@ -47,13 +47,8 @@ _scene = lru_cache(maxsize=4096)(random_scene)
 class LookCase:
     """One trial: a scene that moves in one look, and the look that it is to get.
 
-    Attributes:
-        scene: Seed of the scene.
-        condition: What moves.
-        first_look: The first of `NUM_LOOKS` looks, which are seeds of `repaint`; it is the source's.
-        look: The look that the result should have, another of these.
-        other_scene: Seed of the scene from which the row "other_scene" takes its picture.
-        noise_seed: Seed of the noise.
+    Looks are seeds of `repaint`: the source has the first of `NUM_LOOKS`, and the result should have another of these.
+    `other_scene` is the seed of the scene from which the row of that name takes its picture.
     """
 
     scene: int
@@ -70,17 +65,12 @@ class LookCase:
 
 @dataclass(frozen=True, slots=True)
 class LookResult:
-    """The result of a case.
+    """The result of a case: the look that it resembles most, and the place of the right one, 1 for the nearest.
 
-    Attributes:
-        case: What was asked for.
-        nearest: The look that the result resembles most.
-        rank: Place of the right look among all, 1 for the nearest.
-        psnr: PSNR against the true repaint in decibels.
-        structure: Correlation of the result's estimated nearness with the scene's true one, over pixels and frames.
-        frame_consistency: Mean cosine of the image embeddings of successive frames (arXiv 2302.03011, section 4.2).
-        prompt_consistency: Mean cosine of the frames' embeddings and that of the look's caption (the same section);
-            None without a text encoder.
+    `psnr` is against the true repaint in decibels, and `structure` the correlation of the result's estimated nearness
+    with the scene's true one, over pixels and frames. `frame_consistency` is the mean cosine of the image embeddings of
+    successive frames, and `prompt_consistency` that of the frames' embeddings and that of the look's caption, None
+    without a text encoder (arXiv 2302.03011, section 4.2).
     """
 
     case: LookCase

@@ -15,12 +15,7 @@ from sememe.errors import InputError
 
 @dataclass(frozen=True)
 class Window:
-    """A run of frames, and the weight of its prediction at each.
-
-    Attributes:
-        start: First frame.
-        weights: Weight at each frame; those of all windows add up to 1 at every frame.
-    """
+    """A run of frames from `start` on, and the weight of its prediction at each; over all windows these add up to 1."""
 
     start: int
     weights: tuple[float, ...]

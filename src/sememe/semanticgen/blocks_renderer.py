@@ -40,12 +40,8 @@ class SemanticGenBlock(WanTransformerBlock):
     ) -> Tokens:
         """Run the block.
 
-        Args:
-            hidden_states: Tokens, in the order of the layout.
-            encoder_hidden_states: A text, or, with a layout, one for each entry of its `text_lengths`.
-            temb: Modulation: per sample, or, with a layout, per kind.
-            rotary_emb: Rotations without a layout.
-            layout: Windows, kinds and texts of tokens; None for the stock block.
+        With a layout there are a text for each entry of its `text_lengths` and a modulation per kind of token, and no
+        rotations are given; without one it is the stock block.
         """
         if layout is None:
             return super().forward(hidden_states, encoder_hidden_states, temb, rotary_emb)

@@ -51,16 +51,10 @@ LEVELS = (0.25, 0.5, 1.0, 2.0)
 
 @dataclass(frozen=True)
 class RowSettings:
-    """One row of the evaluation.
+    """One row of the evaluation: what videos are made from, and conditions of their scripts, None for all.
 
-    Attributes:
-        method: What videos are made from.
-        names: Conditions of the scripts; None for all.
-        changes: Settings of the generation that differ.
-        has_text: Whether there is a text.
-        has_image: Whether the first picture of the true render is given.
-        has_segments: Whether each span has a text of its own, and not all of them one.
-        has_own_look: Whether the text names the script's own scene, and not another one.
+    `changes` are settings of the generation that differ. There may be a text, which names the scene of the script or
+    another one, for all of the video or for each span, and the first picture of the true render.
     """
 
     name: str

@@ -30,12 +30,10 @@ class ScriptCase:
 
 @dataclass(frozen=True, slots=True)
 class Likeness:
-    """How a clip resembles the true render of its script, frame by frame and pixel by pixel.
+    """How a clip resembles the true render of its script, frame by frame and pixel by pixel: PSNR in decibels.
 
-    Attributes:
-        psnr: PSNR against it in decibels.
-        rank: Place of that render among those of all cases of the row, 1 for the nearest.
-        others: Mean PSNR against those of the other cases; None where there are none.
+    `rank` is the place of that render among those of all cases of the row, 1 for the nearest, and `others` the mean
+    PSNR against those of the other cases, None where there are none.
     """
 
     psnr: float
@@ -45,15 +43,11 @@ class Likeness:
 
 @dataclass(frozen=True, slots=True)
 class ScriptReading:
-    """What a clip shows, whatever scene it is of.
+    """What a clip shows, whatever scene it is of: words by label, as the text names them and as the reader finds them.
 
-    Attributes:
-        asked: Words for the scene that the text names, by label; one word for places that look the same.
-        read: Words that the reader finds.
-        asked_conditions: What should happen, one after another; None for nothing.
-        read_conditions: What the nearest renders of each span show, or, in long videos, what the reader finds.
-        consistency: Likeness of moments to the first and the one before, by the reader's features.
-        stays: Whether the reader finds the same subject and colour at the end as at the beginning.
+    Places that look the same have one word. Read conditions are those that the nearest renders of each span show, or,
+    in long videos, that the reader finds. `consistency` is the likeness of moments to the first and the one before, by
+    the reader's features, and `stays` whether subject and colour at the end are those of the beginning.
     """
 
     asked: dict[str, str]
@@ -70,16 +64,11 @@ class ScriptReading:
 
 @dataclass(frozen=True, slots=True)
 class ScriptResult:
-    """The result of a case.
+    """The result of a case; its likeness to the true render is None where there is none of what the text asks for.
 
-    Attributes:
-        case: What was asked for.
-        likeness: Likeness to the true render; None where there is none of what the text asks for.
-        moving_path: Correlation of the path of what moves with the subject's in the script; None where that is not
-            asked.
-        drift: Drift by the name of its measure.
-        reading: What the clip shows.
-        read_path: The same as `moving_path` of the path that the reader finds; None of long videos.
+    `moving_path` is the correlation of the path of what moves with the subject's in the script, None where that is not
+    asked, and `read_path` the same of the path that the reader finds, None of long videos. Drift is by the name of its
+    measure.
     """
 
     case: ScriptCase
@@ -187,17 +176,10 @@ class ReadingSummary:
 class ScriptSummary:
     """The figures of a row.
 
-    Attributes:
-        num_generations: Number of cases.
-        nearest: Share of clips to which the true render of their own script is the nearest among those of all cases of
-            the row; None where clips have none, like the next two.
-        psnr: Mean PSNR against it.
-        others: Mean PSNR against those of the other cases.
-        moving_path: Mean correlation of the path of what moves; None where that is not asked.
-        read_path: The same of the path that the reader finds.
-        drift: Mean start-end contrast, slope (without sign) and worst part by measure, in per cent.
-        reading: What the clips show.
-        by_group: Share of spans that show their condition, by family.
+    `nearest` is the share of clips to which the true render of their own script is the nearest among those of all cases
+    of the row; it and the mean `psnr` against it and `others` are None where clips have none. Paths are as in
+    `ScriptResult`, drift is mean start-end contrast, slope (without sign) and worst part by measure, in per cent, and
+    `by_group` the share of spans that show their condition, by family.
     """
 
     num_generations: int

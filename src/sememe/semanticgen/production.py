@@ -36,13 +36,9 @@ Predictions = Float[Tensor, "variant batch channel frame height width"]
 class Predictor:
     """Calls a transformer on latents; for a planner these are plans, whose slices stand in the place of frames.
 
-    Attributes:
-        transformer: Renderer or planner.
-        texts: Embedded text of each segment, by choice of text.
-        layouts: Layout of the tokens with a plan (True) and without one (False), where a variant needs it.
-        plan: Features that the renderer follows; None for none.
-        channels: Mask and latents of a first picture, which follow the noisy latents; None for a transformer that takes
-            none.
+    Texts are embedded, one for each segment, by choice of text; layouts are those with a plan (True) and without one
+    (False), where a variant needs it. `channels` are mask and latents of a first picture, which follow the noisy
+    latents; None for a transformer that takes none.
     """
 
     transformer: SemanticGenTransformer
@@ -72,15 +68,7 @@ class Predictor:
 
 @dataclass(frozen=True, eq=False)
 class Steps:
-    """Inputs of the denoising loop.
-
-    Attributes:
-        predict: Calls planner or renderer.
-        guidance: Table of its variants.
-        noise: Where the steps begin.
-        known: Frames that are known already; None for none.
-        retake: How a span of a source is rendered again; None for all of a new video.
-    """
+    """Inputs of the denoising loop: known frames, if any, and how a span of a source is rendered again."""
 
     predict: Predictor
     guidance: Guidance[Variant]
@@ -91,15 +79,7 @@ class Steps:
 
 @dataclass(frozen=True)
 class Production:
-    """One generation of a pipeline, part by part.
-
-    Attributes:
-        pipeline: The `SemanticGenPipeline`.
-        request: Inputs.
-        settings: Settings, with the number of frames as it will be.
-        generators: Source of the noise of each result.
-        callback: Called after each step, as the pipeline says.
-    """
+    """One generation of a `SemanticGenPipeline`, part by part; the settings have the number of frames as it will be."""
 
     pipeline: SystemPipeline
     request: Request

@@ -21,14 +21,10 @@ _LONGEST_CONDITION = 121
 
 @dataclass(frozen=True)
 class VideoShape:
-    """Shape of a video and its plan, from which layouts are made.
+    """Shape of a video and its plan, from which layouts are made: latent frames, rows and columns of tokens, slices.
 
-    Attributes:
-        clock: Times of the latent frames.
-        tokens: Latent frames, and rows and columns of their tokens.
-        slices: Slices of the plan; None without a plan.
-        window_seconds: Length of a window; None for none.
-        segment_ends: Seconds at which one text ends and the next begins.
+    Without a plan `slices` is None. Windows have a length in seconds, None for none, and segments of text end at
+    seconds.
     """
 
     clock: LatentClock
@@ -68,11 +64,7 @@ class Known:
     """Frames of a result that are known before it is made, and that the others have to continue.
 
     At each step they have their own noise at the level of the step (arXiv 2204.03458, section 3.1, the replacement
-    method), so that networks need not be trained for it.
-
-    Attributes:
-        clean: All frames; of those that are not known any values.
-        is_known: Whether each is known.
+    method), so that networks need not be trained for it. `clean` has any values for frames that are not known.
     """
 
     clean: VideoPart
@@ -90,13 +82,8 @@ class Retake:
     """A span of a video that is rendered again, between latents that are kept.
 
     The renderer sees the windows of the span and one window on each side, whose latents are those of the kept video at
-    the noise level of each step. What is farther away neither is seen nor costs anything.
-
-    Attributes:
-        clean: Latents of the kept video.
-        span: First latent frame of the span, and the one after the last.
-        half_windows: First and last half window that is computed.
-        seen: First latent frame that is computed, and the one after the last.
+    the noise level of each step. What is farther away neither is seen nor costs anything. The span and what is seen are
+    the first latent frame and the one after the last; half windows are the first and last that are computed.
     """
 
     clean: VideoLatents

@@ -106,12 +106,7 @@ def _normalise(drawn: PlanFeatures) -> PlanFeatures:
 
 @dataclass(frozen=True, eq=False)
 class LabelScores:
-    """How well the values of a label are read where it is shown.
-
-    Attributes:
-        losses: Cross-entropy of each clip.
-        right: Share that is right, over all clips.
-    """
+    """How well a label is read where it is shown: cross-entropy of each clip, and the share of all that is right."""
 
     losses: Float[Tensor, " batch"]
     right: Float[Tensor, ""]

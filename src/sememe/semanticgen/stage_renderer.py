@@ -40,15 +40,11 @@ _MOMENTUM = 0.01  # least share of a batch in the statistics of compressed featu
 
 @dataclass(frozen=True, eq=False)
 class RendererBatch:
-    """A batch of the renderer.
+    """A batch of the renderer: latents, captions, and features of the encoder, None for a batch without plans.
 
-    Attributes:
-        clean: Latents.
-        first_frames: Latents of the first pictures; None for a backbone that takes none.
-        has_image: Whether each clip's picture is given.
-        semantic: Features of the encoder; None for a batch without plans.
-        texts: Captions.
-        momentum: Share of the batch in the statistics of compressed features, large in the first steps.
+    First frames are latents of the first pictures, None for a backbone that takes none; `has_image` is whether each
+    clip's is given. `momentum` is the share of the batch in the statistics of compressed features, large in the first
+    steps.
     """
 
     clean: VideoLatents

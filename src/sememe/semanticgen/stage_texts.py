@@ -21,11 +21,9 @@ from sememe.training.text_source import TextSource
 
 @dataclass(frozen=True, eq=False)
 class BatchTexts:
-    """Captions of a batch.
+    """Captions of a batch, each once, in the form of a `TextSource`.
 
-    Attributes:
-        picked: Captions, each once, in the form of a `TextSource`.
-        places: Which of them each clip reads in each segment: one segment for a whole clip, or each slice.
+    `places` is which of them each clip reads in each segment: one segment for a whole clip, or each slice.
     """
 
     picked: Tensor

@@ -26,13 +26,7 @@ _ROUNDING = 1e-6  # in half windows and in seconds
 
 @dataclass(frozen=True)
 class WindowRun:
-    """Consecutive windows of equal size.
-
-    Attributes:
-        start: First token.
-        num_windows: Number of windows.
-        size: Tokens per window.
-    """
+    """Consecutive windows of `size` tokens each, from token `start` on."""
 
     start: int
     num_windows: int
@@ -52,11 +46,8 @@ class WindowRun:
 class Piece:
     """Latent frames and slices that no boundary of windows or segments divides; its latents stand first.
 
-    Attributes:
-        half_window: Half window that it lies in, counted from 0.
-        segment: Segment that it lies in, counted from 0.
-        latents: First latent frame, and the one after the last.
-        slices: First slice, and the one after the last.
+    Half windows and segments, in which it lies, are counted from 0; latents and slices are the first one, and the one
+    after the last.
     """
 
     half_window: int
@@ -73,13 +64,8 @@ class Piece:
 class WindowLayout:
     """Order of the tokens of a video, and the windows in which they attend; see `make_layout`.
 
-    Attributes:
-        pieces: Parts of the video in order of time.
-        latent_grid: Rows and columns of tokens per latent frame.
-        slice_grid: Rows and columns of tokens per slice; zeros without semantic tokens.
-        latent_positions: Position of each latent frame.
-        slice_positions: Position of each slice among the latent frames.
-        num_segments: Number of texts.
+    Pieces are in order of time. Grids are rows and columns of tokens, zeros without semantic tokens. Positions of
+    slices are among the latent frames.
     """
 
     pieces: tuple[Piece, ...]
@@ -186,13 +172,7 @@ class WindowLayout:
 
 @dataclass(frozen=True)
 class SliceShape:
-    """Semantic features that go with latents.
-
-    Attributes:
-        times: Centres of the slices in seconds.
-        rows: Rows of tokens.
-        columns: Columns of tokens.
-    """
+    """Semantic features that go with latents: centres of the slices in seconds, and rows and columns of tokens."""
 
     times: Times
     rows: int

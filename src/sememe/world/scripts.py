@@ -46,14 +46,7 @@ Span = tuple[str | None, float]
 
 @dataclass(frozen=True, slots=True)
 class RenderedSpan:
-    """A span of a filmed script.
-
-    Attributes:
-        start: Seconds at which its first frame begins.
-        end: Seconds at which its last frame ends.
-        condition: Condition, None for none.
-        caption: Who, where, and what happens in this span.
-    """
+    """A span of a filmed script: seconds, condition (None for none), and who, where, and what happens in it."""
 
     start: float
     end: float
@@ -63,12 +56,7 @@ class RenderedSpan:
 
 @dataclass(frozen=True, slots=True)
 class RenderedScript(RenderedClip):
-    """A filmed script.
-
-    Attributes:
-        full_caption: Who, where, and what happens in all spans.
-        spans: The spans, in order.
-    """
+    """A filmed script; its full caption says who, where, and what happens in all spans, which are in order."""
 
     spans: tuple[RenderedSpan, ...]
 
