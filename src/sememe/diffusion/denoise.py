@@ -101,7 +101,7 @@ def denoise(
             finite latents.
     """
     check_scheduler(scheduler, prediction)
-    _set_steps(scheduler, num_inference_steps, latents.device, set_timesteps or _set_timesteps)
+    _set_steps(scheduler, num_inference_steps, latents.device, set_timesteps)
     stepper = Stepper(scheduler, generator)
     # Schedulers whose latents grow with the noise, such as Euler's for diffusion, say what the network sees of them.
     scale = getattr(scheduler, "scale_model_input", lambda given, _: given)
@@ -148,17 +148,16 @@ def check_scheduler(scheduler: SchedulerMixin, prediction: PredictionType = "flo
         )
 
 
-def _set_timesteps(scheduler: SchedulerMixin, num_inference_steps: int, device: torch.device) -> None:
-    scheduler.set_timesteps(num_inference_steps, device=device)
-
-
 def _set_steps(
-    scheduler: SchedulerMixin, num_inference_steps: int, device: torch.device, set_timesteps: SetTimesteps
+    scheduler: SchedulerMixin, num_inference_steps: int, device: torch.device, set_timesteps: SetTimesteps | None
 ) -> None:
     if num_inference_steps < 1:
         raise InputError(f"num_inference_steps must be at least 1, got {num_inference_steps}")
     try:
-        set_timesteps(scheduler, num_inference_steps, device)
+        if set_timesteps is None:
+            scheduler.set_timesteps(num_inference_steps, device=device)
+        else:
+            set_timesteps(scheduler, num_inference_steps, device)
     except (ValueError, ArithmeticError, LookupError) as error:
         most, reason = scheduler.config.get("num_train_timesteps"), " ".join(str(error).split())[:120]
         raise InputError(

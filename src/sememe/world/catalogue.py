@@ -8,7 +8,7 @@ families, joined by "+". Random conditions, such as "random_17", are for trainin
 from __future__ import annotations
 
 import difflib
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from sememe.errors import InputError
 from sememe.world import cameras, concepts, elements, motions, styles
@@ -50,6 +50,7 @@ CATALOGUE: tuple[Condition, ...] = (
     *cameras.camera.conditions,
 )
 _BY_NAME = {condition.name: condition for condition in CATALOGUE}
+_draw = lru_cache(maxsize=8192)(partial(random_condition, catalogue=CATALOGUE))
 
 
 def conditions(family: str | None = None, split: str | None = None, *, scene: Scene | None = None) -> list[str]:
@@ -91,17 +92,12 @@ def condition(name: str) -> Condition:
         InputError: If there is none of that name; the message names similar ones.
     """
     if name.startswith(PREFIX) and name.removeprefix(PREFIX).isdecimal():
-        return _random_condition(int(name.removeprefix(PREFIX)))
+        return _draw(int(name.removeprefix(PREFIX)))
     if name not in _BY_NAME:
         near = difflib.get_close_matches(name, _BY_NAME, n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else "see sememe.world.conditions()"
         raise InputError(f"unknown condition {name!r}; {hint}")
     return _BY_NAME[name]
-
-
-@lru_cache(maxsize=8192)
-def _random_condition(number: int) -> Condition:
-    return random_condition(number, CATALOGUE)
 
 
 @lru_cache(maxsize=8192)

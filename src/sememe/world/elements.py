@@ -130,7 +130,7 @@ def lava(take: Take) -> Floats:
     cover = np.clip(below * take.stage.density, 0, 1)
     heat = np.clip(1 - below / 0.7, 0, 1)
     color = np.stack([np.ones_like(heat), 0.15 + 0.7 * heat, 0.1 * heat], axis=-1)
-    return np.concatenate([color * cover[..., None], cover[..., None]], axis=-1).astype(np.float32)
+    return _paint(color, cover)
 
 
 @concept("flames rise from below", to="before")
@@ -143,7 +143,7 @@ def fire(take: Take) -> Floats:
     cover = np.clip(below * 8, 0, 1) * 0.95
     heat = np.clip(below / 0.7, 0, 1)
     color = np.stack([np.ones_like(heat), 0.25 + 0.65 * heat, 0.05 + 0.4 * heat * heat], axis=-1)
-    return np.concatenate([color * cover[..., None], cover[..., None]], axis=-1).astype(np.float32)
+    return _paint(color, cover)
 
 
 @concept("fog drifts in from the left", to="before")
@@ -203,7 +203,7 @@ def portal(take: Take) -> None:
         cover = np.clip((size - radius) * 8, 0, 1) * np.minimum(opened[:, None, None] * 20, 1)
         arms = 0.5 + 0.5 * np.sin(3 * angle + 7 * radius - 14 * current.progress[:, None, None])
         color = np.stack([0.25 + 0.45 * arms, 0.05 + 0.15 * arms, 0.4 + 0.5 * arms], axis=-1)
-        return np.concatenate([color * cover[..., None], cover[..., None]], axis=-1).astype(np.float32)
+        return _paint(color, cover)
 
     take.behind.append(overlay)
     small = np.maximum(1 - closed, 0.02).astype(np.float32)
@@ -230,7 +230,7 @@ def rays(take: Take) -> Floats:
     cover = amount[:, None, None] * np.ones_like(beams)
     light, deep = np.array([[1.0, 0.85, 0.2], [0.95, 0.4, 0.15]], np.float32)
     color = np.where(beams[..., None] > 0, light, deep)
-    return np.concatenate([color * cover[..., None], cover[..., None]], axis=-1).astype(np.float32)
+    return _paint(color, cover)
 
 
 @concept("red curtains close", split="unseen", to="before")
@@ -241,7 +241,7 @@ def curtains(take: Take) -> Floats:
     cover = np.clip((np.abs(x)[None] - edge) * take.stage.density, 0, 1)
     folds = 0.75 + 0.25 * np.sin(np.abs(x)[None] * 16 - edge * 10)
     color = np.stack([0.75 * folds, 0.08 * folds, 0.12 * folds], axis=-1)
-    return np.concatenate([color * cover[..., None], cover[..., None]], axis=-1).astype(np.float32)
+    return _paint(color, cover)
 
 
 @concept("bars drop in front of it", to="before")
@@ -285,6 +285,11 @@ def heart(take: Take) -> Floats:
             shape = corners * scale * stage.subject_size * 1.15 + [stage.subject_x, stage.subject_y]
             out[index] = fill_outline(stage, shape)[..., None] * np.array([0.9, 0.1, 0.22, 1], np.float32)
     return out
+
+
+def _paint(color: Floats, cover: Floats) -> Floats:
+    """Return an overlay of a colour, which counts as much as it covers."""
+    return np.concatenate([color * cover[..., None], cover[..., None]], axis=-1).astype(np.float32)
 
 
 def fill_outline(stage: Stage, corners: Floats) -> Floats:
