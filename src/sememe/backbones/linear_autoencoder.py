@@ -20,19 +20,14 @@ _NUM_GROUPS = 8
 class LinearVideoAutoencoder(ModelMixin, AutoencoderMixin, ConfigMixin):
     """Encode each block of frames and pixels by a linear map, with the methods of diffusers' autoencoders.
 
-    A latent stands for `temporal_patch_size` frames of `patch_size` x `patch_size` pixels; the first frame fills a
-    block of its own. With one frame to a block it is an autoencoder for images: each frame is encoded alone.
-    Decoding inverts the map and adds a correction by a small convolutional network, which removes seams between blocks
-    and errors of generated latents. The latents need no statistics: their mean variance is 1.
+    A latent stands for `temporal_patch_size` frames (None for `patch_size`) of `patch_size` x `patch_size` pixels, an
+    even number; the first frame fills a block of its own. With one frame to a block it is an autoencoder for images:
+    each frame is encoded alone. Decoding inverts the map and adds a correction by a small convolutional network of
+    `hidden_channels`, a multiple of 8, which removes seams between blocks and errors of generated latents. The latents
+    need no statistics: their mean variance is 1.
 
-    Args:
-        latent_channels: Numbers per block.
-        patch_size: Pixels in height and width per block; even.
-        hidden_channels: Channels of the refining network, a multiple of 8.
-        num_layers: Number of residual blocks of the refining network.
-        noise_level: The standard deviation of the error that decoding assumes latents to have. The first latent frame
-            of a video is assumed exact: generations are given their first frame.
-        temporal_patch_size: Frames per block; None for `patch_size`, 1 for images.
+    The standard deviation of the error that decoding assumes latents to have is `noise_level`. The first latent frame
+    of a video is assumed exact: generations are given their first frame.
     """
 
     _supports_gradient_checkpointing = False

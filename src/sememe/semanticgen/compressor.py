@@ -98,14 +98,8 @@ class ChannelReport:
 class SemanticCompressor(ModelMixin, ConfigMixin):
     """MLP from features to Gaussians of few numbers, with the statistics that give these unit variance.
 
-    Args:
-        feature_dim: Numbers per feature of the encoder.
-        semantic_dim: Numbers per compressed token; 8 in the paper's main ablation.
-        hidden_dim: Width of the hidden layers.
-        num_layers: Hidden layers, at least 1.
-        fps: Frames per second that the encoder is given.
-        frames_per_slice: Frames per slice of the encoder.
-        encoder: Fingerprint of the encoder whose features it was trained on; empty before that.
+    A compressed token has `semantic_dim` numbers, 8 in the paper's main ablation. The encoder, of which a fingerprint
+    is kept (empty before training), is given `fps` frames per second and joins `frames_per_slice` to a slice.
     """
 
     _supports_gradient_checkpointing = False

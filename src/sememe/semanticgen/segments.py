@@ -15,13 +15,7 @@ _ROUNDING = 1e-6  # seconds
 
 @dataclass(frozen=True)
 class Segment:
-    """A text for a time span.
-
-    Attributes:
-        start: First second.
-        stop: Second at which it ends.
-        text: What happens.
-    """
+    """A text for a time span in seconds."""
 
     start: float
     stop: float

@@ -58,15 +58,10 @@ class RendererBatch:
 class RendererStage(Stage[RendererBatch]):
     """Training stage of renderer, compressor and text encoder; see `training.stage.Stage`.
 
-    Args:
-        transformer: Starts from a backbone, which may take a first picture in further channels.
-        compressor: Compressor of the cache's semantic features; frozen if none of its parameters requires a gradient.
-        text: Text encoder, which is trained too, and tokenizer; or texts that were embedded by a frozen one.
-        cache: Arrays "clean" and "semantic", and "first_frame" if the backbone takes pictures.
-        settings: Settings of the losses.
-        clock: Times of the latent frames.
-        copied: Folders of parts that are exported as they are, by name: those of a frozen text encoder.
-        sampler: Makes samples to look at.
+    The transformer starts from a backbone, which may take a first picture in further channels, and the compressor is
+    frozen if none of its parameters requires a gradient. Texts are read by an encoder that is trained too, or were
+    embedded by a frozen one, which `copied` then names, with other folders of parts that are exported as they are. The
+    cache has arrays "clean" and "semantic", and "first_frame" if the backbone takes pictures.
     """
 
     name = "renderer"

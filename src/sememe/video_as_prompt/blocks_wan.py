@@ -215,12 +215,7 @@ class WanExpert(nn.Module):
 
 
 class WanVideoAsPromptBlock(WanTransformerBlock):
-    """Wan's block with an expert. Without a reference it is the stock block, bit for bit.
-
-    Args:
-        config: Configuration of the transformer.
-        is_last_expert: Whether no later block has an expert.
-    """
+    """Wan's block with an expert. Without a reference it is the stock block, bit for bit."""
 
     def __init__(self, config: FrozenDict, *, is_last_expert: bool = False) -> None:
         super().__init__(

@@ -183,12 +183,10 @@ class TwoFolderFiles(ModelMixin):
 
     @torch.no_grad()
     def load_expert(self, folder: str | Path, *, for_any_use: bool = False) -> None:
-        """Read an expert into this model, each tensor in the precision and on the device of its twin.
+        """Read an expert that `save_expert` wrote, each tensor in the precision and on the device of its twin.
 
-        Args:
-            folder: As written by `save_expert`.
-            for_any_use: Whether it may have been trained for another use (`settings_of_use`), as weights that a
-                training begins with may; this model's use stays as it is.
+        With `for_any_use` it may have been trained for another use (`settings_of_use`), as weights that a training
+        begins with may; this model's use stays as it is.
 
         Raises:
             ModelError: The folder's settings or tensors are not those of this model's expert.
@@ -241,13 +239,10 @@ class TwoFolderFiles(ModelMixin):
         torch_dtype: torch.dtype | None = None,
         **settings: Any,
     ) -> E:
-        """Load a stock backbone folder and an expert folder into one model, in evaluation mode.
+        """Load a stock backbone folder and the folder of an expert (`save_expert`) into one model, in evaluation mode.
 
-        Args:
-            backbone_folder: As written by `save_backbone` or by diffusers.
-            expert_folder: As written by `save_expert`.
-            torch_dtype: Precision of the weights; what diffusers keeps in float32 stays so, in the expert as well.
-            settings: Passed to diffusers when it loads the backbone (quantisation, device map, ...).
+        What diffusers keeps in float32 whatever the dtype stays so, in the expert as well. The settings are passed to
+        diffusers when it loads the backbone (quantisation, device map, ...).
 
         Raises:
             ModelError: A folder, setting or tensor is not what was expected.

@@ -47,11 +47,7 @@ class ExpertModel(TwoFolderFiles):
         """Add experts to a backbone, each a copy of its block.
 
         The new model takes over the backbone's modules without copying them, so do not use `backbone` afterwards.
-
-        Args:
-            backbone: Model of the stock class.
-            values: Values of `own_settings`, in their order.
-            settings: The same by name. `own_settings` has those that are not given.
+        Values are those of `own_settings`, in their order or by name; what is not given is taken from there.
 
         Raises:
             ModelError: If a setting does not fit the backbone.

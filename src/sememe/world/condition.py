@@ -59,15 +59,10 @@ class Family:
         to: EffectList | None = None,
         **arguments: Any,
     ) -> Callable[[Function], Function]:
-        """List a function that bends a take, or an effect.
+        """List a function that bends a take, or, with `to`, one that is an effect in that part of a take.
 
-        Args:
-            phrase: Words for a full caption.
-            name: Name of the condition; None for that of the function.
-            split: "seen" or "unseen".
-            needs_layers: Whether the condition acts on the subject or on distances.
-            to: What of a take the function is an effect in; None for a function that bends the take itself.
-            arguments: Further arguments of the function.
+        The name is that of the function, unless another is given, the phrase is for a full caption, and the arguments
+        are further ones of the function.
         """
 
         def decorate(function: Function) -> Function:
