@@ -105,8 +105,6 @@ def test_factors_of_the_learning_rate_follow_names(kind: str) -> None:
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(RecipeError, match="needs hidden matrices"):
         NamedOptimizer({"n": nn.LayerNorm(3)}, make_config(optimizer="muon"))
-    with pytest.raises(ModelError, match="is not trained here"):
-        NamedOptimizer({"n": nn.LayerNorm(3)}, make_config()).load({"n.other/exp_avg": torch.zeros(3)})
 
 
 def test_the_average_follows_its_formula_and_gives_the_weights_back() -> None:

@@ -5,10 +5,12 @@ SIGTERM.
 """
 
 import io
+import logging
 import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -17,28 +19,35 @@ import typer
 
 import sememe
 from sememe.cli import (
-    convert,
     data,
     demo,
-    download,
-    encode_reference,
     environment,
     evaluate,
     generate,
     models,
-    parity,
     plan,
-    plans,
+    semanticgen,
     train,
+    video_as_prompt,
     world,
 )
 from sememe.cli.console import drop_stderr
 from sememe.cli.generate import name_flags
-from sememe.cli.quiet import silence_libraries
 from sememe.errors import SememeError
 
 USER_ERROR = 2
 INTERRUPTED = 130
+
+_SETTINGS = {
+    "DIFFUSERS_VERBOSITY": "error",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+# Diffusers imports these if they are installed, and they log missing optional parts.
+_TALKATIVE = ("torchao", "bitsandbytes", "torch.utils._pytree")
 
 
 @dataclass
@@ -71,22 +80,31 @@ def make_app(session: Session) -> typer.Typer:
     ) -> None:
         session.debug = session.debug or debug
         if not session.debug:
-            silence_libraries()
+            _silence_libraries()
 
     app.command()(demo.demo)
     generate.register(app)
-    app.command()(encode_reference.encode_reference)
+    app.command()(video_as_prompt.encode_reference)
     for verb in (train.train, train.precompute, train.assemble, train.recipes, evaluate.evaluate, plan.plan):
         app.command()(verb)
-    plans.register(app)
+    semanticgen.register(app)
     app.command("models")(models.list_models)
-    app.command()(download.download)
-    app.command()(convert.convert)
+    app.command()(models.download)
+    app.command()(video_as_prompt.convert)
     world.register(app)
     data.register(app)
-    app.command()(parity.check_parity)
+    app.command()(video_as_prompt.check_parity)
     app.command("env")(environment.show_environment)
     return app
+
+
+def _silence_libraries() -> None:
+    """Ask libraries that are not loaded yet for errors only, without progress bars; what is set already stays."""
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
 
 
 def _show_version(value: bool) -> bool:

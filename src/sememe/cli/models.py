@@ -1,5 +1,6 @@
-"""`sememe models`: built-in models, and released ones."""
+"""`sememe models` and `download`: built-in models, and those of the hub."""
 
+import os
 from typing import Annotated
 
 import typer
@@ -28,3 +29,20 @@ def list_models(as_json: Annotated[bool, typer.Option("--json", help="Print JSON
         typer.echo(f"    {model['repository']} on the hub, with a licence of its own")
     if not models:
         typer.echo("no model comes with this installation; give --model a folder", err=True)
+
+
+def download(
+    model: Annotated[
+        str,
+        typer.Argument(help="Released model (see `sememe models`), or owner/name on the hub.", show_default=False),
+    ],
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit; none is the newest.")] = None,
+) -> None:
+    """Fetch a model of the hub into the Hugging Face cache, and print its folder.
+
+    After an interruption, complete files are not fetched again.
+    """
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "0"  # before the hub's client is imported, which reads it
+    from sememe.workflows.model_list import download_model
+
+    typer.echo(str(download_model(model, revision)))

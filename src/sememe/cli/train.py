@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _RUN, _RECIPE, _RESULT = "Run", "Recipe", "Result"
 
 RecipeName = Annotated[str | None, typer.Argument(help="Name of the recipe (see `sememe recipes`).", metavar="RECIPE")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 def _make_settings(example: str) -> Any:
@@ -29,89 +30,41 @@ def _make_settings(example: str) -> Any:
     return typer.Option("--set", help=text, metavar="KEY=VALUE", rich_help_panel=_RECIPE)
 
 
-InitFrom = Annotated[
-    str | None,
-    typer.Option(
-        help="Begin with the weights of a built-in model, a model's folder, a run or a checkpoint.",
-        metavar="MODEL",
-        rich_help_panel=_RUN,
-    ),
-]
-AllowChanges = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="Settings or inputs that may differ from the run's, such as training.learning_rate,clips.",
-        metavar="KEY,...",
-        rich_help_panel=_RUN,
-    ),
-]
-MaxMinutes = Annotated[
-    float | None,
-    typer.Option(help="Minutes for the whole run, interrupted parts included.", rich_help_panel=_RUN),
-]
-Resumes = Annotated[
-    bool,
-    typer.Option(help="Resume the run in the folder, or refuse a folder that has one.", rich_help_panel=_RUN),
-]
-DryRun = Annotated[
-    bool,
-    typer.Option(
-        "--dry-run",
-        help="Read and build everything, report data, sizes, memory and time; train and write nothing.",
-        rich_help_panel=_RUN,
-    ),
-]
-ModelPart = Annotated[
-    str | None,
-    typer.Option(
-        help="Source of the autoencoder: a run, a built-in model, a model's folder, or a folder with the "
-        "autoencoder alone; the recipe's own if left out.",
-        metavar="MODEL",
-        rich_help_panel=_RUN,
-    ),
-]
-Data = Annotated[
-    Path | None,
-    typer.Option(
-        help="Folder of a dataset with manifest.jsonl or VAP-Data's vap_data.csv, instead of the world.",
-        rich_help_panel=_RUN,
-    ),
-]
-Verify = Annotated[
-    bool,
-    typer.Option(
-        "--verify", help="Read the whole cache first, and encode damaged entries again.", rich_help_panel=_RUN
-    ),
-]
-Prune = Annotated[
-    bool,
-    typer.Option(
-        "--prune",
-        help="Remove the entries of clips that were changed or are no longer in the data.",
-        rich_help_panel=_RUN,
-    ),
-]
-PartOfWork = Annotated[
-    str | None,
-    typer.Option(
-        help="Encode one part of the clips, such as 2/8, beside processes that encode the others; a last call "
-        "without it finishes the cache.",
-        metavar="K/N",
-        rich_help_panel=_RUN,
-    ),
-]
-OnRay = Annotated[
-    str | None,
-    typer.Option(
-        "--ray",
-        help="Encode on the machines of a Ray cluster (extra `ray`), which share data and output folder: its address, "
-        "auto for the one that this machine is of, or local.",
-        metavar="ADDRESS",
-        rich_help_panel=_RUN,
-    ),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-ListAll = Annotated[bool, typer.Option("--list", help="List the recipes, or the settings of RECIPE, and stop.")]
+def _of_run(text: str, *names: str, metavar: str | None = None) -> Any:
+    return typer.Option(*names, help=text, metavar=metavar, rich_help_panel=_RUN)
+
+
+_INIT_FROM = _of_run(
+    "Begin with the weights of a built-in model, a model's folder, a run or a checkpoint.", metavar="MODEL"
+)
+_ALLOW_CHANGES = _of_run(
+    "Settings or inputs that may differ from the run's, such as training.learning_rate,clips.", metavar="KEY,..."
+)
+_MAX_MINUTES = _of_run("Minutes for the whole run, interrupted parts included.")
+_RESUMES = _of_run("Resume the run in the folder, or refuse a folder that has one.")
+_DRY_RUN = _of_run(
+    "Read and build everything, report data, sizes, memory and time; train and write nothing.", "--dry-run"
+)
+_MODEL_PART = _of_run(
+    "Source of the autoencoder: a run, a built-in model, a model's folder, or a folder with the autoencoder alone; the "
+    "recipe's own if left out.",
+    metavar="MODEL",
+)
+_DATA = _of_run("Folder of a dataset with manifest.jsonl or VAP-Data's vap_data.csv, instead of the world.")
+_VERIFY = _of_run("Read the whole cache first, and encode damaged entries again.", "--verify")
+_PRUNE = _of_run("Remove the entries of clips that were changed or are no longer in the data.", "--prune")
+_PART = _of_run(
+    "Encode one part of the clips, such as 2/8, beside processes that encode the others; a last call without it "
+    "finishes the cache.",
+    metavar="K/N",
+)
+_RAY = _of_run(
+    "Encode on the machines of a Ray cluster (extra `ray`), which share data and output folder: its address, auto for "
+    "the one that this machine is of, or local.",
+    "--ray",
+    metavar="ADDRESS",
+)
+_LIST_ALL = typer.Option("--list", help="List the recipes, or the settings of RECIPE, and stop.")
 
 
 def train(
@@ -119,20 +72,21 @@ def train(
     settings: Annotated[list[str] | None, _make_settings("training.learning_rate=3e-4")] = None,
     output_dir: Annotated[
         Path | None,
-        typer.Option("--output-dir", "-o", help="Folder of the run; runs/RECIPE if left out.", rich_help_panel=_RUN),
+        _of_run("Folder of the run; runs/RECIPE if left out.", "--output-dir", "-o"),
     ] = None,
-    init_from: InitFrom = None,
-    resume: Resumes = True,
-    allow_changes: AllowChanges = None,
-    max_minutes: MaxMinutes = None,
-    dry_run: DryRun = False,
-    list_all: ListAll = False,
+    init_from: Annotated[str | None, _INIT_FROM] = None,
+    resume: Annotated[bool, _RESUMES] = True,
+    allow_changes: Annotated[list[str] | None, _ALLOW_CHANGES] = None,
+    max_minutes: Annotated[float | None, _MAX_MINUTES] = None,
+    dry_run: Annotated[bool, _DRY_RUN] = False,
+    list_all: Annotated[bool, _LIST_ALL] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train a part of a model; the same command resumes an interrupted run."""
     if list_all or recipe is None:
         _list(recipe, as_json=as_json, is_asked=list_all)
         return
+    from sememe.training.process import keep_freed_memory
     from sememe.workflows.train import resolve_training_recipe, train_recipe
 
     resolved = resolve_training_recipe(recipe, settings or (), max_minutes)
@@ -141,7 +95,7 @@ def train(
     if dry_run:
         _rehearse(resolved, output_dir, init_from, allowed, resume=how, as_json=as_json)
         return
-    _keep_memory()
+    keep_freed_memory()
     is_main = os.environ.get("RANK", "0") == "0"  # torchrun starts this command several times; one of them speaks
     with show_progress() if is_main else nullcontext(ignore_progress) as on_progress:
         summary = train_recipe(
@@ -162,22 +116,17 @@ def train(
 
 def precompute(
     recipe: RecipeName = None,
-    model_part: ModelPart = None,
-    data: Data = None,
+    model_part: Annotated[str | None, _MODEL_PART] = None,
+    data: Annotated[Path | None, _DATA] = None,
     output_dir: Annotated[
         Path | None,
-        typer.Option(
-            "--output-dir",
-            "-o",
-            help="Folder to write, or a URL of object storage; runs/RECIPE if left out.",
-            rich_help_panel=_RUN,
-        ),
+        _of_run("Folder to write, or a URL of object storage; runs/RECIPE if left out.", "--output-dir", "-o"),
     ] = None,
     settings: Annotated[list[str] | None, _make_settings("data.num_clips=1000")] = None,
-    verify: Verify = False,
-    prune: Prune = False,
-    part: PartOfWork = None,
-    ray: OnRay = None,
+    verify: Annotated[bool, _VERIFY] = False,
+    prune: Annotated[bool, _PRUNE] = False,
+    part: Annotated[str | None, _PART] = None,
+    ray: Annotated[str | None, _RAY] = None,
     as_json: AsJson = False,
 ) -> None:
     """Encode clips once, for trainings that read latents; the same command continues after an interruption.
@@ -187,6 +136,7 @@ def precompute(
     if recipe is None:
         _list(None, as_json=as_json, is_asked=False)
         return
+    from sememe.training.process import keep_freed_memory
     from sememe.training.recipes import ArraysRecipe
     from sememe.workflows.recipe_list import resolve_recipe
     from sememe.workflows.train import RUNS_FOLDER
@@ -196,7 +146,7 @@ def precompute(
     given += [f"dataset={data}"] if data is not None else []
     resolved = resolve_recipe(recipe, given, ArraysRecipe, "precompute")
     folder = RUNS_FOLDER / resolved.name if output_dir is None else output_dir
-    _keep_memory()
+    keep_freed_memory()  # before anything makes a tensor
     from sememe.workflows.precompute import Part, precompute_latents
 
     if part is not None and ray is not None:
@@ -275,12 +225,6 @@ def _list(recipe: str | None, *, as_json: bool, is_asked: bool) -> None:
         echo_json(found)
     else:
         typer.echo("\n".join(lines))
-
-
-def _keep_memory() -> None:
-    from sememe.training.process import keep_freed_memory
-
-    keep_freed_memory()
 
 
 def _tell(summary: "TrainingSummary") -> None:

@@ -88,12 +88,7 @@ def name_file(stem: str, part: int, num_parts: int) -> str:
 def load_checkpoint(path: Path, *, is_verified: bool = False) -> Checkpoint:
     """Read a checkpoint folder, on the CPU, each tensor on access.
 
-    Args:
-        path: Folder.
-        is_verified: Whether its hashes have just been verified; otherwise they are verified here.
-
-    Raises:
-        ModelError: It is damaged or incomplete.
+    Its hashes are verified unless they have just been. Raises `ModelError` if it is damaged or incomplete.
     """
     problem = None if is_verified else find_damage(path)
     if problem is not None:

@@ -5,7 +5,6 @@ import shutil
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +33,6 @@ from sememe.training.sharding import is_sharded, take_rows
 
 # Leftovers of processes killed while writing a checkpoint; see `atomic_folder`.
 _LEFTOVERS = (".step_*.parts", ".step_*.writing-*", ".step_*.replaced*")
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Part:
-    """What one process writes of a checkpoint: tensors by file, and the state where it is the main process."""
-
-    folder: Path
-    tensors: Mapping[str, Mapping[str, Tensor]]
-    state: Mapping[str, Any] | None
 
 
 class CheckpointWriter:
@@ -79,9 +69,7 @@ class CheckpointWriter:
     def begin(self, checkpoint: Checkpoint, best: int | None = None) -> None:
         """Copy this process's part of a checkpoint to the CPU, and write it in a thread.
 
-        Args:
-            checkpoint: Checkpoint.
-            best: Step of another one to keep, however old it is.
+        `best` is the step of another one to keep, however old it is.
         """
         assert not self.is_pending, "the last checkpoint is not complete"
         self._step, self._best, rank = checkpoint.step, best, self._distribution.rank
@@ -89,25 +77,20 @@ class CheckpointWriter:
         if checkpoint.average is not None:
             named[AVERAGE] = checkpoint.average
         is_main = self._distribution.is_main
-        part = _Part(
-            folder=self._name_parts(),
-            # The first processes together hold a complete copy; the others hold the same.
-            tensors={
-                name_file(stem, rank, self._num_parts): _copy(tensors, is_main=is_main)
-                for stem, tensors in named.items()
-                if rank < self._num_parts
-            },
-            state={"step": checkpoint.step, **checkpoint.state} if is_main else None,
-        )
-        self._written = self._pool.submit(_write, part)
+        # The first processes together hold a complete copy; the others hold the same.
+        files = {
+            name_file(stem, rank, self._num_parts): _copy(tensors, is_main=is_main)
+            for stem, tensors in named.items()
+            if rank < self._num_parts
+        }
+        state = {"step": checkpoint.step, **checkpoint.state} if is_main else None
+        self._written = self._pool.submit(_write, self._name_parts(), files, state)
 
     def complete(self) -> Path:
         """Wait until all processes have written their parts, and make these a checkpoint; return its path.
 
-        All processes must call it. The oldest checkpoints are removed.
-
-        Raises:
-            OutputError: It cannot be written; then it is removed and older ones stay.
+        All processes must call it. The oldest checkpoints are removed. Raises `OutputError` if it cannot be written;
+        then it is removed and older ones stay.
         """
         assert self._written is not None, "no checkpoint is begun"
         error = self._written.exception()
@@ -186,24 +169,21 @@ def _copy(tensors: Mapping[str, Tensor], *, is_main: bool) -> dict[str, Tensor]:
     return {name: each.to("cpu", copy=True) for name, each in own.items() if is_main or each.numel()}
 
 
-def _write(part: _Part) -> dict[str, Any]:
-    """Write files and return size and SHA-256 of each."""
+def _write(folder: Path, files: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Write tensors by file, and the state in the main process; return size and SHA-256 of each file."""
     try:
-        part.folder.mkdir(parents=True, exist_ok=True)
-        for name, tensors in part.tensors.items():
-            save_tensors(tensors, part.folder / name)
-        names = list(part.tensors)
-        if part.state is not None:
-            _save_json(part.state, part.folder / STATE_NAME)
-            names.append(STATE_NAME)
-        for name in names:
-            flush(part.folder / name)
-        return {
-            name: {"size": (part.folder / name).stat().st_size, "sha256": hash_file(part.folder / name)}
-            for name in names
-        }
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, tensors in files.items():
+            save_tensors(tensors, folder / name)
+        paths = [folder / name for name in files]
+        if state is not None:
+            paths.append(folder / STATE_NAME)
+            _save_json(state, paths[-1])
+        for path in paths:
+            flush(path)
+        return {path.name: {"size": path.stat().st_size, "sha256": hash_file(path)} for path in paths}
     except OSError as error:
-        raise OutputError(describe_write_error(part.folder, error)) from error
+        raise OutputError(describe_write_error(folder, error)) from error
 
 
 def _save_json(value: Mapping[str, Any], path: Path) -> None:

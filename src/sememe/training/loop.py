@@ -26,7 +26,6 @@ from sememe.training.config import TrainingConfig
 from sememe.training.frozen_weights import list_rounded, round_weights
 from sememe.training.hang_watch import HangWatch
 from sememe.training.optimizer import (
-    ChosenTensors,
     NamedOptimizer,
     WeightAverage,
     copy_tensors,
@@ -38,7 +37,7 @@ from sememe.training.process import (
     Distribution,
     StopRequest,
     checkpoint_activations,
-    compile_modules,
+    list_compiled,
     listen_for_stop,
     open_distribution,
     resolve_precision,
@@ -121,7 +120,8 @@ class _Run:
         shard = choose_shard(config.shard, distribution.num_ranks)
         round_weights(list_rounded(stage, config))
         # Before sharding, which changes the class names of blocks.
-        compile_modules(self._modules, config)
+        for module in list_compiled(self._modules, config):
+            module.compile_repeated_blocks()  # type: ignore[operator]
         self._sharding = Sharding(stage, distribution, shard)
         distribution.share_weights(stage.state().values())
         self._writer = CheckpointWriter(folder / "checkpoints", distribution, shard, config.keep_checkpoints)
@@ -177,10 +177,10 @@ class _Run:
         self._stage.enter(self._phase.settings.name)
         self._parameters = self._phase.parameters
         self._optimizer = NamedOptimizer(self._modules, self._config, self._phase.settings)
-        self._optimizer.load(ChosenTensors(optimizer, lambda key: key.rpartition("/")[0] in self._parameters))
+        self._optimizer.load(optimizer)
         if self._config.ema_decay:
             self._average = WeightAverage(self._parameters, self._config.ema_decay, self._phase.begun)
-            self._average.load(ChosenTensors(average, self._parameters.__contains__))
+            self._average.load(average)
         if self._validator is not None:
             # Losses of different phases are not comparable.
             is_within = validation is not None and validation.step > self._phase.start

@@ -23,16 +23,10 @@ _UPDATE_SIZE = 0.2
 
 
 class Muon(Optimizer):
-    """Nesterov momentum, orthogonalised; decoupled weight decay.
+    """Nesterov momentum, orthogonalised; decoupled weight decay; learning rates as for AdamW.
 
     The momentum of a sharded matrix is sharded too. Every process gathers and orthogonalises the whole matrices, one
     after another, so each spends as much time on this as a single process would.
-
-    Args:
-        params: Matrices, or groups of them as any torch optimiser takes them.
-        lr: Learning rate, as for AdamW.
-        momentum: Decay of the average of gradients.
-        weight_decay: Decoupled weight decay, multiplied by the learning rate.
     """
 
     def __init__(
@@ -58,7 +52,7 @@ class Muon(Optimizer):
                 state["momentum_buffer"] = torch.zeros_like(weight.grad)
             average = state["momentum_buffer"].lerp_(weight.grad, 1 - momentum)
             momentary.append(gather(weight.grad.lerp(average, momentum)))
-        dtype = _choose_dtype(weights[0].device)
+        dtype = torch.bfloat16 if is_fast_in_bfloat16(weights[0].device) else torch.float32
         is_alone = len(weights) == 1
         found = [orthogonalise(momentary[0], dtype)] if is_alone else orthogonalise(torch.stack(momentary), dtype)
         for weight, direction in zip(weights, found, strict=True):
@@ -81,9 +75,7 @@ def orthogonalise(
 ) -> Float[Tensor, "*batch row column"]:
     """Return a matrix with the same singular vectors, and singular values of about 0.7 to 1.2, by Newton-Schulz steps.
 
-    Args:
-        matrix: Matrix (row, column), or a batch of them; its scale has no effect.
-        dtype: Precision of the products and of the result.
+    The scale of the matrix has no effect. Products and result are of the dtype.
     """
     linear, cubic, quintic = _QUINTIC
     is_tall = matrix.shape[-2] > matrix.shape[-1]
@@ -97,7 +89,3 @@ def orthogonalise(
             current, add_product(square, square, square, beta=cubic, alpha=quintic), current, beta=linear
         )
     return current.mT if is_tall else current
-
-
-def _choose_dtype(device: torch.device) -> torch.dtype:
-    return torch.bfloat16 if is_fast_in_bfloat16(device) else torch.float32

@@ -1,7 +1,7 @@
 """Optimisers with a state of named tensors, and the moving average of the weights."""
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -58,9 +58,9 @@ class WeightAverage:
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Set averages that `tensors` returned. Raises `ModelError` if names or shapes differ."""
+        """Set the averages that `tensors` returned, as far as they are there. Raises `ModelError` if shapes differ."""
         averages = {name: average for name, average in self._average.items() if name in tensors}
-        copy_tensors(tensors, averages, "the averaged weights")
+        _copy_named(tensors, averages, "the averaged weights")
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -68,27 +68,6 @@ class WeightAverage:
         with _put_aside(self._parameters.values()):
             _copy_all(list(self._parameters.values()), list(self._average.values()))
             yield
-
-
-class ChosenTensors(Mapping[str, Tensor]):
-    """A selection of tensors, each read on access.
-
-    Args:
-        tensors: Tensors by name.
-        is_chosen: Whether a name is chosen.
-    """
-
-    def __init__(self, tensors: Mapping[str, Tensor], is_chosen: Callable[[str], bool]) -> None:
-        self._tensors, self._names = tensors, [name for name in tensors if is_chosen(name)]
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._tensors[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
 
 
 @contextmanager
@@ -119,6 +98,10 @@ def copy_tensors(source: Mapping[str, Tensor], target: Mapping[str, Tensor], wha
             f"{what} must hold the {len(target)} tensors of the model, but {_list_names('lacks', missing)}"
             f"{' and ' if missing and extra else ''}{_list_names('has also', extra)}; use those of the same model"
         )
+    _copy_named(source, target, what)
+
+
+def _copy_named(source: Mapping[str, Tensor], target: Mapping[str, Tensor], what: str) -> None:
     for name, tensor in target.items():
         if tensor.shape != source[name].shape:
             raise ModelError(
@@ -226,7 +209,9 @@ class NamedOptimizer:
         if split.decayed or split.plain:
             self._optimizers.append(self._build_adamw(split, config))
         if split.hidden:
-            self._optimizers.append(self._build_muon(split, config))
+            decay = config.weight_decay
+            groups = self._group(split.hidden)
+            self._optimizers.append(Muon(groups, lr=self._learning_rate, momentum=_MOMENTUM, weight_decay=decay))
 
     def _build_adamw(self, split: ParameterSplit, config: TrainingConfig) -> AdamW:
         groups = [
@@ -237,14 +222,6 @@ class NamedOptimizer:
         parameters = self._parameters.values()
         can_fuse = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
         return AdamW(groups, lr=self._learning_rate, betas=config.betas, eps=config.epsilon, fused=can_fuse or None)
-
-    def _build_muon(self, split: ParameterSplit, config: TrainingConfig) -> Optimizer:
-        return Muon(
-            self._group(split.hidden),
-            lr=self._learning_rate,
-            momentum=_MOMENTUM,
-            weight_decay=config.weight_decay,
-        )
 
     def _group(self, names: Sequence[str]) -> list[dict[str, Any]]:
         """Groups of parameters, each with one factor of the learning rate, and sharded or not."""
@@ -281,13 +258,12 @@ class NamedOptimizer:
         }
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Restore the state that `tensors` returned. Raises `ModelError` if it belongs to other parameters."""
+        """Restore the state that `tensors` returned; that of parameters which are not trained here is not read."""
         by_name: dict[str, dict[str, Tensor]] = {}
-        for key, tensor in tensors.items():
+        for key in tensors:
             name, _, quantity = key.rpartition("/")
-            if name not in self._parameters:
-                raise ModelError(f"the optimiser's state holds {key}, which is not trained here; use another folder")
-            by_name.setdefault(name, {})[quantity] = _laid_out_like(tensor, self._parameters[name])
+            if name in self._parameters:
+                by_name.setdefault(name, {})[quantity] = _laid_out_like(tensors[key], self._parameters[name])
         for optimizer in self._optimizers:
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             states = {

@@ -1,5 +1,6 @@
-"""The base of preparations for stages that are trained on cached arrays."""
+"""What is read and made before a run: its data, fixed networks, and untrained ones."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -8,24 +9,39 @@ import torch
 
 from sememe.compute.devices import choose_device
 from sememe.data.array_cache import ArrayCache
-from sememe.training.stage import Announce
+from sememe.training.stage import Announce, Stage
 
 
-class CachedPreparation:
-    """Opens the arrays that a recipe names; see `training.stage.Preparation`.
+class Preparation(ABC):
+    """The data and fixed networks of a run, independent of its initial weights.
 
-    Args:
-        recipe: Recipe of a training.
-        parts: Folders of the parts that the recipe needs.
-        announce: Called with a description of the current work.
+    It is made from the recipe, the folders of the parts that this needs, and a function that announces what is done.
+    """
+
+    @property
+    @abstractmethod
+    def inputs(self) -> Mapping[str, str]:
+        """Identity of the data: hashes and versions by name."""
+
+    @abstractmethod
+    def begin(self, folder: Path) -> None:
+        """Write each untrained part that the run trains to its own folder."""
+
+    @abstractmethod
+    def build(self, start: Path) -> Stage:
+        """Return the stage, with the weights of the parts in `start`.
+
+        Raises `ModelError` if a part is not whole, and `RecipeError` if settings or data do not fit the networks.
+        """
+
+
+class CachedPreparation(Preparation):
+    """Opens the arrays that a recipe names. Raises `InputError` if they are not there, or not finished.
 
     Attributes:
         source: Field of the recipe that names the arrays' folder.
         arrays: Names of the arrays that the run is made from.
         device: Where the arrays go; None for the device of the training.
-
-    Raises:
-        InputError: The arrays are not there, or not finished.
     """
 
     source: ClassVar[str] = "latents"
@@ -44,12 +60,10 @@ class CachedPreparation:
         raise NotImplementedError
 
     def begin(self, folder: Path) -> None:
-        """Write each untrained part that the run trains to its own folder."""
         torch.manual_seed(self._recipe.training.seed)
         for name, part in self.make().items():
             part.save_pretrained(folder / name)
 
     @property
     def inputs(self) -> Mapping[str, str]:
-        """What identifies the arrays: hashes and versions by name."""
         return {key: value for name in self.arrays for key, value in self._cache.describe(name).items()}

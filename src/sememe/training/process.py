@@ -110,11 +110,7 @@ class Distribution:
         return self.rank % self.context == 0
 
     def take_shares(self, num_shares: int) -> range:
-        """The shares of every step that this process computes.
-
-        Raises:
-            RecipeError: The shares cannot be divided evenly among the processes.
-        """
+        """The shares of every step that this process computes. Raises `RecipeError` if they cannot be divided evenly."""
         num_groups, group = self.num_ranks // self.context, self.rank // self.context
         if num_shares % num_groups:
             divided = f" divided by training.context={self.context}" if self.context > 1 else ""
@@ -202,12 +198,7 @@ def _rank_device(name: str, local_rank: int) -> torch.device:
 def open_distribution(device_name: str, context: int = 1) -> Iterator[Distribution]:
     """Join the other processes if torchrun started this one, and leave them at the end of the block.
 
-    Args:
-        device_name: As in `TrainingConfig.device`.
-        context: As in `TrainingConfig.context`.
-
-    Raises:
-        RecipeError: The processes cannot be divided into groups of that size.
+    Arguments are as in `TrainingConfig`. Raises `RecipeError` if the processes cannot be divided by `context`.
     """
     num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
     if num_ranks % context:
@@ -245,23 +236,15 @@ def meet() -> None:
 
 
 def list_compiled(modules: Mapping[str, nn.Module], config: TrainingConfig) -> list[nn.Module]:
-    """List the modules of a stage whose repeated blocks are to be compiled.
-
-    Raises:
-        RecipeError: Blocks are to be compiled, and there are none.
-    """
+    """List the modules of a stage whose repeated blocks are to be compiled. Raises `RecipeError` if none has any."""
+    if config.compile == "none":
+        return []
     able = [module for module in modules.values() if getattr(module, "_repeated_blocks", None)]
-    if config.compile == "blocks" and not able:
+    if not able:
         raise RecipeError(
             "compile=blocks has no effect: no module of the stage names repeated blocks; use compile=none"
         )
-    return able if config.compile == "blocks" else []
-
-
-def compile_modules(modules: Mapping[str, nn.Module], config: TrainingConfig) -> None:
-    """Compile the repeated blocks of a stage's modules, if the settings say so."""
-    for module in list_compiled(modules, config):
-        module.compile_repeated_blocks()  # type: ignore[operator]
+    return able
 
 
 def checkpoint_activations(modules: Mapping[str, nn.Module], config: TrainingConfig) -> None:

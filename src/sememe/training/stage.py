@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -157,10 +157,8 @@ class Stage(ABC, Generic[BatchT]):
     def hold_out(self) -> "Stage[BatchT]":
         """Hold a part of the data out of batches from now on, and return a stage over that part.
 
-        It shares this one's modules, and is only validated. By default the part is some of the `items`.
-
-        Raises:
-            RecipeError: There is too little data to hold any out.
+        It shares this one's modules, and is only validated. By default the part is some of the `items`. Raises
+        `RecipeError` if there is too little data to hold any out.
         """
         if self.items is None:
             raise RecipeError(f"training.validate_every has no effect on the stage {self.name}; give 0")
@@ -235,26 +233,3 @@ class BatchSource:
 
 Announce = Callable[[str], None]
 """Called with what is being done, in a few words for people."""
-
-
-@runtime_checkable
-class Preparation(Protocol):
-    """The data and fixed networks of a run, independent of its initial weights."""
-
-    @property
-    def inputs(self) -> Mapping[str, str]:
-        """Identity of the data: hashes and versions by name."""
-        ...
-
-    def begin(self, folder: Path) -> None:
-        """Write each untrained part that the run trains to its own folder."""
-        ...
-
-    def build(self, start: Path) -> Stage:
-        """Return the stage, with the weights of the parts in `start`.
-
-        Raises:
-            ModelError: A part is not whole.
-            RecipeError: The settings or the data do not fit the networks.
-        """
-        ...

@@ -1,4 +1,4 @@
-"""`sememe plans ...`: plans of SemanticGen, made of videos, shown and edited."""
+"""`sememe plans ...`, which only SemanticGen has: plans made of videos, shown and edited."""
 
 from collections.abc import Callable
 from functools import partial
@@ -80,30 +80,22 @@ def cut(
     stop: Annotated[float, typer.Option(help="Seconds.", show_default=False)],
 ) -> None:
     """Keep a part of a plan."""
-    from sememe.semanticgen import plan_edits
-
-    _edit(partial(plan_edits.cut, start=start, stop=stop), output, plan)
+    _edit(lambda edits, given: edits.cut(given, start, stop), output, plan)
 
 
 def splice(plan: PlanFile, other: OtherFile, output: Output) -> None:
     """Join two plans, one after the other."""
-    from sememe.semanticgen import plan_edits
-
-    _edit(plan_edits.splice, output, plan, other)
+    _edit(lambda edits, first, second: edits.splice(first, second), output, plan, other)
 
 
 def repeat(plan: PlanFile, output: Output, count: Annotated[int, typer.Option(help="Number of times.")] = 2) -> None:
     """Repeat a plan several times."""
-    from sememe.semanticgen import plan_edits
-
-    _edit(partial(plan_edits.repeat, count=count), output, plan)
+    _edit(lambda edits, given: edits.repeat(given, count), output, plan)
 
 
 def reverse(plan: PlanFile, output: Output) -> None:
     """Reverse the order of the slices."""
-    from sememe.semanticgen import plan_edits
-
-    _edit(plan_edits.reverse, output, plan)
+    _edit(lambda edits, given: edits.reverse(given), output, plan)
 
 
 def hold(
@@ -113,9 +105,7 @@ def hold(
     seconds: Annotated[float, typer.Option(help="Seconds to add.", show_default=False)],
 ) -> None:
     """Hold a moment for longer."""
-    from sememe.semanticgen import plan_edits
-
-    _edit(partial(plan_edits.hold, at=at, seconds=seconds), output, plan)
+    _edit(lambda edits, given: edits.hold(given, at, seconds), output, plan)
 
 
 def blend(
@@ -125,23 +115,18 @@ def blend(
     weight: Annotated[float, typer.Option(help="Weight of the other plan, 0 to 1.")] = 0.5,
 ) -> None:
     """Mix two plans of one length."""
-    from sememe.semanticgen import plan_edits
-
-    _edit(partial(plan_edits.blend, weight=weight), output, plan, other)
+    _edit(lambda edits, first, second: edits.blend(first, second, weight), output, plan, other)
 
 
 def replace_span(plan: PlanFile, other: OtherFile, output: Output, start: Start) -> None:
     """Replace a part of a plan, from a moment on, by another plan."""
-    from sememe.semanticgen import plan_edits
-
-    def edit(first: Any, second: Any) -> Any:
-        return plan_edits.replace_span(first, start, second)
-
-    _edit(edit, output, plan, other)
+    _edit(lambda edits, first, second: edits.replace_span(first, start, second), output, plan, other)
 
 
 def _edit(edit: Callable[..., Any], output: Path, *paths: Path) -> None:
+    """Write what an edit returns, which is called with the module of edits and the plans of the files."""
+    from sememe.semanticgen import plan_edits
     from sememe.semanticgen.plan_files import edit_plans
 
-    made = edit_plans(paths, edit, output)
+    made = edit_plans(paths, partial(edit, plan_edits), output)
     typer.echo(f"{output}: {made.num_slices} slices of {made.slice_seconds:g} s")
