@@ -14,7 +14,6 @@ from sememe.records import (
     Share,
     apply_overrides,
     flatten,
-    json_schema,
     list_fields,
     replace_fields,
 )
@@ -175,13 +174,6 @@ def test_fields_are_documented_in_the_docstring() -> None:
     fields = list_fields(Outer)
     assert list(fields) == list(flatten(Outer()))
     assert (fields["second.size"].help, fields["second.size"].default) == ("Pixels of a side.", 9)
-
-
-def test_the_schema_states_types_bounds_and_documentation() -> None:
-    schema = json_schema(Outer)["properties"]["first"]["properties"]
-    assert schema["size"] == {"type": "integer", "minimum": 1, "description": "Pixels of a side.", "default": 8}
-    assert schema["names"]["items"] == {"type": "string"}
-    assert schema["share"]["anyOf"] == [{"type": "number", "minimum": 0, "maximum": 1}, {"type": "null"}]
 
 
 def test_a_record_that_may_be_left_out_is_not_read_from_a_text() -> None:

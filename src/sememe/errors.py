@@ -47,3 +47,8 @@ class MissingExtraError(SememeError, ImportError):
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(f"{package} is not installed; install it with: pip install 'sememe[{extra}]'")
+
+
+def tell_reason(error: Exception) -> str:
+    """Return the first line of what an exception of a library says, or its class where it says nothing."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__

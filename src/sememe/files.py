@@ -15,32 +15,50 @@ from sememe.errors import InputError, OutputError, SememeError
 
 
 @contextmanager
+def writing(path: object) -> Iterator[None]:
+    """Turn an `OSError` within the block into an `OutputError` that says why `path` could not be written."""
+    try:
+        yield
+    except SememeError:
+        raise
+    except OSError as error:
+        reason = error.strerror or error
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            reason = "the disk is full; free some space or choose another folder"
+        elif error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
+            reason = "no permission; choose another folder"
+        elif error.errno == errno.ENAMETOOLONG:
+            reason = "the name is too long; choose a shorter one"
+        raise OutputError(f"cannot write {path}: {reason}") from error
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those that it is in. Raises `OutputError` if it cannot be made."""
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a path to write to; what was written there becomes `path` at once when the block ends well.
 
     The temporary file is a hidden one in the same folder with the same suffix. It is flushed to the disk and then
     renamed over `path`, so that a reader sees the old file or the new one and never half of one. If the block ends by
-    any exception, Ctrl-C included, the temporary file is removed and an older `path` stays as it was.
-
-    Raises:
-        OutputError: The folder does not exist or cannot be written, `path` is a folder, or the disk is full. An
-            `OSError` raised inside the block comes out as an `OutputError` too.
+    any exception, Ctrl-C included, the temporary file is removed and an older `path` stays as it was. An `OSError`,
+    also one of the block, comes out as an `OutputError`.
     """
     path = Path(path)
     check_writable(path)
     part = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.part{path.suffix}")
     try:
-        part.touch(exist_ok=False)
-        mode = part.stat().st_mode & 0o777
-        yield part
-        part.chmod(mode)  # safetensors puts another file there, which only its owner may read
-        flush(part)
-        part.replace(path)
-        flush(path.parent)
-    except OutputError:
-        raise
-    except OSError as error:
-        raise OutputError(describe_write_error(path, error)) from error
+        with writing(path):
+            part.touch(exist_ok=False)
+            mode = part.stat().st_mode & 0o777
+            yield part
+            part.chmod(mode)  # safetensors puts another file there, which only its owner may read
+            flush(part)
+            part.replace(path)
+            flush(path.parent)
     finally:
         with suppress(OSError):
             part.unlink()
@@ -52,28 +70,22 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
     It is flushed to the disk and then renamed. If the block ends by an exception, what was written is removed and an
     older folder stays. A process that is killed leaves at most a hidden folder `.<name>.writing-<process>` or
-    `.<name>.replaced-<process>` beside it.
-
-    Raises:
-        OutputError: The folder cannot be written. An `OSError` raised inside the block comes out as one too.
+    `.<name>.replaced-<process>` beside it. An `OSError`, also one of the block, comes out as an `OutputError`.
     """
     folder = folder.absolute()
     temporary = folder.with_name(f".{folder.name}.writing-{os.getpid()}")
     replaced = folder.with_name(f".{folder.name}.replaced-{os.getpid()}")
     try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        share_files(temporary)
-        for path in (*temporary.rglob("*"), temporary):
-            flush(path)
-        if folder.exists():
-            folder.rename(replaced)
-        temporary.rename(folder)
-        flush(folder.parent)
-    except SememeError:
-        raise
-    except OSError as error:
-        raise OutputError(describe_write_error(folder, error)) from error
+        with writing(folder):
+            temporary.mkdir(parents=True)
+            yield temporary
+            share_files(temporary)
+            for path in (*temporary.rglob("*"), temporary):
+                flush(path)
+            if folder.exists():
+                folder.rename(replaced)
+            temporary.rename(folder)
+            flush(folder.parent)
     finally:
         if replaced.exists() and not folder.exists():
             replaced.rename(folder)
@@ -90,11 +102,7 @@ def share_files(folder: Path) -> None:
 
 
 def hash_file(path: str | Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal.
-
-    Raises:
-        InputError: The file cannot be read.
-    """
+    """Return the SHA-256 of a file, in hexadecimal. Raises `InputError` if it cannot be read."""
     try:
         with Path(path).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -106,20 +114,18 @@ def hash_file(path: str | Path) -> str:
 def lock_folder(folder: Path) -> Iterator[None]:
     """Make a folder, and keep other processes from locking it until the block ends or this process does.
 
-    Raises:
-        OutputError: Another process has locked it, or it cannot be written.
+    Raises `OutputError` if another process has locked it, or if it cannot be written.
     """
     lock = FileLock(folder / ".lock")
+    make_folder(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
+        with writing(folder):
+            lock.acquire(timeout=0)
     except Timeout as error:
         raise OutputError(
             f"expected {folder} to be free, but another process is writing to it; wait for its end, or choose another "
             "folder"
         ) from error
-    except OSError as error:
-        raise OutputError(describe_write_error(folder, error)) from error
     try:
         yield
     finally:
@@ -145,35 +151,16 @@ def write_text(path: str | Path, text: str) -> None:
 def check_writable(path: str | Path) -> None:
     """Raise `OutputError` if `path` cannot become a file, before any work is spent on what should go there."""
     path = Path(path)
-    try:
-        _check_place(path)
-    except OutputError:
-        raise
-    except OSError as error:
-        raise OutputError(describe_write_error(path, error)) from error
-
-
-def _check_place(path: Path) -> None:
-    if path.is_dir():
-        raise OutputError(f"expected the name of a file to write, got the folder {path}; add a file name")
     folder = path.parent
-    if not folder.exists():
-        raise OutputError(f"cannot write {path}: the folder {folder} does not exist; create it first")
-    if not folder.is_dir():
-        raise OutputError(f"cannot write {path}: {folder} is a file, not a folder; choose another place")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise OutputError(f"cannot write {path}: no permission to write in {folder}; choose another folder")
-
-
-def describe_write_error(path: str | Path, error: OSError) -> str:
-    """One line about why `path` could not be written."""
-    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return f"cannot write {path}: the disk is full; free some space or choose another folder"
-    if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
-        return f"cannot write {path}: no permission; choose another folder"
-    if error.errno == errno.ENAMETOOLONG:
-        return f"cannot write {path}: the name is too long; choose a shorter one"
-    return f"cannot write {path}: {error.strerror or error}"
+    with writing(path):
+        if path.is_dir():
+            raise OutputError(f"expected the name of a file to write, got the folder {path}; add a file name")
+        if not folder.exists():
+            raise OutputError(f"cannot write {path}: the folder {folder} does not exist; create it first")
+        if not folder.is_dir():
+            raise OutputError(f"cannot write {path}: {folder} is a file, not a folder; choose another place")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise OutputError(f"cannot write {path}: no permission to write in {folder}; choose another folder")
 
 
 def flush(path: Path) -> None:

@@ -269,27 +269,6 @@ def find_key(key: str, known: Sequence[str]) -> str:
     raise InputError(f"there is no setting {key}; {hint}")
 
 
-def json_schema(kind: type, defaults: object = None) -> dict[str, Any]:
-    """Return the JSON schema (2020-12) of a record class, with its documentation and defaults.
-
-    Args:
-        kind: Class of the record.
-        defaults: Record whose values are the defaults; None for those of the class.
-    """
-    hints, docs = _hints(kind), _docs(kind)
-    properties: dict[str, Any] = {}
-    for item in dataclasses.fields(kind):
-        hint, default = hints[item.name], getattr(defaults, item.name, item.default)
-        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-            schema = json_schema(hint, None if default is dataclasses.MISSING else default)
-        else:
-            schema = _schema(hint) | {"description": docs.get(item.name, "")}
-            if default is not dataclasses.MISSING:
-                schema["default"] = to_plain(default)
-        properties[item.name] = schema
-    return {"type": "object", "properties": properties, "additionalProperties": False}
-
-
 def convert(value: Any, kind: Any, name: str) -> Any:
     """Return a value, or the text of one, as the type of a field.
 
@@ -420,29 +399,3 @@ def _docs(kind: Any) -> dict[str, str]:
     section = inspect.cleandoc(kind.__doc__ or "").partition("Attributes:\n")[2]
     entries = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", section, re.MULTILINE)
     return {name: " ".join(text.split()) for name, text in entries}
-
-
-_JSON_TYPES = {bool: "boolean", int: "integer", float: "number", str: "string", Path: "string"}
-
-
-def _schema(kind: Any) -> dict[str, Any]:
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is Annotated:
-        bounds = {"minimum": "least", "exclusiveMinimum": "above", "maximum": "most", "multipleOf": "multiple_of"}
-        found = {name: getattr(arguments[1], bound) for name, bound in bounds.items()}
-        return _schema(arguments[0]) | {name: bound for name, bound in found.items() if bound is not None}
-    if origin in (typing.Union, types.UnionType):
-        return {"anyOf": [_schema(choice) for choice in arguments]}
-    if origin is Literal:
-        return {"enum": list(arguments)}
-    if origin is Mapping:
-        return {"type": "object", "additionalProperties": _schema(arguments[1])}
-    if origin is tuple:
-        if arguments[1] is Ellipsis:
-            return {"type": "array", "items": _schema(arguments[0])}
-        return {"type": "array", "prefixItems": [_schema(each) for each in arguments], "minItems": len(arguments)}
-    if kind is type(None):
-        return {"type": "null"}
-    if dataclasses.is_dataclass(kind):
-        return json_schema(typing.cast(type, kind))
-    return {"type": _JSON_TYPES[kind]} if kind in _JSON_TYPES else {}

@@ -23,7 +23,7 @@ def test_a_matrix_of_zeros_stays() -> None:
 
 
 def test_steps_are_those_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(muon, "_choose_dtype", lambda _: torch.bfloat16)  # the only precision that torch's knows
+    monkeypatch.setattr(muon, "is_fast_in_bfloat16", lambda _: True)  # the only precision that torch's knows
     settings = {"lr": 0.02, "momentum": 0.9, "weight_decay": 0.1}
     ours, theirs = _make_weight(), _make_weight()
     optimizers = (

@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from sememe.checkpoints.headers import CONFIG_NAME, StoredTensor, describe_names, read_stored_tensors
-from sememe.errors import ModelError, OutputError
-from sememe.files import describe_write_error
+from sememe.errors import ModelError
+from sememe.files import writing
 
 _STEM = "diffusion_pytorch_model"
 WEIGHTS_NAME = f"{_STEM}.safetensors"
@@ -51,7 +51,7 @@ def write_tensors(
     }
     sizes = {key: torch.empty(size, dtype=torch.uint8, device="meta") for key, size in num_bytes.items()}
     split = split_torch_state_dict_into_shards(sizes, filename_pattern=SHARD_PATTERN, max_shard_size=max_shard_size)
-    try:
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for stale in [*folder.glob("*.safetensors"), folder / INDEX_NAME, folder / CONFIG_NAME]:
             stale.unlink(missing_ok=True)
@@ -68,26 +68,18 @@ def write_tensors(
             (folder / INDEX_NAME).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
         # The config comes last: a folder without one was not finished.
         (folder / CONFIG_NAME).write_text(json.dumps(dict(config), indent=2, sort_keys=True) + "\n")
-    except OutputError:
-        raise
-    except OSError as error:
-        raise OutputError(describe_write_error(folder, error)) from error
 
 
 def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write one safetensors file, with texts besides the tensors in its header.
-
-    Raises:
-        OutputError: It cannot be written.
-    """
+    """Write one safetensors file, with texts besides the tensors in its header. Raises `OutputError` if it cannot."""
     contents = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    try:
-        save_file(contents, path, {"format": "pt", **(metadata or {})})
-    except SafetensorError as error:
-        # The library gives the system's error as its number within the text only.
-        is_full = "os error 28" in str(error) or "os error 122" in str(error)
-        cause = OSError(errno.ENOSPC if is_full else 0, str(error))
-        raise OutputError(describe_write_error(path, cause)) from error
+    with writing(path):
+        try:
+            save_file(contents, path, {"format": "pt", **(metadata or {})})
+        except SafetensorError as error:
+            # The library gives the system's error as its number within the text only.
+            is_full = "os error 28" in str(error) or "os error 122" in str(error)
+            raise OSError(errno.ENOSPC if is_full else 0, str(error)) from error
 
 
 def iterate_stored(tensors: Mapping[str, StoredTensor]) -> Iterator[tuple[str, torch.Tensor]]:

@@ -2,7 +2,7 @@
 
 import torch
 
-from sememe.errors import InputError
+from sememe.errors import InputError, tell_reason
 
 # A card reports a few per cent less than its nominal size where part of its memory is for error correction.
 _VRAM_TOLERANCE = 1.05
@@ -29,8 +29,7 @@ def find_device(name: torch.device | str) -> torch.device:
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().split("\n", maxsplit=1)[0]
-        raise InputError(f"expected a device that computes, but {device} does not ({reason})") from error
+        raise InputError(f"expected a device that computes, but {device} does not ({tell_reason(error)})") from error
     return device
 
 

@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from sememe.compute.placement import without_offload
 from sememe.compute.speed import without_feature_cache
 from sememe.compute.storage import ADAPTER_LAYER_PATTERN, find_storage
-from sememe.errors import InputError, ModelError
+from sememe.errors import InputError, ModelError, tell_reason
 
 LoraSource = str | Path | dict[str, torch.Tensor]
 """A folder, a file, a repository on the hub, or tensors by name."""
@@ -83,7 +83,7 @@ def add_expert_adapter(model: ModelMixin, config: PeftConfig, name: str = "defau
         try:
             PeftAdapterMixin.add_adapter(model, restrict_to_expert(model, config), name)
         except ValueError as error:
-            raise ModelError(f"no layer of the expert can take the adapter {name!r}: {_first_line(error)}") from error
+            raise ModelError(f"no layer of the expert can take the adapter {name!r}: {tell_reason(error)}") from error
 
 
 @torch.no_grad()
@@ -122,7 +122,7 @@ def load_expert_adapter(model: ModelMixin, source: str | Path, name: str | None 
     try:
         tensors = safetensors.torch.load_file(path)
     except SafetensorError as error:
-        raise ModelError(f"{path} is not a whole safetensors file: {_first_line(error)}") from error
+        raise ModelError(f"{path} is not a whole safetensors file: {tell_reason(error)}") from error
     check_adapter(model, tensors, str(path), of_expert=True)
     check_can_adapt(model, of_expert=True)
     with without_injection_warnings(), _refetched(model):
@@ -231,10 +231,6 @@ def _exclude(config: PeftConfig, pattern: str) -> PeftConfig:
     return restricted
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", maxsplit=1)[0]
-
-
 class AdapterMixin(LoraBaseMixin):
     """`load_lora_weights` for the network that denoises; list a loader mixin of diffusers after it among the bases."""
 
@@ -329,9 +325,9 @@ class AdapterMixin(LoraBaseMixin):
         try:
             tensors, *alphas, metadata = loader.lora_state_dict(given, **options)
         except (OSError, ValueError, SafetensorError, LookupError, TypeError, AttributeError) as error:
-            reason = str(error).strip().split("\n", maxsplit=1)[0]
             raise ModelError(
-                f"{shown} holds no LoRA weights for a {type(self.transformer).__name__} in safetensors: {reason}"
+                f"{shown} holds no LoRA weights for a {type(self.transformer).__name__} in safetensors: "
+                f"{tell_reason(error)}"
             ) from error
         if hasattr(loader, "_maybe_expand_t2v_lora_for_i2v"):
             tensors = loader._maybe_expand_t2v_lora_for_i2v(self.transformer, tensors)

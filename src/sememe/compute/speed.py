@@ -40,7 +40,7 @@ from diffusers.models.attention_dispatch import (
 from sememe.compute.offload import is_offloaded_by_layer
 from sememe.diffusion.denoise import Predict
 from sememe.diffusion.guidance import VariantT
-from sememe.errors import InputError, ModelError
+from sememe.errors import InputError, ModelError, tell_reason
 
 _MOST_GRAPHS = 64
 """Graphs per kind of block, over all models of a process: each attention mode, size of the result and strength of the
@@ -236,7 +236,7 @@ def set_attention(pipeline: DiffusionPipeline, name: str) -> None:
     try:
         pipeline.transformer.set_attention_backend(name)
     except ValueError as error:
-        raise InputError(f"attention backend {name!r} cannot be used here ({_first_line(error)})") from error
+        raise InputError(f"attention backend {name!r} cannot be used here ({tell_reason(error)})") from error
     finally:
         _AttentionBackendRegistry.set_active_backend(others)
 
@@ -266,7 +266,7 @@ def _find_lack(backend: AttentionBackendName) -> str | None:
     try:
         _check_attention_backend_requirements(backend)
     except Exception as error:  # each backend checks in its own way
-        return _first_line(error)
+        return tell_reason(error)
     return None
 
 
@@ -384,7 +384,7 @@ def _find_obstacle(
                 return _try_mask(features, backend)
             dispatch_attention_fn(features, features, features, backend=backend)
     except Exception as error:  # a kernel may fail in any way, and the reason is the answer
-        return _first_line(error)
+        return tell_reason(error)
     return None
 
 
@@ -395,7 +395,3 @@ def _try_mask(features: torch.Tensor, backend: AttentionBackendName) -> str | No
     bias = values[:, :, :1, :1].permute(0, 2, 3, 1) * -math.log(2.0)
     mean = float(dispatch_attention_fn(features, keys, values, attn_mask=bias, backend=backend).float().mean())
     return None if abs(mean - 1 / 3) < 1 / 24 else "it leaves the mask out"
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", maxsplit=1)[0] or type(error).__name__

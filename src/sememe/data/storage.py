@@ -8,8 +8,8 @@ from pathlib import Path
 
 import fsspec.core
 
-from sememe.errors import InputError, OutputError
-from sememe.files import describe_write_error, write_bytes
+from sememe.errors import InputError
+from sememe.files import write_bytes, writing
 
 # A `Path` makes one slash of two; names of one letter are drives.
 _URL = re.compile(r"([a-z][a-z0-9+.-]+):(/+)(.*)")
@@ -55,10 +55,8 @@ class Storage:
 
     def make(self) -> None:
         """Make the folder, if the storage has folders. Raises `OutputError` if it cannot be made."""
-        try:
+        with writing(self):
             self._files.makedirs(self._root, exist_ok=True)
-        except OSError as error:
-            raise OutputError(describe_write_error(str(self), error)) from error
 
     def list_sizes(self, suffix: str) -> dict[str, int]:
         """Bytes of the files with this ending, by name and sorted, without hidden ones; none if the folder does not
@@ -88,8 +86,7 @@ class Storage:
     def read(self, ranges: Sequence[FileRange]) -> list[bytes]:
         """Read parts of files, from object storage concurrently; a part beyond the end of its file is shorter.
 
-        Raises:
-            InputError: A file does not exist, or cannot be read.
+        Raises `InputError` if a file does not exist, or cannot be read.
         """
         paths = [self._place(each.name) for each in ranges]
         try:
@@ -106,10 +103,8 @@ class Storage:
         if self._folder is not None:
             write_bytes(self._folder / name, content)
             return
-        try:
+        with writing(f"{self}/{name}"):
             self._files.pipe_file(self._place(name), content)
-        except OSError as error:
-            raise OutputError(describe_write_error(f"{self}/{name}", error)) from error
 
     def remove(self, name: str) -> None:
         """Remove a file, if it exists."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sememe.checkpoints.tensor_files import save_tensors
 from sememe.errors import ModelError, OutputError
-from sememe.files import atomic_folder, describe_write_error, flush, hash_file
+from sememe.files import atomic_folder, flush, hash_file, writing
 from sememe.training.checkpoint import (
     AVERAGE,
     MANIFEST_NAME,
@@ -171,7 +171,7 @@ def _copy(tensors: Mapping[str, Tensor], *, is_main: bool) -> dict[str, Tensor]:
 
 def _write(folder: Path, files: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any] | None) -> dict[str, Any]:
     """Write tensors by file, and the state in the main process; return size and SHA-256 of each file."""
-    try:
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for name, tensors in files.items():
             save_tensors(tensors, folder / name)
@@ -182,8 +182,6 @@ def _write(folder: Path, files: Mapping[str, Mapping[str, Tensor]], state: Mappi
         for path in paths:
             flush(path)
         return {path.name: {"size": path.stat().st_size, "sha256": hash_file(path)} for path in paths}
-    except OSError as error:
-        raise OutputError(describe_write_error(folder, error)) from error
 
 
 def _save_json(value: Mapping[str, Any], path: Path) -> None:

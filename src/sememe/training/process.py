@@ -110,7 +110,10 @@ class Distribution:
         return self.rank % self.context == 0
 
     def take_shares(self, num_shares: int) -> range:
-        """The shares of every step that this process computes. Raises `RecipeError` if they cannot be divided evenly."""
+        """The shares of every step that this process computes.
+
+        Raises `RecipeError` if they cannot be divided evenly.
+        """
         num_groups, group = self.num_ranks // self.context, self.rank // self.context
         if num_shares % num_groups:
             divided = f" divided by training.context={self.context}" if self.context > 1 else ""

@@ -11,8 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from sememe.errors import OutputError, RecipeError
-from sememe.files import describe_write_error, write_text
+from sememe.errors import RecipeError
+from sememe.files import make_folder, write_text, writing
 from sememe.training.config import TrackerName
 from sememe.training.process import Distribution
 from sememe.training.stage import NoiseLosses, StepLoss
@@ -257,15 +257,11 @@ class RunLog:
 
     def __init__(self, folder: Path, step: int, trackers: Collection[TrackerName] = ()) -> None:
         self._path = folder / "log.jsonl"
-        try:
+        with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             self._trackers = open_trackers(trackers, folder, step)
             self._drop_lines_after(step)
             self._file = self._path.open("a", buffering=1)
-        except OutputError:
-            raise
-        except OSError as error:
-            raise OutputError(describe_write_error(folder, error)) from error
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one line; numbers that are not finite become null."""
@@ -273,10 +269,8 @@ class RunLog:
             key: None if isinstance(value, float) and not math.isfinite(value) else value
             for key, value in record.items()
         }
-        try:
+        with writing(self._path):
             self._file.write(json.dumps(clean) + "\n")
-        except OSError as error:
-            raise OutputError(describe_write_error(self._path, error)) from error
         figures = {key: value for key, value in record.items() if key != "step" and isinstance(value, int | float)}
         for tracker in self._trackers:
             tracker.add(figures, record["step"])
@@ -284,10 +278,7 @@ class RunLog:
     def show(self, sheet: Image, step: int) -> None:
         """Write a contact sheet to `samples/`."""
         folder = self._path.parent / "samples"
-        try:
-            folder.mkdir(exist_ok=True)
-        except OSError as error:
-            raise OutputError(describe_write_error(folder, error)) from error
+        make_folder(folder)
         write_image(sheet, folder / f"step_{step:06}.png")
         for tracker in self._trackers:
             tracker.show(sheet, step)

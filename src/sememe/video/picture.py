@@ -12,7 +12,7 @@ import PIL.Image
 import PIL.ImageOps
 from PIL import ImageCms
 
-from sememe.errors import InputError, OutputError, VideoError
+from sememe.errors import InputError, OutputError, VideoError, tell_reason
 from sememe.files import atomic_path, check_writable
 from sememe.video.clip import Clip, Image, VideoLimits
 from sememe.video.colors import over_white
@@ -79,8 +79,9 @@ def read_image(path: str | Path, *, enough: int | None = None, limits: VideoLimi
     except PIL.UnidentifiedImageError as error:
         raise VideoError(f"{_EXPECTED}, but {path} is {_name_format(path)}") from error
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise VideoError(f"{path} cannot be decoded ({reason}); the file is damaged or incomplete") from error
+        raise VideoError(
+            f"{path} cannot be decoded ({tell_reason(error)}); the file is damaged or incomplete"
+        ) from error
 
 
 @cache

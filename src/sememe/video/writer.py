@@ -16,7 +16,7 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoRef
 from av.video.stream import VideoStream
 
 from sememe.errors import InputError, OutputError
-from sememe.files import atomic_path, describe_write_error
+from sememe.files import atomic_path
 from sememe.video.clip import Clip
 
 Codec = Literal["h264", "vp9", "ffv1", "gif"]
@@ -130,7 +130,7 @@ def write_clips(
             else:
                 _encode(pieces, part, container, _ENCODERS[codec], options, comment)
         except av.error.FFmpegError as error:
-            raise OutputError(describe_write_error(path, OSError(error.errno, error.strerror))) from error
+            raise OSError(error.errno, error.strerror) from error  # which comes out as an OutputError
 
 
 def _check_pieces(clips: Iterable[Clip]) -> Iterator[Clip]:

@@ -9,7 +9,7 @@ from typing import Any
 from sememe.compute.loading_settings import LoadingSettings
 from sememe.errors import InputError, OutputError
 from sememe.events import Progress, ProgressHandler, ignore_progress
-from sememe.files import check_writable, describe_write_error, hash_file
+from sememe.files import check_writable, hash_file, make_folder
 from sememe.system import SystemInputs
 from sememe.workflows.generate import GenerationRequest, check_seed, generate
 from sememe.workflows.input_files import ImageFile
@@ -66,10 +66,7 @@ def run_demo(request: DemoRequest, on_progress: ProgressHandler = ignore_progres
     check_seed(request.seed)
     if request.image is not None:
         ImageFile.read(request.image)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(describe_write_error(folder, error)) from error
+    make_folder(folder)
     sheet = folder / "sheet.png"
     check_writable(sheet)
     _check_folder(folder)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sememe.errors import InputError, OutputError
-from sememe.files import atomic_path, check_writable, describe_write_error
+from sememe.files import atomic_path, check_writable, writing
 
 _USUAL_COMPRESSION = 20  # of a video that moves little; less of others
 _MAX_SIDECAR = 10_000_000  # bytes; a record takes some thousands
@@ -119,9 +119,8 @@ def _probe(path: Path) -> None:
     """Make and remove an empty file: permissions do not show that a disk is full or read-only, or a name too long."""
     probe = path.with_name(f".{path.stem}.{'-' * 40}.part{path.suffix}")
     try:
-        probe.touch()
-    except OSError as error:
-        raise OutputError(describe_write_error(path, error)) from error
+        with writing(path):
+            probe.touch()
     finally:
         with suppress(OSError):
             probe.unlink()

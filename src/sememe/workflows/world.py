@@ -15,10 +15,10 @@ from sememe.data.manifest import (
     write_manifest,
     write_vap_data,
 )
-from sememe.errors import InputError, OutputError
+from sememe.errors import InputError
 from sememe.evaluation.cases import Case, SeedRanges, deal_cases
 from sememe.events import ProgressHandler, StepCounter, ignore_progress
-from sememe.files import check_writable, describe_write_error
+from sememe.files import check_writable, make_folder
 from sememe.video import write_clip, write_image
 from sememe.workflows.gallery import draw_gallery
 from sememe.world import EVALUATION_SEED, RenderedClip, can_show, conditions, random_scene, render
@@ -149,7 +149,7 @@ def write_world_dataset(settings: DatasetSettings, on_progress: ProgressHandler 
         seed=settings.seed,
         applies=lambda scene, name: can_show(random_scene(scene), name),
     )
-    _make_folder(settings.folder)
+    make_folder(settings.folder)
     counter = StepCounter("clips", len(cases) + 2 * len(pairs), on_progress)
     samples = _list_references([_write_sample(settings, case, counter) for case in cases])
     benchmark = [_write_pair(settings, pair, index, counter) for index, pair in enumerate(pairs)]
@@ -196,7 +196,7 @@ def _write_pair(settings: DatasetSettings, case: Case, index: int, counter: Step
 def _write(settings: DatasetSettings, path: str, scene: int, condition: str, counter: StepCounter) -> RenderedClip:
     shot = settings.shape.film(scene, condition)
     place = settings.folder / path
-    _make_folder(place.parent)
+    make_folder(place.parent)
     write_clip(shot.clip, place)
     counter.advance()
     return shot
@@ -214,10 +214,3 @@ def _list_references(samples: Sequence[VideoSample]) -> tuple[VideoSample, ...]:
         others = [*paths[place + 1 :], *paths[:place]][:NUM_REFERENCES]
         listed.append(replace(sample, references=tuple(others)))
     return tuple(listed)
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(describe_write_error(folder, error)) from error
