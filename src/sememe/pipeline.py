@@ -76,7 +76,7 @@ class SystemPipeline(DiffusionPipeline):
     _interrupt = False
     _storage = "full"
     _offload: Any = None
-    _part_offloads: Sequence[Any] = ()
+    _hook_removers: Sequence[Callable[[], None]] = ()
 
     @property
     def _execution_device(self) -> torch.device:

@@ -1,5 +1,6 @@
 """LoRA on a backbone whose weights are in fewer bits, or not on the device: the same, or one line that says why not."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from compute.hidden_weights import hide_offloaded
 from compute.test_lora import TARGETS, each_family, make, make_target, predict, train, write_lora
 from sememe.compute.lora import add_expert_adapter, load_expert_adapter, save_expert_adapter
 from sememe.compute.placement import apply_offload, apply_storage
-from sememe.compute.storage import find_storage, is_adapter_layer, quantizable_layers
+from sememe.compute.storage import ADAPTER_LAYER_PATTERN, find_storage, quantizable_layers
 from sememe.errors import InputError, ModelError
 from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
 from video_as_prompt.pipeline_factories import make_clip, make_picture, make_pipeline
@@ -50,7 +51,7 @@ def generate(pipe: Any) -> torch.Tensor:
 
 
 def adapter_weights(model: Any) -> dict[str, torch.Tensor]:
-    return {name: weight for name, weight in model.named_parameters() if is_adapter_layer(name)}
+    return {name: weight for name, weight in model.named_parameters() if re.search(ADAPTER_LAYER_PATTERN, name)}
 
 
 def in_one_line(refused: Any) -> bool:
@@ -98,7 +99,7 @@ def test_fp8_storage_rounds_adapted_layers_and_spares_adapters(family: str, tmp_
     apply_storage(pipe, "fp8")
     stored = {name for name, weight in pipe.transformer.named_parameters() if weight.dtype == torch.float8_e4m3fn}
     assert any("base_layer" in name for name in stored)
-    assert not any(is_adapter_layer(name) for name in stored)
+    assert not any(re.search(ADAPTER_LAYER_PATTERN, name) for name in stored)
     with torch.no_grad():
         for name, weight in rounded.transformer.named_parameters():
             if name in stored:

@@ -29,14 +29,10 @@ Keys = Float[Tensor, "batch key head head_dim"]
 
 
 def attend(processor: Any, query: Queries, key: Keys, value: Keys, mask: Tensor | None = None) -> Queries:
-    """Attend on the backend of an attention processor, over all processes that share its tokens.
+    """Attend on the backend of an attention processor of diffusers, over all processes that share its tokens.
 
-    Args:
-        processor: Processor with the fields `_attention_backend` and `_parallel_config` of diffusers.
-        query: Queries of this process's tokens.
-        key: Keys of this process's tokens. Processes may differ in the numbers of their queries and keys.
-        value: Values of this process's tokens.
-        mask: Mask of this process's keys, in the form of the backend.
+    All arguments are of this process's tokens; processes may differ in the numbers of their queries and keys. The mask
+    is one of keys, in the form of the backend.
     """
     backend, config = processor._attention_backend, processor._parallel_config
     shared = None if config is None else config.context_parallel_config

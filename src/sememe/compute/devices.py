@@ -2,18 +2,17 @@
 
 import torch
 
+from sememe.compute.strategy import GIGABYTE
 from sememe.errors import InputError, tell_reason
 
 # A card reports a few per cent less than its nominal size where part of its memory is for error correction.
 _VRAM_TOLERANCE = 1.05
-_GIGABYTE = 1e9
 
 
 def find_device(name: torch.device | str) -> torch.device:
     """Return the device of that name, "cpu:0" as "cpu".
 
-    Raises:
-        InputError: This machine has no such device, or it does not compute; the message names those that it has.
+    Raises `InputError` if this machine has no such device, or it does not compute; the message names those that it has.
     """
     try:
         device = torch.device(name)
@@ -34,11 +33,7 @@ def find_device(name: torch.device | str) -> torch.device:
 
 
 def choose_device(name: torch.device | str | None) -> torch.device:
-    """Return the device of that name; for "auto" or None CUDA where it is there, the CPU otherwise.
-
-    Raises:
-        InputError: This machine has no device of that name.
-    """
+    """Return the device of that name as `find_device`; for "auto" or None CUDA where it is there, the CPU otherwise."""
     return find_device(("cuda" if torch.cuda.is_available() else "cpu") if name in ("auto", None) else name)
 
 
@@ -60,8 +55,8 @@ def check_vram(device: torch.device, vram: float) -> None:
     if device.type != "cuda":
         return
     total = torch.cuda.get_device_properties(device).total_memory
-    if vram * _GIGABYTE > _VRAM_TOLERANCE * total:
-        has = int(total / _GIGABYTE * 10) / 10
+    if vram * GIGABYTE > _VRAM_TOLERANCE * total:
+        has = int(total / GIGABYTE * 10) / 10
         raise InputError(f"expected a vram of at most the {has:g} GB that {device} has, got {vram:g}")
 
 

@@ -27,13 +27,10 @@ class ModelChanges:
 
 
 def find_model_changes(pipeline: Any, height: int, width: int, storage: str | None = None) -> ModelChanges:
-    """Return how a pipeline differs from its model.
+    """Return how a pipeline differs from its model, when it makes a result of that size in pixels.
 
-    Args:
-        pipeline: A pipeline with a `transformer` and a `vae`, which may be None.
-        height: Height of the result in pixels; an autoencoder works in tiles only where it is above a tile's.
-        width: Width of the result in pixels, the same.
-        storage: Form in which a plan stored the transformer's weights in fewer bits; None without one.
+    An autoencoder works in tiles only where the result is larger than one. `storage` is the form in which a plan stored
+    the transformer's weights in fewer bits; None without one.
     """
     transformer = pipeline.transformer
     library = find_library(transformer)

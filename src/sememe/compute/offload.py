@@ -1,7 +1,6 @@
 """Modules that are on the accelerator only while they are needed."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import wraps
 from typing import Any, Literal, ParamSpec, TypeVar
 
@@ -39,30 +38,12 @@ def sends_modules_back(method: Callable[_Arguments, _Result]) -> Callable[_Argum
     return call
 
 
-@dataclass(frozen=True)
-class PartOffload:
-    """Offload of modules that come when they are called and leave when the transformer takes a step.
-
-    Attributes:
-        undo: Removes the hooks.
-    """
-
-    undo: tuple[Callable[[], None], ...]
-
-    def end(self) -> None:
-        """Remove the hooks; modules then stay wherever they are."""
-        for step in self.undo:
-            step()
-
-
-def offload_expert(transformer: ModelMixin) -> PartOffload:
-    """Keep a one-way expert on the CPU except while references are encoded.
+def offload_expert(transformer: ModelMixin) -> list[Callable[[], None]]:
+    """Keep a one-way expert on the CPU except while references are encoded; return what removes the hooks.
 
     It comes to the backbone's device when a reference is embedded and leaves when the next step begins. In between a
-    step needs nothing but the reference's keys and values. The result is the same.
-
-    Raises:
-        InputError: A two-way expert, which is needed at every step.
+    step needs nothing but the reference's keys and values. The result is the same. Raises `InputError` for a two-way
+    expert, which is needed at every step.
     """
     check_can_offload(transformer)
     gate, parts = _first_module(transformer), expert_modules(transformer)
@@ -75,8 +56,7 @@ def offload_expert(transformer: ModelMixin) -> PartOffload:
 
     leave()
     # No hooks on the experts themselves, which would break the graph of a compiled block.
-    hooks = (parts[0].register_forward_pre_hook(fetch), gate.register_forward_pre_hook(leave))
-    return PartOffload(tuple(hook.remove for hook in hooks))
+    return [parts[0].register_forward_pre_hook(fetch).remove, gate.register_forward_pre_hook(leave).remove]
 
 
 def check_can_offload(transformer: ModelMixin) -> None:
@@ -85,10 +65,11 @@ def check_can_offload(transformer: ModelMixin) -> None:
         raise InputError("a two-way expert is needed at every step, so that it cannot leave the device in between")
 
 
-def offload_encoders(pipeline: DiffusionPipeline, device: torch.device | str) -> PartOffload:
-    """Keep text and image encoder on the CPU except while they encode; the result is the same.
+def offload_encoders(pipeline: DiffusionPipeline, device: torch.device | str) -> list[Callable[[], None]]:
+    """Keep text and image encoder on the CPU except while they encode; return what removes the hooks.
 
-    They come to `device` when they are called and leave when the transformer's next step begins.
+    They come to `device` when they are called and leave when the transformer's next step begins. The result is the
+    same.
     """
     encoders = [pipeline.components.get(name) for name in ("text_encoder", "image_encoder")]
     # Accelerate's own hook also says where the encoder's inputs have to be.
@@ -99,7 +80,7 @@ def offload_encoders(pipeline: DiffusionPipeline, device: torch.device | str) ->
             hook.offload()
 
     at_step = _first_module(pipeline.transformer).register_forward_pre_hook(leave)
-    return PartOffload((at_step.remove, *(hook.remove for hook in hooks)))
+    return [at_step.remove, *(hook.remove for hook in hooks)]
 
 
 def is_offloaded_by_layer(transformer: ModelMixin) -> bool:

@@ -5,7 +5,6 @@ except with storage "fp8", before which they have to be loaded."""
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
@@ -20,7 +19,6 @@ from sememe.backbones.autoencoder import Autoencoder
 from sememe.compute.devices import find_device
 from sememe.compute.offload import (
     OffloadedPart,
-    PartOffload,
     check_can_offload,
     expert_modules,
     is_offloaded_by_layer,
@@ -57,11 +55,6 @@ def enable_tiling(vae: Autoencoder, tile_size: int = _DEFAULT_TILE) -> None:
         vae.enable_tiling(tile_size, tile_size, tile_size * 3 // 4, tile_size * 3 // 4)
     else:
         vae.enable_tiling(tile_size, tile_size, 0.25, 0.25)
-
-
-def enable_slicing(vae: Autoencoder) -> None:
-    """Encode and decode the videos of a batch one by one; the result is the same but for rounding."""
-    vae.enable_slicing()
 
 
 def check_tiling(vae: Autoencoder) -> None:
@@ -109,17 +102,6 @@ Storage = Literal["full", "fp8", Quantization]
 _EXPERT_PATTERN = r"(^|\.)expert(_embedder)?(\.|$)"
 
 
-@dataclass(frozen=True)
-class _Offload:
-    """What `apply_offload` was asked for."""
-
-    kind: str
-    device: torch.device
-    group_level: str
-    host_memory: str
-    parts: tuple[str, ...]
-
-
 def apply_offload(
     pipeline: DiffusionPipeline,
     kind: str,
@@ -144,20 +126,16 @@ def apply_offload(
     Raises:
         InputError: An unknown kind or device, a combination that cannot be, or a change from group offload to another.
     """
-    _check(
-        ("offload", kind, OffloadKind),
-        ("group_level", group_level, GroupLevel),
-        ("host_memory", host_memory, HostMemory),
-    )
+    _check("offload", kind, OffloadKind)
+    _check("group_level", group_level, GroupLevel)
+    _check("host_memory", host_memory, HostMemory)
     for part in parts:
-        _check(("parts", part, OffloadedPart))
+        _check("parts", part, OffloadedPart)
     target = find_device(device)
-    chosen = _Offload(kind, target, group_level, host_memory, tuple(parts))
     if any(_is_group_offload_enabled(module) for module in _modules(pipeline).values()):
         raise InputError("this pipeline is under group offload, which cannot be changed; load it again")
     _check_combination(pipeline, kind, group_level, parts)
-    _clear(pipeline)
-    offloads: list[PartOffload] = []
+    _remove_hooks(pipeline)
     if kind == "none":
         _place(pipeline, target, parts)
     elif kind == "model":
@@ -166,12 +144,13 @@ def apply_offload(
         _offload_layers(pipeline, target)
     else:
         _offload_groups(pipeline, target, group_level, host_memory)
+    pipeline._hook_removers = []
     if "encoders" in parts:
-        offloads.append(offload_encoders(pipeline, target))
+        pipeline._hook_removers += offload_encoders(pipeline, target)
     if "expert" in parts:
-        offloads.append(offload_expert(pipeline.transformer))
-    pipeline._part_offloads = tuple(offloads)
-    pipeline._offload = chosen
+        pipeline._hook_removers += offload_expert(pipeline.transformer)
+    pipeline._offload = {"kind": kind, "device": target, "group_level": group_level, "host_memory": host_memory}
+    pipeline._offload["parts"] = tuple(parts)
 
 
 @contextmanager
@@ -180,35 +159,23 @@ def without_offload(pipeline: DiffusionPipeline) -> Iterator[None]:
 
     Those of offload 'group' stay on.
     """
-    chosen: _Offload | None = pipeline._offload
+    chosen: dict[str, Any] | None = pipeline._offload
     is_on = any(hasattr(module, "_hf_hook") for module in _modules(pipeline).values())
-    if chosen is None or chosen.kind == "group" or not is_on:
+    if chosen is None or chosen["kind"] == "group" or not is_on:
         yield
         return
-    _clear(pipeline)
+    _remove_hooks(pipeline)
     try:
         yield
     finally:
-        apply_offload(
-            pipeline,
-            chosen.kind,
-            chosen.device,
-            group_level=chosen.group_level,
-            host_memory=chosen.host_memory,
-            parts=chosen.parts,
-        )
+        apply_offload(pipeline, **chosen)
 
 
 @contextmanager
 def name_smaller_plan(device: torch.device | str, plan: MemoryPlan | None) -> Iterator[None]:
-    """Turn running out of memory within the block into one line that names the next smaller plan.
+    """Turn running out of memory within the block into an `InputError` of one line that names the next smaller plan.
 
-    Args:
-        device: Where it computes.
-        plan: Plan by which it was placed there; None without one.
-
-    Raises:
-        InputError: The device, or the machine itself, ran out of memory.
+    `plan` is the one by which the pipeline was placed on the device; None without one.
     """
     try:
         yield
@@ -243,7 +210,8 @@ def apply_storage(pipeline: DiffusionPipeline, storage: str, parts: str = "both"
 
 def store_weights(transformer: ModelMixin, storage: str, parts: str = "both") -> None:
     """Store the weights of a transformer's blocks in fewer bits; arguments and errors are those of `apply_storage`."""
-    _check(("storage", storage, Storage), ("parts", parts, Parts))
+    _check("storage", storage, Storage)
+    _check("parts", parts, Parts)
     if storage == "full":
         return
     if parts != "both" and not hasattr(transformer, "key_map"):
@@ -301,19 +269,13 @@ def _check_combination(pipeline: DiffusionPipeline, kind: str, group_level: str,
 
 
 def _offload_layers(pipeline: DiffusionPipeline, device: torch.device) -> None:
-    for name, module in _modules(pipeline).items():
-        if name in pipeline._exclude_from_cpu_offload:
-            module.to(device)
-            continue
+    for module in _offloaded_modules(pipeline, device).values():
         # As diffusers does, which however gives every device a number; the CPU with one is another to torch.
         cpu_offload(module, device, offload_buffers=any(True for _ in module.parameters(recurse=False)))
 
 
 def _offload_groups(pipeline: DiffusionPipeline, device: torch.device, level: str, host_memory: str) -> None:
-    for name, module in _modules(pipeline).items():
-        if name in pipeline._exclude_from_cpu_offload:
-            module.to(device)
-            continue
+    for name, module in _offloaded_modules(pipeline, device).items():
         # Methods other than `forward` lead into an autoencoder; only some of them say which blocks those call.
         knows_blocks = name != "vae" or getattr(module, "_group_offload_block_modules", None) is not None
         by_block = level == "block" and knows_blocks
@@ -336,18 +298,25 @@ def _place(pipeline: DiffusionPipeline, device: torch.device, parts: Collection[
         place_without(module, left_out, device)
 
 
-def _clear(pipeline: DiffusionPipeline) -> None:
-    for offload in pipeline._part_offloads:
-        offload.end()
+def _remove_hooks(pipeline: DiffusionPipeline) -> None:
+    for remove in pipeline._hook_removers:
+        remove()
     pipeline.remove_all_hooks()
+
+
+def _offloaded_modules(pipeline: DiffusionPipeline, device: torch.device) -> dict[str, nn.Module]:
+    """Return the modules that are offloaded, after those that are not were moved to the device."""
+    modules = _modules(pipeline)
+    for name in pipeline._exclude_from_cpu_offload:
+        if name in modules:
+            modules.pop(name).to(device)
+    return modules
 
 
 def _modules(pipeline: DiffusionPipeline) -> dict[str, nn.Module]:
     return {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
 
 
-def _check(*choices: tuple[str, str, Any]) -> None:
-    for name, value, allowed in choices:
-        names = get_args(allowed)
-        if value not in names:
-            raise InputError(f"expected {name} to be one of {', '.join(names)}, got {value!r}")
+def _check(name: str, value: str, allowed: Any) -> None:
+    if value not in get_args(allowed):
+        raise InputError(f"expected {name} to be one of {', '.join(get_args(allowed))}, got {value!r}")

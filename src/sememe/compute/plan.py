@@ -100,8 +100,7 @@ class Planner:
     def choose(self, constraints: Constraints) -> MemoryPlan:
         """Choose the fastest strategy that fits; an exact one wherever there is one.
 
-        Raises:
-            InputError: Nothing fits the card, or what is offloaded does not fit the machine.
+        Raises `InputError` if nothing fits the card, or what is offloaded does not fit the machine.
         """
         workload = self.workload(constraints.dtypes[0])
         rejected: list[Candidate] = []

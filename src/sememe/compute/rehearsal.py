@@ -55,13 +55,8 @@ def track_memory(device: str | None = None) -> Iterator[TrackedMemory]:
     """Count the bytes of the tensors that operations make within the block.
 
     What existed before (weights, inputs) counts nothing, and nothing is subtracted where it is freed. Scratch space
-    inside one kernel is not seen: the workspace of a convolution, or the tiles of a fused attention.
-
-    Args:
-        device: Type of the only device whose tensors count; None for all devices.
-
-    Yields:
-        The record, which is updated until the block ends.
+    inside one kernel is not seen: the workspace of a convolution, or the tiles of a fused attention. `device` is the
+    type of the only device whose tensors count; None for all.
     """
     memory = TrackedMemory()
     with _Tracker(memory, device):
@@ -178,8 +173,7 @@ def _makes_new_tensors(func: Any) -> bool:
 def _describe(value: Any) -> Any:
     """Return something hashable that is equal for arguments with the same layouts and values.
 
-    Raises:
-        TypeError: A tensor is not on the meta device, so that results may depend on its values.
+    Raises `TypeError` for a tensor that is not on the meta device, so that results may depend on its values.
     """
     if isinstance(value, torch.Tensor):
         if not value.is_meta or type(value) not in (torch.Tensor, nn.Parameter):
@@ -278,12 +272,7 @@ class PhaseMemory:
 
 
 def measure_phase(run: Callable[[], object], components: Mapping[str, nn.Module]) -> PhaseMemory:
-    """Run a phase on the device of its components, and record its memory.
-
-    Args:
-        run: Runs the phase.
-        components: Networks, all on one device, which may be the meta device.
-    """
+    """Run a phase on the one device of its components, which may be the meta device, and record its memory."""
     device = next(parameter.device.type for module in components.values() for parameter in module.parameters())
     peaks: list[Segment] = []
     current = ""

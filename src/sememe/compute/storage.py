@@ -21,18 +21,9 @@ ADAPTER_LAYER_PATTERN = r"\.(?:lora|lokr)_"
 """Found in the names of what PEFT puts beside a layer."""
 
 
-def is_adapter_layer(name: str) -> bool:
-    """Return whether a name within a model is that of an adapter's own layer."""
-    return re.search(ADAPTER_LAYER_PATTERN, name) is not None
-
-
 def find_library(module: nn.Module) -> Library | None:
     """Return the library that has quantised a weight in `module`; None where none has."""
-    for parameter in module.parameters():
-        library = _library_of(parameter)
-        if library is not None:
-            return library
-    return None
+    return next(filter(None, map(_library_of, module.parameters())), None)
 
 
 def find_storage(parameters: Iterable[torch.Tensor]) -> Library | Literal["fp8"] | None:
@@ -57,13 +48,8 @@ def check_savable(parameters: Iterable[torch.Tensor]) -> None:
 
 
 def _library_of(parameter: Any) -> Library | None:
-    for kind in (type(parameter), type(parameter.data)):
-        package = kind.__module__.split(".")[0]
-        if package == "torchao":
-            return "torchao"
-        if package == "bitsandbytes":
-            return "bitsandbytes"
-    return None
+    packages = {type(each).__module__.split(".")[0] for each in (parameter, parameter.data)}
+    return next((library for library in get_args(Library) if library in packages), None)
 
 
 Quantization = Literal["int8wo", "int8dq", "fp8wo", "int8", "nf4"]
@@ -88,13 +74,9 @@ _TORCHAO_CONFIGS = {
 def quantize_transformer(transformer: ModelMixin, kind: str, parts: str = "both") -> None:
     """Quantise the linear layers in a transformer's blocks, in place and for inference only.
 
-    Do it before the transformer is moved, offloaded or compiled; LoRA weights may be loaded before or after, and stay
-    as they are. A quantised transformer cannot be saved, and no LoRA weights can be fused into it.
-
-    Args:
-        transformer: A transformer with experts, in the precision in which it is to compute.
-        kind: One of `Quantization`.
-        parts: The backbone's blocks, the experts in them, or both.
+    Do it before the transformer is moved, offloaded or compiled, in the precision in which it is to compute; LoRA
+    weights may be loaded before or after, and stay as they are. A quantised transformer cannot be saved, and no LoRA
+    weights can be fused into it.
 
     Raises:
         InputError: An unknown kind or part, or a transformer that is quantised already.
@@ -128,7 +110,7 @@ def quantizable_layers(transformer: ModelMixin, parts: str = "both") -> Iterator
         # CogVideoX's modulated norms hold a linear layer each.
         if not isinstance(module, nn.Linear) or not name.startswith(lists) or "norm" in name:
             continue
-        if is_adapter_layer(name):
+        if re.search(ADAPTER_LAYER_PATTERN, name):
             continue
         owner = "expert" if keys is not None and keys.is_expert_key(name) else "backbone"
         if parts in (owner, "both"):

@@ -22,12 +22,9 @@ _TIMESTEP = 500.0
 def rehearse_step(
     predict: Predict[VariantT], groups: Iterable[tuple[GuidanceRow[VariantT], ...]], latents: Samples
 ) -> Float[Tensor, "..."]:
-    """Return latents after a step as `denoise` takes it, without a scheduler.
+    """Return latents after a step as `denoise` takes it, without a scheduler; those before it stay in memory.
 
-    Args:
-        predict: Predicts for variants of the conditioning.
-        groups: Rows of the guidance that share a forward, in the order in which they are predicted.
-        latents: Noise (batch, ...), which stays in memory beside the result.
+    `groups` are the rows of the guidance that share a forward, in the order in which they are predicted.
     """
     timestep, current = torch.tensor(_TIMESTEP), latents * 1.0
     predictions = [predict(current, timestep, tuple(row.variant for row in rows)) for rows in groups]
