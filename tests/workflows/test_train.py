@@ -33,8 +33,8 @@ from sememe.video_as_prompt.stage_settings import WanNetwork
 from sememe.video_as_prompt.stages import BackboneStage, find_unseen, make_transformer, select_conditions
 from sememe.workflows.assemble import assemble_recipe
 from sememe.workflows.beginnings import find_initial, prepare_stage, prepare_start
+from sememe.workflows.dry_run import rehearse
 from sememe.workflows.recipe_list import resolve_recipe
-from sememe.workflows.rehearsal import rehearse
 from sememe.workflows.systems import SYSTEMS
 from sememe.workflows.train import resolve_training_recipe, train_recipe
 from sememe.world import conditions

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from sememe.training.checkpoint import Resume
     from sememe.training.progress import TrainingSummary
     from sememe.training.recipes import TrainingRecipe
+    from sememe.workflows.dry_run import RehearsedPhase
     from sememe.workflows.precompute import PrecomputeSummary
-    from sememe.workflows.rehearsal import RehearsedPhase
 
 _RUN, _RECIPE, _RESULT = "Run", "Recipe", "Result"
 
@@ -248,7 +248,7 @@ def _rehearse(
     resume: "Resume",
     as_json: bool,
 ) -> None:
-    from sememe.workflows.rehearsal import rehearse
+    from sememe.workflows.dry_run import rehearse
 
     with show_progress() as on_progress:
         found = rehearse(

@@ -1,5 +1,8 @@
 """The devices of this machine."""
 
+import os
+import shutil
+
 import torch
 
 from sememe.compute.strategy import GIGABYTE
@@ -48,6 +51,11 @@ def is_fast_in_bfloat16(device: torch.device) -> bool:
         capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
         return any(has and name.endswith("bf16") for name, has in capabilities.items())
     return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def can_compile(device: torch.device) -> bool:
+    """Return whether torch can compile for a device: on a CPU it needs a C++ compiler."""
+    return device.type != "cpu" or any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++")))
 
 
 def check_vram(device: torch.device, vram: float) -> None:

@@ -19,8 +19,6 @@ forwards, and would use the results of one variant of the conditioning for anoth
 cache. With compiled blocks (`compile_transformer`) go those that skip whole blocks: FirstBlockCache and MagCache."""
 
 import math
-import os
-import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -37,6 +35,7 @@ from diffusers.models.attention_dispatch import (
     dispatch_attention_fn,
 )
 
+from sememe.compute.devices import can_compile
 from sememe.compute.offload import is_offloaded_by_layer
 from sememe.diffusion.denoise import Predict
 from sememe.diffusion.guidance import VariantT
@@ -315,8 +314,7 @@ def compile_transformer(
 
 def check_compiler(device: torch.device) -> None:
     """Raise `InputError` where torch cannot compile for a device, because it finds no compiler."""
-    compilers = (os.environ.get("CXX", "g++"), "g++", "clang++")
-    if device.type == "cpu" and not any(map(shutil.which, compilers)):
+    if not can_compile(device):
         raise InputError("compiling needs a C++ compiler on a CPU, and none was found; install one (g++)")
 
 

@@ -18,12 +18,9 @@ from sememe.workflows.systems import SYSTEMS, find_model_system
 
 
 def assemble_recipe(recipe: ModelRecipe, output: Path | str, *, title: str | None = None) -> Path:
-    """Write the model that a recipe assembles from runs, or from parts of other models.
+    """Write the model that a recipe assembles from runs, or from parts of other models, by `write_model`.
 
-    Args:
-        recipe: Names the runs, and says what the model makes by default.
-        output: Folder to write; see `write_model`.
-        title: Title of the card; None for the folder's name.
+    The title is that of the card; None for the folder's name.
 
     Raises:
         ModelError: A run is not complete, or its parts do not fit.
@@ -58,13 +55,8 @@ def assemble_recipe(recipe: ModelRecipe, output: Path | str, *, title: str | Non
 def write_model(pipeline: Any, recipe: ModelRecipe, output: Path | str, card: ModelCard) -> Path:
     """Write a whole model; an older one at `output` is replaced at once, or stays.
 
-    The result is loaded once before it takes its place, which shows that it can be.
-
-    Args:
-        pipeline: The model in memory; its weights are rounded to `recipe.precision`.
-        recipe: Says how the files are written.
-        output: Folder to write.
-        card: What the README says.
+    The pipeline's weights are rounded to `recipe.precision`. The result is loaded once before it takes its place, which
+    shows that it can be.
 
     Raises:
         ModelError: The result cannot be loaded.
@@ -97,11 +89,8 @@ def describe_runs(sources: Mapping[str, str]) -> dict[str, str]:
 def list_origins(source: str, after: Collection[Path] = ()) -> set[str]:
     """Return the clips that the weights of a run or model were trained on, and the models of others among them.
 
-    Runs are followed through the runs and models that they began with or read; built-in models add nothing.
-
-    Args:
-        source: Run or model.
-        after: Folders that were followed already. A run may have been moved to where one of its own began.
+    Runs are followed through the runs and models that they began with or read; built-in models add nothing. `after` are
+    folders that were followed already: a run may have been moved to where one of its own began.
     """
     try:
         folder = resolve_model(source)
@@ -125,9 +114,7 @@ def list_origins(source: str, after: Collection[Path] = ()) -> set[str]:
 def _describe_source(source: str, after: Collection[Path] = ()) -> str:
     """Return the figures of a run, after those of the runs whose weights it began with.
 
-    Args:
-        source: Run or model.
-        after: Folders of runs that began with it. One of them may have been moved to where it was.
+    `after` are folders of runs that began with it, one of which may have been moved to where it was.
     """
     try:
         folder = resolve_model(source)

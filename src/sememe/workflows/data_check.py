@@ -60,12 +60,9 @@ class DataReport:
 
 
 def check_data(folder: Path, sheet: Path | None = None, on_progress: ProgressHandler = ignore_progress) -> DataReport:
-    """Check a dataset's folder: each video is hashed, surveyed, and its first frame decoded.
+    """Check the folder of a dataset with a list: each video is hashed, surveyed, and its first frame decoded.
 
-    Args:
-        folder: Folder with a manifest or VAP-Data's csv.
-        sheet: Picture to write, with the first video of each condition.
-        on_progress: Called with each video.
+    The sheet is a picture to write, with the first video of each condition.
 
     Raises:
         InputError: There is no list of videos, or it cannot be read.

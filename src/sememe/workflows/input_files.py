@@ -31,16 +31,10 @@ class VideoFile:
 
     @classmethod
     def survey_path(cls, path: Path, section: Mapping[str, Any], least_frames: int = 1) -> "VideoFile":
-        """Survey a video file, or a section of one.
+        """Survey a video file, or the section of one that has at least so many frames, 1 or 2.
 
-        Args:
-            path: The file.
-            section: `start`, `end` and `num_frames` for `survey_video`; empty for the whole file.
-            least_frames: Frames that it has at least, 1 or 2.
-
-        Raises:
-            VideoError: It is missing, is no video, is damaged or cut short, is over the limits, or has fewer frames.
-            InputError: The section ends before it begins.
+        `section` holds `start`, `end` and `num_frames` for `survey_video`; empty for the whole file. Raises errors as
+        this does, and `VideoError` for fewer frames.
         """
         survey = survey_video(path, **section)
         if len(survey.times) < least_frames:
@@ -77,17 +71,11 @@ class ImageFile:
 
     @classmethod
     def read(cls, path: Path, largest_side: int = 0) -> "ImageFile":
-        """Read a picture file; one that is much larger than any model needs is scaled down.
+        """Read a picture file as `read_image` does; one that is much larger than any model needs is scaled down.
 
-        Args:
-            path: The file.
-            largest_side: Pixels of the larger side of the result, where that is known.
-
-        Raises:
-            VideoError: It is missing, is no picture, is damaged, or is over the limits.
+        `largest_side` is that of the result in pixels, where it is known.
         """
-        pixels = read_image(path, enough=max(_ENOUGH, largest_side))
-        return cls(path, hash_file(path), pixels)
+        return cls(path, hash_file(path), read_image(path, enough=max(_ENOUGH, largest_side)))
 
     def to_document(self) -> dict[str, Any]:
         """Return path, hash and shape, as plain values."""

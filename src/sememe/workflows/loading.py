@@ -20,12 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LoadedExpert:
-    """An expert that lies apart from its backbone.
-
-    Attributes:
-        folder: What it was loaded from.
-        sha256: Hash of the folder's files.
-    """
+    """An expert that lies apart from its backbone: its folder, and the hash of the files in it."""
 
     folder: Path
     sha256: str
@@ -89,7 +84,7 @@ def load_model(
     Args:
         system: System of the model.
         name: Built-in name, folder, repository on the Hugging Face hub, or name of a released model.
-        loading: Device, precision and ways to compute.
+        loading: How; None for the defaults.
         generation: The generation for which memory is planned, by the names of settings and numbers of inputs.
 
     Raises:
@@ -140,8 +135,7 @@ def load_model(
 def _ask_card(system: System, loading: LoadingSettings, place: "torch.device") -> LoadingSettings:
     """Return the settings with what is free on a CUDA card as `vram`, where none is given and plans can be made.
 
-    Raises:
-        InputError: Weights are to be stored in fewer bits where no plan is made.
+    Raises `InputError` if weights are to be stored in fewer bits where no plan is made.
     """
     from sememe.compute.devices import read_free_vram
 
@@ -194,12 +188,7 @@ def _accelerate(pipeline: Any, loading: LoadingSettings) -> None:
 
 
 def _find_place(loading: LoadingSettings) -> "torch.device":
-    """Return the device; check it, and libraries that are needed, before anything is loaded.
-
-    Raises:
-        InputError: The device is not there, has less memory than is planned for, or attention or a compiler is missing.
-        MissingExtraError: What is to store the weights is not installed.
-    """
+    """Return the device; check it, and libraries that are needed, before anything is loaded; see `load_model`."""
     from sememe.compute.devices import check_vram, choose_device
     from sememe.compute.speed import check_attention_name, check_compiler
     from sememe.compute.storage import Quantization, check_installed

@@ -66,15 +66,7 @@ class PrecomputeSummary:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One of several parts of the clips, for as many processes; written as "2/8".
-
-    Attributes:
-        number: Which part, from 1.
-        count: How many parts there are.
-
-    Raises:
-        InputError: There is no such part.
-    """
+    """One of several parts of the clips, numbered from 1, for as many processes; written as "2/8"."""
 
     number: int
     count: int
@@ -145,7 +137,11 @@ def precompute_latents(
         on_progress(Progress("verifying"))
     damaged = remove_damaged(output_dir) if verify else ()
     limit_threads(recipe.num_threads or (1 if part.count > 1 else 0))
-    num_far = Counter[str]() if ray is None else _encode_far(recipe, clips, output_dir, ray, on_progress)
+    num_far = Counter[str]()
+    if ray is not None:
+        from sememe.workflows.precompute_ray import encode_on_cluster
+
+        num_far = encode_on_cluster(recipe, clips, output_dir, ray, on_progress)
     encoding = Encoding(recipe, clips, output_dir)
     encoding.check_shared(num_far)
     encoded = encoding.encode(part, on_progress)
@@ -164,22 +160,9 @@ def precompute_latents(
     )
 
 
-def _encode_far(
-    recipe: ArraysRecipe, clips: ClipCollection, folder: Path | str, address: str, on_progress: ProgressHandler
-) -> Counter[str]:
-    from sememe.workflows.precompute_ray import encode_on_cluster
-
-    return encode_on_cluster(recipe, clips, folder, address, on_progress)
-
-
 @dataclass(frozen=True, kw_only=True)
 class EncodedPart:
-    """What was encoded of a part of the clips.
-
-    Attributes:
-        num_new: How many entries of each array.
-        quarantine: The part's clips, and which of them cannot be read.
-    """
+    """How many entries of each array were encoded of a part of the clips, and which of these cannot be read."""
 
     num_new: Mapping[str, int]
     quarantine: Quarantine
@@ -189,15 +172,7 @@ class Encoding:
     """The encoders of a recipe and the cache that they fill.
 
     No entry is encoded twice, except one that clips of several parts share, if these are encoded at the same time.
-
-    Args:
-        recipe: Arrays.
-        clips: The recipe's clips.
-        folder: Folder of the cache, or its URL.
-
-    Raises:
-        ModelError: There is no autoencoder or text encoder where the recipe says.
-        RecipeError: The folder holds arrays of other clips or of another encoder.
+    Raises errors as `precompute_latents` does.
     """
 
     def __init__(self, recipe: ArraysRecipe, clips: ClipCollection, folder: Path | str) -> None:
@@ -209,8 +184,7 @@ class Encoding:
     def encode(self, part: Part = _WHOLE, on_progress: ProgressHandler = ignore_progress) -> EncodedPart:
         """Encode what the cache lacks of a part of the clips, which alone are listed.
 
-        Raises:
-            InputError: More than one video in a hundred cannot be read.
+        Raises `InputError` if more than one video in a hundred cannot be read.
         """
         size, num_clips = self._recipe.batch_size, len(self._clips)
         items = {index: self._clips.item(index) for index in part.list_clips(num_clips)}
@@ -222,11 +196,7 @@ class Encoding:
         return EncodedPart(num_new=num_new, quarantine=quarantine)
 
     def check_shared(self, num_written: Mapping[str, int]) -> None:
-        """Check that the folder holds what other machines have written to it.
-
-        Raises:
-            OutputError: It holds fewer entries.
-        """
+        """Raise `OutputError` if the folder holds fewer entries than other machines have written to it."""
         for encoder in self._encoders:
             num_found, expected = len(self.writer.begin(encoder)), num_written.get(encoder.name, 0)
             if num_found < expected:
@@ -236,15 +206,7 @@ class Encoding:
                 )
 
     def finish(self, quarantine: Quarantine, *, prune: bool) -> int:
-        """Write the index and what was left out.
-
-        Args:
-            quarantine: All clips, and which of them cannot be read.
-            prune: Whether entries of other clips are removed.
-
-        Returns:
-            Their number.
-        """
+        """Write the index and what was left out; return the number of entries of other clips, which `prune` removes."""
         good = quarantine.list_good()
         self.writer.finish(tuple(good.values()), self._clips.version)
         quarantine.write(self._storage)

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from sememe.data.cache_index import ClipItem
@@ -15,30 +15,20 @@ _MAX_BAD_SHARE = 0.01
 
 @dataclass(frozen=True, kw_only=True)
 class QuarantinedClip:
-    """A clip that was left out.
-
-    Attributes:
-        clip: Its key.
-        reason: Why it cannot be used; names the file.
-    """
+    """The key of a clip that was left out, and why it cannot be used; the reason names the file."""
 
     clip: str
     reason: str
 
 
 class Quarantine:
-    """Clips that cannot be used, with reasons.
-
-    Args:
-        items: The clips that are encoded, by number.
-        num_clips: How many clips the data has; more than a hundredth of them must not be left out.
-    """
+    """Those of some clips, by number, that cannot be used, with reasons: at most a hundredth of all in the data."""
 
     def __init__(self, items: Mapping[int, ClipItem], num_clips: int) -> None:
         self._items, self._num_clips = items, num_clips
         self._counts = Counter(item.clip for item in items.values())
         self._reasons: dict[str, str] = {}
-        self._owners: dict[str, Mapping[str, set[str]]] = {}
+        self._owners: dict[str, dict[str, set[str]]] = {}
         self._num_bad = 0
 
     @property
@@ -51,7 +41,9 @@ class Quarantine:
     def add(self, key_field: str, key: str, reason: str) -> None:
         """Leave out the clips of which one field holds a key. Raises `InputError` if these are too many by now."""
         if key_field not in self._owners:
-            self._owners[key_field] = _group(self._items.values(), key_field)
+            self._owners[key_field] = defaultdict(set)
+            for item in self._items.values():
+                self._owners[key_field][getattr(item, key_field)].add(item.clip)
         for clip in self._owners[key_field].get(key, ()):
             self._num_bad += 0 if clip in self._reasons else self._counts[clip]
             self._reasons[clip] = reason
@@ -72,11 +64,3 @@ class Quarantine:
             storage.write(QUARANTINE_NAME, "".join(lines).encode())
         else:
             storage.remove(QUARANTINE_NAME)
-
-
-def _group(items: Iterable[ClipItem], key_field: str) -> Mapping[str, set[str]]:
-    """Group clips by the value of one of their fields."""
-    groups: dict[str, set[str]] = defaultdict(set)
-    for item in items:
-        groups[getattr(item, key_field)].add(item.clip)
-    return groups

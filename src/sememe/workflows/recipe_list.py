@@ -16,14 +16,7 @@ RecipeT = TypeVar("RecipeT")
 
 @dataclass(frozen=True)
 class RecipeEntry:
-    """One recipe of the list.
-
-    Attributes:
-        name: Name by which it is run.
-        kind: What it makes: `latents`, `model`, or the name of a stage.
-        verb: Command that runs it: `train`, `precompute` or `assemble`.
-        description: What it makes, in one line.
-    """
+    """One recipe of the list: what it makes (`latents`, `model`, or the name of a stage), and by which command."""
 
     name: str
     kind: str
@@ -52,8 +45,7 @@ def list_recipes() -> list[RecipeEntry]:
 def find_recipe(name: str) -> Recipe:
     """Return the recipe with this name; `tiny_expert` is the same as `tiny-expert`.
 
-    Raises:
-        RecipeError: There is none; the message names similar ones.
+    Raises `RecipeError` if there is none; the message names similar ones.
     """
     wanted = name.strip().lower().replace("_", "-")
     known = recipes()
@@ -65,13 +57,9 @@ def find_recipe(name: str) -> Recipe:
 
 
 def resolve_recipe(name: str, overrides: Sequence[str], kind: type[RecipeT], verb: str) -> RecipeT:
-    """Return the recipe with this name and some settings replaced.
+    """Return the recipe with this name, with settings replaced such as "training.learning_rate=3e-4".
 
-    Args:
-        name: Name of the recipe.
-        overrides: Settings such as "training.learning_rate=3e-4".
-        kind: Class of the recipes that the verb can run.
-        verb: The command, for the message.
+    `kind` is the class of the recipes that the command `verb` can run.
 
     Raises:
         RecipeError: There is no such recipe, or the verb does not run recipes of its kind.
@@ -92,11 +80,7 @@ def resolve_recipe(name: str, overrides: Sequence[str], kind: type[RecipeT], ver
 
 
 def list_recipe_settings(name: str) -> dict[str, str]:
-    """Return the settings of a recipe by dotted key, as text.
-
-    Raises:
-        RecipeError: There is no such recipe.
-    """
+    """Return the settings of a recipe by dotted key, as text. Raises `RecipeError` if there is no such recipe."""
     settings = flatten(find_recipe(name))
     return {key: _text(value) for key, value in settings.items() if key not in {"name", "description"}}
 

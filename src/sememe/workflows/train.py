@@ -44,8 +44,7 @@ def resolve_training_recipe(
 ) -> TrainingRecipe:
     """Return the training recipe of that name with some of its settings replaced, and a time limit for the whole run.
 
-    Raises:
-        RecipeError: As `resolve_recipe`.
+    Raises `RecipeError` as `resolve_recipe` does.
     """
     if max_minutes is not None:
         overrides = [*overrides, f"training.max_minutes={max_minutes}"]
@@ -88,7 +87,7 @@ def train_recipe(
     """
     folder = RUNS_FOLDER / recipe.name if output_dir is None else Path(output_dir)
     check_usable(recipe)
-    from sememe.training.loop import train
+    from sememe.training.loop import BEST_NAME, train
     from sememe.training.process import open_distribution
     from sememe.workflows.beginnings import find_initial, prepare_stage
 
@@ -110,20 +109,11 @@ def train_recipe(
         # What the loop refuses must not be recorded as a change.
         summary = train(prepared.stage, recipe.training, folder, resume, checkpoint, watcher, record)
         if _is_main():
-            _write_summaries(recipe, folder, summary, watcher.metrics)
+            written = _summarise(recipe, summary, watcher.metrics)
+            write_summary(folder, written)
+            if summary.model is not None and summary.validation is not None:
+                _describe_best(folder / BEST_NAME, written, summary.validation)
         return summary
-
-
-def _write_summaries(
-    recipe: TrainingRecipe, folder: Path, summary: TrainingSummary, metrics: Mapping[str, float]
-) -> None:
-    """Write the summary of a run, and that of its best model if there is one."""
-    from sememe.training.loop import BEST_NAME
-
-    written = _summarise(recipe, summary, metrics)
-    write_summary(folder, written)
-    if summary.model is not None and summary.validation is not None:
-        _describe_best(folder / BEST_NAME, written, summary.validation)
 
 
 def _find_step(folder: Path) -> int:
@@ -166,10 +156,7 @@ def _list_defaults(recipe: TrainingRecipe) -> dict[str, str]:
 
 
 class _Watcher:
-    """Pass on the events of the training loop, also as progress, and keep the last metrics.
-
-    `metrics` are at first those of an earlier call.
-    """
+    """Pass on the events of the training loop, also as progress, and keep the last metrics, at first those given."""
 
     def __init__(
         self,
@@ -224,7 +211,7 @@ def check_usable(recipe: TrainingRecipe) -> None:
         MissingExtraError: A program of `trackers` is not installed.
         RecipeError: The networks cannot share tokens for `context`, or there is no compiler for `compile`.
     """
-    from sememe.compute.devices import choose_device
+    from sememe.compute.devices import can_compile, choose_device
     from sememe.training.trackers import check_trackers
 
     config = recipe.training
@@ -235,9 +222,7 @@ def check_usable(recipe: TrainingRecipe) -> None:
             "training.checkpoints_activations=true take less memory, too"
         )
     check_trackers(config.trackers)
-    if config.compile == "none" or choose_device(config.device).type != "cpu":
-        return
-    if not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++")):
+    if config.compile != "none" and not can_compile(choose_device(config.device)):
         raise RecipeError(
             "training.compile=blocks needs a C++ compiler on a CPU, and none was found; install one (g++), or give "
             "training.compile=none, which is slower"

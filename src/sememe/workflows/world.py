@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from sememe.data.manifest import (
@@ -46,11 +47,7 @@ class Shape:
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """Read (height, width) in pixels from "64" or "64x96".
-
-    Raises:
-        InputError: For anything else.
-    """
+    """Read (height, width) in pixels from "64" or "64x96". Raises `InputError` for anything else."""
     numbers = text.lower().split("x")
     if len(numbers) not in {1, 2} or not all(number.isdecimal() for number in numbers):
         raise InputError(f"expected a size such as 64, or 64x96 for height x width, got {text!r}")
@@ -58,13 +55,7 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def render_world_clip(names: Sequence[str], scene: int, output: Path, shape: Shape) -> RenderedClip:
-    """Render a clip and write it.
-
-    Args:
-        names: The condition; several at once; none for the neutral take.
-        scene: Seed of the scene.
-        output: Video file.
-        shape: Shape of the clip.
+    """Render the scene of a seed under some conditions at once, or none, and write the clip to a video file.
 
     Raises:
         InputError: A condition is unknown, or a number is out of range.
@@ -132,23 +123,15 @@ def write_world_dataset(settings: DatasetSettings, on_progress: ProgressHandler 
     # A condition needs two clips to make a pair: few clips mean few conditions.
     num_conditions = min(len(names), settings.num_clips // 2)
     some = [names[math.floor(place * len(names) / num_conditions)] for place in range(num_conditions)]
-    cases = deal_cases(
-        some,
-        settings.num_clips,
-        _TRAINING_SCENES,
+    deal = partial(
+        deal_cases,
         per_scene=_PER_SCENE,
         seed=settings.seed,
         applies=lambda scene, name: can_show(random_scene(scene), name),
     )
+    cases = deal(some, settings.num_clips, _TRAINING_SCENES)
     unseen = conditions(split="unseen")
-    pairs = deal_cases(
-        unseen,
-        settings.num_benchmark or len(unseen),
-        _BENCHMARK_SCENES,
-        per_scene=_PER_SCENE,
-        seed=settings.seed,
-        applies=lambda scene, name: can_show(random_scene(scene), name),
-    )
+    pairs = deal(unseen, settings.num_benchmark or len(unseen), _BENCHMARK_SCENES)
     make_folder(settings.folder)
     counter = StepCounter("clips", len(cases) + 2 * len(pairs), on_progress)
     samples = _list_references([_write_sample(settings, case, counter) for case in cases])
@@ -161,11 +144,7 @@ def write_world_dataset(settings: DatasetSettings, on_progress: ProgressHandler 
 
 
 def write_gallery(output: Path, on_progress: ProgressHandler = ignore_progress) -> None:
-    """Draw all conditions on one picture.
-
-    Raises:
-        OutputError: The file cannot be written.
-    """
+    """Draw all conditions on one picture. Raises `OutputError` if it cannot be written."""
     check_writable(output)
     write_image(draw_gallery(on_progress=on_progress), output)
 

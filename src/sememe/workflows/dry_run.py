@@ -233,12 +233,7 @@ def _describe_phase(
 
 
 def count_kept_numbers(stage: Stage, shard: int) -> dict[str, int]:
-    """Count the numbers that one process keeps of each parameter of a stage, by "module.parameter".
-
-    Args:
-        stage: Stage.
-        shard: Number of processes that hold one copy of the weights together.
-    """
+    """Count the numbers of each parameter ("module.parameter") that each of `shard` processes keeps of one copy."""
     spread = stage.always_run()
     return {
         f"{name}.{key}": count
