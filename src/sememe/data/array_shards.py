@@ -54,13 +54,7 @@ class ArrayAbout:
 class Shard:
     """Description of a shard; the values are still in its file.
 
-    Attributes:
-        name: Name of the file.
-        about: Description of its array.
-        shape: Shape of one entry.
-        keys: Keys of the entries, in order.
-        hashes: A hash of each entry's bytes.
-        start: Offset of the entries in the file, in bytes.
+    `shape` is that of one entry; the entries begin at byte `start`, and each has a key and a hash of its bytes.
     """
 
     name: str
@@ -92,17 +86,10 @@ class EntryPlace:
 def write_shard(
     storage: Storage, name: str, about: ArrayAbout, entries: Mapping[str, Tensor], hashes: Sequence[str] | None = None
 ) -> Shard:
-    """Write entries of one shape to a file, atomically.
+    """Write entries of one shape, by key and in the array's precision, to a file, atomically.
 
-    Args:
-        storage: Where.
-        name: Name of the file.
-        about: Their array.
-        entries: Values by key, in the array's precision.
-        hashes: Hashes of the entries when they were made; None computes them.
-
-    Raises:
-        OutputError: It cannot be written.
+    `hashes` are those of the entries when they were made; None computes them. Raises `OutputError` if it cannot be
+    written.
     """
     values = torch.stack(list(entries.values())).contiguous()
     digests = _hash_entries(values) if hashes is None else tuple(hashes)
@@ -115,11 +102,7 @@ def write_shard(
 
 
 def list_shards(storage: Storage, known: Mapping[str, Shard] | None = None) -> dict[str, Shard]:
-    """List the shards of a folder by name, sorted; of those that are not known, the headers are read.
-
-    Raises:
-        InputError: A file is not a shard, is cut short, or cannot be read.
-    """
+    """List the shards of a folder by name, sorted; those that are not known are read by `read_shard`."""
     found = {}
     for name, size in storage.list_sizes(SUFFIX).items():
         shard = None if known is None else known.get(name)
@@ -130,11 +113,7 @@ def list_shards(storage: Storage, known: Mapping[str, Shard] | None = None) -> d
 
 
 def read_shard(storage: Storage, name: str) -> Shard:
-    """Read the description of a shard.
-
-    Raises:
-        InputError: The file is not a shard, is truncated, or cannot be read.
-    """
+    """Read the description of a shard. Raises `InputError` if the file is not one, is cut short, or cannot be read."""
     try:
         size = storage.measure(name)
         (begin,) = storage.read([FileRange(name, 0, min(size, _FIRST_BYTES))])
@@ -158,8 +137,7 @@ def read_shard(storage: Storage, name: str) -> Shard:
 
 
 def parse_shard(values: Mapping[str, Any]) -> Shard:
-    """Make a shard from its fields, including those of `ArrayAbout`. Raises `KeyError` or `TypeError` for other
-    fields."""
+    """Make a shard from its fields and those of `ArrayAbout`. Raises `KeyError` or `TypeError` for others."""
     return Shard(
         name=values["name"],
         about=ArrayAbout(**{name: values[name] for name in ArrayAbout.__dataclass_fields__}),
@@ -171,11 +149,7 @@ def parse_shard(values: Mapping[str, Any]) -> Shard:
 
 
 def read_values(storage: Storage, shard: Shard) -> Entries:
-    """Read all entries of a shard.
-
-    Raises:
-        InputError: They are not those that were written, or cannot be read.
-    """
+    """Read all entries of a shard. Raises `InputError` if they are not those that were written, or cannot be read."""
     (content,) = _read(storage, [FileRange(shard.name, shard.start, shard.stop)])
     if len(content) != shard.stop - shard.start:
         raise _damage(storage, shard.name, "it is cut short")
@@ -186,11 +160,7 @@ def read_values(storage: Storage, shard: Shard) -> Entries:
 
 
 def read_entries(storage: Storage, places: Sequence[EntryPlace]) -> Entries:
-    """Read entries of one array and shape, and nothing else.
-
-    Raises:
-        InputError: They are not those that were written, or cannot be read.
-    """
+    """Read entries of one array and shape, and nothing else. Raises `InputError` as `read_values` does."""
     ranges = []
     for place in places:
         start = place.shard.start + place.number * place.shard.entry_bytes

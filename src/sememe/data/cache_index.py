@@ -49,13 +49,10 @@ FIELDS = tuple(field.name for field in fields(ClipItem))
 
 @dataclass(frozen=True, kw_only=True)
 class CacheIndex:
-    """The clips of a cache and its shards.
+    """The clips of a cache and its shards, those of one array and shape one after another.
 
-    Attributes:
-        origin: Identifies the kind of clips that keys refer to.
-        version: Identifies these clips.
-        columns: The fields of `ClipItem` by name, with one value a clip.
-        shards: Its shards, those of one array and shape one after another.
+    `origin` identifies the kind of clips that keys refer to, and `version` these clips. `columns` are the fields of
+    `ClipItem` by name, with one value a clip.
     """
 
     origin: str
@@ -98,11 +95,7 @@ def has_index(storage: Storage) -> bool:
 
 
 def read_index(storage: Storage) -> CacheIndex:
-    """Read an index.
-
-    Raises:
-        InputError: It is missing, damaged or of another format.
-    """
+    """Read an index. Raises `InputError` if it is missing, damaged or of another format."""
     if not has_index(storage):
         if storage.list_sizes(SUFFIX):
             raise InputError(f"the cache {storage} is not finished; finish it with `sememe precompute`")
@@ -166,11 +159,7 @@ def _keep_once(values: Sequence[Any]) -> tuple[Any, ...]:
 
 
 class _SharedKeys:
-    """Replaces keys of shards by the equal texts of the columns, to store each text once.
-
-    Args:
-        columns: Values of the clips by field.
-    """
+    """Replaces keys of shards by the equal texts of the columns, to store each text once."""
 
     def __init__(self, columns: Mapping[str, tuple[Any, ...]]) -> None:
         self._columns = columns

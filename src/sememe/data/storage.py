@@ -27,13 +27,9 @@ class FileRange:
 
 
 class Storage:
-    """The files of one folder.
+    """The files of one folder, or at a URL with a protocol of fsspec; packages such as s3fs add protocols.
 
-    Args:
-        location: A folder, or a URL with a protocol of fsspec; packages such as s3fs add protocols.
-
-    Raises:
-        InputError: The protocol is unknown, or its package is not installed.
+    Raises `InputError` if the protocol is unknown, or its package is not installed.
     """
 
     def __init__(self, location: Path | str) -> None:
@@ -59,8 +55,7 @@ class Storage:
             self._files.makedirs(self._root, exist_ok=True)
 
     def list_sizes(self, suffix: str) -> dict[str, int]:
-        """Bytes of the files with this ending, by name and sorted, without hidden ones; none if the folder does not
-        exist."""
+        """Bytes of the files with this ending, by name and sorted, without hidden ones; none if there is no folder."""
         sizes: dict[str, int] = {}
         with suppress(FileNotFoundError, NotADirectoryError):
             if self._folder is None:

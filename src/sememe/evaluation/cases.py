@@ -26,11 +26,10 @@ UNSEEN_VALIDATION = (
 
 
 def split_conditions(split: str | None) -> list[str]:
-    """Return names of conditions, sorted.
+    """Return the names of the conditions of a split, sorted.
 
-    Args:
-        split: "seen"; "unseen" for the reported half; "unseen_validation" for the other; "novel"; None for seen and
-            both halves.
+    Splits are "seen", "unseen" (the reported half), "unseen_validation" (the other) and "novel"; None is seen and both
+    halves.
     """
     if split == "unseen_validation":
         return sorted(UNSEEN_VALIDATION)
@@ -57,12 +56,9 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class SeedRanges:
-    """Where seeds of scenes come from; targets and references never share a scene, nor does training with either.
+    """The first seeds of the scenes of targets and of references, and the number of seeds in each range.
 
-    Attributes:
-        first_scene: The first seed for targets.
-        first_reference: The first seed for references.
-        size: Number of seeds in each range.
+    Targets and references never share a scene, nor does training with either.
     """
 
     first_scene: int
@@ -106,7 +102,7 @@ def deal_cases(
 
     Args:
         names: Names of the conditions.
-        num_cases: Number of trials.
+        num_cases: Number of trials, which are in the order of their scenes.
         ranges: Ranges of seeds.
         applies: Whether the scene of a seed can show a condition; targets and references are dealt what they can.
         per_scene: Largest number of conditions that share a scene, and so its renders.
@@ -114,11 +110,8 @@ def deal_cases(
         same_noise: One noise seed for all cases of a scene, so that they differ in the reference alone; otherwise one
             for each case.
 
-    Returns:
-        cases in the order of their scenes.
-
     Raises:
-        InputError: If there are no conditions or a number is below 1.
+        InputError: There are no conditions, or a number is below 1.
     """
     if not names or num_cases < 1 or per_scene < 1 or seed < 0:
         raise InputError(

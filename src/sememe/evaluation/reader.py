@@ -53,14 +53,7 @@ def name_scene(scene: Scene) -> dict[str, str]:
 
 @dataclass(frozen=True, eq=False)
 class ReadingLogits:
-    """Output of the network for a batch of clips.
-
-    Attributes:
-        labels: Logits of the values of each label of a clip as a whole.
-        conditions: Logits of what happens at each moment.
-        cover: Logits of how much of each cell is subject.
-        features: Features of each moment.
-    """
+    """Output of the network for a batch of clips: logits, with `cover` that of how much of each cell is subject."""
 
     labels: Mapping[str, Float[Tensor, "batch value"]]
     conditions: Float[Tensor, "batch moment condition"]
@@ -121,11 +114,7 @@ class SceneReader(ModelMixin, ConfigMixin):
         )
 
     def forward(self, video: Float[Tensor, "batch 3 moment height width"]) -> ReadingLogits:
-        """Read clips.
-
-        Args:
-            video: Frames of the size and rate of this network, values in [-1, 1].
-        """
+        """Read clips of the size and rate of this network, values in [-1, 1]."""
         batch, _, moments, *_ = video.shape
         # (batch, 3, moment, height, width) -> (batch * moment, 3, height, width)
         fine = self.fine(self.stem(video.transpose(1, 2).flatten(0, 1)))
@@ -168,11 +157,7 @@ class ClipReader:
 
     @classmethod
     def load(cls, source: str | Path) -> "ClipReader":
-        """Load the reader of a run, of a model, or of its own folder.
-
-        Raises:
-            ModelError: There is none, or it is not whole.
-        """
+        """Load the reader of a run, of a model, or of its own folder. Raises `ModelError` if there is no whole one."""
         return cls(load_strictly(SceneReader, find_part(source, PART), torch.float32))
 
     @property
@@ -182,15 +167,9 @@ class ClipReader:
 
     @torch.no_grad()
     def read(self, clip: Clip, num_conditions: int) -> Reading:
-        """Read a clip.
+        """Read a clip of any size and rate, in which so many things happen one after another.
 
-        Args:
-            clip: Clip of any size and rate.
-            num_conditions: How many things happen one after another; as many are read, no two that follow each other
-                the same.
-
-        Raises:
-            InputError: The clip is too short for so many.
+        As many are read, no two that follow each other the same. Raises `InputError` if the clip is too short for them.
         """
         config = self.network.config
         picks = pick_frames(clip.num_frames, sampling="fps", source_fps=clip.fps, target_fps=config.fps)
@@ -213,13 +192,8 @@ class ClipReader:
 def find_sequence(scores: Float[np.ndarray, "moment value"], count: int, shortest: int) -> tuple[int, ...]:
     """Return the values of the likeliest runs, one after another, that fill all moments.
 
-    Args:
-        scores: Logarithm of the probability of each value at each moment.
-        count: Number of runs; no two that follow each other have the same value.
-        shortest: Least moments of a run.
-
-    Raises:
-        InputError: There are too few moments.
+    Scores are logarithms of probabilities. There are `count` runs, each of at least `shortest` moments, no two that
+    follow each other of the same value. Raises `InputError` for too few moments.
     """
     moments, values = scores.shape
     if count < 1 or count * shortest > moments:

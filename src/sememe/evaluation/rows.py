@@ -138,16 +138,9 @@ def summarise_row(
     groups: Callable[[str], Sequence[str]] | None = None,
     shares: Mapping[str, Share | None] | None = None,
 ) -> RowSummary:
-    """Return the figures of finished cases.
+    """Return the figures of finished cases, see `RowSummary`; `groups` gives the groups of a condition.
 
-    Args:
-        results: Results, at least one.
-        num_candidates: Conditions that the oracle chooses among.
-        groups: Function that gives the groups of a condition; None for no groups.
-        shares: What the system counts besides.
-
-    Raises:
-        InputError: If there are no results.
+    Raises `InputError` if there are no results.
     """
     if not results:
         raise InputError("expected at least one result, got none")

@@ -103,8 +103,8 @@ class EvaluationReport:
                     "is_complete": row.is_complete,
                     "num_planned": row.num_planned,
                     "seconds": round(row.seconds, 1),
-                    "summary": None if row.summary is None else _plain(row.summary),
-                    "cases": [_plain(result) for result in row.results],
+                    "summary": None if row.summary is None else asdict(row.summary),  # type: ignore[call-overload]
+                    "cases": [asdict(result) for result in row.results],
                 }
                 for row in self.rows
             },
@@ -122,11 +122,6 @@ class EvaluationReport:
         return "\n\n".join(tables)
 
 
-def write_report(report: EvaluationReport, path: Path) -> None:
-    """Write the report as JSON, atomically. Raises `OutputError` if it cannot be written."""
-    write_text(path, to_json(report.to_document()))
-
-
 @dataclass(frozen=True)
 class SavedRow(Generic[ResultT]):
     """The results of a row that an earlier run has made, and the seconds spent on them."""
@@ -140,13 +135,8 @@ def read_saved_rows(
 ) -> dict[str, SavedRow[ResultT]]:
     """Read the results of an earlier run with the same identity; none if there is no such file.
 
-    Args:
-        path: File of the report.
-        identity: Identity of this run.
-        readers: Functions that make a result of its plain values, by row.
-
-    Raises:
-        InputError: If the file is something else, of another identity, or of a version that judged otherwise.
+    `readers` make a result of its plain values, by row. Raises `InputError` if the file is something else, of another
+    identity, or of a version that judged otherwise.
     """
     if not path.exists():
         return {}
@@ -176,11 +166,6 @@ def read_saved_rows(
             f"{path} holds rows of another version, whose cases were judged otherwise; choose another output, or "
             "remove it to measure them again"
         ) from error
-
-
-def _plain(record: Any) -> dict[str, Any]:
-    values: dict[str, Any] = asdict(record)
-    return values
 
 
 CaseT = TypeVar("CaseT")
@@ -303,7 +288,7 @@ class Runner(Generic[CaseT, ResultT]):
             spent = time.monotonic() - begin
             self._record(row, SavedRow(tuple(results), seconds + spent))
             if self.output is not None:
-                write_report(self.report, self.output)
+                write_text(self.output, to_json(self.report.to_document()))
             self.on_progress(row.name, len(results), total, spent / (len(results) - already) * (total - len(results)))
 
     def write_sheet(

@@ -27,8 +27,7 @@ class Estimate:
 def wilson_interval(successes: int, count: int, confidence: float = 0.95) -> Estimate:
     """Return a proportion with Wilson's score interval (1927), which stays within 0..1 and holds for few trials.
 
-    Raises:
-        InputError: If there are no trials, or more successes than trials.
+    Raises `InputError` if there are no trials, or more successes than trials.
     """
     if not 0 <= successes <= count or count == 0:
         raise InputError(f"expected 0 <= successes <= count and count above 0, got {successes} and {count}")
@@ -78,14 +77,9 @@ def bootstrap_interval(
 
 
 def to_markdown(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> str:
-    """Return a Markdown table; figures are aligned right, a missing cell is a dash.
+    """Return a Markdown table of rows by column; figures are aligned right, a missing cell is a dash.
 
-    Args:
-        rows: One mapping per line, from column to value.
-        columns: Columns in their order; None for all in the order of their first appearance.
-
-    Raises:
-        InputError: If there are no columns.
+    Columns None are all, in the order of their first appearance. Raises `InputError` if there are none.
     """
     names = list(columns) if columns is not None else list(dict.fromkeys(name for row in rows for name in row))
     if not names:
@@ -94,7 +88,14 @@ def to_markdown(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None
     widths = [max(3, len(name), *(len(line[i]) for line in cells)) for i, name in enumerate(names)]
     numeric = [any(_is_number(row.get(name)) for row in rows) for name in names]
     rule = [("-" * (width - 1) + ":") if right else "-" * width for width, right in zip(widths, numeric, strict=True)]
-    return "\n".join("| " + " | ".join(_pad(line, widths, numeric)) + " |" for line in (names, rule, *cells))
+    padded = [
+        [
+            cell.rjust(width) if is_right else cell.ljust(width)
+            for cell, width, is_right in zip(line, widths, numeric, strict=True)
+        ]
+        for line in (names, rule, *cells)
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in padded)
 
 
 def to_json(records: Any) -> str:
@@ -124,10 +125,3 @@ def format_cell(value: Any) -> str:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float, Estimate)) and not isinstance(value, bool)
-
-
-def _pad(line: Sequence[str], widths: Sequence[int], right: Sequence[bool]) -> list[str]:
-    return [
-        cell.rjust(width) if is_right else cell.ljust(width)
-        for cell, width, is_right in zip(line, widths, right, strict=True)
-    ]

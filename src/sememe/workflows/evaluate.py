@@ -107,8 +107,12 @@ def evaluate(settings: EvaluationSettings, on_progress: ProgressHandler = ignore
             "world_version": WORLD_VERSION,
             **made.identity,
         }
-        environment = {"software": describe_software(), "machine": describe_machine(model.device)}
-        environment |= {"model": settings.model, "batch_size": settings.batch_size}
+        environment = {
+            "software": describe_software(),
+            "machine": describe_machine(model.device),
+            "model": settings.model,
+            "batch_size": settings.batch_size,
+        }
         chosen = choose_rows(made.rows, settings.rows)
         runner = Runner(
             made.rows,
