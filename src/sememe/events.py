@@ -11,7 +11,7 @@ class Progress:
 
     Attributes:
         stage: What is being done, a few words for people.
-        step: Steps done of this stage; 0 where it has none.
+        step: Steps done of this stage.
         num_steps: Steps of this stage; 0 where it has none.
         seconds_left: Estimate for this stage; None before there is one.
         stays: Whether people should be able to read it later, too.

@@ -85,8 +85,7 @@ def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path, metadata: Mapp
 def iterate_stored(tensors: Mapping[str, StoredTensor]) -> Iterator[tuple[str, torch.Tensor]]:
     """Read tensors one by one, file after file, and yield each with its key in `tensors`.
 
-    Raises:
-        ModelError: A file cannot be read.
+    Raises `ModelError` if a file cannot be read.
     """
     by_path: dict[Path, list[tuple[str, StoredTensor]]] = {}
     for key, stored in tensors.items():
@@ -101,11 +100,7 @@ def iterate_stored(tensors: Mapping[str, StoredTensor]) -> Iterator[tuple[str, t
 
 
 def iterate_tensors(folder: Path, expected: Mapping[str, torch.Size]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Read tensors one by one, after their names and shapes were compared with `expected`.
-
-    Raises:
-        ModelError: A tensor is missing, extra or of another shape, or a file is absent or damaged.
-    """
+    """Read tensors one by one, after their names and shapes were compared with `expected`; see `check_tensors`."""
     stored = read_stored_tensors(folder, (_STEM,))
     check_tensors(folder, expected, stored)
     yield from iterate_stored(stored)
@@ -141,11 +136,7 @@ def leave_out(stored: Mapping[str, StoredTensor], model: nn.Module) -> dict[str,
 
 
 def check_tensors(folder: Path, expected: Mapping[str, torch.Size], stored: Mapping[str, StoredTensor]) -> None:
-    """Compare tensors by name and shape.
-
-    Raises:
-        ModelError: Some are missing, extra or of another shape; the message names them.
-    """
+    """Raise `ModelError` for tensors that are missing, extra or of another shape; the message names them."""
     found = {key: torch.Size(tensor.shape) for key, tensor in stored.items()}
     missing = sorted(expected.keys() - found.keys())
     extra = sorted(found.keys() - expected.keys())

@@ -181,11 +181,7 @@ def config_name(name: str) -> str:
 
 
 def describe_model(folder: Path) -> ModelRecord:
-    """Read what a model's folder says of itself.
-
-    Raises:
-        ModelError: The folder holds no model.
-    """
+    """Read what a model's folder says of itself. Raises `ModelError` if it holds no model."""
     index = read_json(folder / _INDEX_NAME)
     made = index.get("generation_defaults") or {}
     card = _read_card(folder / "README.md")

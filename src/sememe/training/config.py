@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from sememe.errors import RecipeError
-from sememe.records import Count, Positive, Range, Record, Scale, Share, Whole
+from sememe.records import Count, Positive, Range, Record, Scale, Share, Whole, find_default
 
 RecipeT = TypeVar("RecipeT")
 
@@ -172,8 +172,7 @@ class TrainingConfig(Record):
         names = [phase.name for phase in self.list_phases()]
         check_setting(len(set(names)) == len(names), f"phases must differ in name, got {', '.join(names)}")
         for item in dataclasses.fields(self) if self.phases else ():
-            default = item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
-            is_free = item.name not in _OF_PHASES or getattr(self, item.name) == default
+            is_free = item.name not in _OF_PHASES or getattr(self, item.name) == find_default(item)
             check_setting(is_free, f"{item.name} has no effect beside phases; set it in each of them")
 
     def _check_time_decay(self) -> None:

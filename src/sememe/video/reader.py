@@ -44,9 +44,8 @@ def read_clip(
 
     Frames come upright (rotation and mirroring of the file applied), with square pixels, as sRGB; HDR is tone-mapped.
     What is transparent becomes white, where the decoder hands transparency on; of interlaced frames one field is read.
-    Only the frames that are asked for are
-    kept, each resized as soon as it is decoded, and stretches in which none is wanted are skipped: a minute of 4K costs
-    no more memory than its chosen frames.
+    Only the frames that are asked for are kept, each resized as soon as it is decoded, and stretches in which none is
+    wanted are skipped: a minute of 4K costs no more memory than its chosen frames.
 
     Args:
         path: Path of the file.
@@ -70,9 +69,8 @@ def read_clip(
 
     Raises:
         VideoError: The file is missing, is no video, has no frame (between start and end), is not within the limits, or
-            is damaged. A file
-            counts as damaged if FFmpeg cannot decode it, or if over 5 % of the frames that its header promises are
-            missing, as in a copy that was cut short. Damage that still decodes is not detected.
+            is damaged. A file counts as damaged if FFmpeg cannot decode it, or if over 5 % of the frames that its
+            header promises are missing, as in a copy that was cut short. Damage that still decodes is not detected.
         InputError: An argument is out of range, or without effect.
     """
     limits = limits or VideoLimits()

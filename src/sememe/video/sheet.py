@@ -36,9 +36,6 @@ def contact_sheet(rows: Sequence[SheetRow], *, columns: int = 8, cell_height: in
         cell_height: Pixels of a frame from top to bottom. Small frames are enlarged without smoothing, by whole factors
             as far as they go, and large ones are scaled down; proportions are kept.
 
-    Returns:
-        uint8 array (height, width, 3).
-
     Raises:
         InputError: There is no row, or a number is out of range.
     """

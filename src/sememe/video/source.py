@@ -124,11 +124,7 @@ def survey_video(
 
 @contextmanager
 def open_source(path: str | Path, limits: VideoLimits, survey: Survey) -> Iterator[Source]:
-    """Open a video file that was surveyed. FFmpeg's errors come out of the block as `VideoError`.
-
-    Raises:
-        VideoError: There is no such file, or it is no video, is damaged, or is not within the limits.
-    """
+    """Open a video file that was surveyed. FFmpeg's errors, also those within the block, come out as `VideoError`."""
     path = checked_path(path, _EXPECTED)
     # Opened again rather than rewound: seeking to the start has exceptions in every container.
     with _translated(path), _open(path, limits) as container:
@@ -181,11 +177,10 @@ def checked_path(path: str | Path, expected: str) -> Path:
 
 
 def _open(path: Path, limits: VideoLimits) -> InputContainer:
-    decoding = _decoder_options(limits)
     try:
         return av.open(
             str(path.absolute()),  # absolute, so that no name can be taken for a protocol
-            options=decoding,
+            options=_decoder_options(limits),
             container_options={"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "file"},
             metadata_errors="replace",
         )
