@@ -159,7 +159,7 @@ def flatten_defaults(record: object) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not dataclasses.MISSING}
 
 
-def _default(item: Any) -> Any:
+def find_default(item: Any) -> Any:
     """Return the default of a field of a dataclass, or `dataclasses.MISSING`."""
     return item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
 

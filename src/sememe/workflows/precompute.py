@@ -106,13 +106,11 @@ def precompute_latents(
 ) -> PrecomputeSummary:
     """Encode the recipe's clips into named arrays, or continue where that was interrupted.
 
-    Entries are identified by the content of their clips: only clips that were added or changed are encoded.
-    Videos that cannot be read are left out and listed in `quarantine.jsonl`.
+    The folder may be a URL in object storage (see `data.storage`). Entries are identified by the content of their
+    clips: only clips that were added or changed are encoded. Videos that cannot be read are listed in
+    `quarantine.jsonl`.
 
     Args:
-        recipe: Clips and arrays.
-        output_dir: Folder of the cache, or its URL in object storage (see `data.storage`).
-        on_progress: Called with what is being done, and how long it takes.
         verify: Read the whole cache first, and encode again what is damaged.
         prune: Remove the entries of clips that are not in the data any more.
         part: The clips to encode, for several processes that share the work; others are not listed. A cache is
@@ -122,8 +120,7 @@ def precompute_latents(
 
     Raises:
         ModelError: There is no autoencoder or text encoder where the recipe says.
-        InputError: More than one video in a hundred cannot be read, the cache is damaged, there is no such cluster, or
-            a part is to be pruned.
+        InputError: More than 1 % of the videos cannot be read, the cache is damaged, or there is no such cluster.
         RecipeError: The folder holds arrays of other clips or of another encoder.
         OutputError: The folder cannot be written, or the cluster's machines do not write to the same one.
     """
@@ -145,13 +142,12 @@ def precompute_latents(
     encoding = Encoding(recipe, clips, output_dir)
     encoding.check_shared(num_far)
     encoded = encoding.encode(part, on_progress)
-    num_new = Counter(encoded.num_new) + num_far
     num_unused = encoding.finish(encoded.quarantine, prune=prune) if part.count == 1 else 0
     return PrecomputeSummary(
         folder=str(Storage(output_dir)),
         version=clips.version if part.count == 1 else None,
         num_clips=len(encoded.quarantine.list_good()),
-        num_new={name: num_new[name] for name in encoding.made_by},
+        num_new={name: num_far[name] + encoded.num_new[name] for name in encoding.made_by},
         made_by=encoding.made_by,
         quarantine=encoded.quarantine.clips,
         damaged=damaged,

@@ -33,7 +33,7 @@ from sememe.workflows.systems import find_stage, qualify_model
 
 if TYPE_CHECKING:
     from sememe.training.checkpoint import Resume
-    from sememe.training.progress import EventHandler, TrainingEvent, TrainingSummary, ValidationRecord
+    from sememe.training.progress import EventHandler, TrainingEvent, TrainingSummary
 
 RUNS_FOLDER = Path("runs")
 VALIDATION_LOSS = "validation_loss"
@@ -76,7 +76,7 @@ def train_recipe(
         allow_changes: Names of settings, such as "training.learning_rate", and of inputs, such as "clips", that may
             differ from those of the resumed run. `run.json` keeps what they were. Settings that change no result,
             such as `training.log_every`, are always free.
-        on_progress: Called with what is being done, and how long it takes.
+        on_progress: Called with what is being done.
         on_event: Called with the events of the training loop, see `training.progress`.
 
     Raises:
@@ -87,7 +87,7 @@ def train_recipe(
     """
     folder = RUNS_FOLDER / recipe.name if output_dir is None else Path(output_dir)
     check_usable(recipe)
-    from sememe.training.loop import BEST_NAME, train
+    from sememe.training.loop import train
     from sememe.training.process import open_distribution
     from sememe.workflows.beginnings import find_initial, prepare_stage
 
@@ -96,6 +96,7 @@ def train_recipe(
         if _is_main() and not holds_run(folder):
             _clear(folder, find_stage(recipe).makes)
         initial = None if init_from is None else find_initial(qualify_model(init_from, recipe))
+        checkpoint = None if initial is None else initial.checkpoint
         prepared = prepare_stage(recipe, folder, initial, on_progress)
         check_inputs(folder, prepared.inputs, allow_changes)
 
@@ -105,14 +106,10 @@ def train_recipe(
 
         before = read_summary(folder)
         watcher = _Watcher(recipe, on_progress, on_event, {} if before is None else before.metrics)
-        checkpoint = None if initial is None else initial.checkpoint
         # What the loop refuses must not be recorded as a change.
         summary = train(prepared.stage, recipe.training, folder, resume, checkpoint, watcher, record)
         if _is_main():
-            written = _summarise(recipe, summary, watcher.metrics)
-            write_summary(folder, written)
-            if summary.model is not None and summary.validation is not None:
-                _describe_best(folder / BEST_NAME, written, summary.validation)
+            _write_summaries(recipe, folder, summary, watcher.metrics)
         return summary
 
 
@@ -247,34 +244,21 @@ def _describe(
     return RunRecord(recipe=recipe.name, settings=settings, inputs=dict(inputs), init_from=init_from, versions=versions)
 
 
-def _describe_best(folder: Path, summary: RunSummary, validation: ValidationRecord) -> None:
-    """Write the record of a run, and its figures at the time, beside its best model."""
-    from sememe.training.checkpoint import load_checkpoint, name_checkpoint
-
-    shutil.copy(folder.parent / RUN_NAME, folder / RUN_NAME)
-    best = load_checkpoint(name_checkpoint(folder.parent / "checkpoints", validation.best_step), is_verified=True)
-    written = replace(
-        summary,
-        step=best.step,
-        num_samples=int(best.state["num_samples"]),
-        seconds=round(best.state["seconds"], 1),
-        loss=best.state["loss"],
-        metrics={VALIDATION_LOSS: validation.best_loss},
-    )
-    write_summary(folder, written)
-
-
-def _summarise(recipe: TrainingRecipe, summary: TrainingSummary, metrics: Mapping[str, float]) -> RunSummary:
+def _write_summaries(
+    recipe: TrainingRecipe, folder: Path, summary: TrainingSummary, metrics: Mapping[str, float]
+) -> None:
+    """Write the summary of a run; beside its best model, if there is one, its figures at the time, and its record."""
     import torch
 
     from sememe.compute.devices import choose_device
+    from sememe.training.checkpoint import load_checkpoint, name_checkpoint
+    from sememe.training.loop import BEST_NAME
 
-    device = choose_device(recipe.training.device)
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    device, ranks = choose_device(recipe.training.device), int(os.environ.get("WORLD_SIZE", "1"))
     threads = (recipe.training.num_threads or torch.get_num_threads()) * ranks
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{threads} CPU threads"
     found = {} if summary.validation is None else {VALIDATION_LOSS: summary.validation.loss}
-    return RunSummary(
+    written = RunSummary(
         recipe=recipe.name,
         step=summary.step,
         num_samples=summary.num_samples,
@@ -284,3 +268,17 @@ def _summarise(recipe: TrainingRecipe, summary: TrainingSummary, metrics: Mappin
         device=f"{ranks} x {name}" if ranks > 1 and device.type == "cuda" else name,
         metrics={**metrics, **found},
     )
+    write_summary(folder, written)
+    if summary.model is None or summary.validation is None:
+        return
+    shutil.copy(folder / RUN_NAME, folder / BEST_NAME / RUN_NAME)
+    best = load_checkpoint(name_checkpoint(folder / "checkpoints", summary.validation.best_step), is_verified=True)
+    written = replace(
+        written,
+        step=best.step,
+        num_samples=int(best.state["num_samples"]),
+        seconds=round(best.state["seconds"], 1),
+        loss=best.state["loss"],
+        metrics={VALIDATION_LOSS: summary.validation.best_loss},
+    )
+    write_summary(folder / BEST_NAME, written)
