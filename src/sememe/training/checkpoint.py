@@ -56,11 +56,7 @@ class Checkpoint:
 
 
 class StoredTensors(Mapping[str, Tensor]):
-    """Complete tensors in files, each read on access.
-
-    Args:
-        paths: Files. If a tensor is in several of them, its rows are concatenated in this order.
-    """
+    """Complete tensors in files, each read on access; rows of one in several files are concatenated in their order."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self._files: dict[str, list[Any]] = {}

@@ -39,13 +39,8 @@ class CheckpointWriter:
     """Writes one checkpoint at a time.
 
     All processes of a run begin a checkpoint; each copies what it has to write and continues. Once all have written
-    their files, they complete it together: the main process gives the folder its name.
-
-    Args:
-        folder: Folder of the checkpoints.
-        distribution: The processes.
-        num_parts: Number of processes that hold one copy of the weights together.
-        keep: Number of checkpoints that are kept, at least 2.
+    their files, they complete it together: the main process gives the folder its name. `num_parts` processes hold one
+    copy of the weights together, and at least 2 checkpoints are kept.
     """
 
     def __init__(self, folder: Path, distribution: Distribution, num_parts: int = 1, keep: int = 2) -> None:
@@ -135,11 +130,8 @@ class CheckpointWriter:
 def choose_checkpoint(run: Path, resume: Resume, distribution: Distribution) -> Path | None:
     """Return the checkpoint that all processes of a run resume from; None for a new run.
 
-    The main process chooses. Leftovers of killed processes are removed.
-
-    Raises:
-        RecipeError: The run has checkpoints, but is not to be resumed.
-        ModelError: None of its checkpoints is undamaged, or this process does not see the one that was chosen.
+    The main process chooses, as `find_own` does. Leftovers of killed processes are removed. Raises `ModelError` if this
+    process does not see the checkpoint that was chosen.
     """
     latest = None
     if distribution.is_main:

@@ -190,15 +190,7 @@ UNBOUNDED = 100_000
 def train_transformer(
     *, learning_rate: float, warmup_steps: int, ema_decay: float, max_minutes: float, **others: Any
 ) -> TrainingConfig:
-    """Return settings for training the built-in transformers: with Muon, for a given time.
-
-    Args:
-        learning_rate: Field of `TrainingConfig`, as are the others.
-        warmup_steps: Field of its schedule.
-        ema_decay: Decay of the average of the weights.
-        max_minutes: Minutes of the run.
-        others: Further fields.
-    """
+    """Return settings for training the built-in transformers: with Muon, for a given time; arguments are its fields."""
     return TrainingConfig(
         num_steps=UNBOUNDED,
         learning_rate=learning_rate,
@@ -228,10 +220,6 @@ def make_twin(recipe: RecipeT, **changes: Any) -> RecipeT:
     """Return a version of a recipe that takes seconds, for tests; its name begins with "smoke-" instead of "tiny-".
 
     The runs that it reads are the twins' too: "runs/tiny-latents" becomes "runs/smoke-latents".
-
-    Args:
-        recipe: A record with a name and a description, and settings of a training where it is one.
-        changes: Further fields.
     """
     own: Any = recipe
     twin: dict[str, Any] = {

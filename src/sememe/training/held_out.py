@@ -49,12 +49,7 @@ def choose_held_out_targets(
 
 
 class ItemPicker:
-    """Draws items by number, with equal chances.
-
-    Args:
-        scenes: Scene of each item; a scene is held out as a whole.
-        buckets: Bucket of each item, where there are several; all items of a draw are of one.
-    """
+    """Draws items by number, with equal chances, all of a draw of one bucket; scenes are held out as a whole."""
 
     def __init__(self, scenes: Sequence[str], buckets: Sequence[str] = ()) -> None:
         self._scenes, self._buckets = scenes, buckets

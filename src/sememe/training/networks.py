@@ -22,12 +22,9 @@ from sememe.training.recipes import LinearNetwork, SchedulerSettings, TextNetwor
 
 @dataclass(frozen=True)
 class PrincipalComponents:
-    """Principal components of vectors.
+    """Mean and orthonormal directions of vectors, the most important first, and what turns coefficients into latents.
 
-    Attributes:
-        mean: Mean of the vectors, float64.
-        directions: Orthonormal columns, the most important first, float64.
-        scales: Divisors that turn coefficients into latents, float64.
+    All are float64; latents are coefficients divided by the scales.
     """
 
     mean: Float[Tensor, "number"]

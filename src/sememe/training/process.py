@@ -86,11 +86,7 @@ def listen_for_stop() -> Iterator[StopRequest]:
 
 @dataclass(frozen=True, kw_only=True)
 class Distribution:
-    """Rank, number of processes, and device of this process.
-
-    Attributes:
-        context: Processes that compute each share together; those of successive ranks.
-    """
+    """Rank, number of processes, how many successive ones compute each share together, and device of this process."""
 
     rank: int = 0
     num_ranks: int = 1
@@ -129,11 +125,7 @@ class Distribution:
 
         A parameter without a gradient on any rank gets none, so that weight decay skips it as in one process. Our own,
         because DistributedDataParallel averages ranks equally and wraps only `forward`; stages call other methods.
-
-        Args:
-            parameters: Parameters by name. Gradients of sharded ones are already summed.
-            reached: Names of those that have a gradient on this rank.
-            weight: Scalar.
+        Gradients of sharded parameters are already summed; `reached` names those that have one on this rank.
         """
         if self.num_ranks == 1:
             return

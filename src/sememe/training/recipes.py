@@ -11,19 +11,14 @@ from sememe.training.config import AutoencoderSettings, TrainingConfig, check_se
 
 
 class Recipe(Record):
-    """The settings of one run.
-
-    Attributes:
-        name: Name of the recipe on the command line.
-        description: What it makes, in one line.
-    """
+    """The settings of one run, its name on the command line, and what it makes, in one line."""
 
     name: str
     description: str
 
 
 class TrainingRecipe(Recipe):
-    """The settings of one training run; of its fields those of the training loop come last."""
+    """The settings of one training run."""
 
     training: TrainingConfig
 
@@ -136,7 +131,6 @@ class AutoencoderRecipe(TrainingRecipe):
     generations: Path | None = None
     network: LinearNetwork = LinearNetwork()
     settings: AutoencoderSettings = AutoencoderSettings()
-    training: TrainingConfig
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -230,8 +224,6 @@ class ModelRecipe(Recipe):
     `precision` is that of the tensors in the files, whose size is at most `max_shard_size` each.
     """
 
-    name: str
-    description: str
     precision: Literal["bfloat16", "float32"] = "bfloat16"
     # Hosts of code and packages refuse or slow down large files; this is below what is usual.
     max_shard_size: str = "15MB"

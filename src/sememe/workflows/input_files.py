@@ -75,7 +75,8 @@ class ImageFile:
 
         `largest_side` is that of the result in pixels, where it is known.
         """
-        return cls(path, hash_file(path), read_image(path, enough=max(_ENOUGH, largest_side)))
+        pixels = read_image(path, enough=max(_ENOUGH, largest_side))  # first, to say what is wrong with a file
+        return cls(path, hash_file(path), pixels)
 
     def to_document(self) -> dict[str, Any]:
         """Return path, hash and shape, as plain values."""
