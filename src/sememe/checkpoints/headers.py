@@ -14,7 +14,7 @@ from typing import Any
 
 from sememe.errors import ModelError
 
-CONFIG_NAME = "config.json"
+CONFIG_NAME, MODEL_INDEX = "config.json", "model_index.json"
 STEMS = ("diffusion_pytorch_model", "model")
 PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 PICKLE_REASON = "such files are pickles, which can run code when they are read; use safetensors files of this model"

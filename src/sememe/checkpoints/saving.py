@@ -8,9 +8,8 @@ from typing import Any
 import diffusers
 import torch
 
+from sememe.checkpoints.headers import CONFIG_NAME, MODEL_INDEX
 from sememe.files import share_files, write_text
-
-INDEX_NAME = "model_index.json"
 
 
 def save_components(
@@ -32,10 +31,10 @@ def save_components(
             continue
         is_network = isinstance(component, torch.nn.Module) and max_shard_size is not None
         component.save_pretrained(folder / name, **({"max_shard_size": max_shard_size} if is_network else {}))
-        _forget_source(folder / name / "config.json")
+        _forget_source(folder / name / CONFIG_NAME)
         index[name] = [type(component).__module__.split(".")[0], type(component).__name__]
     share_files(folder)
-    write_text(folder / INDEX_NAME, json.dumps(index | dict(settings), indent=2, sort_keys=True) + "\n")
+    write_text(folder / MODEL_INDEX, json.dumps(index | dict(settings), indent=2, sort_keys=True) + "\n")
 
 
 def _forget_source(path: Path) -> None:

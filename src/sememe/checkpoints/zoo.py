@@ -16,12 +16,11 @@ from typing import Any
 
 import yaml
 
-from sememe.checkpoints.headers import CONFIG_NAME, PICKLE_REASON, PICKLED_SUFFIXES, read_header, read_json
+from sememe.checkpoints.headers import CONFIG_NAME, MODEL_INDEX, PICKLE_REASON, PICKLED_SUFFIXES, read_header, read_json
 from sememe.errors import ModelError
 
 WEIGHTS_FOLDER = Path(__file__).parent / "weights"
 
-_INDEX_NAME = "model_index.json"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _UNKNOWN = "not stated"
 # By which a component's folder is known to be one, where that is not config.json.
@@ -33,26 +32,16 @@ _CONFIG_FILES = {
     "depth_processor": "preprocessor_config.json",
     "lora": "pytorch_lora_weights.safetensors",
 }
-_DOWNLOADED = ["model_index.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model"]
+_DOWNLOADED = [MODEL_INDEX, "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model"]
 
 
 @dataclass(frozen=True)
 class ModelRecord:
     """What a model's folder says of itself.
 
-    Attributes:
-        name: Name by which a built-in model is loaded: `<system>/<size>`.
-        pipeline: Class of its pipeline.
-        description: One sentence from its card.
-        license: SPDX name, from its card.
-        source: Origin of its weights, from its card.
-        height: Pixels of what it makes by default.
-        width: Pixels, the same.
-        num_frames: Frames, the same.
-        fps: Frames a second, the same.
-        num_parameters: Numbers in all its safetensors files.
-        num_bytes: Size of those files.
-        folder: Where it is.
+    Description, license (an SPDX name) and source of the weights are from its card; height, width (pixels), frames and
+    rate are of what it makes by default; numbers and bytes are of all its safetensors files. A built-in model is loaded
+    by its name, `<system>/<size>`.
     """
 
     name: str
@@ -182,7 +171,7 @@ def config_name(name: str) -> str:
 
 def describe_model(folder: Path) -> ModelRecord:
     """Read what a model's folder says of itself. Raises `ModelError` if it holds no model."""
-    index = read_json(folder / _INDEX_NAME)
+    index = read_json(folder / MODEL_INDEX)
     made = index.get("generation_defaults") or {}
     card = _read_card(folder / "README.md")
     files = sorted(folder.rglob("*.safetensors"))
@@ -204,7 +193,7 @@ def describe_model(folder: Path) -> ModelRecord:
 
 def _names() -> list[str]:
     return sorted(
-        path.parent.relative_to(WEIGHTS_FOLDER).as_posix() for path in WEIGHTS_FOLDER.glob(f"*/*/{_INDEX_NAME}")
+        path.parent.relative_to(WEIGHTS_FOLDER).as_posix() for path in WEIGHTS_FOLDER.glob(f"*/*/{MODEL_INDEX}")
     )
 
 

@@ -17,9 +17,8 @@ _APPROXIMATE_ATTENTION = ("sage", "_sage")
 class ModelChanges:
     """How a pipeline differs from its model.
 
-    Attributes:
-        shortcuts: What is computed with less work or memory than the model asks for; empty where it is exact.
-        adapters: Names of LoRA weights that act, loaded or fused; what they give is not the model's own.
+    Shortcuts are what is computed with less work or memory than the model asks for; adapters are LoRA weights that act,
+    loaded or fused, so that the result is not the model's own.
     """
 
     shortcuts: tuple[str, ...]

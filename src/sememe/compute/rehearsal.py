@@ -27,12 +27,7 @@ from sememe.compute.strategy import OFFLOADS, Offload
 
 
 class TrackedMemory:
-    """Bytes of the tensors made since tracking began.
-
-    Attributes:
-        live_bytes: Bytes of tensors that are still alive.
-        peak_bytes: Most bytes that were alive at once.
-    """
+    """Bytes of the tensors made since tracking began: of those that are alive, and the most that were so at once."""
 
     def __init__(self) -> None:
         self.live_bytes = 0
@@ -247,11 +242,9 @@ class Workload:
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of a phase that begins with the call of a component.
+    """A stretch of a phase that begins with the call of a component; the name is empty before the first call.
 
-    Attributes:
-        component: Its name, empty before the first call.
-        peak_bytes: The most that tensors made since the phase began took at once.
+    `peak_bytes` is the most that tensors made since the phase began took at once.
     """
 
     component: str
@@ -260,12 +253,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class PhaseMemory:
-    """What a phase takes besides weights.
-
-    Attributes:
-        segments: Stretches in order, each of another component than the one before.
-        kept_bytes: Bytes of tensors that are alive when the phase has ended.
-    """
+    """What a phase takes besides weights: stretches in order, and the bytes that are alive when it has ended."""
 
     segments: tuple[Segment, ...]
     kept_bytes: int

@@ -58,12 +58,7 @@ class Strategy:
 
 @dataclass(frozen=True)
 class PhasePeak:
-    """Bytes on the device at the worst moment of a phase.
-
-    Attributes:
-        weights: Bytes of weights that are there.
-        tensors: Bytes of tensors made in this phase, or kept from those before.
-    """
+    """Bytes on the device at the worst moment of a phase: weights, and tensors made in it or kept from those before."""
 
     weights: int
     tensors: int
@@ -75,11 +70,9 @@ class PhasePeak:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a strategy takes.
+    """What a strategy takes: peaks of the phases by name, in order.
 
-    Attributes:
-        phases: Peaks of the phases by name, in order.
-        host_bytes: Bytes of the machine's own memory that weights take, while they are loaded or while they wait.
+    `host_bytes` of the machine's own memory are taken by weights, while they are loaded or while they wait.
     """
 
     phases: Mapping[str, PhasePeak]

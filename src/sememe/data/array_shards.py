@@ -35,12 +35,8 @@ DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "uint8": torch.u
 class ArrayAbout:
     """What all shards of an array have in common.
 
-    Attributes:
-        origin: Identifies the kind of clips that keys refer to.
-        array: Name of the array.
-        key: The field of `ClipItem` that names an entry.
-        made_by: What the values depend on besides the clips.
-        dtype: Precision of the values.
+    `origin` identifies the kind of clips that keys refer to, `key` is the field of `ClipItem` that names an entry, and
+    `made_by` is what the values depend on besides the clips.
     """
 
     origin: str

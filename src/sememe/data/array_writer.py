@@ -34,13 +34,7 @@ CacheDtype = Literal["float16", "bfloat16", "uint8"]
 
 @runtime_checkable
 class ArrayEncoder(Protocol):
-    """Makes one named array.
-
-    Attributes:
-        name: Name of the array.
-        key: The field of `ClipItem` that names a clip's entry.
-        made_by: What the values depend on besides the clips: fingerprints of weights, settings.
-    """
+    """Makes one named array; `key` and `made_by` are as in `ArrayAbout`."""
 
     name: str
     key: str

@@ -130,15 +130,9 @@ class SceneReader(ModelMixin, ConfigMixin):
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """What a clip shows.
+    """What a clip shows: labels, what happens one after another (None for nothing), and where the subject is.
 
-    Attributes:
-        subject: Kind of the subject.
-        colour: Name of its main colour.
-        place: Kind of the backdrop.
-        conditions: What happens, one after another; None for nothing.
-        path: Centre of the subject at each moment.
-        features: Features of each moment, of unit length.
+    Features of each moment are of unit length.
     """
 
     subject: str

@@ -15,17 +15,9 @@ from sememe.video import Clip
 
 @dataclass(frozen=True, slots=True)
 class CaseResult:
-    """The result of a case.
+    """The result of a case: what `Verdict` says, and how the clip compares with the true target.
 
-    Attributes:
-        case: What was asked for.
-        nearest: The condition that the oracle sees.
-        rank: Place of the right condition among the candidates, 1 for the nearest.
-        distance: Mean squared distance to the true target, as the oracle measures it.
-        psnr: PSNR against the true target in decibels.
-        ssim: Structural similarity to it, at most 1.
-        differences: Differences between neighbouring pixels and frames of the clip.
-        true_differences: Differences in the true target.
+    PSNR is in decibels. The differences are between neighbouring pixels and frames, in the clip and in the true target.
     """
 
     case: Case
@@ -59,8 +51,6 @@ class RowSummary:
     """The figures of a row.
 
     Attributes:
-        num_generations: Number of cases.
-        num_scenes: Number of different scenes among them.
         num_candidates: Conditions among which the oracle chose, fewer in whole photographs; a guess is right once in so
             many.
         accuracy: Share of cases in which the right condition was the nearest.
@@ -70,7 +60,6 @@ class RowSummary:
         ssim: Structural similarity to it, the same.
         grid: Traces of the latent grid, relative to the true targets.
         by_group: Accuracy by group of conditions, such as families.
-        confusions: The most frequent wrong verdicts.
     """
 
     num_generations: int

@@ -7,8 +7,7 @@ from typing import Any
 import torch
 
 from sememe.checkpoints.components import Dtypes, check_files, find_class, load_component
-from sememe.checkpoints.headers import read_json
-from sememe.checkpoints.saving import INDEX_NAME
+from sememe.checkpoints.headers import MODEL_INDEX, read_json
 from sememe.errors import ModelError
 from sememe.gen1.network_unet import Gen1UNet
 
@@ -41,11 +40,11 @@ def load_components(
     Raises:
         ModelError: The folder is not a model of this kind, or is not whole.
     """
-    index = read_json(folder / INDEX_NAME)
+    index = read_json(folder / MODEL_INDEX)
     found = index.get("_class_name")
     if found != class_name:
         raise ModelError(
-            f"expected a {class_name} in {folder}, its {INDEX_NAME} names {found}; a Gen-1 model on public weights is "
+            f"expected a {class_name} in {folder}, its {MODEL_INDEX} names {found}; a Gen-1 model on public weights is "
             "put together by sememe.gen1.public_weights"
         )
     needed = [name for name in COMPONENTS if name not in given and index.get(name) not in (None, [None, None])]

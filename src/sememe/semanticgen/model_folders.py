@@ -17,8 +17,7 @@ import torch
 
 from sememe.checkpoints import saving
 from sememe.checkpoints.components import Dtypes, check_files, find_class, load_component
-from sememe.checkpoints.headers import read_json
-from sememe.checkpoints.saving import INDEX_NAME
+from sememe.checkpoints.headers import MODEL_INDEX, read_json
 from sememe.checkpoints.zoo import config_name
 from sememe.errors import InputError, ModelError
 from sememe.files import write_text
@@ -58,9 +57,9 @@ def load_components(
         ModelError: The folder is not a model of this kind, or is not whole.
         InputError: A precision is asked for components that have but one.
     """
-    index = read_json(folder / INDEX_NAME)
+    index = read_json(folder / MODEL_INDEX)
     if index.get("_class_name") != class_name:
-        raise ModelError(f"expected a {class_name} in {folder}, its {INDEX_NAME} names {index.get('_class_name')}")
+        raise ModelError(f"expected a {class_name} in {folder}, its {MODEL_INDEX} names {index.get('_class_name')}")
     if isinstance(torch_dtype, Mapping) and torch_dtype.keys() & _EXACT:
         named = ", ".join(sorted(torch_dtype.keys() & _EXACT))
         raise InputError(f"plans name {named} by fingerprints of float32; leave the torch_dtype out")

@@ -15,8 +15,7 @@ from typing import Any
 
 import diffusers
 
-from sememe.checkpoints.headers import list_weight_files, read_stored_tensors
-from sememe.checkpoints.saving import INDEX_NAME
+from sememe.checkpoints.headers import MODEL_INDEX, list_weight_files, read_stored_tensors
 from sememe.checkpoints.zoo import find_folder
 from sememe.errors import InputError, ModelError, OutputError
 from sememe.events import ProgressHandler, StepCounter, ignore_progress
@@ -121,7 +120,7 @@ def convert_model(request: ConversionRequest, on_progress: ProgressHandler = ign
             shutil.copyfile(path, target)
             counter.advance()
         index = _make_index(layout, request.layout)
-        write_text(folder / INDEX_NAME, json.dumps(index, indent=2, sort_keys=True) + "\n")
+        write_text(folder / MODEL_INDEX, json.dumps(index, indent=2, sort_keys=True) + "\n")
     return _describe(layout, stored, request, time.monotonic() - begin)
 
 

@@ -31,8 +31,7 @@ from sememe.checkpoints.components import (
     load_component,
     read_entry,
 )
-from sememe.checkpoints.headers import read_json, read_stored_tensors
-from sememe.checkpoints.saving import INDEX_NAME
+from sememe.checkpoints.headers import MODEL_INDEX, read_json, read_stored_tensors
 from sememe.checkpoints.zoo import find_folder
 from sememe.errors import ModelError
 from sememe.video_as_prompt.settings import RELEASED
@@ -90,7 +89,7 @@ def read_layout(folder: Path) -> ModelLayout:
     Raises:
         ModelError: There is none, or it names another pipeline or transformer, or a setting that does not go with it.
     """
-    index = read_json(folder / INDEX_NAME)
+    index = read_json(folder / MODEL_INDEX)
     class_name = str(index.get("_class_name"))
     published = [known.official_pipeline for known in FORMATS]
     if class_name == OWN_CLASS:
@@ -102,7 +101,7 @@ def read_layout(folder: Path) -> ModelLayout:
     else:
         known = ", ".join([OWN_CLASS, *published, *sorted(STOCK_CLASSES)])
         raise ModelError(
-            f"expected a model of one of the classes {known} in {folder}, its {INDEX_NAME} names {class_name}"
+            f"expected a model of one of the classes {known} in {folder}, its {MODEL_INDEX} names {class_name}"
         )
     second = index.get("transformer_2")
     if isinstance(second, list) and second and second[0] is not None:
@@ -114,7 +113,7 @@ def read_layout(folder: Path) -> ModelLayout:
     if layout.defaults_name not in RELEASED:
         raise ModelError(
             f"expected expand_timesteps with a Wan transformer alone, but {folder} has a {layout.format.stock_class}; "
-            f"take it out of its {INDEX_NAME}"
+            f"take it out of its {MODEL_INDEX}"
         )
     return layout
 
@@ -249,7 +248,9 @@ def load_components(
         parts[name] = None if found is None else load_component(name, folder / name, dtypes, found, device)
     defaults = layout.index.get("generation_defaults")
     if not isinstance(defaults, dict | None):
-        raise ModelError(f"expected generation_defaults as an object in the {INDEX_NAME} of {folder}, got {defaults!r}")
+        raise ModelError(
+            f"expected generation_defaults as an object in the {MODEL_INDEX} of {folder}, got {defaults!r}"
+        )
     if defaults is None:
         defaults = released_defaults(layout.defaults_name, parts["transformer"], parts["vae"])
     settings = {"generation_defaults": defaults, "expand_timesteps": layout.has_token_timesteps}

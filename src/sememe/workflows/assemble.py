@@ -7,7 +7,7 @@ from typing import Any
 
 import sememe
 from sememe.checkpoints.fingerprint import fingerprint_model
-from sememe.checkpoints.saving import INDEX_NAME
+from sememe.checkpoints.headers import MODEL_INDEX
 from sememe.checkpoints.zoo import WEIGHTS_FOLDER, resolve_model
 from sememe.errors import ModelError, OutputError
 from sememe.files import atomic_folder, write_text
@@ -74,7 +74,7 @@ def write_model(pipeline: Any, recipe: ModelRecipe, output: Path | str, card: Mo
 
 def _check_output(output: Path) -> None:
     """Raise `OutputError` for a folder of other files, which would be lost."""
-    if output.is_dir() and any(output.iterdir()) and not (output / INDEX_NAME).is_file():
+    if output.is_dir() and any(output.iterdir()) and not (output / MODEL_INDEX).is_file():
         raise OutputError(
             f"expected {output} to be absent, empty or an earlier model, but it holds other files, which would be "
             "lost; choose another folder"

@@ -50,9 +50,6 @@ class RehearsedPhase:
     """A phase of a run.
 
     Attributes:
-        name: Its name.
-        num_steps: Its steps.
-        num_trained: Parameters that are trained in it.
         memory: Bytes of all weights, and of gradients, moments and averages of what is trained, as far as one process
             keeps them (see `TrainingConfig.shard`); activations, and the weights of the blocks that compute at the
             time, come on top of it.
@@ -77,17 +74,12 @@ class Rehearsal:
     """What a run would do.
 
     Attributes:
-        recipe: Name of the recipe.
-        folder: Folder of the run.
         step: Steps that are done already.
         inputs: What identifies each thing that the run is made from.
         modules: Number of parameters of each module that the stage trains, or trains a part of.
-        phases: The phases in order.
         batch: Type and shape of each tensor in the batch of a share.
-        num_shares: Shares of a step.
         shard: Processes that hold one copy of the weights together.
         context: Processes that compute a share together.
-        device: Where it trains.
     """
 
     recipe: str
@@ -146,7 +138,7 @@ def rehearse(
         phases = [_describe_phase(stage, config, phase.settings, kept, weights) for phase in planned]
         on_progress(Progress("making a batch"))
         batch = _make_batch(stage, config, phases[0].name, device)
-        sizes = {name: _count(module.parameters()) for name, module in stage.modules().items()}
+        sizes = {name: sum(map(Tensor.numel, module.parameters())) for name, module in stage.modules().items()}
         on_progress(Progress("counting activations and operations, and timing steps"))
         phases = _add_costs(prepare, stage, replace(config, shard=shard), phases)
     return Rehearsal(
@@ -240,10 +232,6 @@ def count_kept_numbers(stage: Stage, shard: int) -> dict[str, int]:
         for name, module in stage.modules().items()
         for key, count in count_kept(module, shard if name in spread else 1).items()
     }
-
-
-def _count(parameters: Any) -> int:
-    return sum(parameter.numel() for parameter in parameters)
 
 
 def _describe_batch(value: Any, name: str = "batch") -> dict[str, str]:

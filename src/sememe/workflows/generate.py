@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -71,15 +72,7 @@ class GenerationRequest:
 
 @dataclass(frozen=True)
 class GenerationResult:
-    """What a generation wrote.
-
-    Attributes:
-        output: The video.
-        sidecar: The JSON beside it.
-        sheet: The contact sheet, where one was asked for.
-        seed: The seed that was used.
-        document: Content of the sidecar.
-    """
+    """The files that a generation wrote, the seed that was used, and the content of the sidecar."""
 
     output: Path
     sidecar: Path
@@ -317,7 +310,7 @@ def _describe(request: GenerationRequest, work: _Generation, output: Any) -> dic
     name = str(model.folder.absolute()) if is_folder else request.model
     return {
         "system": request.inputs.system,
-        "created": sidecar.now(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": sidecar.describe_software(),
         "machine": sidecar.describe_machine(model.device),
         "model": sidecar.describe_model_used(model),
@@ -326,7 +319,11 @@ def _describe(request: GenerationRequest, work: _Generation, output: Any) -> dic
         **request.inputs.texts(),
         "settings": settings,
         "guidance": output.guidance,
-        "computing": sidecar.describe_computing(model),
+        "computing": {
+            "attention": model.attention,
+            "compiled": model.is_compiled,
+            "plan": None if model.plan is None else model.plan.to_document(),
+        },
         "exactness": sidecar.describe_exactness(output.settings, model),
         "inputs": work.files.to_document(),
         "request": describe_request(name, request.inputs, changed, request.loading),

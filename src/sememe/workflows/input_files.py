@@ -17,13 +17,7 @@ _ENOUGH = 2048  # pixels a side, more than models make
 
 @dataclass(frozen=True)
 class VideoFile:
-    """A video file, or a section of one, of which no frame has been decoded.
-
-    Attributes:
-        path: The file.
-        sha256: Hash of the file.
-        survey: Times and sizes in the section, read from its packets.
-    """
+    """A video file, its hash, and what its packets tell of a section of it, of which no frame has been decoded."""
 
     path: Path
     sha256: str
@@ -57,13 +51,7 @@ class VideoFile:
 
 @dataclass(frozen=True)
 class ImageFile:
-    """A picture file.
-
-    Attributes:
-        path: The file.
-        sha256: Hash of the file.
-        pixels: Upright uint8 array (height, width, 3), with what was transparent on white.
-    """
+    """A picture file, its hash, and its pixels: uint8 (height, width, 3), upright, and opaque on white."""
 
     path: Path
     sha256: str

@@ -42,15 +42,12 @@ class PrecomputeSummary:
     """What a call of `precompute_latents` did.
 
     Attributes:
-        folder: Folder of the cache, or its URL.
         version: Hash or version that identifies the clips; None where one part was encoded, for that reads no others.
         num_clips: Clips in the cache; those of the part, where one was encoded.
         num_new: Entries of each array that this call encoded.
-        made_by: What each array was made by.
         quarantine: Clips that were left out.
         damaged: Names of the files that were removed because they were damaged.
         num_unused: Entries of clips that are not in the data any more; none are counted where one part was encoded.
-        seconds: Seconds that the call took.
     """
 
     folder: str

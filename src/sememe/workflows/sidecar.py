@@ -3,7 +3,6 @@
 import json
 import platform
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -50,15 +49,6 @@ def describe_model_used(model: LoadedModel) -> dict[str, Any]:
     }
 
 
-def describe_computing(model: LoadedModel) -> dict[str, Any]:
-    """Return how a model computed: attention backend, compilation, and the memory plan that was applied."""
-    return {
-        "attention": model.attention,
-        "compiled": model.is_compiled,
-        "plan": None if model.plan is None else model.plan.to_document(),
-    }
-
-
 def describe_exactness(settings: Any, model: LoadedModel) -> dict[str, Any]:
     """Describe what departs from how the model was trained to be used.
 
@@ -95,11 +85,6 @@ def make_comment(document: Mapping[str, Any], texts: Mapping[str, Any], settings
         # Ways to compute are left out: one seed gives the same file in all that are exact.
         "settings": json.dumps(settings.sampling.to_dict() | settings.guidance.to_dict()),
     }
-
-
-def now() -> str:
-    """Return the time in UTC, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def write_sidecar(document: Mapping[str, Any], path: Path) -> None:
