@@ -5,17 +5,16 @@ import os
 import platform
 import subprocess
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from sememe.files import write_text
+from sememe.workflows.sidecar import describe_software
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-LIBRARIES = ("sememe", "torch", "diffusers", "transformers", "accelerate")
 
 
 def describe_run(device: str = "cpu") -> dict[str, Any]:
@@ -26,7 +25,7 @@ def describe_run(device: str = "cpu") -> dict[str, Any]:
         "commit": _ask_git("rev-parse", "HEAD"),
         # A commit says what was measured only if nothing else was.
         "uncommitted_changes": None if changes is None else bool(changes),
-        "versions": {name: _find_version(name) for name in LIBRARIES} | {"python": platform.python_version()},
+        "versions": describe_software(),
         "machine": _describe_cpu() | (_describe_gpu() if device.startswith("cuda") else {}),
     }
 
@@ -74,10 +73,3 @@ def _ask_git(*arguments: str) -> str | None:
     except OSError:
         return None
     return done.stdout.strip() if done.returncode == 0 else None
-
-
-def _find_version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None

@@ -117,15 +117,15 @@ def lock_folder(folder: Path) -> Iterator[None]:
     Raises `OutputError` if another process has locked it, or if it cannot be written.
     """
     lock = FileLock(folder / ".lock")
-    make_folder(folder)
-    try:
-        with writing(folder):
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
             lock.acquire(timeout=0)
-    except Timeout as error:
-        raise OutputError(
-            f"expected {folder} to be free, but another process is writing to it; wait for its end, or choose another "
-            "folder"
-        ) from error
+        except Timeout as error:
+            raise OutputError(
+                f"expected {folder} to be free, but another process is writing to it; wait for its end, or choose "
+                "another folder"
+            ) from error
     try:
         yield
     finally:

@@ -1,7 +1,7 @@
 """`sememe evaluate SYSTEM`: measures a model with the world's oracle."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -10,52 +10,42 @@ from sememe.cli.setting_options import AsJson, Device, ModelName, read_overrides
 from sememe.errors import InputError
 from sememe.workflows.systems import SYSTEMS
 
-_CASES, _RESULT = "Cases", "Result"
+
+def _of_cases(text: str, metavar: str | None = None) -> Any:
+    return typer.Option(help=text, metavar=metavar, rich_help_panel="Cases")
 
 
-Rows = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="Names of rows (a wrong one lists them); the whole table if left out; or validation, the rows to "
-        "choose settings and checkpoints by.",
-        metavar="ROW,...",
-        rich_help_panel=_CASES,
-    ),
-]
-Control = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--control",
-        "--set",
-        help="Setting of a generation or of loading, such as num_inference_steps=4 or loading.dtype=bfloat16 "
-        "(`sememe generate SYSTEM --help-all` lists them); may be repeated.",
-        metavar="NAME=VALUE",
-    ),
-]
+def _of_result(text: str, *names: str) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel="Result")
+
+
+_ROWS = _of_cases(
+    "Names of rows (a wrong one lists them); the whole table if left out; or validation, the rows to choose settings "
+    "and checkpoints by.",
+    metavar="ROW,...",
+)
+_CONTROL = typer.Option(
+    "--control",
+    "--set",
+    help="Setting of a generation or of loading, such as num_inference_steps=4 or loading.dtype=bfloat16 "
+    "(`sememe generate SYSTEM --help-all` lists them); may be repeated.",
+    metavar="NAME=VALUE",
+)
 
 
 def evaluate(
     system: Annotated[str, typer.Argument(metavar="SYSTEM", help=f"System to measure: {', '.join(SYSTEMS)}.")],
     model: ModelName = "tiny",
-    generations: Annotated[int, typer.Option(help="Cases of each row.", rich_help_panel=_CASES)] = 200,
-    rows: Rows = None,
-    seed: Annotated[int, typer.Option(help="Seed of scenes, conditions and noise.", rich_help_panel=_CASES)] = 0,
-    control: Control = None,
+    generations: Annotated[int, _of_cases("Cases of each row.")] = 200,
+    rows: Annotated[list[str] | None, _ROWS] = None,
+    seed: Annotated[int, _of_cases("Seed of scenes, conditions and noise.")] = 0,
+    control: Annotated[list[str] | None, _CONTROL] = None,
     batch_size: Annotated[int, typer.Option(help="Cases generated at once.")] = 8,
     device: Device = None,
     output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            help="JSON report; saved after each batch, and continued if it exists.",
-            rich_help_panel=_RESULT,
-        ),
+        Path | None, _of_result("JSON report; saved after each batch, and continued if it exists.", "--output", "-o")
     ] = None,
-    sheet: Annotated[
-        Path | None,
-        typer.Option(help="PNG: right and wrong examples of each row, drawn at random.", rich_help_panel=_RESULT),
-    ] = None,
+    sheet: Annotated[Path | None, _of_result("PNG: right and wrong examples of each row, drawn at random.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure how well a model follows its inputs, by comparing results with the true targets."""

@@ -2,14 +2,20 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from sememe.cli.console import echo_json, show_progress
 from sememe.errors import InputError
 
-_CLIP, _DATASET = "One clip", "A dataset"
+
+def _of_clip(text: str, *names: str) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel="One clip")
+
+
+def _of_dataset(text: str) -> Any:
+    return typer.Option(help=text, rich_help_panel="A dataset")
 
 
 def register(app: typer.Typer) -> None:
@@ -52,28 +58,13 @@ def render(
         list[str] | None,
         typer.Argument(help="Conditions to apply at once (see `sememe world conditions`); none for a neutral clip."),
     ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Video to write.", rich_help_panel=_CLIP)
-    ] = None,
-    scene: Annotated[int, typer.Option(help="Seed of the scene, 0 or more.", rich_help_panel=_CLIP)] = 0,
-    dataset: Annotated[
-        Path | None,
-        typer.Option(help="Folder to write a whole dataset to, in VAP-Data's layout.", rich_help_panel=_DATASET),
-    ] = None,
-    num_clips: Annotated[
-        int | None, typer.Option(help="Training clips; 400 if left out.", rich_help_panel=_DATASET)
-    ] = None,
-    split: Annotated[
-        str | None,
-        typer.Option(help="Conditions of the clips: seen, unseen or all; seen if left out.", rich_help_panel=_DATASET),
-    ] = None,
-    num_benchmark: Annotated[
-        int | None,
-        typer.Option(help="Pairs of unseen conditions; one for each if left out.", rich_help_panel=_DATASET),
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Seed of the scenes; 0 if left out.", rich_help_panel=_DATASET)
-    ] = None,
+    output: Annotated[Path | None, _of_clip("Video to write.", "--output", "-o")] = None,
+    scene: Annotated[int, _of_clip("Seed of the scene, 0 or more.")] = 0,
+    dataset: Annotated[Path | None, _of_dataset("Folder to write a whole dataset to, in VAP-Data's layout.")] = None,
+    num_clips: Annotated[int | None, _of_dataset("Training clips; 400 if left out.")] = None,
+    split: Annotated[str | None, _of_dataset("Conditions of the clips: seen, unseen or all; seen if left out.")] = None,
+    num_benchmark: Annotated[int | None, _of_dataset("Pairs of unseen conditions; one for each if left out.")] = None,
+    seed: Annotated[int | None, _of_dataset("Seed of the scenes; 0 if left out.")] = None,
     size: Annotated[str, typer.Option(help="Pixels: a side such as 64, or HEIGHTxWIDTH.")] = "64",
     num_frames: Annotated[int, typer.Option(help="Frames of a clip.")] = 17,
     fps: Annotated[float, typer.Option(help="Frames a second.")] = 8.0,
