@@ -1,13 +1,4 @@
-"""The exceptions that sememe raises on purpose.
-
-    SememeError
-    ├── InputError (ValueError)        something that a person gave cannot be used
-    │   ├── VideoError                 a video or picture cannot be read, or not within the limits
-    │   ├── ModelError                 a model folder, name or tensor is not what was expected
-    │   ├── PlanError                  a plan file, or an edit of a plan, cannot be used
-    │   └── RecipeError                a recipe, or an override of one, is not valid
-    ├── OutputError (OSError)          a result cannot be written
-    └── MissingExtraError (ImportError)  an optional dependency is not installed
+"""The exceptions that sememe raises on purpose: for input, with its kinds, output, and what is not installed.
 
 Every message is one line and says what was expected, what came and what to do. The command line prints it
 without a traceback and exits with code 2.

@@ -146,14 +146,10 @@ def is_hub_id(name: str | Path) -> bool:
 
 
 def find_part(source: str | Path, part: str) -> Path:
-    """Return the folder of one part of a model; its class is checked where it is loaded.
+    """Return the folder of a component such as "vae", or of a part that only one system has, such as "expert".
 
-    Args:
-        source: Folder of a run (its `model/` is searched) or of a model, built-in name, or the part's own folder.
-        part: Component, such as "vae", or a part that only one system has, such as "expert".
-
-    Raises:
-        ModelError: It is not there.
+    The source is the folder of a run (its `model/` is searched) or of a model, a built-in name, or the part's own
+    folder. Raises `ModelError` if the part is not there; its class is checked where it is loaded.
     """
     folder = resolve_model(source)
     for place in (folder / "model" / part, folder / part, folder / "model", folder):

@@ -126,11 +126,9 @@ def share_tokens(network: Any, mesh: DeviceMesh) -> None:
     """Have the processes of a group share the tokens of a network, in parts whose lengths may differ.
 
     Each process gets the whole result, and of every gradient a part, which the sum over the group makes whole.
-    `enable_parallelism` of diffusers does the same on accelerators, for parts of one length alone.
-
-    Args:
-        network: Transformer with a context-parallel plan of diffusers, whose self-attention calls `attend`.
-        mesh: Mesh of all processes, with the dimensions `MESH_NAMES`.
+    `enable_parallelism` of diffusers does the same on accelerators, for parts of one length alone. The network has a
+    context-parallel plan of diffusers, and its self-attention calls `attend`; the mesh of all processes has the
+    dimensions `MESH_NAMES`.
     """
     shared = ContextParallelConfig(ulysses_degree=mesh["ulysses"].size(), ulysses_anything=True)
     config = ParallelConfig(context_parallel_config=shared)

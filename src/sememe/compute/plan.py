@@ -29,11 +29,9 @@ _HINTED_STORAGES = ("fp8", "int8wo", "fp8wo", "nf4")
 
 
 class Planner:
-    """Estimates strategies for one workload; each phase is measured once, when it is first needed.
+    """Estimates strategies for one workload, built in each precision; a phase is measured once, when needed.
 
-    Args:
-        build: Makes the workload in a precision.
-        stores_last: Whether weights are stored in fewer bits only when all networks are loaded, and not as each is.
+    `stores_last` is whether weights are stored in fewer bits only when all networks are loaded, and not as each is.
     """
 
     def __init__(self, build: Callable[[str], Workload], *, stores_last: bool = False) -> None:

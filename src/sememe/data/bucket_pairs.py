@@ -20,14 +20,9 @@ _TRIES = 8
 
 @dataclass(frozen=True, kw_only=True)
 class PairItems:
-    """Items that pairs are made of.
+    """Condition, scene and bucket of each item that pairs are made of, and most references of a target.
 
-    Attributes:
-        conditions: Condition of each.
-        scenes: Scene of each.
-        buckets: Bucket of each.
-        references: Items that may be the reference of each, of its condition; none means all of other scenes.
-        max_references: Largest number of references of a target.
+    `references` are the items that may be the reference of each, of its condition; none means all of other scenes.
     """
 
     conditions: Sequence[str]

@@ -74,12 +74,8 @@ class _Residual(nn.Module):
 class SceneReader(ModelMixin, ConfigMixin):
     """A network over moments of a clip: maps of each, and convolutions over time.
 
-    Args:
-        vocabulary: Values of each label; those of "condition" are of moments.
-        width: Channels of the finest maps, a multiple of 4.
-        feature_dim: Numbers of the features of each moment.
-        fps: Moments per second.
-        size: Height and width in pixels of what it sees, a multiple of 8.
+    The vocabulary has the values of each label; those of "condition" are of moments, of which there are `fps` a second.
+    The width is that of the finest maps, a multiple of 4; what it sees has `size` pixels a side, a multiple of 8.
     """
 
     @register_to_config  # type: ignore[untyped-decorator]

@@ -183,16 +183,16 @@ class WorldClips(_RenderedClips):
         return f", {self._data.clips_per_scene} clips a scene{drawn}"
 
     def count_frames(self, index: int) -> int:
-        return self._find_bucket(self._item(index)).num_frames
+        return self._bucket(world_item(index, self._data)).num_frames
 
     def shot(self, index: int) -> RenderedClip:
-        item = self._item(index)
-        bucket = self._find_bucket(item)
+        item = world_item(index, self._data)
+        bucket = self._bucket(item)
         size = (bucket.height, bucket.width)
         return render_item(item, num_frames=bucket.num_frames, size=size, fps=self._format.fps)
 
     def item(self, index: int) -> ClipItem:
-        item = self._item(index)
+        item = world_item(index, self._data)
         scene = _scene(item.scene)
         return ClipItem(
             clip=str(index),
@@ -202,18 +202,15 @@ class WorldClips(_RenderedClips):
             caption=neutral_caption(scene),
             full_caption=full_caption(scene, parts_of(item.condition)),
             split="unseen" if item.condition in _unseen_conditions() else "train",
-            bucket=str(self._find_bucket(item)) if self._format.buckets else "",
+            bucket=str(self._bucket(item)) if self._format.buckets else "",
         )
 
     def first_frame(self, index: int) -> NDArray[np.uint8]:
-        item = self._item(index)
-        bucket = self._find_bucket(item)
+        item = world_item(index, self._data)
+        bucket = self._bucket(item)
         return _film_first_frame(_scene(item.scene), (bucket.height, bucket.width))
 
-    def _item(self, index: int) -> WorldItem:
-        return world_item(index, self._data)
-
-    def _find_bucket(self, item: WorldItem) -> Bucket:
+    def _bucket(self, item: WorldItem) -> Bucket:
         return self._buckets[item.scene % len(self._buckets)]
 
 

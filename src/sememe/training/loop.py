@@ -382,6 +382,7 @@ class _Run:
         self._loss = loss if self._loss is None else 0.9 * self._loss + 0.1 * loss
         if self._log is None:
             return
+        peak = peak_memory(str(self._device))
         progress = TrainingProgress(
             step=self._step,
             num_steps=self._num_steps,
@@ -391,17 +392,13 @@ class _Run:
             samples_per_second=interval.num_samples / max(interval.seconds, 1e-9),
             seconds=self._seconds(),
             seconds_left=self._estimate_left(interval.seconds * self._config.num_shares / interval.num_batches),
-            memory_bytes=self._read_memory(),
+            memory_bytes=peak["process_bytes"] if peak["device_bytes"] is None else peak["device_bytes"],
             validation=None if self._validator is None else self._validator.record,
             metrics=values,
         )
         phase = {"phase": self._phase.settings.name} if len(self._phases) > 1 else {}
         self._log.write({**values, **by_noise, **phase, **progress.to_line(loss)})
         self._send(progress)
-
-    def _read_memory(self) -> int | None:
-        peak = peak_memory(str(self._device))
-        return peak["process_bytes"] if peak["device_bytes"] is None else peak["device_bytes"]
 
     def _estimate_left(self, seconds_per_step: float) -> float:
         left = (self._num_steps - self._step) * seconds_per_step

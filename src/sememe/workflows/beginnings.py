@@ -32,12 +32,7 @@ _WAIT_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class InitialWeights:
-    """Where the first weights come from.
-
-    Attributes:
-        parts: Model, run or `start/` folder from which the parts are copied.
-        checkpoint: Checkpoint whose weights then replace theirs; None for a model or a complete run.
-    """
+    """The model, run or `start/` folder that parts are copied from; a checkpoint then replaces their weights."""
 
     parts: str | Path
     checkpoint: Path | None = None

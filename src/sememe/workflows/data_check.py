@@ -22,12 +22,9 @@ _MOST_SPREAD = 1.5
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """Something about some of the videos.
+    """What was found of some of the videos and what to do, in one line, with a few examples.
 
-    Attributes:
-        is_error: Whether these videos, or their conditions, cannot be trained on.
-        message: What was found and what to do, in one line.
-        examples: A few of them.
+    It is an error where these videos, or their conditions, cannot be trained on.
     """
 
     is_error: bool
@@ -37,14 +34,9 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class DataReport:
-    """What `check_data` found.
+    """What `check_data` found: numbers of videos, also of each condition and split, and what is wrong, errors first.
 
-    Attributes:
-        num_videos: Videos in the list.
-        conditions: Number of videos of each condition.
-        splits: Number of videos of each split.
-        seconds: Shortest, median and longest duration of the videos that can be read; empty for none.
-        findings: What is wrong, errors first.
+    `seconds` are the shortest, median and longest duration of the videos that can be read; empty for none.
     """
 
     num_videos: int
