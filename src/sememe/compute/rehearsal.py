@@ -8,20 +8,27 @@ what they got, and libraries load late."""
 import copy
 import functools
 import weakref
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, no_type_check
 
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
+from diffusers import AutoencoderKLCogVideoX, AutoencoderKLWan
 from diffusers.models.attention_dispatch import attention_backend
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sememe.backbones.autoencoder import Autoencoder
+from sememe.compute.placement import check_tiling, enable_tiling
 from sememe.compute.strategy import OFFLOADS, Offload
+from sememe.diffusion.denoise import Predict
+from sememe.diffusion.guidance import GuidanceRow, VariantT
+from sememe.diffusion.objectives import Samples
 
 # Functions that run for each operation have no_type_check: checking shapes and types took longer than their work.
 
@@ -337,3 +344,34 @@ def _attend_on_meta(query: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     result = torch.empty_like(query)
     query.new_empty(query.shape[:-1], dtype=torch.float32)
     return result
+
+
+# In the middle of a generation; the memory that a step takes does not depend on it.
+_TIMESTEP = 500.0
+
+
+def rehearse_step(
+    predict: Predict[VariantT], groups: Iterable[tuple[GuidanceRow[VariantT], ...]], latents: Samples
+) -> Float[Tensor, "..."]:
+    """Return latents after a step as `denoise` takes it, without a scheduler; those before it stay in memory.
+
+    `groups` are the rows of the guidance that share a forward, in the order in which they are predicted.
+    """
+    timestep, current = torch.tensor(_TIMESTEP), latents * 1.0
+    predictions = [predict(current, timestep, tuple(row.variant for row in rows)) for rows in groups]
+    return current - torch.cat(predictions)[0].sum(0)
+
+
+def list_tiled_phases(name: str, vae: Autoencoder, run: Callable[[], object]) -> list[Phase]:
+    """Return a phase that calls an autoencoder: with and without tiles where it can work in tiles."""
+    if not isinstance(vae, (AutoencoderKLWan, AutoencoderKLCogVideoX)):
+        return [Phase(name, run)]
+
+    def run_in_tiles() -> None:
+        autoencoder: Any = vae
+        enable_tiling(vae)
+        check_tiling(vae)
+        run()
+        autoencoder.disable_tiling()
+
+    return [Phase(name, run, tiles=False), Phase(name, run_in_tiles, tiles=True)]

@@ -6,9 +6,8 @@ import numpy as np
 import torch
 
 from sememe.backbones.autoencoder import decode_latents
-from sememe.compute.rehearsal import Phase, Workload
+from sememe.compute.rehearsal import Phase, Workload, rehearse_step
 from sememe.compute.strategy import OFFLOADS
-from sememe.compute.workloads import rehearse_step
 from sememe.errors import InputError
 from sememe.gen1.content import ContentEmbedding, ContentEncoder, ImageSpaceEncoder, PromptEncoder
 from sememe.gen1.guidance import make_table

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
+from sememe.compute.rehearsal import rehearse_step
 from sememe.compute.stopwatch import Stopwatch
-from sememe.compute.workloads import rehearse_step
 from sememe.pipeline import SystemPipeline
 from sememe.semanticgen.inputs import Request
 from sememe.semanticgen.production import Production, Steps, encode_texts

@@ -6,8 +6,7 @@ import numpy as np
 import torch
 
 from sememe.backbones.decoding import decode_in_chunks
-from sememe.compute.rehearsal import Phase, Workload
-from sememe.compute.workloads import list_tiled_phases, rehearse_step
+from sememe.compute.rehearsal import Phase, Workload, list_tiled_phases, rehearse_step
 from sememe.semanticgen.inputs import make_request, resolve_length
 from sememe.semanticgen.pipeline import SemanticGenPipeline
 from sememe.semanticgen.production import Production, encode_texts

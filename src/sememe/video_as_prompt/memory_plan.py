@@ -8,8 +8,7 @@ import numpy as np
 import torch
 
 from sememe.backbones.autoencoder import decode_latents
-from sememe.compute.rehearsal import Phase, Workload
-from sememe.compute.workloads import list_tiled_phases, rehearse_step
+from sememe.compute.rehearsal import Phase, Workload, list_tiled_phases, rehearse_step
 from sememe.video import Clip
 from sememe.video_as_prompt.conditioning import ConditionEncoder, Predictor
 from sememe.video_as_prompt.guidance import VideoAsPromptSchedule
