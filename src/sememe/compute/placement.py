@@ -149,8 +149,8 @@ def apply_offload(
         pipeline._hook_removers += offload_encoders(pipeline, target)
     if "expert" in parts:
         pipeline._hook_removers += offload_expert(pipeline.transformer)
-    pipeline._offload = {"kind": kind, "device": target, "group_level": group_level, "host_memory": host_memory}
-    pipeline._offload["parts"] = tuple(parts)
+    options = {"group_level": group_level, "host_memory": host_memory, "parts": tuple(parts)}
+    pipeline._offload = {"kind": kind, "device": target, **options}
 
 
 @contextmanager

@@ -116,31 +116,16 @@ def read_vap_data(folder: Path | str) -> tuple[VideoSample, ...]:
 
 def write_vap_data(samples: Sequence[VideoSample], folder: Path | str) -> Path:
     """Write `vap_data.csv`; return its path. A missing score becomes 100. Raises `OutputError` if it cannot."""
-    rows = [
-        {
-            "video_paths": sample.path,
-            "ref_video_paths": json.dumps(list(sample.references)),
-            "tar_video_caption": sample.caption,
-            "kind": sample.condition,
-            "split": sample.split,
-            "reference_alignment_score": 100.0 if sample.score is None else sample.score,
-        }
-        for sample in samples
-    ]
+    rows = []
+    for sample in samples:
+        references, score = json.dumps(list(sample.references)), 100.0 if sample.score is None else sample.score
+        rows.append((sample.path, references, sample.caption, sample.condition, sample.split, score))
     return _write_rows(rows, TRAINING_COLUMNS, Path(folder) / TRAINING_NAME)
 
 
 def write_benchmark(samples: Sequence[BenchmarkSample], folder: Path | str) -> Path:
     """Write `benchmark.csv`; return its path. Raises `OutputError` if it cannot."""
-    rows = [
-        {
-            "video_paths": sample.path,
-            "ref_video_path": sample.reference,
-            "tar_video_caption": sample.caption,
-            "ref_video_caption": sample.reference_caption,
-        }
-        for sample in samples
-    ]
+    rows = [(each.path, each.reference, each.caption, each.reference_caption) for each in samples]
     return _write_rows(rows, BENCHMARK_COLUMNS, Path(folder) / BENCHMARK_NAME)
 
 
@@ -223,11 +208,9 @@ def _read_text(path: Path) -> str:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def _write_rows(rows: Sequence[Mapping[str, object]], columns: Sequence[str], path: Path) -> Path:
+def _write_rows(rows: Sequence[Sequence[object]], columns: Sequence[str], path: Path) -> Path:
     with atomic_path(path) as part, part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+        csv.writer(file, lineterminator="\n").writerows([columns, *rows])
     return path
 
 

@@ -16,10 +16,9 @@ RecipeT = TypeVar("RecipeT")
 
 @dataclass(frozen=True)
 class RecipeEntry:
-    """One recipe of the list: what it makes (`latents`, `model`, or the name of a stage), and by which command."""
+    """One recipe of the list, and the command that runs it."""
 
     name: str
-    kind: str
     verb: str
     description: str
 
@@ -35,11 +34,9 @@ def recipes() -> dict[str, Callable[[], Recipe]]:
 
 def list_recipes() -> list[RecipeEntry]:
     """Return all recipes, in the order in which they are run."""
-    found = [(make(), name) for name, make in recipes().items()]
-    return [
-        RecipeEntry(name, kind_of(recipe), _VERBS.get(kind_of(recipe), "train"), recipe.description)
-        for recipe, name in found
-    ]
+    made = {name: make() for name, make in recipes().items()}
+    verbs = {name: _VERBS.get(kind_of(recipe), "train") for name, recipe in made.items()}
+    return [RecipeEntry(name, verbs[name], recipe.description) for name, recipe in made.items()]
 
 
 def find_recipe(name: str) -> Recipe:
