@@ -16,6 +16,8 @@ from sememe.compute.loading_settings import LoadingSettings
 from sememe.errors import InputError, OutputError, VideoError
 from sememe.events import Progress
 from sememe.video import Clip, read_clip, read_image, write_clip, write_image
+from sememe.video.picture import WRITTEN_PICTURES
+from sememe.video.writer import WRITTEN_VIDEOS
 from sememe.video_as_prompt.generation import VideoAsPromptInputs
 from sememe.video_as_prompt.system import VIDEO_AS_PROMPT
 from sememe.workflows import generate as module
@@ -23,7 +25,6 @@ from sememe.workflows import sidecar
 from sememe.workflows.generate import GenerationRequest, GenerationResult, generate, generate_all
 from sememe.workflows.input_files import VideoFile
 from sememe.workflows.loading import LoadedModel, load_model
-from sememe.workflows.outputs import PICTURE_SUFFIXES, VIDEO_SUFFIXES
 from sememe.workflows.request_files import read_request
 from video_as_prompt.pipeline_factories import make_clip, make_picture
 
@@ -217,7 +218,7 @@ def test_progress_tells_stages_steps_and_time(request_of_files: GenerationReques
     assert steps[-1].seconds_left == 0
 
 
-@pytest.mark.parametrize("suffix", VIDEO_SUFFIXES)
+@pytest.mark.parametrize("suffix", WRITTEN_VIDEOS)
 def test_every_kind_of_video_is_written(suffix: str, request_of_files: GenerationRequest, model: LoadedModel) -> None:
     output = request_of_files.output.with_suffix(suffix)
     run(request_of_files, model, output=output)
@@ -225,9 +226,9 @@ def test_every_kind_of_video_is_written(suffix: str, request_of_files: Generatio
 
 
 def test_suffixes_that_are_promised_can_be_written(tmp_path: Path) -> None:
-    for suffix in VIDEO_SUFFIXES:
+    for suffix in WRITTEN_VIDEOS:
         write_clip(make_clip(num_frames=2), tmp_path / f"a{suffix}")
-    for suffix in PICTURE_SUFFIXES:
+    for suffix in WRITTEN_PICTURES:
         write_image(make_picture(), tmp_path / f"a{suffix}")
 
 

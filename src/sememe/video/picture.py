@@ -36,7 +36,8 @@ _OTHER_FORMATS = {
     "an SVG drawing": b"<svg",
     "an XML file, such as an SVG drawing": b"<?xml",
 }
-_PICTURE_SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+WRITTEN_PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+"""Formats by Pillow's names, by the endings of files that `write_image` writes."""
 
 
 def read_image(path: str | Path, *, enough: int | None = None, limits: VideoLimits | None = None) -> Image:
@@ -113,8 +114,8 @@ def _name_format(path: Path) -> str:
 
 def check_picture_output(path: Path) -> None:
     """Raise `OutputError` if `write_image` cannot write `path`, before any work is spent on the picture."""
-    if path.suffix.lower() not in _PICTURE_SUFFIXES:
-        raise OutputError(f"expected a file name ending in {', '.join(_PICTURE_SUFFIXES)}, got {path.name}")
+    if path.suffix.lower() not in WRITTEN_PICTURES:
+        raise OutputError(f"expected a file name ending in {', '.join(WRITTEN_PICTURES)}, got {path.name}")
     check_writable(path)
 
 
@@ -130,7 +131,7 @@ def write_image(image: np.ndarray, path: str | Path) -> None:
         raise VideoError(f"expected a uint8 picture of shape (height, width, 3), got {image.dtype} {image.shape}")
     check_picture_output(path)
     with atomic_path(path) as part:
-        PIL.Image.fromarray(image).save(part, format=_PICTURE_SUFFIXES[path.suffix.lower()], quality=95)
+        PIL.Image.fromarray(image).save(part, format=WRITTEN_PICTURES[path.suffix.lower()], quality=95)
 
 
 def to_picture(image: Any) -> np.ndarray:

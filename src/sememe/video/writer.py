@@ -48,13 +48,14 @@ _ENCODERS = {
     ),
     "ffv1": _Encoder("ffv1", "bgr0", {"level": "1", "threads": "1"}),  # level 3 cannot do sides of one pixel
 }
-_CONTAINERS: dict[str, tuple[str, tuple[Codec, ...]]] = {
+WRITTEN_VIDEOS: dict[str, tuple[str, tuple[Codec, ...]]] = {
     ".mp4": ("mp4", ("h264", "vp9")),
     ".mov": ("mov", ("h264",)),
     ".mkv": ("matroska", ("h264", "vp9", "ffv1")),
     ".webm": ("webm", ("vp9",)),
     ".gif": ("gif", ("gif",)),
 }
+"""Containers by FFmpeg's names and their codecs, by the endings of files that `write_clip` writes."""
 _BT709 = 1  # AVCOL_SPC_BT709, AVCOL_PRI_BT709 and AVCOL_TRC_BT709
 _LIMITED_RANGE = 1  # AVCOL_RANGE_MPEG
 _INTERPOLATION = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
@@ -135,13 +136,13 @@ def _check_pieces(clips: Iterable[Clip]) -> Iterator[Clip]:
 
 def check_video_name(path: Path) -> None:
     """Raise `OutputError` for the name of a file that `write_clip` cannot write."""
-    if path.suffix.lower() not in _CONTAINERS:
-        raise OutputError(f"expected a file name ending in {', '.join(_CONTAINERS)}, got {path.name}")
+    if path.suffix.lower() not in WRITTEN_VIDEOS:
+        raise OutputError(f"expected a file name ending in {', '.join(WRITTEN_VIDEOS)}, got {path.name}")
 
 
 def _choose(path: Path, codec: Codec | None, *, lossless: bool) -> tuple[str, Codec]:
     check_video_name(path)
-    container, codecs = _CONTAINERS[path.suffix.lower()]
+    container, codecs = WRITTEN_VIDEOS[path.suffix.lower()]
     if lossless:
         if codec not in {None, "ffv1"}:
             raise InputError(f'lossless is written with codec="ffv1", got codec="{codec}"; leave one of the two out')

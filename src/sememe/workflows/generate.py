@@ -34,10 +34,11 @@ from sememe.video import (
     write_clips,
     write_image,
 )
+from sememe.video.writer import WRITTEN_VIDEOS
 from sememe.workflows import sidecar
 from sememe.workflows.input_files import ImageFile, VideoFile
 from sememe.workflows.loading import LoadedModel, check_model_request, load_model
-from sememe.workflows.outputs import VIDEO_SUFFIXES, OutputFiles
+from sememe.workflows.outputs import OutputFiles
 from sememe.workflows.request_files import describe_request
 from sememe.workflows.systems import SYSTEMS
 
@@ -399,7 +400,7 @@ class _Pieces:
 
 
 def _write_sheet(rows: Sequence[SheetRow], path: Path) -> None:
-    if path.suffix.lower() in VIDEO_SUFFIXES:
+    if path.suffix.lower() in WRITTEN_VIDEOS:
         write_clip(put_side_by_side([row.clip for row in rows]), path)
     else:
         write_image(contact_sheet(rows), path)

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,11 +10,11 @@ from typing import Any
 
 from sememe.errors import InputError, OutputError
 from sememe.files import atomic_path, check_writable, writing
+from sememe.video.picture import WRITTEN_PICTURES
+from sememe.video.writer import WRITTEN_VIDEOS
 
 _USUAL_COMPRESSION = 20  # of a video that moves little; less of others
 _MAX_SIDECAR = 10_000_000  # bytes; a record takes some thousands
-VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".gif")
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ class OutputFiles:
                 replace another JSON file than the one of an earlier video of this name.
             InputError: An output would overwrite one of `inputs`.
         """
-        _check_suffix(self.video, VIDEO_SUFFIXES, "the result")
+        _check_suffix(self.video, WRITTEN_VIDEOS, "the result")
         if self.sheet is not None:
-            _check_suffix(self.sheet, (*PICTURE_SUFFIXES, *VIDEO_SUFFIXES), "the contact sheet")
+            _check_suffix(self.sheet, (*WRITTEN_PICTURES, *WRITTEN_VIDEOS), "the contact sheet")
         # One file may be spelt in several ways; where its last part is a link, the link alone is replaced.
         if len({path.parent.resolve() / path.name for path in self.paths}) < len(self.paths):
             raise OutputError(f"expected different files to write, got {', '.join(map(str, self.paths))}")
@@ -84,7 +84,7 @@ class OutputFiles:
             yield OutputFiles(video, sidecar, sheet, extra)
 
 
-def _check_suffix(path: Path, suffixes: Sequence[str], what: str) -> None:
+def _check_suffix(path: Path, suffixes: Collection[str], what: str) -> None:
     if path.suffix.lower() not in suffixes:
         raise OutputError(f"expected a name for {what} that ends in {', '.join(suffixes)}, got {path}")
 
