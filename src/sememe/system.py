@@ -154,7 +154,7 @@ class StageSpec:
         makes: Parts of a model that the run trains, and may begin with.
         needs: Parts that are read from other runs or models, by the field of the recipe that names these; a field that
             is None leaves its parts out.
-        preparation: Class that reads what a recipe names, a `training.preparation.Preparation`. It is called with the
+        preparation: Class that reads what a recipe names, a `training.stage.Preparation`. It is called with the
             recipe, the folders of the needed parts by part, and a function that announces what is being done.
         shares_tokens: Whether processes can compute a share together, each some of its tokens (see
             `training.stage.Stage.split_by_tokens`).

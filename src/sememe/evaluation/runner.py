@@ -122,6 +122,11 @@ class EvaluationReport:
         return "\n\n".join(tables)
 
 
+def write_report(report: EvaluationReport, path: Path) -> None:
+    """Write the report as JSON, atomically. Raises `OutputError` if it cannot be written."""
+    write_text(path, to_json(report.to_document()))
+
+
 @dataclass(frozen=True)
 class SavedRow(Generic[ResultT]):
     """The results of a row that an earlier run has made, and the seconds spent on them."""
@@ -288,7 +293,7 @@ class Runner(Generic[CaseT, ResultT]):
             spent = time.monotonic() - begin
             self._record(row, SavedRow(tuple(results), seconds + spent))
             if self.output is not None:
-                write_text(self.output, to_json(self.report.to_document()))
+                write_report(self.report, self.output)
             self.on_progress(row.name, len(results), total, spent / (len(results) - already) * (total - len(results)))
 
     def write_sheet(

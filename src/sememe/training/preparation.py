@@ -1,6 +1,5 @@
-"""What is read and made before a run: its data, fixed networks, and untrained ones."""
+"""The base of preparations for stages that are trained on cached arrays."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -9,30 +8,7 @@ import torch
 
 from sememe.compute.devices import choose_device
 from sememe.data.array_cache import ArrayCache
-from sememe.training.stage import Announce, Stage
-
-
-class Preparation(ABC):
-    """The data and fixed networks of a run, independent of its initial weights.
-
-    It is made from the recipe, the folders of the parts that this needs, and a function that announces what is done.
-    """
-
-    @property
-    @abstractmethod
-    def inputs(self) -> Mapping[str, str]:
-        """Identity of the data: hashes and versions by name."""
-
-    @abstractmethod
-    def begin(self, folder: Path) -> None:
-        """Write each untrained part that the run trains to its own folder."""
-
-    @abstractmethod
-    def build(self, start: Path) -> Stage:
-        """Return the stage, with the weights of the parts in `start`.
-
-        Raises `ModelError` if a part is not whole, and `RecipeError` if settings or data do not fit the networks.
-        """
+from sememe.training.stage import Announce, Preparation
 
 
 class CachedPreparation(Preparation):

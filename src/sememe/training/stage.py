@@ -233,3 +233,26 @@ class BatchSource:
 
 Announce = Callable[[str], None]
 """Called with what is being done, in a few words for people."""
+
+
+class Preparation(ABC):
+    """The data and fixed networks of a run, independent of its initial weights.
+
+    It is made from the recipe, the folders of the parts that this needs, and a function that announces what is done.
+    """
+
+    @property
+    @abstractmethod
+    def inputs(self) -> Mapping[str, str]:
+        """Identity of the data: hashes and versions by name."""
+
+    @abstractmethod
+    def begin(self, folder: Path) -> None:
+        """Write each untrained part that the run trains to its own folder."""
+
+    @abstractmethod
+    def build(self, start: Path) -> Stage:
+        """Return the stage, with the weights of the parts in `start`.
+
+        Raises `ModelError` if a part is not whole, and `RecipeError` if settings or data do not fit the networks.
+        """

@@ -24,10 +24,9 @@ from sememe.training.config import AutoencoderSettings
 from sememe.training.dataset_clips import open_clips
 from sememe.training.held_out import ItemPicker
 from sememe.training.networks import start_autoencoder
-from sememe.training.preparation import Preparation
 from sememe.training.recipes import AutoencoderRecipe
 from sememe.training.samples import NUM_SAMPLES, lay_out
-from sememe.training.stage import Announce, Stage, StepLoss, make_rng
+from sememe.training.stage import Announce, Preparation, Stage, StepLoss, make_rng
 from sememe.video.sheet import SheetRow
 
 # Generated latents have a correct first frame, because it is given; decoders are also used without one.

@@ -19,10 +19,9 @@ from sememe.checkpoints.zoo import find_part
 from sememe.errors import ModelError
 from sememe.events import Progress, ProgressHandler
 from sememe.files import atomic_folder
-from sememe.training.preparation import Preparation
 from sememe.training.process import meet
 from sememe.training.recipes import TrainingRecipe
-from sememe.training.stage import Stage
+from sememe.training.stage import Preparation, Stage
 from sememe.workflows.sources import check_agreement, find_parts, has_older_model
 from sememe.workflows.systems import find_stage
 

@@ -108,11 +108,6 @@ def rehearse(
 
     What would keep the run from beginning is raised here as it is there. Nothing is written. Where a few steps fit into
     the memory that is free, and into a minute, they are taken and timed.
-
-    Raises:
-        RecipeError: Settings do not fit together, or the folder holds a run of others.
-        ModelError: A model that is needed is not there, or does not fit.
-        InputError: Clips or latents cannot be read.
     """
     folder = RUNS_FOLDER / recipe.name if output_dir is None else Path(output_dir)
     check_usable(recipe)

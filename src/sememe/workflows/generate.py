@@ -142,9 +142,7 @@ def generate_all(
             before the first is made.
         on_progress: Called with the stages and steps.
 
-    Raises:
-        InputError: As `generate`, or two results would have one name.
-        OutputError: As `generate`.
+    Raises errors as `generate` does, and `InputError` if two results would have one name.
     """
     model = None
     if len(requests) > 1:
