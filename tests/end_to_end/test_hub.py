@@ -1,40 +1,38 @@
 """A model of the hub that two processes load at once, from a server on this machine that speaks the hub's protocol."""
 
+import importlib
 import json
 import os
-import subprocess
-import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import pytest
+import huggingface_hub.constants
 
+from forks import needs_fork, run_in_forks
 from model_folders import save_model
-from sememe.checkpoints.fingerprint import fingerprint_model
-from sememe.files import hash_file
-
-COMMIT = "0123456789012345678901234567890123456789"
-# Two processes once all is imported, which takes far longer than loading.
-LOAD = """
-import json, os, sys
-from diffusers import FlowMatchEulerDiscreteScheduler
-from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 from sememe import VideoAsPromptPipeline
 from sememe.checkpoints.fingerprint import fingerprint_model
 from sememe.checkpoints.zoo import find_folder
-child = os.fork()
-pipe = VideoAsPromptPipeline.from_pretrained("owner/model")
-found = fingerprint_model(find_folder("owner/model", local_files_only=True))
-values = [found.sha256, found.revision, sum(each.numel() for each in pipe.transformer.parameters())]
-sys.stdout.write(json.dumps(values) + "\\n")  # at once, for print writes the end of a line on its own
-sys.exit(os.waitpid(child, 0)[1] if child else 0)
-"""
+from sememe.files import hash_file
+
+COMMIT = "0123456789012345678901234567890123456789"
+
+
+def load(hub: dict[str, str], output: Path) -> None:
+    """Load the model and write what it is; the client of the hub reads its environment when it is imported."""
+    os.environ |= hub
+    importlib.reload(huggingface_hub.constants)
+    pipe = VideoAsPromptPipeline.from_pretrained("owner/model")
+    found = fingerprint_model(find_folder("owner/model", local_files_only=True))
+    num_parameters = sum(each.numel() for each in pipe.transformer.parameters())
+    output.write_text(json.dumps([found.sha256, found.revision, num_parameters]))
 
 
 @contextmanager
@@ -88,17 +86,15 @@ def serve(folder: Path, num_clients: int) -> Iterator[tuple[str, Counter[str]]]:
         server.server_close()
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+@needs_fork
 def test_two_processes_load_a_model_of_the_hub_at_once(tmp_path: Path) -> None:
     folder = save_model(tmp_path / "model")
+    outputs = [tmp_path / "first.json", tmp_path / "second.json"]
     with serve(folder, num_clients=2) as (address, sent):
         hub = {"HF_ENDPOINT": address, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "0"}
-        environment = os.environ | hub | {"HF_HOME": str(tmp_path / "home"), "NO_PROXY": "127.0.0.1"}
-        command = [sys.executable, "-W", "ignore", "-c", LOAD]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=600)
-    assert done.returncode == 0, done.stderr
-    first, second = map(json.loads, done.stdout.splitlines())
+        hub |= {"HF_HOME": str(tmp_path / "home"), "NO_PROXY": "127.0.0.1"}
+        run_in_forks([partial(load, hub, output) for output in outputs], tmp_path)
+    first, second = (json.loads(output.read_text()) for output in outputs)
     assert first == second
     assert first[:2] == [fingerprint_model(folder).sha256, COMMIT]
     # Each file went over the wire once, and none that loading does not read.

@@ -1,6 +1,6 @@
 """Train on one process, on two and on four, and tell how far the results are apart.
 
-`python tests/training/equality.py`: the regression of `ranks_program` and Gen-1's U-Net in float64 over 50 steps, and
+`python tests/training/equality.py`: the regression of `ranks` and Gen-1's U-Net in float64 over 50 steps, and
 stages of all systems, made by their seconds-long recipes, in float32 over 10 steps. Each line is the largest difference
 of a weight from that of a single process, and the limit that it must keep. `--only NAME` runs one part.
 """
@@ -28,7 +28,7 @@ from sememe.training.loop import train
 from sememe.training.process import open_distribution
 from sememe.workflows.beginnings import prepare_stage
 from sememe.workflows.train import resolve_training_recipe, train_recipe
-from training.ranks_program import run
+from training.ranks import run
 from workflows import smoke_runs as video_as_prompt_chain
 
 EXACT, ROUNDED = 1e-9, 1e-6

@@ -25,7 +25,7 @@ import torch
 from sememe.training.checkpoint import count_steps, find_damage, list_checkpoints, load_checkpoint
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from training.ranks_program import run
+from training.ranks import run
 
 logger = logging.getLogger(__name__)
 

@@ -1,43 +1,51 @@
+import ctypes
 import os
 import socket
-import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from forks import needs_fork, run_in_forks
 from sememe.errors import RecipeError
 from sememe.training.checkpoint import find_damage
-from sememe.training.process import Distribution, keep_freed_memory
+from sememe.training.process import _MMAP_MAX, _TRIM_THRESHOLD, Distribution, keep_freed_memory
 from sememe.training.progress import read_log
-from training.ranks_program import CAN_SHARD
-
-# Ten times 64 MB, allocated and freed: how often did the system have to hand out a fresh page?
-COUNT_FAULTS = """
-import resource, sys
-if sys.argv[1] == "keep":
-    from sememe.training.process import keep_freed_memory
-    assert keep_freed_memory()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(10):
-    block = bytearray(64_000_000)
-    block[::4096] = b"x" * len(block[::4096])
-    del block
-sys.stdout.write(str(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before))
-"""
+from training.kills import kill_runs
+from training.ranks import CAN_SHARD, run, run_all
 
 
-def count_faults(how: str) -> int:
-    done = subprocess.run([sys.executable, "-c", COUNT_FAULTS, how], capture_output=True, text=True, check=True)
-    return int(done.stdout)
+def return_freed_memory() -> bool:
+    """As glibc does if nobody asks for anything else: blocks of more than 32 MB are mapped and unmapped."""
+    set_option = ctypes.CDLL(None).mallopt
+    return bool(set_option(_MMAP_MAX, 65_536)) and bool(set_option(_TRIM_THRESHOLD, 131_072))
 
 
+def count_faults(prepare: Callable[[], bool], output: Path) -> None:
+    """Ten times 64 MB, allocated and freed: how often did the system have to hand out a fresh page?"""
+    import resource  # which only some systems have
+
+    assert prepare()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        block = bytearray(64_000_000)
+        block[::4096] = b"x" * len(block[::4096])
+        del block
+    output.write_text(str(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before))
+
+
+@needs_fork
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
-def test_freed_memory_is_kept() -> None:
-    assert count_faults("keep") < 0.5 * count_faults("return")
+def test_freed_memory_is_kept(tmp_path: Path) -> None:
+    outputs = {"kept": keep_freed_memory, "returned": return_freed_memory}
+    run_in_forks([partial(count_faults, prepare, tmp_path / name) for name, prepare in outputs.items()], tmp_path)
+    assert int((tmp_path / "kept").read_text()) < 0.5 * int((tmp_path / "returned").read_text())
 
 
 def test_other_systems_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,16 +56,22 @@ def test_other_systems_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not keep_freed_memory()
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+@needs_fork
 def test_processes_share_a_run_and_a_run_moves_between_numbers_of_them(tmp_path: Path) -> None:
     with ExitStack() as held:
         sockets = [held.enter_context(socket.socket()) for _ in range(4)]
         for each in sockets:
             each.bind(("127.0.0.1", 0))
         ports = [str(each.getsockname()[1]) for each in sockets]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "src"), "OMP_NUM_THREADS": "1"}
-    program = str(Path(__file__).parent / "ranks_program.py")
-    subprocess.run([sys.executable, program, str(tmp_path), *ports], env=environment, check=True, timeout=600)
+    # First, so that what its first step imports and checks is there in all others.
+    with patch.dict(os.environ):
+        run(tmp_path / "one", 0, 1, "")
+    jobs: list[Callable[[], object]] = [
+        partial(run, tmp_path / "one_muon", 0, 1, "", optimizer="muon"),
+        partial(kill_runs, tmp_path / "killed", kills=2, size=1, steps=4, seed=0),
+        *(partial(run_all, tmp_path, number, ports) for number in range(4)),
+    ]
+    run_in_forks(jobs, tmp_path)
     one = load_file(tmp_path / "one" / "model" / "network.safetensors")
     log = read_log(tmp_path / "one")
     assert torch.equal(one["blocks.0.unused"], torch.ones(2, 2)), "a parameter without a gradient does not decay"

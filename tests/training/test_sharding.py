@@ -5,7 +5,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from sememe.errors import RecipeError
 from sememe.training.sharding import choose_shard, count_kept, find_units
-from training.ranks_program import CAN_SHARD
+from training.ranks import CAN_SHARD
 
 
 class Nested(nn.Module):

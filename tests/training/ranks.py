@@ -1,11 +1,7 @@
-"""Run by the test of runs on several processes: forks into four, which train together, two of them, and one.
-
-At last, a few runs are killed (see `kills`).
-"""
+"""A run with all that could differ between processes: on one, on two and on four of them."""
 
 import os
-import sys
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -118,34 +114,16 @@ def run(folder: Path, rank: int, num_ranks: int, port: str, num_steps: int = NUM
     train(RegressionStage(rank), replace(config, **changes), folder)
 
 
-def run_all(root: Path, number: int, ports: Iterator[str]) -> None:
-    for name, size, changes in (
+def run_all(root: Path, number: int, ports: Sequence[str]) -> None:
+    """What process `number` of four does: each run that has that many processes, and at last one alone."""
+    runs: tuple[tuple[str, int, dict[str, Any]], ...] = (
         ("parallel", 2, {}),
         ("moved", 4, {"shard": 2 if CAN_SHARD else 1, "num_steps": NUM_STEPS - 4}),
         ("moved", 2, {"shard": -1 if CAN_SHARD else 1, "num_steps": NUM_STEPS - 2}),
         ("sharded_muon", 2, {"shard": 2 if CAN_SHARD else 1, "optimizer": "muon"}),
-    ):
-        port = next(ports)
+    )
+    for port, (name, size, changes) in zip(ports, runs, strict=True):
         if number < size:
             run(root / name, number, size, port, **changes)
     if number == 0:
         run(root / "moved", 0, 1, "")
-
-
-if __name__ == "__main__":
-    run(Path(sys.argv[1]) / "one", 0, 1, "")
-    run(Path(sys.argv[1]) / "one_muon", 0, 1, "", optimizer="muon")
-    # Forked after that, because importing torch, at once and in its first step, takes far longer than all training.
-    children = []
-    for rank in range(4):
-        child = os.fork()
-        if not child:
-            run_all(Path(sys.argv[1]), rank, iter(sys.argv[2:]))
-            sys.exit(0)
-        children.append(child)
-    num_failed = sum(os.waitpid(child, 0)[1] != 0 for child in children)
-    sys.path.insert(0, str(Path(__file__).parents[1]))
-    from training.kills import kill_runs
-
-    kill_runs(Path(sys.argv[1]) / "killed", kills=2, size=1, steps=4, seed=0)
-    sys.exit(num_failed)
