@@ -9,12 +9,13 @@ from pathlib import Path
 from sememe import EvaluationSettings, evaluate
 
 
-def main(folder: Path, num_cases: int = 8) -> None:
+def main(folder: Path, num_cases: int = 8, num_inference_steps: int = 12) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     settings = EvaluationSettings(
         model="tiny",
         rows=("seen",),
         generations=num_cases,
+        settings={"num_inference_steps": num_inference_steps},  # any setting of the system
         output=folder / "report.json",  # an existing report is continued
         sheet=folder / "examples.png",
     )

@@ -28,6 +28,7 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     from shape_checks import install  # not above: it loads torch, which that process does without
 
+    os.fsync = lambda fd: None  # no test takes the power away, and waiting for the disk takes longer than the writing
     gc.disable()  # until all is imported: little is garbage before, and there is much to look at
     for name in ("peft", "diffusers.models.transformers", "diffusers.models.autoencoders", "diffusers.models.unets"):
         importlib.import_module(name)

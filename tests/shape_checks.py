@@ -1,4 +1,7 @@
-"""Run-time checks of every function's annotations, with the shapes of arrays; `install` before sememe is imported."""
+"""Run-time checks of the functions and records that name shapes of arrays; `install` before sememe is imported.
+
+The others are left as they are: mypy has read their types, and checking them too took a sixth of the time of all tests.
+"""
 
 import functools
 import inspect
@@ -16,7 +19,7 @@ _jaxtyped = jaxtyping.jaxtyped
 
 
 def install() -> None:
-    """Have every function of sememe checked on every call, and every record when it is made.
+    """Have functions of sememe with arrays checked on every call, and records of arrays when they are made.
 
     jaxtyping's import hook puts its decorator on all functions and records, which checks arguments twice, and binds
     them before. Functions have another one here, which checks them once, and leaves the names of sizes to jaxtyping.
@@ -36,9 +39,18 @@ def _decorate(*, typechecker: Callable[..., Any]) -> Callable[[Any], Any]:
     """Stand in for `jaxtyping.jaxtyped`."""
 
     def decorate(checked: Any) -> Any:
-        return _jaxtyped(typechecker=typechecker)(checked) if isinstance(checked, type) else _check_calls(checked)
+        if isinstance(checked, type):
+            makes: Any = checked.__init__  # type: ignore[misc]
+            return _jaxtyped(typechecker=typechecker)(checked) if _may_name_arrays(makes) else checked
+        return _check_calls(checked) if _may_name_arrays(checked) else checked
 
     return decorate
+
+
+def _may_name_arrays(function: Callable[..., Any]) -> bool:
+    """Return whether an annotation is of arrays, or a text that cannot be read yet."""
+    hints = getattr(function, "__annotations__", {}).values()  # built-in functions have none
+    return any(isinstance(hint, str) or _find_dims(hint) for hint in hints)
 
 
 def _check_calls(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -66,12 +78,12 @@ def _make_checks(function: Callable[..., Any]) -> Callable[..., Any]:
     if dims is None:  # a name that only a type checker imports, which jaxtyping does not ask for
         tolerant: Callable[..., Any] = _jaxtyped(typechecker=_check_types)(function)
         return tolerant
+    if not dims:
+        return function
     checked = check_types(function)
     if any("{" in each for each in dims):  # of a size that is an argument, for which all are bound
         named: Callable[..., Any] = _jaxtyped(typechecker=None)(checked)
         return named
-    if not dims:
-        return checked
 
     @functools.wraps(function)
     def call(*arguments: Any, **settings: Any) -> Any:

@@ -1,12 +1,14 @@
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
 from cli.runs import refused, run_here
+from sememe.workflows.rehearsal import RehearsedPhase
 from workflows.smoke_runs import settings, smoke_runs
 
 
@@ -15,12 +17,17 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return smoke_runs(tmp_path_factory.getbasetemp())
 
 
+def leave_costs(_prepare: object, _stage: object, _config: object, phases: Sequence[RehearsedPhase]) -> object:
+    """Stand in for counting the costs of steps, which takes seconds."""
+    return phases
+
+
 def given(folder: Path, part: str) -> list[str]:
     return [word for setting in settings(folder, part) for word in ("--set", setting)]
 
 
 def test_a_rehearsal_tells_what_the_run_then_does(
-    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ["train", "smoke-expert", "--dry-run", *given(runs, "expert")]
     found = json.loads(run_here(capsys, *words, "-o", tmp_path / "run", "--json").out)
@@ -56,6 +63,7 @@ def test_a_rehearsal_tells_what_the_run_then_does(
     # Its small layers outside of the blocks stay whole.
     assert 0.5 < spread["phases"][0]["memory"] / phase["memory"] < 0.75
 
+    monkeypatch.setattr("sememe.workflows.rehearsal._add_costs", leave_costs)
     rounded = json.loads(run_here(capsys, *words, "--json", "--set", "training.precision=bf16").out)
     backbone = load_file(runs / "backbone" / "model" / "transformer" / "diffusion_pytorch_model.safetensors")
     num_rounded = sum(each.numel() for name, each in backbone.items() if "norm" not in name and "table" not in name)
@@ -70,7 +78,10 @@ def test_compiling_where_there_are_no_blocks_is_refused(
     assert "compile=blocks has no effect" in refused(told)
 
 
-def test_what_would_stop_a_run_stops_its_rehearsal(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_would_stop_a_run_stops_its_rehearsal(
+    runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sememe.workflows.rehearsal._add_costs", leave_costs)
     words = ["train", "smoke-expert", "--dry-run", "-o", runs / "expert", *given(runs, "expert")]
     faster = ["--set", "training.learning_rate=0.5"]
     assert "--allow-changes training.learning_rate" in refused(run_here(capsys, *words, *faster))
