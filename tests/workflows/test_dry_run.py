@@ -8,7 +8,7 @@ import pytest
 from safetensors.torch import load_file
 
 from cli.runs import refused, run_here
-from sememe.workflows.rehearsal import RehearsedPhase
+from sememe.workflows.dry_run import RehearsedPhase
 from workflows.smoke_runs import settings, smoke_runs
 
 
@@ -63,7 +63,7 @@ def test_a_rehearsal_tells_what_the_run_then_does(
     # Its small layers outside of the blocks stay whole.
     assert 0.5 < spread["phases"][0]["memory"] / phase["memory"] < 0.75
 
-    monkeypatch.setattr("sememe.workflows.rehearsal._add_costs", leave_costs)
+    monkeypatch.setattr("sememe.workflows.dry_run._add_costs", leave_costs)
     rounded = json.loads(run_here(capsys, *words, "--json", "--set", "training.precision=bf16").out)
     backbone = load_file(runs / "backbone" / "model" / "transformer" / "diffusion_pytorch_model.safetensors")
     num_rounded = sum(each.numel() for name, each in backbone.items() if "norm" not in name and "table" not in name)
@@ -81,7 +81,7 @@ def test_compiling_where_there_are_no_blocks_is_refused(
 def test_what_would_stop_a_run_stops_its_rehearsal(
     runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sememe.workflows.rehearsal._add_costs", leave_costs)
+    monkeypatch.setattr("sememe.workflows.dry_run._add_costs", leave_costs)
     words = ["train", "smoke-expert", "--dry-run", "-o", runs / "expert", *given(runs, "expert")]
     faster = ["--set", "training.learning_rate=0.5"]
     assert "--allow-changes training.learning_rate" in refused(run_here(capsys, *words, *faster))
