@@ -92,12 +92,16 @@ class TowerEncoder(ABC):
 
     @property
     @abstractmethod
-    def pixels_per_feature(self) -> tuple[int, int]:
-        """Height and width in pixels, as the encoder sees them, of the area of a feature."""
+    def feature_side(self) -> int:
+        """Side in pixels, as the encoder sees them, of the area of a feature."""
 
-    @abstractmethod
     def choose_size(self, height: int, width: int) -> tuple[int, int]:
-        """Return the height and width to which frames of a size in pixels are stretched."""
+        """Return the height and width to which frames of a size in pixels are stretched.
+
+        They are the nearest multiples of a feature's side, at least one.
+        """
+        side = self.feature_side
+        return max(1, int(height / side + 0.5)) * side, max(1, int(width / side + 0.5)) * side
 
     @abstractmethod
     def _run(self, pixels: SampledFrames) -> EncoderFeatures:
@@ -105,8 +109,8 @@ class TowerEncoder(ABC):
 
     def choose_grid(self, height: int, width: int) -> tuple[int, int]:
         """Return rows and columns of the features of clips of a size in pixels."""
-        size, area = self.choose_size(height, width), self.pixels_per_feature
-        return size[0] // area[0], size[1] // area[1]
+        height, width = self.choose_size(height, width)
+        return height // self.feature_side, width // self.feature_side
 
     @cached_property
     def fingerprint(self) -> str:
@@ -150,9 +154,9 @@ class TowerEncoder(ABC):
 class QwenEncoder(TowerEncoder):
     """The vision tower of Qwen2.5-VL.
 
-    Its attention stays within a slice of two frames, so that encoding in chunks of slices is exact. Each side of a
-    frame is stretched to the nearest multiple of a feature's pixels (28 in released towers), at least one; frames with
-    more than `max_features` are made smaller first. The paper does not say how frames are resized.
+    Its attention stays within a slice of two frames, so that encoding in chunks of slices is exact. A feature's side is
+    28 pixels in released towers, and frames with more than `max_features` are made smaller first. The paper does not
+    say how frames are resized.
     """
 
     tower_class: ClassVar[Any] = Qwen2_5_VisionTransformerPretrainedModel
@@ -181,13 +185,12 @@ class QwenEncoder(TowerEncoder):
         return int(self.tower.config.out_hidden_size)
 
     @property
-    def pixels_per_feature(self) -> tuple[int, int]:
-        side = int(self.tower.config.patch_size) * int(self.tower.config.spatial_merge_size)
-        return side, side
+    def feature_side(self) -> int:
+        return int(self.tower.config.patch_size) * int(self.tower.config.spatial_merge_size)
 
     def choose_size(self, height: int, width: int) -> tuple[int, int]:
-        side, _ = self.pixels_per_feature
-        rows, columns = (max(1, int(pixels / side + 0.5)) for pixels in (height, width))
+        side = self.feature_side
+        rows, columns = (pixels // side for pixels in super().choose_size(height, width))
         if rows * columns > self.max_features:
             scale = (self.max_features / (rows * columns)) ** 0.5
             rows, columns = max(1, int(rows * scale)), max(1, int(columns * scale))
@@ -241,9 +244,8 @@ class ClipLengthEncoder(TowerEncoder):
         return int(self.tower.config.hidden_size)
 
     @property
-    def pixels_per_feature(self) -> tuple[int, int]:
-        side = int(self.tower.config.patch_size)
-        return side, side
+    def feature_side(self) -> int:
+        return int(self.tower.config.patch_size)
 
     def choose_size(self, height: int, width: int) -> tuple[int, int]:
         side = int(getattr(self.tower.config, self.size_setting))
@@ -311,13 +313,8 @@ class LatentEncoder(TowerEncoder):
         return self.frames_per_slice * 4 * latent_grid(self.tower).num_channels
 
     @property
-    def pixels_per_feature(self) -> tuple[int, int]:
-        side = 2 * latent_grid(self.tower).spatial_ratio
-        return side, side
-
-    def choose_size(self, height: int, width: int) -> tuple[int, int]:
-        side, _ = self.pixels_per_feature
-        return max(1, int(height / side + 0.5)) * side, max(1, int(width / side + 0.5)) * side
+    def feature_side(self) -> int:
+        return 2 * latent_grid(self.tower).spatial_ratio
 
     def _run(self, pixels: SampledFrames) -> EncoderFeatures:
         batch = len(pixels)
@@ -338,11 +335,7 @@ _ENCODERS: dict[str, type[TowerEncoder]] = {
 }
 
 
-def load_encoder(
-    folder: Path,
-    fps: float = DEFAULT_FPS,
-    device: torch.device | None = None,
-) -> TowerEncoder:
+def load_encoder(folder: Path, fps: float = DEFAULT_FPS, device: torch.device | None = None) -> TowerEncoder:
     """Load the encoder of a local folder, in evaluation mode; on the meta device it has no weights.
 
     The folder holds a vision tower, a Qwen2.5-VL of which only the tower is read, a V-JEPA 2, a VideoMAE, or a video

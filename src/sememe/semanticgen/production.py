@@ -21,7 +21,7 @@ from sememe.semanticgen.inputs import Request, check_plan, check_sources
 from sememe.semanticgen.network_renderer import SemanticGenTransformer
 from sememe.semanticgen.noise import add_semantic_noise
 from sememe.semanticgen.plan import Plan
-from sememe.semanticgen.rendering import Known, Retake, VideoShape, make_condition
+from sememe.semanticgen.rendering import Known, Retake, make_condition
 from sememe.semanticgen.settings import Settings
 from sememe.semanticgen.shapes import PlanFeatures, PredictedLatents, TextEmbeds, VideoLatents
 from sememe.semanticgen.windows import SliceShape, WindowLayout, find_segments, make_layout
@@ -166,8 +166,7 @@ class Production:
 
     def lay_out_video(self) -> dict[bool, WindowLayout]:
         """Return the layouts of the renderer's tokens with a plan of the video's length (True) and without (False)."""
-        shape = self._make_shape(self._plan_shape)
-        return {has_plan: shape.lay_out(has_plan=has_plan) for has_plan in (True, False)}
+        return {True: self._lay_out(self._plan_shape), False: self._lay_out(None)}
 
     def make_blank_plan(self) -> PlanFeatures:
         """Return features of the video's length, all zero."""
@@ -189,16 +188,16 @@ class Production:
         if features is not None:
             features = self._add_noise(features.to(device), settings.plan.plan_noise)
         noise, channels = self._draw(shape), self._make_channels()
-        layouts = self._make_shape(None if features is None else (features.shape[1], *features.shape[2:4]))
+        plan_shape = None if features is None else (features.shape[1], *features.shape[2:4])
         needed = {row.variant.has_plan for row in guidance.rows}
-        laid_out = {has_plan: layouts.lay_out(has_plan=has_plan) for has_plan in needed}
+        laid_out = {has_plan: self._lay_out(plan_shape if has_plan else None) for has_plan in needed}
         retake = known = None
         if request.span is not None:
-            start, stop = np.searchsorted(layouts.clock.times(shape[1]), request.span)
+            start, stop = np.searchsorted(self._clock.times(shape[1]), request.span)
             if start == stop:
                 raise InputError(f"expected a span that holds the centre of a latent frame, got {request.span}")
             clean = encode_video(pipeline.vae, clips_to_video(request.sources)).to(device)
-            retake = Retake.of(clean, layouts.lay_out(has_plan=False), (int(start), int(stop)))
+            retake = Retake.of(clean, self._lay_out(None), (int(start), int(stop)))
             if features is not None:
                 features = features[:, slice(*laid_out[True].join(*retake.half_windows).slices)]
             laid_out = {has_plan: layout.cut(*retake.half_windows) for has_plan, layout in laid_out.items()}
@@ -207,16 +206,21 @@ class Production:
         predict = Predictor(pipeline.transformer, texts, laid_out, features, channels)
         return Steps(predict, guidance, noise, known, retake)
 
-    def _make_shape(self, plan_shape: tuple[int, int, int] | None) -> VideoShape:
-        pipeline, patch = self.pipeline, self.pipeline.transformer.config.patch_size
+    @property
+    def _clock(self) -> LatentClock:
+        return LatentClock(self.pipeline.grid.temporal_ratio, self.settings.size.fps)
+
+    def _lay_out(self, plan_shape: tuple[int, int, int] | None) -> WindowLayout:
+        """Return the layout of the renderer's tokens with a plan of slices, rows and columns, or without one."""
+        patch = self.pipeline.transformer.config.patch_size
         _, frames, height, width = self._latent_shape
         slices = None
         if plan_shape is not None:
-            slices = SliceShape(pipeline.clock.times(plan_shape[0]), *plan_shape[1:])
-        return VideoShape(
-            clock=LatentClock(pipeline.grid.temporal_ratio, self.settings.size.fps),
-            tokens=(frames, height // patch[1], width // patch[2]),
-            slices=slices,
+            slices = SliceShape(self.pipeline.clock.times(plan_shape[0]), *plan_shape[1:])
+        return make_layout(
+            self._clock,
+            (frames, height // patch[1], width // patch[2]),
+            slices,
             window_seconds=self.settings.plan.window_seconds,
             segment_ends=self.request.segment_ends,
         )

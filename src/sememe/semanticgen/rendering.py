@@ -1,4 +1,4 @@
-"""From plans and pictures to inputs of the networks: layouts, first-frame channels, and frames that are known."""
+"""From pictures and sources to inputs of the networks: first-frame channels, and frames that are known."""
 
 from dataclasses import dataclass
 
@@ -10,38 +10,12 @@ from torch import Tensor
 from sememe.backbones.autoencoder import Autoencoder, clips_to_video, latent_grid
 from sememe.backbones.first_frame import ConditionChannels, FirstFrameFill, frame_condition
 from sememe.diffusion.objectives import FLOW
-from sememe.semanticgen.clocks import LatentClock
 from sememe.semanticgen.shapes import VideoLatents, VideoPart
-from sememe.semanticgen.windows import SliceShape, WindowLayout, make_layout
+from sememe.semanticgen.windows import WindowLayout
 from sememe.video import Clip, Image, resize_image
 
 _LONGEST_CONDITION = 121
 """Frames after which the latents of a still video no longer change: Wan's encoder sees 112 frames back, ours 8."""
-
-
-@dataclass(frozen=True)
-class VideoShape:
-    """Shape of a video and its plan, from which layouts are made: latent frames, rows and columns of tokens, slices.
-
-    Without a plan `slices` is None. Windows have a length in seconds, None for none, and segments of text end at
-    seconds.
-    """
-
-    clock: LatentClock
-    tokens: tuple[int, int, int]
-    slices: SliceShape | None
-    window_seconds: float | None
-    segment_ends: tuple[float, ...]
-
-    def lay_out(self, *, has_plan: bool) -> WindowLayout:
-        """Return the layout with or without the plan."""
-        return make_layout(
-            self.clock,
-            self.tokens,
-            self.slices if has_plan else None,
-            window_seconds=self.window_seconds,
-            segment_ends=self.segment_ends,
-        )
 
 
 def make_condition(

@@ -12,6 +12,7 @@ published   what the released Video-As-Prompt models are: the expert is merged w
 stock       a Wan or CogVideoX folder as diffusers knows it, without any expert
 """
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,9 +162,6 @@ def released_defaults(name: str, transformer: nn.Module, vae: Autoencoder) -> di
     return settings.to_config()
 
 
-_COMPONENTS = tuple(name for name in COMPONENTS if name != "transformer")
-
-
 def find_expert(name: str | Path) -> Path:
     """Return the folder of an expert alone: that folder, or the one of a model which has an expert.
 
@@ -198,11 +196,11 @@ def read_own_dtype(source: str | Path, expert: Path | None = None) -> str:
     tensors = [*read_stored_tensors(folder / "transformer").values()]
     if layout.kind != "published":
         tensors += read_stored_tensors(expert or folder / EXPERT_FOLDER).values()
-    sizes: dict[str, int] = {}
+    sizes: Counter[str] = Counter()
     for tensor in tensors:
-        sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.num_bytes
-    kind = max(sizes, key=lambda name: sizes[name])
-    return _HALVES.get(kind, "float32") if 2 * sizes[kind] > sum(sizes.values()) else "float32"
+        sizes[tensor.dtype] += tensor.num_bytes
+    [(kind, size)] = sizes.most_common(1)
+    return _HALVES.get(kind, "float32") if 2 * size > sizes.total() else "float32"
 
 
 def load_components(
@@ -233,7 +231,7 @@ def load_components(
         own = torch.float32 if "transformer" in given else getattr(torch, read_own_dtype(folder, source))
         dtypes["default"] = own
     parts = dict(given)
-    classes = {name: find_component_class(layout, name) for name in _COMPONENTS if name not in given}
+    classes = {name: find_component_class(layout, name) for name in COMPONENTS if name not in ("transformer", *given)}
     if "transformer" not in given:
         backbone, precision = folder / "transformer", choose_dtype("transformer", dtypes)
         if source is None:
@@ -254,7 +252,7 @@ def load_components(
     if defaults is None:
         defaults = released_defaults(layout.defaults_name, parts["transformer"], parts["vae"])
     settings = {"generation_defaults": defaults, "expand_timesteps": layout.has_token_timesteps}
-    return {name: parts[name] for name in ("transformer", *_COMPONENTS)} | settings
+    return {name: parts[name] for name in COMPONENTS} | settings
 
 
 def save_components(

@@ -222,12 +222,11 @@ def write_separate(
         OutputError: A folder cannot be written.
     """
     known = stored.format
-    parts: dict[bool, dict[str, StoredTensor]] = {False: {}, True: {}}
-    for key, tensor in stored.tensors.items():
-        parts[known.keys.is_expert_key(key)][key] = tensor
-    configs = {False: stored.skeleton.backbone_config(), True: stored.skeleton.expert_config()}
-    for is_expert, folder in ((False, backbone_folder), (True, expert_folder)):
-        write_tensors(Path(folder), parts[is_expert], configs[is_expert], max_shard_size, on_tensor)
+    backbone = Path(backbone_folder), stored.skeleton.backbone_config()
+    expert = Path(expert_folder), stored.skeleton.expert_config()
+    for is_expert, (folder, config) in ((False, backbone), (True, expert)):
+        part = {key: tensor for key, tensor in stored.tensors.items() if known.keys.is_expert_key(key) == is_expert}
+        write_tensors(folder, part, config, max_shard_size, on_tensor)
 
 
 def check_pair(backbone_folder: Path, expert_folder: Path) -> TransformerFormat:
