@@ -104,27 +104,20 @@ def _normalise(drawn: PlanFeatures) -> PlanFeatures:
     return (drawn - mean) / std.clamp_min(1e-6)
 
 
-@dataclass(frozen=True, eq=False)
-class LabelScores:
-    """How well a label is read where it is shown: cross-entropy of each clip, and the share of all that is right."""
-
-    losses: Float[Tensor, " batch"]
-    right: Float[Tensor, ""]
-
-
 def score_labels(
     logits: Float[Tensor, "batch slice row column value"],
     truth: Int[Tensor, " batch"],
     shown: Float[Tensor, "batch slice row column"],
-) -> LabelScores:
+) -> tuple[Float[Tensor, " batch"], Float[Tensor, ""]]:
     """Score the readings of a label at the places that show it, as much as they do, 0 to 1.
 
-    A clip with less than one place of it counts less.
+    Returns the cross-entropy of each clip, and the share of all that is right. A clip with less than one place that
+    shows it counts less.
     """
     everywhere = truth.view(-1, 1, 1, 1).expand(logits.shape[:-1])
     losses = functional.cross_entropy(logits.flatten(0, 3), everywhere.flatten(), reduction="none").view_as(shown)
     right = ((logits.argmax(dim=-1) == everywhere) * shown).sum() / shown.sum().clamp_min(1)
-    return LabelScores((losses * shown).sum(dim=(1, 2, 3)) / shown.sum(dim=(1, 2, 3)).clamp_min(1), right.detach())
+    return (losses * shown).sum(dim=(1, 2, 3)) / shown.sum(dim=(1, 2, 3)).clamp_min(1), right.detach()
 
 
 class EncoderStage(Stage[EncoderBatch]):
@@ -212,9 +205,9 @@ class EncoderStage(Stage[EncoderBatch]):
         shown = {"subject": cover, "colour": cover, "place": 1 - cover}
         for prefix, found in (("", logits), ("plan_", plan_logits)):
             for name, values in found.items():
-                scores = score_labels(values.float(), batch.labels[name], shown[name])
-                total = total + self.settings.label_weight * scores.losses.sum()
-                metrics[prefix + name] = scores.right
+                losses, right = score_labels(values.float(), batch.labels[name], shown[name])
+                total = total + self.settings.label_weight * losses.sum()
+                metrics[prefix + name] = right
         return StepLoss(total=total, num_samples=len(place), metrics=metrics)
 
     def _pool(self, numbers: Pictures) -> Maps:
