@@ -56,7 +56,7 @@ def test_two_outcomes_differ_in_nothing_else(mode: str) -> None:
         first, second = same.chunk(2)
         assert torch.equal(first, second)
     noised = stage.add_noise(batch, stage.embed(batch), generator())
-    sigma = noised.sigma.view(-1, 1, 1, 1, 1)
+    sigma = noised.levels.view(-1, 1, 1, 1, 1)
     first, second = ((noised.noisy - (1 - sigma) * targets.clean) / sigma).chunk(2)
     torch.testing.assert_close(first, second, atol=1e-4, rtol=1e-4)
     clean = Latents().select("clean", torch.arange(6))

@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 from diffusers import SchedulerMixin
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from torch.nn import functional
 
 Samples = Float[torch.Tensor, "batch ..."]
@@ -33,6 +33,16 @@ def prediction_of(scheduler: SchedulerMixin) -> PredictionType | None:
     if type(scheduler).__name__.startswith("FlowMatch"):
         return "flow"
     return _BY_SCHEDULER.get(str(scheduler.config.get("prediction_type")))
+
+
+@dataclass(frozen=True)
+class NoisySamples:
+    """Samples with noise, their levels of it and timesteps, and what a network should predict of them."""
+
+    noisy: Samples
+    levels: PerSample
+    timesteps: Num[torch.Tensor, " batch"]
+    target: Samples
 
 
 @dataclass(frozen=True)
@@ -59,6 +69,14 @@ class NoisePath:
             return cls(prediction)
         assert hasattr(scheduler, "alphas_cumprod"), f"{type(scheduler).__name__} has no noise schedule"
         return cls(prediction, scheduler.alphas_cumprod.sqrt())
+
+    def draw(self, clean: Samples, levels: Float[torch.Tensor, " part"], generator: torch.Generator) -> NoisySamples:
+        """Draw noise for samples; successive parts of the batch, each as long as the levels, get the same."""
+        num_parts = len(clean) // len(levels)
+        noise = torch.randn((len(levels), *clean.shape[1:]), generator=generator, device=clean.device)
+        noise, levels = torch.cat([noise] * num_parts), levels.repeat(num_parts)
+        noisy, target = self.add_noise(clean, noise, levels), self.target(clean, noise, levels)
+        return NoisySamples(noisy, levels, self.timesteps(levels), target)
 
     def timesteps(self, levels: PerSample) -> PerSample:
         """The timesteps in [0, 1000] at which the network is asked; whole numbers in diffusion."""

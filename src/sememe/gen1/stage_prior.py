@@ -18,7 +18,7 @@ from sememe.gen1.arrays import CONTENT_ARRAY, pick_frames
 from sememe.gen1.prior import EncodedTexts, ImageEmbeddings, encode_texts
 from sememe.gen1.stage_settings import PriorNetwork, PriorSettings
 from sememe.training.held_out import ItemPicker
-from sememe.training.stage import NoiseLosses, Stage, StepLoss, make_rng
+from sememe.training.stage import Stage, StepLoss, make_rng
 
 # Of captions that are encoded together. What an encoder makes of a text depends on the others in its last digits.
 _BLOCK = 32
@@ -81,13 +81,11 @@ class PriorStage(Stage[PriorBatch]):
     def loss(self, batch: PriorBatch, generator: torch.Generator) -> StepLoss:
         clean, texts = batch.clean, batch.texts
         levels = torch.rand(len(clean), generator=generator, device=clean.device)
-        noise = torch.randn(clean.shape, generator=generator, device=clean.device)
-        noisy = self._path.add_noise(clean, noise, levels)
+        noised = self._path.draw(clean, levels, generator)
         predicted = self.prior(
-            noisy, self._path.timesteps(levels), texts.pooled, texts.tokens, texts.mask
+            noised.noisy, noised.timesteps, texts.pooled, texts.tokens, texts.mask
         ).predicted_image_embedding
-        losses = sample_losses(predicted, self._path.target(clean, noise, levels))
-        return StepLoss(total=losses.sum(), num_samples=len(losses), by_noise=NoiseLosses(losses, levels))
+        return StepLoss.of_samples(sample_losses(predicted, noised.target), levels)
 
     def companions(self) -> Mapping[str, Any]:
         return {"prior_scheduler": self.scheduler}

@@ -24,7 +24,7 @@ from sememe.gen1.shapes import Latents, StructureVideo
 from sememe.gen1.stage_settings import PHASES, UNetNetwork, UNetSettings
 from sememe.training.held_out import ItemPicker
 from sememe.training.samples import NUM_SAMPLES, Sampler
-from sememe.training.stage import NoiseLosses, Stage, StepLoss, make_rng
+from sememe.training.stage import Stage, StepLoss, make_rng
 from sememe.video.sheet import SheetRow
 
 
@@ -92,20 +92,19 @@ class UNetStage(Stage[UNetBatch]):
 
     def loss(self, batch: UNetBatch, generator: torch.Generator) -> StepLoss:
         clean = batch.clean
-        level = torch.rand(len(clean), generator=generator, device=clean.device)
-        noise = torch.randn(clean.shape, generator=generator, device=clean.device)
-        noisy = self._path.add_noise(clean, noise, level)
-        predicted = self._predict(noisy, self._path.timesteps(level), batch.content, self._find_conditions(batch))
-        losses = sample_losses(predicted, self._path.target(clean, noise, level))
+        levels = torch.rand(len(clean), generator=generator, device=clean.device)
+        noised = self._path.draw(clean, levels, generator)
+        predicted = self._predict(noised.noisy, noised.timesteps, batch.content, self._find_conditions(batch))
+        losses = sample_losses(predicted, noised.target)
         # Images and videos weigh as much as they have frames.
         num_frames = clean.shape[2]
         kind = "image_loss" if num_frames == 1 else "video_loss"
-        return StepLoss(
+        return StepLoss.of_samples(
+            losses,
+            levels,
             total=losses.sum() * num_frames,
-            num_samples=len(losses),
             weight=float(len(losses) * num_frames),
             metrics={kind: losses.mean().detach()},
-            by_noise=NoiseLosses(losses, level),
         )
 
     def _find_conditions(self, batch: UNetBatch) -> Conditions:

@@ -19,7 +19,7 @@ from sememe.semanticgen.stage_settings import PlannerSettings
 from sememe.semanticgen.stage_texts import BatchTexts, ClipTexts
 from sememe.semanticgen.windows import make_layout
 from sememe.training.held_out import ItemPicker
-from sememe.training.stage import NoiseLosses, Stage, StepLoss, make_rng
+from sememe.training.stage import Stage, StepLoss, make_rng
 from sememe.training.text_source import TextSource
 
 
@@ -80,11 +80,9 @@ class PlannerStage(Stage[PlannerBatch]):
         noise = self.settings.noise
         clean = batch.plans.permute(0, 4, 1, 2, 3)  # (batch, semantic_dim, slice, row, column)
         sigma = sample_sigma(len(clean), generator, noise.mean, noise.std, noise.shift)
-        added = torch.randn(clean.shape, generator=generator, device=clean.device)
+        noised = FLOW.draw(clean, sigma, generator)
         with torch.no_grad():
             texts = batch.texts.embed(self.text)
-        noisy = FLOW.add_noise(clean, added, sigma)
         layout = self._layouts[clean.shape[2], len(texts)]
-        predicted = self.planner(noisy, FLOW.timesteps(sigma), texts, layout=layout).sample
-        losses = sample_losses(predicted, FLOW.target(clean, added, sigma))
-        return StepLoss(total=losses.sum(), num_samples=len(losses), by_noise=NoiseLosses(losses, sigma))
+        predicted = self.planner(noised.noisy, noised.timesteps, texts, layout=layout).sample
+        return StepLoss.of_samples(sample_losses(predicted, noised.target), noised.levels)

@@ -30,7 +30,7 @@ from sememe.semanticgen.stage_texts import BatchTexts, ClipTexts
 from sememe.semanticgen.windows import SliceShape, WindowLayout, make_layout
 from sememe.training.held_out import ItemPicker
 from sememe.training.samples import NUM_SAMPLES, Sampler
-from sememe.training.stage import NoiseLosses, Stage, StepLoss, make_rng
+from sememe.training.stage import Stage, StepLoss, make_rng
 from sememe.training.text_source import EncodedText, TextSource
 from sememe.video.sheet import SheetRow
 
@@ -137,8 +137,8 @@ class RendererStage(Stage[RendererBatch]):
     def loss(self, batch: RendererBatch, generator: torch.Generator) -> StepLoss:
         settings, noise = self.settings, self.settings.noise
         sigma = sample_sigma(len(batch.clean), generator, noise.mean, noise.std, noise.shift)
-        added = torch.randn(batch.clean.shape, generator=generator, device=batch.clean.device)
-        channels = FLOW.add_noise(batch.clean, added, sigma)
+        noised = FLOW.draw(batch.clean, sigma, generator)
+        channels = noised.noisy
         if batch.first_frames is not None:
             channels = join_picture(channels, batch.first_frames, self._num_mask_channels, batch.has_image)
         plan: PlanFeatures | None = None
@@ -148,12 +148,11 @@ class RendererStage(Stage[RendererBatch]):
             plan, divergence, metrics = self._compress(batch.semantic, batch.momentum, generator)
         texts = batch.texts.embed(self.text)
         layout = self._layouts[plan is not None, len(texts)]
-        predicted = self.transformer(channels, FLOW.timesteps(sigma), texts, semantic=plan, layout=layout).sample
-        losses = sample_losses(predicted, FLOW.target(batch.clean, added, sigma))
+        predicted = self.transformer(channels, noised.timesteps, texts, semantic=plan, layout=layout).sample
+        losses = sample_losses(predicted, noised.target)
         total = losses.sum() + settings.kl_weight * divergence * len(losses)
         metrics = {"flow": losses.mean().detach(), **metrics}
-        by_noise = NoiseLosses(losses, sigma)
-        return StepLoss(total=total, num_samples=len(losses), metrics=metrics, by_noise=by_noise)
+        return StepLoss.of_samples(losses, noised.levels, total=total, metrics=metrics)
 
     def _compress(
         self, features: EncoderFeatures, momentum: float, generator: torch.Generator

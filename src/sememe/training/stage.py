@@ -68,6 +68,25 @@ class StepLoss:
     metrics: Mapping[str, Tensor | float] = field(default_factory=dict)
     by_noise: NoiseLosses | None = None
 
+    @classmethod
+    def of_samples(
+        cls,
+        losses: Tensor,
+        levels: Tensor,
+        *,
+        total: Tensor | None = None,
+        weight: float | None = None,
+        metrics: Mapping[str, Tensor | float] | None = None,
+    ) -> "StepLoss":
+        """Make the loss of samples, (sample,), at their levels of noise; the total is their sum where none is given."""
+        return cls(
+            total=losses.sum() if total is None else total,
+            num_samples=len(losses),
+            weight=weight,
+            metrics=metrics or {},
+            by_noise=NoiseLosses(losses, levels),
+        )
+
     @property
     def divisor(self) -> Shaped[Tensor, ""] | float:
         """The weight, or the number of samples where no weight is given."""

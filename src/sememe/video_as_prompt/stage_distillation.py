@@ -12,7 +12,7 @@ from sememe.checkpoints.components import load_component
 from sememe.checkpoints.zoo import find_part
 from sememe.data.array_cache import ArrayCache
 from sememe.diffusion.few_steps import FewSteps
-from sememe.diffusion.objectives import NUM_TRAIN_TIMESTEPS, NoisePath, PredictionType
+from sememe.diffusion.objectives import NUM_TRAIN_TIMESTEPS, NoisePath, NoisySamples, PredictionType
 from sememe.training.networks import make_scheduler
 from sememe.training.recipes import SchedulerSettings
 from sememe.training.samples import Sampler
@@ -34,7 +34,7 @@ from sememe.video_as_prompt.stage_expert import (
     load_expert,
 )
 from sememe.video_as_prompt.stage_settings import ExpertSettings, FewStepRecipe, FewStepSettings, OneWayRecipe
-from sememe.video_as_prompt.stages import LatentSource, NoisyLatents
+from sememe.video_as_prompt.stages import LatentSource
 
 
 class TaughtStage(PairedStage):
@@ -80,7 +80,7 @@ class OneWayStage(TaughtStage, ExpertStage):
         self._true_share = true_share
 
     @torch.no_grad()
-    def add_noise(self, batch: ExpertBatch, given: PairInputs, generator: torch.Generator) -> NoisyLatents:
+    def add_noise(self, batch: ExpertBatch, given: PairInputs, generator: torch.Generator) -> NoisySamples:
         noised = super().add_noise(batch, given, generator)
         family = choose_family(TransformerAlone(self.teacher))
         predicted = given.predict(family, noised.noisy, noised.timesteps, given.encode(family), batch.owners)
@@ -137,7 +137,7 @@ class FewStepStage(TaughtStage):
         return FewStepBatch(**{each.name: getattr(drawn, each.name) for each in fields(drawn)}, noise=noise, seed=seed)
 
     @torch.no_grad()
-    def add_noise(self, batch: ExpertBatch, given: PairInputs, generator: torch.Generator) -> NoisyLatents:
+    def add_noise(self, batch: ExpertBatch, given: PairInputs, generator: torch.Generator) -> NoisySamples:
         assert isinstance(batch, FewStepBatch), f"a {type(batch).__name__} has no noise"
         steps, device, path = self._steps, batch.noise.device, self._find_path(batch, given)
         first = torch.randint(steps.num_steps, (1,), generator=generator, device=device)
@@ -153,7 +153,7 @@ class FewStepStage(TaughtStage):
                 predicted = given.predict(self._family, reached, timesteps, reference, batch.owners)
                 reached = steps.move(predicted.float(), reached, place)
         timesteps = steps.timesteps.to(device)[places]
-        return NoisyLatents(noisy, timesteps.float() / NUM_TRAIN_TIMESTEPS, timesteps, target)
+        return NoisySamples(noisy, timesteps.float() / NUM_TRAIN_TIMESTEPS, timesteps, target)
 
     def _find_path(self, batch: FewStepBatch, given: PairInputs) -> list[VideoLatents]:
         """The latents that the teacher reaches at the end of each of the student's steps."""

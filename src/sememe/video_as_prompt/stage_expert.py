@@ -20,7 +20,14 @@ from sememe.compute.lora import save_expert_adapter
 from sememe.data.array_cache import ArrayCache
 from sememe.data.bucket_pairs import PairItems, make_held_out_pairs, make_pairs
 from sememe.data.pairing import draw_captions
-from sememe.diffusion.objectives import FLOW, NoisePath, PredictionType, preference_losses, sample_losses
+from sememe.diffusion.objectives import (
+    FLOW,
+    NoisePath,
+    NoisySamples,
+    PredictionType,
+    preference_losses,
+    sample_losses,
+)
 from sememe.errors import RecipeError
 from sememe.training.array_encoders import check_images, find_text
 from sememe.training.held_out import choose_held_out_targets
@@ -41,13 +48,11 @@ from sememe.video_as_prompt.stage_settings import ExpertRecipe, ExpertSettings, 
 from sememe.video_as_prompt.stages import (
     ClipBatch,
     LatentSource,
-    NoisyLatents,
     add_noise,
     check_channels,
     find_unseen,
     read_items,
     select_conditions,
-    sum_losses,
 )
 
 
@@ -174,10 +179,11 @@ class PairedStage(Stage[ExpertBatch]):
     def loss(self, batch: ExpertBatch, generator: torch.Generator) -> StepLoss:
         given = self.embed(batch)
         noised = self.add_noise(batch, given, generator)
-        return sum_losses(self.measure(given, noised, given.encode(self._family), batch.owners), noised)
+        errors = self.measure(given, noised, given.encode(self._family), batch.owners)
+        return StepLoss.of_samples(errors, noised.levels)
 
     def measure(
-        self, given: PairInputs, noised: NoisyLatents, reference: Reference, owners: Int[Tensor, " batch"]
+        self, given: PairInputs, noised: NoisySamples, reference: Reference, owners: Int[Tensor, " batch"]
     ) -> Float[Tensor, " batch"]:
         """Return the mean squared error for each target, as it reads the references of the group in `owners`."""
         predicted = given.predict(self._family, noised.noisy, noised.timesteps, reference, owners)
@@ -199,7 +205,7 @@ class PairedStage(Stage[ExpertBatch]):
         return PairInputs(text, targets.first_frames, targets.image_embeds, inputs)
 
     @abstractmethod
-    def add_noise(self, batch: ExpertBatch, given: PairInputs, generator: torch.Generator) -> NoisyLatents:
+    def add_noise(self, batch: ExpertBatch, given: PairInputs, generator: torch.Generator) -> NoisySamples:
         """Return the noisy targets of a batch and what is to be predicted for them."""
 
     def sample(self, generator: torch.Generator, device: torch.device) -> Sequence[SheetRow]:
@@ -270,7 +276,7 @@ class ExpertStage(PairedStage):
                 f"of {num_conditions} conditions; set settings.num_references to at most that"
             )
 
-    def add_noise(self, batch: ExpertBatch, given: PairInputs, generator: torch.Generator) -> NoisyLatents:
+    def add_noise(self, batch: ExpertBatch, given: PairInputs, generator: torch.Generator) -> NoisySamples:
         return add_noise(batch.targets.clean, self._path, self.settings, generator)
 
     def loss(self, batch: ExpertBatch, generator: torch.Generator) -> StepLoss:
@@ -278,8 +284,7 @@ class ExpertStage(PairedStage):
         noised = self.add_noise(batch, given, generator)
         reference = given.encode(self._family)
         errors = self.measure(given, noised, reference, batch.owners)
-        found = sum_losses(errors, noised)
-        total, metrics = found.total, dict[str, Tensor | float]()
+        total, metrics = errors.sum(), dict[str, Tensor | float]()
         if settings.mismatch_weight:
             others = self.measure(given, noised, reference, (batch.owners + 1) % settings.num_references)
             total = total + settings.mismatch_weight * preference_losses(others - errors, MISMATCH_STRENGTH).sum()
@@ -288,7 +293,7 @@ class ExpertStage(PairedStage):
             alone = self._measure_references(batch, given, generator).mean()
             total = total + settings.reference_weight * alone * len(errors)
             metrics["reference_loss"] = alone.detach()
-        return replace(found, total=total, metrics=metrics)
+        return StepLoss.of_samples(errors, noised.levels, total=total, metrics=metrics)
 
     def _measure_references(
         self, batch: ExpertBatch, given: PairInputs, generator: torch.Generator

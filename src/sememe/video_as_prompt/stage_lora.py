@@ -11,9 +11,9 @@ from peft import LoraConfig
 
 from sememe.compute.lora import add_expert_adapter, load_expert_adapter, save_expert_adapter, without_adapters
 from sememe.data.array_cache import ArrayCache
-from sememe.diffusion.objectives import FLOW, NoisePath, PredictionType, preference_losses
+from sememe.diffusion.objectives import FLOW, NoisePath, NoisySamples, PredictionType, preference_losses
 from sememe.errors import RecipeError
-from sememe.training.stage import NoiseLosses, StepLoss
+from sememe.training.stage import StepLoss
 from sememe.training.text_source import TextSource
 from sememe.video_as_prompt.expert_model import ExpertModel
 from sememe.video_as_prompt.stage_expert import (
@@ -26,7 +26,7 @@ from sememe.video_as_prompt.stage_expert import (
     load_expert,
 )
 from sememe.video_as_prompt.stage_settings import LoraRecipe, PreferenceRecipe, PreferenceSettings
-from sememe.video_as_prompt.stages import LatentSource, NoisyLatents, add_noise
+from sememe.video_as_prompt.stages import LatentSource, add_noise
 
 _TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 
@@ -76,7 +76,7 @@ class PreferenceStage(PairedStage):
             others.append(found[int(rng.integers(len(found)))] if found else index)
         return np.stack([picked, np.array(others)])
 
-    def add_noise(self, batch: ExpertBatch, given: PairInputs, generator: torch.Generator) -> NoisyLatents:
+    def add_noise(self, batch: ExpertBatch, given: PairInputs, generator: torch.Generator) -> NoisySamples:
         return add_noise(batch.targets.clean, self._path, self._settings, generator, num_outcomes=2)
 
     def loss(self, batch: ExpertBatch, generator: torch.Generator) -> StepLoss:
@@ -87,12 +87,8 @@ class PreferenceStage(PairedStage):
         trained = self.measure(given, noised, given.encode(self._family), batch.owners)
         chosen, rejected = (frozen - trained).chunk(2)
         losses = preference_losses(chosen - rejected, self._settings.strength)
-        return StepLoss(
-            total=losses.sum(),
-            num_samples=len(losses),
-            metrics={"preferred": (chosen > rejected).float().mean(), "gain": chosen.detach().mean()},
-            by_noise=NoiseLosses(losses, noised.sigma[: len(losses)]),
-        )
+        metrics = {"preferred": (chosen > rejected).float().mean(), "gain": chosen.detach().mean()}
+        return StepLoss.of_samples(losses, noised.levels[: len(losses)], metrics=metrics)
 
 
 class AdapterPreparation(PairedPreparation):

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from sememe.checkpoints.components import load_component
 from sememe.data.array_cache import ArrayCache
 from sememe.data.pairing import draw_captions, pick_captions
-from sememe.diffusion.objectives import FLOW, NoisePath, sample_losses, sample_sigma
+from sememe.diffusion.objectives import FLOW, NoisePath, NoisySamples, sample_losses, sample_sigma
 from sememe.errors import RecipeError
 from sememe.training.held_out import ItemPicker
 from sememe.training.networks import (
@@ -29,14 +29,14 @@ from sememe.training.networks import (
 from sememe.training.preparation import CachedPreparation
 from sememe.training.recipes import SchedulerSettings
 from sememe.training.samples import NUM_SAMPLES, Sampler, find_sampler
-from sememe.training.stage import NoiseLosses, Stage, StepLoss, make_rng
+from sememe.training.stage import Stage, StepLoss, make_rng
 from sememe.training.text_source import EncodedText, TextSource
 from sememe.video.sheet import SheetRow
 from sememe.video_as_prompt.blocks_wan import JointAttnProcessor
 from sememe.video_as_prompt.families import BackboneFamily, TransformerAlone, WanFamily
 from sememe.video_as_prompt.network_wan import WanVideoAsPromptTransformer
 from sememe.video_as_prompt.pipeline import VideoAsPromptPipeline
-from sememe.video_as_prompt.shapes import ImageEmbeds, Timesteps, VideoLatents
+from sememe.video_as_prompt.shapes import ImageEmbeds, VideoLatents
 from sememe.video_as_prompt.stage_settings import (
     BackboneRecipe,
     BackboneSettings,
@@ -141,36 +141,17 @@ def read_items(
     )
 
 
-@dataclass(frozen=True)
-class NoisyLatents:
-    """Noised latents, their shares of noise in 0..1 and timesteps in 0..1000, and the target of the prediction."""
-
-    noisy: VideoLatents
-    sigma: Float[Tensor, " batch"]
-    timesteps: Timesteps
-    target: VideoLatents
-
-
 def add_noise(
     clean: VideoLatents,
     path: NoisePath,
     settings: BackboneSettings | NoisedPairSettings,
     generator: torch.Generator,
     num_outcomes: int = 1,
-) -> NoisyLatents:
+) -> NoisySamples:
     """Add noise at random levels; `num_outcomes` successive parts of the batch get the same noise and levels."""
     count = len(clean) // num_outcomes
     sigma = sample_sigma(count, generator, settings.sigma_mean, settings.sigma_std, settings.sigma_shift)
-    noise = torch.randn((count, *clean.shape[1:]), generator=generator, device=clean.device)
-    sigma, noise = sigma.repeat(num_outcomes), noise.repeat(num_outcomes, 1, 1, 1, 1)
-    return NoisyLatents(
-        path.add_noise(clean, noise, sigma), sigma, path.timesteps(sigma), path.target(clean, noise, sigma)
-    )
-
-
-def sum_losses(losses: Float[Tensor, " batch"], noised: NoisyLatents) -> StepLoss:
-    """Return the sum of the losses of samples."""
-    return StepLoss(total=losses.sum(), num_samples=len(losses), by_noise=NoiseLosses(losses, noised.sigma))
+    return path.draw(clean, sigma, generator)
 
 
 class BackboneStage(Stage[ClipBatch]):
@@ -221,7 +202,7 @@ class BackboneStage(Stage[ClipBatch]):
         noised = add_noise(batch.clean, FLOW, self.settings, generator)
         channels = self._family.join_condition(noised.noisy, batch.first_frames)
         predicted = self.transformer(channels, noised.timesteps, self._text.embed(batch.text)).sample
-        return sum_losses(sample_losses(predicted, noised.target), noised)
+        return StepLoss.of_samples(sample_losses(predicted, noised.target), noised.levels)
 
     def sample(self, generator: torch.Generator, device: torch.device) -> Sequence[SheetRow]:
         """Continue the first pictures of two clips."""
