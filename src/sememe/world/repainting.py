@@ -12,15 +12,14 @@ from sememe.world.scene import (
     EVALUATION_SEED,
     LIGHTS,
     PATTERN_BACKDROPS,
-    TEXTURES,
     Backdrop,
     Color,
     Crop,
     Scene,
-    Subject,
-    color_distance,
     jitter,
+    list_others,
     random_finish,
+    random_paint,
 )
 
 _SAME_SHAPES = (("hills", "meadow"), ("desert", "snowfield"), tuple(sorted(PATTERN_BACKDROPS)))
@@ -60,14 +59,16 @@ def repaint(scene: Scene, seed: int) -> Scene:
         if isinstance(scene.backdrop, Crop)
         else _paint_backdrop(rng, scene.backdrop, COLORS[name])
     )
-    subject = None if scene.subject is None else _paint_subject(rng, scene.subject, COLORS[name])
+    subject = scene.subject
+    if subject is not None:
+        subject = replace(subject, **random_paint(rng, list_others(COLORS[name])))
     return Scene(scene.seed, subject, backdrop, finish, light)
 
 
 def _paint_backdrop(rng: np.random.Generator, backdrop: Backdrop, main: Color) -> Backdrop:
     kinds = next((kinds for kinds in _SAME_SHAPES if backdrop.kind in kinds), (backdrop.kind,))
     kind = str(rng.choice(kinds))
-    others = [color for color in COLORS.values() if color_distance(color, main) > 0.45]
+    others = [COLORS[name] for name in list_others(main)]
     sky, far, ground, accent = (jitter(rng, others[int(rng.integers(len(others)))]) for _ in range(4))
     main = jitter(rng, main)
     if kind in _WALL_KINDS:
@@ -77,21 +78,6 @@ def _paint_backdrop(rng: np.random.Generator, backdrop: Backdrop, main: Color) -
     else:
         far = main
     return replace(backdrop, kind=kind, sky=sky, far=far, ground=ground, accent=accent)
-
-
-def _paint_subject(rng: np.random.Generator, subject: Subject, place: Color) -> Subject:
-    names = [name for name, color in COLORS.items() if color_distance(color, place) > 0.45]
-    color_name = str(rng.choice(names))
-    accents = [name for name in COLORS if color_distance(COLORS[name], COLORS[color_name]) > 0.45]
-    accent_name = str(rng.choice(accents))
-    return replace(
-        subject,
-        color_name=color_name,
-        color=jitter(rng, COLORS[color_name]),
-        accent_name=accent_name,
-        accent=jitter(rng, COLORS[accent_name]),
-        texture=str(rng.choice(TEXTURES)),
-    )
 
 
 def _print_in_tones(rng: np.random.Generator, crop: Crop, main: Color) -> Crop:

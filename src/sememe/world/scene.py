@@ -11,8 +11,9 @@ Coordinates: x to the right, y down, the picture spans y from -1 to 1 and x from
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -235,20 +236,32 @@ def _random_subject(rng: np.random.Generator, backdrop: Backdrop) -> Subject:
         COLORS,
         key=lambda name: -color_distance(COLORS[name], backdrop.far) - color_distance(COLORS[name], backdrop.sky),
     )
-    color_name = str(rng.choice(names[:8]))
-    accent_name = str(rng.choice([name for name in COLORS if color_distance(COLORS[name], COLORS[color_name]) > 0.45]))
     return Subject(
         kind=kind,
-        color_name=color_name,
-        color=jitter(rng, COLORS[color_name]),
-        accent_name=accent_name,
-        accent=jitter(rng, COLORS[accent_name]),
-        texture=str(rng.choice(TEXTURES)),
+        **random_paint(rng, names[:8]),
         **random_look(rng, kind),
         x=float(rng.uniform(-0.18, 0.18)),
         y=float(rng.uniform(0.02, 0.22)),
         size=float(rng.uniform(0.42, 0.54)),
     )
+
+
+def random_paint(rng: np.random.Generator, names: Sequence[str]) -> dict[str, Any]:
+    """Draw the colours of a subject, the main one of some by name, and its texture."""
+    color_name = str(rng.choice(names))
+    accent_name = str(rng.choice(list_others(COLORS[color_name])))
+    return {
+        "color_name": color_name,
+        "color": jitter(rng, COLORS[color_name]),
+        "accent_name": accent_name,
+        "accent": jitter(rng, COLORS[accent_name]),
+        "texture": str(rng.choice(TEXTURES)),
+    }
+
+
+def list_others(color: Color) -> list[str]:
+    """List the colours that are clearly another one."""
+    return [name for name, other in COLORS.items() if color_distance(other, color) > 0.45]
 
 
 def random_look(rng: np.random.Generator, kind: str) -> Look:
