@@ -64,6 +64,16 @@ def _draw_color(rng: np.random.Generator) -> Color:
     return jitter(rng, COLORS[str(rng.choice(sorted(COLORS)))])
 
 
+def _draw_ink(rng: np.random.Generator) -> Floats:
+    return np.array(_draw_color(rng), np.float32)
+
+
+def _turn(grid: tuple[Floats, Floats], angle: float) -> tuple[Floats, Floats]:
+    """Return places along and across a direction, in radians, from x and y."""
+    x, y = grid
+    return np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x
+
+
 def _name(color: Floats) -> str:
     red, green, blue = (float(each) for each in color)
     return name_color((red, green, blue))
@@ -77,10 +87,6 @@ def _draw_region(rng: np.random.Generator) -> Region:
     angle, cells, phase = rng.uniform(0, 2 * np.pi), rng.uniform(1.2, 3.0), rng.uniform(0, 1)
     is_check = bool(rng.random() < 0.5)
 
-    def along(take: Take) -> tuple[Floats, Floats]:
-        x, y = take.grid()
-        return np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x
-
     def weight(take: Take, picture: Picture) -> Floats:
         amount = np.abs(curve.at(take))[:, None, None, None]
         if kind in {"subject", "ground"}:
@@ -88,9 +94,9 @@ def _draw_region(rng: np.random.Generator) -> Region:
             return amount * (mask if kind == "subject" else 1 - mask)
         if kind == "front":
             place = 3.2 * curve.at(take)[:, None, None] - 1.6
-            return np.clip((place - along(take)[0][None]) * take.stage.density / 2, 0, 1)[..., None]
+            return np.clip((place - _turn(take.grid(), angle)[0][None]) * take.stage.density / 2, 0, 1)[..., None]
         if kind == "pattern":
-            first, second = along(take)
+            first, second = _turn(take.grid(), angle)
             odd = np.floor(first * cells + phase) + (np.floor(second * cells) if is_check else 0)
             return amount * (odd % 2)[None, ..., None]
         return amount
@@ -120,7 +126,7 @@ def _mixed(rng: np.random.Generator) -> Look:
 
 def _levels(rng: np.random.Generator) -> Look:
     gain, count = float(rng.uniform(1.0, 2.2)), int(rng.integers(1, 4))
-    tint = np.array(_draw_color(rng), np.float32) * 0.7 + 0.3
+    tint = _draw_ink(rng) * 0.7 + 0.3
 
     def change(_: Take, frames: Floats) -> Floats:
         return (np.round(((frames - 0.5) * gain + 0.5).clip(0, 1) * count) / count) * tint
@@ -129,19 +135,18 @@ def _levels(rng: np.random.Generator) -> Look:
 
 
 def _faded(rng: np.random.Generator) -> Look:
-    colors = [np.array(_draw_color(rng), np.float32) for _ in range(2)]
+    colors = [_draw_ink(rng) for _ in range(2)]
     angle, strength = rng.uniform(0, 2 * np.pi), np.float32(rng.uniform(0.5, 0.95))
 
     def change(take: Take, frames: Floats) -> Floats:
-        x, y = take.grid()
-        side = np.clip(0.5 + 0.5 * (np.cos(angle) * x + np.sin(angle) * y), 0, 1)[None, ..., None]
+        side = np.clip(0.5 + 0.5 * _turn(take.grid(), angle)[0], 0, 1)[None, ..., None]
         return frames * (1 - strength) + strength * (colors[0] * (1 - side) + colors[1] * side)
 
     return Look(change, f"fades to {_name(colors[0])}")
 
 
 def _lined(rng: np.random.Generator) -> Look:
-    paper, ink = np.array(_draw_color(rng), np.float32), np.array(_draw_color(rng), np.float32)
+    paper, ink = _draw_ink(rng), _draw_ink(rng)
 
     def change(_: Take, frames: Floats) -> Floats:
         line = edges(frames)[..., None]
@@ -151,12 +156,11 @@ def _lined(rng: np.random.Generator) -> Look:
 
 
 def _dotted(rng: np.random.Generator) -> Look:
-    paper, ink = np.array(_draw_color(rng), np.float32), np.array(_draw_color(rng), np.float32)
+    paper, ink = _draw_ink(rng), _draw_ink(rng)
     angle, cells = rng.uniform(0, np.pi / 2), rng.uniform(2.0, 4.2)
 
     def change(take: Take, frames: Floats) -> Floats:
-        x, y = take.grid()
-        first, second = np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x
+        first, second = _turn(take.grid(), angle)
         screen = 0.5 + 0.25 * (np.cos(2 * np.pi * cells * first) + np.cos(2 * np.pi * cells * second))
         cover = np.clip((screen[None] - luminance(frames)[..., 0]) * 5 + 0.5, 0, 1)[..., None]
         return paper * (1 - cover) + ink * cover
@@ -212,7 +216,7 @@ def _split(rng: np.random.Generator) -> Look:
 
 
 def _embossed(rng: np.random.Generator) -> Look:
-    tint = np.array(_draw_color(rng), np.float32)
+    tint = _draw_ink(rng)
     across, down = (int(each) for each in rng.choice([(1, 0), (0, 1), (1, -1), (-1, 1), (-1, -1)]))
 
     def change(_: Take, frames: Floats) -> Floats:
@@ -239,9 +243,9 @@ def _painted(rng: np.random.Generator) -> Part:
     angle, is_check, strength = rng.uniform(0, np.pi), rng.random() < 0.5, np.float32(rng.uniform(0.7, 1.0))
 
     def effect(take: Take, subject: Floats) -> Floats:
-        x, y = take.subject_grid()
-        first = (np.cos(angle) * x + np.sin(angle) * y)[None] * cells - speed * take.progress[:, None, None]
-        second = np.floor((np.cos(angle) * y - np.sin(angle) * x) * cells)[None] if is_check else 0.0
+        along, across = _turn(take.subject_grid(), angle)
+        first = along[None] * cells - speed * take.progress[:, None, None]
+        second = np.floor(across * cells)[None] if is_check else 0.0
         odd = ((np.floor(first) + second) % 2).astype(int)
         amount = strength * curve.at(take)[:, None, None, None]
         paint = inks[odd] * subject[..., 3:]
@@ -314,9 +318,9 @@ def _dissolved(rng: np.random.Generator) -> Part:
     cells, grain = int(rng.integers(5, 24)), rng.uniform(0.15, 0.8)
 
     def effect(take: Take, subject: Floats) -> Floats:
-        x, y = take.subject_grid()
+        along, _ = _turn(take.subject_grid(), angle)
         noise = smooth_noise(take.stage.height, take.stage.width, cells, seed)
-        order = np.clip((np.cos(angle) * x + np.sin(angle) * y + 1.3) / 2.6, 0, 1) * (1 - grain) + grain * noise
+        order = np.clip((along + 1.3) / 2.6, 0, 1) * (1 - grain) + grain * noise
         keep = np.clip((order[None] - 1.05 * curve.at(take)[:, None, None]) * 12 + 1, 0, 1)
         return (subject * keep[..., None]).astype(np.float32)
 
@@ -337,14 +341,13 @@ def _particles(rng: np.random.Generator) -> Part:
 
 
 def _covered(rng: np.random.Generator) -> Part:
-    color, foam = np.array(_draw_color(rng), np.float32), np.array(_draw_color(rng), np.float32)
+    color, foam = _draw_ink(rng), _draw_ink(rng)
     curve, angle = Curve.draw(rng, lasting_share=0.8), rng.uniform(0, 2 * np.pi)
     cover_share, reach = rng.uniform(0.5, 1.0), rng.uniform(0.9, 2.0)
     wave, waves, is_behind = rng.uniform(0, 0.2), rng.uniform(3, 8), rng.random() < 0.25
 
     def overlay(take: Take) -> Floats:
-        x, y = take.grid()
-        first, second = np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x
+        first, second = _turn(take.grid(), angle)
         swell = wave * np.sin(waves * second[None] + 2 * np.pi * 2 * take.progress[:, None, None])
         depth = first[None] - 1.35 + (reach * np.abs(curve.at(take)))[:, None, None]
         depth = depth + swell * take.ramp(0, 0.2)[:, None, None]
@@ -386,7 +389,7 @@ def _shape(rng: np.random.Generator) -> Part:
 
 
 def _shaded(rng: np.random.Generator) -> Part:
-    color, curve = np.array(_draw_color(rng), np.float32), Curve.draw(rng, lasting_share=0.7)
+    color, curve = _draw_ink(rng), Curve.draw(rng, lasting_share=0.7)
     radius, strength, is_inside = rng.uniform(0.9, 1.6), rng.uniform(0.5, 0.95), rng.random() < 0.35
 
     def overlay(take: Take) -> Floats:
