@@ -173,7 +173,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--task", choices=TASKS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    logging.disable(logging.WARNING)
     if options.task is not None:
         print(json.dumps(run_task(options.task, options.folder)))
         return 0
@@ -187,4 +186,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    logging.disable(logging.WARNING)  # of the whole process, so not in main, which tests call in theirs
     raise SystemExit(main())
