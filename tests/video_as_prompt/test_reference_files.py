@@ -145,3 +145,10 @@ def test_mistakes_are_found_before_the_model_is_loaded(tmp_path: Path, capsys: p
     assert "there is no file" in refused(run_here(capsys, *encode, encoded, tmp_path / "absent.mp4"))
     assert "a still shows no motion" in refused(run_here(capsys, *encode, encoded, still))
     assert "got 2.0 and 1.0" in refused(run_here(capsys, *encode, encoded, video, "--start", 2, "--end", 1))
+    encoded.write_bytes(video.read_bytes())
+    write_image(make_picture(), tmp_path / "image.png")
+    for found in (encoded, tmp_path / "absent.safetensors"):
+        read = ("--image", tmp_path / "image.png", "--encoded-reference", found, "-o", tmp_path / "out.mp4")
+        told = run_here(capsys, "generate", "video-as-prompt", *read)
+        assert f"expected an encoded reference in {found}" in refused(told)
+        assert "loading" not in told.err

@@ -3,12 +3,15 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from sememe.errors import InputError
 from sememe.files import hash_file
 from sememe.system import SystemInputs
 from sememe.video_as_prompt.settings import Settings
+
+if TYPE_CHECKING:
+    from sememe.video_as_prompt.inputs import EncodedReference
 
 
 def list_reading(settings: Settings, place: int, num_places: int) -> dict[str, Any]:
@@ -82,8 +85,7 @@ class VideoAsPromptInputs(SystemInputs):
             raise InputError(
                 "reference_start and reference_end have no effect on an encoded reference; encode the section"
             )
-        if self.encoded_reference is not None and not self.encoded_reference.is_file():
-            raise InputError(f"expected an encoded reference, but there is no file {self.encoded_reference}")
+        self._load_reference()
         if is_read and not self.references and self.encoded_reference is None:
             raise InputError("expected at least one reference video, got none; give one, or reference_guidance_scale 0")
         if not is_read and any(self.reference_prompts):
@@ -96,8 +98,8 @@ class VideoAsPromptInputs(SystemInputs):
 
     def workload(self, settings: Settings) -> Mapping[str, float]:
         numbers = {f"num_{name}": len(paths) for name, paths in self.videos(settings).items()}
-        if self.encoded_reference is not None:
-            numbers["num_references"] = 1  # at least
+        if (encoded := self._load_reference()) is not None:
+            numbers["num_references"] = len(encoded.inputs.latents)
         return {"num_references": 0, "num_negative_references": 0} | numbers
 
     def reading(self, settings: Settings, place: int, num_places: int) -> Mapping[str, Any]:
@@ -109,13 +111,16 @@ class VideoAsPromptInputs(SystemInputs):
         if videos.get("negative_references"):
             settings = settings.override(negative_references=videos["negative_references"])
         captions = self.texts()["reference_prompts"]
-        references: Any = list(videos["references"])
-        if self.encoded_reference is not None:
-            from sememe.video_as_prompt.inputs import EncodedReference
-
-            references = EncodedReference.load(self.encoded_reference)
+        references = self._load_reference() or list(videos["references"])
         given = {"prompt": self.prompt, "references": references, "settings": settings}
         return {**given, **images, **({"reference_prompts": captions} if self.references else {})}
+
+    def _load_reference(self) -> "EncodedReference | None":
+        if self.encoded_reference is None:
+            return None
+        from sememe.video_as_prompt.inputs import EncodedReference
+
+        return EncodedReference.load(self.encoded_reference)
 
     def baseline(self, settings: Settings) -> tuple["VideoAsPromptInputs", Settings]:
         """Return inputs and settings of the same generation without its reference.

@@ -175,7 +175,7 @@ def _list_files(request: GenerationRequest) -> OutputFiles:
 
 
 def _check_request(request: GenerationRequest, files: OutputFiles) -> None:
-    """Check what needs no file to be read and no model to be loaded."""
+    """Check what needs no picture or video to be read and no model to be loaded."""
     if request.seed is not None:
         check_seed(request.seed)
     inputs, settings = request.inputs, _resolve(request, SYSTEMS[request.inputs.system].settings())
