@@ -14,7 +14,7 @@ from sememe.events import Progress, ProgressHandler, ignore_progress
 from sememe.files import check_writable
 from sememe.records import replace_fields
 from sememe.video.picture import check_picture_output
-from sememe.workflows.loading import check_model_request, load_model
+from sememe.workflows.loading import LoadedModel, check_model_request, load_model
 from sememe.workflows.sidecar import describe_machine, describe_software
 from sememe.workflows.systems import SYSTEMS
 from sememe.world import WORLD_VERSION
@@ -68,7 +68,14 @@ class EvaluationSettings:
 
 
 def evaluate(settings: EvaluationSettings, on_progress: ProgressHandler = ignore_progress) -> EvaluationReport:
-    """Measure a model on the rows of its system, each a stage of the progress; `settings.output` holds the report, too.
+    """Measure a model on the rows of its system.
+
+    Args:
+        settings: What to measure and how.
+        on_progress: Called with the progress, in which each row is a stage.
+
+    Returns:
+        The report that `settings.output` holds as well.
 
     Raises:
         InputError: A setting is not valid, or the output holds another report.
@@ -97,26 +104,11 @@ def evaluate(settings: EvaluationSettings, on_progress: ProgressHandler = ignore
         )
         # What rows identify by its content may be moved, but not replaced.
         options = {name: value for name, value in settings.options.items() if name not in made.identity}
-        identity = {
-            "model_sha256": model.fingerprint.sha256,
-            "dtype": model.dtype,
-            "generation": resolved.to_dict() | options,
-            "generations": settings.generations,
-            "per_scene": settings.per_scene,
-            "seed": settings.seed,
-            "world_version": WORLD_VERSION,
-            **made.identity,
-        }
-        environment = {
-            "software": describe_software(),
-            "machine": describe_machine(model.device),
-            "model": settings.model,
-            "batch_size": settings.batch_size,
-        }
+        identity = _identify(settings, model, resolved.to_dict() | options) | dict(made.identity)
         chosen = choose_rows(made.rows, settings.rows)
         runner = Runner(
             made.rows,
-            EvaluationReport(settings.system, identity, environment),
+            EvaluationReport(settings.system, identity, _describe_environment(settings, model)),
             lambda *progress: on_progress(Progress(*progress)),
             output=settings.output,
             batch_size=settings.batch_size,
@@ -126,3 +118,25 @@ def evaluate(settings: EvaluationSettings, on_progress: ProgressHandler = ignore
         if settings.sheet is not None:
             runner.write_sheet(chosen, settings.sheet, num_examples=settings.num_examples, seed=settings.seed)
     return runner.report
+
+
+def _identify(settings: EvaluationSettings, model: LoadedModel, generation: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all that the results depend on in every system."""
+    return {
+        "model_sha256": model.fingerprint.sha256,
+        "dtype": model.dtype,
+        "generation": generation,
+        "generations": settings.generations,
+        "per_scene": settings.per_scene,
+        "seed": settings.seed,
+        "world_version": WORLD_VERSION,
+    }
+
+
+def _describe_environment(settings: EvaluationSettings, model: LoadedModel) -> dict[str, Any]:
+    return {
+        "software": describe_software(),
+        "machine": describe_machine(model.device),
+        "model": settings.model,
+        "batch_size": settings.batch_size,
+    }
