@@ -73,8 +73,13 @@ def finish_block(
 ) -> Tokens:
     """Apply gate, cross-attention and feed-forward to one stream, with the modules of a block or an expert.
 
-    Texts are one, or one caption per reference, as tokens or as cached keys and values; `lengths` is the number of
-    tokens that read each of several.
+    Args:
+        part: Module that holds `norm2`, `attn2`, `norm3` and `ffn`.
+        hidden_states: Tokens before the block.
+        attention: Projected result of the self-attention.
+        texts: One text, or one caption per reference, as tokens or as cached keys and values.
+        lengths: Number of tokens that read each text; unused for one text.
+        mod: Modulation of the stream.
     """
     hidden_states = (hidden_states.float() + attention * mod.gate).type_as(hidden_states)
 

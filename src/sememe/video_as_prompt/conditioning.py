@@ -40,9 +40,12 @@ Predictions = Float[Tensor, "variant batch channel frame height width"]
 class Conditions:
     """Conditioning of the transformer, the same at every step.
 
-    Mask and first-frame latents are channels to append to the latents, or first latents replace the first latent frame.
-    Texts are the embeddings that guidance needs, and references stand by their choice and the text with which they are
-    read.
+    Attributes:
+        channels: Mask and first-frame latents to append to the latents, if any.
+        texts: Embeddings of the texts that guidance needs.
+        image_embeds: Image embeddings, for backbones that read them.
+        references: References by their choice and the text with which they are read.
+        first_latents: Latents that replace the first latent frame, if any.
     """
 
     channels: VideoLatents | None
@@ -135,7 +138,9 @@ class ConditionEncoder:
     def run_expert(self, inputs: ReferenceInputs, *, once: bool) -> Reference:
         """Run the expert on a batch of references in one pass.
 
-        `once` is whether that of a two-way model serves all steps, which is approximate.
+        Args:
+            inputs: References.
+            once: Whether that of a two-way model serves all steps, which is approximate.
         """
         with precision(self.family.device, self.settings, self.family.transformer.dtype):
             if once or self.family.transformer.config.attention_mode == "cached":

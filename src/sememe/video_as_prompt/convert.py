@@ -48,11 +48,15 @@ _SHARD_SIZE = re.compile(r"\d+(\.\d+)?\s*([KMGT]i?B)", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class ConversionRequest:
-    """What is to be converted: a folder, a built-in name, or a repository on the Hugging Face hub.
+    """What is to be converted.
 
-    The layout `own` splits the expert off, `published` merges it in. `expert` is the folder of one, for a source that
-    is a stock model, or instead of the source's own. The output must not exist; `max_shard_size` is that of the largest
-    file of the transformer's tensors.
+    Attributes:
+        source: A folder, a built-in name, or a repository on the Hugging Face hub.
+        output: Folder to write; it must not exist.
+        layout: What to write: `own` splits the expert off, `published` merges it in.
+        expert: Folder of an expert, for a source that is a stock model, or instead of the source's own.
+        revision: Revision of a repository.
+        max_shard_size: Largest file of the transformer's tensors.
     """
 
     source: str | Path
@@ -65,9 +69,19 @@ class ConversionRequest:
 
 @dataclass(frozen=True)
 class ConversionResult:
-    """What was written: numbers of tensors and of values in them are the transformer's, the expert included.
+    """What was written.
 
-    `expert_blocks` are the blocks that carry an expert, and `num_bytes` is the size of all files.
+    Attributes:
+        source: The folder that was read.
+        output: The folder that was written.
+        layout: Layout of the output.
+        family: `wan` or `cogvideox`.
+        expert_blocks: The blocks that carry an expert.
+        num_tensors: Tensors of the transformer, the expert included.
+        num_parameters: Numbers in them.
+        num_expert_parameters: Numbers in those of the expert.
+        num_bytes: Size of all files.
+        seconds: That it took.
     """
 
     source: Path

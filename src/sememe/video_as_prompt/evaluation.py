@@ -36,11 +36,19 @@ class PromptedCase(Case):
 
 @dataclass(frozen=True)
 class RowSettings:
-    """One row of the evaluation: what it measures, the conditions that targets show, and how clips are made.
+    """One row of the evaluation.
 
-    Where it is misled, prompts name another condition than the reference shows, and captions of references the right
-    one; all are empty otherwise. A validation row is for choosing settings and checkpoints; its scenes are in no other
-    row.
+    Attributes:
+        name: Name in reports and on the command line.
+        about: What the row measures.
+        split: Conditions that targets show (see `split_conditions`).
+        method: Way in which clips are made.
+        num_frames: Frames of targets and references.
+        height: Height in pixels.
+        width: Width in pixels.
+        is_misled: Whether prompts name another condition than the reference shows, and captions of references the
+            right one; all are empty otherwise.
+        is_validation: Whether the row is for choosing settings and checkpoints; its scenes are in no other row.
     """
 
     name: str
@@ -126,9 +134,13 @@ scene_oracles = lru_cache(maxsize=4)(SceneOracles)
 
 
 class Maker:
-    """Make and judge the clips of cases; the files of references are written to the folder.
+    """Make and judge the clips of cases.
 
-    With the negative reference "neutral", nothing happens in it, in the reference's scene.
+    Args:
+        pipeline: Pipeline that makes the clips.
+        settings: Settings of the generations, but for their size.
+        folder: Folder for files of references.
+        negative_reference: "neutral" for a negative reference in which nothing happens, in the reference's scene.
     """
 
     def __init__(
@@ -215,7 +227,12 @@ class Maker:
 
 
 def paste_changes(picture: np.ndarray, reference: Clip) -> Clip:
-    """Add the changes of the reference's pixels to the picture of its size: the cheap trick that a model must beat."""
+    """Add the changes of the reference's pixels to the picture: the cheap trick that a model must beat.
+
+    Args:
+        picture: Picture, uint8 (height, width, 3).
+        reference: Clip of the same size.
+    """
     changes = reference.frames.astype(np.int16) - reference.frames[:1]
     return Clip((picture[None] + changes).clip(0, 255).astype(np.uint8), reference.fps)
 
@@ -252,10 +269,19 @@ def build_rows(
     seed: int,
     negative_reference: str | None = None,
 ) -> SystemRows[PromptedCase, CaseResult]:
-    """Build all rows of the evaluation; see `System.evaluation`.
+    """Build all rows of the evaluation.
 
     Captions of targets and references are empty. References show the condition in other scenes and come from mp4
     files. What is generated is compared with renders of the same scene under all conditions.
+
+    Args:
+        pipeline: As in `Maker`, like the next two and the last.
+        settings: Settings of the generations.
+        folder: Folder for files of references.
+        generations: Number of cases in each row.
+        per_scene: Largest number of cases that share a scene.
+        seed: Seed of scenes, conditions and noise.
+        negative_reference: Kind of the negative reference.
 
     Raises:
         InputError: `negative_reference` is another one.

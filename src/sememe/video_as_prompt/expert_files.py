@@ -29,10 +29,13 @@ _WITHOUT_TWIN = _EMBEDDER + "reference_embeddings"
 
 @dataclass(frozen=True)
 class KeyMap:
-    """The names on one kind of backbone: its list of blocks, and modules at its top that have a twin in the expert.
+    """The names on one kind of backbone.
 
-    Parts are pairs of a path inside our expert of a block and the path inside the backbone's block, each a prefix that
-    ends at a dot or a name.
+    Attributes:
+        blocks: Name of its list of blocks.
+        embedders: Modules at its top that have a twin in the expert.
+        parts: Pairs of a path inside our expert of a block and the path inside the backbone's block, each a prefix
+            that ends at a dot or a name.
     """
 
     blocks: str
@@ -144,11 +147,16 @@ COGVIDEOX_KEYS = KeyMap(
 
 
 class TwoFolderFiles(ModelMixin):
-    """Save and load methods of a transformer with experts; a stock class's folder holds the backbone.
+    """Save and load methods of a transformer with experts.
 
-    `own_settings` are arguments that the stock class does not have, with what `from_backbone` takes them to be, and
-    `settings_of_use` those of them that say how the expert is used and change no name or shape of a tensor. On
-    `shared_settings` of the stock class the expert's tensors depend: its backbone must agree in them.
+    Attributes:
+        backbone_class: Stock class whose folder holds the backbone.
+        expert_class_name: Class name in the configuration of an expert's folder.
+        own_settings: Arguments that the stock class does not have, with what `from_backbone` takes them to be.
+        settings_of_use: Those of them that say how the expert is used and change no name or shape of a tensor.
+        shared_settings: Arguments of the stock class on which the expert's tensors depend; its backbone must agree in
+            them.
+        key_map: Names of the expert's tensors.
     """
 
     backbone_class: ClassVar[type[ModelMixin]]
@@ -183,10 +191,12 @@ class TwoFolderFiles(ModelMixin):
 
     @torch.no_grad()
     def load_expert(self, folder: str | Path, *, for_any_use: bool = False) -> None:
-        """Read an expert that `save_expert` wrote, each tensor in the precision and on the device of its twin.
+        """Read an expert into this model, each tensor in the precision and on the device of its twin.
 
-        With `for_any_use` it may have been trained for another use (`settings_of_use`), as weights that a training
-        begins with may; this model's use stays as it is.
+        Args:
+            folder: As written by `save_expert`.
+            for_any_use: Whether it may have been trained for another use (`settings_of_use`), as weights that a
+                training begins with may; this model's use stays as it is.
 
         Raises:
             ModelError: The folder's settings or tensors are not those of this model's expert.
@@ -239,10 +249,13 @@ class TwoFolderFiles(ModelMixin):
         torch_dtype: torch.dtype | None = None,
         **settings: Any,
     ) -> E:
-        """Load a stock backbone folder and the folder of an expert (`save_expert`) into one model, in evaluation mode.
+        """Load a stock backbone folder and an expert folder into one model, in evaluation mode.
 
-        What diffusers keeps in float32 whatever the dtype stays so, in the expert as well. The settings are passed to
-        diffusers when it loads the backbone (quantisation, device map, ...).
+        Args:
+            backbone_folder: As written by `save_backbone` or by diffusers.
+            expert_folder: As written by `save_expert`.
+            torch_dtype: Precision of the weights; what diffusers keeps in float32 stays so, in the expert as well.
+            settings: Passed to diffusers when it loads the backbone (quantisation, device map, ...).
 
         Raises:
             ModelError: A folder, setting or tensor is not what was expected.

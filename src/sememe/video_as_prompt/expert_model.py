@@ -47,7 +47,11 @@ class ExpertModel(TwoFolderFiles):
         """Add experts to a backbone, each a copy of its block.
 
         The new model takes over the backbone's modules without copying them, so do not use `backbone` afterwards.
-        Values are those of `own_settings`, in their order or by name; what is not given is taken from there.
+
+        Args:
+            backbone: Model of the stock class.
+            values: Values of `own_settings`, in their order.
+            settings: The same by name. `own_settings` has those that are not given.
 
         Raises:
             ModelError: If a setting does not fit the backbone.
@@ -324,9 +328,13 @@ class ExpertModel(TwoFolderFiles):
 def add_reference_embedding(
     tokens: Tokens, embeddings: Float[Tensor, "embedding dim"] | None, place: int, count: int
 ) -> Tokens:
-    """Add the learned embedding of a reference to its tokens, where there are such: that of the nearest is the first.
+    """Add the learned embedding of a reference to its tokens, where there are such.
 
-    `place` is that of the reference among `count`, of which the first is the farthest.
+    Args:
+        tokens: Tokens of the reference.
+        embeddings: The embeddings, that of the nearest reference first.
+        place: Place of the reference, of which the first is the farthest.
+        count: Number of references.
 
     Raises:
         ModelError: There are more references than embeddings.

@@ -55,10 +55,13 @@ Reference = ReferenceCache | ReferenceTokens
 
 @dataclass(frozen=True)
 class ForwardInputs:
-    """Inputs of one forward besides the reference; timesteps in 0..1000, per target or per token.
+    """Inputs of one forward besides the reference.
 
-    Channels are noisy latents, followed by the mask and first-frame latents; texts are embeddings, or the result of
-    `cache_text` for them and the image embeddings.
+    Attributes:
+        channels: Noisy latents, followed on the channel axis by the mask and first-frame latents.
+        timestep: Timesteps in 0..1000, per target or per token.
+        text: Text embeddings, or the result of `cache_text` for them and the image embeddings.
+        image_embeds: Image embeddings, for backbones that read them.
     """
 
     channels: VideoLatents

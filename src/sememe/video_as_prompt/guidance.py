@@ -32,15 +32,21 @@ def video_as_prompt_guidance(
     texts_differ: bool = True,
     null_reference: ReferenceChoice = "none",
 ) -> Guidance[Variant]:
-    """Make the table of text and reference guidance; the null is the frozen backbone, or another reference.
+    """Make the table of text and reference guidance; the null of the reference is the frozen backbone.
 
     v = v(null, negative) + s_ref * (v(reference, negative) - v(null, negative))
         + s_text * (v(reference, positive) - v(reference, negative))
 
     A reference scale of 0 leaves the reference out altogether; text guidance then acts on the backbone alone. Equal
     scales leave two rows: the reference with the positive text, and the null with the negative one. A reference scale
-    of 1 is the guidance of the official code: text only. Where no negative text is read that differs from the positive
-    one, text guidance has no effect.
+    of 1 is the guidance of the official code: text only.
+
+    Args:
+        guidance_scale: s_text, 1 for off.
+        reference_guidance_scale: s_ref, 1 for off, 0 for no reference.
+        texts_differ: Whether a negative text is read that differs from the positive one; where none is, text guidance
+            has no effect.
+        null_reference: What the reference leads away from: nothing but the backbone, or another reference.
     """
     negative: Text = "negative" if texts_differ else "positive"
     seen: ReferenceChoice = "given" if reference_guidance_scale != 0 else null_reference
@@ -67,8 +73,10 @@ def dynamic_guidance_scale(guidance_scale: float, timestep: float, num_inference
 class VideoAsPromptSchedule:
     """Which guidance acts at which timestep.
 
-    Text guidance that is off leaves the negative text out altogether, so that the reference's guidance alone is two
-    forwards, both of the positive text. `texts_differ` is whether positive and negative texts differ.
+    Attributes:
+        settings: Scales, interval and number of steps.
+        texts_differ: Whether positive and negative texts differ. Text guidance that is off leaves the negative text
+            out altogether, so that the reference's guidance alone is two forwards, both of the positive text.
     """
 
     settings: Settings

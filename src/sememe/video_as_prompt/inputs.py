@@ -106,8 +106,15 @@ class ReferenceClips:
 class Request:
     """A batch: as many pictures as prompts; references of each picture, one record for all, or none.
 
-    Settings have what encoded inputs decide. Pictures are uint8 (height, width, 3) of any size, none for text-to-video.
-    `known` are embeddings of texts that were encoded ahead.
+    Attributes:
+        settings: Settings of the generation, with what encoded inputs decide.
+        prompts: One text per result.
+        negative_prompts: One text per result.
+        images: Pictures, uint8 (height, width, 3) of any size, one per result; empty for text-to-video.
+        last_images: Pictures for the last frames, one per result; or empty.
+        references: Nothing, one entry for all results, or one per result.
+        negative_references: References to steer away from, in the same number of entries.
+        known: Embeddings of texts that were encoded ahead.
     """
 
     settings: Settings
@@ -289,9 +296,12 @@ def _to_pictures(name: str, image: Any) -> tuple[np.ndarray, ...]:
 
 
 def check_references(clips: Any, prompts: Any = None, fps: float = 16.0) -> ReferenceClips:
-    """Return clips that can serve as references, with their captions: one text for all, or one per clip.
+    """Return clips that can serve as references, with their captions.
 
-    They are one Clip or several, of at least two frames each, or the PIL images of one, shown at `fps`.
+    Args:
+        clips: One Clip or several, of at least two frames each; or the PIL images of one.
+        prompts: None for empty captions, one text for all, or one per clip.
+        fps: Frames a second of a clip that is given as images.
 
     Raises:
         InputError: It is anything else.

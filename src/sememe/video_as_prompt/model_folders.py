@@ -61,7 +61,14 @@ COMPONENTS = ("transformer", "vae", "text_encoder", "image_encoder", "scheduler"
 
 @dataclass(frozen=True)
 class ModelLayout:
-    """A model folder, by its index: where its transformer and expert are, and what `model_index.json` holds."""
+    """A model folder, by its index.
+
+    Attributes:
+        folder: Where it is.
+        kind: Where its transformer and expert are.
+        format: Format of its transformer.
+        index: What `model_index.json` holds.
+    """
 
     folder: Path
     kind: Kind
@@ -179,10 +186,14 @@ def find_expert(name: str | Path) -> Path:
 
 
 def read_own_dtype(source: str | Path, expert: Path | None = None) -> str:
-    """Return the precision in which a model, or a released one by name, is computed, by the headers of its files.
+    """Return the precision in which a model is to be computed, by the headers of its files.
 
     A model with an autoencoder of sememe's own class was trained by its recipes as a whole, and is computed in float32
     however it is stored. One with a stock autoencoder is computed in the precision that most of its bytes have.
+
+    Args:
+        source: Folder of the model, or the name of a released one.
+        expert: Folder of an expert that goes with a stock model; None for the model's own.
 
     Raises:
         ModelError: It is not whole.

@@ -318,7 +318,12 @@ class CogVideoXVideoAsPromptTransformer(ExpertModel, CogVideoXTransformer3DModel
 
     @apply_forward_hook  # type: ignore[untyped-decorator]
     def denoise_reference(self, inputs: ReferenceInputs, timestep: Timesteps) -> FrameFirstLatents:
-        """Predict for one noisy reference, at timesteps in 0..1000, by the expert and the backbone's head alone."""
+        """Predict for one noisy reference by the expert alone and the backbone's output head.
+
+        Args:
+            inputs: The reference, its latents noisy.
+            timestep: Its timesteps in 0..1000.
+        """
         tokens = self._split_tokens(self._embed_reference(inputs))
         dtype = tokens.hidden_states.dtype
         temb = self._embed_time(self.expert_embedder.time_embedding, timestep, dtype, None)

@@ -205,7 +205,12 @@ class WanVideoAsPromptTransformer(ExpertModel, WanTransformer3DModel):
 
     @apply_forward_hook  # type: ignore[untyped-decorator]
     def denoise_reference(self, inputs: ReferenceInputs, timestep: Timesteps) -> VideoLatents:
-        """Predict the velocity of a noisy reference, at timesteps in 0..1000, by the expert and the backbone's head."""
+        """Predict the velocity of one noisy reference by the expert alone and the backbone's output head.
+
+        Args:
+            inputs: The reference, its latents noisy.
+            timestep: Its timesteps in 0..1000.
+        """
         tokens: ReferenceTokens = self.expert_embedder(inputs, timestep)
         rows, columns = tokens.grid
         grid = torch.Size((tokens.hidden_states.shape[1] // (rows * columns), rows, columns))

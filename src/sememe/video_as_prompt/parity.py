@@ -37,10 +37,17 @@ Tensors = Mapping[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class ParityResult:
-    """The outcome of a check: largest differences, and those that are allowed.
+    """The outcome of a check.
 
-    The kind is `forward` for one pass of the transformer, `pipeline` for a whole generation; for that `max_abs_error`
-    is of what the transformer was given and returned at its first calls, and `latents_error` of the final latents.
+    Attributes:
+        kind: `forward` for one pass of the transformer, `pipeline` for a whole generation.
+        family: `wan` or `cogvideox`.
+        max_abs_error: The largest difference between any two numbers; for a generation, of what the transformer was
+            given and returned at its first calls.
+        tolerance: The largest difference that is allowed.
+        ok: Whether all errors are within their tolerances.
+        latents_error: For a generation, the largest difference between the final latents.
+        latents_tolerance: The largest difference of latents that is allowed.
     """
 
     kind: str

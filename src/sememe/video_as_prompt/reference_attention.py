@@ -14,10 +14,14 @@ from sememe.video_as_prompt.shapes import Heads, ReferenceHeads, Tokens, TokenSt
 
 
 class ReferenceAttention(NamedTuple):
-    """Rotated queries, keys and values of a reference in one attention; without a query, only the target's result.
+    """Rotated queries, keys and values of a reference in one attention.
 
-    `strength` in (0, 1] is a factor on the weight of each of the reference's tokens in the target's softmax, before it
-    is normalised; models are trained with 1. The result for the reference does not depend on it.
+    Attributes:
+        query: None to compute the target's result only.
+        key: Keys that the target reads.
+        value: Values that the target reads.
+        strength: Factor in (0, 1] on the weight of each of the reference's tokens in the target's softmax, before it
+            is normalised; models are trained with 1. The result for the reference does not depend on it.
     """
 
     query: ReferenceHeads | None
@@ -27,12 +31,17 @@ class ReferenceAttention(NamedTuple):
 
 
 class ReferenceStream(NamedTuple):
-    """Inputs of a block that belong to the reference's tokens; `lengths` are numbers of video tokens of each reference.
+    """Inputs of a block that belong to the reference's tokens.
 
-    Texts are caption tokens of each reference, or their cached keys and values in the block; on CogVideoX, where
-    captions are tokens of the blocks, those before the first block. `temb` is None if the modulation follows the
-    target's timestep, `rotary` on a backbone without rotary embedding. With `keys_only` the tokens are left unchanged;
-    with `finishes` they are computed after the last expert too, which no target reads.
+    Attributes:
+        texts: Caption tokens of each reference, or their cached keys and values in the block. On CogVideoX, where
+            captions are tokens of the blocks, those before the first block.
+        lengths: Number of video tokens of each reference.
+        temb: Modulation of the reference's tokens; None if it follows the target's timestep.
+        rotary: Positions; None on a backbone without rotary embedding.
+        strength: As in `ReferenceAttention`.
+        keys_only: Compute the keys and values of the reference and leave its tokens unchanged.
+        finishes: Compute its tokens after the last expert too, which no target reads.
     """
 
     texts: tuple[Any, ...]
@@ -45,9 +54,12 @@ class ReferenceStream(NamedTuple):
 
 
 class ExpertResult(NamedTuple):
-    """Tokens of a reference after a block that read the reference only, and their rotated keys and values in it.
+    """Tokens of a reference after a block that read the reference only, and their keys and values in that block.
 
-    On CogVideoX captions are among the tokens.
+    Attributes:
+        tokens: Video tokens; on CogVideoX also caption tokens.
+        key: Rotated keys.
+        value: Values.
     """
 
     tokens: TokenStreams
@@ -63,9 +75,15 @@ def attend_with_reference(
     reference: ReferenceAttention,
     mask: Tensor | None = None,
 ) -> Float[Tensor, "batch joined_token joined_dim"]:
-    """Attend from a target, whose queries and keys are rotated, to its own tokens followed by a reference's.
+    """Attend from a target to its own tokens followed by a reference's.
 
-    The mask has the form of the attention backend, and must be None unless the strength is 1.
+    Args:
+        processor: Attention processor, as in `attend`.
+        query: Rotated queries of the target.
+        key: Rotated keys of the target.
+        value: Values of the target.
+        reference: The reference; if it has queries, its own result is computed too.
+        mask: Mask in the form of the attention backend; must be None unless the strength is 1.
 
     Returns:
         Heads merged into one axis, for the target's tokens and then the reference's if it has queries.

@@ -100,9 +100,12 @@ class BatchedReference(ABC):
 class ReferenceTokens(BatchedReference):
     """References after the expert's embedders: all that depends neither on the step nor on the target.
 
-    Tokens stand one reference after the other; the grid is the target's (height, width) in tokens. `text_keys` are
-    cached keys and values of the captions, per expert block and reference. The record is one rank's share of
-    `num_ranks`.
+    Attributes:
+        hidden_states: Tokens of all references, one reference after the other.
+        stream: Captions, lengths, modulation and positions of the references.
+        grid: Target's (height, width) in tokens.
+        text_keys: Cached keys and values of the captions, per expert block and reference; None if not cached.
+        num_ranks: Number of ranks that share the references; this record is one rank's share.
     """
 
     hidden_states: Tokens
@@ -136,9 +139,13 @@ class ReferenceTokens(BatchedReference):
 
 @dataclass(frozen=True)
 class ReferenceCache(BatchedReference):
-    """KV cache of a reference: rotated keys and values per expert block; one rank's share of `num_ranks`.
+    """KV cache of a reference: one pair of keys and values per expert block.
 
-    The grid, (height, width) in tokens, must equal the target's.
+    Attributes:
+        keys: Rotated keys, per expert block.
+        values: Values, per expert block.
+        grid: (height, width) in tokens, which must equal the target's.
+        num_ranks: Number of ranks that share the references; this record is one rank's share.
     """
 
     keys: tuple[Heads, ...]

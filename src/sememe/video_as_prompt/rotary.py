@@ -27,7 +27,10 @@ Positions = Float[Tensor, " position"]
 class TokenExtent:
     """Size over which the positions of a reference are spread, in tokens of the target.
 
-    `num_frames` is per reference; None for as many as the reference has.
+    Attributes:
+        height: Rows.
+        width: Columns.
+        num_frames: Frames per reference; None for as many as the reference has.
     """
 
     height: int
@@ -50,7 +53,12 @@ class ReferenceRotaryPosEmbed(WanRotaryPosEmbed):
     """
 
     def forward(self, num_frames: int, height: int, width: int) -> RotaryTables:
-        """Make the tables of consecutive references, of so many frames, rows and columns of tokens together.
+        """Make the tables of consecutive references.
+
+        Args:
+            num_frames: Total number of latent frames of the references, after patching.
+            height: Rows of tokens.
+            width: Columns of tokens.
 
         Raises:
             ModelError: If the references are longer than the stock table.
@@ -73,7 +81,11 @@ class ReferenceRotaryPosEmbed(WanRotaryPosEmbed):
     def spread(self, lengths: Sequence[int], height: int, width: int, extent: TokenExtent) -> RotaryTables:
         """Make the tables of references with fewer tokens than the target, spread evenly over the target's grid.
 
-        Lengths are frames of tokens of each reference; height and width are rows and columns of tokens.
+        Args:
+            lengths: Number of latent frames of each reference, after patching.
+            height: Rows of tokens.
+            width: Columns of tokens.
+            extent: Rows, columns and frames of the target.
         """
         spans = [extent.num_frames or length for length in lengths]
         starts = [-sum(spans[place:]) for place in range(len(spans))]
@@ -91,7 +103,14 @@ class ReferenceRotaryPosEmbed(WanRotaryPosEmbed):
 def cogvideox_rotary(
     config: FrozenDict, num_frames: int, height: int, width: int, device: torch.device | str | None = None
 ) -> RotaryTables:
-    """Make CogVideoX's tables of a target of so many latent frames, rows and columns, as the stock pipelines do.
+    """Make CogVideoX's tables of a target, equal to those of the stock pipelines.
+
+    Args:
+        config: Configuration of the transformer.
+        num_frames: Number of latent frames.
+        height: Rows of latents.
+        width: Columns of latents.
+        device: Device of the tables.
 
     Raises:
         ModelError: If the target is larger than the grid of positions (CogVideoX 1.5).

@@ -89,9 +89,11 @@ class OneWayStage(TaughtStage, ExpertStage):
 
 @dataclass(frozen=True, kw_only=True)
 class FewStepBatch(ExpertBatch):
-    """Targets, of which only the conditioning is used, and the noise that the generation of each begins with.
+    """Targets, of which only the conditioning is used, and the noise that generation begins with.
 
-    `seed` is what the batch was drawn by, the same whenever it comes again.
+    Attributes:
+        noise: Noise of each target.
+        seed: What the batch was drawn by, the same whenever it comes again.
     """
 
     noise: VideoLatents

@@ -58,9 +58,13 @@ from sememe.video_as_prompt.stages import (
 
 @dataclass(frozen=True)
 class ExpertBatch:
-    """Targets, and the references of groups of targets: as many of each group, one group after the other.
+    """Targets, and the references of groups of targets.
 
-    `owners` are the groups of the targets.
+    Attributes:
+        targets: The clips that are predicted.
+        references: The clips that they read, as many of each group, one group after the other.
+        owners: The group of each target.
+        references_per_target: How many references a group has.
     """
 
     targets: ClipBatch
@@ -71,7 +75,14 @@ class ExpertBatch:
 
 @dataclass(frozen=True)
 class PairInputs:
-    """What networks are given of a batch of targets besides noisy latents; an entry of references for each group."""
+    """What networks are given of a batch besides noisy latents.
+
+    Attributes:
+        text: Captions of the targets.
+        first_frames: First frames of the targets, as in `ClipBatch`.
+        image_embeds: Image embeddings of the targets' first frames, as in `ClipBatch`.
+        references: References, an entry of the batch for each group.
+    """
 
     text: TextEmbeds
     first_frames: VideoLatents | None
@@ -92,7 +103,15 @@ class PairInputs:
         reference: Reference,
         owners: Int[Tensor, " batch"],
     ) -> VideoLatents:
-        """Predict for all targets, each with the references of the group that owns it, as `encode` gave them."""
+        """Predict for all targets, each with the references of a group.
+
+        Args:
+            family: The network.
+            noisy: Noisy targets.
+            timesteps: Their timesteps in 0..1000.
+            reference: Result of `encode` of the same network.
+            owners: The group that each target reads.
+        """
         channels = family.join_condition(noisy, self.first_frames)
         inputs = ForwardInputs(channels, timesteps, self.text, self.image_embeds)
         return family.predict(inputs, assign(reference, owners))
@@ -364,9 +383,11 @@ class PairedPreparation(CachedPreparation, ABC):
 
     @abstractmethod
     def put_expert(self, backbone: ModelMixin, fill: str | None) -> ExpertModel:
-        """Return the transformer to train on a frozen backbone, with the expert that it begins with.
+        """Return the transformer to train on a backbone, with the expert that it begins with.
 
-        `fill` is the kind of the cached first-frame latents; None where there are none.
+        Args:
+            backbone: The frozen backbone.
+            fill: Kind of the cached first-frame latents; None where there are none.
         """
 
     @abstractmethod

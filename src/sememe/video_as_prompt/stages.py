@@ -98,7 +98,11 @@ Captions = Shaped[Tensor, "batch *text"]
 class ClipBatch:
     """Clips as networks are trained on them, one entry of each tensor for a clip.
 
-    A text-to-video backbone is given nothing of first frames; `image_embeds` is None for a backbone that reads none.
+    Attributes:
+        clean: Latents of the clips.
+        text: Captions.
+        first_frames: What the backbone is given of their first frames; None for a text-to-video backbone.
+        image_embeds: Image embeddings of their first frames; None for a backbone that reads none.
     """
 
     clean: VideoLatents

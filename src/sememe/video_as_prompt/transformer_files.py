@@ -29,11 +29,18 @@ from sememe.video_as_prompt.network_wan import WanVideoAsPromptTransformer
 
 @dataclass(frozen=True)
 class TransformerFormat:
-    """One kind of transformer in files, `wan` or `cogvideox`: our class, and those of a released folder.
+    """One kind of transformer in files.
 
-    Only this kind's configuration has `unique_argument`. The released models read their reference at
-    `reference_timestep`, None for the target's own. `ablations` are settings of the official training's ablations,
-    which a released configuration states as off.
+    Attributes:
+        name: `wan` or `cogvideox`.
+        transformer: Our class.
+        official_class: Class in a released folder, where the expert is merged with the backbone.
+        official_pipeline: Class of a released model, which diffusers lacks.
+        unique_argument: Argument that only this kind's configuration has.
+        reference_timestep: Timestep at which the released models read their reference; None for the target's own.
+        released_num_layers: Number of blocks of the released model.
+        released_expert_blocks: Those of them that have an expert.
+        ablations: Settings of the official training's ablations, which a released configuration states as off.
     """
 
     name: str
@@ -141,9 +148,13 @@ def format_of_config(config: Mapping[str, Any]) -> TransformerFormat | None:
 
 @dataclass(frozen=True)
 class StoredTransformer:
-    """A transformer in files, not loaded; all its tensors, by our names, are there and fit its settings.
+    """A transformer in files, not loaded; all its tensors are there and fit its settings.
 
-    `skeleton` is our class, with these settings, on the meta device.
+    Attributes:
+        format: Format of the transformer.
+        settings: Arguments of our class.
+        skeleton: Our class, on the meta device.
+        tensors: Where each tensor is, by our name of it.
     """
 
     format: TransformerFormat
@@ -268,9 +279,11 @@ logger = logging.getLogger(__name__)
 
 
 def open_merged(folder: str | Path, stems: tuple[str, ...] = STEMS) -> StoredTransformer:
-    """Check a released transformer folder, of `config.json` and safetensors, without loading it.
+    """Check a released transformer folder without loading it.
 
-    `stems` are the names that files of weights may have, without `.safetensors`.
+    Args:
+        folder: Folder of `config.json` and safetensors, in shards with an index or one file.
+        stems: Names of the files of weights, without `.safetensors`.
 
     Raises:
         ModelError: It is no such folder, is not whole, asks for what is not supported here, or its tensors (by their
@@ -299,8 +312,14 @@ def load_merged(
 ) -> ExpertModel:
     """Load a released transformer folder, tensor by tensor, so that there is never more than one copy of the model.
 
-    The model is two-way, and in evaluation mode. What diffusers keeps in float32 stays so in any other precision, in
-    the expert as well; None is the precision in which each tensor is stored.
+    Args:
+        folder: As in `open_merged`.
+        torch_dtype: Precision of the weights; what diffusers keeps in float32 stays so, in the expert as well. None
+            for the precision in which each tensor is stored.
+        stems: As in `open_merged`.
+
+    Returns:
+        A `WanVideoAsPromptTransformer` or `CogVideoXVideoAsPromptTransformer`, two-way, in evaluation mode.
 
     Raises:
         ModelError: As `open_merged`.
@@ -327,8 +346,12 @@ def save_merged(
 ) -> None:
     """Write one of our transformers as a released folder: backbone and expert in one, under the official names.
 
-    `stored` are its tensors in other files by our names, for a model on the meta device; `on_tensor` is called after
-    each one that was read from there.
+    Args:
+        model: The transformer.
+        folder: Folder to write.
+        max_shard_size: Size of each file.
+        stored: Its tensors in other files by our names, for a model on the meta device; None for the model's own.
+        on_tensor: Called after each tensor that was read from another file.
 
     Raises:
         ModelError: The model is none of ours, or has a setting that such a folder cannot state; or a file cannot be
