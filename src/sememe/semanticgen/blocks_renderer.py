@@ -16,9 +16,13 @@ Modulation = Float[Tensor, "time_batch 6 dim"] | Float[Tensor, "time_batch kind 
 
 
 class BlockLayout(NamedTuple):
-    """What a block needs to know of its tokens: their kind, if there are two, windows, positions and texts.
+    """What a block needs to know of its tokens.
 
-    `text_lengths` are numbers of consecutive tokens that read each text.
+    Attributes:
+        is_semantic: Which tokens have the modulation's second kind; None where there is one kind.
+        runs: Windows.
+        rotary: Cosines and sines of the tokens of each run.
+        text_lengths: Number of consecutive tokens that read each text.
     """
 
     is_semantic: Bool[Tensor, "token 1"] | None
@@ -40,8 +44,12 @@ class SemanticGenBlock(WanTransformerBlock):
     ) -> Tokens:
         """Run the block.
 
-        With a layout there are a text for each entry of its `text_lengths` and a modulation per kind of token, and no
-        rotations are given; without one it is the stock block.
+        Args:
+            hidden_states: Tokens, in the order of the layout.
+            encoder_hidden_states: A text, or, with a layout, one for each entry of its `text_lengths`.
+            temb: Modulation: per sample, or, with a layout, per kind.
+            rotary_emb: Rotations without a layout.
+            layout: Windows, kinds and texts of tokens; None for the stock block.
         """
         if layout is None:
             return super().forward(hidden_states, encoder_hidden_states, temb, rotary_emb)

@@ -66,9 +66,13 @@ class SliceClock:
         return tuple(self.slice_seconds * place for place in range(1, num_slices))
 
     def pick_frames(self, num_frames: int, fps: float) -> Int[np.ndarray, " picked"]:
-        """Return the indices of the frames of a video to encode, `frames_per_slice` for each slice.
+        """Return the indices of the frames to encode, `frames_per_slice` for each slice.
 
         Where the last slice reaches beyond the end of the video, the last frame is repeated.
+
+        Args:
+            num_frames: Frames of the video, at least 1.
+            fps: Frames per second of the video.
         """
         num_picks = self.count_slices(num_frames / fps) * self.frames_per_slice
         moments = (np.arange(num_picks) + 0.5) / self.fps

@@ -59,9 +59,12 @@ class Posterior:
 
 @dataclass(frozen=True, eq=False)
 class ChannelReport:
-    """What each channel of compressed features carries, over tokens.
+    """What each channel of compressed features carries.
 
-    `std` is the standard deviation of the means; `posterior_std`, that of the Gaussians, and `kl`, in nats, are means.
+    Attributes:
+        std: Standard deviation of the means over tokens.
+        posterior_std: Standard deviation of the Gaussians, the mean over tokens.
+        kl: KL divergence in nats, the mean over tokens.
     """
 
     std: PerChannel
@@ -98,8 +101,14 @@ class ChannelReport:
 class SemanticCompressor(ModelMixin, ConfigMixin):
     """MLP from features to Gaussians of few numbers, with the statistics that give these unit variance.
 
-    A compressed token has `semantic_dim` numbers, 8 in the paper's main ablation. The encoder, of which a fingerprint
-    is kept (empty before training), is given `fps` frames per second and joins `frames_per_slice` to a slice.
+    Args:
+        feature_dim: Numbers per feature of the encoder.
+        semantic_dim: Numbers per compressed token; 8 in the paper's main ablation.
+        hidden_dim: Width of the hidden layers.
+        num_layers: Hidden layers, at least 1.
+        fps: Frames per second that the encoder is given.
+        frames_per_slice: Frames per slice of the encoder.
+        encoder: Fingerprint of the encoder whose features it was trained on; empty before that.
     """
 
     _supports_gradient_checkpointing = False
@@ -176,7 +185,9 @@ class SemanticCompressor(ModelMixin, ConfigMixin):
     def update_statistics(self, values: PlanFeatures, momentum: float) -> None:
         """Move the statistics towards those of a batch of compressed features that are not normalised.
 
-        `momentum` is the share of the batch in the new statistics, 0 to 1.
+        Args:
+            values: Draws or means.
+            momentum: Share of the batch in the new statistics, 0 to 1.
         """
         rows = values.float().flatten(0, -2)
         mean, square = self.channel_mean.float(), self.channel_std.float().square() + self.channel_mean.float().square()

@@ -18,7 +18,15 @@ from sememe.world.catalogue import parts_of
 
 @dataclass(frozen=True)
 class DemoFilm:
-    """Texts that a video is made from, for all and for its parts, or a clip whose plan is rendered; and files."""
+    """What a video is made from, and its files.
+
+    Attributes:
+        prompt: Text for all of it.
+        segments: Texts for its parts, as on the command line.
+        source: Clip whose plan is rendered; None where the texts are planned.
+        plan: The plan.
+        result: The video.
+    """
 
     prompt: str
     segments: tuple[str, ...]

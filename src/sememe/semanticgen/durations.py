@@ -19,11 +19,15 @@ _DIVISORS = (64, 64, 16)
 
 
 def estimate_seconds(pipeline: SystemPipeline, request: Request, settings: Settings) -> dict[str, float]:
-    """Estimate what planning (`plan`, where a plan is made) and rendering (`latents`) will take, for one result.
+    """Estimate what planning (`plan`, where a plan is made) and rendering (`latents`) will take.
 
     Encoding and decoding are not counted. A step of a sixteenth of the length takes a sixteenth of the time with
-    windows, and less with attention over the whole video, so timing takes a small part of the estimate. Of a source it
-    matters only that there is one.
+    windows, and less with attention over the whole video, so timing takes a small part of the estimate.
+
+    Args:
+        pipeline: Pipeline.
+        request: Inputs of one result; of a source it matters only that there is one.
+        settings: Settings, with the number of frames as it will be.
     """
     whole, num_frames = Production(pipeline, request, settings, []), settings.size.num_frames
     parts = [
@@ -59,7 +63,13 @@ def count_operations(layout: WindowLayout, config: Any, num_text_tokens: int) ->
 
 
 def extrapolate(operations: Sequence[int], seconds: Sequence[float], wanted: int) -> float:
-    """Return the seconds of so many operations, on the line through two measurements of no more, the fewer first."""
+    """Return the seconds of so many operations, on the line through two measurements.
+
+    Args:
+        operations: Operations of the two measurements, the fewer first.
+        seconds: Seconds of the two measurements.
+        wanted: Operations, no fewer than those.
+    """
     (fewer, more), (short, long) = operations, seconds
     if more <= fewer or long <= short:  # nothing but noise between them
         return long * wanted / more

@@ -336,10 +336,13 @@ _ENCODERS: dict[str, type[TowerEncoder]] = {
 
 
 def load_encoder(folder: Path, fps: float = DEFAULT_FPS, device: torch.device | None = None) -> TowerEncoder:
-    """Load the encoder of a local folder, in evaluation mode; on the meta device it has no weights.
+    """Load the encoder of a local folder, in evaluation mode.
 
-    The folder holds a vision tower, a Qwen2.5-VL of which only the tower is read, a V-JEPA 2, a VideoMAE, or a video
-    autoencoder.
+    Args:
+        folder: Holds a vision tower, a Qwen2.5-VL of which only the tower is read, a V-JEPA 2, a VideoMAE, or a video
+            autoencoder.
+        fps: Frames per second that it is given.
+        device: Where the tower goes; None for the CPU. On the meta device it has no weights.
 
     Raises:
         ModelError: It is none of these, or is not whole.
@@ -372,7 +375,12 @@ def _read_colours(folder: Path) -> tuple[Colours, Colours] | None:
 
 
 def wrap_tower(tower: Any, fps: float, colours: tuple[Colours, Colours] | None = None) -> TowerEncoder:
-    """Return the encoder of a tower in memory, of one of the classes that `load_encoder` reads.
+    """Return the encoder of a tower in memory.
+
+    Args:
+        tower: Network of one of the classes that `load_encoder` reads.
+        fps: Frames per second that it is given.
+        colours: As in `TowerEncoder`.
 
     Raises:
         ModelError: It is of another class.

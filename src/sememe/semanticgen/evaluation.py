@@ -51,10 +51,20 @@ LEVELS = (0.25, 0.5, 1.0, 2.0)
 
 @dataclass(frozen=True)
 class RowSettings:
-    """One row of the evaluation: what videos are made from, and conditions of their scripts, None for all.
+    """One row of the evaluation.
 
-    `changes` are settings of the generation that differ. There may be a text, which names the scene of the script or
-    another one, for all of the video or for each span, and the first picture of the true render.
+    Attributes:
+        name: Name in reports and on the command line.
+        about: What the row measures.
+        num_frames: Frames of the videos.
+        method: What videos are made from.
+        names: Conditions of the scripts; None for all.
+        changes: Settings of the generation that differ.
+        has_text: Whether there is a text.
+        has_image: Whether the first picture of the true render is given.
+        has_segments: Whether each span has a text of its own, and not all of them one.
+        has_own_look: Whether the text names the script's own scene, and not another one.
+        group: Group of the row.
     """
 
     name: str
@@ -79,7 +89,13 @@ class RowSettings:
 
 
 def list_rows(num_frames: int, longer: int, *, takes_image: bool) -> tuple[RowSettings, ...]:
-    """List all rows: videos as long as those of the training, and `longer` ones of many times as many frames."""
+    """List all rows.
+
+    Args:
+        num_frames: Frames of a video as long as those of the training.
+        longer: Frames of one that is many times as long.
+        takes_image: Whether the renderer takes a first picture.
+    """
     row = partial(RowSettings, num_frames=num_frames)
     follow = partial(row, method="source", names=MOVING, has_own_look=False)
     still = tuple(name for name in conditions(family="motion") if name in PASSING)
@@ -124,7 +140,13 @@ def deal_row(row: RowSettings, count: int, seed: int) -> tuple[ScriptCase, ...]:
 
 
 class Maker:
-    """Make the clips of cases, and have a reader judge them."""
+    """Make and judge the clips of cases.
+
+    Args:
+        pipeline: Pipeline that makes the clips.
+        settings: Settings of the generations.
+        reader: Reader that judges them.
+    """
 
     def __init__(self, pipeline: SemanticGenPipeline, settings: Settings, reader: ClipReader) -> None:
         self.pipeline, self.settings, self.reader = pipeline, settings, reader
@@ -239,10 +261,16 @@ def build_rows(
     seed: int,
     reader: str | Path = READER,
 ) -> SystemRows[ScriptCase, ScriptResult]:
-    """Build all rows of the evaluation; see `System.evaluation`.
+    """Build all rows of the evaluation.
 
-    `reader` is a run or folder of the reader. Each script has a scene of its own, so that `per_scene` has no effect;
-    nothing is written to the folder.
+    Args:
+        pipeline: As in `Maker`, like the next one.
+        settings: Settings of the generations.
+        folder: Folder for files; none are written.
+        generations: Number of cases in each row.
+        per_scene: Has no effect, because each script has a scene of its own.
+        seed: Seed of scripts and noise.
+        reader: Run or folder of the reader.
 
     Raises:
         ModelError: There is no such reader.

@@ -30,8 +30,12 @@ def rendering_guidance(
         + s_text * (v(plan, positive) - v(plan, negative))
 
     A plan scale of 0 leaves the plan out altogether; text guidance then acts without it. A text scale of 1 leaves the
-    negative text out: plan guidance is then under the positive one, and takes two predictions. Where positive and
-    negative texts do not differ, text guidance has no effect.
+    negative text out: plan guidance is then under the positive one, and takes two predictions.
+
+    Args:
+        guidance_scale: s_text, 1 for off.
+        plan_guidance_scale: s_plan, 1 for off, 0 for no plan.
+        texts_differ: Whether positive and negative texts differ; where they do not, text guidance has no effect.
     """
     negative: Text = "negative" if texts_differ and guidance_scale != 1 else "positive"
     is_seen = plan_guidance_scale != 0

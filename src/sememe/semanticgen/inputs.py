@@ -30,8 +30,13 @@ else:
 class Request:
     """Inputs of a batch: as many prompts as results, and of all else none, or as many.
 
-    Segments are texts for parts of the results, images first pictures, uint8 (height, width, 3) of any size, and the
-    span seconds within the source that are rendered again; None for a new video.
+    Attributes:
+        prompts: What each result shows from beginning to end.
+        segments: Texts for parts of the results; empty for none.
+        plans: Plans that the results follow.
+        sources: Clips whose plans the results follow.
+        images: First pictures, uint8 (height, width, 3) of any size.
+        span: Seconds within the source that are rendered again; None for a new video.
     """
 
     prompts: tuple[str, ...]

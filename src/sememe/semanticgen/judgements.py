@@ -21,7 +21,13 @@ from sememe.world.catalogue import parts_of
 
 @dataclass(frozen=True, slots=True)
 class ScriptCase:
-    """One trial: seeds of a script, of the one whose scene the text names (the same, or another), and of noise."""
+    """One trial.
+
+    Attributes:
+        script: Seed of the script.
+        look: Seed of the script whose scene the text names: the same, or another one.
+        noise_seed: Seed of the noise.
+    """
 
     script: int
     look: int
@@ -30,10 +36,12 @@ class ScriptCase:
 
 @dataclass(frozen=True, slots=True)
 class Likeness:
-    """How a clip resembles the true render of its script, frame by frame and pixel by pixel: PSNR in decibels.
+    """How a clip resembles the true render of its script, frame by frame and pixel by pixel.
 
-    `rank` is the place of that render among those of all cases of the row, 1 for the nearest, and `others` the mean
-    PSNR against those of the other cases, None where there are none.
+    Attributes:
+        psnr: PSNR against it in decibels.
+        rank: Place of that render among those of all cases of the row, 1 for the nearest.
+        others: Mean PSNR against those of the other cases; None where there are none.
     """
 
     psnr: float
@@ -43,11 +51,15 @@ class Likeness:
 
 @dataclass(frozen=True, slots=True)
 class ScriptReading:
-    """What a clip shows, whatever scene it is of: words by label, as the text names them and as the reader finds them.
+    """What a clip shows, whatever scene it is of.
 
-    Places that look the same have one word. Read conditions are those that the nearest renders of each span show, or,
-    in long videos, that the reader finds. `consistency` is the likeness of moments to the first and the one before, by
-    the reader's features, and `stays` whether subject and colour at the end are those of the beginning.
+    Attributes:
+        asked: Words for the scene that the text names, by label; one word for places that look the same.
+        read: Words that the reader finds.
+        asked_conditions: What should happen, one after another; None for nothing.
+        read_conditions: What the nearest renders of each span show, or, in long videos, what the reader finds.
+        consistency: Likeness of moments to the first and the one before, by the reader's features.
+        stays: Whether the reader finds the same subject and colour at the end as at the beginning.
     """
 
     asked: dict[str, str]
@@ -64,11 +76,16 @@ class ScriptReading:
 
 @dataclass(frozen=True, slots=True)
 class ScriptResult:
-    """The result of a case; its likeness to the true render is None where there is none of what the text asks for.
+    """The result of a case.
 
-    `moving_path` is the correlation of the path of what moves with the subject's in the script, None where that is not
-    asked, and `read_path` the same of the path that the reader finds, None of long videos. Drift is by the name of its
-    measure.
+    Attributes:
+        case: What was asked for.
+        likeness: Likeness to the true render; None where there is none of what the text asks for.
+        moving_path: Correlation of the path of what moves with the subject's in the script; None where that is not
+            asked.
+        drift: Drift by the name of its measure.
+        reading: What the clip shows.
+        read_path: The same as `moving_path` of the path that the reader finds; None of long videos.
     """
 
     case: ScriptCase
@@ -97,7 +114,13 @@ class ScriptResult:
 
 
 def compare_renders(clip: Clip, renders: Sequence[Clip], place: int) -> Likeness:
-    """Compare a clip with true renders of different scripts, of which that in `place` is of the clip's own."""
+    """Compare a clip with true renders of its own script and of others.
+
+    Args:
+        clip: Clip of the shape of all renders.
+        renders: Renders of different scripts.
+        place: Which of them is that of the clip's own script.
+    """
     found = np.array([psnr(clip, each, skip_first=False) for each in renders])
     others = np.delete(found, place)
     return Likeness(
@@ -110,11 +133,14 @@ def compare_renders(clip: Clip, renders: Sequence[Clip], place: int) -> Likeness
 def read_script(
     reader: ClipReader, stills: StillOracle | None, clip: Clip, asked: Script
 ) -> tuple[ScriptReading, Path2D]:
-    """Read what a clip of a whole script shows, and where its subject is.
+    """Read what a clip shows, and where its subject is.
 
-    The reader finds subject, colour and place, and the subject's path. `stills` finds the scene of the first frame, in
-    which all conditions are rendered and compared with each span; None for long videos, whose last spans look too
-    little like the first frame: the reader reads each span.
+    Args:
+        reader: Finds subject, colour and place, and the subject's path.
+        stills: Finds the scene of the first frame, in which all conditions are rendered and compared with each span.
+            None for long videos, whose last spans look too little like the first frame: the reader reads each span.
+        clip: Clip of a whole script.
+        asked: What the text asks for.
     """
     names = tuple(name for name, _ in asked.spans)
     parts = _cut(clip, asked) if stills is None else [clip]
@@ -150,10 +176,17 @@ def _cut(clip: Clip, script: Script) -> list[Clip]:
 
 @dataclass(frozen=True, slots=True)
 class ReadingSummary:
-    """The figures of a row of what its clips show: shares of clips with the right subject, place and colour.
+    """The figures of a row of what its clips show.
 
-    `condition` is the share of spans that show theirs, `order` that of clips in which all do, `everything` that of
-    clips in which all of this is right, and `stays` that of clips with the same subject and colour at the end.
+    Attributes:
+        subject: Share of clips with the right subject.
+        place: The same of the place.
+        colour: The same of the subject's colour.
+        condition: Share of spans that show their condition.
+        order: Share of clips in which all spans do.
+        everything: Share of clips in which all of this is right.
+        stays: Share of clips with the same subject and colour at the end.
+        consistency: Mean likeness of moments.
     """
 
     subject: Share
@@ -176,10 +209,17 @@ class ReadingSummary:
 class ScriptSummary:
     """The figures of a row.
 
-    `nearest` is the share of clips to which the true render of their own script is the nearest among those of all cases
-    of the row; it and the mean `psnr` against it and `others` are None where clips have none. Paths are as in
-    `ScriptResult`, drift is mean start-end contrast, slope (without sign) and worst part by measure, in per cent, and
-    `by_group` the share of spans that show their condition, by family.
+    Attributes:
+        num_generations: Number of cases.
+        nearest: Share of clips to which the true render of their own script is the nearest among those of all cases of
+            the row; None where clips have none, like the next two.
+        psnr: Mean PSNR against it.
+        others: Mean PSNR against those of the other cases.
+        moving_path: Mean correlation of the path of what moves; None where that is not asked.
+        read_path: The same of the path that the reader finds.
+        drift: Mean start-end contrast, slope (without sign) and worst part by measure, in per cent.
+        reading: What the clips show.
+        by_group: Share of spans that show their condition, by family.
     """
 
     num_generations: int

@@ -15,10 +15,14 @@ NoiseLevels = Float[Tensor, " batch"]
 
 
 def draw_noise_levels(law: NoiseLaw, tau: float, num_samples: int, generator: torch.Generator) -> NoiseLevels:
-    """Draw a standard deviation of the noise for each plan, whose features have unit variance.
+    """Draw a standard deviation of the noise for each plan.
 
-    `half_normal` draws the size of a normal variable of standard deviation `tau`, `uniform` between 0 and `tau`, and
-    `none` gives 0. The device of the generator is the result's.
+    Args:
+        law: `half_normal` draws the size of a normal variable of standard deviation `tau`, `uniform` between 0 and
+            `tau`, and `none` gives 0.
+        tau: Strength, at least 0; the features have unit variance.
+        num_samples: Number of plans.
+        generator: Source of randomness; its device is the result's.
     """
     device = generator.device
     if law == "half_normal":

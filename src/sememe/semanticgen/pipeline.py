@@ -241,10 +241,14 @@ class SemanticGenPipeline(SystemPipeline, AdapterMixin, WanLoraLoaderMixin):
     @torch.no_grad()
     @sends_modules_back
     def estimate_seconds(self, request: Request, settings: Settings) -> dict[str, float]:
-        """Estimate how long the steps of planning (`plan`) and rendering (`latents`) of one result will take.
+        """Estimate how long the steps of planning (`plan`) and rendering (`latents`) will take.
 
-        It times shorter steps, which for videos of a minute or more takes a small part of the estimate. With a source
-        in the request no planning is counted; settings have the final number of frames.
+        It times shorter steps, which for videos of a minute or more takes a small part of the estimate.
+
+        Args:
+            request: Inputs of one result (`sememe.semanticgen.inputs.make_request`); with a source no planning is
+                counted.
+            settings: Settings with the final number of frames.
         """
         return estimate_seconds(self, request, settings)
 

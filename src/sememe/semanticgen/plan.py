@@ -177,7 +177,12 @@ def colour_plan(plan: Plan) -> UInt8[np.ndarray, "slice row column 3"]:
 
 
 def draw_plan(plan: Plan, clip: Clip | None = None) -> UInt8[np.ndarray, "height width 3"]:
-    """Draw the slices of a plan in a row, at most 16 of them, above the frames of its video at their centres."""
+    """Draw the slices of a plan in a row, at most 16 of them, above the frames at their centres.
+
+    Args:
+        plan: Plan to draw.
+        clip: Video of the plan, or one made from it; None for the plan alone.
+    """
     columns = min(plan.num_slices, _MOST_COLUMNS)
     size = f"{plan.num_slices} slices of {plan.slice_seconds:g} s"
     rows = [SheetRow(f"plan: {size}", Clip(colour_plan(plan), 1.0 / plan.slice_seconds))]

@@ -57,7 +57,12 @@ def reverse(plan: Plan) -> Plan:
 
 
 def hold(plan: Plan, at: float, seconds: float) -> Plan:
-    """Return a plan in which the slice at a moment stays for `seconds` longer, at least one slice.
+    """Return a plan in which the slice at a moment stays for `seconds` longer.
+
+    Args:
+        plan: Plan to edit.
+        at: Moment in seconds, within the plan.
+        seconds: Time to add; at least one slice is added.
 
     Raises:
         PlanError: The moment is not within the plan, `seconds` is not above 0, or the plan too long.
@@ -76,9 +81,12 @@ def hold(plan: Plan, at: float, seconds: float) -> Plan:
 
 
 def blend(first: Plan, second: Plan, weight: float) -> Plan:
-    """Return the mean of two plans of one length, with the captions of the one of more weight.
+    """Return the weighted mean of two plans of one length, with the captions of the one of more weight.
 
-    The second plan has the weight, 0 to 1, and the first the rest.
+    Args:
+        first: Plan that weight 0 returns.
+        second: Plan that weight 1 returns.
+        weight: Weight of the second, 0 to 1.
 
     Raises:
         PlanError: They are not of one kind or length, or the weight is out of range.

@@ -14,7 +14,12 @@ PLAN_SUFFIX = ".plan"
 
 
 def edit_plans(paths: Sequence[Path], edit: Callable[..., Plan], output: Path) -> Plan:
-    """Edit plans from files, in the order in which the edit takes them, write the result, and return it.
+    """Edit plans from files, write the result, and return it.
+
+    Args:
+        paths: Files, in the order in which the edit takes their plans.
+        edit: Function of `semanticgen.plan_edits`, with all but the plans given.
+        output: File to write; it ends in .plan.
 
     Raises:
         PlanError: A file cannot be used, or not be edited so.

@@ -68,7 +68,15 @@ class Predictor:
 
 @dataclass(frozen=True, eq=False)
 class Steps:
-    """Inputs of the denoising loop: known frames, if any, and how a span of a source is rendered again."""
+    """Inputs of the denoising loop.
+
+    Attributes:
+        predict: Calls planner or renderer.
+        guidance: Table of its variants.
+        noise: Where the steps begin.
+        known: Frames that are known already; None for none.
+        retake: How a span of a source is rendered again; None for all of a new video.
+    """
 
     predict: Predictor
     guidance: Guidance[Variant]

@@ -21,10 +21,17 @@ _LONGEST_CONDITION = 121
 def make_condition(
     vae: Autoencoder, images: list[Image], num_frames: int, size: tuple[int, int], fill: FirstFrameFill
 ) -> ConditionChannels:
-    """Return mask and latents of first pictures, each resized to cover the frame, for all latent frames of a video.
+    """Return mask and latents of first pictures for all latent frames of a video.
 
     What follows the picture is still, so that in a long video the last latent frame is repeated: no more than
     121 frames are encoded.
+
+    Args:
+        vae: Autoencoder.
+        images: A picture of any size for each video; it is resized to cover the frame, and cropped.
+        num_frames: Frames of the video.
+        size: Height and width of the video.
+        fill: Frames that follow the picture.
     """
     clips = [Clip.from_image(resize_image(image, *size)) for image in images]
     pictures = clips_to_video(clips)[:, :, 0]
@@ -38,7 +45,11 @@ class Known:
     """Frames of a result that are known before it is made, and that the others have to continue.
 
     At each step they have their own noise at the level of the step (arXiv 2204.03458, section 3.1, the replacement
-    method), so that networks need not be trained for it. `clean` has any values for frames that are not known.
+    method), so that networks need not be trained for it.
+
+    Attributes:
+        clean: All frames; of those that are not known any values.
+        is_known: Whether each is known.
     """
 
     clean: VideoPart
@@ -56,8 +67,13 @@ class Retake:
     """A span of a video that is rendered again, between latents that are kept.
 
     The renderer sees the windows of the span and one window on each side, whose latents are those of the kept video at
-    the noise level of each step. What is farther away neither is seen nor costs anything. The span and what is seen are
-    the first latent frame and the one after the last; half windows are the first and last that are computed.
+    the noise level of each step. What is farther away neither is seen nor costs anything.
+
+    Attributes:
+        clean: Latents of the kept video.
+        span: First latent frame of the span, and the one after the last.
+        half_windows: First and last half window that is computed.
+        seen: First latent frame that is computed, and the one after the last.
     """
 
     clean: VideoLatents

@@ -15,7 +15,13 @@ _ROUNDING = 1e-6  # seconds
 
 @dataclass(frozen=True)
 class Segment:
-    """A text for a time span in seconds."""
+    """A text for a time span.
+
+    Attributes:
+        start: First second.
+        stop: Second at which it ends.
+        text: What happens.
+    """
 
     start: float
     stop: float
@@ -38,7 +44,10 @@ def parse_segment(text: str) -> Segment:
 
 
 def to_segments(given: Sequence[Any]) -> tuple[Segment, ...]:
-    """Return pairs of seconds and text, or `Segment` records, as segments that cover a video without gaps and overlaps.
+    """Return segments that cover a video from its beginning, without gaps and overlaps.
+
+    Args:
+        given: Pairs of seconds and text, one after another, or `Segment` records.
 
     Raises:
         InputError: A pair has another form, a segment does not last, or does not begin where the one before it ends.

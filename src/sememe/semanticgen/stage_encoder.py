@@ -59,7 +59,13 @@ class EncoderBatch:
 
 
 class Probes(nn.Module):
-    """Linear readings of features; `label_counts` says how many values each label has."""
+    """Linear readings of features.
+
+    Args:
+        feature_dim: Numbers per feature.
+        frames_per_slice: Frames per slice.
+        label_counts: How many values each label has.
+    """
 
     def __init__(self, feature_dim: int, frames_per_slice: int, label_counts: Mapping[str, int]) -> None:
         super().__init__()
@@ -109,10 +115,15 @@ def score_labels(
     truth: Int[Tensor, " batch"],
     shown: Float[Tensor, "batch slice row column"],
 ) -> tuple[Float[Tensor, " batch"], Float[Tensor, ""]]:
-    """Score the readings of a label at the places that show it, as much as they do, 0 to 1.
+    """Score the readings of a label at the places that show it.
 
-    Returns the cross-entropy of each clip, and the share of all that is right. A clip with less than one place that
-    shows it counts less.
+    Args:
+        logits: Logits of the values of a label.
+        truth: The right value of each clip.
+        shown: How much of each place shows it, 0 to 1. A clip with less than one place of it counts less.
+
+    Returns:
+        The cross-entropy of each clip, and the share of all readings that is right.
     """
     everywhere = truth.view(-1, 1, 1, 1).expand(logits.shape[:-1])
     losses = functional.cross_entropy(logits.flatten(0, 3), everywhere.flatten(), reduction="none").view_as(shown)
@@ -121,10 +132,13 @@ def score_labels(
 
 
 class EncoderStage(Stage[EncoderBatch]):
-    """Training stage of the built-in semantic encoder and the compressor of its features; see `training.stage.Stage`.
+    """Training stage of the built-in semantic encoder; see `training.stage.Stage`.
 
-    The cache has scripts as pictures and as words (see `arrays.list_frames`), of a size that the encoder need not
-    resize.
+    Args:
+        encoder: Encoder with the tower that is trained.
+        compressor: Compressor of its features, which is trained too.
+        cache: Scripts as pictures and as words (see `arrays.list_frames`), of a size that the encoder need not resize.
+        settings: Settings of the loss.
     """
 
     name = "semantic_encoder"

@@ -34,7 +34,12 @@ class PlannerBatch:
 class PlannerStage(Stage[PlannerBatch]):
     """Training stage of the planner; see `training.stage.Stage`.
 
-    Compressor and text encoder, those of the renderer, are frozen; the cache has the array "semantic".
+    Args:
+        planner: Transformer over plans.
+        compressor: Compressor of the cache's semantic features; frozen.
+        text: Texts by the frozen text encoder of the renderer, or embedded already.
+        cache: Array "semantic".
+        settings: Settings of the loss.
     """
 
     name = "planner"

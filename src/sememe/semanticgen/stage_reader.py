@@ -40,7 +40,10 @@ class ReaderBatch:
 class ReaderStage(Stage[ReaderBatch]):
     """Training stage of the reader; see `training.stage.Stage`.
 
-    The cache has scripts as pictures and as words (see `arrays.list_frames`), at least of the reader's size and rate.
+    Args:
+        reader: Network, whose vocabulary is that of the cache.
+        cache: Scripts as pictures and as words (see `arrays.list_frames`), at least of the reader's size and rate.
+        settings: Settings of the disturbances.
     """
 
     name = "reader"

@@ -40,11 +40,15 @@ _MOMENTUM = 0.01  # least share of a batch in the statistics of compressed featu
 
 @dataclass(frozen=True, eq=False)
 class RendererBatch:
-    """A batch of the renderer: latents, captions, and features of the encoder, None for a batch without plans.
+    """A batch of the renderer.
 
-    First frames are latents of the first pictures, None for a backbone that takes none; `has_image` is whether each
-    clip's is given. `momentum` is the share of the batch in the statistics of compressed features, large in the first
-    steps.
+    Attributes:
+        clean: Latents.
+        first_frames: Latents of the first pictures; None for a backbone that takes none.
+        has_image: Whether each clip's picture is given.
+        semantic: Features of the encoder; None for a batch without plans.
+        texts: Captions.
+        momentum: Share of the batch in the statistics of compressed features, large in the first steps.
     """
 
     clean: VideoLatents
@@ -58,10 +62,15 @@ class RendererBatch:
 class RendererStage(Stage[RendererBatch]):
     """Training stage of renderer, compressor and text encoder; see `training.stage.Stage`.
 
-    The transformer starts from a backbone, which may take a first picture in further channels, and the compressor is
-    frozen if none of its parameters requires a gradient. Texts are read by an encoder that is trained too, or were
-    embedded by a frozen one, which `copied` then names, with other folders of parts that are exported as they are. The
-    cache has arrays "clean" and "semantic", and "first_frame" if the backbone takes pictures.
+    Args:
+        transformer: Starts from a backbone, which may take a first picture in further channels.
+        compressor: Compressor of the cache's semantic features; frozen if none of its parameters requires a gradient.
+        text: Text encoder, which is trained too, and tokenizer; or texts that were embedded by a frozen one.
+        cache: Arrays "clean" and "semantic", and "first_frame" if the backbone takes pictures.
+        settings: Settings of the losses.
+        clock: Times of the latent frames.
+        copied: Folders of parts that are exported as they are, by name: those of a frozen text encoder.
+        sampler: Makes samples to look at; None for none.
     """
 
     name = "renderer"
@@ -218,7 +227,13 @@ def fit_semantic_embedding(
     A backbone reads clean tokens of its own, but not those of a projection with random weights, and must first learn
     that they mean something. So each semantic token is made to resemble, by least squares over clips of the cache, the
     mean embedding of the latents of the time and the area that it covers. The paper does not say how the projection
-    begins. The statistics of the compressor must be those of the features.
+    begins.
+
+    Args:
+        transformer: Renderer, whose `semantic_embedding` is changed.
+        compressor: Makes plans of the features; its statistics must be those of the features.
+        cache: Arrays "clean" and "semantic".
+        clock: Times of the latent frames.
     """
     projection = transformer.semantic_embedding
     assert projection is not None

@@ -21,9 +21,11 @@ from sememe.training.text_source import TextSource
 
 @dataclass(frozen=True, eq=False)
 class BatchTexts:
-    """Captions of a batch, each once, in the form of a `TextSource`.
+    """Captions of a batch.
 
-    `places` is which of them each clip reads in each segment: one segment for a whole clip, or each slice.
+    Attributes:
+        picked: Captions, each once, in the form of a `TextSource`.
+        places: Which of them each clip reads in each segment: one segment for a whole clip, or each slice.
     """
 
     picked: Tensor
@@ -36,10 +38,15 @@ class BatchTexts:
 
 
 class ClipTexts:
-    """Draws captions of the clips of a cache, which has segments where it is known what happens when.
+    """Draws captions of the clips of a cache.
 
-    `segment_share` is the share of batches in which each slice reads what happens in it, and not all that happens.
-    Clips without segments read the same in all slices.
+    Args:
+        cache: Cache with captions, and with segments where it is known what happens when.
+        source: Text encoder, or embedded texts.
+        policy: Captions that are dropped or say what happens.
+        segment_share: Share of batches in which each slice reads what happens in it, and not all that happens. Clips
+            without segments read the same in all slices.
+        clock: How plans divide time.
     """
 
     def __init__(

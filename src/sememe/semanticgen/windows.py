@@ -26,7 +26,13 @@ _ROUNDING = 1e-6  # in half windows and in seconds
 
 @dataclass(frozen=True)
 class WindowRun:
-    """Consecutive windows of `size` tokens each, from token `start` on."""
+    """Consecutive windows of equal size.
+
+    Attributes:
+        start: First token.
+        num_windows: Number of windows.
+        size: Tokens per window.
+    """
 
     start: int
     num_windows: int
@@ -46,8 +52,11 @@ class WindowRun:
 class Piece:
     """Latent frames and slices that no boundary of windows or segments divides; its latents stand first.
 
-    Half windows and segments, in which it lies, are counted from 0; latents and slices are the first one, and the one
-    after the last.
+    Attributes:
+        half_window: Half window that it lies in, counted from 0.
+        segment: Segment that it lies in, counted from 0.
+        latents: First latent frame, and the one after the last.
+        slices: First slice, and the one after the last.
     """
 
     half_window: int
@@ -64,8 +73,13 @@ class Piece:
 class WindowLayout:
     """Order of the tokens of a video, and the windows in which they attend; see `make_layout`.
 
-    Pieces are in order of time. Grids are rows and columns of tokens, zeros without semantic tokens. Positions of
-    slices are among the latent frames.
+    Attributes:
+        pieces: Parts of the video in order of time.
+        latent_grid: Rows and columns of tokens per latent frame.
+        slice_grid: Rows and columns of tokens per slice; zeros without semantic tokens.
+        latent_positions: Position of each latent frame.
+        slice_positions: Position of each slice among the latent frames.
+        num_segments: Number of texts.
     """
 
     pieces: tuple[Piece, ...]
@@ -152,7 +166,12 @@ class WindowLayout:
     def order(
         self, latents: Tokens, semantic: Float[Tensor, "batch semantic_token dim"] | None
     ) -> Float[Tensor, "batch joined_token dim"]:
-        """Put tokens, given frame after frame and slice after slice, in the layout's order."""
+        """Put tokens in the layout's order.
+
+        Args:
+            latents: Frame after frame.
+            semantic: Slice after slice; None without semantic tokens.
+        """
         parts = []
         for piece in self.pieces:
             parts.append(_take(latents, piece.latents, self.latent_grid))
@@ -172,7 +191,13 @@ class WindowLayout:
 
 @dataclass(frozen=True)
 class SliceShape:
-    """Semantic features that go with latents: centres of the slices in seconds, and rows and columns of tokens."""
+    """Semantic features that go with latents.
+
+    Attributes:
+        times: Centres of the slices in seconds.
+        rows: Rows of tokens.
+        columns: Columns of tokens.
+    """
 
     times: Times
     rows: int
@@ -231,7 +256,12 @@ def make_layout(
 
 
 def find_segments(segment_ends: Sequence[float], times: Times) -> Int[np.ndarray, " moment"]:
-    """Return which segment each moment lies in, counted from 0; ends are as in `make_layout`."""
+    """Return which segment each moment lies in, counted from 0.
+
+    Args:
+        segment_ends: Seconds at which one segment ends and the next begins, as in `make_layout`.
+        times: Moments in seconds.
+    """
     return np.searchsorted(segment_ends, times + _ROUNDING, side="right")
 
 
