@@ -109,6 +109,13 @@ def list_arrays(recipe: Gen1LatentsRecipe, clips: ClipCollection, device: torch.
 
 
 def pick_frames(cache: ArrayCache, name: str, clips: np.ndarray, frames: np.ndarray) -> Float[Tensor, "picked ..."]:
-    """Return a frame of each of some clips, by their numbers, out of an array (clip, frame, ...), as float32."""
+    """Return a frame of each of some clips, out of an array (clip, frame, ...), as float32.
+
+    Args:
+        cache: Cache with the array.
+        name: Its name.
+        clips: Numbers of the clips.
+        frames: Number of the frame of each.
+    """
     values = cache.select(name, torch.from_numpy(clips))
     return values[torch.arange(len(clips), device=values.device), torch.from_numpy(frames).to(values.device)].float()

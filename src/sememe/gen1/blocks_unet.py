@@ -48,10 +48,13 @@ class DispatchedAttention:
 
 
 class SplitConv(nn.Conv2d):
-    """A convolution that adds up latents, which are the first channels, and conditioning channels separately.
+    """A convolution that adds up latents and conditioning channels separately.
 
-    Where the weights of the conditioning are 0, the result is that of a convolution of the latents alone. The shape is
-    that of a stock convolution of all channels.
+    Where the weights of the conditioning are 0, the result is that of a convolution of the latents alone.
+
+    Args:
+        num_latent_channels: Channels at the front that are latents.
+        stock: Convolution of all channels, for its shape.
     """
 
     def __init__(self, num_latent_channels: int, stock: nn.Conv2d) -> None:
@@ -128,7 +131,12 @@ class TemporalTransformer(nn.Module):
 
 
 class VideoResnetBlock(ResnetBlock2D):
-    """`ResnetBlock2D` with a temporal convolution after each spatial one; the weights of `stock` are not taken over."""
+    """`ResnetBlock2D` with a temporal convolution after each spatial one.
+
+    Args:
+        stock: Block of an image model, for its shape; its weights are not taken over.
+        act_fn: Name of its activation.
+    """
 
     def __init__(self, stock: ResnetBlock2D, act_fn: str) -> None:
         super().__init__(
@@ -148,7 +156,12 @@ class VideoResnetBlock(ResnetBlock2D):
     def forward(
         self, input_tensor: Images, temb: TimeEmbedding, *_unused: Any
     ) -> Float[Tensor, "batch_frame out height width"]:
-        """Run the block; only for videos has the embedded timestep an axis for frames."""
+        """Run the block.
+
+        Args:
+            input_tensor: Images.
+            temb: Embedded timestep: (batch, frame, dim) for videos, (image, dim) for images without temporal layers.
+        """
         if temb.ndim == 2:
             return super().forward(input_tensor, temb)
         num_frames, temb = temb.shape[1], temb.flatten(0, 1)
@@ -162,7 +175,12 @@ class VideoResnetBlock(ResnetBlock2D):
 
 
 class VideoTransformer2D(Transformer2DModel):
-    """`Transformer2DModel` with a temporal transformer after it; the weights of `stock` are not taken over."""
+    """`Transformer2DModel` with a temporal transformer after it.
+
+    Args:
+        stock: Block of an image model, for its shape; its weights are not taken over.
+        max_frames: Number of learned frame positions.
+    """
 
     def __init__(self, stock: Transformer2DModel, max_frames: int) -> None:
         config = {name: value for name, value in stock.config.items() if not name.startswith("_")}
@@ -178,7 +196,15 @@ class VideoTransformer2D(Transformer2DModel):
         return_dict: bool = True,  # noqa: FBT001, FBT002 (the stock signature)
         **stock: Any,
     ) -> Transformer2DModelOutput | tuple[Images]:
-        """Run the block; the content has an axis for frames for videos, none for images without temporal layers."""
+        """Run the block.
+
+        Args:
+            hidden_states: Images.
+            encoder_hidden_states: Content: with an axis for frames for videos, without it for images without temporal
+                layers.
+            return_dict: Whether the result is a record.
+            stock: Further arguments of the stock class.
+        """
         if encoder_hidden_states.ndim == 3:
             return super().forward(hidden_states, encoder_hidden_states, return_dict=return_dict, **stock)
         num_frames, content = encoder_hidden_states.shape[1], encoder_hidden_states.flatten(0, 1)

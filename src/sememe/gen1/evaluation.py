@@ -47,8 +47,13 @@ _scene = lru_cache(maxsize=4096)(random_scene)
 class LookCase:
     """One trial: a scene that moves in one look, and the look that it is to get.
 
-    Looks are seeds of `repaint`: the source has the first of `NUM_LOOKS`, and the result should have another of these.
-    `other_scene` is the seed of the scene from which the row of that name takes its picture.
+    Attributes:
+        scene: Seed of the scene.
+        condition: What moves.
+        first_look: The first of `NUM_LOOKS` looks, which are seeds of `repaint`; it is the source's.
+        look: The look that the result should have, another of these.
+        other_scene: Seed of the scene from which the row "other_scene" takes its picture.
+        noise_seed: Seed of the noise.
     """
 
     scene: int
@@ -65,12 +70,17 @@ class LookCase:
 
 @dataclass(frozen=True, slots=True)
 class LookResult:
-    """The result of a case: the look that it resembles most, and the place of the right one, 1 for the nearest.
+    """The result of a case.
 
-    `psnr` is against the true repaint in decibels, and `structure` the correlation of the result's estimated nearness
-    with the scene's true one, over pixels and frames. `frame_consistency` is the mean cosine of the image embeddings of
-    successive frames, and `prompt_consistency` that of the frames' embeddings and that of the look's caption, None
-    without a text encoder (arXiv 2302.03011, section 4.2).
+    Attributes:
+        case: What was asked for.
+        nearest: The look that the result resembles most.
+        rank: Place of the right look among all, 1 for the nearest.
+        psnr: PSNR against the true repaint in decibels.
+        structure: Correlation of the result's estimated nearness with the scene's true one, over pixels and frames.
+        frame_consistency: Mean cosine of the image embeddings of successive frames (arXiv 2302.03011, section 4.2).
+        prompt_consistency: Mean cosine of the frames' embeddings and that of the look's caption (the same section);
+            None without a text encoder.
     """
 
     case: LookCase
@@ -90,8 +100,14 @@ class LookResult:
 class LookSummary:
     """The figures of a row, with intervals over scenes.
 
-    `accuracy` is the share of cases in which the right look was the nearest of `NUM_LOOKS`, and `by_group` the same by
-    what moves; it and `psnr` are None where there is no true result. Others are as in `LookResult`.
+    Attributes:
+        num_generations: Number of cases.
+        accuracy: Share of cases in which the right look was the nearest of `NUM_LOOKS`; None where no look is right.
+        psnr: PSNR against the true repaint; None where there is none.
+        structure: Correlation with the true depth.
+        frame_consistency: As in `LookResult`.
+        prompt_consistency: As in `LookResult`.
+        by_group: Accuracy by what moves.
     """
 
     num_generations: int
@@ -117,7 +133,16 @@ class LookSummary:
 
 @dataclass(frozen=True)
 class RowSettings:
-    """One row: what it measures, how clips are made, what gives the content, and settings that differ."""
+    """One row.
+
+    Attributes:
+        name: Name in reports and on the command line.
+        about: What the row measures.
+        method: Way in which clips are made.
+        by: What gives the content: the look's picture or caption, that picture mirrored, or another scene's.
+        changes: Settings of its generations that differ.
+        group: Group that the row is chosen with.
+    """
 
     name: str
     about: str
@@ -309,10 +334,17 @@ def build_rows(
     seed: int,
     depth: str | None = None,
 ) -> SystemRows[LookCase, LookResult]:
-    """Build all rows of the evaluation; see `System.evaluation`.
+    """Build all rows of the evaluation.
 
-    `depth` is a run or model whose depth network judges structure, such as a second run of `tiny-gen1-depth`; None
-    takes the model's own, which the generation has used. Nothing is written to the folder.
+    Args:
+        pipeline: Pipeline of an inflated U-Net with an image encoder, which makes the clips.
+        settings: Settings of the generations.
+        folder: Not used: everything is in memory.
+        generations: Number of cases in each row.
+        per_scene: Largest number of cases that share a scene.
+        seed: Seed of scenes, looks and noise.
+        depth: Run or model whose depth network judges structure, such as a second run of `tiny-gen1-depth`; None takes
+            the model's own, which the generation has used.
 
     Raises:
         ModelError: There is no such depth network, or the model lacks what rows are made or judged by.
@@ -354,7 +386,12 @@ def read_result(values: Mapping[str, Any]) -> LookResult:
 
 
 def summarise(results: Sequence[LookResult], *, has_truth: bool = True) -> LookSummary:
-    """Summarise a row of at least one result; `has_truth` is whether there is a true one, to be compared with."""
+    """Summarise a row.
+
+    Args:
+        results: Results, at least one.
+        has_truth: Whether there is a true result, to be compared with.
+    """
     scenes = [result.case.scene for result in results]
     prompts = [result.prompt_consistency for result in results if result.prompt_consistency is not None]
     camera = set(conditions("camera"))

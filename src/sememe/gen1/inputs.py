@@ -27,7 +27,14 @@ else:
 
 @dataclass(frozen=True)
 class Request:
-    """A batch: sources at the shape of the result, contents as given, and structures and masks, None for none."""
+    """A batch of generations.
+
+    Attributes:
+        sources: Sources at the shape of the result.
+        contents: Content of each, as it was given.
+        structures: Structure clip of each, or None to estimate it.
+        masks: Where each is edited, or None for everywhere.
+    """
 
     sources: list[Clip]
     contents: list[Any]

@@ -23,11 +23,17 @@ Mask = Bool[np.ndarray, "frame height width"]
 
 
 def read_mask(given: Any, num_frames: int, original_size: tuple[int, int], size: tuple[int, int]) -> Mask:
-    """Return where a clip of so many frames is edited: where a mask is light (128 and above), or transparent.
+    """Return where a clip is edited.
 
-    The mask is a Clip, a PIL image or a uint8 array (height, width, 3). One of another size is resized like the source,
-    if it has the source's original proportions to within a pixel. A mask of one frame serves for all; otherwise its
-    frames are those of the source, whatever its rate, and more are left out.
+    A mask of another size is resized like the source, if it has the source's proportions to within a pixel. A mask of
+    one frame serves for all; otherwise its frames are those of the source, whatever its rate, and more are left out.
+
+    Args:
+        given: Clip, PIL image, or a uint8 array (height, width, 3); light pixels (128 and above) are edited,
+            and transparent ones.
+        num_frames: Frames of the source.
+        original_size: Height and width of the source as it was given.
+        size: Height and width of the result.
 
     Raises:
         InputError: It is shorter than the source, has other proportions, or nothing in it is white.
@@ -53,9 +59,12 @@ def read_mask(given: Any, num_frames: int, original_size: tuple[int, int], size:
 
 @dataclass(frozen=True)
 class MaskedLatents:
-    """Latents of the source, which those outside a mask are held at, and the noise that the generation started from.
+    """Latents of the source, which those outside a mask are held at.
 
-    `edited` is 1 where latents are free.
+    Attributes:
+        source: Latents of the source (batch, channel, frame, height, width).
+        noise: Noise that the generation started from, of the same shape.
+        edited: 1 where latents are free, of shape (batch, 1, frame, height, width).
     """
 
     source: Latents
@@ -81,7 +90,11 @@ class MaskedLatents:
 def put_over(source: Clip, result: Clip, mask: Mask, feather: int = 0) -> Clip:
     """Return the result inside the mask, and the source outside, bit for bit.
 
-    `feather` is the width of the seam in pixels, inside the mask, over which source turns to result; 0 is a hard edge.
+    Args:
+        source: Clip that was edited.
+        result: Clip of the same shape.
+        mask: Where the result is seen.
+        feather: Width of the seam in pixels, inside the mask, over which source turns to result; 0 is a hard edge.
     """
     if not feather:
         return Clip(np.where(mask[..., None], result.frames, source.frames), result.fps)

@@ -24,7 +24,12 @@ Conditions = Float[Tensor, "batch condition_channel frame condition_height condi
 
 @dataclass(frozen=True)
 class FrameContents:
-    """Content of each frame of each clip, as a `ContentEmbedding` has it."""
+    """Content of each frame of each clip.
+
+    Attributes:
+        tokens: What cross-attention reads.
+        images: What an IP-Adapter reads; None for models without one.
+    """
 
     tokens: Float[Tensor, "batch frame token dim"]
     images: Float[Tensor, "batch frame dim"] | None = None
@@ -60,9 +65,12 @@ class InflatedModel:
 
 
 def encode_structure(vae: Autoencoder, structure: StructureVideo, levels: Int[Tensor, " batch"]) -> Conditions:
-    """Return the channels that a `Gen1UNet` is given: structure as grey videos, encoded, and its level, 0 to 7.
+    """Return the channels that a `Gen1UNet` is given: structure as grey videos, encoded, and its level.
 
-    Where the levels are on the CPU, a GPU is not waited for.
+    Args:
+        vae: Autoencoder of the latents.
+        structure: Structure of each clip, in [0, 1].
+        levels: Level of each, 0 to 7; where they are on the CPU, a GPU is not waited for.
     """
     maps = torch.empty_like(structure)
     for level in levels.unique().tolist():
@@ -75,7 +83,13 @@ def encode_structure(vae: Autoencoder, structure: StructureVideo, levels: Int[Te
 
 
 class MotionModel:
-    """A `UNetMotionModel` with a `ControlNetModel`, which reads structure as grey pictures at a strength of `scale`."""
+    """A `UNetMotionModel` with a `ControlNetModel`, which reads structure as grey pictures.
+
+    Args:
+        unet: Stable Diffusion with motion modules.
+        controlnet: ControlNet of the same Stable Diffusion.
+        scale: Strength of the ControlNet.
+    """
 
     def __init__(self, unet: UNetMotionModel, controlnet: ControlNetModel, scale: float = 1.0) -> None:
         self.unet, self.controlnet, self.scale = unet, controlnet, scale

@@ -44,9 +44,11 @@ _EXPECTED: dict[str, Any] = {
 class Gen1UNet(UNet2DConditionModel):
     """`UNet2DConditionModel` with temporal layers; new ones add exactly zero.
 
-    It learns `max_frames` frame positions, and so predicts at most as many frames at once; the paper trains with 8. Of
-    the stock class's arguments `in_channels` are those of the latents, as many as `out_channels`, and those of
-    structure and its level.
+    Args:
+        max_frames: Number of learned frame positions, and so the longest video that is predicted at once. The paper
+            trains with 8.
+        stock: Arguments of the stock class. `in_channels` are those of the latents, as many as `out_channels`, and
+            those of structure and its level.
 
     Raises:
         ModelError: The arguments are those of another architecture than Stable Diffusion 1 or 2.
@@ -83,11 +85,16 @@ class Gen1UNet(UNet2DConditionModel):
     def from_image_model(
         cls, image_model: ModelMixin, max_frames: int = 8, content_dim: int | None = None
     ) -> "Gen1UNet":
-        """Inflate the U-Net of Stable Diffusion 1 or 2, a `UNet2DConditionModel` for latents alone.
+        """Inflate the U-Net of Stable Diffusion 1 or 2.
 
         The new model takes over the image model's tensors without copying them, so do not use `image_model` afterwards.
-        Channels for conditions join its first convolution with weights of 0. Content embeddings have a length, None for
-        that of the image model's own texts; where it differs, a new linear layer projects them.
+        Channels for conditions join its first convolution with weights of 0.
+
+        Args:
+            image_model: `UNet2DConditionModel` for latents alone.
+            max_frames: Number of learned frame positions.
+            content_dim: Length of content embeddings; None for that of the image model's own texts. Where it differs,
+                a new linear layer projects them.
 
         Raises:
             ModelError: The model has another architecture.
@@ -142,11 +149,16 @@ class Gen1UNet(UNet2DConditionModel):
         is_temporal: bool = True,
         **stock: Any,
     ) -> UNet2DConditionOutput | tuple[Float[Tensor, "batch out frame height width"]]:
-        """Predict from noisy latents, encoded structure and level channels, in this order.
+        """Predict.
 
-        A timestep is of all videos or of each, and content of each video or of each of its frames. Temporal layers act
-        if `is_temporal`; without them all frames are images of one batch, and they never act on a video of one frame.
-        Other arguments are the stock class's, with frames folded into the batch.
+        Args:
+            sample: Noisy latents, encoded structure and level channels, in this order.
+            timestep: Timestep of all videos, or of each.
+            encoder_hidden_states: Content of each video, or of each of its frames.
+            return_dict: Whether the result is a record.
+            is_temporal: Whether temporal layers act; without them all frames are images of one batch. They never act
+                on a video of one frame.
+            stock: Further arguments of the stock class, with frames folded into the batch.
 
         Raises:
             ModelError: There are more frames than positions.

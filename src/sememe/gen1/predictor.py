@@ -19,9 +19,12 @@ from sememe.gen1.windows import Window, predict_windows
 class Predictor:
     """Predicts under variants; see `sememe.diffusion.denoise.Predict`.
 
-    It has the conditioning by structure of all frames at each detail, and the content of all frames for each choice of
-    it. A window is a run of frames that the video model predicts together, and the image model predicts `batch_frames`
-    frames of a clip at once, each alone.
+    Attributes:
+        model: Network.
+        structures: Conditioning by structure, for all frames, at each detail.
+        contents: Content of all frames, for each choice of it.
+        windows: Runs of frames that the video model predicts together.
+        batch_frames: Frames of a clip that the image model predicts at once, each alone.
     """
 
     model: Model

@@ -50,7 +50,16 @@ class EncodedTexts:
 
 @dataclass(frozen=True)
 class PriorSampler:
-    """Samples image embeddings for texts; its scheduler is one of `make_prior_scheduler`."""
+    """Samples image embeddings for texts.
+
+    Attributes:
+        prior: `PriorTransformer`, which predicts the clean embedding.
+        scheduler: Noise schedule of the prior, as `make_prior_scheduler` returns it.
+        tokenizer: Tokenizer of the text encoder.
+        text_encoder: `CLIPTextModelWithProjection`.
+        guidance_scale: Strength of the text, 1 for off.
+        num_inference_steps: Denoising steps.
+    """
 
     prior: PriorTransformer
     scheduler: SchedulerMixin
@@ -147,8 +156,11 @@ def check_pair(
 ) -> None:
     """Check that a prior makes embeddings of the kind that the image encoder makes.
 
-    `declared` is the space of the prior's embeddings, as `identify_space` names it. Without an image encoder, where
-    content is given by text alone, nothing can be compared.
+    Args:
+        prior: `PriorTransformer`.
+        text_encoder: Text encoder that it reads.
+        image_encoder: Image encoder; None where content is given by text alone, and nothing can be compared.
+        declared: Space of the prior's embeddings, as `identify_space` names it.
 
     Raises:
         ModelError: Their lengths differ, or the prior is declared for another image encoder, or for none.

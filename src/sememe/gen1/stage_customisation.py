@@ -52,7 +52,11 @@ class CustomisationBatch:
 class CustomisationStage(Stage[CustomisationBatch]):
     """Training stage of a customisation; see `training.stage.Stage`.
 
-    `images` is a stage of the U-Net, which has a LoRA; its batches are what is preserved.
+    Args:
+        images: Stage of the U-Net, which has a LoRA; its batches are what is preserved.
+        pictures: Pictures that are learned.
+        batch_size: Pictures per batch.
+        preservation_weight: Weight of the preserved images.
     """
 
     name = "customisation"

@@ -32,7 +32,11 @@ from sememe.video.sheet import SheetRow
 class UNetBatch:
     """A batch of latents, content and structure; images are videos of one frame.
 
-    Content, the embedding of one frame of each, is zeros where it is left out. Levels are in 0..7, on the CPU.
+    Attributes:
+        clean: Latents.
+        content: Embedding of one frame of each; zeros where content is left out.
+        structure: Structure, or None for a phase without it.
+        levels: Level of each structure in 0..7, on the CPU.
     """
 
     clean: Latents
@@ -44,7 +48,12 @@ class UNetBatch:
 class UNetStage(Stage[UNetBatch]):
     """Training stage of the U-Net; see `training.stage.Stage`. Its phases are those of `UNetRecipe`.
 
-    The frozen autoencoder, that of the cached latents, encodes structure too.
+    Args:
+        unet: An inflated U-Net.
+        vae: Autoencoder of the latents, which encodes structure too; frozen.
+        scheduler: Noise schedule.
+        cache: Latents, structure and content.
+        settings: Settings of the batches.
     """
 
     name = "unet"

@@ -15,7 +15,12 @@ from sememe.errors import InputError
 
 @dataclass(frozen=True)
 class Window:
-    """A run of frames from `start` on, and the weight of its prediction at each; over all windows these add up to 1."""
+    """A run of frames, and the weight of its prediction at each.
+
+    Attributes:
+        start: First frame.
+        weights: Weight at each frame; those of all windows add up to 1 at every frame.
+    """
 
     start: int
     weights: tuple[float, ...]
@@ -27,10 +32,15 @@ class Window:
 
 
 def make_windows(num_frames: int, window_frames: int, overlap: int) -> tuple[Window, ...]:
-    """Cover a clip with windows of one length; neighbours share `overlap` frames.
+    """Cover a clip with windows of one length.
 
     The last window ends with the clip, so it may overlap more with the one before. Weights fall off linearly from the
     middle of a window to its ends.
+
+    Args:
+        num_frames: Frames of the clip.
+        window_frames: Frames of a window.
+        overlap: Frames that neighbours share, fewer than a window has.
 
     Raises:
         InputError: The overlap is negative, or not below the length of a window.
