@@ -152,7 +152,12 @@ def describe_images(image_encoder: Path, image_processor: Path) -> dict[str, str
 
 
 def check_images(cache: ArrayCache, image_encoder: Path, image_processor: Path) -> None:
-    """Raise `RecipeError` if a cache's image embeddings are not those of the given image encoder."""
+    """Check that a cache's image embeddings come from the given image encoder.
+
+    Raises:
+        InputError: The cache has none.
+        RecipeError: They are those of another one.
+    """
     found, expected = cache.describe("image")["image_encoder"], describe_images(image_encoder, image_processor)
     if found != expected["image_encoder"]:
         raise RecipeError(
@@ -170,10 +175,16 @@ def describe_text(text_encoder: Path, tokenizer: Path, length: int | None, *, re
 def find_text(
     parts: Mapping[str, Path], cache: ArrayCache, length: int | None = None, *, reads_padding: bool = False
 ) -> TextSource:
-    """Return the cache's text embeddings where it has them, else those of a frozen text encoder among the parts.
+    """Return the cache's text embeddings where it has them, else a frozen text encoder.
 
-    Length and padding are as in `EncodedText`. Raises `RecipeError` if the cache's embeddings are those of another text
-    encoder, or were made in another way.
+    Args:
+        parts: Folders of "text_encoder" and "tokenizer".
+        cache: Cache of the clips.
+        length: Tokens per caption; None for the tokenizer's own number.
+        reads_padding: As in `EncodedText`.
+
+    Raises:
+        RecipeError: The cache's embeddings are those of another text encoder, or were made in another way.
     """
     if "text" not in cache.arrays:
         encoder = load_component("text_encoder", parts["text_encoder"]).requires_grad_(False)

@@ -56,7 +56,11 @@ class Checkpoint:
 
 
 class StoredTensors(Mapping[str, Tensor]):
-    """Complete tensors in files, each read on access; rows of one in several files are concatenated in their order."""
+    """Complete tensors in files, each read on access.
+
+    Args:
+        paths: Files. If a tensor is in several of them, its rows are concatenated in this order.
+    """
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self._files: dict[str, list[Any]] = {}
@@ -84,7 +88,12 @@ def name_file(stem: str, part: int, num_parts: int) -> str:
 def load_checkpoint(path: Path, *, is_verified: bool = False) -> Checkpoint:
     """Read a checkpoint folder, on the CPU, each tensor on access.
 
-    Its hashes are verified unless they have just been. Raises `ModelError` if it is damaged or incomplete.
+    Args:
+        path: Folder.
+        is_verified: Whether its hashes have just been verified; otherwise they are verified here.
+
+    Raises:
+        ModelError: It is damaged or incomplete.
     """
     problem = None if is_verified else find_damage(path)
     if problem is not None:

@@ -39,8 +39,13 @@ class CheckpointWriter:
     """Writes one checkpoint at a time.
 
     All processes of a run begin a checkpoint; each copies what it has to write and continues. Once all have written
-    their files, they complete it together: the main process gives the folder its name. `num_parts` processes hold one
-    copy of the weights together, and at least 2 checkpoints are kept.
+    their files, they complete it together: the main process gives the folder its name.
+
+    Args:
+        folder: Folder of the checkpoints.
+        distribution: The processes.
+        num_parts: Number of processes that hold one copy of the weights together.
+        keep: Number of checkpoints that are kept, at least 2.
     """
 
     def __init__(self, folder: Path, distribution: Distribution, num_parts: int = 1, keep: int = 2) -> None:
@@ -64,7 +69,9 @@ class CheckpointWriter:
     def begin(self, checkpoint: Checkpoint, best: int | None = None) -> None:
         """Copy this process's part of a checkpoint to the CPU, and write it in a thread.
 
-        `best` is the step of another one to keep, however old it is.
+        Args:
+            checkpoint: Checkpoint.
+            best: Step of another one to keep, however old it is.
         """
         assert not self.is_pending, "the last checkpoint is not complete"
         self._step, self._best, rank = checkpoint.step, best, self._distribution.rank
@@ -84,8 +91,10 @@ class CheckpointWriter:
     def complete(self) -> Path:
         """Wait until all processes have written their parts, and make these a checkpoint; return its path.
 
-        All processes must call it. The oldest checkpoints are removed. Raises `OutputError` if it cannot be written;
-        then it is removed and older ones stay.
+        All processes must call it. The oldest checkpoints are removed.
+
+        Raises:
+            OutputError: It cannot be written; then it is removed and older ones stay.
         """
         assert self._written is not None, "no checkpoint is begun"
         error = self._written.exception()
@@ -130,8 +139,11 @@ class CheckpointWriter:
 def choose_checkpoint(run: Path, resume: Resume, distribution: Distribution) -> Path | None:
     """Return the checkpoint that all processes of a run resume from; None for a new run.
 
-    The main process chooses, as `find_own` does. Leftovers of killed processes are removed. Raises `ModelError` if this
-    process does not see the checkpoint that was chosen.
+    The main process chooses. Leftovers of killed processes are removed.
+
+    Raises:
+        RecipeError: The run has checkpoints, but is not to be resumed.
+        ModelError: None of its checkpoints is undamaged, or this process does not see the one that was chosen.
     """
     latest = None
     if distribution.is_main:

@@ -190,7 +190,15 @@ UNBOUNDED = 100_000
 def train_transformer(
     *, learning_rate: float, warmup_steps: int, ema_decay: float, max_minutes: float, **others: Any
 ) -> TrainingConfig:
-    """Return settings for training the built-in transformers: with Muon, for a given time; arguments are its fields."""
+    """Return settings for training the built-in transformers: with Muon, for a given time.
+
+    Args:
+        learning_rate: Field of `TrainingConfig`, as are the others.
+        warmup_steps: Field of its schedule.
+        ema_decay: Decay of the average of the weights.
+        max_minutes: Minutes of the run.
+        others: Further fields.
+    """
     return TrainingConfig(
         num_steps=UNBOUNDED,
         learning_rate=learning_rate,

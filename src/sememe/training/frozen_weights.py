@@ -17,7 +17,11 @@ def list_rounded(stage: Stage, config: TrainingConfig) -> dict[str, nn.Parameter
 
     They are weights and biases of linear layers and convolutions that no phase trains and that the stage only computes
     with (`Stage.only_computed`). Autocast rounds these to bfloat16 at every use, so storing them rounded does not
-    change results. Leaves the stage in its last phase. The precision of the settings is not "auto".
+    change results. Leaves the stage in its last phase.
+
+    Args:
+        stage: Stage.
+        config: Settings of the run, whose precision is not "auto".
     """
     if config.precision != "bf16":
         return {}

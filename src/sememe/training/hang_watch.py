@@ -24,8 +24,11 @@ class HangWatch:
 
     A timeout of the process group would do for gloo, whose calls return; a process that waits for a GPU does not come
     back to Python, and compiling takes longer than any step, in a first step that is not watched. The message goes to
-    the standard error and, under torchrun, to the file from which it tells the cause of a failure. A single process is
-    not watched.
+    the standard error and, under torchrun, to the file from which it tells the cause of a failure.
+
+    Args:
+        rank: Number of the process.
+        num_ranks: Number of processes; a single one is not watched.
     """
 
     def __init__(self, rank: int, num_ranks: int) -> None:

@@ -14,8 +14,13 @@ _ONE_IN = 20
 def choose_held_out(scenes: Sequence[str]) -> NDArray[np.bool_]:
     """Choose the items that are held out, (item,): all of one scene in twenty, and of one scene at least.
 
-    The scenes whose names have the smallest hashes are taken, whatever the order of the items. Raises `RecipeError` for
-    fewer than two scenes.
+    The scenes whose names have the smallest hashes are taken, whatever the order of the items.
+
+    Args:
+        scenes: Scene of each item.
+
+    Raises:
+        RecipeError: There are fewer than two scenes.
     """
     order = sorted(set(scenes), key=lambda scene: hashlib.sha256(scene.encode()).digest())
     if len(order) < 2:
@@ -32,8 +37,13 @@ def choose_held_out_targets(
 ) -> NDArray[np.bool_]:
     """Choose items as `choose_held_out` does, but none of conditions that would be left with too few scenes.
 
-    `max_references` is the largest number of references of a target, which need a scene each beside its own. Raises
-    `RecipeError` if no item is left to hold out.
+    Args:
+        scenes: Scene of each item.
+        conditions: Condition of each item.
+        max_references: Largest number of references of a target, which need a scene each beside its own.
+
+    Raises:
+        RecipeError: No item is left to hold out.
     """
     held = choose_held_out(scenes)
     left: dict[str, set[str]] = {}
@@ -49,7 +59,12 @@ def choose_held_out_targets(
 
 
 class ItemPicker:
-    """Draws items by number, with equal chances, all of a draw of one bucket; scenes are held out as a whole."""
+    """Draws items by number, with equal chances.
+
+    Args:
+        scenes: Scene of each item; a scene is held out as a whole.
+        buckets: Bucket of each item, where there are several; all items of a draw are of one.
+    """
 
     def __init__(self, scenes: Sequence[str], buckets: Sequence[str] = ()) -> None:
         self._scenes, self._buckets = scenes, buckets
@@ -59,7 +74,13 @@ class ItemPicker:
         """Numbers of the items that are drawn."""
 
     def draw(self, rng: np.random.Generator, count: int, below: int | None = None) -> NDArray[np.int64]:
-        """Draw indices of items with replacement, (count,); only those below `below`, and none if there are none."""
+        """Draw indices of items with replacement, (count,).
+
+        Args:
+            rng: Source of randomness.
+            count: How many.
+            below: Draw only indices below this one; if there are none, nothing is drawn.
+        """
         num_places = len(self.places) if below is None else int(np.searchsorted(self.places, below))
         places = self.places[:num_places]
         if num_places and self._numbers is not None:
@@ -68,7 +89,11 @@ class ItemPicker:
         return places[rng.integers(len(places), size=count)] if num_places else places
 
     def hold_out(self) -> "ItemPicker":
-        """Stop drawing some items, and return a picker for these. Raises `RecipeError` for fewer than two scenes."""
+        """Stop drawing some items, and return a picker for these.
+
+        Raises:
+            RecipeError: There are fewer than two scenes.
+        """
         held = choose_held_out(self._scenes)
         other = ItemPicker(self._scenes, self._buckets)
         self.places, other.places = np.flatnonzero(~held), np.flatnonzero(held)

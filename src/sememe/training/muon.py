@@ -23,10 +23,16 @@ _UPDATE_SIZE = 0.2
 
 
 class Muon(Optimizer):
-    """Nesterov momentum, orthogonalised; decoupled weight decay; learning rates as for AdamW.
+    """Nesterov momentum, orthogonalised; decoupled weight decay.
 
     The momentum of a sharded matrix is sharded too. Every process gathers and orthogonalises the whole matrices, one
     after another, so each spends as much time on this as a single process would.
+
+    Args:
+        params: Matrices, or groups of them as any torch optimiser takes them.
+        lr: Learning rate, as for AdamW.
+        momentum: Decay of the average of gradients.
+        weight_decay: Decoupled weight decay, multiplied by the learning rate.
     """
 
     def __init__(
@@ -75,7 +81,9 @@ def orthogonalise(
 ) -> Float[Tensor, "*batch row column"]:
     """Return a matrix with the same singular vectors, and singular values of about 0.7 to 1.2, by Newton-Schulz steps.
 
-    The scale of the matrix has no effect. Products and result are of the dtype.
+    Args:
+        matrix: Matrix (row, column), or a batch of them; its scale has no effect.
+        dtype: Precision of the products and of the result.
     """
     linear, cubic, quintic = _QUINTIC
     is_tall = matrix.shape[-2] > matrix.shape[-1]

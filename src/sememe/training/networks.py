@@ -22,9 +22,12 @@ from sememe.training.recipes import LinearNetwork, SchedulerSettings, TextNetwor
 
 @dataclass(frozen=True)
 class PrincipalComponents:
-    """Mean and orthonormal directions of vectors, the most important first, and what turns coefficients into latents.
+    """Principal components of vectors.
 
-    All are float64; latents are coefficients divided by the scales.
+    Attributes:
+        mean: Mean of the vectors, float64.
+        directions: Orthonormal columns, the most important first, float64.
+        scales: Divisors that turn coefficients into latents, float64.
     """
 
     mean: Float[Tensor, "number"]

@@ -25,8 +25,12 @@ _NOT_HIDDEN = ("embed", "proj_out", "head")
 class WeightAverage:
     """An exponential moving average of parameters, in float32, updated by a few calls for all of them.
 
-    Our own, because torch's AveragedModel copies whole modules (also a frozen backbone), in their own precision. The
-    decay is that after a warm-up, which begins at the step `begun` of each parameter.
+    Our own, because torch's AveragedModel copies whole modules (also a frozen backbone), in their own precision.
+
+    Args:
+        parameters: Parameters by name.
+        decay: Decay of the average, once it has warmed up.
+        begun: First step of training of a parameter, by name, if not 0.
     """
 
     def __init__(self, parameters: Mapping[str, Tensor], decay: float, begun: Mapping[str, int] | None = None) -> None:

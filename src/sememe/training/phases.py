@@ -15,9 +15,12 @@ from sememe.training.stage import Stage
 
 
 def schedule_factor(phase: PhaseConfig, step: int, time_progress: float = 0.0) -> float:
-    """The factor of the learning rate, between 0 and 1, at a step within the phase, from 0.
+    """The factor of the learning rate, between 0 and 1.
 
-    `time_progress` is the elapsed share of the run's time (0..1) if the schedule follows time; else 0.
+    Args:
+        phase: The phase, whose schedule is followed.
+        step: Step within the phase, from 0.
+        time_progress: Elapsed share of the run's time (0..1) if the schedule follows time; else 0.
     """
     schedule = phase.schedule
     progress = min(max(step / phase.num_steps, time_progress), 1.0)
@@ -39,7 +42,14 @@ def _decay(phase: PhaseConfig, progress: float) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedPhase:
-    """A phase, its first step in the run, what it trains, and the step since which this is trained without a break."""
+    """A phase and its place in the run.
+
+    Attributes:
+        settings: Settings of the phase.
+        start: First of its steps, counted over the run.
+        parameters: Parameters that it trains, by name.
+        begun: Step since which each of them has been trained without interruption.
+    """
 
     settings: PhaseConfig
     start: int
@@ -77,8 +87,16 @@ def check_checkpoint(
 ) -> None:
     """Check that a run can go on from a checkpoint.
 
-    Raises `ModelError` if it is of another stage, and `RecipeError` if it was written with another optimiser, or in a
-    phase that has moved.
+    Args:
+        checkpoint: Checkpoint.
+        path: Its folder.
+        stage: Stage of the run.
+        config: Settings of the run.
+        phases: Phases of the run.
+
+    Raises:
+        ModelError: It is of another stage.
+        RecipeError: It was written with another optimiser, or in a phase that has moved.
     """
     state, step = checkpoint.state, checkpoint.step
     if state.get("stage") != stage.name:

@@ -12,12 +12,20 @@ from sememe.training.stage import Announce, Preparation
 
 
 class CachedPreparation(Preparation):
-    """Opens the arrays that a recipe names. Raises `InputError` if they are not there, or not finished.
+    """Opens the arrays that a recipe names; see `training.stage.Preparation`.
+
+    Args:
+        recipe: Recipe of a training.
+        parts: Folders of the parts that the recipe needs.
+        announce: Called with a description of the current work.
 
     Attributes:
         source: Field of the recipe that names the arrays' folder.
         arrays: Names of the arrays that the run is made from.
         device: Where the arrays go; None for the device of the training.
+
+    Raises:
+        InputError: The arrays are not there, or not finished.
     """
 
     source: ClassVar[str] = "latents"

@@ -86,7 +86,11 @@ def listen_for_stop() -> Iterator[StopRequest]:
 
 @dataclass(frozen=True, kw_only=True)
 class Distribution:
-    """Rank, number of processes, how many successive ones compute each share together, and device of this process."""
+    """Rank, number of processes, and device of this process.
+
+    Attributes:
+        context: Processes that compute each share together; those of successive ranks.
+    """
 
     rank: int = 0
     num_ranks: int = 1
@@ -108,7 +112,8 @@ class Distribution:
     def take_shares(self, num_shares: int) -> range:
         """The shares of every step that this process computes.
 
-        Raises `RecipeError` if they cannot be divided evenly.
+        Raises:
+            RecipeError: The shares cannot be divided evenly among the processes.
         """
         num_groups, group = self.num_ranks // self.context, self.rank // self.context
         if num_shares % num_groups:
@@ -125,7 +130,11 @@ class Distribution:
 
         A parameter without a gradient on any rank gets none, so that weight decay skips it as in one process. Our own,
         because DistributedDataParallel averages ranks equally and wraps only `forward`; stages call other methods.
-        Gradients of sharded parameters are already summed; `reached` names those that have one on this rank.
+
+        Args:
+            parameters: Parameters by name. Gradients of sharded ones are already summed.
+            reached: Names of those that have a gradient on this rank.
+            weight: Scalar.
         """
         if self.num_ranks == 1:
             return
@@ -193,7 +202,12 @@ def _rank_device(name: str, local_rank: int) -> torch.device:
 def open_distribution(device_name: str, context: int = 1) -> Iterator[Distribution]:
     """Join the other processes if torchrun started this one, and leave them at the end of the block.
 
-    Arguments are as in `TrainingConfig`. Raises `RecipeError` if the processes cannot be divided by `context`.
+    Args:
+        device_name: As in `TrainingConfig.device`.
+        context: As in `TrainingConfig.context`.
+
+    Raises:
+        RecipeError: The processes cannot be divided into groups of that size.
     """
     num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
     if num_ranks % context:
@@ -231,7 +245,11 @@ def meet() -> None:
 
 
 def list_compiled(modules: Mapping[str, nn.Module], config: TrainingConfig) -> list[nn.Module]:
-    """List the modules of a stage whose repeated blocks are to be compiled. Raises `RecipeError` if none has any."""
+    """List the modules of a stage whose repeated blocks are to be compiled.
+
+    Raises:
+        RecipeError: Blocks are to be compiled, and there are none.
+    """
     if config.compile == "none":
         return []
     able = [module for module in modules.values() if getattr(module, "_repeated_blocks", None)]

@@ -23,7 +23,14 @@ from sememe.video.picture import write_image
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationRecord:
-    """Loss of the last validation of a phase, the lowest so far, and the steps of the run at each."""
+    """Results of the validations of a phase so far.
+
+    Attributes:
+        step: Steps of the run at the last one.
+        loss: Its loss.
+        best_step: Steps at the one with the lowest loss.
+        best_loss: That loss.
+    """
 
     step: int
     loss: float
@@ -238,8 +245,14 @@ class FiniteWatch:
 class RunLog:
     """The log of a run: `log.jsonl`, one JSON object a line, sheets of samples, and trackers that show both.
 
-    Lines of later steps than those that are completed are dropped. Raises `OutputError` if it cannot be written, and
-    errors of `open_trackers`.
+    Args:
+        folder: Folder of the run.
+        step: Completed steps.
+        trackers: Names of the trackers.
+
+    Raises:
+        OutputError: It cannot be written.
+        MissingExtraError: The package of a tracker is not installed.
     """
 
     def __init__(self, folder: Path, step: int, trackers: Collection[TrackerName] = ()) -> None:

@@ -11,7 +11,12 @@ from sememe.training.config import AutoencoderSettings, TrainingConfig, check_se
 
 
 class Recipe(Record):
-    """The settings of one run, its name on the command line, and what it makes, in one line."""
+    """The settings of one run.
+
+    Attributes:
+        name: Name of the recipe on the command line.
+        description: What it makes, in one line.
+    """
 
     name: str
     description: str

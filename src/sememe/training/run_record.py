@@ -18,7 +18,13 @@ _FORMAT = 1
 
 @dataclass(frozen=True, kw_only=True)
 class RunChange:
-    """Settings, inputs and versions that changed when a run was resumed after so many steps, before and since."""
+    """What changed when a run was resumed.
+
+    Attributes:
+        step: Steps done by then.
+        before: Values of settings, inputs and versions before, by name.
+        now: Values since.
+    """
 
     step: int
     before: Mapping[str, str]
@@ -27,9 +33,15 @@ class RunChange:
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """Settings by dotted key, inputs by name (hashes, versions) and libraries of a run, as text, and later changes.
+    """Settings and inputs of a run, and their later changes; `changes` only grows.
 
-    `init_from` are the weights that it began with; None for its own.
+    Attributes:
+        recipe: Name of the recipe.
+        settings: All settings by dotted key, as text.
+        inputs: Identity of each input: hashes and versions by name.
+        init_from: Weights that it began with; None for its own.
+        versions: Versions of the libraries.
+        changes: Later changes, in order.
     """
 
     recipe: str
@@ -42,9 +54,17 @@ class RunRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class RunSummary:
-    """State of a run after all calls together, see `training.progress.TrainingSummary`; the device is in words.
+    """State of a run.
 
-    Metrics are the last that were logged, by name.
+    Attributes:
+        recipe: Name of the recipe.
+        step: Number of optimiser steps done.
+        num_samples: Number of samples seen.
+        seconds: Seconds spent, all calls together.
+        loss: Smoothed loss; None if none was logged.
+        ending: How it ended; see `training.progress.TrainingSummary`.
+        device: Device in words.
+        metrics: Last logged metrics, by name.
     """
 
     recipe: str
@@ -71,8 +91,15 @@ def check_settings(
 ) -> None:
     """Check, before anything slow is done, that a folder holds no run, or one of this recipe and these settings.
 
-    Settings are by dotted key, as text; those that are allowed may differ from before. `defaults` are the values that
-    settings had before they were introduced. Raises `RecipeError` for another recipe, or other settings.
+    Args:
+        folder: Folder of the run.
+        recipe: Name of the recipe.
+        settings: All settings by dotted key, as text.
+        allowed: Names of the settings that may differ from before.
+        defaults: Values that settings had before they were introduced, by dotted key.
+
+    Raises:
+        RecipeError: The folder holds a run of another recipe, or of other settings than are allowed.
     """
     present = read_run(folder, settings, defaults)
     if present is None:
@@ -83,9 +110,15 @@ def check_settings(
 
 
 def check_inputs(folder: Path, inputs: Mapping[str, str], allowed: Collection[str] = ()) -> dict[str, str]:
-    """Return the inputs that differ from those of the run in a folder, if there is one, by name.
+    """Return the inputs that differ from those of a folder's run, by name.
 
-    Raises `RecipeError` if others than those that are allowed differ.
+    Args:
+        folder: Folder of the run; nothing differs where it holds none.
+        inputs: Identity of each input of the run.
+        allowed: Names of the inputs that may differ.
+
+    Raises:
+        RecipeError: Others differ.
     """
     present = read_run(folder)
     before = {} if present is None else present.inputs
@@ -103,10 +136,18 @@ def write_run(
     allowed: Collection[str] = (),
     defaults: Mapping[str, str] | None = None,
 ) -> None:
-    """Write `run.json`, or check that the present one has the same inputs, and add what changed after some steps.
+    """Write `run.json`, or check that the existing one has the same inputs, and add what has changed.
 
-    The settings of the record have passed `check_settings`, of which further arguments are. Raises `RecipeError` if the
-    folder holds a run of other inputs than are allowed.
+    Args:
+        folder: Folder of the run.
+        record: The run as it is resumed; its settings have passed `check_settings`.
+        step: Steps done so far.
+        allowed: Names of the inputs that may differ from before.
+        defaults: As in `check_settings`.
+
+    Raises:
+        RecipeError: The folder holds a run of other inputs than are allowed.
+        OutputError: It cannot be written.
     """
     present = read_run(folder, record.settings, defaults)
     if present is not None:
@@ -117,9 +158,15 @@ def write_run(
 def read_run(
     folder: Path, settings: Collection[str] = (), defaults: Mapping[str, str] | None = None
 ) -> RunRecord | None:
-    """Read the `run.json` of a folder; None where there is none. Raises `ModelError` if it cannot be read.
+    """Read the `run.json` of a folder; None where there is none.
 
-    Current settings that the run did not have get their value in `defaults`, see `check_settings`.
+    Args:
+        folder: Folder of the run.
+        settings: Current settings. Those that the run did not have get their value in `defaults`.
+        defaults: As in `check_settings`.
+
+    Raises:
+        ModelError: It cannot be read.
     """
     content = _read(folder / RUN_NAME)
     if content is None:

@@ -42,7 +42,13 @@ class Sampler:
     num_steps: int = 12
 
     def make(self, predict: Predict, like: Latents, generator: torch.Generator) -> Latents:
-        """Generate latents, float32, of the shape and on the device of others; the generator is on the CPU."""
+        """Generate latents, float32.
+
+        Args:
+            predict: Network.
+            like: Latents of the wanted shape and device.
+            generator: Source of the noise, on the CPU.
+        """
         prediction = prediction_of(self.scheduler)
         assert prediction is not None, "no stage trains for such a scheduler"
 
@@ -55,12 +61,20 @@ class Sampler:
         return denoise(predict_one, self.scheduler, noise, only, self.num_steps, prediction=prediction)
 
     def show(self, latents: Mapping[str, Latents]) -> list[SheetRow]:
-        """Decode latents, equally many of each kind, to rows of a sheet with their labels; see `lay_out`."""
+        """Decode latents to rows of a sheet, those of the first clip first.
+
+        Args:
+            latents: Equally many latents of each kind, by their label on the sheet.
+        """
         return lay_out({name: decode_latents(self.vae.to(each.device), each) for name, each in latents.items()})
 
 
 def lay_out(videos: Mapping[str, Videos]) -> list[SheetRow]:
-    """Return labelled rows of a sheet of videos in [-1, 1], as many of each kind, those of the first clip first."""
+    """Return rows of a sheet of videos in [-1, 1], those of the first clip first.
+
+    Args:
+        videos: Equally many videos of each kind, by their label on the sheet.
+    """
     clips = {name: video_to_clips(each, _FPS) for name, each in videos.items()}
     count = min(map(len, clips.values()))
     return [SheetRow(name, each[number]) for number in range(count) for name, each in clips.items()]

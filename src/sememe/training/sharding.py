@@ -29,9 +29,14 @@ _NEWEST_METHOD = "set_reduce_scatter_unused_params"
 
 
 def choose_shard(shard: int, num_ranks: int) -> int:
-    """The number of processes that hold one copy of the weights together, by `TrainingConfig.shard`.
+    """The number of processes that hold one copy of the weights together.
 
-    Raises `RecipeError` if the processes cannot be divided into groups of that size, or torch is too old to shard.
+    Args:
+        shard: As in `TrainingConfig.shard`.
+        num_ranks: Processes of the run.
+
+    Raises:
+        RecipeError: The processes cannot be divided into groups of that size, or torch is too old to shard.
     """
     size = num_ranks if shard == -1 else shard
     if size > 1 and not hasattr(FSDPModule, _NEWEST_METHOD):
@@ -74,7 +79,10 @@ def _list_outer(module: nn.Module, path: str) -> list[nn.Module]:
 class Sharding:
     """Places the modules of a run on its device, equal on all processes, and distributes weights and tokens.
 
-    `shard` processes hold one copy of the weights together.
+    Args:
+        stage: Stage with the modules.
+        distribution: The processes.
+        shard: Number of processes that hold one copy of the weights together.
     """
 
     def __init__(self, stage: Stage, distribution: Distribution, shard: int) -> None:
@@ -180,7 +188,12 @@ class Sharding:
 
 
 def share_stage_tokens(stage: Stage, distribution: Distribution) -> None:
-    """Have the processes that compute a share together share the tokens of a stage's networks, which share no parts."""
+    """Have the processes that compute a share together share the tokens of a stage's networks.
+
+    Args:
+        stage: Stage, whose modules share nothing with each other.
+        distribution: The processes.
+    """
     from sememe.compute.context_parallel import MESH_NAMES, share_tokens  # here, because it loads diffusers
 
     context = distribution.context
@@ -237,9 +250,15 @@ def spread_like(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def divide_and_clip(parameters: Sequence[Tensor], divisor: Tensor, limit: float) -> Tensor:
-    """Divide gradients, and then scale them so that the norm of all together is at most `limit`, if not 0, in place.
+    """Divide gradients, and then scale them so that their norm is at most `limit`, in place.
 
-    Returns the norm after the division and before the clipping.
+    Args:
+        parameters: Parameters with gradients, or without one.
+        divisor: Scalar.
+        limit: Largest norm of all gradients together; 0 for no limit.
+
+    Returns:
+        The norm after the division and before the clipping.
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     torch._foreach_div_([take_rows(gradient) for gradient in gradients], divisor)

@@ -12,8 +12,11 @@ from sememe.training.process import Distribution
 class ShareStates:
     """Averages the changes that shares make to tensors; each share begins with the state before the step.
 
-    The tensors (buffers of modules, `Stage.state`) are then the same on all processes and do not depend on their
-    number. With one share of a step, on all processes together, nothing is done.
+    The tensors are then the same on all processes and do not depend on their number. With one share nothing is done.
+
+    Args:
+        tensors: Tensors that are not trained: buffers of modules, `Stage.state`.
+        num_shares: Shares of a step, on all processes together.
     """
 
     def __init__(self, tensors: Iterable[Tensor], num_shares: int) -> None:

@@ -176,8 +176,10 @@ class Stage(ABC, Generic[BatchT]):
     def hold_out(self) -> "Stage[BatchT]":
         """Hold a part of the data out of batches from now on, and return a stage over that part.
 
-        It shares this one's modules, and is only validated. By default the part is some of the `items`. Raises
-        `RecipeError` if there is too little data to hold any out.
+        It shares this one's modules, and is only validated. By default the part is some of the `items`.
+
+        Raises:
+            RecipeError: There is too little data to hold any out.
         """
         if self.items is None:
             raise RecipeError(f"training.validate_every has no effect on the stage {self.name}; give 0")
@@ -273,5 +275,7 @@ class Preparation(ABC):
     def build(self, start: Path) -> Stage:
         """Return the stage, with the weights of the parts in `start`.
 
-        Raises `ModelError` if a part is not whole, and `RecipeError` if settings or data do not fit the networks.
+        Raises:
+            ModelError: A part is not whole.
+            RecipeError: The settings or the data do not fit the networks.
         """

@@ -47,9 +47,18 @@ class StepCost:
 def count_costs(stage: Stage, config: TrainingConfig) -> dict[str, StepCost]:
     """Count the cost of one share of each phase's first step, for each process that computes it, by phase.
 
-    Phases whose loss depends on the values of tensors are left out. The modules are on the CPU, and the precision of
-    the settings is not "auto". The stage cannot be used afterwards: its frozen weights are rounded as in a run, its
-    tokens are split if `config.context` says so, and tensors that it stored have no values.
+    The stage cannot be used afterwards: its frozen weights are rounded as in a run, its tokens are split if
+    `config.context` says so, and tensors that it stored have no values.
+
+    Args:
+        stage: Stage, its modules on the CPU.
+        config: Settings of the run, whose precision is not "auto".
+
+    Returns:
+        The costs, without phases whose loss depends on the values of tensors.
+
+    Raises:
+        RecipeError: The stage cannot split its tokens.
     """
     round_weights(list_rounded(stage, config))
     with _pretend_processes(config.context) as distribution:
@@ -119,8 +128,16 @@ class _Enough(Exception):  # noqa: N818 (it is no error)
 def time_steps(stage: Stage, config: TrainingConfig, folder: Path) -> dict[str, float]:
     """Take a few steps of every phase on this process alone, and return the seconds of one, by phase.
 
-    They run in the training loop, in an empty folder, with batches, optimiser and average. Blocks are not compiled,
-    which would take minutes. The stage is trained by them and cannot be used afterwards.
+    They run in the training loop, with batches, optimiser and average. Blocks are not compiled, which would take
+    minutes. The stage is trained by them and cannot be used afterwards.
+
+    Args:
+        stage: Stage.
+        config: Settings of the run.
+        folder: Empty folder.
+
+    Raises:
+        RecipeError: Loss or gradients are not finite.
     """
     count = 1 + _NUM_TIMED
     short: dict[str, Any] = {"num_steps": count, "schedule": ScheduleConfig(shape="constant")}

@@ -90,9 +90,16 @@ def check_trackers(names: Collection[TrackerName]) -> None:
 
 
 def open_trackers(names: Collection[TrackerName], folder: Path, step: int) -> list[Tracker]:
-    """Start tracking a run, or go on after the steps that it has completed.
+    """Start tracking a run, or resume.
 
-    Raises `MissingExtraError` if the package of a tracker is not installed, and `OutputError` if it refuses the run.
+    Args:
+        names: Names of the trackers: "tensorboard", "wandb".
+        folder: Folder of the run.
+        step: Completed steps of the run.
+
+    Raises:
+        MissingExtraError: The package of a tracker is not installed.
+        OutputError: A tracker refuses the run.
     """
     check_trackers(names)
     kinds: Mapping[TrackerName, type[Any]] = {"tensorboard": TensorBoardTracker, "wandb": WandbTracker}

@@ -30,8 +30,16 @@ class Validator:
     """Validates a stage on a fixed set of batches that its training never sees.
 
     Batches and noise depend only on their numbers, so that figures of one phase, of later calls and of runs with other
-    seeds can be compared. The processes divide the batches among themselves. A part of the stage's data is held out
-    from now on; `RecipeError` is raised if it has too little. Untrained tensors that a loss may change are restored.
+    seeds can be compared.
+
+    Args:
+        stage: Stage that is trained; a part of its data is held out from now on.
+        config: Settings of the run.
+        distribution: Processes, among which the batches are divided.
+        untrained: Buffers and other tensors that a loss may change; they are restored.
+
+    Raises:
+        RecipeError: The stage has too little data.
     """
 
     def __init__(
@@ -59,9 +67,14 @@ class Validator:
         return is_new and (is_over or step % self._config.validate_every == 0)
 
     def validate(self, step: int, log: RunLog | None) -> ValidationRecord:
-        """Validate the current weights after so many steps, and draw samples; all processes must call it.
+        """Validate the current weights, and draw samples; all processes must call it.
 
-        Raises `RecipeError` if the loss is not finite.
+        Args:
+            step: Completed steps of the run.
+            log: Log for figures and samples; None for processes that have none.
+
+        Raises:
+            RecipeError: The loss is not finite.
         """
         with self._looking():
             found = self._measure()
@@ -103,9 +116,15 @@ class Validator:
 
 
 def find_record(loaded: Checkpoint, folder: Path, distribution: Distribution) -> ValidationRecord | None:
-    """Return the validations that a run resumes with from a checkpoint; all processes must call it.
+    """Return the validations that a run resumes with; all processes must call it.
 
-    None if there are none, or if the best checkpoint of the folder is lost, so that the next one is the best so far.
+    Args:
+        loaded: Checkpoint that it resumes from.
+        folder: Folder of its checkpoints.
+        distribution: Processes of the run.
+
+    Returns:
+        The record; None if there is none, or if the best checkpoint is lost, so that the next one is the best so far.
     """
     found = loaded.state.get("validation")
     if found is None:
