@@ -37,7 +37,15 @@ Places = Int[Tensor, " place"]
 
 @dataclass(frozen=True, kw_only=True)
 class ArrayRecord:
-    """Description of an array, as in `ArrayAbout`: the shapes of entries, each once, and their keys in order."""
+    """Description of an array, from its shards.
+
+    Attributes:
+        key: The field of `ClipItem` that names an entry.
+        made_by: What the values depend on besides the clips.
+        dtype: Precision of the values.
+        shapes: Shapes of entries, each once.
+        keys: Keys of the entries, in the order of the values.
+    """
 
     key: str
     made_by: Mapping[str, str]
@@ -131,10 +139,16 @@ class ArrayCache:
     ) -> "ArrayCache":
         """Open a cache. Arrays that fit are read once to the training device, so that batches need no transfer.
 
-        The others stay in their files, from which a batch reads the entries that it needs. The folder may be a URL (see
-        `data.storage`). `memory_bytes` is what all arrays together may take; None for half of the free memory, divided
-        by the processes that torchrun started on this machine. Raises `InputError` if there is no cache, or if it is
-        damaged or not finished.
+        The others stay in their files, from which a batch reads the entries that it needs.
+
+        Args:
+            folder: Folder of the cache, or its URL (see `data.storage`).
+            device: Device of the arrays that fit.
+            memory_bytes: Most bytes of all arrays together; None for half of the free memory, divided by the processes
+                that torchrun started on this machine.
+
+        Raises:
+            InputError: There is no cache, or it is damaged or not finished.
         """
         storage = Storage(folder)
         index = read_index(storage)

@@ -35,8 +35,12 @@ DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "uint8": torch.u
 class ArrayAbout:
     """What all shards of an array have in common.
 
-    `origin` identifies the kind of clips that keys refer to, `key` is the field of `ClipItem` that names an entry, and
-    `made_by` is what the values depend on besides the clips.
+    Attributes:
+        origin: Identifies the kind of clips that keys refer to.
+        array: Name of the array.
+        key: The field of `ClipItem` that names an entry.
+        made_by: What the values depend on besides the clips.
+        dtype: Precision of the values.
     """
 
     origin: str
@@ -50,7 +54,13 @@ class ArrayAbout:
 class Shard:
     """Description of a shard; the values are still in its file.
 
-    `shape` is that of one entry; the entries begin at byte `start`, and each has a key and a hash of its bytes.
+    Attributes:
+        name: Name of the file.
+        about: Description of its array.
+        shape: Shape of one entry.
+        keys: Keys of the entries, in order.
+        hashes: A hash of each entry's bytes.
+        start: Offset of the entries in the file, in bytes.
     """
 
     name: str
@@ -82,10 +92,17 @@ class EntryPlace:
 def write_shard(
     storage: Storage, name: str, about: ArrayAbout, entries: Mapping[str, Tensor], hashes: Sequence[str] | None = None
 ) -> Shard:
-    """Write entries of one shape, by key and in the array's precision, to a file, atomically.
+    """Write entries of one shape to a file, atomically.
 
-    `hashes` are those of the entries when they were made; None computes them. Raises `OutputError` if it cannot be
-    written.
+    Args:
+        storage: Where.
+        name: Name of the file.
+        about: Their array.
+        entries: Values by key, in the array's precision.
+        hashes: Hashes of the entries when they were made; None computes them.
+
+    Raises:
+        OutputError: It cannot be written.
     """
     values = torch.stack(list(entries.values())).contiguous()
     digests = _hash_entries(values) if hashes is None else tuple(hashes)
@@ -98,7 +115,11 @@ def write_shard(
 
 
 def list_shards(storage: Storage, known: Mapping[str, Shard] | None = None) -> dict[str, Shard]:
-    """List the shards of a folder by name, sorted; those that are not known are read by `read_shard`."""
+    """List the shards of a folder by name, sorted; of those that are not known, the headers are read.
+
+    Raises:
+        InputError: A file is not a shard, is cut short, or cannot be read.
+    """
     found = {}
     for name, size in storage.list_sizes(SUFFIX).items():
         shard = None if known is None else known.get(name)
@@ -109,7 +130,11 @@ def list_shards(storage: Storage, known: Mapping[str, Shard] | None = None) -> d
 
 
 def read_shard(storage: Storage, name: str) -> Shard:
-    """Read the description of a shard. Raises `InputError` if the file is not one, is cut short, or cannot be read."""
+    """Read the description of a shard.
+
+    Raises:
+        InputError: The file is not a shard, is truncated, or cannot be read.
+    """
     try:
         size = storage.measure(name)
         (begin,) = storage.read([FileRange(name, 0, min(size, _FIRST_BYTES))])
@@ -145,7 +170,11 @@ def parse_shard(values: Mapping[str, Any]) -> Shard:
 
 
 def read_values(storage: Storage, shard: Shard) -> Entries:
-    """Read all entries of a shard. Raises `InputError` if they are not those that were written, or cannot be read."""
+    """Read all entries of a shard.
+
+    Raises:
+        InputError: They are not those that were written, or cannot be read.
+    """
     (content,) = _read(storage, [FileRange(shard.name, shard.start, shard.stop)])
     if len(content) != shard.stop - shard.start:
         raise _damage(storage, shard.name, "it is cut short")
@@ -156,7 +185,11 @@ def read_values(storage: Storage, shard: Shard) -> Entries:
 
 
 def read_entries(storage: Storage, places: Sequence[EntryPlace]) -> Entries:
-    """Read entries of one array and shape, and nothing else. Raises `InputError` as `read_values` does."""
+    """Read entries of one array and shape, and nothing else.
+
+    Raises:
+        InputError: They are not those that were written, or cannot be read.
+    """
     ranges = []
     for place in places:
         start = place.shard.start + place.number * place.shard.entry_bytes

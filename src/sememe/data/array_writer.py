@@ -34,7 +34,13 @@ CacheDtype = Literal["float16", "bfloat16", "uint8"]
 
 @runtime_checkable
 class ArrayEncoder(Protocol):
-    """Makes one named array; `key` and `made_by` are as in `ArrayAbout`."""
+    """Makes one named array.
+
+    Attributes:
+        name: Name of the array.
+        key: The field of `ClipItem` that names a clip's entry.
+        made_by: What the values depend on besides the clips: fingerprints of weights, settings.
+    """
 
     name: str
     key: str
@@ -68,9 +74,14 @@ class ClipArray:
 class ArrayCacheWriter:
     """Writes a cache, or continues one: entries whose keys `begin` returns are already stored in its folder.
 
-    Several writers may work in one folder, or at one URL (see `data.storage`); an entry that two of them encode is
-    stored twice and read once. Values of the dtype uint8 are integers from 0 to 255. `shard_bytes` is the size of one
-    file, below 512 MiB, and `flush_seconds` the longest time between two files of an array.
+    Several writers may work in one folder; an entry that two of them encode is stored twice and read once.
+
+    Args:
+        folder: Folder of the cache, or its URL (see `data.storage`).
+        origin: Identifies the kind of clips that keys refer to, such as how videos are read.
+        dtype: Precision of the stored values; uint8 for integers from 0 to 255.
+        shard_bytes: Size of one file, below 512 MiB.
+        flush_seconds: Longest time between two files of an array.
 
     Raises:
         RecipeError: The folder holds arrays of other clips, or a shard would be too large.
@@ -143,7 +154,15 @@ class ArrayCacheWriter:
                 self._write_shard(array, shape)
 
     def finish(self, items: Sequence[ClipItem], version: str) -> None:
-        """Write the remaining entries, and the index of these clips. Raises `InputError` if one lacks an entry."""
+        """Write the remaining entries, and the index.
+
+        Args:
+            items: The clips.
+            version: Identifies these clips.
+
+        Raises:
+            InputError: An item lacks an entry.
+        """
         for name in self._abouts:
             self.flush(name)
         self._find_shards()
@@ -163,9 +182,10 @@ class ArrayCacheWriter:
         return sum(len(shard.keys) - len(kept) for shard, kept in self._find_kept(needed))
 
     def prune(self, needed: Mapping[str, Collection[str]]) -> None:
-        """Remove entries whose keys no array needs or that are duplicates, and leftovers of killed writers.
+        """Remove entries that are not needed or are duplicates, and leftovers of killed writers.
 
-        Arrays that are not named are not changed.
+        Args:
+            needed: Keys by the name of the array; other arrays are not changed.
         """
         left, unneeded = [], []
         for shard, kept in self._find_kept(needed):

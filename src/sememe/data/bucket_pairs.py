@@ -20,9 +20,14 @@ _TRIES = 8
 
 @dataclass(frozen=True, kw_only=True)
 class PairItems:
-    """Condition, scene and bucket of each item that pairs are made of, and most references of a target.
+    """Items that pairs are made of.
 
-    `references` are the items that may be the reference of each, of its condition; none means all of other scenes.
+    Attributes:
+        conditions: Condition of each.
+        scenes: Scene of each.
+        buckets: Bucket of each.
+        references: Items that may be the reference of each, of its condition; none means all of other scenes.
+        max_references: Largest number of references of a target.
     """
 
     conditions: Sequence[str]
@@ -42,9 +47,12 @@ class PairItems:
 def make_pairs(items: PairItems, *, same_scene_share: float, left_out: np.ndarray | None = None) -> PairSource:
     """Make the source of pairs of some items: of one bucket each, and with listed references where there are some.
 
-    Where there are several buckets, conditions with too few scenes in one of them are left out there, with a warning,
-    and `same_scene_share` has no effect in those in which no scene appears twice. Items `left_out` (item,) are never
-    drawn.
+    Where there are several buckets, conditions with too few scenes in one of them are left out there, with a warning.
+
+    Args:
+        items: Items.
+        same_scene_share: As `PairSampler` takes it; without effect in buckets in which no scene appears twice.
+        left_out: Items that are never drawn, (item,).
 
     Raises:
         InputError: A target and its references need a scene each of one condition, and there are too few, or in the
@@ -68,7 +76,9 @@ def make_pairs(items: PairItems, *, same_scene_share: float, left_out: np.ndarra
 def make_held_out_pairs(items: PairItems, held: np.ndarray) -> PairSource:
     """Make the source of pairs whose targets are held out, and whose references are not.
 
-    `held` is whether each item is held out, (item,); each of `items.groups` of one that is has others that are not.
+    Args:
+        items: Items.
+        held: Whether each item is held out, (item,); each of `items.groups` of one that is has others that are not.
     """
     members = {}
     for bucket in dict.fromkeys(items.buckets):
@@ -101,7 +111,9 @@ def _make_bucket_pairs(items: PairItems, drawn: np.ndarray, share: float) -> Buc
 class BucketPairs:
     """Draws batches of pairs, each from one bucket, with probability proportional to its number of items.
 
-    `make` makes the source of a bucket, which counts its members from 0.
+    Args:
+        members: Items of each bucket.
+        make: Makes the source of a bucket, which counts its items from 0.
     """
 
     def __init__(self, members: dict[str, np.ndarray], make: Callable[[str], PairSource]) -> None:
@@ -119,7 +131,8 @@ class BucketPairs:
 def find_members(items: PairItems, drawn: np.ndarray) -> dict[str, np.ndarray]:
     """The items of each bucket that may be drawn, except of conditions with too few scenes in it.
 
-    Raises `InputError` if nothing is left.
+    Raises:
+        InputError: Nothing is left.
     """
     groups: dict[str, dict[str, list[int]]] = {}
     for item in np.flatnonzero(drawn).tolist():
@@ -152,8 +165,13 @@ class ListedPairs:
     """Draws the pairs of another source, and replaces references and targets that do not match the lists.
 
     In each group the first target stays. If it lists references, it gets some of these, and other targets that do not
-    list them are replaced. Without lists in a condition nothing changes. Of the listed references, those of the
-    target's own bucket are used. `are_targets` and `are_references`, (item,), are whether each item may be one.
+    list them are replaced. Without lists in a condition nothing changes.
+
+    Args:
+        pairs: Other source.
+        items: Items; of their listed references, those of their own bucket are used.
+        are_targets: Whether each item may be a target, (item,).
+        are_references: Whether each item may be a reference, (item,).
     """
 
     def __init__(

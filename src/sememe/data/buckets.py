@@ -9,7 +9,11 @@ from sememe.errors import RecipeError
 
 @dataclass(frozen=True)
 class Bucket:
-    """Length and size of the clips of a batch, written as "17x64x96": frames, height and width in pixels."""
+    """Length and size of the clips of a batch, written as "17x64x96": frames, height and width in pixels.
+
+    Raises:
+        RecipeError: One of them is less than 1.
+    """
 
     num_frames: int
     height: int
@@ -34,7 +38,13 @@ def choose_bucket(buckets: Sequence[Bucket], num_frames: int, height: int, width
     """Choose the bucket that crops a video least, among those that it is long enough for.
 
     Ties go to buckets that do not enlarge it, then to the longest, then to the largest. A video that is too short for
-    all buckets gets one of the shortest. Its frames are counted at the rate at which it is read.
+    all buckets gets one of the shortest.
+
+    Args:
+        buckets: All buckets.
+        num_frames: Frames of the video, at the rate at which it is read.
+        height: Height of the video in pixels.
+        width: Width of the video in pixels.
     """
     shortest = min(bucket.num_frames for bucket in buckets)
     filled = [bucket for bucket in buckets if bucket.num_frames <= max(num_frames, shortest)]

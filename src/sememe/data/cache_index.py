@@ -49,10 +49,13 @@ FIELDS = tuple(field.name for field in fields(ClipItem))
 
 @dataclass(frozen=True, kw_only=True)
 class CacheIndex:
-    """The clips of a cache and its shards, those of one array and shape one after another.
+    """The clips of a cache and its shards.
 
-    `origin` identifies the kind of clips that keys refer to, and `version` these clips. `columns` are the fields of
-    `ClipItem` by name, with one value a clip.
+    Attributes:
+        origin: Identifies the kind of clips that keys refer to.
+        version: Identifies these clips.
+        columns: The fields of `ClipItem` by name, with one value a clip.
+        shards: Its shards, those of one array and shape one after another.
     """
 
     origin: str
@@ -95,7 +98,11 @@ def has_index(storage: Storage) -> bool:
 
 
 def read_index(storage: Storage) -> CacheIndex:
-    """Read an index. Raises `InputError` if it is missing, damaged or of another format."""
+    """Read an index.
+
+    Raises:
+        InputError: It is missing, damaged or of another format.
+    """
     if not has_index(storage):
         if storage.list_sizes(SUFFIX):
             raise InputError(f"the cache {storage} is not finished; finish it with `sememe precompute`")

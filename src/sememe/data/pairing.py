@@ -214,7 +214,9 @@ class PairSampler:
 class HeldOutPairs:
     """Draws pairs of held-out targets and references that are not held out.
 
-    `held` is whether each item is held out, (item,); each condition of one that is has others that are not.
+    Args:
+        conditions: Condition of each item.
+        held: Whether each item is held out, (item,); each condition of one that is has others that are not.
     """
 
     def __init__(self, conditions: Sequence[str], held: np.ndarray) -> None:

@@ -27,9 +27,13 @@ class FileRange:
 
 
 class Storage:
-    """The files of one folder, or at a URL with a protocol of fsspec; packages such as s3fs add protocols.
+    """The files of one folder.
 
-    Raises `InputError` if the protocol is unknown, or its package is not installed.
+    Args:
+        location: A folder, or a URL with a protocol of fsspec; packages such as s3fs add protocols.
+
+    Raises:
+        InputError: The protocol is unknown, or its package is not installed.
     """
 
     def __init__(self, location: Path | str) -> None:
@@ -81,7 +85,8 @@ class Storage:
     def read(self, ranges: Sequence[FileRange]) -> list[bytes]:
         """Read parts of files, from object storage concurrently; a part beyond the end of its file is shorter.
 
-        Raises `InputError` if a file does not exist, or cannot be read.
+        Raises:
+            InputError: A file does not exist, or cannot be read.
         """
         paths = [self._place(each.name) for each in ranges]
         try:

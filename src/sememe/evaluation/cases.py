@@ -26,10 +26,11 @@ UNSEEN_VALIDATION = (
 
 
 def split_conditions(split: str | None) -> list[str]:
-    """Return the names of the conditions of a split, sorted.
+    """Return names of conditions, sorted.
 
-    Splits are "seen", "unseen" (the reported half), "unseen_validation" (the other) and "novel"; None is seen and both
-    halves.
+    Args:
+        split: "seen"; "unseen" for the reported half; "unseen_validation" for the other; "novel"; None for seen and
+            both halves.
     """
     if split == "unseen_validation":
         return sorted(UNSEEN_VALIDATION)
@@ -56,9 +57,12 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class SeedRanges:
-    """The first seeds of the scenes of targets and of references, and the number of seeds in each range.
+    """Where seeds of scenes come from; targets and references never share a scene, nor does training with either.
 
-    Targets and references never share a scene, nor does training with either.
+    Attributes:
+        first_scene: The first seed for targets.
+        first_reference: The first seed for references.
+        size: Number of seeds in each range.
     """
 
     first_scene: int

@@ -58,7 +58,11 @@ def measure_drift(clip: Clip) -> dict[str, Drift]:
 
 
 def find_drift(values: PerFrame) -> Drift:
-    """Return the drift of a measure, of values of 0 or more for at least one frame."""
+    """Return the drift of a measure.
+
+    Args:
+        values: Value of each frame, at least one, 0 or more.
+    """
     count = len(values)
     edge = max(1, round(_EDGE_SHARE * count))
     scale = 100 / max(float(values.mean()), 1e-9)
@@ -77,7 +81,10 @@ def measure_consistency(features: Float[np.ndarray, "moment feature"]) -> float:
     """Return how much moments resemble the first one and the one before, as VBench does for subjects.
 
     That is the mean, over all moments but the first, of both cosines, none of them below 0. Values depend on the
-    network that the features, of unit length, are of. A single moment is consistent.
+    network that the features are of.
+
+    Args:
+        features: Features of unit length, of at least one moment; a single one is consistent.
     """
     if len(features) < 2:
         return 1.0

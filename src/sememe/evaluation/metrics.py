@@ -76,7 +76,12 @@ def compare_grids(
     """Return the traces in several clips together, with intervals over scenes.
 
     Differences are averaged over the clips before they are divided: a single clip with hardly any difference would
-    otherwise decide the mean. Measures are of generated clips and of their true renders.
+    otherwise decide the mean.
+
+    Args:
+        made: Measures of each generated clip.
+        true: The same of its true render.
+        scenes: Scene of each clip.
     """
     values = [[*astuple(one), *astuple(other)] for one, other in zip(made, true, strict=True)]
     count = len(GridDifferences.__slots__)
@@ -108,7 +113,13 @@ _K1, _K2 = 0.01, 0.03
 def psnr(clip: Clip, truth: Clip, *, skip_first: bool = True) -> float:
     """Return the peak signal-to-noise ratio in decibels over all pixels, at most `PSNR_LIMIT`.
 
-    `skip_first` leaves out frame 0, which was given. Raises `InputError` if the shapes differ.
+    Args:
+        clip: Clip that was made.
+        truth: Clip that should have been made, of the same shape.
+        skip_first: Whether to leave frame 0 out, which was given.
+
+    Raises:
+        InputError: If the shapes differ.
     """
     first, second = _pair(clip, truth, skip_first=skip_first)
     error = float(np.mean(np.square(first - second), dtype=np.float64))
@@ -118,8 +129,10 @@ def psnr(clip: Clip, truth: Clip, *, skip_first: bool = True) -> float:
 def ssim(clip: Clip, truth: Clip) -> float:
     """Return the structural similarity (Wang et al. 2004): mean over frames, channels, 7x7-pixel windows; at most 1.
 
-    Local means, variances and covariances weigh all pixels of a window equally and are those of the population. Raises
-    `InputError` if the shapes differ or a side is below 7 pixels.
+    Local means, variances and covariances weigh all pixels of a window equally and are those of the population.
+
+    Raises:
+        InputError: If the shapes differ or a side is below 7 pixels.
     """
     first, second = _pair(clip, truth, skip_first=True)
     if min(first.shape[1:3]) < _WINDOW:

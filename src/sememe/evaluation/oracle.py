@@ -148,7 +148,15 @@ def count_confusions(verdicts: Sequence[Verdict]) -> tuple[Confusion, ...]:
 
 
 class SceneOracles:
-    """Oracles of scenes at one size and length, among those of the named conditions that each can show."""
+    """Oracles of scenes at one size and length.
+
+    Args:
+        names: The conditions that count as candidates, in scenes that can show them.
+        num_frames: Frames of each clip.
+        height: Height in pixels.
+        width: Width in pixels.
+        fps: Frame rate of renders.
+    """
 
     def __init__(self, names: Sequence[str], num_frames: int, height: int, width: int, fps: float) -> None:
         self.names = tuple(names)

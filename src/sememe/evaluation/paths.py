@@ -13,7 +13,11 @@ _CELLS = 8
 
 
 def find_path(cover: Float[np.ndarray, "moment row column"]) -> Path2D:
-    """Return the centre of the subject, which covers shares (0 to 1) of cells."""
+    """Return the centre of the subject.
+
+    Args:
+        cover: How much of each cell is subject, 0 to 1.
+    """
     _, rows, columns = cover.shape
     total = cover.sum(axis=(1, 2))
     x = cover.sum(axis=1) @ ((np.arange(columns) + 0.5) / columns)
@@ -46,10 +50,14 @@ def find_moving_path(clip: Clip) -> Path2D:
 
 
 def correlate_paths(true: Path2D, path: Path2D) -> float | None:
-    """Return the correlation of a path with the true one, of both coordinates about their means together.
+    """Return the correlation of two paths, of both coordinates about their means together.
 
     Where the subject should be seen and is not, it is taken to be at the mean of its path: a lost subject tells
     nothing. None if it should be seen at fewer than three moments, or does not move by a hundredth of the picture.
+
+    Args:
+        true: Path as it should be.
+        path: Path as it is.
     """
     is_seen = ~np.isnan(true[:, 0])
     if is_seen.sum() < 3:

@@ -53,7 +53,14 @@ def name_scene(scene: Scene) -> dict[str, str]:
 
 @dataclass(frozen=True, eq=False)
 class ReadingLogits:
-    """Output of the network for a batch of clips: logits, with `cover` that of how much of each cell is subject."""
+    """Output of the network for a batch of clips.
+
+    Attributes:
+        labels: Logits of the values of each label of a clip as a whole.
+        conditions: Logits of what happens at each moment.
+        cover: Logits of how much of each cell is subject.
+        features: Features of each moment.
+    """
 
     labels: Mapping[str, Float[Tensor, "batch value"]]
     conditions: Float[Tensor, "batch moment condition"]
@@ -74,8 +81,12 @@ class _Residual(nn.Module):
 class SceneReader(ModelMixin, ConfigMixin):
     """A network over moments of a clip: maps of each, and convolutions over time.
 
-    The vocabulary has the values of each label; those of "condition" are of moments, of which there are `fps` a second.
-    The width is that of the finest maps, a multiple of 4; what it sees has `size` pixels a side, a multiple of 8.
+    Args:
+        vocabulary: Values of each label; those of "condition" are of moments.
+        width: Channels of the finest maps, a multiple of 4.
+        feature_dim: Numbers of the features of each moment.
+        fps: Moments per second.
+        size: Height and width in pixels of what it sees, a multiple of 8.
     """
 
     @register_to_config  # type: ignore[untyped-decorator]
@@ -110,7 +121,11 @@ class SceneReader(ModelMixin, ConfigMixin):
         )
 
     def forward(self, video: Float[Tensor, "batch 3 moment height width"]) -> ReadingLogits:
-        """Read clips of the size and rate of this network, values in [-1, 1]."""
+        """Read clips.
+
+        Args:
+            video: Frames of the size and rate of this network, values in [-1, 1].
+        """
         batch, _, moments, *_ = video.shape
         # (batch, 3, moment, height, width) -> (batch * moment, 3, height, width)
         fine = self.fine(self.stem(video.transpose(1, 2).flatten(0, 1)))
@@ -126,9 +141,15 @@ class SceneReader(ModelMixin, ConfigMixin):
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """What a clip shows: labels, what happens one after another (None for nothing), and where the subject is.
+    """What a clip shows.
 
-    Features of each moment are of unit length.
+    Attributes:
+        subject: Kind of the subject.
+        colour: Name of its main colour.
+        place: Kind of the backdrop.
+        conditions: What happens, one after another; None for nothing.
+        path: Centre of the subject at each moment.
+        features: Features of each moment, of unit length.
     """
 
     subject: str
@@ -147,7 +168,11 @@ class ClipReader:
 
     @classmethod
     def load(cls, source: str | Path) -> "ClipReader":
-        """Load the reader of a run, of a model, or of its own folder. Raises `ModelError` if there is no whole one."""
+        """Load the reader of a run, of a model, or of its own folder.
+
+        Raises:
+            ModelError: There is none, or it is not whole.
+        """
         return cls(load_strictly(SceneReader, find_part(source, PART), torch.float32))
 
     @property
@@ -157,9 +182,15 @@ class ClipReader:
 
     @torch.no_grad()
     def read(self, clip: Clip, num_conditions: int) -> Reading:
-        """Read a clip of any size and rate, in which so many things happen one after another.
+        """Read a clip.
 
-        As many are read, no two that follow each other the same. Raises `InputError` if the clip is too short for them.
+        Args:
+            clip: Clip of any size and rate.
+            num_conditions: How many things happen one after another; as many are read, no two that follow each other
+                the same.
+
+        Raises:
+            InputError: The clip is too short for so many.
         """
         config = self.network.config
         picks = pick_frames(clip.num_frames, sampling="fps", source_fps=clip.fps, target_fps=config.fps)
@@ -182,8 +213,13 @@ class ClipReader:
 def find_sequence(scores: Float[np.ndarray, "moment value"], count: int, shortest: int) -> tuple[int, ...]:
     """Return the values of the likeliest runs, one after another, that fill all moments.
 
-    Scores are logarithms of probabilities. There are `count` runs, each of at least `shortest` moments, no two that
-    follow each other of the same value. Raises `InputError` for too few moments.
+    Args:
+        scores: Logarithm of the probability of each value at each moment.
+        count: Number of runs; no two that follow each other have the same value.
+        shortest: Least moments of a run.
+
+    Raises:
+        InputError: There are too few moments.
     """
     moments, values = scores.shape
     if count < 1 or count * shortest > moments:

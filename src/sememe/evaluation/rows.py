@@ -15,9 +15,17 @@ from sememe.video import Clip
 
 @dataclass(frozen=True, slots=True)
 class CaseResult:
-    """The result of a case: what `Verdict` says, and how the clip compares with the true target.
+    """The result of a case.
 
-    PSNR is in decibels. The differences are between neighbouring pixels and frames, in the clip and in the true target.
+    Attributes:
+        case: What was asked for.
+        nearest: The condition that the oracle sees.
+        rank: Place of the right condition among the candidates, 1 for the nearest.
+        distance: Mean squared distance to the true target, as the oracle measures it.
+        psnr: PSNR against the true target in decibels.
+        ssim: Structural similarity to it, at most 1.
+        differences: Differences between neighbouring pixels and frames of the clip.
+        true_differences: Differences in the true target.
     """
 
     case: Case
@@ -127,9 +135,16 @@ def summarise_row(
     groups: Callable[[str], Sequence[str]] | None = None,
     shares: Mapping[str, Share | None] | None = None,
 ) -> RowSummary:
-    """Return the figures of finished cases, see `RowSummary`; `groups` gives the groups of a condition.
+    """Return the figures of finished cases.
 
-    Raises `InputError` if there are no results.
+    Args:
+        results: Results, at least one.
+        num_candidates: Conditions that the oracle chooses among.
+        groups: Function that gives the groups of a condition; None for no groups.
+        shares: What the system counts besides.
+
+    Raises:
+        InputError: If there are no results.
     """
     if not results:
         raise InputError("expected at least one result, got none")

@@ -140,8 +140,13 @@ def read_saved_rows(
 ) -> dict[str, SavedRow[ResultT]]:
     """Read the results of an earlier run with the same identity; none if there is no such file.
 
-    `readers` make a result of its plain values, by row. Raises `InputError` if the file is something else, of another
-    identity, or of a version that judged otherwise.
+    Args:
+        path: File of the report.
+        identity: Identity of this run.
+        readers: Functions that make a result of its plain values, by row.
+
+    Raises:
+        InputError: If the file is something else, of another identity, or of a version that judged otherwise.
     """
     if not path.exists():
         return {}

@@ -24,10 +24,19 @@ _NOTHING = "nothing"
 def read_spans(
     clip: Clip, scene: Scene, seconds: Sequence[float], names: Sequence[str] | None = None
 ) -> tuple[str | None, ...]:
-    """Read the conditions of a clip's spans by their nearest renders, None for nothing.
+    """Read the conditions of a clip's spans by their nearest renders.
 
-    `seconds` are the lengths of the spans, together as long as the clip; else `InputError` is raised. `names` are the
-    conditions that may be read beside nothing; None for all that the scene can show.
+    Args:
+        clip: What was made, as long as all spans together.
+        scene: What it should show.
+        seconds: Length of each span.
+        names: Conditions that may be read, beside nothing; None for all that the scene can show.
+
+    Returns:
+        the condition of each span, None for nothing.
+
+    Raises:
+        InputError: For spans that are not as long as the clip.
     """
     deck = [name for name in (conditions() if names is None else names) if can_show(scene, name)]
     read: list[str | None] = []

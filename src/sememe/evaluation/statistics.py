@@ -27,7 +27,8 @@ class Estimate:
 def wilson_interval(successes: int, count: int, confidence: float = 0.95) -> Estimate:
     """Return a proportion with Wilson's score interval (1927), which stays within 0..1 and holds for few trials.
 
-    Raises `InputError` if there are no trials, or more successes than trials.
+    Raises:
+        InputError: If there are no trials, or more successes than trials.
     """
     if not 0 <= successes <= count or count == 0:
         raise InputError(f"expected 0 <= successes <= count and count above 0, got {successes} and {count}")
@@ -77,9 +78,14 @@ def bootstrap_interval(
 
 
 def to_markdown(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> str:
-    """Return a Markdown table of rows by column; figures are aligned right, a missing cell is a dash.
+    """Return a Markdown table; figures are aligned right, a missing cell is a dash.
 
-    Columns None are all, in the order of their first appearance. Raises `InputError` if there are none.
+    Args:
+        rows: One mapping per line, from column to value.
+        columns: Columns in their order; None for all in the order of their first appearance.
+
+    Raises:
+        InputError: If there are no columns.
     """
     names = list(columns) if columns is not None else list(dict.fromkeys(name for row in rows for name in row))
     if not names:

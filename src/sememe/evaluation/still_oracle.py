@@ -72,7 +72,12 @@ class _Silhouettes:
 
 
 class StillOracle:
-    """So many draws of each kind of place, and looks of each kind of subject, ready to be compared with."""
+    """Draws of places and of subjects, ready to be compared with.
+
+    Args:
+        num_layouts: Draws of each kind of place.
+        num_looks: Draws of each kind of subject.
+    """
 
     def __init__(self, num_layouts: int = 200, num_looks: int = 20) -> None:
         rng = np.random.Generator(np.random.PCG64(0))
@@ -95,7 +100,11 @@ class StillOracle:
         self._silhouettes = _draw_silhouettes(rng, num_looks)
 
     def read(self, frame: UInt8[np.ndarray, "height width 3"]) -> Scene:
-        """Find the scene in flat colours whose picture is nearest in the middle square, before anything happens."""
+        """Find the scene of flat colours whose picture is the nearest, before anything happens.
+
+        Args:
+            frame: Picture of the world, of which the square in the middle is looked at.
+        """
         backdrop, place = self._find_place(_shrink(frame, self._side))
         subject = self._find_subject(_shrink(frame, place.shape[0]), place)
         return Scene(0, subject, backdrop)

@@ -22,7 +22,13 @@ _NARROWEST = 0.08  # a scale closer to zero has no inverse
 
 @dataclass(frozen=True, slots=True)
 class Act:
-    """A condition that acts during the frames of a take; progress (see `Take`) and strength 0..1 of each, float32."""
+    """A condition that acts during the frames of a take.
+
+    Attributes:
+        entry: The condition.
+        progress: Its time, (num_frames,) float32; see `Take`.
+        strength: From 0 (off) to 1 (full), (num_frames,) float32.
+    """
 
     entry: Condition
     progress: Floats

@@ -19,11 +19,16 @@ EffectList = Literal["subject_warps", "subject_effects", "shards", "behind", "be
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """One semantic condition, which bends a take, and the words that it adds to a full caption.
+    """One semantic condition.
 
-    The split is "seen" where the expert is trained on it, otherwise "unseen". A condition that needs layers acts on the
-    subject or on distances, which a whole photograph does not have. Conditions that differ in a number, a colour or a
-    direction share their `function`.
+    Attributes:
+        name: Name in files and on the command line.
+        family: One of `catalogue.FAMILIES`.
+        split: Whether the expert is trained on it: "seen" or "unseen".
+        apply: Bends a take.
+        phrase: Words that it adds to a full caption.
+        needs_layers: Whether it acts on the subject or on distances, which a whole photograph does not have.
+        function: The function behind it, which conditions that differ in a number, a colour or a direction share.
     """
 
     name: str
@@ -42,7 +47,10 @@ class Condition:
 class Family:
     """The conditions of one family; called, it makes a decorator that lists a function as a condition.
 
-    With `needs_layers` all of them act on the subject or on distances.
+    Attributes:
+        name: Name of the family.
+        needs_layers: Whether all its conditions act on the subject or on distances.
+        conditions: Conditions registered so far.
     """
 
     def __init__(self, name: str, *, needs_layers: bool = False) -> None:

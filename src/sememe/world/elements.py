@@ -43,8 +43,13 @@ def falling(
 ) -> None:
     """Drops, flakes or scraps fall through the whole picture (upwards if `speed` is below 0).
 
-    They are `count` at the end of the swell, fall `speed` heights of the picture over the take, sway sideways by
-    `drift` scene units, and have a radius across and down in scene units, and one of the colours each.
+    Args:
+        take: Take that is bent.
+        count: Number of drops at the end of the swell.
+        speed: Heights of the picture that they fall over the take.
+        drift: How far they sway sideways, in scene units.
+        radius: Radius across and down, in scene units.
+        colors: Colours, of which one is drawn at random for each.
     """
     rng = np.random.Generator(np.random.PCG64(count + 17))
     start_x, start_y, hue = rng.uniform(-1, 1, count), rng.uniform(0, 1, count), rng.integers(0, len(colors), count)

@@ -19,7 +19,15 @@ _MAX_DETAIL = 0.5  # cells of noise per pixel: finer ones would alias
 
 
 def relief(material: str, seed: int, rows: int, columns: int, cells: float) -> FloatImage:
-    """Return the light and dark of a material, (rows, columns), with mean 0, over an area of `cells` scene units."""
+    """Return the light and dark of a material, (rows, columns), with mean 0.
+
+    Args:
+        material: One of `scene.MATERIALS` or `scene.HELD_OUT_MATERIALS`.
+        seed: Seed of its details.
+        rows: Height in pixels.
+        columns: Width in pixels.
+        cells: Size of the area that is covered, in scene units.
+    """
     if material in _PHOTOGRAPHED:
         field = relief_of(material, seed, rows, columns)
     else:
@@ -91,8 +99,10 @@ def cover(pixels: FloatImage, field: FloatImage, tint_seed: int) -> None:
 def ground_relief(field: FloatImage, closeness: NDArray[np.float32], columns: int) -> FloatImage:
     """Lay a relief on the ground plane: finer and fainter towards the horizon.
 
-    The relief (rows, columns) is seen from above; closeness is one over the distance of each row of the layer, per
-    scene unit.
+    Args:
+        field: The relief seen from above, (rows, columns).
+        closeness: One over the distance of each row of the layer, per scene unit.
+        columns: Width of the layer.
     """
     size = field.shape[0]
     distance = 1 / closeness[:, None]

@@ -40,9 +40,11 @@ _NUM_FRAMES = 17
 
 
 def random_condition(number: int, catalogue: tuple[Condition, ...]) -> Condition:
-    """Draw condition number `number`, named "random_" and the number, the same on every machine.
+    """Draw condition number `number`, named "random_" and the number.
 
-    Seen conditions of the catalogue may be a part of it, and it keeps away from the unseen ones.
+    Args:
+        number: 0 or more; the same number gives the same condition on every machine.
+        catalogue: Conditions of which seen ones may be a part, and from whose unseen ones it keeps away.
 
     Raises:
         InputError: If `number` is negative.

@@ -29,8 +29,11 @@ class Part:
 class Curve:
     """A course over the time of a take that begins at 0 and stays between -1 and 1.
 
-    The shape is one of `_LASTING`, which end elsewhere than they began, or of `_PASSING`. A ramp has a start and an end
-    in 0..1; `count` is cycles, hops, steps or the exponent.
+    Attributes:
+        shape: One of `_LASTING`, which end elsewhere than they began, or of `_PASSING`.
+        start: Where a ramp begins, 0..1.
+        end: Where a ramp ends, after `start`.
+        count: Cycles, hops, steps or the exponent.
     """
 
     shape: str
@@ -127,9 +130,14 @@ def _heading(x: float, y: float) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """A move of one number, which is drawn: what it is called where the number is above 0, and below.
+    """A move of one number, which is drawn.
 
-    Courses that last and those that pass have a least and largest size; `lasting_share` is how often it lasts.
+    Attributes:
+        words: What it is called where the number is above 0, and below.
+        lasting: Least and largest size of a course that lasts.
+        passing: The same of one that passes.
+        apply: Moves a take by the number at each frame.
+        lasting_share: How often it lasts.
     """
 
     words: tuple[str, str]

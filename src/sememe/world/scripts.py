@@ -46,7 +46,14 @@ Span = tuple[str | None, float]
 
 @dataclass(frozen=True, slots=True)
 class RenderedSpan:
-    """A span of a filmed script: seconds, condition (None for none), and who, where, and what happens in it."""
+    """A span of a filmed script.
+
+    Attributes:
+        start: Seconds at which its first frame begins.
+        end: Seconds at which its last frame ends.
+        condition: Condition, None for none.
+        caption: Who, where, and what happens in this span.
+    """
 
     start: float
     end: float

@@ -39,7 +39,12 @@ _MOVES = frozenset({"motion", "camera"})  # families
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """A scene and its spans, conditions (None for none) and seconds, for `render_script`."""
+    """A scene and its spans, for `render_script(script.scene, script.spans)`.
+
+    Attributes:
+        scene: What stands before the camera.
+        spans: Conditions (None for none) and their seconds.
+    """
 
     scene: Scene
     spans: tuple[Span, ...]
