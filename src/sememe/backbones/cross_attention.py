@@ -31,9 +31,11 @@ class TextKeys(NamedTuple):
 
 
 class KeptText(NamedTuple):
-    """A batch of texts as all blocks read it: keys and values per block.
+    """A batch of texts as all blocks read it.
 
-    `stub` is what a forward is given in place of the embeddings: zeros (batch, 1, text_dim) in their precision.
+    Attributes:
+        blocks: Keys and values of the text, per block.
+        stub: Zeros (batch, 1, text_dim) in the precision of the embeddings, which a forward is given in their place.
     """
 
     blocks: tuple[TextKeys, ...]
@@ -70,7 +72,9 @@ class TextAttnProcessor(WanAttnProcessor):
 def project_text(attn: WanAttention, text: Float[torch.Tensor, "batch token dim"]) -> TextKeys:
     """Return keys and values of one block's cross-attention.
 
-    In front of the embedded text are the embedded pictures if the block has weights of its own for them.
+    Args:
+        attn: The attention module of the block.
+        text: Embedded text, with the embedded pictures in front if the block has weights of its own for them.
     """
     split = (attn.heads, -1)
     # As in the stock attention: tokens before a text's fixed number of them are those of pictures.

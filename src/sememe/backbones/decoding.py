@@ -25,9 +25,14 @@ def decode_in_chunks(
 ) -> Iterator[Video]:
     """Decode normalised latents, a few latent frames after the other; together the chunks are the whole video.
 
-    Each chunk, of so many latent frames, is decoded with all that the autoencoder sees of others: seams are those of
-    decoding at once. An autoencoder that works in tiles, or is not known here, gives a single chunk. `span` is the
-    first latent frame to decode, and the one after the last; None for all.
+    Each chunk is decoded with all that the autoencoder sees of other latent frames: seams are those of decoding at
+    once. An autoencoder that works in tiles, or is not known here, gives a single chunk.
+
+    Args:
+        vae: Autoencoder.
+        latents: Normalised latents.
+        chunk: Latent frames per chunk, at least 1.
+        span: First latent frame to decode, and the one after the last; None for all.
 
     Yields:
         Frames in [-1, 1], in the autoencoder's precision.

@@ -26,10 +26,16 @@ def encode_first_frame(
     fill: FirstFrameFill = "grey",
     last_images: Images | None = None,
 ) -> Latents:
-    """Encode a video that holds the picture in [-1, 1] and then mid-grey, as Wan does, or the picture in every frame.
+    """Encode a video that holds the picture and then mid-grey, as Wan does, or the picture in every frame.
 
-    With "repeat" every latent frame has the picture, so that a small network need not learn to carry it over. `fill` is
-    as it was when the transformer was trained.
+    With "repeat" every latent frame has the picture, so that a small network need not learn to carry it over.
+
+    Args:
+        vae: A diffusers video autoencoder.
+        images: Pictures, values in [-1, 1].
+        num_frames: Frames of the video to be made, the picture included.
+        fill: What the later frames hold, as it was when the transformer was trained.
+        last_images: Pictures for the last frame, of the same shape.
 
     Raises:
         InputError: A last frame is given, and the video has one frame only.
@@ -63,8 +69,13 @@ def mark_first_frame(
     """Put the mask in front of encoded frames: 1 where a frame is given, 0 elsewhere.
 
     The transformer's input is (noisy latents, mask, encoded frames) along the channels; this makes the last two. The
-    first latent frame stands for one frame and is marked in all mask channels, one per frame in a latent frame; the
-    last frame, if given, is the last of its latent frame.
+    first latent frame stands for one frame and is marked in all mask channels; the last frame is the last of its latent
+    frame.
+
+    Args:
+        first_frame_latents: Latents that `encode_first_frame` made.
+        num_mask_channels: One per frame in a latent frame, that is the autoencoder's temporal ratio.
+        has_last_frame: Whether the last frame is given too.
     """
     batch, _, *grid = first_frame_latents.shape
     mask = first_frame_latents.new_zeros(batch, num_mask_channels, *grid)
@@ -87,10 +98,15 @@ def frame_condition(
 
 
 def leading_frame_condition(vae: Autoencoder, images: Images, num_frames: int, generator: Generators = None) -> Latents:
-    """Encode a picture in [-1, 1] as CogVideoX reads it: its latents in the first latent frame, zeros in later ones.
+    """Encode a picture as CogVideoX reads it: its own latents in the first latent frame, zeros in the later ones.
 
-    They are drawn from the posterior if a generator is given. Models of CogVideoX 1.5 take these latents without the
-    scale of all others (`invert_scale_latents`).
+    Models of CogVideoX 1.5 take these latents without the scale of all others (`invert_scale_latents`).
+
+    Args:
+        vae: `AutoencoderKLCogVideoX`.
+        images: Pictures, values in [-1, 1].
+        num_frames: Frames of the video to be made.
+        generator: Source of draws from the posterior; None for its mode.
     """
     latents = encode_video(vae, images.unsqueeze(2), generator)
     if getattr(vae.config, "invert_scale_latents", False):

@@ -20,14 +20,19 @@ _NUM_GROUPS = 8
 class LinearVideoAutoencoder(ModelMixin, AutoencoderMixin, ConfigMixin):
     """Encode each block of frames and pixels by a linear map, with the methods of diffusers' autoencoders.
 
-    A latent stands for `temporal_patch_size` frames (None for `patch_size`) of `patch_size` x `patch_size` pixels, an
-    even number; the first frame fills a block of its own. With one frame to a block it is an autoencoder for images:
-    each frame is encoded alone. Decoding inverts the map and adds a correction by a small convolutional network of
-    `hidden_channels`, a multiple of 8, which removes seams between blocks and errors of generated latents. The latents
-    need no statistics: their mean variance is 1.
+    A latent stands for `temporal_patch_size` frames of `patch_size` x `patch_size` pixels; the first frame fills a
+    block of its own. With one frame to a block it is an autoencoder for images: each frame is encoded alone.
+    Decoding inverts the map and adds a correction by a small convolutional network, which removes seams between blocks
+    and errors of generated latents. The latents need no statistics: their mean variance is 1.
 
-    The standard deviation of the error that decoding assumes latents to have is `noise_level`. The first latent frame
-    of a video is assumed exact: generations are given their first frame.
+    Args:
+        latent_channels: Numbers per block.
+        patch_size: Pixels in height and width per block; even.
+        hidden_channels: Channels of the refining network, a multiple of 8.
+        num_layers: Number of residual blocks of the refining network.
+        noise_level: The standard deviation of the error that decoding assumes latents to have. The first latent frame
+            of a video is assumed exact: generations are given their first frame.
+        temporal_patch_size: Frames per block; None for `patch_size`, 1 for images.
     """
 
     _supports_gradient_checkpointing = False
@@ -66,7 +71,12 @@ class LinearVideoAutoencoder(ModelMixin, AutoencoderMixin, ConfigMixin):
 
     @apply_forward_hook  # type: ignore[untyped-decorator]
     def decode(self, z: Latents, noise_levels: NoiseLevels | None = None) -> DecoderOutput:
-        """Decode latents; a standard deviation of the error for each latent frame, None for the configured one."""
+        """Decode latents to a video.
+
+        Args:
+            z: Latents.
+            noise_levels: Standard deviation of the error of each latent frame; None for those of the configuration.
+        """
         if noise_levels is None:
             noise_levels = z.new_full((len(z), z.shape[2]), self.config.noise_level)
             if not self.is_for_images:

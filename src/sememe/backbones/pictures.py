@@ -18,7 +18,12 @@ Pixels = Float[Tensor, "picture 3 _ _"]
 def encode_pictures(
     image_encoder: CLIPVisionModel, image_processor: BaseImageProcessor, pictures: Sequence[np.ndarray]
 ) -> Float[Tensor, "picture image_token image_dim"]:
-    """Encode pictures, uint8 (height, width, 3), by the last layer but one of a CLIP vision model, as Wan2.1 reads it.
+    """Encode pictures by the last layer but one of a CLIP vision model, as Wan2.1 reads it.
+
+    Args:
+        image_encoder: A `CLIPVisionModel`.
+        image_processor: Its processor, which scales and crops.
+        pictures: RGB pictures (height, width, 3), uint8.
 
     Raises:
         ModelError: The processor gives pictures of another size than the model reads.

@@ -20,7 +20,11 @@ _MOST_SHOWN = 200  # characters of a prompt in a message
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """Texts to numbers, as the tokenizers of transformers do it; made for `model_max_length` tokens per text."""
+    """Texts to numbers, as the tokenizers of transformers do it.
+
+    Attributes:
+        model_max_length: Tokens per text that it was made for.
+    """
 
     model_max_length: int
 
@@ -45,8 +49,14 @@ def encode_prompts(
 ) -> TextEmbeds:
     """Embed prompts as Wan reads them: cleaned, padding masked in the encoder, zeros after a prompt's end.
 
-    The encoder is a `UMT5EncoderModel` or `T5EncoderModel`, whose precision and device the embeddings have. What is
-    longer than `max_sequence_length`, or `default_sequence_length`, is cut off, with a warning that says what is lost.
+    Args:
+        tokenizer: Tokenizer of the text encoder.
+        text_encoder: A `UMT5EncoderModel` or `T5EncoderModel`.
+        prompts: Texts; longer ones are cut off, with a warning that says what is lost.
+        max_sequence_length: Tokens per prompt; None for `default_sequence_length`.
+
+    Returns:
+        Embeddings in the encoder's precision, on its device.
     """
     length = max_sequence_length or default_sequence_length(tokenizer)
     ids, mask = tokenize_prompts(tokenizer, [clean_prompt(prompt) for prompt in prompts], length)

@@ -102,10 +102,15 @@ _LOADING_ERRORS = (
 
 
 def find_class(name: str, folder: Path, entry: object = None) -> Any:
-    """Return the class of a component, such as "vae".
+    """Return the class of a component.
 
-    `entry` is library and class, as a model's index names them; None is the class that its own configuration names.
-    Raises `ModelError` for a class that is not loaded here.
+    Args:
+        name: Component, such as "vae".
+        folder: Its folder.
+        entry: Library and class, as a model's index names them; None for the class that its own configuration names.
+
+    Raises:
+        ModelError: It is none of the classes that are loaded here.
     """
     if entry is None:
         class_name = _read_class_name(folder / config_name(name))
@@ -123,7 +128,8 @@ def find_class(name: str, folder: Path, entry: object = None) -> Any:
 def read_entry(name: str, folder: Path, entry: object) -> tuple[str, str]:
     """Return library and class of a component, as `model_index.json` names them.
 
-    Raises `ModelError` for anything else.
+    Raises:
+        ModelError: `entry` is not a list of two strings.
     """
     match entry:
         case [str() as library, str() as class_name]:
@@ -146,7 +152,13 @@ _ELSEWHERE = {
 def check_components(known: Collection[str], given: Mapping[str, Any], dtypes: Dtypes | None = None) -> None:
     """Check the arguments with which a pipeline is loaded, before anything is read.
 
-    Raises `InputError` for a component that is none of the known ones, and a precision that is none of floating point.
+    Args:
+        known: What the pipeline consists of.
+        given: Loaded components by name.
+        dtypes: Precisions.
+
+    Raises:
+        InputError: A name is none of the pipeline's, or a precision is none of floating point.
     """
     for name in given.keys() - known:
         advice = _ELSEWHERE.get(name, f"its components are {', '.join(known)}")
@@ -160,7 +172,15 @@ def check_components(known: Collection[str], given: Mapping[str, Any], dtypes: D
 
 
 def check_files(folder: Path, parts: Collection[str]) -> None:
-    """Raise `ModelError` if files of these parts of a model are missing, all named at once, or weights are damaged."""
+    """Check for the files of a model, and name all that are missing at once; check the headers of its weights.
+
+    Args:
+        folder: Folder of the model.
+        parts: Names of its folders that are to be read.
+
+    Raises:
+        ModelError: Some are missing, or weights are damaged or cut short.
+    """
     missing = [
         f"{name}/{file}"
         for name in parts
@@ -225,7 +245,8 @@ def build_network(component: Any, config: Mapping[str, Any]) -> Any:
 def sketch_network(component: Any, folder: Path) -> Any:
     """Return the network of a folder on the meta device, without its weights.
 
-    Raises `ModelError` if the folder's configuration does not describe such a network.
+    Raises:
+        ModelError: The folder's configuration does not describe such a network.
     """
     config = read_json(folder / CONFIG_NAME)
     try:
@@ -245,7 +266,9 @@ def choose_dtype(name: str, dtype: Dtypes | None) -> torch.dtype:
 class ModelPart:
     """A network that is saved inside a larger one, such as the vision tower of a language model.
 
-    Its configuration is that of `config_key` there, and the names of its tensors begin with one of the prefixes.
+    Attributes:
+        config_key: Setting of the larger one's configuration that holds the part's own.
+        prefixes: What the names of its tensors may begin with there.
     """
 
     config_key: str

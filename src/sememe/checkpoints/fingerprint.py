@@ -23,9 +23,12 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 @dataclass(frozen=True)
 class ModelFingerprint:
-    """SHA-256 of each of a model's files by its path in the folder, and of the lines that sha256sum prints of them.
+    """Hashes of a model's files.
 
-    `revision` is the commit, where the folder is a snapshot of a repository on the Hugging Face hub.
+    Attributes:
+        sha256: SHA-256 of the lines `<sha256>  <path>` of all files, sorted by path, as the tool sha256sum prints them.
+        files: SHA-256 of each file, by its path inside the folder.
+        revision: Commit, where the folder is a snapshot of a repository on the Hugging Face hub.
     """
 
     sha256: str

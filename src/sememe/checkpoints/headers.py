@@ -37,7 +37,15 @@ _MOST_NAMES = 20
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor is, by the header of its file, in which it is `key`; the dtype is such as `BF16`."""
+    """Where a tensor is, by the header of its file.
+
+    Attributes:
+        key: Name in that file.
+        shape: Shape.
+        dtype: Precision as safetensors names it, such as `BF16`.
+        num_bytes: Size of its data.
+        path: The file.
+    """
 
     key: str
     shape: tuple[int, ...]
@@ -49,7 +57,8 @@ class StoredTensor:
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object of a model folder.
 
-    Raises `ModelError` if the file is absent, is not a JSON object, or has a setting that makes a library load code.
+    Raises:
+        ModelError: The file is absent, is not a JSON object, or has a setting that makes a library load code.
     """
     if path.exists() and not (path.is_file() and path.stat().st_size <= _MAX_JSON):  # a pipe would never end
         raise ModelError(f"expected {path} to be a file of at most {_MAX_JSON / 1e6:g} MB")
@@ -70,8 +79,13 @@ def read_json(path: Path) -> dict[str, Any]:
 def check_sizes(path: Path, config: Any, num_tensors: int | None = None) -> None:
     """Check the numbers of a configuration before anything of that size is built.
 
-    Raises `ModelError` if a number is far beyond those of any model, or if there are more layers than stored tensors,
-    of which each layer has at least one; `num_tensors` is None where none are stored.
+    Args:
+        path: File of the configuration.
+        config: What it holds.
+        num_tensors: Tensors that are stored for it, of which each layer has at least one; None where there are none.
+
+    Raises:
+        ModelError: A number is far beyond those of any model, or there are more layers than tensors.
     """
     if isinstance(config, list):
         for each in config:
@@ -91,7 +105,9 @@ def check_sizes(path: Path, config: Any, num_tensors: int | None = None) -> None
 def read_stored_tensors(folder: Path, stems: Sequence[str] = STEMS) -> dict[str, StoredTensor]:
     """Return every tensor of a folder, by name.
 
-    Raises `ModelError` as `list_weight_files` and `read_header` do, and for a tensor that is in two files.
+    Raises:
+        ModelError: As `list_weight_files`; or a file is damaged or not as long as its header says, or a tensor is in
+            two files.
     """
     stored: dict[str, StoredTensor] = {}
     for path in list_weight_files(folder, stems):
@@ -105,9 +121,14 @@ def read_stored_tensors(folder: Path, stems: Sequence[str] = STEMS) -> dict[str,
 
 
 def list_weight_files(folder: Path, stems: Sequence[str] = STEMS) -> list[Path]:
-    """Return the files of a folder: those that `<stem>.safetensors.index.json` names, or `<stem>.safetensors`.
+    """Return the safetensors files of a folder: those that an index names, or the only one.
 
-    Stems are looked for in order. Raises `ModelError` if there are none, one is missing, or there are pickles instead.
+    Args:
+        folder: Holds `<stem>.safetensors`, or `<stem>.safetensors.index.json` and the files that it names.
+        stems: Names to look for, in this order.
+
+    Raises:
+        ModelError: There are none, one of them is missing, or there are pickles instead.
     """
     index = _find_index(folder, stems)
     if index is not None:
@@ -132,7 +153,8 @@ def list_weight_files(folder: Path, stems: Sequence[str] = STEMS) -> list[Path]:
 def list_missing_shards(folder: Path, stems: Sequence[str] = STEMS) -> list[str]:
     """Return the files that a folder's index names and that are missing; none where it has no index.
 
-    Raises `ModelError` if the index cannot be read, or names anything but safetensors files beside it.
+    Raises:
+        ModelError: The index cannot be read, or names anything but safetensors files beside it.
     """
     index = _find_index(folder, stems)
     return [] if index is None else [name for name in _read_shard_names(index) if not (folder / name).is_file()]
@@ -224,7 +246,11 @@ def _unfinished_downloads(folder: Path) -> list[str]:
 
 
 def read_header(path: Path) -> list[StoredTensor]:
-    """Return the tensors of a safetensors file. Raises `ModelError` if it is none, damaged or cut short."""
+    """Return the tensors of one safetensors file.
+
+    Raises:
+        ModelError: It is none, is damaged, or is not as long as its header says.
+    """
     size = path.stat().st_size
     try:
         with path.open("rb") as file:

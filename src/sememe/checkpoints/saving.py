@@ -19,9 +19,17 @@ def save_components(
     class_name: str,
     max_shard_size: int | str | None = None,
 ) -> None:
-    """Write each component to a folder of its name, and `model_index.json` with further settings at the end.
+    """Write each component to a folder of its name, and `model_index.json` at the end.
 
-    Components that the model does without are None; so is `max_shard_size` for the libraries' own.
+    Args:
+        folder: Folder of the model; it is made.
+        components: Components by name; None for one that the model does without.
+        settings: Further entries of the index.
+        class_name: Class of the pipeline.
+        max_shard_size: Largest size of a file of weights; None for the libraries' own.
+
+    Raises:
+        OutputError: The folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     index: dict[str, Any] = {"_class_name": class_name, "_diffusers_version": diffusers.__version__}

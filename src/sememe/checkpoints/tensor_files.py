@@ -71,7 +71,11 @@ def write_tensors(
 
 
 def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write one safetensors file, with texts besides the tensors in its header. Raises `OutputError` if it cannot."""
+    """Write one safetensors file, with texts besides the tensors in its header.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
     contents = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with writing(path):
         try:
@@ -85,7 +89,8 @@ def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path, metadata: Mapp
 def iterate_stored(tensors: Mapping[str, StoredTensor]) -> Iterator[tuple[str, torch.Tensor]]:
     """Read tensors one by one, file after file, and yield each with its key in `tensors`.
 
-    Raises `ModelError` if a file cannot be read.
+    Raises:
+        ModelError: A file cannot be read.
     """
     by_path: dict[Path, list[tuple[str, StoredTensor]]] = {}
     for key, stored in tensors.items():
@@ -100,7 +105,11 @@ def iterate_stored(tensors: Mapping[str, StoredTensor]) -> Iterator[tuple[str, t
 
 
 def iterate_tensors(folder: Path, expected: Mapping[str, torch.Size]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Read tensors one by one, after their names and shapes were compared with `expected`; see `check_tensors`."""
+    """Read tensors one by one, after their names and shapes were compared with `expected`.
+
+    Raises:
+        ModelError: A tensor is missing, extra or of another shape, or a file is absent or damaged.
+    """
     stored = read_stored_tensors(folder, (_STEM,))
     check_tensors(folder, expected, stored)
     yield from iterate_stored(stored)
@@ -136,7 +145,11 @@ def leave_out(stored: Mapping[str, StoredTensor], model: nn.Module) -> dict[str,
 
 
 def check_tensors(folder: Path, expected: Mapping[str, torch.Size], stored: Mapping[str, StoredTensor]) -> None:
-    """Raise `ModelError` for tensors that are missing, extra or of another shape; the message names them."""
+    """Compare tensors by name and shape.
+
+    Raises:
+        ModelError: Some are missing, extra or of another shape; the message names them.
+    """
     found = {key: torch.Size(tensor.shape) for key, tensor in stored.items()}
     missing = sorted(expected.keys() - found.keys())
     extra = sorted(found.keys() - expected.keys())

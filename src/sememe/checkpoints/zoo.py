@@ -39,9 +39,19 @@ _DOWNLOADED = [MODEL_INDEX, "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model
 class ModelRecord:
     """What a model's folder says of itself.
 
-    Description, license (an SPDX name) and source of the weights are from its card; height, width (pixels), frames and
-    rate are of what it makes by default; numbers and bytes are of all its safetensors files. A built-in model is loaded
-    by its name, `<system>/<size>`.
+    Attributes:
+        name: Name by which a built-in model is loaded: `<system>/<size>`.
+        pipeline: Class of its pipeline.
+        description: One sentence from its card.
+        license: SPDX name, from its card.
+        source: Origin of its weights, from its card.
+        height: Pixels of what it makes by default.
+        width: Pixels, the same.
+        num_frames: Frames, the same.
+        fps: Frames a second, the same.
+        num_parameters: Numbers in all its safetensors files.
+        num_bytes: Size of those files.
+        folder: Where it is.
     """
 
     name: str
@@ -146,10 +156,14 @@ def is_hub_id(name: str | Path) -> bool:
 
 
 def find_part(source: str | Path, part: str) -> Path:
-    """Return the folder of a component such as "vae", or of a part that only one system has, such as "expert".
+    """Return the folder of one part of a model; its class is checked where it is loaded.
 
-    The source is the folder of a run (its `model/` is searched) or of a model, a built-in name, or the part's own
-    folder. Raises `ModelError` if the part is not there; its class is checked where it is loaded.
+    Args:
+        source: Folder of a run (its `model/` is searched) or of a model, built-in name, or the part's own folder.
+        part: Component, such as "vae", or a part that only one system has, such as "expert".
+
+    Raises:
+        ModelError: It is not there.
     """
     folder = resolve_model(source)
     for place in (folder / "model" / part, folder / part, folder / "model", folder):
@@ -166,7 +180,11 @@ def config_name(name: str) -> str:
 
 
 def describe_model(folder: Path) -> ModelRecord:
-    """Read what a model's folder says of itself. Raises `ModelError` if it holds no model."""
+    """Read what a model's folder says of itself.
+
+    Raises:
+        ModelError: The folder holds no model.
+    """
     index = read_json(folder / MODEL_INDEX)
     made = index.get("generation_defaults") or {}
     card = _read_card(folder / "README.md")

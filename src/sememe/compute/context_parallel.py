@@ -29,10 +29,14 @@ Keys = Float[Tensor, "batch key head head_dim"]
 
 
 def attend(processor: Any, query: Queries, key: Keys, value: Keys, mask: Tensor | None = None) -> Queries:
-    """Attend on the backend of an attention processor of diffusers, over all processes that share its tokens.
+    """Attend on the backend of an attention processor, over all processes that share its tokens.
 
-    All arguments are of this process's tokens; processes may differ in the numbers of their queries and keys. The mask
-    is one of keys, in the form of the backend.
+    Args:
+        processor: Processor with the fields `_attention_backend` and `_parallel_config` of diffusers.
+        query: Queries of this process's tokens.
+        key: Keys of this process's tokens. Processes may differ in the numbers of their queries and keys.
+        value: Values of this process's tokens.
+        mask: Mask of this process's keys, in the form of the backend.
     """
     backend, config = processor._attention_backend, processor._parallel_config
     shared = None if config is None else config.context_parallel_config
@@ -126,9 +130,11 @@ def share_tokens(network: Any, mesh: DeviceMesh) -> None:
     """Have the processes of a group share the tokens of a network, in parts whose lengths may differ.
 
     Each process gets the whole result, and of every gradient a part, which the sum over the group makes whole.
-    `enable_parallelism` of diffusers does the same on accelerators, for parts of one length alone. The network has a
-    context-parallel plan of diffusers, and its self-attention calls `attend`; the mesh of all processes has the
-    dimensions `MESH_NAMES`.
+    `enable_parallelism` of diffusers does the same on accelerators, for parts of one length alone.
+
+    Args:
+        network: Transformer with a context-parallel plan of diffusers, whose self-attention calls `attend`.
+        mesh: Mesh of all processes, with the dimensions `MESH_NAMES`.
     """
     shared = ContextParallelConfig(ulysses_degree=mesh["ulysses"].size(), ulysses_anything=True)
     config = ParallelConfig(context_parallel_config=shared)

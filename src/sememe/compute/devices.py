@@ -15,7 +15,8 @@ _VRAM_TOLERANCE = 1.05
 def find_device(name: torch.device | str) -> torch.device:
     """Return the device of that name, "cpu:0" as "cpu".
 
-    Raises `InputError` if this machine has no such device, or it does not compute; the message names those that it has.
+    Raises:
+        InputError: This machine has no such device, or it does not compute; the message names those that it has.
     """
     try:
         device = torch.device(name)
@@ -36,7 +37,11 @@ def find_device(name: torch.device | str) -> torch.device:
 
 
 def choose_device(name: torch.device | str | None) -> torch.device:
-    """Return the device of that name as `find_device`; for "auto" or None CUDA where it is there, the CPU otherwise."""
+    """Return the device of that name; for "auto" or None CUDA where it is there, the CPU otherwise.
+
+    Raises:
+        InputError: This machine has no device of that name.
+    """
     return find_device(("cuda" if torch.cuda.is_available() else "cpu") if name in ("auto", None) else name)
 
 

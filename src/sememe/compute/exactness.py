@@ -17,8 +17,9 @@ _APPROXIMATE_ATTENTION = ("sage", "_sage")
 class ModelChanges:
     """How a pipeline differs from its model.
 
-    Shortcuts are what is computed with less work or memory than the model asks for; adapters are LoRA weights that act,
-    loaded or fused, so that the result is not the model's own.
+    Attributes:
+        shortcuts: What is computed with less work or memory than the model asks for; empty where it is exact.
+        adapters: Names of LoRA weights that act, loaded or fused; what they give is not the model's own.
     """
 
     shortcuts: tuple[str, ...]
@@ -26,10 +27,13 @@ class ModelChanges:
 
 
 def find_model_changes(pipeline: Any, height: int, width: int, storage: str | None = None) -> ModelChanges:
-    """Return how a pipeline differs from its model, when it makes a result of that size in pixels.
+    """Return how a pipeline differs from its model.
 
-    An autoencoder works in tiles only where the result is larger than one. `storage` is the form in which a plan stored
-    the transformer's weights in fewer bits; None without one.
+    Args:
+        pipeline: A pipeline with a `transformer` and a `vae`, which may be None.
+        height: Height of the result in pixels; an autoencoder works in tiles only where it is above a tile's.
+        width: Width of the result in pixels, the same.
+        storage: Form in which a plan stored the transformer's weights in fewer bits; None without one.
     """
     transformer = pipeline.transformer
     library = find_library(transformer)

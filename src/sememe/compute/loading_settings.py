@@ -41,7 +41,8 @@ class LoadingSettings(Record):
     def adapters(self) -> tuple[tuple[Path, float], ...]:
         """Files of LoRA weights, and the scale of each.
 
-        Raises `InputError` for other files, and for a scale that is not finite.
+        Raises:
+            InputError: A file is not there, or is not a .safetensors file, or a scale is not finite.
         """
         found = tuple(map(_parse_adapter, self.lora))
         for path, scale in found:

@@ -38,9 +38,10 @@ _ADAPTER_PART = re.compile(ADAPTER_LAYER_PATTERN + ".*")
 
 
 def check_can_adapt(model: ModelMixin, *, of_expert: bool) -> None:
-    """Raise `ModelError` if no new adapter can be put on the expert, or on the backbone.
+    """Check that new adapters can be put on the expert, or on the backbone.
 
-    That is so where its weights are 8-bit floats (quantised ones may be adapted), or out of reach.
+    Raises:
+        ModelError: Its weights are 8-bit floats (quantised ones may be adapted), or out of reach.
     """
     weights = [weight for name, weight in model.named_parameters() if _is_expert_key(model, name) == of_expert]
     part = "expert" if of_expert else "backbone"
@@ -67,9 +68,15 @@ def restrict_to_expert(model: ModelMixin, config: PeftConfig) -> PeftConfig:
 
 
 def add_expert_adapter(model: ModelMixin, config: PeftConfig, name: str = "default") -> None:
-    """Put a new adapter on the expert alone; the targets of its PEFT configuration are looked for there.
+    """Put a new adapter on the expert alone.
 
-    Raises `ModelError` if no layer of the expert is a target, or if the expert cannot be changed as it is.
+    Args:
+        model: A transformer with experts.
+        config: PEFT configuration, such as `LoraConfig`; its targets are looked for in the expert.
+        name: Name of the adapter.
+
+    Raises:
+        ModelError: No layer of the expert is a target, or the expert cannot be changed as it is.
     """
     check_can_adapt(model, of_expert=True)
     with _refetched(model):
@@ -81,7 +88,11 @@ def add_expert_adapter(model: ModelMixin, config: PeftConfig, name: str = "defau
 
 @torch.no_grad()
 def save_expert_adapter(model: ModelMixin, folder: str | Path, name: str = "default") -> None:
-    """Write an adapter of the expert, safetensors only. Raises `ModelError` if the expert has none of that name."""
+    """Write an adapter of the expert, safetensors only.
+
+    Raises:
+        ModelError: There is no such adapter, or it is not the expert's.
+    """
     from peft import get_peft_model_state_dict
 
     if name not in getattr(model, "peft_config", {}):
@@ -93,10 +104,16 @@ def save_expert_adapter(model: ModelMixin, folder: str | Path, name: str = "defa
 
 
 def load_expert_adapter(model: ModelMixin, source: str | Path, name: str | None = "default") -> None:
-    """Read what `save_expert_adapter` wrote, from the folder or the file in it.
+    """Read what `save_expert_adapter` wrote.
 
-    `name` None is the next free one (`default_0`, ...). Raises `ModelError` if there is no such adapter, it does not
-    fit this model's expert, or the expert cannot be changed as it is.
+    Args:
+        model: A transformer with experts.
+        source: The folder, or the file in it.
+        name: Name of the adapter; None for the next free one (`default_0`, ...).
+
+    Raises:
+        ModelError: There is no such adapter, it does not fit this model's expert, or the expert cannot be changed as
+            it is.
     """
     path = Path(source)
     path = path if path.suffix == ".safetensors" else path / LORA_NAME
@@ -156,9 +173,16 @@ def without_injection_warnings() -> Iterator[None]:
 
 
 def check_adapter(model: ModelMixin, tensors: Mapping[str, torch.Tensor], source: str, *, of_expert: bool) -> None:
-    """Raise `ModelError` if tensors of an adapter do not fit the layers that they name, in the expert or outside of it.
+    """Check the tensors of an adapter against the layers that they name.
 
-    They are given by their names within the model, with PEFT's endings; `source` is where they come from.
+    Args:
+        model: A transformer, with experts or without.
+        tensors: Tensors by name within the model, with PEFT's endings.
+        source: Where the tensors come from, for the message.
+        of_expert: Whether they must lie in the expert, or outside it.
+
+    Raises:
+        ModelError: They do not fit.
     """
     layers = dict(model.named_modules())
     for key, tensor in tensors.items():
@@ -268,12 +292,17 @@ class AdapterMixin(LoraBaseMixin):
     def fuse_lora(self, *arguments: Any, **settings: Any) -> None:
         """Add loaded weights to those of the model, as diffusers does.
 
-        Raises `InputError` for weights in fewer bits.
+        Raises:
+            InputError: These are stored in fewer bits.
         """
         self._fuse(super().fuse_lora, arguments, settings)
 
     def unfuse_lora(self, *arguments: Any, **settings: Any) -> None:
-        """Take fused weights out again, as diffusers does. Raises `InputError` if the model's are in fewer bits."""
+        """Take fused weights out again, as diffusers does.
+
+        Raises:
+            InputError: The model's weights are stored in fewer bits.
+        """
         self._fuse(super().unfuse_lora, arguments, settings)
 
     def _fuse(self, work: Callable[..., None], arguments: tuple[Any, ...], settings: dict[str, Any]) -> None:

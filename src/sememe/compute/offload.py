@@ -39,11 +39,16 @@ def sends_modules_back(method: Callable[_Arguments, _Result]) -> Callable[_Argum
 
 
 def offload_expert(transformer: ModelMixin) -> list[Callable[[], None]]:
-    """Keep a one-way expert on the CPU except while references are encoded; return what removes the hooks.
+    """Keep a one-way expert on the CPU except while references are encoded.
 
     It comes to the backbone's device when a reference is embedded and leaves when the next step begins. In between a
-    step needs nothing but the reference's keys and values. The result is the same. Raises `InputError` for a two-way
-    expert, which is needed at every step.
+    step needs nothing but the reference's keys and values. The result is the same.
+
+    Returns:
+        Functions that remove the hooks.
+
+    Raises:
+        InputError: A two-way expert, which is needed at every step.
     """
     check_can_offload(transformer)
     gate, parts = _first_module(transformer), expert_modules(transformer)

@@ -173,9 +173,14 @@ def without_offload(pipeline: DiffusionPipeline) -> Iterator[None]:
 
 @contextmanager
 def name_smaller_plan(device: torch.device | str, plan: MemoryPlan | None) -> Iterator[None]:
-    """Turn running out of memory within the block into an `InputError` of one line that names the next smaller plan.
+    """Turn running out of memory within the block into one line that names the next smaller plan.
 
-    `plan` is the one by which the pipeline was placed on the device; None without one.
+    Args:
+        device: Where it computes.
+        plan: Plan by which it was placed there; None without one.
+
+    Raises:
+        InputError: The device, or the machine itself, ran out of memory.
     """
     try:
         yield

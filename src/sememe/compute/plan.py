@@ -29,9 +29,11 @@ _HINTED_STORAGES = ("fp8", "int8wo", "fp8wo", "nf4")
 
 
 class Planner:
-    """Estimates strategies for one workload, built in each precision; a phase is measured once, when needed.
+    """Estimates strategies for one workload; each phase is measured once, when it is first needed.
 
-    `stores_last` is whether weights are stored in fewer bits only when all networks are loaded, and not as each is.
+    Args:
+        build: Makes the workload in a precision.
+        stores_last: Whether weights are stored in fewer bits only when all networks are loaded, and not as each is.
     """
 
     def __init__(self, build: Callable[[str], Workload], *, stores_last: bool = False) -> None:
@@ -98,7 +100,8 @@ class Planner:
     def choose(self, constraints: Constraints) -> MemoryPlan:
         """Choose the fastest strategy that fits; an exact one wherever there is one.
 
-        Raises `InputError` if nothing fits the card, or what is offloaded does not fit the machine.
+        Raises:
+            InputError: Nothing fits the card, or what is offloaded does not fit the machine.
         """
         workload = self.workload(constraints.dtypes[0])
         rejected: list[Candidate] = []

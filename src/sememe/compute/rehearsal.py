@@ -34,7 +34,12 @@ from sememe.diffusion.objectives import Samples
 
 
 class TrackedMemory:
-    """Bytes of the tensors made since tracking began: of those that are alive, and the most that were so at once."""
+    """Bytes of the tensors made since tracking began.
+
+    Attributes:
+        live_bytes: Bytes of tensors that are still alive.
+        peak_bytes: Most bytes that were alive at once.
+    """
 
     def __init__(self) -> None:
         self.live_bytes = 0
@@ -57,8 +62,13 @@ def track_memory(device: str | None = None) -> Iterator[TrackedMemory]:
     """Count the bytes of the tensors that operations make within the block.
 
     What existed before (weights, inputs) counts nothing, and nothing is subtracted where it is freed. Scratch space
-    inside one kernel is not seen: the workspace of a convolution, or the tiles of a fused attention. `device` is the
-    type of the only device whose tensors count; None for all.
+    inside one kernel is not seen: the workspace of a convolution, or the tiles of a fused attention.
+
+    Args:
+        device: Type of the only device whose tensors count; None for all devices.
+
+    Yields:
+        The record, which is updated until the block ends.
     """
     memory = TrackedMemory()
     with _Tracker(memory, device):
@@ -249,9 +259,11 @@ class Workload:
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of a phase that begins with the call of a component; the name is empty before the first call.
+    """A stretch of a phase that begins with the call of a component.
 
-    `peak_bytes` is the most that tensors made since the phase began took at once.
+    Attributes:
+        component: Its name, empty before the first call.
+        peak_bytes: The most that tensors made since the phase began took at once.
     """
 
     component: str
@@ -260,14 +272,24 @@ class Segment:
 
 @dataclass(frozen=True)
 class PhaseMemory:
-    """What a phase takes besides weights: stretches in order, and the bytes that are alive when it has ended."""
+    """What a phase takes besides weights.
+
+    Attributes:
+        segments: Stretches in order, each of another component than the one before.
+        kept_bytes: Bytes of tensors that are alive when the phase has ended.
+    """
 
     segments: tuple[Segment, ...]
     kept_bytes: int
 
 
 def measure_phase(run: Callable[[], object], components: Mapping[str, nn.Module]) -> PhaseMemory:
-    """Run a phase on the one device of its components, which may be the meta device, and record its memory."""
+    """Run a phase on the device of its components, and record its memory.
+
+    Args:
+        run: Runs the phase.
+        components: Networks, all on one device, which may be the meta device.
+    """
     device = next(parameter.device.type for module in components.values() for parameter in module.parameters())
     peaks: list[Segment] = []
     current = ""
@@ -353,9 +375,12 @@ _TIMESTEP = 500.0
 def rehearse_step(
     predict: Predict[VariantT], groups: Iterable[tuple[GuidanceRow[VariantT], ...]], latents: Samples
 ) -> Float[Tensor, "..."]:
-    """Return latents after a step as `denoise` takes it, without a scheduler; those before it stay in memory.
+    """Return latents after a step as `denoise` takes it, without a scheduler.
 
-    `groups` are the rows of the guidance that share a forward, in the order in which they are predicted.
+    Args:
+        predict: Predicts for variants of the conditioning.
+        groups: Rows of the guidance that share a forward, in the order in which they are predicted.
+        latents: Noise (batch, ...), which stays in memory beside the result.
     """
     timestep, current = torch.tensor(_TIMESTEP), latents * 1.0
     predictions = [predict(current, timestep, tuple(row.variant for row in rows)) for rows in groups]

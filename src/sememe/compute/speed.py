@@ -49,7 +49,12 @@ _MARK = "_is_compiled_beneath_hooks"
 
 
 def compile_blocks(model: ModelMixin, **options: Any) -> None:
-    """Compile the forward of each block of which diffusers says that it repeats, in whole graphs."""
+    """Compile the forward of each repeated block of a transformer, in whole graphs.
+
+    Args:
+        model: A model of diffusers; its `_repeated_blocks` name the classes.
+        options: Options of `torch.compile`.
+    """
     options = {"fullgraph": True} | options
     if "recompile_limit" in signature(torch.compile).parameters:
         options = {"recompile_limit": _MOST_GRAPHS} | options
@@ -91,9 +96,15 @@ _ADVICE = {
 
 
 def enable_checked(model: ModelMixin, config: Any, enable: Callable[[Any], None]) -> None:
-    """Enable a feature cache of a transformer with experts, by the method of diffusers.
+    """Enable a feature cache, if it takes effect.
 
-    Raises `ModelError` if it would have no effect, or if another cache is enabled.
+    Args:
+        model: A transformer with experts.
+        config: Configuration of the cache.
+        enable: The method of diffusers that enables it.
+
+    Raises:
+        ModelError: It would have no effect, or another cache is enabled.
     """
     name = _name(config)
     if model.is_cache_enabled:
@@ -141,7 +152,11 @@ def check_compiled_cache(config: Any) -> None:
 
 
 def check_two_way(model: ModelMixin, num_references: int) -> None:
-    """Raise `ModelError` if a two-way model's feature cache would mix up what it keeps of so many references."""
+    """Check a two-way model's feature cache against the number of references that pass through it.
+
+    Raises:
+        ModelError: The cache would mix up what it keeps.
+    """
     name, experts = _name(model._cache_config), model.config.expert_blocks
     if name not in _OF_BLOCKS:
         if num_references > 1:
@@ -160,9 +175,16 @@ def check_two_way(model: ModelMixin, num_references: int) -> None:
 def check_generation(
     model: ModelMixin, num_forwards: int, num_inference_steps: int, *, is_limited: bool = False
 ) -> None:
-    """Raise `ModelError` if the model's feature cache does not go with a generation of so many forwards per step.
+    """Check the model's feature cache, if it has one, against a generation.
 
-    `is_limited` is whether guidance acts at some of the steps only, so that forwards differ from step to step.
+    Args:
+        model: A transformer with experts.
+        num_forwards: Forwards per step.
+        num_inference_steps: Denoising steps.
+        is_limited: Whether guidance acts at some of the steps only, so that forwards differ from step to step.
+
+    Raises:
+        ModelError: They do not go together.
     """
     config = model._cache_config
     if config is None:
@@ -219,7 +241,11 @@ def set_attention(pipeline: DiffusionPipeline, name: str) -> None:
 
 
 def check_attention_name(name: str) -> None:
-    """Raise `InputError` for an attention backend that cannot be had for any model; others may still fail."""
+    """Check what can be known of an attention backend before a model is loaded; it may still fail there.
+
+    Raises:
+        InputError: Diffusers does not know it, what it needs is not installed, or it would be fetched from the hub.
+    """
     reason = _find_lack(_find_backend(name))
     if reason is not None:
         raise InputError(f"attention backend {name!r} cannot be used here ({reason}); 'native' always can")
@@ -253,9 +279,14 @@ def list_usable_attention(pipeline: DiffusionPipeline, *, needs_mask: bool = Fal
 
 
 def check_mask_support(pipeline: DiffusionPipeline, strength: float) -> None:
-    """Raise `InputError` if the chosen attention takes no mask, by which the weight of a reference (0..1) is reduced.
+    """Check that the chosen attention takes a mask, by which the weight of a reference is reduced.
 
-    Weights of 0 and 1 need none. The message names the backends that can.
+    Args:
+        pipeline: A pipeline with a `transformer`.
+        strength: Weight of the reference in 0..1; 0 and 1 need no mask.
+
+    Raises:
+        InputError: It cannot; the message names the backends that can.
     """
     if not 0.0 < strength < 1.0:
         return

@@ -9,7 +9,11 @@ if TYPE_CHECKING:
 
 
 class Stopwatch:
-    """Seconds between laps, by name; laps of one name add up. The device, if any, is synchronised at each lap."""
+    """Seconds between laps, by name; laps of one name add up.
+
+    Args:
+        device: Device to synchronise at each lap; None for work on the CPU.
+    """
 
     def __init__(self, device: "torch.device | None" = None) -> None:
         self.seconds: dict[str, float] = {}

@@ -74,9 +74,13 @@ _TORCHAO_CONFIGS = {
 def quantize_transformer(transformer: ModelMixin, kind: str, parts: str = "both") -> None:
     """Quantise the linear layers in a transformer's blocks, in place and for inference only.
 
-    Do it before the transformer is moved, offloaded or compiled, in the precision in which it is to compute; LoRA
-    weights may be loaded before or after, and stay as they are. A quantised transformer cannot be saved, and no LoRA
-    weights can be fused into it.
+    Do it before the transformer is moved, offloaded or compiled; LoRA weights may be loaded before or after, and stay
+    as they are. A quantised transformer cannot be saved, and no LoRA weights can be fused into it.
+
+    Args:
+        transformer: A transformer with experts, in the precision in which it is to compute.
+        kind: One of `Quantization`.
+        parts: The backbone's blocks, the experts in them, or both.
 
     Raises:
         InputError: An unknown kind or part, or a transformer that is quantised already.

@@ -58,7 +58,12 @@ class Strategy:
 
 @dataclass(frozen=True)
 class PhasePeak:
-    """Bytes on the device at the worst moment of a phase: weights, and tensors made in it or kept from those before."""
+    """Bytes on the device at the worst moment of a phase.
+
+    Attributes:
+        weights: Bytes of weights that are there.
+        tensors: Bytes of tensors made in this phase, or kept from those before.
+    """
 
     weights: int
     tensors: int
@@ -70,9 +75,11 @@ class PhasePeak:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a strategy takes: peaks of the phases by name, in order.
+    """What a strategy takes.
 
-    `host_bytes` of the machine's own memory are taken by weights, while they are loaded or while they wait.
+    Attributes:
+        phases: Peaks of the phases by name, in order.
+        host_bytes: Bytes of the machine's own memory that weights take, while they are loaded or while they wait.
     """
 
     phases: Mapping[str, PhasePeak]

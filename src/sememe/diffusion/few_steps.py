@@ -12,7 +12,10 @@ from sememe.errors import RecipeError
 class FewSteps:
     """The steps of a sampler, each divided into equally many parts, which are a teacher's steps.
 
-    The scheduler is one of the first order, whose steps use nothing of the steps before.
+    Args:
+        scheduler: A diffusers scheduler of the first order, whose steps use nothing of the steps before.
+        num_steps: Steps.
+        num_parts: Parts of a step.
 
     Raises:
         RecipeError: The scheduler's steps do not begin where every so many of its smaller ones begin.

@@ -137,7 +137,8 @@ def write_image(image: np.ndarray, path: str | Path) -> None:
 def to_picture(image: Any) -> np.ndarray:
     """Return a uint8 picture (height, width, 3) from a PIL image, such an array or a one-frame Clip, on white.
 
-    Raises `InputError` if it is none of these.
+    Raises:
+        InputError: It is none of these.
     """
     if isinstance(image, Clip):
         if image.num_frames != 1:

@@ -138,7 +138,11 @@ Fit = Literal["cover", "contain", "stretch"]
 
 
 def resize_clip(clip: Clip, height: int, width: int, fit: Fit = "cover") -> Clip:
-    """The clip at `height` x `width` pixels. Shrinking averages over areas, so that fine patterns do not flicker."""
+    """The clip at `height` x `width` pixels. Shrinking averages over areas, so that fine patterns do not flicker.
+
+    Raises:
+        InputError: A side is less than 1 pixel, or `fit` is unknown.
+    """
     check_size(height, width)
     if fit not in get_args(Fit):
         raise InputError(f"expected fit to be one of {', '.join(get_args(Fit))}, got {fit!r}")
@@ -154,6 +158,9 @@ def resample_clip(
 
     The new rate is `fps` where that is given, the old one for `first`, and for `even` what lets the clip last as long
     as before, from its first frame to its last.
+
+    Raises:
+        InputError: A count or rate is out of range, missing, or without effect.
     """
     picks = pick_frames(clip.num_frames, num_frames, sampling, source_fps=clip.fps, target_fps=fps)
     if np.array_equal(picks, np.arange(clip.num_frames)) and fps in (None, clip.fps):

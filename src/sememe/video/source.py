@@ -123,7 +123,11 @@ def survey_video(
 
 @contextmanager
 def open_source(path: str | Path, limits: VideoLimits, survey: Survey) -> Iterator[Source]:
-    """Open a video file that was surveyed. FFmpeg's errors, also those within the block, come out as `VideoError`."""
+    """Open a video file that was surveyed. FFmpeg's errors come out of the block as `VideoError`.
+
+    Raises:
+        VideoError: There is no such file, or it is no video, is damaged, or is not within the limits.
+    """
     path = checked_path(path, _EXPECTED)
     # Opened again rather than rewound: seeking to the start has exceptions in every container.
     with _translated(path), _open(path, limits) as container:

@@ -102,9 +102,20 @@ def write_clips(
 ) -> None:
     """Write clips, one after another, as one video; each is taken when the one before is encoded.
 
-    So a long video need not be in memory at once. The file is the one that `write_clip` makes of all frames together,
-    with the same arguments and errors; if `clips` raises, no file is left. There is at least one clip, and all are of
-    one size and rate; else `InputError` is raised.
+    So a long video need not be in memory at once. The file is the one that `write_clip` makes of all frames together;
+    if `clips` raises, no file is left.
+
+    Args:
+        clips: Pieces of the video, at least one, of one size and rate.
+        path: As for `write_clip`, like all that follows.
+        codec: Codec.
+        quality: Constant rate factor.
+        lossless: Whether every pixel is kept.
+        metadata: Stored in the file.
+
+    Raises:
+        InputError: The settings do not fit together, or the pieces differ in size or rate.
+        OutputError: The file cannot be written.
     """
     path = Path(path)
     container, codec = _choose(path, codec, lossless=lossless)
