@@ -44,8 +44,11 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
     The temporary file is a hidden one in the same folder with the same suffix. It is flushed to the disk and then
     renamed over `path`, so that a reader sees the old file or the new one and never half of one. If the block ends by
-    any exception, Ctrl-C included, the temporary file is removed and an older `path` stays as it was. An `OSError`,
-    also one of the block, comes out as an `OutputError`.
+    any exception, Ctrl-C included, the temporary file is removed and an older `path` stays as it was.
+
+    Raises:
+        OutputError: The folder does not exist or cannot be written, `path` is a folder, or the disk is full. An
+            `OSError` raised inside the block comes out as an `OutputError` too.
     """
     path = Path(path)
     check_writable(path)
@@ -70,7 +73,10 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
     It is flushed to the disk and then renamed. If the block ends by an exception, what was written is removed and an
     older folder stays. A process that is killed leaves at most a hidden folder `.<name>.writing-<process>` or
-    `.<name>.replaced-<process>` beside it. An `OSError`, also one of the block, comes out as an `OutputError`.
+    `.<name>.replaced-<process>` beside it.
+
+    Raises:
+        OutputError: The folder cannot be written. An `OSError` raised inside the block comes out as one too.
     """
     folder = folder.absolute()
     temporary = folder.with_name(f".{folder.name}.writing-{os.getpid()}")
@@ -102,7 +108,11 @@ def share_files(folder: Path) -> None:
 
 
 def hash_file(path: str | Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal. Raises `InputError` if it cannot be read."""
+    """Return the SHA-256 of a file, in hexadecimal.
+
+    Raises:
+        InputError: The file cannot be read.
+    """
     try:
         with Path(path).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -114,7 +124,8 @@ def hash_file(path: str | Path) -> str:
 def lock_folder(folder: Path) -> Iterator[None]:
     """Make a folder, and keep other processes from locking it until the block ends or this process does.
 
-    Raises `OutputError` if another process has locked it, or if it cannot be written.
+    Raises:
+        OutputError: Another process has locked it, or it cannot be written.
     """
     lock = FileLock(folder / ".lock")
     with writing(folder):

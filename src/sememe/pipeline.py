@@ -211,8 +211,11 @@ class SystemPipeline(DiffusionPipeline):
     ) -> Planner:
         """Make a planner for a generation; the pipeline may be on any device, and is not changed.
 
-        `name` is for messages, `vae_dtype` is such as "bfloat16", None for the autoencoder's own, and the generation is
-        arguments of `list_phases`.
+        Args:
+            name: Name of the model, for messages.
+            vae_dtype: Precision of the autoencoder, such as "bfloat16"; None for its own.
+            stores_last: See `Planner`.
+            generation: Further arguments of `list_phases`.
 
         Raises:
             InputError: The model cannot make such a video.
@@ -308,10 +311,17 @@ class SystemPipeline(DiffusionPipeline):
         hold: Callable[[torch.Tensor, int], torch.Tensor] | None = None,
         **options: Any,
     ) -> torch.Tensor:
-        """Run the denoising loop with a progress bar, until it is done or interrupted; options are those of `denoise`.
+        """Run the denoising loop with a progress bar, until it is done or interrupted.
 
-        The callback is called after each step, and what it returns by `name` replaces the latents. Before it `hold` is
-        called with latents and number of the step, to put in what is known already.
+        Args:
+            predict: Argument of `denoise`, as are the next three and the options.
+            noise: Where the steps begin.
+            guidance: Table of the variants.
+            num_steps: Steps.
+            callback: Called after each step; what it returns by the name replaces the latents.
+            name: What the latents are called for it.
+            hold: Called before it with latents and number of the step, to put in what is known already.
+            options: Further arguments.
         """
         with self.progress_bar(total=num_steps) as bar:
 

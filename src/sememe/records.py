@@ -57,7 +57,8 @@ Batching = Literal["sequential", "batched"]
 class Record:
     """Base of settings records, each a frozen dataclass of keywords: converts and checks each field by its type.
 
-    Raises `InputError` if a value is of another type, or out of range.
+    Raises:
+        InputError: A value is of another type, or out of range.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
@@ -74,7 +75,8 @@ class Record:
     def override(self: S, **changes: Any) -> S:  # noqa: PYI019 (beartype checks methods one by one and refuses Self)
         """Return a copy with fields replaced, each by its own name, in whatever group it is; None leaves a field.
 
-        Raises `InputError` if there is no such field, or a value is not valid.
+        Raises:
+            InputError: There is no such field, or a value is not valid.
         """
         return replace_fields(self, {name: value for name, value in changes.items() if value is not None})
 
@@ -82,7 +84,8 @@ class Record:
     def from_config(cls: type[S], config: Mapping[str, Any] | None) -> S:  # noqa: PYI019 (as above)
         """Return the settings that a model was saved with, its `generation_defaults` by field name.
 
-        Raises `ModelError` if a field is unknown or not valid.
+        Raises:
+            ModelError: A field is unknown or not valid.
         """
         try:
             return replace_fields(cls(), config or {})
@@ -112,7 +115,14 @@ class SizeSettings(Record):
 
 @dataclass(frozen=True)
 class Field:
-    """One field of a record, or of a group in it. The default is `dataclasses.MISSING` where there is none."""
+    """One field of a record, or of a group in it.
+
+    Attributes:
+        key: Dotted key.
+        type: As annotated.
+        default: Value that a new record has; `dataclasses.MISSING` without one.
+        help: Documentation.
+    """
 
     key: str
     type: Any
@@ -121,9 +131,12 @@ class Field:
 
 
 def list_fields(kind: type, prefix: str = "", defaults: object = None) -> dict[str, Field]:
-    """Return the fields of a record class by dotted key after the prefix, in order.
+    """Return the fields of a record class by dotted key, in order.
 
-    `defaults` is a record whose values are the defaults; None for those of the class.
+    Args:
+        kind: Class of the record.
+        prefix: What stands before each key.
+        defaults: Record whose values are the defaults; None for those of the class.
     """
     hints, docs = _hints(kind), _docs(kind)
     found: dict[str, Field] = {}
@@ -192,14 +205,20 @@ def apply_overrides(record: R, overrides: Sequence[str]) -> R:
 
     Values are read by the type of the field: numbers, true/false, words, paths, comma-separated or JSON lists, "none"
     where a field may be None. All are applied together, so that settings that are valid only together can be given in
-    any order. Raises `InputError` if a key is unknown (the message names the nearest) or given twice, or a value is not
-    valid.
+    any order.
+
+    Raises:
+        InputError: A key is unknown (the message names the nearest) or given twice, or a value is not valid.
     """
     return replace_fields(record, parse_overrides(overrides, flatten(record)))
 
 
 def parse_overrides(overrides: Iterable[str], keys: Iterable[str]) -> dict[str, str]:
-    """Split `key=value` texts and complete their keys. Raises `InputError` for others, and for keys given twice."""
+    """Split `key=value` texts and complete their keys.
+
+    Raises:
+        InputError: A text is not of that form, or a key is unknown or given twice.
+    """
     keys = list(keys)
     values: dict[str, str] = {}
     for override in overrides:
@@ -214,7 +233,11 @@ def parse_overrides(overrides: Iterable[str], keys: Iterable[str]) -> dict[str, 
 
 
 def replace_fields(record: R, changes: Mapping[str, Any]) -> R:
-    """Return a copy of a record with fields replaced by key; values and errors are as in `apply_overrides`."""
+    """Return a copy of a record with fields replaced by key; values may be texts, as in `apply_overrides`.
+
+    Raises:
+        InputError: A key is unknown, or a value is not valid.
+    """
     known = list(flatten(record))
     return _replace(record, {find_key(key, known): value for key, value in changes.items()}, prefix="")
 
@@ -222,7 +245,8 @@ def replace_fields(record: R, changes: Mapping[str, Any]) -> R:
 def find_key(key: str, known: Sequence[str]) -> str:
     """Return the full form of a key, whose leading groups may be left out where the rest is unique.
 
-    Raises `InputError` if there is no such field, there are several, or it is a group.
+    Raises:
+        InputError: There is no such field, there are several, or it is a group.
     """
     if key in known:
         return key
@@ -247,7 +271,8 @@ def find_key(key: str, known: Sequence[str]) -> str:
 def convert(value: Any, kind: Any, name: str) -> Any:
     """Return a value, or the text of one, as the type of a field.
 
-    Raises `InputError` if it is of another type, or out of range; the message begins with `name`.
+    Raises:
+        InputError: It is of another type, or out of range; the message begins with `name`.
     """
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Annotated:

@@ -70,7 +70,13 @@ class SystemInputs:
     def arguments(
         self, settings: Any, images: Mapping[str, Any], videos: Mapping[str, Sequence[Any]]
     ) -> dict[str, Any]:
-        """Return arguments of the pipeline but for generator and callback; pictures are uint8 (height, width, 3)."""
+        """Return the arguments of the pipeline but for generator and callback.
+
+        Args:
+            settings: Settings record.
+            images: Pictures by name, uint8 (height, width, 3).
+            videos: Clips by name.
+        """
         return {**self.texts(), **images, **videos, "settings": settings}
 
     def fit(self, pipeline: Any, settings: Any) -> Any:

@@ -18,9 +18,12 @@ from sememe.workflows.systems import SYSTEMS, find_model_system
 
 
 def assemble_recipe(recipe: ModelRecipe, output: Path | str, *, title: str | None = None) -> Path:
-    """Write the model that a recipe assembles from runs, or from parts of other models, by `write_model`.
+    """Write the model that a recipe assembles from runs, or from parts of other models.
 
-    The title is that of the card; None for the folder's name.
+    Args:
+        recipe: Names the runs, and says what the model makes by default.
+        output: Folder to write; see `write_model`.
+        title: Title of the card; None for the folder's name.
 
     Raises:
         ModelError: A run is not complete, or its parts do not fit.
@@ -55,8 +58,13 @@ def assemble_recipe(recipe: ModelRecipe, output: Path | str, *, title: str | Non
 def write_model(pipeline: Any, recipe: ModelRecipe, output: Path | str, card: ModelCard) -> Path:
     """Write a whole model; an older one at `output` is replaced at once, or stays.
 
-    The pipeline's weights are rounded to `recipe.precision`. The result is loaded once before it takes its place, which
-    shows that it can be.
+    The result is loaded once before it takes its place, which shows that it can be.
+
+    Args:
+        pipeline: The model in memory; its weights are rounded to `recipe.precision`.
+        recipe: Says how the files are written.
+        output: Folder to write.
+        card: What the README says.
 
     Raises:
         ModelError: The result cannot be loaded.
@@ -89,8 +97,11 @@ def describe_runs(sources: Mapping[str, str]) -> dict[str, str]:
 def list_origins(source: str, after: Collection[Path] = ()) -> set[str]:
     """Return the clips that the weights of a run or model were trained on, and the models of others among them.
 
-    Runs are followed through the runs and models that they began with or read; built-in models add nothing. `after` are
-    folders that were followed already: a run may have been moved to where one of its own began.
+    Runs are followed through the runs and models that they began with or read; built-in models add nothing.
+
+    Args:
+        source: Run or model.
+        after: Folders that were followed already. A run may have been moved to where one of its own began.
     """
     try:
         folder = resolve_model(source)

@@ -31,7 +31,12 @@ _WAIT_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class InitialWeights:
-    """The model, run or `start/` folder that parts are copied from; a checkpoint then replaces their weights."""
+    """Where the first weights come from.
+
+    Attributes:
+        parts: Model, run or `start/` folder from which the parts are copied.
+        checkpoint: Checkpoint whose weights then replace theirs; None for a model or a complete run.
+    """
 
     parts: str | Path
     checkpoint: Path | None = None
@@ -73,7 +78,8 @@ def prepare_stage(
 def find_initial(source: str) -> InitialWeights:
     """Tell a checkpoint or an incomplete run from a model or a complete run.
 
-    Raises `ModelError` for a checkpoint whose run has no `start/` folder any more.
+    Raises:
+        ModelError: It is a checkpoint whose run has no `start/` folder any more.
     """
     folder = Path(source)
     is_checkpoint = (folder / "state.json").is_file() and (folder / "manifest.json").is_file()
@@ -90,10 +96,15 @@ def find_initial(source: str) -> InitialWeights:
 def prepare_start(
     makes: Sequence[str], output_dir: Path, initial: InitialWeights | None, begin: Callable[[Path], None]
 ) -> Path:
-    """Return the run's `start/` folder with the parts that it makes; write it if it is not there.
+    """Return the run's `start/` folder; write it if it is not there.
 
-    The parts are copied from `initial`, or untrained ones are written by `begin`. In a run of several processes the
-    first writes and the others wait; all must see the same folder.
+    In a run of several processes the first writes it and the others wait; all must see the same folder.
+
+    Args:
+        makes: Parts that the run trains.
+        output_dir: The run's folder.
+        initial: Where these parts are copied from; None for untrained ones.
+        begin: Writes untrained parts.
 
     Raises:
         ModelError: `initial` lacks a part, or this process does not see what the first has written.

@@ -22,9 +22,12 @@ _MOST_SPREAD = 1.5
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What was found of some of the videos and what to do, in one line, with a few examples.
+    """Something about some of the videos.
 
-    It is an error where these videos, or their conditions, cannot be trained on.
+    Attributes:
+        is_error: Whether these videos, or their conditions, cannot be trained on.
+        message: What was found and what to do, in one line.
+        examples: A few of them.
     """
 
     is_error: bool
@@ -34,9 +37,14 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class DataReport:
-    """What `check_data` found: numbers of videos, also of each condition and split, and what is wrong, errors first.
+    """What `check_data` found.
 
-    `seconds` are the shortest, median and longest duration of the videos that can be read; empty for none.
+    Attributes:
+        num_videos: Videos in the list.
+        conditions: Number of videos of each condition.
+        splits: Number of videos of each split.
+        seconds: Shortest, median and longest duration of the videos that can be read; empty for none.
+        findings: What is wrong, errors first.
     """
 
     num_videos: int
@@ -52,9 +60,12 @@ class DataReport:
 
 
 def check_data(folder: Path, sheet: Path | None = None, on_progress: ProgressHandler = ignore_progress) -> DataReport:
-    """Check the folder of a dataset with a list: each video is hashed, surveyed, and its first frame decoded.
+    """Check a dataset's folder: each video is hashed, surveyed, and its first frame decoded.
 
-    The sheet is a picture to write, with the first video of each condition.
+    Args:
+        folder: Folder with a manifest or VAP-Data's csv.
+        sheet: Picture to write, with the first video of each condition.
+        on_progress: Called with each video.
 
     Raises:
         InputError: There is no list of videos, or it cannot be read.

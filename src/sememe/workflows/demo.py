@@ -20,10 +20,15 @@ from sememe.workflows.systems import SYSTEMS
 
 @dataclass(frozen=True, kw_only=True)
 class DemoRequest:
-    """What to show of a system, with which of its models, and the folder for the files, which is made.
+    """What to show.
 
-    The picture is used instead of a rendered one, or, where none is rendered, beside the text. The seed is that of all
-    that is drawn and of the results. The device None is a GPU where there is one, the CPU otherwise.
+    Attributes:
+        output_dir: Folder for the files; made if it is not there.
+        system: Name of the system that is shown.
+        image: Picture file to use instead of a rendered one, or, where none is rendered, beside the text.
+        model: A model of the system, by name or folder.
+        seed: Seed of all that is drawn and of the results.
+        device: Where to compute; None for a GPU where there is one, the CPU otherwise.
     """
 
     output_dir: Path

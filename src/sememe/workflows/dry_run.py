@@ -108,6 +108,11 @@ def rehearse(
 
     What would keep the run from beginning is raised here as it is there. Nothing is written. Where a few steps fit into
     the memory that is free, and into a minute, they are taken and timed.
+
+    Raises:
+        RecipeError: Settings do not fit together, or the folder holds a run of others.
+        ModelError: A model that is needed is not there, or does not fit.
+        InputError: Clips or latents cannot be read.
     """
     folder = RUNS_FOLDER / recipe.name if output_dir is None else Path(output_dir)
     check_usable(recipe)
@@ -220,7 +225,12 @@ def _describe_phase(
 
 
 def count_kept_numbers(stage: Stage, shard: int) -> dict[str, int]:
-    """Count the numbers of each parameter ("module.parameter") that each of `shard` processes keeps of one copy."""
+    """Count the numbers that one process keeps of each parameter of a stage, by "module.parameter".
+
+    Args:
+        stage: Stage.
+        shard: Number of processes that hold one copy of the weights together.
+    """
     spread = stage.always_run()
     return {
         f"{name}.{key}": count

@@ -17,7 +17,15 @@ _NUM_SHOWN, _COLUMNS = 5, 4  # frames of a strip, and strips side by side
 
 
 def draw_gallery(*, size: int = 76, on_progress: ProgressHandler = ignore_progress) -> Image:
-    """Draw a strip for every condition, and for the novel pairs, of frames whose sides have `size` pixels."""
+    """Draw the gallery, with a strip for every condition, and for the novel pairs.
+
+    Args:
+        size: Pixels of a frame's side.
+        on_progress: Called after every strip.
+
+    Returns:
+        uint8 array (height, width, 3).
+    """
     sections = {family: conditions(family=family) for family in FAMILIES}
     sections["novel: two at once"] = conditions(split="novel")
     counter = StepCounter("gallery", sum(map(len, sections.values())), on_progress)

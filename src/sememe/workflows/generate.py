@@ -73,7 +73,15 @@ class GenerationRequest:
 
 @dataclass(frozen=True)
 class GenerationResult:
-    """The files that a generation wrote, the seed that was used, and the content of the sidecar."""
+    """What a generation wrote.
+
+    Attributes:
+        output: The video.
+        sidecar: The JSON beside it.
+        sheet: The contact sheet, where one was asked for.
+        seed: The seed that was used.
+        document: Content of the sidecar.
+    """
 
     output: Path
     sidecar: Path
@@ -142,7 +150,9 @@ def generate_all(
             before the first is made.
         on_progress: Called with the stages and steps.
 
-    Raises errors as `generate` does, and `InputError` if two results would have one name.
+    Raises:
+        InputError: As `generate`, or two results would have one name.
+        OutputError: As `generate`.
     """
     model = None
     if len(requests) > 1:

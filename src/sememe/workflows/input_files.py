@@ -17,7 +17,13 @@ _ENOUGH = 2048  # pixels a side, more than models make
 
 @dataclass(frozen=True)
 class VideoFile:
-    """A video file, its hash, and what its packets tell of a section of it, of which no frame has been decoded."""
+    """A video file, or a section of one, of which no frame has been decoded.
+
+    Attributes:
+        path: The file.
+        sha256: Hash of the file.
+        survey: Times and sizes in the section, read from its packets.
+    """
 
     path: Path
     sha256: str
@@ -25,10 +31,16 @@ class VideoFile:
 
     @classmethod
     def survey_path(cls, path: Path, section: Mapping[str, Any], least_frames: int = 1) -> "VideoFile":
-        """Survey a video file, or the section of one that has at least so many frames, 1 or 2.
+        """Survey a video file, or a section of one.
 
-        `section` holds `start`, `end` and `num_frames` for `survey_video`; empty for the whole file. Raises errors as
-        this does, and `VideoError` for fewer frames.
+        Args:
+            path: The file.
+            section: `start`, `end` and `num_frames` for `survey_video`; empty for the whole file.
+            least_frames: Frames that it has at least, 1 or 2.
+
+        Raises:
+            VideoError: It is missing, is no video, is damaged or cut short, is over the limits, or has fewer frames.
+            InputError: The section ends before it begins.
         """
         survey = survey_video(path, **section)
         if len(survey.times) < least_frames:
@@ -51,7 +63,13 @@ class VideoFile:
 
 @dataclass(frozen=True)
 class ImageFile:
-    """A picture file, its hash, and its pixels: uint8 (height, width, 3), upright, and opaque on white."""
+    """A picture file.
+
+    Attributes:
+        path: The file.
+        sha256: Hash of the file.
+        pixels: Upright uint8 array (height, width, 3), with what was transparent on white.
+    """
 
     path: Path
     sha256: str
@@ -59,9 +77,14 @@ class ImageFile:
 
     @classmethod
     def read(cls, path: Path, largest_side: int = 0) -> "ImageFile":
-        """Read a picture file as `read_image` does; one that is much larger than any model needs is scaled down.
+        """Read a picture file; one that is much larger than any model needs is scaled down.
 
-        `largest_side` is that of the result in pixels, where it is known.
+        Args:
+            path: The file.
+            largest_side: Pixels of the larger side of the result, where that is known.
+
+        Raises:
+            VideoError: It is missing, is no picture, is damaged, or is over the limits.
         """
         pixels = read_image(path, enough=max(_ENOUGH, largest_side))  # first, to say what is wrong with a file
         return cls(path, hash_file(path), pixels)

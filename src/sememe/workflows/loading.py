@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LoadedExpert:
-    """An expert that lies apart from its backbone: its folder, and the hash of the files in it."""
+    """An expert that lies apart from its backbone.
+
+    Attributes:
+        folder: What it was loaded from.
+        sha256: Hash of the folder's files.
+    """
 
     folder: Path
     sha256: str

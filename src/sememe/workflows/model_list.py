@@ -29,9 +29,17 @@ def list_released_models() -> list[dict[str, str]]:
 
 
 def download_model(name: str, revision: str | None = None) -> Path:
-    """Fetch a released model by its name, or a repository of the hub, and return its folder in the hub's cache.
+    """Fetch a model of the hub into its cache.
 
-    The revision is a branch, tag or commit; None for the newest. Raises `ModelError` if it cannot be fetched.
+    Args:
+        name: Name of a released model, or repository.
+        revision: Branch, tag or commit; None for the newest.
+
+    Returns:
+        Its folder in the cache.
+
+    Raises:
+        ModelError: It is no repository, or cannot be fetched.
     """
     released = {model["name"]: model["repository"] for model in list_released_models()}
     repository = released.get(name, name)

@@ -75,7 +75,8 @@ class OutputFiles:
     def replace_together(self) -> Iterator["OutputFiles"]:
         """Yield temporary files to write to; when the block ends well they become these, the video last.
 
-        Raises `OutputError` as `atomic_path` does; then no file is left that was not there before.
+        Raises:
+            OutputError: As `atomic_path` does; then no file is left that was not there before.
         """
         with ExitStack() as stack:
             video, sidecar = (stack.enter_context(atomic_path(path)) for path in (self.video, self.sidecar))

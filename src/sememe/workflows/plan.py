@@ -74,7 +74,9 @@ def stores_last(loading: LoadingSettings) -> bool:
 def find_expert(system: System, loading: LoadingSettings) -> Path | None:
     """Return the folder of the expert that is to be loaded apart; None where none is asked for.
 
-    Raises `InputError` if the system has no such experts, and `ModelError` if there is none of the name.
+    Raises:
+        InputError: The system has no such experts.
+        ModelError: There is no such expert.
     """
     if loading.expert is None:
         return None

@@ -63,7 +63,15 @@ class PrecomputeSummary:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One of several parts of the clips, numbered from 1, for as many processes; written as "2/8"."""
+    """One of several parts of the clips, for as many processes; written as "2/8".
+
+    Attributes:
+        number: Which part, from 1.
+        count: How many parts there are.
+
+    Raises:
+        InputError: There is no such part.
+    """
 
     number: int
     count: int
@@ -155,7 +163,12 @@ def precompute_latents(
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedPart:
-    """How many entries of each array were encoded of a part of the clips, and which of these cannot be read."""
+    """What was encoded of a part of the clips.
+
+    Attributes:
+        num_new: How many entries of each array.
+        quarantine: The part's clips, and which of them cannot be read.
+    """
 
     num_new: Mapping[str, int]
     quarantine: Quarantine
@@ -165,7 +178,15 @@ class Encoding:
     """The encoders of a recipe and the cache that they fill.
 
     No entry is encoded twice, except one that clips of several parts share, if these are encoded at the same time.
-    Raises errors as `precompute_latents` does.
+
+    Args:
+        recipe: Arrays.
+        clips: The recipe's clips.
+        folder: Folder of the cache, or its URL.
+
+    Raises:
+        ModelError: There is no autoencoder or text encoder where the recipe says.
+        RecipeError: The folder holds arrays of other clips or of another encoder.
     """
 
     def __init__(self, recipe: ArraysRecipe, clips: ClipCollection, folder: Path | str) -> None:
@@ -177,7 +198,8 @@ class Encoding:
     def encode(self, part: Part = _WHOLE, on_progress: ProgressHandler = ignore_progress) -> EncodedPart:
         """Encode what the cache lacks of a part of the clips, which alone are listed.
 
-        Raises `InputError` if more than one video in a hundred cannot be read.
+        Raises:
+            InputError: More than one video in a hundred cannot be read.
         """
         size, num_clips = self._recipe.batch_size, len(self._clips)
         items = {index: self._clips.item(index) for index in part.list_clips(num_clips)}
@@ -189,7 +211,11 @@ class Encoding:
         return EncodedPart(num_new=num_new, quarantine=quarantine)
 
     def check_shared(self, num_written: Mapping[str, int]) -> None:
-        """Raise `OutputError` if the folder holds fewer entries than other machines have written to it."""
+        """Check that the folder holds what other machines have written to it.
+
+        Raises:
+            OutputError: It holds fewer entries.
+        """
         for encoder in self._encoders:
             num_found, expected = len(self.writer.begin(encoder)), num_written.get(encoder.name, 0)
             if num_found < expected:
@@ -199,7 +225,15 @@ class Encoding:
                 )
 
     def finish(self, quarantine: Quarantine, *, prune: bool) -> int:
-        """Write the index and what was left out; return the number of entries of other clips, which `prune` removes."""
+        """Write the index and what was left out.
+
+        Args:
+            quarantine: All clips, and which of them cannot be read.
+            prune: Whether entries of other clips are removed.
+
+        Returns:
+            Their number.
+        """
         good = quarantine.list_good()
         self.writer.finish(tuple(good.values()), self._clips.version)
         quarantine.write(self._storage)

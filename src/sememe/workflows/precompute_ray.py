@@ -22,7 +22,11 @@ _PARTS_PER_WORKER = 8
 class PartEncoder:
     """A worker of the cluster, which loads the encoders once and encodes one part after another.
 
-    The clips are those of a dataset, whose videos were hashed already; None opens the recipe's clips.
+    Args:
+        recipe: Clips and arrays.
+        clips: Clips of a dataset, whose videos were hashed already; None opens the recipe's clips.
+        url: Where the cache is.
+        num_parts: How many parts there are.
     """
 
     def __init__(self, recipe: ArraysRecipe, clips: DatasetClips | None, url: str, num_parts: int) -> None:
@@ -49,7 +53,14 @@ def encode_on_cluster(
     """Encode what a cache lacks on all machines of a cluster; return how many entries of each array were new.
 
     Each worker has a GPU where the cluster has any and the recipe's device allows it, else as many CPUs as the recipe
-    has threads. All machines share the folder. The address is as Ray takes it: "auto", "local", or that of the head.
+    has threads.
+
+    Args:
+        recipe: Clips and arrays.
+        clips: The recipe's clips.
+        folder: Folder of the cache, which all machines share, or its URL.
+        address: As Ray takes it: "auto", "local", or that of the head.
+        on_progress: Called with how many parts are done.
 
     Raises:
         InputError: There is no such cluster, or the clips cannot be encoded; the message is a worker's.

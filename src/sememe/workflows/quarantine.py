@@ -15,14 +15,24 @@ _MAX_BAD_SHARE = 0.01
 
 @dataclass(frozen=True, kw_only=True)
 class QuarantinedClip:
-    """The key of a clip that was left out, and why it cannot be used; the reason names the file."""
+    """A clip that was left out.
+
+    Attributes:
+        clip: Its key.
+        reason: Why it cannot be used; names the file.
+    """
 
     clip: str
     reason: str
 
 
 class Quarantine:
-    """Those of some clips, by number, that cannot be used, with reasons: at most a hundredth of all in the data."""
+    """Clips that cannot be used, with reasons.
+
+    Args:
+        items: The clips that are encoded, by number.
+        num_clips: How many clips the data has; more than a hundredth of them must not be left out.
+    """
 
     def __init__(self, items: Mapping[int, ClipItem], num_clips: int) -> None:
         self._items, self._num_clips = items, num_clips

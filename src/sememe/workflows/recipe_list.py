@@ -42,7 +42,8 @@ def list_recipes() -> list[RecipeEntry]:
 def find_recipe(name: str) -> Recipe:
     """Return the recipe with this name; `tiny_expert` is the same as `tiny-expert`.
 
-    Raises `RecipeError` if there is none; the message names similar ones.
+    Raises:
+        RecipeError: There is none; the message names similar ones.
     """
     wanted = name.strip().lower().replace("_", "-")
     known = recipes()
@@ -54,9 +55,13 @@ def find_recipe(name: str) -> Recipe:
 
 
 def resolve_recipe(name: str, overrides: Sequence[str], kind: type[RecipeT], verb: str) -> RecipeT:
-    """Return the recipe with this name, with settings replaced such as "training.learning_rate=3e-4".
+    """Return the recipe with this name and some settings replaced.
 
-    `kind` is the class of the recipes that the command `verb` can run.
+    Args:
+        name: Name of the recipe.
+        overrides: Settings such as "training.learning_rate=3e-4".
+        kind: Class of the recipes that the verb can run.
+        verb: The command, for the message.
 
     Raises:
         RecipeError: There is no such recipe, or the verb does not run recipes of its kind.
@@ -77,7 +82,11 @@ def resolve_recipe(name: str, overrides: Sequence[str], kind: type[RecipeT], ver
 
 
 def list_recipe_settings(name: str) -> dict[str, str]:
-    """Return the settings of a recipe by dotted key, as text. Raises `RecipeError` if there is no such recipe."""
+    """Return the settings of a recipe by dotted key, as text.
+
+    Raises:
+        RecipeError: There is no such recipe.
+    """
     settings = flatten(find_recipe(name))
     return {key: _text(value) for key, value in settings.items() if key not in {"name", "description"}}
 

@@ -19,7 +19,12 @@ _MAX_SIZE = 10_000_000  # bytes; a record takes some thousands
 class StoredRequest:
     """What a file asks for; flags and defaults decide on what it leaves out.
 
-    `inputs` and `loading` are by the names of the fields, `settings` also by dotted key.
+    Attributes:
+        model: Name of the model.
+        seed: Seed.
+        inputs: Fields of the system's inputs.
+        settings: Settings by name or dotted key.
+        loading: Fields of the loading settings.
     """
 
     model: str | None = None
@@ -50,7 +55,8 @@ def describe_request(
 def read_request(path: Path, system: System) -> StoredRequest:
     """Read a YAML file with any of the entries of `StoredRequest`, or the record of an earlier result.
 
-    Raises `InputError` if it cannot be read, is of another system, or holds something else.
+    Raises:
+        InputError: It cannot be read, is of another system, or holds something else.
     """
     try:
         if path.exists() and not (path.is_file() and path.stat().st_size <= _MAX_SIZE):  # a pipe would never end

@@ -88,7 +88,11 @@ def make_comment(document: Mapping[str, Any], texts: Mapping[str, Any], settings
 
 
 def write_sidecar(document: Mapping[str, Any], path: Path) -> None:
-    """Write the record as JSON. Raises `OutputError` if it cannot be written."""
+    """Write the record as JSON.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
     text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
     # Paths may hold bytes that are not UTF-8; escaped, their surrogates are valid JSON.
     write_bytes(path, text.encode(errors="backslashreplace"))

@@ -17,8 +17,12 @@ _FREE_INPUTS = frozenset({"clips"})
 def find_parts(recipe: Recipe, needs: Mapping[str, tuple[str, ...]]) -> dict[str, Path]:
     """Return the folders of the parts that a recipe needs, by part.
 
-    The fields by which `needs` lists them name runs and models; parts of a field that is None are left out. Raises
-    `ModelError` if a part is not there, or of a run that has gone on since.
+    Args:
+        recipe: Names runs and models in the fields that `needs` lists.
+        needs: Parts by field; those of a field that is None are left out.
+
+    Raises:
+        ModelError: A part is not there, or of a run that has gone on since.
     """
     named = {field: source for field in needs if (source := getattr(recipe, field)) is not None}
     for source in named.values():
@@ -32,7 +36,16 @@ def find_parts(recipe: Recipe, needs: Mapping[str, tuple[str, ...]]) -> dict[str
 
 
 def check_agreement(recipe: Recipe, fields: Mapping[str, object], inputs: Mapping[str, str]) -> None:
-    """Raise `RecipeError` if a run or model that a recipe names in a field was made from others than these inputs."""
+    """Check that the runs and models that a recipe names were made from the inputs that it is to be used with.
+
+    Args:
+        recipe: Names runs and models in `fields`.
+        fields: Names of these fields.
+        inputs: What is used now: hashes and versions by name.
+
+    Raises:
+        RecipeError: A run or model was made from others.
+    """
     for field in fields:
         source = getattr(recipe, field)
         for name, known in ({} if source is None else read_inputs(source)).items():

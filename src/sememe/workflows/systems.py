@@ -16,7 +16,11 @@ SYSTEMS: Mapping[str, System] = {system.name: system for system in (VIDEO_AS_PRO
 
 
 def find_system(pipeline_name: object) -> System:
-    """Return the system of a pipeline, by the class name in `model_index.json`. Raises `ModelError` if none has it."""
+    """Return the system of a pipeline, by the class name in `model_index.json`.
+
+    Raises:
+        ModelError: No system has such a pipeline.
+    """
     for system in SYSTEMS.values():
         if system.pipeline_name == pipeline_name:
             return system

@@ -44,7 +44,8 @@ def resolve_training_recipe(
 ) -> TrainingRecipe:
     """Return the training recipe of that name with some of its settings replaced, and a time limit for the whole run.
 
-    Raises `RecipeError` as `resolve_recipe` does.
+    Raises:
+        RecipeError: As `resolve_recipe`.
     """
     if max_minutes is not None:
         overrides = [*overrides, f"training.max_minutes={max_minutes}"]

@@ -47,7 +47,11 @@ class Shape:
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """Read (height, width) in pixels from "64" or "64x96". Raises `InputError` for anything else."""
+    """Read (height, width) in pixels from "64" or "64x96".
+
+    Raises:
+        InputError: For anything else.
+    """
     numbers = text.lower().split("x")
     if len(numbers) not in {1, 2} or not all(number.isdecimal() for number in numbers):
         raise InputError(f"expected a size such as 64, or 64x96 for height x width, got {text!r}")
@@ -55,7 +59,13 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def render_world_clip(names: Sequence[str], scene: int, output: Path, shape: Shape) -> RenderedClip:
-    """Render the scene of a seed under some conditions at once, or none, and write the clip to a video file.
+    """Render a clip and write it.
+
+    Args:
+        names: The condition; several at once; none for the neutral take.
+        scene: Seed of the scene.
+        output: Video file.
+        shape: Shape of the clip.
 
     Raises:
         InputError: A condition is unknown, or a number is out of range.
@@ -143,7 +153,11 @@ def write_world_dataset(settings: DatasetSettings, on_progress: ProgressHandler 
 
 
 def write_gallery(output: Path, on_progress: ProgressHandler = ignore_progress) -> None:
-    """Draw all conditions on one picture. Raises `OutputError` if it cannot be written."""
+    """Draw all conditions on one picture.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
     check_writable(output)
     write_image(draw_gallery(on_progress=on_progress), output)
 
