@@ -216,10 +216,10 @@ def test_labels_count_where_they_are_shown() -> None:
     logits[0, 0, 0, 0, 1] = 50.0  # right where it is shown
     logits[0, 0, 0, 1, 2] = logits[1, ..., 3] = 50.0  # wrong where it is not shown, and everywhere
     shown = torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.0, 0.0]]).view(2, 1, 1, 3)
-    losses, right = score_labels(logits, torch.tensor([1, 1]), shown)
+    scores = score_labels(logits, torch.tensor([1, 1]), shown)
     # Half a place counts half.
-    torch.testing.assert_close(losses, torch.tensor([0.0, 25.0]))
-    torch.testing.assert_close(right, torch.tensor(1 / 1.5))
+    torch.testing.assert_close(scores.losses, torch.tensor([0.0, 25.0]))
+    torch.testing.assert_close(scores.right, torch.tensor(1 / 1.5))
 
 
 def test_the_picture_of_a_clip_is_given_or_not(root: Path, tmp_path: Path) -> None:

@@ -61,8 +61,8 @@ def predict(model: Any, target: dict[str, Any], reference: ReferenceInputs) -> l
         if "image_rotary_emb" not in target:
             names = ("hidden_states", "timestep", "encoder_hidden_states")
         others = {name: value for name, value in target.items() if name not in names}
-        sample, cache = model.refresh_reference(*(target[name] for name in names), reference=given, **others)
-        again = [sample, model(**target, reference=cache).sample]
+        refreshed = model.refresh_reference(*(target[name] for name in names), reference=given, **others)
+        again = [refreshed.sample, model(**target, reference=refreshed.reference).sample]
     weaker = model(**target, reference=given, reference_strength=0.5).sample
     if "image_rotary_emb" not in target:
         kept = model.rotary_tables(target["hidden_states"])

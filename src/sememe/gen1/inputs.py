@@ -50,7 +50,15 @@ class Request:
 def make_request(
     grid: LatentGrid, settings: Settings, source: Any, content: Any, structure: Any = None, mask: Any = None
 ) -> Request:
-    """Bring what was given into one form: each as one for all sources, or a list with one for each.
+    """Bring what was given into one form.
+
+    Args:
+        grid: Which sizes the model can make.
+        settings: Shape of the result.
+        source: A clip, or a list of clips of one shape for a batch.
+        content: Content of all sources, or a list with one for each of several.
+        structure: Structure clip of the source, or a list with one for each.
+        mask: Mask of all sources, or a list with one for each.
 
     Raises:
         InputError: Something is missing, of the wrong kind, or does not fit.

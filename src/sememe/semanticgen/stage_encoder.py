@@ -110,25 +110,35 @@ def _normalise(drawn: PlanFeatures) -> PlanFeatures:
     return (drawn - mean) / std.clamp_min(1e-6)
 
 
+@dataclass(frozen=True, eq=False)
+class LabelScores:
+    """How well the values of a label are read where it is shown.
+
+    Attributes:
+        losses: Cross-entropy of each clip.
+        right: Share that is right, over all clips.
+    """
+
+    losses: Float[Tensor, " batch"]
+    right: Float[Tensor, ""]
+
+
 def score_labels(
     logits: Float[Tensor, "batch slice row column value"],
     truth: Int[Tensor, " batch"],
     shown: Float[Tensor, "batch slice row column"],
-) -> tuple[Float[Tensor, " batch"], Float[Tensor, ""]]:
+) -> LabelScores:
     """Score the readings of a label at the places that show it.
 
     Args:
         logits: Logits of the values of a label.
         truth: The right value of each clip.
         shown: How much of each place shows it, 0 to 1. A clip with less than one place of it counts less.
-
-    Returns:
-        The cross-entropy of each clip, and the share of all readings that is right.
     """
     everywhere = truth.view(-1, 1, 1, 1).expand(logits.shape[:-1])
     losses = functional.cross_entropy(logits.flatten(0, 3), everywhere.flatten(), reduction="none").view_as(shown)
     right = ((logits.argmax(dim=-1) == everywhere) * shown).sum() / shown.sum().clamp_min(1)
-    return (losses * shown).sum(dim=(1, 2, 3)) / shown.sum(dim=(1, 2, 3)).clamp_min(1), right.detach()
+    return LabelScores((losses * shown).sum(dim=(1, 2, 3)) / shown.sum(dim=(1, 2, 3)).clamp_min(1), right.detach())
 
 
 class EncoderStage(Stage[EncoderBatch]):
@@ -219,9 +229,9 @@ class EncoderStage(Stage[EncoderBatch]):
         shown = {"subject": cover, "colour": cover, "place": 1 - cover}
         for prefix, found in (("", logits), ("plan_", plan_logits)):
             for name, values in found.items():
-                losses, right = score_labels(values.float(), batch.labels[name], shown[name])
-                total = total + self.settings.label_weight * losses.sum()
-                metrics[prefix + name] = right
+                scores = score_labels(values.float(), batch.labels[name], shown[name])
+                total = total + self.settings.label_weight * scores.losses.sum()
+                metrics[prefix + name] = scores.right
         return StepLoss(total=total, num_samples=len(place), metrics=metrics)
 
     def _pool(self, numbers: Pictures) -> Maps:

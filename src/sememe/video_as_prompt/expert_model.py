@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -23,6 +24,14 @@ from sememe.video_as_prompt.references import ReferenceCache, ReferenceInputs, R
 from sememe.video_as_prompt.shapes import FrameFirstLatents, Heads, Tokens, TokenStreams, VideoLatents
 
 M = TypeVar("M", bound="ExpertModel")
+
+
+@dataclass(frozen=True)
+class RefreshedPrediction:
+    """A prediction, and the reference's KV cache of that step."""
+
+    sample: VideoLatents | FrameFirstLatents
+    reference: ReferenceCache
 
 
 class ExpertModel(TwoFolderFiles):
@@ -231,7 +240,7 @@ class ExpertModel(TwoFolderFiles):
     @apply_forward_hook  # type: ignore[untyped-decorator]
     def refresh_reference(
         self, *arguments: Any, reference: ReferenceTokens, reference_strength: float = 1.0, **settings: Any
-    ) -> tuple[VideoLatents | FrameFirstLatents, ReferenceCache]:
+    ) -> RefreshedPrediction:
         """Run a two-way forward and return the reference's KV cache too, for `forward` at the steps that follow.
 
         The cache holds the keys and values of this step, in which the reference read the target; at other steps it is
@@ -250,7 +259,7 @@ class ExpertModel(TwoFolderFiles):
         output = self._forward_with_reference(
             *arguments, reference=reference, strength=reference_strength, kept=kept, **settings
         )
-        return output.sample, _make_cache(kept, reference)
+        return RefreshedPrediction(output.sample, _make_cache(kept, reference))
 
     def _prepare_reference(
         self,

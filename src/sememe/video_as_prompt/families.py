@@ -225,10 +225,10 @@ class BackboneFamily(ABC):
     ) -> tuple[VideoLatents, ReferenceCache]:
         """Run a two-way transformer once and also return the reference's KV cache of this step."""
         arguments, settings = self.forward_arguments(inputs)
-        sample, cache = self.transformer.refresh_reference(
+        refreshed = self.transformer.refresh_reference(
             *arguments, **settings, reference=reference, reference_strength=reference_strength
         )
-        return self.rearrange(sample), cache
+        return self.rearrange(refreshed.sample), refreshed.reference
 
     def _find_rotary(self, key: tuple[Any, ...], make: Callable[[], RotaryTables | None]) -> RotaryTables | None:
         """Return the rotary tables for a size of the target; those of the last size are kept."""

@@ -160,9 +160,17 @@ def make_request(
     reference_prompts: Any = None,
     last_image: Any = None,
 ) -> Request:
-    """Check the inputs of a generation, as `VideoAsPromptPipeline` takes them, and bring them to one form.
+    """Check the inputs of a generation and bring them to one form.
 
-    The texts of an `EncodedPrompt` serve where others are not given.
+    Args:
+        family: Backbone, which decides what pictures it takes.
+        settings: Settings of the generation.
+        image: Pictures to start from.
+        references: Clips, or encoded references.
+        prompt: One text, or one per picture; or an `EncodedPrompt`, whose texts serve where others are not given.
+        negative_prompt: One text, or one per picture; None for the settings'.
+        reference_prompts: Captions of the references.
+        last_image: Pictures to end with.
 
     Raises:
         InputError: An input is not what was expected, or would have no effect.
