@@ -60,7 +60,8 @@ def test_processes_share_the_encoding(tmp_path: Path, monkeypatch: pytest.Monkey
     assert begun == [[*expected, "1/2"], [*expected, "2/2"]]
 
 
-def test_a_step_that_fails_ends_the_part(tmp_path: Path) -> None:
+def test_a_step_that_fails_ends_the_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.accelerator.subprocess.run", run_here)
     steps = (
         Step(tmp_path / "latents", ("precompute", "no-such-recipe")),
         *plan("video-as-prompt", tmp_path, "smoke", None, (), 8)[4:],
