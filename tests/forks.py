@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
@@ -12,22 +13,31 @@ import pytest
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 
+_PATIENCE = 600.0
+"""Seconds after which copies that wait for each other for ever are stopped; they need a few."""
+
 
 def run_in_forks(jobs: Sequence[Callable[[], object]], folder: Path) -> None:
-    """Run each job in a copy of this process, all at once, and fail with what they raised.
+    """Run each job in a copy of this process, all at once, and fail with what the first to fail wrote.
 
-    Their output stays in `folder`, in one file for each. Where one fails, those that may wait for it are stopped.
+    Their output is in `folder`, in one file for each. Where one fails, those that may wait for it are stopped.
     """
     outputs = [folder / f"fork-{number}.txt" for number in range(len(jobs))]
     running = {_start(job, output): output for job, output in zip(jobs, outputs, strict=True)}
-    while running:
-        child, code = os.wait()
-        output = running.pop(child)
-        if code:
-            for other in running:
-                os.kill(other, signal.SIGKILL)
-                os.waitpid(other, 0)
-            pytest.fail(output.read_text())
+    end = time.monotonic() + _PATIENCE
+    try:
+        while running:
+            time.sleep(0.01)
+            for child in list(running):
+                done, code = os.waitpid(child, os.WNOHANG)
+                if done:
+                    output = running.pop(child)
+                    assert code == 0, output.read_text()
+            assert time.monotonic() < end, "\n".join(f"{output}: {output.read_text()}" for output in running.values())
+    finally:
+        for child in running:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
 
 
 def _start(job: Callable[[], object], output: Path) -> int:
