@@ -26,9 +26,9 @@ from torch import Tensor
 from benchmarks.results import RESULTS, describe_run, write_result
 from sememe.data.array_cache import ArrayCache
 from sememe.data.array_writer import ArrayCacheWriter
-from sememe.data.bucket_pairs import PairItems, make_pairs
 from sememe.data.cache_index import INDEX_NAME, ClipItem
 from sememe.data.manifest import MANIFEST_NAME, VideoSample, read_samples, write_manifest
+from sememe.data.pair_sources import PairItems, make_pairs
 from sememe.video_as_prompt.stages import find_unseen, select_conditions
 
 SIZES = (10_000, 100_000, 1_000_000)

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from sememe.gen1.settings import BUILT_IN, Settings
 from sememe.records import Count, Positive, Range, Record, Scale, Share
-from sememe.training.config import TrainingConfig, check_setting
+from sememe.training.config import check_setting
 from sememe.training.recipes import ArraysRecipe, LatentsRecipe, ModelRecipe, TrainingRecipe
 
 PHASES = ("content", "time", "structure", "levels")
@@ -49,7 +49,6 @@ class DepthRecipe(TrainingRecipe):
     frames: Path
     network: DepthNetwork = DepthNetwork()
     settings: DepthSettings = DepthSettings()
-    training: TrainingConfig
 
 
 class ClipNetwork(Record):
@@ -90,7 +89,6 @@ class ClipRecipe(TrainingRecipe):
     frames: Path
     network: ClipNetwork = ClipNetwork()
     settings: ClipSettings = ClipSettings()
-    training: TrainingConfig
 
 
 class Gen1LatentsRecipe(LatentsRecipe):
@@ -144,7 +142,6 @@ class PriorRecipe(TrainingRecipe):
     clip: str
     network: PriorNetwork = PriorNetwork()
     settings: PriorSettings = PriorSettings()
-    training: TrainingConfig
 
 
 class UNetNetwork(Record):
@@ -197,7 +194,6 @@ class UNetRecipe(TrainingRecipe):
     image_model: Path | None = None
     network: UNetNetwork = UNetNetwork()
     settings: UNetSettings = UNetSettings()
-    training: TrainingConfig
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -229,7 +225,6 @@ class CustomisationRecipe(TrainingRecipe):
     model: str
     latents: Path
     settings: CustomisationSettings = CustomisationSettings()
-    training: TrainingConfig
 
 
 class Gen1ModelRecipe(ModelRecipe):

@@ -8,7 +8,6 @@ from typing import Annotated, ClassVar, Literal
 from sememe.data.caption_policy import CaptionPolicy
 from sememe.records import Count, Positive, Range, Record, Scale, Share, Whole
 from sememe.semanticgen.settings import BUILT_IN, Settings
-from sememe.training.config import TrainingConfig
 from sememe.training.recipes import ArraysRecipe, LatentsRecipe, ModelRecipe, SchedulerSettings, TrainingRecipe
 
 NoiseLaw = Literal["half_normal", "uniform", "none"]
@@ -82,7 +81,6 @@ class EncoderRecipe(TrainingRecipe):
     network: TowerNetwork = TowerNetwork()
     compressor: CompressorNetwork = CompressorNetwork()
     settings: EncoderSettings = EncoderSettings()
-    training: TrainingConfig
 
 
 class SemanticLatentsRecipe(LatentsRecipe):
@@ -145,7 +143,6 @@ class RendererRecipe(TrainingRecipe):
     fps: Positive = 8.0
     compressor: CompressorNetwork = CompressorNetwork()
     settings: RendererSettings = RendererSettings()
-    training: TrainingConfig
 
 
 class PlannerNetwork(Record):
@@ -188,7 +185,6 @@ class PlannerRecipe(TrainingRecipe):
     renderer: str
     network: PlannerNetwork = PlannerNetwork()
     settings: PlannerSettings = PlannerSettings()
-    training: TrainingConfig
 
 
 class SemanticGenModelRecipe(ModelRecipe):
@@ -236,4 +232,3 @@ class ReaderRecipe(TrainingRecipe):
     frames: Path
     network: ReaderNetwork = ReaderNetwork()
     settings: ReaderSettings = ReaderSettings()
-    training: TrainingConfig

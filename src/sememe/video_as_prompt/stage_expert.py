@@ -18,7 +18,7 @@ from sememe.checkpoints.components import load_component
 from sememe.checkpoints.zoo import find_part
 from sememe.compute.lora import save_expert_adapter
 from sememe.data.array_cache import ArrayCache
-from sememe.data.bucket_pairs import PairItems, make_held_out_pairs, make_pairs
+from sememe.data.pair_sources import PairItems, make_held_out_pairs, make_pairs
 from sememe.data.pairing import draw_captions
 from sememe.diffusion.objectives import (
     FLOW,

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from sememe.data.caption_policy import CaptionPolicy
 from sememe.records import Count, Positive, Range, Record, Scale, Share
-from sememe.training.config import TrainingConfig, check_setting
+from sememe.training.config import check_setting
 from sememe.training.recipes import ModelRecipe, SchedulerSettings, TextNetwork, TrainingRecipe
 from sememe.video_as_prompt.settings import BUILT_IN, GuidanceSettings, Settings
 
@@ -125,7 +125,6 @@ class BackboneRecipe(TrainingRecipe):
     text: TextNetwork = TextNetwork()
     unseen: tuple[str, ...] | None = None
     settings: BackboneSettings = BackboneSettings()
-    training: TrainingConfig
 
 
 class PairedRecipe(TrainingRecipe):
@@ -142,7 +141,6 @@ class PairedRecipe(TrainingRecipe):
     unseen: tuple[str, ...] | None = None
     num_conditions: Annotated[int, Range(least=2)] | None = None
     settings: PairSettings
-    training: TrainingConfig
 
 
 class ExpertRecipe(PairedRecipe):

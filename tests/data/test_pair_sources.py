@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sememe.data.bucket_pairs import PairItems, PairSource, make_held_out_pairs
-from sememe.data.bucket_pairs import make_pairs as make_pairs_of
+from sememe.data.pair_sources import PairItems, PairSource, make_held_out_pairs
+from sememe.data.pair_sources import make_pairs as make_pairs_of
 from sememe.data.pairing import PairSampler
 from sememe.errors import InputError, RecipeError
 from sememe.training.held_out import ItemPicker, choose_held_out_targets
