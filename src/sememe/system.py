@@ -52,9 +52,9 @@ class SystemInputs:
         """Return the texts by name."""
         return {}
 
-    def length_input(self) -> str | None:
-        """Return the name of an input that sets the length in place of `size.num_frames`; None for none."""
-        return None
+    def replaced_settings(self) -> Mapping[str, str]:
+        """Return the settings that have no effect beside an input, by dotted key, and the name of that input."""
+        return {}
 
     def check(self, settings: Any) -> None:
         """Raise `InputError` for inputs that do not go with each other or with the settings."""

@@ -152,8 +152,17 @@ def test_a_length_is_given_once(name: str, value: object, tmp_path: Path) -> Non
     given: dict[str, Any] = {name: value}
     for settings in ({"size.num_frames": 9}, {"num_frames": Settings().size.num_frames}):
         request = replace(ask(tmp_path, tmp_path / "a.mp4", **given), settings=settings)
-        with pytest.raises(InputError, match=f"the length of the video by size.num_frames or {name}, got both"):
+        with pytest.raises(InputError, match=f"size.num_frames or {name}, which takes its place, got both"):
             generate(request)
+
+
+@pytest.mark.parametrize("name", ["source", "plan"])
+@pytest.mark.parametrize("setting", ["num_planning_steps", "guidance.planning_guidance_scale"])
+def test_settings_of_planning_have_no_effect_where_nothing_is_planned(name: str, setting: str, tmp_path: Path) -> None:
+    given: dict[str, Any] = {name: Path("a")}
+    request = replace(ask(tmp_path, tmp_path / "a.mp4", **given), settings={setting: 3})
+    with pytest.raises(InputError, match=f"{setting} or {name}, which takes its place, got both"):
+        generate(request)
 
 
 def test_plan_files_are_read_before_a_model_is_loaded(tmp_path: Path) -> None:

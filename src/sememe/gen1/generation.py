@@ -59,8 +59,8 @@ class Gen1Inputs(SystemInputs):
     def texts(self) -> Mapping[str, Any]:
         return {"content": self.content}
 
-    def length_input(self) -> str | None:
-        return None if self.seconds is None else "seconds"
+    def replaced_settings(self) -> Mapping[str, str]:
+        return {} if self.seconds is None else {"size.num_frames": "seconds"}
 
     def check(self, settings: Settings) -> None:
         if self.content is None and self.content_image is None:

@@ -56,8 +56,13 @@ class SemanticGenInputs(SystemInputs):
         found: dict[str, Any] = {"prompt": self.prompt, "segments": list(self.segments)}
         return found | ({} if self.plan is None else {"plan_sha256": hash_file(self.plan)})
 
-    def length_input(self) -> str | None:
-        return next((name for name in ("seconds", "segments", "source", "plan") if getattr(self, name)), None)
+    def replaced_settings(self) -> Mapping[str, str]:
+        given = [name for name in ("seconds", "segments", "source", "plan") if getattr(self, name)]
+        replaced = {"size.num_frames": given[0]} if given else {}
+        if self.span is None and (self.source or self.plan):
+            planned = "source" if self.source else "plan"
+            replaced |= {"sampling.num_planning_steps": planned, "guidance.planning_guidance_scale": planned}
+        return replaced
 
     def check(self, settings: Settings) -> None:
         if self.seconds is not None and not 0 < self.seconds < float("inf"):

@@ -189,10 +189,10 @@ def _check_request(request: GenerationRequest, files: OutputFiles) -> None:
     if request.seed is not None:
         check_seed(request.seed)
     inputs, settings = request.inputs, _resolve(request, SYSTEMS[request.inputs.system].settings())
-    length, known = inputs.length_input(), list(flatten(settings))
-    is_given = any(find_key(key, known) == "size.num_frames" for key in request.settings)
-    if length is not None and is_given and settings.size.num_frames is not None:
-        raise InputError(f"expected the length of the video by size.num_frames or {length}, got both; leave one out")
+    known, replaced = flatten(settings), inputs.replaced_settings()
+    for key in (find_key(key, list(known)) for key in request.settings):
+        if key in replaced and known[key] is not None:
+            raise InputError(f"expected {key} or {replaced[key]}, which takes its place, got both; leave one out")
     inputs.check(settings)
     if request.influence:
         inputs.baseline(settings)
