@@ -59,6 +59,8 @@ class RowSummary:
     """The figures of a row.
 
     Attributes:
+        num_generations: Number of cases.
+        num_scenes: Number of different scenes among them.
         num_candidates: Conditions among which the oracle chose, fewer in whole photographs; a guess is right once in so
             many.
         accuracy: Share of cases in which the right condition was the nearest.
@@ -68,6 +70,7 @@ class RowSummary:
         ssim: Structural similarity to it, the same.
         grid: Traces of the latent grid, relative to the true targets.
         by_group: Accuracy by group of conditions, such as families.
+        confusions: The most frequent wrong verdicts.
     """
 
     num_generations: int

@@ -99,7 +99,12 @@ def normalise(maps: Structure) -> Structure:
 def estimate_structure(
     clip: Clip, weights: Mapping[str, float], estimators: Mapping[str, StructureEstimator]
 ) -> Structure:
-    """Estimate one or several kinds of structure and mix them: the mean of their maps, by weight above 0.
+    """Estimate one or several kinds of structure and mix them: the mean of their maps, by weight.
+
+    Args:
+        clip: Source.
+        weights: Weight above 0 by kind, at least one; they need not add up to 1.
+        estimators: Estimator of each kind.
 
     Raises:
         InputError: A kind has no estimator.
@@ -142,6 +147,10 @@ def simplify_structure(maps: Maps, level: int) -> Maps:
 
     The paper gives the number of rounds (0 to 7), not kernel and factor. A round here is a Gaussian blur of standard
     deviation 1 over 5 pixels, and half the height and width, rounded down, at least 1 pixel.
+
+    Args:
+        maps: Structure of a batch of clips.
+        level: Number of rounds; 0 returns the maps as they are.
 
     Raises:
         InputError: The level is not in 0..7.

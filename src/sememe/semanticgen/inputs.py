@@ -64,7 +64,15 @@ class Request:
 def make_request(
     prompt: Any = "", plan: Any = None, source: Any = None, image: Any = None, segments: Any = None, span: Any = None
 ) -> Request:
-    """Check inputs on their own: prompt, plan, source and image are one, or a list of one for each result.
+    """Check inputs on their own.
+
+    Args:
+        prompt: Text, or a list of one for each result.
+        plan: `Plan`, or a list.
+        source: Clip, or a list.
+        image: Picture, or a list.
+        segments: Texts for parts of the results, as `to_segments` takes them.
+        span: Start and stop in seconds.
 
     Raises:
         InputError: An input is not what was expected, or two do not go together.
@@ -114,6 +122,14 @@ def resolve_length(
     A plan, a source and segments have a length of their own: without another, the video lasts as long as they do, and
     another one may differ by no more than a slice or a latent frame, whichever is longer. A plan that is one of a video
     of the settings' own length is rendered at that.
+
+    Args:
+        request: Inputs.
+        settings: Settings of the generation.
+        grid: Numbers of frames that can be made.
+        clock: Times of the slices.
+        num_frames: Frames, as the call names them; None for those of the settings.
+        seconds: Seconds, as the call names them.
 
     Raises:
         InputError: The length is not above 0, is given twice, or is not that of plan, source or segments.

@@ -41,6 +41,12 @@ def check_plan_name(output: Path) -> None:
 def encode_plan(pipeline: Any, video: Path, output: Path, settings: Settings) -> Plan:
     """Write the plan of a video file, and return it: the plan that a generation makes of this file as its source.
 
+    Args:
+        pipeline: The `SemanticGenPipeline` whose encoder and compressor plan.
+        video: Video file of any size and rate, which is cropped to the shape of the results.
+        output: File to write; it ends in .plan.
+        settings: Settings with the size of the results.
+
     Raises:
         VideoError: The video cannot be read.
         OutputError: The file has another ending, or cannot be written.

@@ -101,10 +101,13 @@ class ExpertModel(TwoFolderFiles):
 
     @torch.no_grad()
     def blend_expert_with_backbone(self, share: float) -> None:
-        """Move every expert tensor to a share of the way from the backbone's value, where training began, to its own.
+        """Move every expert tensor from its trained value towards the backbone's, where its training began.
 
         Between the two, a fine-tuned network often serves inputs that it was not trained on better than either end
         (arXiv 2109.01903); here, conditions that the expert never saw.
+
+        Args:
+            share: Share of the way from the backbone to the trained expert, in 0..1; 1 changes nothing.
         """
         tensors, names = self.state_dict(), self.key_map
         for key in filter(names.is_expert_key, tensors):
@@ -135,7 +138,12 @@ class ExpertModel(TwoFolderFiles):
         return list((adapters or read).values())
 
     def add_adapter(self, adapter_config: PeftConfig, adapter_name: str = "default") -> None:
-        """Add a PEFT adapter to the backbone alone; for the expert see `sememe.compute.lora`."""
+        """Add a PEFT adapter to the backbone; for the expert see `sememe.compute.lora`.
+
+        Args:
+            adapter_config: PEFT configuration such as `LoraConfig`; its targets are matched outside the expert only.
+            adapter_name: Name of the adapter.
+        """
         super().add_adapter(restrict_to_backbone(self, adapter_config), adapter_name)
 
     def enable_cache(self, config: Any) -> None:

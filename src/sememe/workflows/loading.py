@@ -33,13 +33,19 @@ class LoadedExpert:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A pipeline on its device, and what it was loaded from.
+    """A pipeline on its device.
 
     Attributes:
         name: As it was asked for.
+        folder: What it was loaded from.
+        fingerprint: Fingerprint of the folder's files.
+        pipeline: On `device`.
+        device: `cpu`, `cuda`, `mps`, ...
         dtype: Precision of the transformer's weights.
         own_dtype: The precision in which the model is meant to be computed, see `CheckpointSpec`.
+        expert: Where it lies apart.
         attention: Backend of its attention; None for the one of the library.
+        is_compiled: Whether its blocks are compiled.
         plan: By which it was placed on the device.
         adapters: Files of LoRA weights that were added, with their scales.
     """

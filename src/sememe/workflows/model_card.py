@@ -42,8 +42,12 @@ class ModelCard:
     """What a model's README says.
 
     Attributes:
+        title: Name of the model.
+        description: One sentence.
+        source: Where the weights come from, one line.
         pipeline: Name of the class that loads it.
         task: Task as the Hugging Face hub names it.
+        intended_use: What it is for.
         training: Figures of the training by name.
         origins: Clips that it was trained on, and models of others that it began with.
     """

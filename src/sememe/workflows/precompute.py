@@ -42,12 +42,15 @@ class PrecomputeSummary:
     """What a call of `precompute_latents` did.
 
     Attributes:
+        folder: Folder of the cache, or its URL.
         version: Hash or version that identifies the clips; None where one part was encoded, for that reads no others.
         num_clips: Clips in the cache; those of the part, where one was encoded.
         num_new: Entries of each array that this call encoded.
+        made_by: What each array was made by.
         quarantine: Clips that were left out.
         damaged: Names of the files that were removed because they were damaged.
         num_unused: Entries of clips that are not in the data any more; none are counted where one part was encoded.
+        seconds: Seconds that the call took.
     """
 
     folder: str
@@ -125,7 +128,7 @@ def precompute_latents(
 
     Raises:
         ModelError: There is no autoencoder or text encoder where the recipe says.
-        InputError: More than 1 % of the videos cannot be read, the cache is damaged, or there is no such cluster.
+        InputError: Over 1 % of the videos cannot be read, the cache is damaged, no such cluster, or a part is pruned.
         RecipeError: The folder holds arrays of other clips or of another encoder.
         OutputError: The folder cannot be written, or the cluster's machines do not write to the same one.
     """
