@@ -29,7 +29,8 @@ def count(pipeline: SemanticGenPipeline, **settings: Any) -> dict[str, int]:
     return {name: phase.tensors for name, phase in phases.items()}
 
 
-def test_a_generation_takes_what_is_planned(pipeline: SemanticGenPipeline) -> None:
+def test_a_generation_takes_what_is_planned() -> None:
+    pipeline = make_pipeline(**SETTINGS)  # which has kept nothing of an earlier generation
     counted = count(pipeline)
     assert list(counted) == ["texts", "plan", "prepare", "denoise", "decode"]
     planned = [*counted.values()]
