@@ -49,7 +49,8 @@ class Survey:
     """What the packets of a video stream tell without being decoded. Arrays are in the order of presentation.
 
     Attributes:
-        height: Height of the stored frame in pixels, as is the width.
+        height: Height of the stored frame in pixels.
+        width: Width of the stored frame in pixels.
         times: Seconds at which each frame is shown, ascending.
         groups: For each frame, the number of the group of packets (a keyframe and what depends on it) that it is stored
             in.

@@ -50,6 +50,9 @@ class RehearsedPhase:
     """A phase of a run.
 
     Attributes:
+        name: Its name.
+        num_steps: Its steps.
+        num_trained: Parameters that are trained in it.
         memory: Bytes of all weights, and of gradients, moments and averages of what is trained, as far as one process
             keeps them (see `TrainingConfig.shard`); activations, and the weights of the blocks that compute at the
             time, come on top of it.
@@ -74,12 +77,17 @@ class Rehearsal:
     """What a run would do.
 
     Attributes:
+        recipe: Name of the recipe.
+        folder: Folder of the run.
         step: Steps that are done already.
         inputs: What identifies each thing that the run is made from.
         modules: Number of parameters of each module that the stage trains, or trains a part of.
+        phases: The phases in order.
         batch: Type and shape of each tensor in the batch of a share.
+        num_shares: Shares of a step.
         shard: Processes that hold one copy of the weights together.
         context: Processes that compute a share together.
+        device: Where it trains.
     """
 
     recipe: str

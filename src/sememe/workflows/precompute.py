@@ -114,17 +114,17 @@ def precompute_latents(
 ) -> PrecomputeSummary:
     """Encode the recipe's clips into named arrays, or continue where that was interrupted.
 
-    The folder may be a URL in object storage (see `data.storage`). Entries are identified by the content of their
-    clips: only clips that were added or changed are encoded. Videos that cannot be read are listed in
-    `quarantine.jsonl`.
+    Entries are identified by the content of their clips: only clips that were added or changed are encoded.
+    Videos that cannot be read are left out and listed in `quarantine.jsonl`.
 
     Args:
+        recipe: Clips and arrays.
+        output_dir: Folder of the cache, or its URL in object storage (see `data.storage`).
+        on_progress: Called with what is being done, and how long it takes.
         verify: Read the whole cache first, and encode again what is damaged.
         prune: Remove the entries of clips that are not in the data any more.
-        part: The clips to encode, for several processes that share the work; others are not listed. A cache is
-            finished by a call without it, which encodes what is still missing.
-        ray: Address of a Ray cluster whose machines encode, "auto" for the one of this machine, "local" for a cluster
-            of this machine alone; None encodes in this process.
+        part: The clips to encode, where processes share the work; a call without it encodes the rest and finishes.
+        ray: Address of a Ray cluster that encodes, "auto" for this machine's, or "local"; None for this process alone.
 
     Raises:
         ModelError: There is no autoencoder or text encoder where the recipe says.

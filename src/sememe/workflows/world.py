@@ -90,6 +90,7 @@ class DatasetSettings:
         split: Split of their conditions; None for seen and unseen.
         num_benchmark: Pairs of the benchmark, whose conditions are unseen; None for one per condition.
         seed: Seed of the choice of scenes and conditions.
+        shape: Shape of the clips.
     """
 
     folder: Path
