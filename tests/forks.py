@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork, which this system lacks")
 
 _PATIENCE = 600.0
 """Seconds after which copies that wait for each other for ever are stopped; they need a few."""

@@ -10,7 +10,6 @@ import os
 import socket
 import sys
 import tempfile
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +20,7 @@ import torch
 from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from forks import run_in_forks
 from gen1 import smoke_chain as gen1_chain
 from semanticgen import smoke_chain as semantic_chain
 from sememe.events import ignore_progress
@@ -60,22 +60,13 @@ def on_processes(count: int, work: Callable[[], None]) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    children = []
-    for rank in range(count):
-        child = os.fork()
-        if not child:
-            os.environ |= {"WORLD_SIZE": str(count), "RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            code = 1
-            try:
-                work()
-                code = 0
-            except Exception:
-                traceback.print_exc()
-            finally:
-                sys.stderr.flush()
-                os._exit(code)
-        children.append(child)
-    assert not [child for child in children if os.waitpid(child, 0)[1]], "a process failed"
+
+    def join(rank: int) -> None:
+        os.environ |= {"WORLD_SIZE": str(count), "RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        work()
+
+    with tempfile.TemporaryDirectory() as folder:
+        run_in_forks([partial(join, rank) for rank in range(count)], Path(folder))
 
 
 def train_regression(folder: Path, changes: Mapping[str, Any]) -> None:
